@@ -1,0 +1,45 @@
+"""Run trained sequence-to-function models over thousands of genomes.
+
+Public names are loaded on first use, so that importing the package (and ``genomepred --help``)
+imports neither torch nor numba.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genomepred.inference.run import predict
+    from genomepred.models.card import load_model
+    from genomepred.sequences.fasta import Genome
+    from genomepred.sequences.grid import Grid
+    from genomepred.store.hdf5 import PredictionStore
+
+__version__ = "0.1.0"
+__all__ = ["Genome", "Grid", "PredictionStore", "load_model", "predict"]
+
+_HOMES = {
+    "Genome": "genomepred.sequences.fasta",
+    "Grid": "genomepred.sequences.grid",
+    "PredictionStore": "genomepred.store.hdf5",
+    "load_model": "genomepred.models.card",
+    "predict": "genomepred.inference.run",
+}
+
+# In a checkout the folder kernels/ stands beside this one; a wheel carries it as a subpackage.
+# Extending the search path makes `genomepred.kernels` the same module in both.
+_checkout = Path(__file__).parent.parent
+if not (Path(__file__).parent / "kernels").exists() and (_checkout / "kernels").is_dir():
+    __path__.append(str(_checkout))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

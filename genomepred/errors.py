@@ -1,0 +1,85 @@
+"""Every error this package raises on purpose, each with the exit code of the command line.
+
+Bad input is reported in one line that says what was asked, what was found and where, and what to
+do about it. Exit codes 0-2 keep their usual meaning (success, unexpected failure, wrong usage).
+"""
+
+from __future__ import annotations
+
+
+class GenomepredError(Exception):
+    """Base of all errors caused by input, environment or state rather than by a defect here."""
+
+    exit_code = 3
+
+
+class SequenceError(GenomepredError):
+    """A sequence file that cannot be read as what it claims to be."""
+
+    exit_code = 4
+
+
+class RegionError(GenomepredError):
+    """A region string, BED record or contig name that does not fit the genome."""
+
+    exit_code = 5
+
+
+class ModelError(GenomepredError):
+    """A checkpoint, card or model that is unusable or does not reproduce its golden outputs."""
+
+    exit_code = 6
+
+
+class SignatureError(GenomepredError):
+    """A run that cannot be continued because something that changes its numbers differs."""
+
+    exit_code = 7
+
+
+class StoreError(GenomepredError):
+    """A prediction file or part that is damaged, incomplete or not ours."""
+
+    exit_code = 8
+
+
+class PrecisionError(GenomepredError):
+    """The chosen precision is not accurate enough for this model, or produced NaN."""
+
+    exit_code = 9
+
+
+class OutputError(GenomepredError):
+    """The output cannot be written: disk full, no permission, not a directory."""
+
+    exit_code = 10
+
+
+class DataError(GenomepredError):
+    """Training or evaluation data that cannot be used as asked."""
+
+    exit_code = 11
+
+
+class DeviceError(GenomepredError):
+    """The requested device does not exist or cannot run the model."""
+
+    exit_code = 12
+
+
+class DependencyError(GenomepredError):
+    """An optional library is needed; the message names the extra that installs it."""
+
+    exit_code = 13
+
+
+class GenomesFailedError(GenomepredError):
+    """Some genomes of a run failed; the others are finished and published."""
+
+    exit_code = 14
+
+
+class VerificationError(GenomepredError):
+    """``verify`` found files that are damaged, missing or unfinished."""
+
+    exit_code = 15

@@ -1,0 +1,1 @@
+"""Codes to predictions: engine, pipeline and runs."""

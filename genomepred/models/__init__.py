@@ -1,0 +1,1 @@
+"""Architectures, cards and checkpoints."""

@@ -1,0 +1,1 @@
+"""Bytes to codes: FASTA decoding, indexed genomes and the grid of windows."""

@@ -1,0 +1,384 @@
+"""The grid: arithmetic between rows of a prediction file and coordinates on a genome.
+
+A row is one (window, bin) of one genome. Window ``i`` of a contig of length ``L`` starts at
+``i * stride - crop``; bin ``b`` of it describes ``[i * stride + b * bin_size, + bin_size)``. A
+contig has ``ceil(max(L - bins * bin_size, 0) / stride) + 1`` windows, an empty contig none. All
+coordinates are 0-based half-open; only region strings are 1-based inclusive, as in samtools.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genomepred.errors import ModelError, RegionError
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of windows and bins, in bases.
+
+    Parameters
+    ----------
+    window : int
+        Bases a model sees.
+    stride : int
+        Distance between window starts. Models with more than one bin run at ``bins * bin_size``.
+    crop : int
+        Bases at each end of a window that give context but no output.
+    bins : int
+        Output positions of a window.
+    bin_size : int, optional
+        Bases described by one bin; by default the uncropped window divided by the bins.
+
+    Raises
+    ------
+    ModelError
+        If the sizes contradict each other.
+    """
+
+    window: int
+    stride: int
+    crop: int = 0
+    bins: int = 1
+    bin_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bin_size == 0 and self.bins > 0:
+            object.__setattr__(self, "bin_size", (self.window - 2 * self.crop) // self.bins)
+        if min(self.window, self.stride, self.bins, self.bin_size) < 1 or self.crop < 0:
+            raise ModelError(f"window, stride, bins and bin size must be positive: {self}")
+        if self.window != 2 * self.crop + self.bins * self.bin_size:
+            raise ModelError(
+                f"window {self.window} is not 2 x crop {self.crop} + {self.bins} bins of "
+                f"{self.bin_size} bases; correct the model's card"
+            )
+        if self.bins > 1 and self.stride != self.bins * self.bin_size:
+            raise ModelError(
+                f"a model with {self.bins} bins runs at stride {self.bins * self.bin_size} "
+                f"(bins x bin size), not {self.stride}; leave --stride out"
+            )
+
+    @property
+    def step(self) -> int:
+        """Distance in bases between the starts of consecutive rows of one interval."""
+        return self.stride if self.bins == 1 else self.bin_size
+
+    @property
+    def span(self) -> int:
+        """Bases described by one window: ``bins * bin_size``."""
+        return self.bins * self.bin_size
+
+    @property
+    def samples(self) -> bool:
+        """Whether the stride leaves bases that no row describes."""
+        return self.stride > self.span
+
+    def windows(self, length: int | Int64) -> Int64:
+        """Number of windows of contigs of the given lengths."""
+        lengths = np.asarray(length, np.int64)
+        count = -(-np.maximum(lengths - self.span, 0) // self.stride) + 1
+        return np.where(lengths > 0, count, 0).astype(np.int64)
+
+
+class Span(NamedTuple):
+    """Consecutive windows of one contig.
+
+    ``start`` is the first base of the first window (negative where a window begins before its
+    contig), ``windows`` their number, ``index`` the first window's place in the numbering that
+    fixes a window's slot in a compute batch, and ``row`` the first window's bin 0 in row numbers
+    of the run (it may precede the first row asked for).
+    """
+
+    contig: str
+    start: int
+    windows: int
+    index: int
+    row: int
+
+
+class Region(NamedTuple):
+    """One BED record, 0-based half-open."""
+
+    contig: str
+    start: int
+    end: int
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Rows of one genome, numbered from 0 over consecutive intervals.
+
+    Use :meth:`whole`, :meth:`of_regions` or :meth:`centred` to make one.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Sizes of windows and bins.
+    contigs : array of str, [intervals]
+        Contig of each interval.
+    start, first_row : int64 array, [intervals]
+        Start of each interval's first row in bases, and that row's number.
+    rows : int
+        Number of rows of the grid.
+    length : int64 array, [intervals]
+        Length in bases of each interval's contig.
+    first_window : int64 array, [intervals]
+        Number of each interval's first window; fixes the slots of a compute batch.
+    names : array of str, [intervals], optional
+        Names of BED records (centred grids).
+    """
+
+    geometry: Geometry
+    contigs: NDArray[np.str_]
+    start: Int64
+    first_row: Int64
+    rows: int
+    length: Int64
+    first_window: Int64
+    names: NDArray[np.str_] | None = None
+
+    @classmethod
+    def whole(cls, contigs: Mapping[str, int], geometry: Geometry) -> Grid:
+        """All rows of a genome with the given contig lengths: one interval a contig."""
+        lengths = np.fromiter(contigs.values(), np.int64, len(contigs))
+        windows = geometry.windows(lengths)
+        first = np.cumsum(windows) - windows
+        return cls(
+            geometry=geometry,
+            contigs=np.array(list(contigs), np.str_),
+            start=np.zeros(len(contigs), np.int64),
+            first_row=first * geometry.bins,
+            rows=int(windows.sum()) * geometry.bins,
+            length=lengths,
+            first_window=first,
+        )
+
+    @classmethod
+    def of_regions(
+        cls, contigs: Mapping[str, int], geometry: Geometry, regions: Sequence[Region]
+    ) -> Grid:
+        """Rows of the whole grid that intersect any of the regions: one interval a merged region.
+
+        Regions whose rows touch or overlap become one interval, so no row is computed twice.
+        """
+        whole = cls.whole(contigs, geometry)
+        order = {name: i for i, name in enumerate(contigs)}
+        pieces = []  # (contig, first, last) in rows of the whole grid
+        for region in regions:
+            k = order[region.contig]
+            first, last = whole._rows_of(k, region.start, region.end)
+            if first < last:
+                pieces.append((k, first, last))
+        merged: list[list[int]] = []
+        for k, first, last in sorted(pieces):
+            if merged and merged[-1][0] == k and first <= merged[-1][2]:
+                merged[-1][2] = max(merged[-1][2], last)
+            else:
+                merged.append([k, first, last])
+        table = np.array(merged, np.int64).reshape(-1, 3)
+        contig, first_global, counts = table[:, 0], table[:, 1], table[:, 2] - table[:, 1]
+        offset = first_global - whole.first_row[contig]
+        return cls(
+            geometry=geometry,
+            contigs=whole.contigs[contig],
+            start=offset * geometry.step,
+            first_row=np.cumsum(counts) - counts,
+            rows=int(counts.sum()),
+            length=whole.length[contig],
+            first_window=whole.first_window[contig] + offset // geometry.bins,
+        )
+
+    @classmethod
+    def centred(
+        cls, contigs: Mapping[str, int], geometry: Geometry, regions: Sequence[Region]
+    ) -> Grid:
+        """One window per region, centred on it, in the given order with the regions' names."""
+        count = np.arange(len(regions), dtype=np.int64)
+        middle = np.array([(r.start + r.end) // 2 for r in regions], np.int64)
+        return cls(
+            geometry=geometry,
+            contigs=np.array([r.contig for r in regions], np.str_),
+            start=middle - geometry.span // 2,
+            first_row=count * geometry.bins,
+            rows=len(regions) * geometry.bins,
+            length=np.array([contigs[r.contig] for r in regions], np.int64),
+            first_window=count,
+            names=np.array([r.name for r in regions], np.str_),
+        )
+
+    @cached_property
+    def row_counts(self) -> Int64:
+        """Number of rows of each interval."""
+        return np.diff(self.first_row, append=np.int64(self.rows))
+
+    @property
+    def end(self) -> Int64:
+        """End of each interval: where its last row ends, but not past its contig."""
+        last = self.start + (self.row_counts - 1) * self.geometry.step + self.geometry.bin_size
+        return np.where(self.row_counts > 0, np.minimum(last, self.length), self.start)
+
+    @cached_property
+    def _intervals_of(self) -> dict[str, Int64]:
+        order = np.argsort(self.contigs, kind="stable")
+        names, first = np.unique(self.contigs[order], return_index=True)
+        return dict(zip(names.tolist(), np.split(order, first[1:]), strict=True))
+
+    def _rows_of(self, interval: int, start: int, end: int) -> tuple[int, int]:
+        """Range of the interval's rows that intersect ``[start, end)``."""
+        g, origin = self.geometry, int(self.start[interval])
+        count = int(self.row_counts[interval])
+        first = min(max((start - g.bin_size - origin) // g.step + 1, 0), count)
+        last = min(max(-((origin - end) // g.step), first), count)
+        offset = int(self.first_row[interval])
+        return offset + first, offset + last
+
+    def query(self, contig: str, start: int, end: int) -> list[tuple[int, int]]:
+        """Row ranges, one per interval, whose rows intersect ``[start, end)`` of a contig.
+
+        Raises
+        ------
+        RegionError
+            If no interval lies on the contig.
+        """
+        if contig not in self._intervals_of:
+            raise RegionError(
+                f"no predictions on contig {contig!r}; there are {_some(self._intervals_of)}"
+            )
+        ranges = (self._rows_of(int(k), start, end) for k in self._intervals_of[contig])
+        return [(first, last) for first, last in ranges if first < last]
+
+    def interval_of(self, rows: Int64) -> Int64:
+        """Interval of each row."""
+        return np.searchsorted(self.first_row, rows, side="right") - 1
+
+    def starts(self, rows: Int64) -> Int64:
+        """First base that each row describes (negative or past the contig at its ends)."""
+        k = self.interval_of(rows)
+        return self.start[k] + (rows - self.first_row[k]) * self.geometry.step
+
+    def drawn(self, rows: Int64) -> tuple[Int64, Int64]:
+        """Intervals on which rows are drawn, ``[start, end)``, never overlapping in one interval.
+
+        A row of a scalar model is drawn on the ``stride`` bases centred on what it describes (all
+        of it if the stride is larger), clipped to its contig; a bin is drawn as it is.
+        """
+        g = self.geometry
+        width = min(g.step, g.bin_size)
+        start = self.starts(rows) + (g.bin_size - width) // 2
+        length = self.length[self.interval_of(rows)]
+        return np.clip(start, 0, length), np.clip(start + width, 0, length)
+
+    def spans(self, first: int, last: int) -> Iterator[Span]:
+        """Windows needed for rows ``[first, last)``, as runs of consecutive windows."""
+        if first >= last:
+            return
+        g = self.geometry
+        k = int(self.interval_of(np.array([first], np.int64))[0])
+        while first < last:
+            count = int(self.row_counts[k])
+            if count == 0:
+                k += 1
+                continue
+            origin, start = int(self.first_row[k]), int(self.start[k])
+            stop = min(last, origin + count)
+            # Where an interval starts inside a window (a region, several bins), `skip` of that
+            # window's bins precede it.
+            skip = 0 if self.names is not None else (start // g.step) % g.bins
+            begin = (first - origin + skip) // g.bins
+            finish = -(-(stop - origin + skip) // g.bins)
+            yield Span(
+                contig=str(self.contigs[k]),
+                start=start - skip * g.step + begin * g.stride - g.crop,
+                windows=finish - begin,
+                index=int(self.first_window[k]) + begin,
+                row=origin - skip + begin * g.bins,
+            )
+            first = stop
+            k += 1
+
+
+def _some(names: Mapping[str, object], most: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in list(names)[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def parse_region(text: str, contigs: Mapping[str, int]) -> Region:
+    """Region of a string such as ``chr1:1,001-2,000`` (1-based, inclusive) or a contig's name.
+
+    An exact contig name wins; otherwise the string splits at its last ``:``.
+
+    Raises
+    ------
+    RegionError
+        If the contig is unknown or the range is malformed, empty or outside it.
+    """
+    if text in contigs:
+        return Region(text, 0, contigs[text], text)
+    contig, colon, bounds = text.rpartition(":")
+    if not colon or contig not in contigs:
+        raise RegionError(
+            f"region {text!r}: no contig {contig or text!r}; the genome has {_some(contigs)}"
+        )
+    first, _, last = bounds.replace(",", "").partition("-")
+    if not first.isdecimal() or (last and not last.isdecimal()):
+        raise RegionError(f"region {text!r}: write CONTIG:START-END, 1-based and inclusive")
+    start, end = int(first) - 1, int(last) if last else contigs[contig]
+    if not 0 <= start < end or end > contigs[contig]:
+        raise RegionError(
+            f"region {text!r} is empty or outside {contig!r}, which has bases 1-{contigs[contig]}"
+        )
+    return Region(contig, start, end, text)
+
+
+def read_bed(path: Path | str, contigs: Mapping[str, int]) -> list[Region]:
+    """Records of a BED file (plain or gzip), checked against a genome's contigs.
+
+    Raises
+    ------
+    RegionError
+        Naming file and line, if a record is malformed, empty, on an unknown contig or outside it.
+    """
+    path = Path(path)
+    regions = []
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip() and not line.startswith(("#", "track", "browser")):
+                    regions.append(_bed_record(line, f"{path} line {number}", contigs))
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise RegionError(f"{path}: cannot be read as BED: {error}") from error
+    if not regions:
+        raise RegionError(f"{path}: no BED records; a record is contig, start, end, tab-separated")
+    return regions
+
+
+def _bed_record(line: str, where: str, contigs: Mapping[str, int]) -> Region:
+    fields = line.rstrip("\r\n").split("\t")
+    if len(fields) < 3:
+        fields = line.split()
+    if len(fields) < 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):
+        raise RegionError(f"{where}: expected contig, start and end, found {line.strip()[:60]!r}")
+    contig, start, end = fields[0], int(fields[1]), int(fields[2])
+    if contig not in contigs:
+        raise RegionError(
+            f"{where}: contig {contig!r} is not in the genome, which has {_some(contigs)}; "
+            "use the genome's names in the BED"
+        )
+    if not start < end <= contigs[contig]:
+        raise RegionError(
+            f"{where}: {contig}:{start}-{end} is empty or outside the contig, which has "
+            f"{contigs[contig]} bases"
+        )
+    return Region(contig, start, end, fields[3] if len(fields) > 3 else "")

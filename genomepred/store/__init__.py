@@ -1,0 +1,1 @@
+"""Predictions to disk and back."""

@@ -1,0 +1,1 @@
+"""Data, loop and metrics for training the models of the set."""

@@ -1,0 +1,1 @@
+"""Convolution kernels that read bases as codes, imported as ``genomepred.kernels``."""
