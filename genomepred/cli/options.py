@@ -1,0 +1,32 @@
+"""Options that several commands share, so that each means the same everywhere."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document to stdout.  [default: off]"
+)
+# Read by main() from the argument list, so that errors raised before parsing ends obey it too.
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    help="Show the traceback of an error.  [default: one line]",
+)
+
+
+def echo_json(document: Any) -> None:
+    """Print a document as indented JSON; NaN becomes null, as JSON has no NaN."""
+    click.echo(json.dumps(_without_nan(document), indent=2))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
