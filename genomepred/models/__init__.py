@@ -1,1 +1,61 @@
 """Architectures, cards and checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from genomepred.errors import ModelError
+
+if TYPE_CHECKING:
+    from genomepred.models.layers import SequenceModel
+
+# Architecture -> "module:class"; a class is imported when it is built, so that listing them
+# needs no torch.
+MODELS = {
+    "linear": "genomepred.models.linear:Linear",
+    "tf-cnn": "genomepred.models.tf_cnn:TFCNN",
+}
+
+
+def model_class(name: str) -> type[SequenceModel]:
+    """Class of an architecture.
+
+    Raises
+    ------
+    ModelError
+        If there is no such architecture.
+    """
+    if name not in MODELS:
+        raise ModelError(f"unknown architecture {name!r}; there are {', '.join(sorted(MODELS))}")
+    module, _, attribute = MODELS[name].partition(":")
+    found: type[SequenceModel] = getattr(import_module(module), attribute)
+    return found
+
+
+def build(name: str, **config: Any) -> SequenceModel:
+    """Model of the named architecture with freshly initialised weights.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``MODELS``.
+    **config
+        Arguments of the architecture's class, as a card's ``config`` holds them.
+
+    Raises
+    ------
+    ModelError
+        If the architecture is unknown or does not accept the configuration.
+    """
+    found = model_class(name)
+    try:
+        inspect.signature(found).bind(**config)
+        return found(**config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        allowed = ", ".join(inspect.signature(found).parameters)
+        raise ModelError(
+            f"architecture {name!r} does not accept its configuration: {error}; "
+            f"its arguments are {allowed}"
+        ) from error
