@@ -167,7 +167,9 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, channels, length]`` -> ``[batch, channels, length / size]``."""
-        # In 2-D, as the 1-D form copies channels-last memory.
+        if x.stride(1) != 1:
+            return functional.max_pool1d(x, self.size, ceil_mode=self.round_up)
+        # The 1-D form would copy channels-last memory; the 2-D form is slow on channels-first.
         pooled = functional.max_pool2d(x.unsqueeze(2), (1, self.size), ceil_mode=self.round_up)
         return pooled.squeeze(2)
 
@@ -204,45 +206,48 @@ def dense(sizes: Sequence[int]) -> nn.Sequential:
 
 
 class ChannelsLastConv(nn.Module):
-    """A 1-D convolution computed as a (1, K) 2-D one in channels-last memory.
+    """A 1-D convolution computed as a (1, K) 2-D one, which keeps channels-last memory.
 
     Backends optimise 2-D convolutions in channels-last memory, and 1-D ones in no format.
 
     Parameters
     ----------
     conv : nn.Conv1d
-        The convolution to imitate; its weights are copied.
+        The convolution to imitate; its parameters are used, not copied.
     """
 
     def __init__(self, conv: nn.Conv1d) -> None:
         super().__init__()
-        padding = (0, conv.padding[0]) if isinstance(conv.padding, tuple) else conv.padding
+        self.conv = conv
         self.sides = (*conv.sides, 0, 0) if isinstance(conv, SameConv1d) else None
-        self.conv = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels,
-            (1, conv.kernel_size[0]),
-            stride=(1, conv.stride[0]),
-            padding=padding,
-            dilation=(1, conv.dilation[0]),
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
-        with torch.no_grad():
-            weight = conv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-            self.conv.weight = nn.Parameter(weight)
-            if conv.bias is not None and self.conv.bias is not None:
-                self.conv.bias.copy_(conv.bias)
+        self.padding = conv.padding if isinstance(conv.padding, str) else (0, conv.padding[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """As the imitated convolution: ``[batch, channels, length]`` in and out."""
-        x = x.unsqueeze(2)
+        conv, x = self.conv, x.unsqueeze(2)
         if self.sides is not None:
             x = functional.pad(x, self.sides)
-        y: Tensor = self.conv(x)
+        y = functional.conv2d(
+            x,
+            conv.weight.unsqueeze(2),
+            conv.bias,
+            (1, conv.stride[0]),
+            self.padding,
+            (1, conv.dilation[0]),
+            conv.groups,
+        )
         return y.squeeze(2)
+
+
+def channels_last(model: Model) -> Model:
+    """Form of a model that computes in channels-last memory and shares all its parameters.
+
+    A training step of the two-block CNN takes two thirds of its plain form's time on a CPU.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    shared = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    _rewrite(shared)
+    return shared
 
 
 def prepare(model: Model) -> Model:
@@ -252,16 +257,22 @@ def prepare(model: Model) -> Model:
     and each ``nn.Conv1d`` becomes a :class:`ChannelsLastConv`. The given model stays as it is.
     """
     prepared = copy.deepcopy(model).eval()
+    for module in prepared.modules():
+        if isinstance(module, nn.Sequential):
+            _fold_batch_norms(module)
     _rewrite(prepared)
+    for module in prepared.modules():
+        if isinstance(module, ChannelsLastConv):
+            weight = module.conv.weight
+            # [out, in, K] in memory as [out, K, in]: the 2-D view of it is channels-last.
+            weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
     return prepared
 
 
 def _rewrite(module: nn.Module) -> None:
-    if isinstance(module, nn.Sequential):
-        _fold_batch_norms(module)
     for name, child in module.named_children():
         if isinstance(child, nn.Conv1d) and child.padding_mode == "zeros":
-            setattr(module, name, ChannelsLastConv(child).eval())
+            setattr(module, name, ChannelsLastConv(child))
         else:
             _rewrite(child)
 
