@@ -1,0 +1,416 @@
+"""Writing prediction files: parts, their joining into one HDF5 file a genome, verification.
+
+Chunks arrive encoded (see :mod:`genomepred.store.chunks`) and are copied as they are, so joining
+costs no compression. Equal work gives equal bytes: files hold no times, no paths, no padding that
+depends on the process, and metadata in one fixed version of the format.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from genomepred.errors import GenomepredError, StoreError
+from genomepred.sequences.grid import Grid
+from genomepred.store.checksum import intact
+from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
+from genomepred.store.files import (
+    publishing,
+    read_sidecar,
+    require_space,
+    sha256_of,
+    sidecar_path,
+    write_all,
+    write_sidecar,
+)
+from genomepred.store.reader import (
+    DATASET,
+    FORMAT,
+    FORMAT_VERSION,
+    READ_ERRORS,
+    Attribute,
+    PredictionStore,
+    first_line,
+    read_attributes,
+)
+
+__all__ = [
+    "DamagedPartError",
+    "Layout",
+    "PredictionStore",
+    "check_part",
+    "encode_chunk",
+    "join",
+    "read_part_attributes",
+    "read_sidecar",
+    "sidecar_path",
+    "verify_file",
+    "write_part",
+    "write_sidecar",
+]
+
+# HDF5 1.10's metadata: the oldest in which every piece of it is checksummed, readable by all
+# releases since 2016, and fixed here so that a newer library writes the same bytes.
+_VERSION = ("v110", "v110")
+_ZSTD_FILTER = 32015
+# Metadata arrays are deflated whatever the predictions are, so that every tool can read them.
+_TABLE = Layout(tracks=1, compression="deflate-4")
+_TABLE_ROWS = 65536
+
+
+class DamagedPartError(StoreError):
+    """A part that is absent, truncated or damaged; ``path`` says which, to compute it again."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: damaged part ({reason}); delete it and run predict again")
+        self.path = path
+
+
+def write_part(
+    path: Path,
+    chunks: Sequence[bytes],
+    rows: int,
+    layout: Layout,
+    attributes: Mapping[str, Attribute],
+) -> None:
+    """Publish consecutive rows as a small HDF5 file of their own.
+
+    Parameters
+    ----------
+    path : Path
+        Where the part appears once it is complete and synced.
+    chunks : sequence of bytes
+        What :func:`genomepred.store.chunks.encode_chunk` made of the rows, in order.
+    rows : int
+        Rows of the part; the last chunk may be partly filled.
+    layout : Layout
+        The layout the chunks were encoded with.
+    attributes : mapping
+        Root attributes: text, numbers, truth values.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full or the folder not writable; nothing is left behind.
+    """
+    # Built in memory: only complete images meet the file system. The name is never on disk, but
+    # HDF5 takes two in-memory files of one name for the same file.
+    with h5py.File(
+        secrets.token_hex(8), "w", driver="core", backing_store=False, libver=_VERSION
+    ) as file:
+        _write_attributes(file, attributes)
+        data = _create_predictions(file, rows, layout)
+        for i, chunk in enumerate(chunks):
+            data.id.write_direct_chunk((i * layout.chunk_rows, 0), chunk)
+        file.flush()
+        image = file.id.get_file_image()
+    with publishing(path) as temporary, open(temporary, "xb", buffering=0) as target:
+        write_all(target.fileno(), image)
+
+
+def read_part_attributes(path: Path) -> dict[str, Attribute]:
+    """Root attributes of a part.
+
+    Raises
+    ------
+    DamagedPartError
+        If the part cannot be read.
+    """
+    with _opened_part(path) as file:
+        return read_attributes(file)
+
+
+def check_part(path: Path) -> None:
+    """Verify a part's structure and the checksum of each chunk, without decompressing.
+
+    Raises
+    ------
+    DamagedPartError
+        If anything is missing, truncated or altered.
+    """
+    read_part_attributes(path)
+    _part_chunks(path)
+
+
+def join(  # noqa: PLR0917  (each is one fact of the file)
+    parts: Sequence[Path],
+    path: Path,
+    layout: Layout,
+    grid: Grid,
+    tracks: Sequence[tuple[str, str]],
+    attributes: Mapping[str, Attribute],
+) -> str:
+    """Publish the parts of one genome as one file, copying compressed chunks as they are.
+
+    Parameters
+    ----------
+    parts : sequence of Path
+        The parts in row order; each but the last fills whole chunks.
+    path : Path
+        The finished file.
+    layout : Layout
+        The layout of the parts.
+    grid : Grid
+        Rows and coordinates.
+    tracks : sequence of (name, description)
+        One for each column.
+    attributes : mapping
+        Root attributes beside the format's and the grid's own.
+
+    Returns
+    -------
+    str
+        sha256 of the file, in hexadecimal.
+
+    Raises
+    ------
+    DamagedPartError
+        If a part is absent, damaged or of another layout.
+    StoreError
+        If the parts do not add up to the grid.
+    OutputError
+        If the disk is full or the folder not writable; nothing is left behind.
+    """
+    with publishing(path) as temporary:
+        require_space(path.parent, sum(_size(part) for part in parts))
+        with _Target(temporary, "x+b") as target:
+            try:
+                with h5py.File(target, "w", libver=_VERSION) as file:
+                    _write_attributes(file, {**attributes, **_grid_attributes(grid)})
+                    _write_tables(file, grid, tracks)
+                    _copy_parts(file, parts, layout, grid.rows)
+            finally:
+                target.raise_error()
+        return sha256_of(temporary)
+
+
+def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
+    """Problems of a finished file: its hash first, then, if that holds, what it contains.
+
+    Parameters
+    ----------
+    path : Path
+        The prediction file.
+    sidecar : Path, optional
+        Its sidecar; ``<path>.json`` by default.
+
+    Returns
+    -------
+    list of str
+        One line a problem; empty if there is none.
+    """
+    try:
+        noted = read_sidecar(sidecar or sidecar_path(path))
+        if noted.get("outcome") != "finished":
+            reason = f": {noted['error']}" if noted.get("error") else ""
+            return [f"{path}: not finished (outcome {noted.get('outcome')!r}{reason})"]
+        digest = sha256_of(path)
+    except OSError as error:
+        return [f"{path}: cannot be read: {error.strerror}"]
+    except StoreError as error:
+        return [str(error)]
+    if digest != noted.get("sha256"):
+        return [f"{path}: altered since it was written (sha256 {digest}, not {noted['sha256']})"]
+    try:
+        with PredictionStore(path) as store:
+            return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]
+    except GenomepredError as error:
+        return [str(error)]
+
+
+def _structure_problems(store: PredictionStore, noted: Mapping[str, Any]) -> list[str]:
+    data, problems = store.predictions, []
+    if store.rows != noted.get("rows"):
+        problems.append(f"{store.rows} rows, but the sidecar says {noted.get('rows')}")
+    expected = -(-store.rows // data.chunks[0])
+    if data.id.get_num_chunks() != expected:
+        problems.append(f"{data.id.get_num_chunks()} chunks of {expected} are present")
+    if not (data.shuffle and data.fletcher32):
+        problems.append("chunks are not shuffled and checksummed")
+    expectations = dict(noted.get("signature") or {})
+    expectations["sequence_digest"] = (noted.get("genome") or {}).get("digest")
+    for name, value in expectations.items():
+        if value is not None and store.attributes.get(name, value) != value:
+            problems.append(f"{name} is {store.attributes[name]!r}, the sidecar says {value!r}")
+    return problems
+
+
+class _Target(io.FileIO):
+    """File for HDF5 that never fails: the first error is kept and raised when HDF5 is done.
+
+    HDF5 cannot close a file whose last flush failed: it would hold it open and try again until the
+    process ends. So it is told that all went well, and the file is thrown away.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.failure is None:
+            try:
+                write_all(self.fileno(), data)
+            except OSError as error:
+                self.failure = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+    def raise_error(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+def _create_predictions(file: h5py.File, rows: int, layout: Layout) -> Any:
+    compression: dict[str, Any] = {}
+    if layout.compression == "zstd":
+        compression = {"compression": _ZSTD_FILTER, "compression_opts": (3,)}
+    elif layout.compression != "none":
+        compression = {"compression": "gzip", "compression_opts": layout.level}
+    return file.create_dataset(
+        DATASET,
+        shape=(rows, layout.tracks),
+        maxshape=(None, layout.tracks),
+        chunks=(layout.chunk_rows, layout.tracks),
+        dtype=np.dtype(layout.dtype).newbyteorder("<"),
+        fillvalue=np.nan,
+        shuffle=True,
+        fletcher32=True,
+        **compression,
+    )
+
+
+def _write_attributes(file: h5py.File, attributes: Mapping[str, Attribute]) -> None:
+    for name, value in sorted(attributes.items()):
+        if isinstance(value, str):
+            data = value.encode()
+            kind = h5py.string_dtype("utf-8", max(len(data), 1))
+            file.attrs.create(name, np.array(data, kind), dtype=kind)
+        else:
+            file.attrs[name] = value
+
+
+def _grid_attributes(grid: Grid) -> dict[str, Attribute]:
+    g = grid.geometry
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "window": g.window,
+        "stride": g.stride,
+        "crop": g.crop,
+        "bins": g.bins,
+        "bin_size": g.bin_size,
+    }
+
+
+def _write_tables(file: h5py.File, grid: Grid, tracks: Sequence[tuple[str, str]]) -> None:
+    intervals = file.create_group("intervals")
+    _write_strings(intervals, "contig", grid.contigs.tolist())
+    columns = {
+        "start": grid.start,
+        "end": grid.end,
+        "first_row": grid.first_row,
+        "first_window": grid.first_window,
+        "contig_length": grid.length,
+    }
+    for name, values in columns.items():
+        _write_table(intervals, name, values.astype("<i8"), np.dtype("<i8"))
+    if grid.names is not None:
+        _write_strings(intervals, "name", grid.names.tolist())
+    group = file.create_group("tracks")
+    _write_strings(group, "name", [name for name, _ in tracks])
+    _write_strings(group, "description", [description for _, description in tracks])
+
+
+def _write_strings(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
+    data = [text.encode() for text in texts]
+    width = max([len(text) for text in data], default=0) or 1
+    array = np.array(data, f"S{width}")
+    _write_table(group, name, array, h5py.string_dtype("utf-8", width))
+
+
+def _write_table(group: h5py.Group, name: str, values: NDArray[Any], kind: np.dtype[Any]) -> None:
+    """Write a vector through our own filters, for its bytes must not depend on HDF5's zlib."""
+    chunk = min(max(len(values), 1), _TABLE_ROWS)
+    data = group.create_dataset(
+        name,
+        shape=values.shape,
+        maxshape=(None,),
+        chunks=(chunk,),
+        dtype=kind,
+        shuffle=True,
+        compression="gzip",
+        compression_opts=_TABLE.level,
+        fletcher32=True,
+    )
+    for first in range(0, len(values), chunk):
+        block = np.zeros(chunk, values.dtype)
+        block[: len(values) - first] = values[first : first + chunk]
+        data.id.write_direct_chunk((first,), filter_bytes(block, _TABLE))
+
+
+def _copy_parts(file: h5py.File, parts: Sequence[Path], layout: Layout, rows: int) -> None:
+    data = _create_predictions(file, rows, layout)
+    row = 0
+    for part in parts:
+        count, chunks = _part_chunks(part, data)
+        if row % layout.chunk_rows or row + count > rows:
+            raise StoreError(
+                f"{part}: its {count} rows do not follow the {row} rows before it in a file of "
+                f"{rows}; delete the parts of this genome and run predict again"
+            )
+        for i, chunk in enumerate(chunks):
+            data.id.write_direct_chunk((row + i * layout.chunk_rows, 0), chunk)
+        row += count
+    if row != rows:
+        raise StoreError(f"{len(parts)} parts hold {row} of {rows} rows; run predict again")
+
+
+def _size(part: Path) -> int:
+    try:
+        return part.stat().st_size
+    except OSError as error:
+        raise DamagedPartError(part, error.strerror or str(error)) from error
+
+
+@contextmanager
+def _opened_part(path: Path) -> Iterator[Any]:
+    """The HDF5 file of a part; whatever is raised on reading damaged bytes becomes one error."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except READ_ERRORS as error:
+        raise DamagedPartError(path, first_line(error)) from error
+
+
+def _part_chunks(path: Path, like: Any = None) -> tuple[int, list[bytes]]:
+    """Rows and stored chunks of a part, each checked against its checksum.
+
+    ``like`` is a dataset whose type, width, chunks and filters the part must share.
+    """
+    with _opened_part(path) as file:
+        data = file[DATASET]
+        if like is not None and not _same_layout(data, like):
+            raise DamagedPartError(path, "another type, width, chunk size or compression")
+        rows, step = data.shape[0], data.chunks[0]
+        stored = [data.id.read_direct_chunk((row, 0)) for row in range(0, rows, step)]
+    for i, (skipped_filters, chunk) in enumerate(stored):
+        if skipped_filters or not intact(chunk):
+            raise DamagedPartError(path, f"chunk {i} does not match its checksum")
+    return rows, [chunk for _, chunk in stored]
+
+
+def _same_layout(one: Any, other: Any) -> bool:
+    filters_agree: bool = one.id.get_create_plist().equal(other.id.get_create_plist())
+    return filters_agree and one.dtype == other.dtype and one.shape[1:] == other.shape[1:]

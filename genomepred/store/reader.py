@@ -1,0 +1,279 @@
+"""Reading prediction files by coordinates or by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from genomepred.errors import ModelError, RegionError, StoreError
+from genomepred.sequences.grid import Geometry, Grid
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "genomepred"
+FORMAT_VERSION = 1
+DATASET = "predictions"
+
+Attribute = str | int | float | bool
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+# What HDF5 and h5py raise on files that are damaged or not what they claim to be.
+READ_ERRORS = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError)
+
+# Values decoded at a time when a whole file is walked: 16 MB of float32.
+_BLOCK_VALUES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows that intersect a region, with the bases each describes.
+
+    Attributes
+    ----------
+    contig : str
+    start, end : int64 array, [rows]
+        0-based half-open, not past the ends of the contig.
+    values : float32 array, [rows, tracks]
+        NaN where missing.
+    tracks : tuple of str
+        Names of the columns of ``values``.
+    names : array of str, [rows], optional
+        Names of the BED records (files made with ``--centre``).
+    """
+
+    contig: str
+    start: Int64
+    end: Int64
+    values: Float32
+    tracks: tuple[str, ...]
+    names: NDArray[np.str_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Table with columns contig, start, end, name (where there are names) and the tracks."""
+        import pandas as pd
+
+        table = pd.DataFrame(self.values, columns=pd.Index(self.tracks))
+        left: dict[str, Any] = {"contig": self.contig, "start": self.start, "end": self.end}
+        if self.names is not None:
+            left["name"] = self.names
+        return pd.concat([pd.DataFrame(left, index=table.index), table], axis=1)
+
+
+class PredictionStore:
+    """One genome's predictions, opened for reading.
+
+    ``store[contig, start:end]`` is the rows that intersect a region; ``store.read(first, last)``
+    is rows by number. Use it as a context manager, or call :meth:`close`.
+
+    Parameters
+    ----------
+    path : Path or str
+        A file that ``genomepred predict`` wrote.
+
+    Attributes
+    ----------
+    path : Path
+    attributes : dict
+        Root attributes: genome, model, sizes, strand, precision and so on.
+    tracks : tuple of str
+        Names of the columns.
+    descriptions : tuple of str
+        What the columns hold.
+    grid : Grid
+        Rows <-> coordinates.
+    predictions : h5py.Dataset, [rows, tracks]
+
+    Raises
+    ------
+    StoreError
+        If the file is absent, damaged, incomplete, of a newer format, or not ours.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        with self._reading("opened"):
+            self._file = h5py.File(self.path, "r", locking=False)
+        try:
+            with self._reading("read"):
+                self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> None:
+        self.attributes = read_attributes(self._file)
+        self._require_format()
+        _require_codec(self._file[DATASET])
+        self.predictions = self._file[DATASET]
+        self.tracks = tuple(_strings(self._file["tracks/name"]).tolist())
+        self.descriptions = tuple(_strings(self._file["tracks/description"]).tolist())
+        self.rows: int = self.predictions.shape[0]
+        self.grid = _grid(self._file["intervals"], self.attributes, self.rows)
+        if self.predictions.shape[1:] != (len(self.tracks),):
+            raise ValueError(f"{len(self.tracks)} track names for {self.predictions.shape}")
+
+    def _require_format(self) -> None:
+        if self.attributes.get("format") != FORMAT:
+            raise StoreError(
+                f"{self.path}: HDF5, but not a genomepred prediction file; give one that "
+                "`genomepred predict` wrote"
+            )
+        version = self.attributes.get("format_version")
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"{self.path}: format version {version}, but this genomepred reads "
+                f"{FORMAT_VERSION}; update genomepred"
+            )
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """One clear line in place of whatever is raised on files that are not right."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.path}: no such file") from error
+        except IsADirectoryError as error:
+            raise StoreError(f"{self.path}: a folder; give one of its .h5 files") from error
+        except PermissionError as error:
+            raise StoreError(f"{self.path}: no permission to read it") from error
+        except (*READ_ERRORS, ModelError) as error:
+            raise StoreError(
+                f"{self.path}: cannot be {what}, so it is no prediction file or a damaged one "
+                f"({first_line(error)}); check it with `genomepred verify`"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> PredictionStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @cached_property
+    def contigs(self) -> dict[str, int]:
+        """Length in bases of each contig that has predictions, in the file's order."""
+        return dict(zip(self.grid.contigs.tolist(), self.grid.length.tolist(), strict=True))
+
+    def read(self, first: int, last: int) -> Float32:
+        """Rows ``[first, last)`` as float32, [rows, tracks].
+
+        Raises
+        ------
+        RegionError
+            If the rows are not in the file.
+        StoreError
+            If the file is damaged there.
+        """
+        if not 0 <= first <= last <= self.rows:
+            raise RegionError(f"rows {first}-{last} asked for, {self.path} has 0-{self.rows}")
+        with self._reading(f"read at rows {first}-{last}"):
+            return np.asarray(self.predictions[first:last], np.float32)
+
+    def blocks(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, Float32]]:
+        """Consecutive blocks of rows as (number of the first row, values), each chunk read once."""
+        last = self.rows if last is None else last
+        chunk = int(self.predictions.chunks[0])
+        step = max(_BLOCK_VALUES // (chunk * max(len(self.tracks), 1)), 1) * chunk
+        while first < last:
+            stop = min((first // step + 1) * step, last)
+            yield first, self.read(first, stop)
+            first = stop
+
+    def described(self, rows: Int64) -> tuple[Int64, Int64]:
+        """Bases that rows describe, ``[start, end)``, not past the ends of their contigs."""
+        start = self.grid.starts(rows)
+        length = self.grid.length[self.grid.interval_of(rows)]
+        return np.clip(start, 0, length), np.clip(start + self.grid.geometry.bin_size, 0, length)
+
+    def __getitem__(self, key: str | tuple[str, slice]) -> Predictions:
+        contig, start, end = self._bounds(key)
+        ranges = self.grid.query(contig, start, end)
+        rows = np.concatenate([np.arange(0), *(np.arange(*r) for r in ranges)]).astype(np.int64)
+        values = [np.empty((0, len(self.tracks)), np.float32), *(self.read(*r) for r in ranges)]
+        names = self.grid.names
+        return Predictions(
+            contig,
+            *self.described(rows),
+            np.concatenate(values),
+            self.tracks,
+            None if names is None else names[self.grid.interval_of(rows)],
+        )
+
+    def _bounds(self, key: str | tuple[str, slice]) -> tuple[str, int, int]:
+        contig, bases = key if isinstance(key, tuple) else (key, slice(None))
+        start = bases.start or 0
+        end = self.contigs.get(contig, 0) if bases.stop is None else bases.stop
+        if bases.step is not None or not 0 <= start <= end:
+            raise RegionError(f"{contig}[{start}:{end}]: write store[contig, start:end], 0-based")
+        return contig, start, end
+
+
+def read_attributes(file: h5py.File) -> dict[str, Attribute]:
+    """Root attributes as plain Python values."""
+    return {name: _plain(value) for name, value in file.attrs.items()}
+
+
+def _plain(value: Any) -> Attribute:
+    if isinstance(value, bytes):
+        return value.decode()
+    plain: Attribute = value.item() if isinstance(value, np.generic) else value
+    return plain
+
+
+def _strings(data: h5py.Dataset) -> NDArray[np.str_]:
+    return np.char.decode(data[:], "utf-8")
+
+
+def _grid(intervals: h5py.Group, attributes: Mapping[str, Attribute], rows: int) -> Grid:
+    sizes = ("window", "stride", "crop", "bins", "bin_size")
+    grid = Grid(
+        geometry=Geometry(**{name: int(attributes[name]) for name in sizes}),
+        contigs=_strings(intervals["contig"]),
+        start=intervals["start"][:],
+        first_row=intervals["first_row"][:],
+        rows=rows,
+        length=intervals["contig_length"][:],
+        first_window=intervals["first_window"][:],
+        names=_strings(intervals["name"]) if "name" in intervals else None,
+    )
+    columns = (grid.start, grid.first_row, grid.length, grid.first_window)
+    if any(column.shape != grid.contigs.shape for column in columns):
+        raise ValueError("columns of /intervals differ in length")
+    if (grid.row_counts < 0).any():
+        raise ValueError(f"/intervals do not add up to {rows} rows")
+    return grid
+
+
+def _require_codec(data: h5py.Dataset) -> None:
+    if "32015" in data._filters:
+        from genomepred.store.chunks import require_zstd
+
+        require_zstd()
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, without the quotes of a KeyError."""
+    lines = str(error).strip("'\"").splitlines()
+    return lines[0] if lines else type(error).__name__
