@@ -95,8 +95,8 @@ class Span(NamedTuple):
 
     ``start`` is the first base of the first window (negative where a window begins before its
     contig), ``windows`` their number, ``index`` the first window's place in the numbering that
-    fixes a window's slot in a compute batch, and ``row`` the first window's bin 0 in row numbers
-    of the run (it may precede the first row asked for).
+    fixes a window's slot in a compute batch, and ``row`` the row of the first window's bin 0. Of
+    all bins of these windows, only those in rows ``[first, last)`` are asked for.
     """
 
     contig: str
@@ -104,6 +104,8 @@ class Span(NamedTuple):
     windows: int
     index: int
     row: int
+    first: int
+    last: int
 
 
 class Region(NamedTuple):
@@ -303,6 +305,8 @@ class Grid:
                 windows=finish - begin,
                 index=int(self.first_window[k]) + begin,
                 row=origin - skip + begin * g.bins,
+                first=first,
+                last=stop,
             )
             first = stop
             k += 1

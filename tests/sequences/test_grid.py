@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genomepred.errors import ModelError, RegionError
+from genomepred.sequences.grid import Geometry, Grid, Region, parse_region, read_bed
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> Geometry:
+    bins = draw(st.integers(1, 6))
+    bin_size, crop = draw(st.integers(1, 40)), draw(st.integers(0, 30))
+    span = bins * bin_size
+    stride = span if bins > 1 else draw(st.integers(1, 2 * span))
+    return Geometry(span + 2 * crop, stride, crop, bins, bin_size)
+
+
+contig_lengths = st.lists(st.integers(0, 300), min_size=1, max_size=5).map(
+    lambda lengths: {f"c{i}": length for i, length in enumerate(lengths)}
+)
+
+
+@st.composite
+def regions_on(draw: st.DrawFn, contigs: dict[str, int]) -> list[Region]:
+    usable = [name for name, length in contigs.items() if length]
+    found = []
+    for _ in range(draw(st.integers(1, 5)) if usable else 0):
+        contig = draw(st.sampled_from(usable))
+        start = draw(st.integers(0, contigs[contig] - 1))
+        end = draw(st.integers(start + 1, contigs[contig]))
+        found.append(Region(contig, start, end, f"r{len(found)}"))
+    return found
+
+
+def coordinates(grid: Grid) -> list[tuple[str, int]]:
+    rows = np.arange(grid.rows)
+    return list(zip(grid.contigs[grid.interval_of(rows)], grid.starts(rows).tolist(), strict=True))
+
+
+def test_window_count_golden_values():
+    g = Geometry(window=100, stride=20)
+    assert g.windows(np.array([0, 1, 99, 100, 101, 120, 121, 1000])).tolist() == [
+        *[0, 1, 1, 1, 2, 2, 3, 46]
+    ]
+    cropped = Geometry(window=10_400, stride=400, crop=5_000, bins=400)
+    assert cropped.windows(1_000_000) == 2500
+    assert cropped.bin_size == 1
+
+
+def test_rows_follow_the_definition_of_the_grid():
+    grid = Grid.whole({"a": 30, "none": 0, "b": 5}, Geometry(20, 12, 4, 2, 6))
+    # spans of 12 bases at stride 12: contig a has ceil((30 - 12) / 12) + 1 = 3 windows, b one.
+    assert coordinates(grid) == [
+        *[("a", 0), ("a", 6), ("a", 12), ("a", 18), ("a", 24), ("a", 30), ("b", 0), ("b", 6)]
+    ]
+    spans = list(grid.spans(0, grid.rows))
+    assert spans == [("a", -4, 3, 0, 0, 0, 6), ("b", -4, 1, 3, 6, 6, 8)]
+
+
+@given(contig_lengths, geometries())
+def test_every_base_is_covered_unless_the_grid_samples(contigs, geometry):
+    grid = Grid.whole(contigs, geometry)
+    rows = np.arange(grid.rows)
+    starts, intervals = grid.starts(rows), grid.interval_of(rows)
+    for k, length in enumerate(contigs.values()):
+        covered = np.zeros(length, bool)
+        for start in starts[intervals == k]:
+            covered[max(start, 0) : start + geometry.bin_size] = True
+        if not geometry.samples:
+            assert covered.all()
+        assert (length == 0) == (not (intervals == k).any())
+
+
+@given(contig_lengths, geometries())
+def test_row_to_interval_to_row(contigs, geometry):
+    grid = Grid.whole(contigs, geometry)
+    for row in range(grid.rows):
+        k = int(grid.interval_of(np.array([row]))[0])
+        start = int(grid.starts(np.array([row]))[0])
+        assert row == grid.first_row[k] + start // geometry.step
+        length = int(grid.length[k])
+        if start < length:  # bins past the end of a short contig cannot be asked for
+            found = grid.query(str(grid.contigs[k]), start, start + 1)
+            assert any(first <= row < last for first, last in found)
+
+
+@given(st.data(), contig_lengths, geometries())
+def test_query_is_what_a_scan_of_all_rows_finds(data, contigs, geometry):
+    grid = Grid.whole(contigs, geometry)
+    contig = data.draw(st.sampled_from(list(contigs)))
+    start = data.draw(st.integers(-10, 320))
+    end = data.draw(st.integers(start + 1, 340))
+    rows = np.arange(grid.rows)
+    starts = grid.starts(rows)
+    on = grid.contigs[grid.interval_of(rows)] == contig
+    meets = on & (starts < end) & (starts + geometry.bin_size > start)
+    found = [row for first, last in grid.query(contig, start, end) for row in range(first, last)]
+    assert found == np.flatnonzero(meets).tolist()
+
+
+@given(st.data(), contig_lengths, geometries())
+def test_regions_select_rows_of_the_whole_grid(data, contigs, geometry):
+    """Coordinates, windows and slots of selected rows are those of the whole-genome grid."""
+    regions = data.draw(regions_on(contigs))
+    whole, part = Grid.whole(contigs, geometry), Grid.of_regions(contigs, geometry, regions)
+    wanted = sorted(
+        {
+            row
+            for region in regions
+            for first, last in whole.query(region.contig, region.start, region.end)
+            for row in range(first, last)
+        }
+    )
+    everything = coordinates(whole)
+    assert coordinates(part) == [everything[row] for row in wanted]
+    assert (part.end <= part.length).all()
+    assert windows_of(part, 0, part.rows) == [windows_of(whole, r, r + 1)[0] for r in wanted]
+
+
+def windows_of(grid: Grid, first: int, last: int) -> list[tuple[str, int, int, int]]:
+    """Contig, window start, slot number and bin of each row, by way of spans."""
+    g, found = grid.geometry, {}
+    for span in grid.spans(first, last):
+        for w in range(span.windows):
+            for b in range(g.bins):
+                row = span.row + w * g.bins + b
+                if span.first <= row < span.last:
+                    found[row] = (span.contig, span.start + w * g.stride, span.index + w, b)
+    return [found[row] for row in range(first, last)]
+
+
+@given(st.data(), contig_lengths, geometries())
+def test_spans_of_any_sharding_name_the_same_windows(data, contigs, geometry):
+    grid = Grid.whole(contigs, geometry)
+    cuts = data.draw(st.lists(st.integers(0, grid.rows), max_size=4))
+    edges = sorted({0, grid.rows, *cuts})
+    pieces = [
+        window
+        for first, last in zip(edges, edges[1:], strict=False)
+        for window in windows_of(grid, first, last)
+    ]
+    assert pieces == windows_of(grid, 0, grid.rows)
+    for row, (contig, start, index, b) in enumerate(pieces):
+        output = int(grid.starts(np.array([row]))[0])
+        assert output == start + geometry.crop + b * geometry.bin_size
+        assert (contig, output) == coordinates(grid)[row]
+        assert row == index * geometry.bins + b
+
+
+@given(st.data(), contig_lengths, geometries())
+def test_drawn_intervals_never_overlap(data, contigs, geometry):
+    grid = Grid.whole(contigs, geometry)
+    rows = np.arange(grid.rows)
+    start, end = grid.drawn(rows)
+    intervals = grid.interval_of(rows)
+    same = intervals[1:] == intervals[:-1]
+    assert (end[:-1][same] <= start[1:][same]).all()
+    assert (start >= 0).all()
+    assert (end <= grid.length[intervals]).all()
+
+
+@given(st.data(), contig_lengths, geometries())
+def test_centred_windows_keep_order_and_names(data, contigs, geometry):
+    regions = data.draw(regions_on(contigs))
+    grid = Grid.centred(contigs, geometry, regions)
+    assert grid.rows == len(regions) * geometry.bins
+    assert grid.names.tolist() == [region.name for region in regions]
+    for k, (span, region) in enumerate(zip(grid.spans(0, grid.rows), regions, strict=True)):
+        middle = span.start + geometry.crop + geometry.span // 2
+        assert middle == (region.start + region.end) // 2
+        assert (span.contig, span.windows, span.index) == (region.contig, 1, k)
+    inner = windows_of(grid, 1, grid.rows) if grid.rows > 1 else []
+    assert inner == windows_of(grid, 0, grid.rows)[1:]
+
+
+def test_contradicting_sizes_are_refused():
+    with pytest.raises(ModelError, match="is not 2 x crop"):
+        Geometry(window=100, stride=10, crop=10, bins=3, bin_size=20)
+    with pytest.raises(ModelError, match="leave --stride out"):
+        Geometry(window=60, stride=10, bins=3, bin_size=20)
+    with pytest.raises(ModelError, match="must be positive"):
+        Geometry(window=60, stride=0)
+
+
+def test_query_of_an_unknown_contig_names_known_ones():
+    grid = Grid.whole({"chr1": 10, "chr2": 10}, Geometry(4, 2))
+    with pytest.raises(RegionError, match="'1'.*'chr1', 'chr2'"):
+        grid.query("1", 0, 5)
+
+
+CONTIGS = {"chr1": 1000, "HLA:A*01:01": 50, "chr1:1-10": 7}
+
+
+@pytest.mark.parametrize(
+    ("text", "region"),
+    [
+        ("chr1", ("chr1", 0, 1000)),
+        ("chr1:1-1,000", ("chr1", 0, 1000)),
+        ("chr1:11-20", ("chr1", 10, 20)),
+        ("chr1:990-", ("chr1", 989, 1000)),
+        ("HLA:A*01:01", ("HLA:A*01:01", 0, 50)),
+        ("HLA:A*01:01:2-3", ("HLA:A*01:01", 1, 3)),
+        ("chr1:1-10", ("chr1:1-10", 0, 7)),  # an exact contig name wins
+    ],
+)
+def test_region_strings(text, region):
+    assert parse_region(text, CONTIGS)[:3] == region
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("chr7:1-5", "no contig 'chr7'"),
+        ("chrX", "no contig 'chrX'"),
+        ("chr1:0-5", "bases 1-1000"),
+        ("chr1:10-5", "empty or outside"),
+        ("chr1:990-1001", "bases 1-1000"),
+        ("chr1:a-b", "write CONTIG:START-END"),
+    ],
+)
+def test_bad_region_strings(text, message):
+    with pytest.raises(RegionError, match=message):
+        parse_region(text, CONTIGS)
+
+
+def test_bed_reading(tmp_path: Path):
+    text = "# c\ntrack name=x\nbrowser y\nchr1\t0\t10\tpeak 1\t5\r\n\nHLA:A*01:01\t3\t4\n"
+    plain, packed = tmp_path / "a.bed", tmp_path / "a.bed.gz"
+    plain.write_text(text)
+    packed.write_bytes(gzip.compress(text.encode()))
+    wanted = [Region("chr1", 0, 10, "peak 1"), Region("HLA:A*01:01", 3, 4, "")]
+    assert read_bed(plain, CONTIGS) == read_bed(packed, CONTIGS) == wanted
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("1\t0\t10", "line 2: contig '1' is not in the genome, which has 'chr1'"),
+        ("chr1\t5\t5", "line 2: chr1:5-5 is empty"),
+        ("chr1\t5\t1001", "line 2: chr1:5-1001 .* 1000 bases"),
+        ("chr1\tx\t10", "line 2: expected contig, start and end"),
+        ("chr1 only", "line 2: expected contig, start and end"),
+    ],
+)
+def test_bad_bed_records_are_named(tmp_path: Path, record, message):
+    path = tmp_path / "bad.bed"
+    path.write_text(f"chr1\t0\t5\n{record}\n")
+    with pytest.raises(RegionError, match=message):
+        read_bed(path, CONTIGS)
+
+
+def test_bed_that_is_no_bed(tmp_path: Path):
+    (tmp_path / "empty.bed").write_text("# nothing\n")
+    with pytest.raises(RegionError, match="no BED records"):
+        read_bed(tmp_path / "empty.bed", CONTIGS)
+    (tmp_path / "image.bed").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
+    with pytest.raises(RegionError, match="cannot be read as BED"):
+        read_bed(tmp_path / "image.bed", CONTIGS)
+    with pytest.raises(RegionError, match="cannot be read as BED"):
+        read_bed(tmp_path, CONTIGS)
