@@ -6,6 +6,12 @@ do about it. Exit codes 0-2 keep their usual meaning (success, unexpected failur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from genomepred.inference.run import GenomeResult
+
 
 class GenomepredError(Exception):
     """Base of all errors caused by input, environment or state rather than by a defect here."""
@@ -74,9 +80,16 @@ class DependencyError(GenomepredError):
 
 
 class GenomesFailedError(GenomepredError):
-    """Some genomes of a run failed; the others are finished and published."""
+    """Some genomes of a run failed or are unfinished; the others are published.
+
+    ``results`` holds the outcome of every genome.
+    """
 
     exit_code = 14
+
+    def __init__(self, message: str, results: Sequence[GenomeResult] = ()) -> None:
+        super().__init__(message)
+        self.results = list(results)
 
 
 class VerificationError(GenomepredError):

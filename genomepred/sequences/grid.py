@@ -94,7 +94,7 @@ class Span(NamedTuple):
     """Consecutive windows of one contig.
 
     ``start`` is the first base of the first window (negative where a window begins before its
-    contig), ``windows`` their number, ``index`` the first window's place in the numbering that
+    contig), ``windows`` their number, ``number`` the first window's place in the numbering that
     fixes a window's slot in a compute batch, and ``row`` the row of the first window's bin 0. Of
     all bins of these windows, only those in rows ``[first, last)`` are asked for.
     """
@@ -102,7 +102,7 @@ class Span(NamedTuple):
     contig: str
     start: int
     windows: int
-    index: int
+    number: int
     row: int
     first: int
     last: int
@@ -303,7 +303,7 @@ class Grid:
                 contig=str(self.contigs[k]),
                 start=start - skip * g.step + begin * g.stride - g.crop,
                 windows=finish - begin,
-                index=int(self.first_window[k]) + begin,
+                number=int(self.first_window[k]) + begin,
                 row=origin - skip + begin * g.bins,
                 first=first,
                 last=stop,

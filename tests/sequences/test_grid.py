@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def windows_of(grid: Grid, first: int, last: int) -> list[tuple[str, int, int, i
             for b in range(g.bins):
                 row = span.row + w * g.bins + b
                 if span.first <= row < span.last:
-                    found[row] = (span.contig, span.start + w * g.stride, span.index + w, b)
+                    found[row] = (span.contig, span.start + w * g.stride, span.number + w, b)
     return [found[row] for row in range(first, last)]
 
 
@@ -140,11 +141,7 @@ def test_spans_of_any_sharding_name_the_same_windows(data, contigs, geometry):
     grid = Grid.whole(contigs, geometry)
     cuts = data.draw(st.lists(st.integers(0, grid.rows), max_size=4))
     edges = sorted({0, grid.rows, *cuts})
-    pieces = [
-        window
-        for first, last in zip(edges, edges[1:], strict=False)
-        for window in windows_of(grid, first, last)
-    ]
+    pieces = [window for first, last in pairwise(edges) for window in windows_of(grid, first, last)]
     assert pieces == windows_of(grid, 0, grid.rows)
     for row, (contig, start, index, b) in enumerate(pieces):
         output = int(grid.starts(np.array([row]))[0])
@@ -174,7 +171,7 @@ def test_centred_windows_keep_order_and_names(data, contigs, geometry):
     for k, (span, region) in enumerate(zip(grid.spans(0, grid.rows), regions, strict=True)):
         middle = span.start + geometry.crop + geometry.span // 2
         assert middle == (region.start + region.end) // 2
-        assert (span.contig, span.windows, span.index) == (region.contig, 1, k)
+        assert (span.contig, span.windows, span.number) == (region.contig, 1, k)
     inner = windows_of(grid, 1, grid.rows) if grid.rows > 1 else []
     assert inner == windows_of(grid, 0, grid.rows)[1:]
 

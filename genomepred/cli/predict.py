@@ -1,0 +1,249 @@
+"""Commands around runs: predict, plan, merge, verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from genomepred.cli.options import debug_option, echo_json, json_option
+
+if TYPE_CHECKING:
+    from genomepred.inference.run import GenomeResult, Options
+
+Command = Callable[..., None]
+
+
+class _Share(click.ParamType[tuple[int, int]]):
+    name = "I/N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        i, slash, n = str(value).partition("/")
+        if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+            self.fail(f"{value!r}: write I/N with 1 <= I <= N, as 3/20", param, ctx)
+        return int(i), int(n)
+
+
+def _run_options(command: Command) -> Command:
+    """Add the options that predict and plan share."""
+    options = [
+        click.argument("more_genomes", nargs=-1, type=click.Path(path_type=Path)),
+        click.option(
+            "--genomes",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
+            "columns name and path; repeatable, and trailing paths are added.",
+        ),
+        click.option(
+            "--model",
+            required=True,
+            metavar="DIR_OR_NAME",
+            help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
+        ),
+        click.option(
+            "--out",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="Output folder; a run that was stopped continues there.",
+        ),
+        click.option(
+            "--stride", type=click.IntRange(1), help="Bases between windows.  [default: the card's]"
+        ),
+        click.option(
+            "--regions",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="BED file: only rows that meet its regions.  [default: whole genomes]",
+        ),
+        click.option(
+            "--centre",
+            is_flag=True,
+            help="With --regions: one window centred on each record.  [default: off]",
+        ),
+        click.option(
+            "--strand",
+            type=click.Choice(["forward", "reverse", "mean", "each"]),
+            default="forward",
+            show_default=True,
+            help="Strand to predict; mean averages both, each gives two tracks.",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(1),
+            help="Windows handed to the device at a time; never changes a value.  "
+            "[default: by window and device]",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
+            default="auto",
+            show_default=True,
+            help="auto: fp32 on CPU, else the fastest that the card's tolerance allows.",
+        ),
+        click.option(
+            "--store-dtype",
+            type=click.Choice(["float32", "float16"]),
+            default="float32",
+            show_default=True,
+            help="Type of the stored predictions.",
+        ),
+        click.option(
+            "--compression",
+            default="deflate",
+            show_default=True,
+            help="deflate, deflate-1 to deflate-9, zstd (needs a plug-in to read) or none.",
+        ),
+        click.option(
+            "--shard",
+            type=_Share(),
+            default="1/1",
+            show_default=True,
+            help="Compute share I of N, as for task I of a SLURM array of N.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1),
+            help="Worker processes.  [default: one a core or GPU, if there is work for them]",
+        ),
+        json_option,
+        debug_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
+    from genomepred.inference.inputs import find_genomes
+    from genomepred.inference.run import Options
+
+    if not genomes + more_genomes:
+        raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
+    return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
+
+
+@click.command()
+@_run_options
+def predict(as_json: bool, **fields: Any) -> None:
+    """Predict genomes into OUT, one HDF5 file each.
+
+    Stop it anywhere and run the same command again: it continues, and the files are the same to
+    the byte. Any number of such commands may work on one OUT at once.
+    """
+    from genomepred.errors import GenomesFailedError
+    from genomepred.inference.run import run
+
+    begin = time.perf_counter()
+    failure = None
+    try:
+        results = run(_options(**fields), progress=True)
+    except GenomesFailedError as error:
+        failure, results = error, error.results
+    seconds = time.perf_counter() - begin
+    if as_json:
+        echo_json(
+            {"seconds": seconds, "genomes": [vars(r) | {"path": str(r.path)} for r in results]}
+        )
+    else:
+        _print_results(results, seconds)
+    if failure is not None:
+        raise failure
+
+
+def _print_results(results: list[GenomeResult], seconds: float) -> None:
+    for result in results:
+        if result.outcome == "finished":
+            click.echo(f"{result.path}\t{result.bases:,} bases\t{result.rows:,} rows")
+        elif result.outcome == "partial":
+            click.echo(f"{result.path}\tthis share is done, others are not")
+        else:
+            click.echo(f"genomepred: {result.name} failed: {result.error}", err=True)
+    bases = sum(result.bases for result in results)
+    if bases:
+        click.echo(
+            f"{bases:,} bases in {seconds:.1f} s, start-up included: {bases / seconds:,.0f} bases/s"
+        )
+
+
+@click.command()
+@_run_options
+def plan(as_json: bool, **fields: Any) -> None:
+    """Show rows, shards, bytes and time of a run; writes nothing."""
+    from genomepred.inference.run import plan as make_plan
+
+    estimate = make_plan(_options(**fields))
+    if as_json:
+        numerics, genomes = vars(estimate.numerics), [vars(g) for g in estimate.genomes]
+        echo_json(vars(estimate) | {"numerics": numerics, "genomes": genomes})
+        return
+    click.echo("genome\tcontigs\tbases\twindows\trows\tshards")
+    for genome in estimate.genomes:
+        if genome.error:
+            click.echo(f"{genome.name}\tcannot be read: {genome.error}")
+        else:
+            click.echo(
+                f"{genome.name}\t{genome.contigs:,}\t{genome.bases:,}\t{genome.windows:,}\t"
+                f"{genome.rows:,}\t{genome.shards:,}"
+            )
+    numerics_ = estimate.numerics
+    click.echo(
+        f"{numerics_.precision}, {numerics_.form} form, batches of {numerics_.compute_batch} "
+        f"windows, {estimate.workers} workers\n"
+        f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk and {estimate.seconds:,.0f} s "
+        f"({estimate.bases_per_second:,.0f} bases/s), start-up not included"
+    )
+    if estimate.samples:
+        click.echo("the stride leaves bases between windows: this samples the genome")
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@json_option
+@debug_option
+def merge(out: Path, as_json: bool) -> None:
+    """Publish the genomes of OUT whose shards are all computed."""
+    from genomepred.inference.run import merge as merge_run
+
+    results = merge_run(out)
+    if as_json:
+        echo_json([vars(result) | {"path": str(result.path)} for result in results])
+    else:
+        for result in results:
+            click.echo(str(result.path))
+        if not results:
+            click.echo(f"{out}: nothing to merge, every genome is published", err=True)
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@json_option
+@debug_option
+def verify(out: Path, as_json: bool) -> None:
+    """Check every file of OUT against its sidecar, byte for byte."""
+    from genomepred.errors import VerificationError
+    from genomepred.inference.run import verify as verify_run
+
+    reports = verify_run(out)
+    if as_json:
+        echo_json([vars(report) | {"path": str(report.path)} for report in reports])
+    else:
+        for report in reports:
+            for problem in report.problems or ["ok"]:
+                click.echo(f"{report.path}\t{problem}")
+    bad = [report for report in reports if report.problems]
+    if bad:
+        raise VerificationError(
+            f"{len(bad)} of {len(reports)} genomes are not sound; first: {bad[0].problems[0]}; "
+            "remove the damaged file and run predict again to make it anew"
+        )

@@ -1,0 +1,387 @@
+"""The engine: the one place that calls a model at scale.
+
+A model is always called with the same number of windows, its *compute batch*, on one CPU thread or
+on one GPU, and each window sits in the slot that its number in the grid fixes. A window's
+prediction is then bitwise the same however a run is sharded, killed, resumed or batched: measured
+on CPU, another batch shape or another number of threads changes the last bits of a third to all of
+the rows, a fixed shape on one thread changes none.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from genomepred.errors import DeviceError, ModelError, PrecisionError
+from genomepred.models.card import Card
+from genomepred.models.layers import prepare
+from genomepred.sequences.grid import Geometry
+
+STRANDS = ("forward", "reverse", "mean", "each")
+PRECISIONS = ("fp32", "fp16", "bf16")
+FORMS = ("eager", "conv2d", "compiled")
+
+# Bases of one compute batch. CPU: on the two-convolution CNN at W = 100, one thread, batches of
+# 64 / 128 / 256 / 512 windows took 88 / 64 / 45 / 66 us a window (activations leave the cache).
+# CUDA: small models are bound by launches below about 1M bases a batch.
+_BATCH_BASES = {"cpu": 32_768, "cuda": 2_097_152}
+_BATCH_WINDOWS = {"cpu": 256, "cuda": 8_192}
+
+# Compiling took 3-17 s for the two-convolution CNN and saved a third of the time, so runs whose
+# plain form would finish within about two minutes on one core never probe: 5e10 multiply-adds a
+# second is what one AVX-512 core reaches. Counted, not timed, so that equal runs decide alike.
+PROBE_FROM_MULTIPLY_ADDS = 6e12
+# A form replaces a simpler one only where it is clearly faster, so that noise decides nothing.
+_PROBE_MARGIN = 1.15
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What the engine does that can change the last bits of a prediction.
+
+    Parameters
+    ----------
+    precision : {"fp32", "fp16", "bf16"}
+        Type of convolutions and matrix products; accumulation and activation stay in float32.
+    form : {"eager", "conv2d", "compiled"}
+        The model as written; with (1, K) channels-last convolutions; that form compiled.
+    compute_batch : int
+        Windows of every call of the model.
+    strand : {"forward", "reverse", "mean", "each"}
+        Strands that are predicted, and how they are combined.
+    """
+
+    precision: str
+    form: str
+    compute_batch: int
+    strand: str
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Windows for whole compute batches, cut from one buffer of codes.
+
+    Parameters
+    ----------
+    codes : uint8 tensor, [bases]
+        On the CPU, pinned when bound for a GPU.
+    starts : int64 array, [slots]
+        Where each slot's window starts in ``codes``; slots are a multiple of the compute batch.
+    stride : int
+        Distance between the starts if it is the same for all slots, otherwise 0.
+    needed : bool array, [slots / compute batch]
+        Compute batches that hold at least one window to predict; the others are not computed.
+    """
+
+    codes: Tensor
+    starts: NDArray[np.int64]
+    stride: int
+    needed: NDArray[np.bool_]
+
+
+def find_device(name: str) -> torch.device:
+    """Device of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises
+    ------
+    DeviceError
+        If the name is unknown or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"--device {name!r}: write auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"--device {name!r} is not supported; write auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"--device {name!r}: this machine shows {torch.cuda.device_count()} CUDA devices to "
+            f"torch {torch.__version__}; use --device cpu or see `genomepred doctor`"
+        )
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """What of a device can change the last bits of a result."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
+def compute_batch(window: int, device_type: str) -> int:
+    """Windows of one compute batch: a power of two that depends on nothing but its arguments."""
+    fitting = max(_BATCH_BASES[device_type] // window, 1)
+    return min(1 << (fitting.bit_length() - 1), _BATCH_WINDOWS[device_type])
+
+
+def multiply_adds(model: nn.Module, window: int) -> int:
+    """Multiply-adds of one window on one strand, counted in convolutions and matrix products."""
+    device = next(model.parameters()).device
+    codes = torch.zeros(2, window, dtype=torch.uint8, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(codes)
+    flops: int = counter.get_total_flops()
+    return flops // 4
+
+
+class Engine:
+    """Runs one model on one device.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps uint8 codes ``[batch, window]`` to ``[batch, bins, tracks]``.
+    card : Card
+        The model's card; its activation is applied here, in float32.
+    geometry : Geometry
+        Windows of the grid.
+    numerics : Numerics
+        Obeyed to the letter.
+    device : torch.device
+        Where the model runs. On the CPU the process is set to one intra-op thread.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        card: Card,
+        geometry: Geometry,
+        numerics: Numerics,
+        device: torch.device,
+    ) -> None:
+        self.card, self.geometry, self.numerics, self.device = card, geometry, numerics, device
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        else:
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.deterministic = True
+        self._model = _in_form(model.to(device).eval(), numerics.form)
+        self._activation = _activation(card.activation)
+        self._reverse_tracks = (
+            torch.tensor(card.reverse_tracks, device=device) if card.reverse_tracks else None
+        )
+        self._complement = torch.tensor([3, 2, 1, 0, 4], dtype=torch.uint8, device=device)
+        shape = (numerics.compute_batch, geometry.window)
+        self._buffer = torch.full(shape, 4, dtype=torch.uint8, device=device)
+        self._offsets = torch.arange(geometry.window, device=device)
+        self._warm = False
+        self.tracks = len(card.tracks) * (2 if numerics.strand == "each" else 1)
+        self._check_output_shape()
+
+    def _check_output_shape(self) -> None:
+        found = tuple(self._predict_buffer().shape)
+        wanted = (self.numerics.compute_batch, self.geometry.bins, self.tracks)
+        if found != wanted:
+            raise ModelError(
+                f"model {self.card.name!r} returns [batch, bins, tracks] = {list(found)}, its card "
+                f"promises {list(wanted)}; correct the card or the model"
+            )
+        self._warm = True
+
+    def submit(self, block: Block) -> Callable[[], NDArray[np.float32]]:
+        """Start the predictions of a block; the returned call waits for them.
+
+        Returns
+        -------
+        callable -> float32 array, [slots, bins, tracks]
+            Rows of compute batches that were not needed are undefined.
+        """
+        batch = self.numerics.compute_batch
+        codes = block.codes.to(self.device, non_blocking=True)
+        slots = len(block.starts)
+        out = torch.empty(slots, self.geometry.bins, self.tracks, device=self.device)
+        for k in np.flatnonzero(block.needed):
+            self._cut(codes, block, int(k) * batch)
+            out[k * batch : (k + 1) * batch] = self._predict_buffer()
+        if self.device.type == "cpu":
+            return out.numpy
+        host = torch.empty(out.shape, pin_memory=True)
+        host.copy_(out, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+
+        def result() -> NDArray[np.float32]:
+            done.synchronize()
+            return host.numpy()
+
+        return result
+
+    def _cut(self, codes: Tensor, block: Block, slot: int) -> None:
+        """Fill the buffer with the windows of one compute batch."""
+        batch, window = self._buffer.shape
+        if block.stride:
+            shape, strides = (batch, window), (block.stride, 1)
+            self._buffer.copy_(codes.as_strided(shape, strides, int(block.starts[slot])))
+        else:
+            starts = torch.from_numpy(block.starts[slot : slot + batch]).to(self.device)
+            torch.take(codes, starts[:, None] + self._offsets, out=self._buffer)
+
+    def _predict_buffer(self) -> Tensor:
+        """Predictions of the windows in the buffer, float32 ``[batch, bins, tracks]``."""
+        strand = self.numerics.strand
+        with torch.no_grad(), self._autocast(), self._no_recompilation():
+            if strand == "forward":
+                return self._forward()
+            forward = self._forward() if strand != "reverse" else None
+            reverse = self._reverse()
+        if forward is None:
+            return reverse
+        if strand == "mean":
+            return (forward + reverse) / 2
+        return torch.cat([forward, reverse], dim=2)
+
+    def _forward(self) -> Tensor:
+        result: Tensor = self._activation(self._model(self._buffer).float())
+        # A model may return a view of its input or of a buffer that its next call reuses.
+        return result.clone() if self.numerics.strand in ("mean", "each") else result
+
+    def _reverse(self) -> Tensor:
+        self._buffer.copy_(self._complement[self._buffer.long()].flip(1))
+        result = self._forward().flip(1)
+        return result if self._reverse_tracks is None else result[..., self._reverse_tracks]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.numerics.precision == "fp32":
+            return nullcontext()
+        dtype = torch.float16 if self.numerics.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def _no_recompilation(self) -> AbstractContextManager[object]:
+        """After the first call a recompilation, which would change last bits, is an error."""
+        if self.numerics.form == "compiled" and self._warm:
+            stance: AbstractContextManager[object] = torch.compiler.set_stance("fail_on_recompile")
+            return stance
+        return nullcontext()
+
+    def seconds_per_batch(self, calls: int = 5) -> float:
+        """Median time of one compute batch, all strands included."""
+        times = []
+        for _ in range(calls):
+            begin = time.perf_counter()
+            self._predict_buffer()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - begin)
+        return float(np.median(times))
+
+
+def _in_form(model: nn.Module, form: str) -> nn.Module:
+    if form == "eager":
+        return model
+    if form == "conv2d":
+        return prepare(model)
+    if form == "compiled":
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        prepared = prepare(model)
+        prepared.compile(dynamic=False, options={"freezing": True} if on_cpu else None)
+        return prepared
+    raise ModelError(f"unknown form {form!r} of a model; one of {', '.join(FORMS)}")
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "none": lambda x: x,
+        "sigmoid": torch.sigmoid,
+        "softmax": lambda x: torch.softmax(x, dim=-1),
+        "softplus": nn.functional.softplus,
+        "exp": torch.exp,
+    }
+    return functions[name]
+
+
+def choose_numerics(
+    model: nn.Module,
+    card: Card,
+    geometry: Geometry,
+    device: torch.device,
+    *,
+    precision: str,
+    strand: str,
+    windows: float,
+    sample: Callable[[int], Block],
+) -> Numerics:
+    """Decide form and precision for a run.
+
+    Parameters
+    ----------
+    precision : {"auto", "fp32", "fp16", "bf16"}
+        ``auto`` is float32 on the CPU and, on a GPU, the first of float16, bfloat16 and float32
+        that the precision guard accepts; an explicit choice that it rejects is an error.
+    windows : float
+        Windows that each worker will compute, about: decides whether probing forms can pay.
+    sample : callable
+        Given a compute batch, returns a block of fixed grid rows for the guard.
+
+    Raises
+    ------
+    PrecisionError
+        If the explicitly chosen precision gives NaN or differs from float32 by more than the
+        card's tolerance.
+    """
+    batch = compute_batch(geometry.window, device.type)
+    candidates: tuple[str, ...] = (precision,)
+    if precision == "auto":
+        candidates = ("fp32",) if device.type == "cpu" else ("fp16", "bf16", "fp32")
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            candidates = ("fp16", "fp32")  # bfloat16 is emulated, slowly, before sm_80
+
+    def engine(precision: str, form: str) -> Engine:
+        return Engine(model, card, geometry, Numerics(precision, form, batch, strand), device)
+
+    accepted = ""
+    for candidate in candidates:
+        if candidate == "fp32":
+            accepted = candidate
+            break
+        block = sample(batch)
+        reference = engine("fp32", "eager").submit(block)()
+        difference = _difference(engine(candidate, "eager").submit(block)(), reference)
+        if difference <= card.tolerance[candidate]:
+            accepted = candidate
+            break
+        if precision != "auto":
+            raise PrecisionError(
+                f"--precision {candidate} differs from fp32 by {difference:.2g} (relative to "
+                f"1 + |value|) on {len(block.starts)} windows of the genome; the card of "
+                f"{card.name!r} allows {card.tolerance[candidate]:.2g}; use --precision auto or "
+                "fp32"
+            )
+    form = "eager"
+    if windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS:
+        form = _fastest_form(lambda form: engine(accepted, form), FORMS)
+    return Numerics(accepted, form, batch, strand)
+
+
+def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Largest difference relative to 1 + |reference|; infinite where anything is not finite."""
+    with np.errstate(all="ignore"):
+        difference = np.abs(values - reference) / (1 + np.abs(reference))
+    return float(difference.max()) if np.isfinite(difference).all() else float("inf")
+
+
+def _fastest_form(engine: Callable[[str], Engine], forms: tuple[str, ...]) -> str:
+    best, best_time = forms[0], engine(forms[0]).seconds_per_batch()
+    for form in forms[1:]:
+        try:
+            seconds = engine(form).seconds_per_batch()
+        except Exception as error:  # a missing compiler must not stop a run that works without
+            if form != "compiled":
+                raise
+            warnings.warn(f"torch.compile is not used: {error}", stacklevel=2)
+            continue
+        if seconds * _PROBE_MARGIN < best_time:
+            best, best_time = form, seconds
+    return best

@@ -1,0 +1,364 @@
+"""Reader thread -> engine -> writer thread, with bounded queues between them.
+
+The reader turns row ranges into blocks of codes, the engine (on the calling thread) turns blocks
+into predictions, the writer collects them into shards. A base crosses to the device once, however
+many windows overlap on it: windows are strided views of a block, cut where the model runs.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from genomepred.errors import GenomepredError, OutputError, PrecisionError
+from genomepred.inference.engine import Block, Engine
+from genomepred.sequences.codes import real_counts
+from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Grid, Span
+
+# Blocks waiting for the engine, and results waiting for the writer: enough that neither side
+# waits on a hiccup of the other, few enough to cost nothing (a block is 1 byte a base).
+_QUEUED = 4
+
+
+class ShardJob(Protocol):
+    """A row range to compute, and what to do with the outcome."""
+
+    genome: Genome
+    grid: Grid
+    first: int
+    last: int
+
+    def finish(self, values: NDArray[np.float32]) -> None:
+        """Take the predictions ``[last - first, tracks]``; called on the writer thread."""
+
+    def fail(self, error: GenomepredError) -> None:
+        """Take note that the genome cannot be predicted; its further blocks are dropped."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A block, and which rows its slots hold.
+
+    Parameters
+    ----------
+    block : Block
+        Codes and window starts.
+    pieces : list of (slot, Span)
+        Consecutive windows, and the slot of the first of them.
+    missing : bool array, [slots, bins]
+        Bins with too few real bases, which stay NaN, and all bins of slots that are not in use.
+    """
+
+    block: Block
+    pieces: list[tuple[int, Span]]
+    missing: NDArray[np.bool_]
+
+
+def cut(
+    genome: Genome,
+    grid: Grid,
+    first: int,
+    last: int,
+    *,
+    batch: int,
+    slots: int,
+    min_bases: int,
+    pinned: bool = False,
+) -> Iterator[Windows]:
+    """Blocks that hold all windows of rows ``[first, last)``, in order.
+
+    A window's slot within its compute batch of ``batch`` windows is fixed by its number in the
+    grid, so that its prediction does not depend on which rows are computed. ``slots``, a multiple
+    of ``batch``, bounds a block.
+    """
+    placed: list[tuple[int, Span]] = []
+    position = 0
+    for span in grid.spans(first, last):
+        while span.windows:
+            slot = position - position % batch + span.number % batch
+            slot += batch if slot < position else 0
+            if slot >= slots:
+                yield _fill(genome, grid, placed, batch, min_bases, pinned)
+                placed, position = [], 0
+                continue
+            count = min(span.windows, slots - slot)
+            placed.append((slot, span._replace(windows=count)))
+            position = slot + count
+            span = span._replace(  # noqa: PLW2901 - what is left of it
+                start=span.start + count * grid.geometry.stride,
+                windows=span.windows - count,
+                number=span.number + count,
+                row=span.row + count * grid.geometry.bins,
+            )
+    if placed:
+        yield _fill(genome, grid, placed, batch, min_bases, pinned)
+
+
+def sample(genome: Genome, grid: Grid, windows: int) -> Block:
+    """One compute batch of ``windows`` windows, evenly spread over the rows of a grid."""
+    rows = np.linspace(0, grid.rows - 1, windows).astype(np.int64).tolist()
+    spans = (next(grid.spans(row, row + 1)) for row in rows)
+    placed = [(slot, span._replace(windows=1)) for slot, span in enumerate(spans)]
+    return _fill(genome, grid, placed, windows, 0, False).block
+
+
+def _fill(
+    genome: Genome,
+    grid: Grid,
+    placed: list[tuple[int, Span]],
+    batch: int,
+    min_bases: int,
+    pinned: bool,
+) -> Windows:
+    """Read the codes of placed windows into one buffer and count their real bases."""
+    g = grid.geometry
+    pitch = min(g.stride, g.window)  # windows that do not overlap are laid side by side
+    slots = -(-(placed[-1][0] + placed[-1][1].windows) // batch) * batch
+    starts = np.zeros(slots, np.int64)
+    strided = len(placed) == 1
+    if strided:
+        starts[:] = np.arange(slots) * pitch
+        size = (slots - 1) * pitch + g.window
+    else:
+        size = 0
+        for slot, span in placed:
+            starts[slot : slot + span.windows] = size + np.arange(span.windows) * pitch
+            size += (span.windows - 1) * pitch + g.window
+    codes = torch.full((size,), 4, dtype=torch.uint8, pin_memory=pinned)
+    buffer = codes.numpy()
+    used: NDArray[np.bool_] = np.zeros(slots, np.bool_)
+    for slot, span in placed:
+        used[slot : slot + span.windows] = True
+        _read(genome, span, g.stride, g.window, buffer, int(starts[slot]))
+    missing: NDArray[np.bool_] = np.ones((slots, g.bins), np.bool_)
+    missing[used] = (real_counts(buffer, starts[used], g.window) < min_bases)[:, None]
+    if g.bins > 1:
+        bins = starts[used][:, None] + g.crop + np.arange(g.bins) * g.bin_size
+        empty = real_counts(buffer, bins.reshape(-1), g.bin_size) == 0
+        missing[used] |= empty.reshape(-1, g.bins)
+    needed: NDArray[np.bool_] = (~missing).reshape(-1, batch * g.bins).any(axis=1)
+    block = Block(codes, starts, pitch if strided else 0, needed)
+    return Windows(block, placed, missing)
+
+
+def _read(
+    genome: Genome, span: Span, stride: int, window: int, buffer: NDArray[np.uint8], at: int
+) -> None:
+    if stride <= window:
+        end = span.start + (span.windows - 1) * stride + window
+        genome.codes(span.contig, span.start, end, out=buffer[at : at + end - span.start])
+        return
+    for k in range(span.windows):
+        start, here = span.start + k * stride, at + k * window
+        genome.codes(span.contig, start, start + window, out=buffer[here : here + window])
+
+
+def run(
+    jobs: Iterable[ShardJob],
+    engine: Engine,
+    *,
+    slots: int,
+    min_bases: int,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> None:
+    """Compute all jobs: the reader iterates over them, the engine runs on the calling thread.
+
+    Parameters
+    ----------
+    jobs : iterable of ShardJob
+        Consumed on the reader thread, so making a job (opening a genome) overlaps computing.
+    engine : Engine
+        Called here and nowhere else.
+    slots : int
+        Windows of one block, a multiple of the compute batch.
+    min_bases : int
+        Windows with fewer real bases are missing.
+    progress : callable
+        Told the number of rows of every block that is done.
+
+    Raises
+    ------
+    GenomepredError
+        What a job's ``finish`` raises, or an error that is not one genome's alone.
+    """
+    lines = _Lines()
+    collector = _Collector(engine.numerics.precision, engine.tracks, progress)
+    cutting: dict[str, Any] = {
+        "batch": engine.numerics.compute_batch,
+        "slots": slots,
+        "min_bases": min_bases,
+        "pinned": engine.device.type == "cuda",
+    }
+
+    def read() -> None:
+        for job in jobs:
+            try:
+                for windows in cut(job.genome, job.grid, job.first, job.last, **cutting):
+                    if collector.dropped(job):
+                        break
+                    lines.put(lines.to_engine, (job, windows))
+            except OutputError:
+                raise
+            except GenomepredError as error:
+                lines.put(lines.to_engine, (job, error))
+            else:
+                lines.put(lines.to_engine, (job, None))
+        lines.put(lines.to_engine, None)
+
+    def write() -> None:
+        while (entry := lines.get(lines.to_writer)) is not None:
+            collector.take(*entry)
+
+    with lines.threads(read, write):
+        while (entry := lines.get(lines.to_engine)) is not None:
+            job, content = entry
+            result = engine.submit(content.block) if isinstance(content, Windows) else None
+            lines.put(lines.to_writer, (job, content, result))
+        lines.put(lines.to_writer, None)
+
+
+class _Collector:
+    """Gathers results into the values of one shard at a time (on the writer thread)."""
+
+    def __init__(self, precision: str, tracks: int, progress: Callable[[int], object]) -> None:
+        self._precision, self._tracks, self._progress = precision, tracks, progress
+        self._values: NDArray[np.float32] | None = None
+        self._dropped: ShardJob | None = None
+
+    def dropped(self, job: ShardJob) -> bool:
+        """Whether a job has failed, so that reading on is pointless."""
+        return job is self._dropped
+
+    def take(
+        self,
+        job: ShardJob,
+        content: Windows | GenomepredError | None,
+        result: Callable[[], NDArray[np.float32]] | None,
+    ) -> None:
+        """Take a block's result, the end of a job (no content), or its error."""
+        if self.dropped(job):
+            return
+        if isinstance(content, GenomepredError):
+            self._drop(job, content)
+            return
+        if self._values is None:
+            self._values = np.full((job.last - job.first, self._tracks), np.nan, np.float32)
+        if content is None:
+            values, self._values = self._values, None
+            job.finish(values)
+            return
+        assert result is not None
+        try:
+            rows = self._place(job, content, result())
+        except PrecisionError as error:
+            self._drop(job, error)
+            return
+        self._progress(rows)
+
+    def _drop(self, job: ShardJob, error: GenomepredError) -> None:
+        self._values, self._dropped = None, job
+        job.fail(error)
+
+    def _place(self, job: ShardJob, windows: Windows, values: NDArray[np.float32]) -> int:
+        assert self._values is not None
+        bins = values.shape[1]
+        placed = 0
+        for slot, span in windows.pieces:
+            run = values[slot : slot + span.windows].reshape(span.windows * bins, -1)
+            absent = windows.missing[slot : slot + span.windows].reshape(-1)
+            # Shards and regions may begin or end inside a window of several bins.
+            begin, end = max(span.first - span.row, 0), min(span.last - span.row, len(run))
+            offset = span.row - job.first
+            target = self._values[offset + begin : offset + end]
+            target[:] = np.where(absent[begin:end, None], np.float32(np.nan), run[begin:end])
+            bad = ~np.isfinite(target).all(axis=1) & ~absent[begin:end]
+            if bad.any():
+                raise PrecisionError(_not_finite(job, span.row + begin + int(bad.argmax()), self))
+            placed += end - begin
+        return placed
+
+    @property
+    def precision(self) -> str:
+        """Precision of the run, for messages."""
+        return self._precision
+
+
+def _not_finite(job: ShardJob, row: int, collector: _Collector) -> str:
+    rows = np.array([row], np.int64)
+    contig = job.grid.contigs[job.grid.interval_of(rows)[0]]
+    start = int(job.grid.starts(rows)[0])
+    remedy = (
+        "the model itself overflows here"
+        if collector.precision == "fp32"
+        else "start again in a new --out with --precision fp32"
+    )
+    return (
+        f"{job.genome.name}: the model returned NaN or infinity in {collector.precision} at "
+        f"{contig}:{start + 1}-{start + job.grid.geometry.bin_size}; {remedy}"
+    )
+
+
+class _Lines:
+    """Two bounded queues and two threads that all stop as soon as one of them fails."""
+
+    def __init__(self) -> None:
+        self.to_engine: queue.Queue[Any] = queue.Queue(_QUEUED)
+        self.to_writer: queue.Queue[Any] = queue.Queue(_QUEUED)
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+
+    def put(self, line: queue.Queue[Any], entry: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                return line.put(entry, timeout=0.2)
+            except queue.Full:
+                continue
+        raise _Stopped
+
+    def get(self, line: queue.Queue[Any]) -> Any:
+        while not self._stop.is_set():
+            try:
+                return line.get(timeout=0.2)
+            except queue.Empty:
+                continue
+        raise _Stopped
+
+    def threads(self, *bodies: Callable[[], None]) -> _Lines:
+        self._threads = [
+            threading.Thread(target=self._guard, args=(body,), daemon=True) for body in bodies
+        ]
+        return self
+
+    def _guard(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except _Stopped:
+            pass
+        except BaseException as error:  # handed to the calling thread
+            self._error = self._error or error
+            self._stop.set()
+
+    def __enter__(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is not None:
+            self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        if self._error is not None:
+            raise self._error
+        return isinstance(error, _Stopped)
+
+
+class _Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
+    """Another thread has failed; its error is the one that counts."""

@@ -1,0 +1,477 @@
+"""One genome of a run: its shards, who computes them, and how they become a published file.
+
+All state is on disk, in ``OUT/.parts/<genome>/``: ``genome.json`` (what the genome was when its
+first shard was computed), one file per finished shard, and empty lock files. A lock is held by the
+process that computes a shard and released by the kernel when that process ends, however it ends.
+Where the file system has no locks, two processes may compute the same shard; the bytes are the
+same, so whoever renames last changes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genomepred.errors import GenomepredError, OutputError, SequenceError, StoreError
+from genomepred.inference.inputs import GenomePath
+from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Geometry, Grid, read_bed
+from genomepred.store.files import sync_folder, write_whole
+from genomepred.store.hdf5 import (
+    DamagedPartError,
+    Layout,
+    encode_chunk,
+    join,
+    read_part_attributes,
+    read_sidecar,
+    sidecar_path,
+    write_part,
+    write_sidecar,
+)
+
+PARTS, CACHE = ".parts", ".cache"
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What all genomes of a run have in common.
+
+    ``share`` is ``(i, n)``: of every genome, this process computes the shards whose number plus
+    the genome's number is ``i`` modulo ``n``. ``session`` tells failures of this command, its
+    workers included, from those of an earlier one.
+    """
+
+    out: Path
+    geometry: Geometry
+    layout: Layout
+    regions: Path | None
+    centre: bool
+    signature: dict[str, Any]
+    model: str
+    tracks: tuple[tuple[str, str], ...]
+    share: tuple[int, int] = (0, 1)
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def cache(self) -> Path:
+        """Folder of indexes and expanded sequences."""
+        return self.out / CACHE
+
+    def grid(self, contigs: dict[str, int]) -> Grid:
+        """Grid of a genome with the given contig lengths."""
+        return make_grid(contigs, self.geometry, self.regions, self.centre)
+
+
+def make_grid(
+    contigs: dict[str, int], geometry: Geometry, regions: Path | None, centre: bool
+) -> Grid:
+    """Grid of a genome: all of it, the rows that meet a BED's regions, or one window a record."""
+    if regions is None:
+        return Grid.whole(contigs, geometry)
+    records = read_bed(regions, contigs)
+    make = Grid.centred if centre else Grid.of_regions
+    return make(contigs, geometry, records)
+
+
+class Claim:
+    """An exclusive lock on a file, held until released or until the process ends."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, path: Path) -> Claim | None:
+        """The claim, or None if another holder has it."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    return None
+                raise
+        return cls(descriptor)
+
+    def release(self) -> None:
+        """Let others have it."""
+        os.close(self._descriptor)
+
+
+class GenomeWork:
+    """A genome's progress within a run, as far as the files tell.
+
+    Parameters
+    ----------
+    source : GenomePath
+        Name and sequence file.
+    plan : RunPlan
+        The run.
+    index : int
+        The genome's number in the run; spreads the shares.
+    """
+
+    def __init__(self, source: GenomePath, plan: RunPlan, index: int = 0) -> None:
+        self.name, self.path = source
+        self.plan, self.index = plan, index
+        self.folder = plan.out / PARTS / self.name
+        self.final = plan.out / f"{self.name}.h5"
+        self.sidecar = sidecar_path(self.final)
+        self.error: GenomepredError | None = None
+        self.grid: Grid | None = None
+        self._genome: Genome | None = None
+        self._record: dict[str, Any] = {}
+        self._in_flight: set[tuple[int, int]] = set()
+        self._checked = False
+
+    # -- where it stands ---------------------------------------------------------------------
+
+    def finished(self) -> bool:
+        """Whether the genome is published; leftovers of publication are cleared away."""
+        outcome = self._outcome()
+        if outcome is None or outcome["outcome"] != "finished" or not self.final.exists():
+            return False
+        if not self._checked:
+            self._check_unchanged(outcome["genome"])
+            self._checked = True
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return True
+
+    def failed(self) -> bool:
+        """Whether this command, or one of its workers, has given up on the genome."""
+        if self.error is None:
+            outcome = self._outcome()
+            if outcome and outcome["outcome"] == "failed" and self._ours(outcome):
+                self.error = GenomepredError(outcome["error"])
+        return self.error is not None
+
+    def _ours(self, outcome: dict[str, Any]) -> bool:
+        return bool(outcome.get("session") == self.plan.session)
+
+    def _outcome(self) -> dict[str, Any] | None:
+        try:
+            return read_sidecar(self.sidecar) if self.sidecar.exists() else None
+        except StoreError:
+            return None  # damaged: the genome is computed again, to the same bytes
+
+    def _check_unchanged(self, recorded: dict[str, Any]) -> None:
+        """Refuse a finished file whose genome has since become another."""
+        if self._stamp() == (recorded["size"], recorded["mtime_ns"]):
+            return
+        with Genome(self.path, name=self.name, cache=self.plan.cache) as genome:
+            digest = genome.digest()
+            genome.discard_cache()
+        if digest != recorded["digest"]:
+            raise SequenceError(
+                f"{self.path} changed after {self.final.name} was computed from it (sequence "
+                f"digest {recorded['digest'][:12]}, now {digest[:12]}): remove {self.final} to "
+                "compute it again, or restore the sequence"
+            )
+
+    def _stamp(self) -> tuple[int, int]:
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise SequenceError(f"{self.path}: cannot be read: {error.strerror}") from error
+        return status.st_size, status.st_mtime_ns
+
+    # -- shards ------------------------------------------------------------------------------
+
+    def prepare(self) -> bool:
+        """Digest the genome and lay out its grid; False while another process is at it.
+
+        Raises
+        ------
+        SequenceError
+            If the file is unreadable, or not the one that existing parts were computed from.
+        """
+        if self.grid is not None:
+            return True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self._read_record()
+        if record is None or self._stamp() != (record["size"], record["mtime_ns"]):
+            claim = Claim.take(self.folder / "genome.lock")
+            if claim is None:
+                return False
+            try:
+                record = self._make_record()
+            finally:
+                claim.release()
+        self.adopt(record)
+        return True
+
+    def adopt(self, record: dict[str, Any]) -> None:
+        """Take over what the parts were computed from, without reading the sequence."""
+        self._record = record
+        self.grid = self.plan.grid(record["contigs"])
+
+    def _read_record(self) -> dict[str, Any] | None:
+        path = self.folder / "genome.json"
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            raise StoreError(
+                f"{path} is damaged ({error}): remove {self.folder} and run again"
+            ) from error
+        assert isinstance(record, dict)
+        return record
+
+    def _make_record(self) -> dict[str, Any]:
+        before = self._read_record()
+        size, mtime_ns = self._stamp()
+        genome = self.genome()
+        record = {
+            "name": self.name,
+            "path": str(self.path),
+            "size": size,
+            "mtime_ns": mtime_ns,
+            "digest": genome.digest(),
+            "started": _now(),
+            "contigs": genome.contigs,
+        }
+        if before is not None:
+            if before["digest"] != record["digest"]:
+                raise SequenceError(
+                    f"{self.path} changed since its first shards were computed (sequence digest "
+                    f"{before['digest'][:12]}, now {str(record['digest'])[:12]}): restore it, or "
+                    f"remove {self.folder} to start this genome again"
+                )
+            record["started"] = before["started"]
+        write_whole(self.folder / "genome.json", json.dumps(record).encode())
+        return record
+
+    def genome(self) -> Genome:
+        """The opened genome."""
+        if self._genome is None:
+            self._genome = Genome(self.path, name=self.name, cache=self.plan.cache)
+        return self._genome
+
+    def close(self) -> None:
+        """Close the sequence file; it is opened again when needed."""
+        if self._genome is not None:
+            self._genome.close()
+            self._genome = None
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Row ranges of all shards."""
+        assert self.grid is not None
+        rows, step = self.grid.rows, self.plan.layout.shard_rows
+        return [(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+    def part(self, first: int, last: int) -> Path:
+        """Path of a finished shard."""
+        return self.folder / f"{first}-{last}.h5"
+
+    def missing(self, share: tuple[int, int] = (0, 1)) -> list[tuple[int, int]]:
+        """Row ranges of a share that are neither finished nor being computed in this process."""
+        i, n = share
+        return [
+            shard
+            for k, shard in enumerate(self.ranges())
+            if (k + self.index) % n == i
+            and shard not in self._in_flight
+            and not self.part(*shard).exists()
+        ]
+
+    def complete(self) -> bool:
+        """Whether all shards are finished."""
+        return not self._in_flight and not self.missing()
+
+    def share_done(self) -> bool:
+        """Whether this process's share is finished though others' are not."""
+        return self.plan.share[1] > 1 and not self._in_flight and not self.missing(self.plan.share)
+
+    def claim_shards(self) -> Iterator[Shard]:
+        """Shards of this process's share that nobody else is computing."""
+        for first, last in self.missing(self.plan.share):
+            claim = Claim.take(self.folder / f"{first}-{last}.lock")
+            if claim is None:
+                continue
+            if self.part(first, last).exists() or self.failed() or self.finished():
+                claim.release()
+                continue
+            self._in_flight.add((first, last))
+            yield Shard(self, first, last, claim)
+
+    # -- outcome -----------------------------------------------------------------------------
+
+    def landed(self, first: int, last: int) -> None:
+        """A shard of this process is on disk, or has been given up."""
+        self._in_flight.discard((first, last))
+
+    def fail(self, error: GenomepredError) -> None:
+        """Record that the genome cannot be finished; parts stay for another try."""
+        self.error = error
+        self.close()
+        outcome = self._outcome()
+        if outcome is not None and outcome["outcome"] == "finished":
+            return  # the published file stays what it is
+        write_sidecar(
+            self.sidecar,
+            {
+                "outcome": "failed",
+                "error": str(error),
+                "session": self.plan.session,
+                "genome": {"path": str(self.path)},
+                "signature": self.plan.signature,
+                "finished": _now(),
+            },
+        )
+
+    def publish(self) -> bool:
+        """Join all parts into the published file; False if another process is at it.
+
+        Raises
+        ------
+        SequenceError
+            If the sequence file has changed since it was digested.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        claim = Claim.take(self.folder / "publish.lock")
+        if claim is None:
+            return False
+        try:
+            if self.finished():
+                return True
+            self._recheck_digest()
+            joined = self.folder / "joined.h5"
+            try:
+                sha256 = self._join(joined)
+            except DamagedPartError as error:
+                # It will be computed again; it never counted as output.
+                error.path.unlink(missing_ok=True)
+                return False
+            os.rename(joined, self.final)
+            sync_folder(self.plan.out)
+            self._write_outcome(sha256)
+            self._checked = True
+            if self._genome is not None:
+                self._genome.discard_cache()
+            self.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return True
+        finally:
+            claim.release()
+
+    def _recheck_digest(self) -> None:
+        if not self.path.exists():
+            return  # merging needs no sequence
+        if self._stamp() != (self._record["size"], self._record["mtime_ns"]):
+            self.close()
+            with Genome(self.path, name=self.name, cache=self.plan.cache) as genome:
+                digest = genome.digest()
+            if digest != self._record["digest"]:
+                raise SequenceError(
+                    f"{self.path} changed while it was being predicted; restore it and run again, "
+                    f"or remove {self.folder} to start this genome again"
+                )
+
+    def _join(self, path: Path) -> str:
+        assert self.grid is not None
+        signature = self.plan.signature
+        attributes = {
+            "genome": self.name,
+            "sequence_digest": self._record["digest"],
+            "model": self.plan.model,
+            "weights_sha256": signature["weights_sha256"],
+            "strand": signature["strand"],
+            "precision": signature["precision"],
+            "package_version": signature["genomepred"],
+        }
+        parts = [self.part(*shard) for shard in self.ranges()]
+        for part in parts:
+            if read_part_attributes(part)["sequence_digest"] != self._record["digest"]:
+                raise DamagedPartError(part, "computed from another sequence")
+        return join(parts, path, self.plan.layout, self.grid, self.plan.tracks, attributes)
+
+    def _write_outcome(self, sha256: str) -> None:
+        assert self.grid is not None
+        identity = {key: self._record[key] for key in ("path", "size", "mtime_ns", "digest")}
+        write_sidecar(
+            self.sidecar,
+            {
+                "outcome": "finished",
+                "sha256": sha256,
+                "rows": self.grid.rows,
+                "bases": int(sum(self._record["contigs"].values())),
+                "genome": identity,
+                "signature": self.plan.signature,
+                "started": self._record["started"],
+                "finished": _now(),
+            },
+        )
+
+
+class Shard:
+    """A claimed shard on its way through the pipeline (a ``pipeline.ShardJob``)."""
+
+    _compressors = ThreadPoolExecutor(4, thread_name_prefix="compress")
+
+    def __init__(self, work: GenomeWork, first: int, last: int, claim: Claim) -> None:
+        assert work.grid is not None
+        self.work, self.first, self.last = work, first, last
+        self.genome, self.grid = work.genome(), work.grid
+        self._claim = claim
+
+    def finish(self, values: NDArray[np.float32]) -> None:
+        """Compress and write the shard; the last one of a genome publishes it."""
+        work, layout = self.work, self.work.plan.layout
+        try:
+            pieces = [
+                values[row : row + layout.chunk_rows]
+                for row in range(0, len(values), layout.chunk_rows)
+            ]
+            chunks = list(self._compressors.map(partial(encode_chunk, layout=layout), pieces))
+            self._write(chunks, len(values))
+        finally:
+            work.landed(self.first, self.last)
+            self._claim.release()
+        try:
+            if work.complete() and not work.failed():
+                work.publish()
+        except OutputError:
+            raise
+        except GenomepredError as error:
+            work.fail(error)
+
+    def _write(self, chunks: Sequence[bytes], rows: int) -> None:
+        work = self.work
+        attributes = {
+            "genome": work.name,
+            "first_row": self.first,
+            "last_row": self.last,
+            "sequence_digest": work._record["digest"],
+            "signature": json.dumps(work.plan.signature, sort_keys=True),
+        }
+        try:
+            write_part(work.part(self.first, self.last), chunks, rows, work.plan.layout, attributes)
+        except FileNotFoundError:
+            if not work.finished():  # published by others, who computed the same shard
+                raise
+
+    def fail(self, error: GenomepredError) -> None:
+        """Give the genome up."""
+        self.work.landed(self.first, self.last)
+        self._claim.release()
+        self.work.fail(error)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,174 @@
+"""The numerics signature: everything that can change a bit of the output.
+
+It is decided once, when a run starts, written to ``OUT/run.json`` and obeyed by every process that
+works on the run afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+
+from genomepred import __version__
+from genomepred.errors import OutputError, SignatureError
+from genomepred.inference.engine import Numerics, describe_device
+from genomepred.models.card import Card
+from genomepred.sequences.grid import Geometry
+from genomepred.store.hdf5 import Layout
+
+RUN_FILE = "run.json"
+# What is chosen by probing when a run starts; the rest follows from input and environment.
+_DECIDED = ("precision", "form", "compute_batch")
+
+
+def facts(
+    card: Card,
+    geometry: Geometry,
+    layout: Layout,
+    device: torch.device,
+    *,
+    strand: str,
+    regions: Path | None,
+    centre: bool,
+) -> dict[str, Any]:
+    """The part of the signature that follows from the command and the machine."""
+    described = json.loads(card.to_json())
+    for prose in ("training", "metrics", "licence", "name"):
+        described.pop(prose, None)
+    return {
+        "weights_sha256": card.weights_sha256,
+        "card": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
+        "window": geometry.window,
+        "crop": geometry.crop,
+        "bins": geometry.bins,
+        "bin_size": geometry.bin_size,
+        "stride": geometry.stride,
+        "regions": hashlib.sha256(regions.read_bytes()).hexdigest() if regions else None,
+        "centre": centre,
+        "strand": strand,
+        "store_dtype": layout.dtype,
+        "compression": layout.compression,
+        "device": describe_device(device),
+        "threads": 1,
+        "genomepred": __version__,
+        "torch": torch.__version__,
+        "triton": _triton_version() if device.type == "cuda" else None,
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
+        "hdf5": h5py.version.hdf5_version,
+    }
+
+
+def _triton_version() -> str | None:
+    try:
+        import triton  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return None
+    return str(triton.__version__)
+
+
+def open_run(
+    out: Path,
+    expected: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    decide: Callable[[], Numerics],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The run's signature: of ``OUT/run.json`` if it exists, else decided now and written there.
+
+    Parameters
+    ----------
+    out : Path
+        Output folder; made if absent.
+    expected : mapping
+        What this process would use (see :func:`facts`).
+    asked : mapping
+        Of what is otherwise decided, what the user has fixed (``precision``).
+    decide : callable
+        Chooses the rest; called only if the run is new.
+    about : mapping
+        What else a new ``run.json`` says of the run: all that merging needs to know.
+
+    Raises
+    ------
+    SignatureError
+        If the run was started with something that changes its numbers; the message names it.
+    OutputError
+        If the folder cannot be made or written.
+    """
+    path = out / RUN_FILE
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            numerics = decide()
+            decided = {name: getattr(numerics, name) for name in _DECIDED}
+            _create(path, about, {**expected, **decided})
+        signature: dict[str, Any] = read_run(out)["signature"]
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be used as output folder: {error.strerror}") from error
+    wanted = {**expected, **asked}
+    differing = [name for name in wanted if signature.get(name) != wanted[name]]
+    if differing:
+        raise SignatureError(
+            f"{out} was started with "
+            + ", ".join(f"{name} {_short(signature.get(name))}" for name in differing)
+            + "; now "
+            + ", ".join(f"{name} {_short(wanted[name])}" for name in differing)
+            + ": continue it as it was started, or use another --out"
+        )
+    return signature
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """Contents of the ``run.json`` of a folder.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds no run, or its ``run.json`` is damaged.
+    """
+    path = out / RUN_FILE
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        for key in ("signature", "model", "tracks"):
+            document[key]
+    except FileNotFoundError:
+        raise OutputError(
+            f"{out}: no run here ({RUN_FILE} is absent); give the --out of predict"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{path} is damaged ({error}): restore it, or start again in another folder"
+        ) from error
+    return document
+
+
+def _create(path: Path, about: Mapping[str, Any], signature: Mapping[str, Any]) -> None:
+    """Create the file complete and at once; if another process was first, its file stays."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    document = {"created": created, **about, "signature": dict(signature)}
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("w") as file:
+            json.dump(document, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text[:12] + "..." if len(text) == 64 else text
