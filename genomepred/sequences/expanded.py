@@ -1,0 +1,152 @@
+"""Codes of a whole genome in one file of the cache, for FASTA that no index can address.
+
+Layout: the codes of all contigs, a JSON trailer with names, lengths and digest, and the trailer's
+size and magic. The file appears under its name only when complete and on disk; a lock lets one of
+several processes write it while the others wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from genomepred.errors import OutputError, SequenceError
+from genomepred.sequences.codes import Codes
+from genomepred.sequences.scan import Scan
+
+_MAGIC = b"gpcodes1"
+_TAIL = 16  # bytes of the trailer's size and the magic
+
+
+class ExpandedCodes:
+    """An open codes file; stays readable after it was removed from the cache.
+
+    Parameters
+    ----------
+    path : Path
+        A complete codes file.
+
+    Raises
+    ------
+    SequenceError
+        If the file is not complete.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.contigs, self.digest = self._trailer()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._first: dict[str, int] = {}
+        total = 0
+        for name, length in self.contigs.items():
+            self._first[name] = total
+            total += length
+
+    def _trailer(self) -> tuple[dict[str, int], str]:
+        size = os.fstat(self._fd).st_size
+        tail = os.pread(self._fd, _TAIL, max(size - _TAIL, 0))
+        if tail[8:] != _MAGIC:
+            raise SequenceError(f"{self._path}: is no complete codes file; remove it")
+        length = int.from_bytes(tail[:8], "little")
+        trailer = json.loads(os.pread(self._fd, length, size - _TAIL - length))
+        return dict(trailer["contigs"]), trailer["digest"]
+
+    def read(self, contig: str, start: int, out: Codes) -> None:
+        """Fill ``out`` with the codes of a contig from ``start`` on."""
+        view, offset = memoryview(out), self._first[contig] + start
+        while len(view):
+            count = os.preadv(self._fd, [view], offset)
+            if count == 0:
+                raise SequenceError(f"{self._path}: was truncated; remove it")
+            view, offset = view[count:], offset + count
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def expand(target: Path, scan_into: Callable[[Callable[[Codes], object]], Scan]) -> None:
+    """Make a codes file unless another process has made it.
+
+    Parameters
+    ----------
+    target : Path
+        The file; its folder exists.
+    scan_into : callable
+        Scans the FASTA and passes its codes on to the function it is given.
+
+    Raises
+    ------
+    OutputError
+        If the cache cannot be written.
+    """
+    with _locked(target) as exclusive:
+        if target.exists():
+            return
+        if exclusive:
+            for leftover in target.parent.glob(f"{_escaped(target.name)}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                result = scan_into(file.write)
+                contigs = [(r.name, r.length) for r in result.records]
+                trailer = json.dumps({"contigs": contigs, "digest": result.digest}).encode()
+                file.write(trailer + len(trailer).to_bytes(8, "little") + _MAGIC)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            raise OutputError(
+                f"{temporary.parent}: cannot write expanded codes: {error.strerror or error}; "
+                "free space or choose another output folder"
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def discard(target: Path) -> None:
+    """Remove a codes file and its lock; processes that have it open keep reading."""
+    with _locked(target):
+        target.unlink(missing_ok=True)
+        _lock_of(target).unlink(missing_ok=True)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _lock_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.lock")
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[bool]:
+    """Hold the target's lock, which dies with its process; False where files cannot be locked."""
+    path = _lock_of(target)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                yield False
+                return
+            # A lock file removed while we waited excludes nobody: take the one that is there now.
+            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+                yield True
+                return
+        finally:
+            os.close(fd)

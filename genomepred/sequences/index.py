@@ -1,0 +1,157 @@
+"""samtools-compatible indexes: .fai of lines, .gzi of bgzip blocks; checked before they are used.
+
+samtools leaves contigs without bases out of a .fai; here they are found again between the others.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genomepred.errors import SequenceError
+from genomepred.sequences.codes import ALPHABET
+from genomepred.sequences.scan import Record
+from genomepred.sequences.sources import Source, walk_blocks
+
+Int64 = NDArray[np.int64]
+
+# Most bytes looked at of a contig's first and last line.
+_GLANCE = 1 << 12
+# Bytes read at once while an index is checked, so that small contigs come many at a time.
+_WINDOW = 1 << 14
+# More bytes than this between two contigs are no headers.
+_MOST_HEADERS = 1 << 24
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    """Write a small file that is either complete or absent; raises OSError as it comes."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def format_fai(records: Iterable[Record]) -> bytes:
+    """Text of a .fai."""
+    return "".join("\t".join(map(str, r)) + "\n" for r in records if r.length).encode()
+
+
+def read_fai(path: Path, source: Source) -> list[Record] | None:
+    """Records of a .fai that describes all bytes of ``source``, empty contigs added.
+
+    Checked are: every header's place and name, the first and last line of every contig, and that
+    nothing lies between or after them. A missing, malformed or wrong index gives None.
+    """
+    try:
+        rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
+        listed = [Record(row[0], *map(int, row[1:])) for row in rows]
+    except (OSError, ValueError, TypeError, IndexError):
+        return None
+    window = _Window(source)
+    records: list[Record] = []
+    position = 0
+    for record in sorted((r for r in listed if r.length), key=lambda r: r.offset):
+        names = _names_between(window, position, record.offset)
+        if not names or names[-1] != record.name or not _fits(record, window):
+            return None
+        records += [Record(name, 0, 0, 0, 0) for name in names[:-1]]
+        records.append(record)
+        position = _end(record)
+    names = _names_between(window, position, source.size, last=True)
+    if names is None:
+        return None
+    records += [Record(name, 0, 0, 0, 0) for name in names]
+    distinct = len({r.name for r in records}) == len(records)
+    return records if records and distinct else None
+
+
+class _Window:
+    """Reads that share one buffer while they ascend."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.size = source.size
+        self._start, self._data = 0, b""
+
+    def read(self, start: int, end: int) -> bytes:
+        if not self._start <= start <= end <= self._start + len(self._data):
+            stop = min(max(end, start + _WINDOW), self._source.size)
+            pieces = self._source.pieces(start, stop)
+            self._start, self._data = start, b"".join(piece.tobytes() for piece in pieces)
+        return self._data[start - self._start : end - self._start]
+
+
+def _end(record: Record) -> int:
+    """Offset behind a record's last base."""
+    lines, rest = divmod(record.length - 1, record.line_bases)
+    return record.offset + lines * record.line_width + rest + 1
+
+
+def _names_between(window: _Window, start: int, end: int, last: bool = False) -> list[str] | None:
+    """Names of the headers between two contigs; None if there is anything else.
+
+    A header must lie directly before ``end``, unless that is the end of the file.
+    """
+    if not 0 <= end - start <= _MOST_HEADERS:
+        return None
+    lines = window.read(start, end).replace(b"\r\n", b"\n").split(b"\n")
+    if start > 0 and lines.pop(0):  # what is left of the last sequence line
+        return None
+    if not last and (len(lines) < 2 or lines.pop() or not lines[-1]):
+        return None
+    names = []
+    for line in filter(None, lines):
+        words = line[1:].split(None, 1)
+        if line[:1] != b">" or b"\r" in line or not words or not line.startswith(words[0], 1):
+            return None
+        names.append(words[0].decode("utf-8", "replace"))
+    return names
+
+
+def _fits(record: Record, window: _Window) -> bool:
+    """Whether the first and the last line of a record are where they should be."""
+    _, length, offset, bases, width = record
+    if bases < 1 or width - bases not in (1, 2) or _end(record) > window.size:
+        return False
+    first = window.read(offset, offset + min(bases, length, _GLANCE))
+    if first.translate(None, ALPHABET):
+        return False
+    if length <= bases:
+        return True
+    line_end = b"\n" if width - bases == 1 else b"\r\n"
+    if window.read(offset + bases, offset + width) != line_end:
+        return False
+    last = offset + (length - 1) // bases * width
+    tail = window.read(max(last, _end(record) - _GLANCE), _end(record))
+    return window.read(last - len(line_end), last) == line_end and not tail.translate(
+        None, ALPHABET
+    )
+
+
+def format_gzi(blocks: Int64) -> bytes:
+    """Bytes of a .gzi: all blocks but the first, the empty last one included."""
+    rows = blocks[1:-1].astype("<u8")
+    return len(rows).to_bytes(8, "little") + rows.tobytes()
+
+
+def read_gzi(path: Path, fasta: Path) -> Int64 | None:
+    """Table of a bgzip file's blocks from its .gzi; None if that is missing or does not fit."""
+    try:
+        words = np.frombuffer(path.read_bytes(), "<u8").astype(np.int64)
+        rows = words[1:].reshape(-1, 2)
+        known = np.concatenate([np.zeros((1, 2), np.int64), rows])
+        if len(words) and words[0] == len(rows) and np.all(np.diff(known, axis=0)[:, 0] > 0):
+            return walk_blocks(fasta, known)
+    except (OSError, ValueError, SequenceError):
+        pass
+    return None

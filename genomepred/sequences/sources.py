@@ -1,0 +1,282 @@
+"""Uncompressed bytes of a file, as ranges (plain, bgzip) or as one stream (gzip, xz)."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from isal import igzip_lib
+from numpy.typing import NDArray
+
+from genomepred.errors import SequenceError
+from genomepred.sequences.codes import Codes
+
+Kind = Literal["plain", "bgzip", "gzip", "xz"]
+
+# Bytes of one read or one inflated piece: fits in L2 beside its codes.
+PIECE = 1 << 18
+# bgzip blocks inflated after one read of compressed bytes.
+_BLOCKS = 32
+
+_GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
+# Formats people have genomes in that are not FASTA, with what to do about it.
+_FOREIGN = {
+    b"BZh": "bzip2 data; decompress it with bunzip2",
+    b"\x28\xb5\x2f\xfd": "zstd data; decompress it with zstd -d",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\x43\x27\x41\x1a": "a 2bit file; convert it with twoBitToFa",
+    b"@": "FASTQ or SAM; convert it with seqtk or samtools fasta",
+    b"\xef\xbb\xbf": "text with a byte order mark; save it as plain ASCII",
+    b"\xff\xfe": "UTF-16 text; save it as plain ASCII",
+    b"\xfe\xff": "UTF-16 text; save it as plain ASCII",
+    b"\x89PNG": "a PNG image",
+}
+
+
+def unreadable(path: Path, error: OSError) -> SequenceError:
+    """The one-line error for a file the operating system does not let us read."""
+    return SequenceError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def kind_of(path: Path) -> Kind:
+    """Compression of a file, by its first bytes.
+
+    Raises
+    ------
+    SequenceError
+        If the file is missing, unreadable, empty, not a regular file or of a foreign format.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise SequenceError(f"{path}: is not a regular file; give a FASTA file")
+        with path.open("rb", buffering=0) as file:
+            head = file.read(18)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if not head:
+        raise SequenceError(f"{path}: is empty; a FASTA begins with '>'")
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise SequenceError(f"{path}: line 1, byte offset 0: no FASTA but {what}")
+    if _block_size(head):
+        return "bgzip"
+    if head.startswith(_GZIP):
+        return "gzip"
+    return "xz" if head.startswith(_XZ) else "plain"
+
+
+class Source(Protocol):
+    """Uncompressed bytes that can be read anywhere."""
+
+    size: int
+
+    def pieces(self, start: int, end: int) -> Iterator[Codes]:
+        """Read-only uint8 arrays that cover ``[start, end)``; each valid until the next."""
+        ...
+
+    def close(self) -> None:
+        """Close the file."""
+        ...
+
+
+class PlainSource:
+    """An uncompressed file, read into one reused buffer so that resident memory stays small."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = _open(path)
+        self.size = os.fstat(self._fd).st_size
+        buffer = np.empty(PIECE, np.uint8)
+        self._view = memoryview(buffer)
+        self._buffer = buffer.view()
+        self._buffer.flags.writeable = False
+
+    def pieces(self, start: int, end: int) -> Iterator[Codes]:
+        """See :class:`Source`."""
+        while start < end:
+            count = _read(self._path, self._fd, self._view[: end - start], start)
+            yield self._buffer[:count]
+            start += count
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+class BgzipSource:
+    """A bgzip file, read through the table of its blocks.
+
+    Parameters
+    ----------
+    path : Path
+    blocks : int64 array, [blocks + 1, 2]
+        Compressed and uncompressed offset of every block, and the ends of both.
+    """
+
+    def __init__(self, path: Path, blocks: NDArray[np.int64]) -> None:
+        self._path = path
+        self._fd = _open(path)
+        self._packed, self._offsets = blocks[:, 0].copy(), blocks[:, 1].copy()
+        self.size = int(self._offsets[-1])
+        # The last block of a range is also the first of the range that continues it.
+        self._last: tuple[int, Codes] = (-1, np.empty(0, np.uint8))
+
+    def pieces(self, start: int, end: int) -> Iterator[Codes]:
+        """See :class:`Source`."""
+        if start >= end:
+            return
+        first = int(np.searchsorted(self._offsets, start, side="right")) - 1
+        stop = int(np.searchsorted(self._offsets, end, side="left"))
+        for block, data in self._inflated(first, stop):
+            offset = int(self._offsets[block])
+            yield data[max(start - offset, 0) : end - offset]
+
+    def _inflated(self, first: int, stop: int) -> Iterator[tuple[int, Codes]]:
+        if first == self._last[0]:
+            yield self._last
+            first += 1
+        for batch in range(first, stop, _BLOCKS):
+            blocks = range(batch, min(batch + _BLOCKS, stop))
+            origin = int(self._packed[batch])
+            packed = memoryview(bytearray(int(self._packed[blocks.stop]) - origin))
+            if _read(self._path, self._fd, packed, origin) < len(packed):
+                raise SequenceError(f"{self._path}: truncated while it was read")
+            for block in blocks:
+                a, b = (int(self._packed[i]) - origin for i in (block, block + 1))
+                self._last = (block, self._inflate(block, packed[a:b]))
+                yield self._last
+
+    def _inflate(self, block: int, packed: memoryview) -> Codes:
+        size = int(self._offsets[block + 1] - self._offsets[block])
+        try:
+            data = igzip_lib.decompress(packed, igzip_lib.DECOMP_GZIP, bufsize=max(size, 1))
+        except (igzip_lib.IsalError, EOFError) as error:
+            raise _damaged(self._path, int(self._packed[block]), error) from None
+        if len(data) != size:
+            raise _damaged(self._path, int(self._packed[block]), "its size differs from the .gzi")
+        return np.frombuffer(data, np.uint8)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def walk_blocks(path: Path, known: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Complete a table of bgzip blocks to the end of the file.
+
+    Parameters
+    ----------
+    path : Path
+    known : int64 array, [blocks, 2]
+        Compressed and uncompressed offsets of the first blocks; at least ``[[0, 0]]``.
+
+    Returns
+    -------
+    int64 array, [blocks + 1, 2]
+        All blocks and the ends of both.
+
+    Raises
+    ------
+    SequenceError
+        If a block is no bgzip block, or the file ends without the empty block that marks its end.
+    """
+    table = [tuple(row) for row in known.tolist()]
+    fd = _open(path)
+    try:
+        size = os.fstat(fd).st_size
+        packed, offset = table[-1]
+        count = -1
+        header = os.pread(fd, 18, packed)
+        while packed < size:
+            block = _block_size(header)
+            if block == 0:
+                raise _damaged(path, packed, "no bgzip block begins here")
+            if packed + block > size:
+                raise _damaged(path, packed, "the file is truncated in this block")
+            # The size of this block's data is its last word; the next header follows it.
+            tail = os.pread(fd, 22, packed + block - 4)
+            (count,) = struct.unpack_from("<I", tail)
+            header = tail[4:]
+            packed, offset = packed + block, offset + count
+            table.append((packed, offset))
+    except OSError as error:
+        raise unreadable(path, error) from None
+    finally:
+        os.close(fd)
+    if count != 0:
+        raise _damaged(path, size, "the file is truncated: bgzip's end-of-file block is missing")
+    return np.array(table, np.int64)
+
+
+def inflate(path: Path, kind: Literal["gzip", "xz"]) -> Iterator[Codes]:
+    """The whole stream of a gzip or xz file with any number of members, as uint8 arrays.
+
+    Raises
+    ------
+    SequenceError
+        If the stream is damaged or truncated, or something else follows it.
+    """
+    new: Callable[[], Any] = (
+        (lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP))
+        if kind == "gzip"
+        else lzma.LZMADecompressor
+    )
+    magic = _GZIP if kind == "gzip" else _XZ
+    try:
+        with path.open("rb", buffering=0) as file:
+            member, data = new(), file.read(PIECE)
+            while data:
+                while not member.eof:
+                    inflated = member.decompress(data, PIECE)
+                    if inflated:
+                        yield np.frombuffer(inflated, np.uint8)
+                    data = b""
+                    if member.needs_input and not member.eof:
+                        data = file.read(PIECE)
+                        if not data:
+                            raise _damaged(path, file.tell(), f"the {kind} stream is truncated")
+                # Zeros pad a stream to whole blocks; anything else must be another member.
+                data = member.unused_data.lstrip(b"\0")
+                while len(data) < len(magic) and (more := file.read(PIECE)):
+                    data = (data + more).lstrip(b"\0")
+                if data and not data.startswith(magic):
+                    raise _damaged(path, file.tell() - len(data), f"no {kind} data")
+                member = new()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (igzip_lib.IsalError, lzma.LZMAError, EOFError) as error:
+        raise SequenceError(f"{path}: the {kind} stream is damaged: {error}") from None
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _read(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
+    """Fill a buffer as far as the file goes; at least one byte."""
+    try:
+        count = os.preadv(fd, [buffer], offset)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if count == 0:
+        raise SequenceError(f"{path}: ends at byte {offset}, where sequence was expected")
+    return count
+
+
+def _block_size(header: bytes) -> int:
+    """Bytes of the bgzip block that begins with this header; 0 if it is none."""
+    if len(header) < 18 or header[:4] != b"\x1f\x8b\x08\x04" or header[10:16] != b"\x06\0BC\x02\0":
+        return 0
+    return int.from_bytes(header[16:18], "little") + 1
+
+
+def _damaged(path: Path, offset: int, what: object) -> SequenceError:
+    return SequenceError(f"{path}: damaged at byte offset {offset}: {what}; copy the file again")
