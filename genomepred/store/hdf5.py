@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from genomepred.errors import GenomepredError, StoreError
 from genomepred.sequences.grid import Grid
 from genomepred.store.checksum import intact
-from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
+from genomepred.store.chunks import ZSTD_LEVEL, Layout, encode_chunk, filter_bytes
 from genomepred.store.files import (
     publishing,
     read_sidecar,
@@ -36,6 +36,7 @@ from genomepred.store.reader import (
     FORMAT,
     FORMAT_VERSION,
     READ_ERRORS,
+    ZSTD_FILTER,
     Attribute,
     PredictionStore,
     first_line,
@@ -60,7 +61,6 @@ __all__ = [
 # HDF5 1.10's metadata: the oldest in which every piece of it is checksummed, readable by all
 # releases since 2016, and fixed here so that a newer library writes the same bytes.
 _VERSION = ("v110", "v110")
-_ZSTD_FILTER = 32015
 # Metadata arrays are deflated whatever the predictions are, so that every tool can read them.
 _TABLE = Layout(tracks=1, compression="deflate-4")
 _TABLE_ROWS = 65536
@@ -140,7 +140,7 @@ def check_part(path: Path) -> None:
     _part_chunks(path)
 
 
-def join(  # noqa: PLR0917  (each is one fact of the file)
+def join(
     parts: Sequence[Path],
     path: Path,
     layout: Layout,
@@ -275,7 +275,7 @@ class _Target(io.FileIO):
 def _create_predictions(file: h5py.File, rows: int, layout: Layout) -> Any:
     compression: dict[str, Any] = {}
     if layout.compression == "zstd":
-        compression = {"compression": _ZSTD_FILTER, "compression_opts": (3,)}
+        compression = {"compression": ZSTD_FILTER, "compression_opts": (ZSTD_LEVEL,)}
     elif layout.compression != "none":
         compression = {"compression": "gzip", "compression_opts": layout.level}
     return file.create_dataset(

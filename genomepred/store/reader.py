@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError, StoreError
-from genomepred.sequences.grid import Geometry, Grid
+from genomepred.sequences.grid import Geometry, Grid, Region, parse_region
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMAT = "genomepred"
 FORMAT_VERSION = 1
 DATASET = "predictions"
+ZSTD_FILTER = 32015
 
 Attribute = str | int | float | bool
 Int64 = NDArray[np.int64]
@@ -31,8 +32,12 @@ Float32 = NDArray[np.float32]
 # What HDF5 and h5py raise on files that are damaged or not what they claim to be.
 READ_ERRORS = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError)
 
-# Values decoded at a time when a whole file is walked: 16 MB of float32.
-_BLOCK_VALUES = 1 << 22
+# Values decoded at a time when a file is walked: 256 KB of float32, 8 MB once they are text.
+_BLOCK_VALUES = 1 << 16
+
+# Decoded chunks kept: exports sorted by contig name jump between the chunks of many scaffolds.
+_CACHE_BYTES = 32 << 20
+_CACHE_SLOTS = 10007
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,20 @@ class Predictions:
             left["name"] = self.names
         return pd.concat([pd.DataFrame(left, index=table.index), table], axis=1)
 
+    def to_records(self, columns: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows as plain values: contig, start, end, name (where there are names), the columns."""
+        # Through text, for the shortest decimal that reads back as the same float32.
+        values = self.values[:, columns].astype(np.str_).astype(np.float64).tolist()
+        tracks = [self.tracks[k] for k in columns]
+        names = [{}] * len(self) if self.names is None else [{"name": str(n)} for n in self.names]
+        return [
+            {"contig": self.contig, "start": start, "end": end, **name}
+            | dict(zip(tracks, row, strict=True))
+            for start, end, name, row in zip(
+                self.start.tolist(), self.end.tolist(), names, values, strict=True
+            )
+        ]
+
 
 class PredictionStore:
     """One genome's predictions, opened for reading.
@@ -106,7 +125,9 @@ class PredictionStore:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         with self._reading("opened"):
-            self._file = h5py.File(self.path, "r", locking=False)
+            self._file = h5py.File(
+                self.path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=_CACHE_SLOTS
+            )
         try:
             with self._reading("read"):
                 self._load()
@@ -201,6 +222,39 @@ class PredictionStore:
             yield first, self.read(first, stop)
             first = stop
 
+    def ranges(self, region: Region | None = None) -> list[tuple[int, int]]:
+        """Row ranges in the file's order, one an interval: of a region, or all of the file."""
+        if region is not None:
+            return self.grid.query(region.contig, region.start, region.end)
+        first = self.grid.first_row
+        ends = first + self.grid.row_counts
+        return [(a, b) for a, b in zip(first.tolist(), ends.tolist(), strict=True) if a < b]
+
+    def region(self, text: str) -> Region:
+        """Region of a string such as ``chr1:1,001-2,000`` (1-based inclusive) or a contig's name.
+
+        Raises
+        ------
+        RegionError
+            If the contig has no predictions here or the range does not fit it.
+        """
+        return parse_region(text, self.contigs)
+
+    def columns(self, tracks: Sequence[str] = ()) -> list[int]:
+        """Columns of the named tracks, in the order given; of all tracks if none is named.
+
+        Raises
+        ------
+        StoreError
+            If a track is not in the file.
+        """
+        for track in tracks:
+            if track not in self.tracks:
+                raise StoreError(
+                    f"{self.path}: no track {track!r}; there are {', '.join(self.tracks)}"
+                )
+        return [self.tracks.index(track) for track in tracks or self.tracks]
+
     def described(self, rows: Int64) -> tuple[Int64, Int64]:
         """Bases that rows describe, ``[start, end)``, not past the ends of their contigs."""
         start = self.grid.starts(rows)
@@ -220,6 +274,27 @@ class PredictionStore:
             self.tracks,
             None if names is None else names[self.grid.interval_of(rows)],
         )
+
+    def summary(self) -> dict[str, Any]:
+        """Facts about the file as plain values; reads all of it to count what is missing."""
+        missing = sum(int(np.isnan(values).sum()) for _, values in self.blocks())
+        data = self.predictions
+        return {
+            "file": str(self.path),
+            "bytes": self.path.stat().st_size,
+            "attributes": self.attributes,
+            "contigs": len(self.contigs),
+            "bases": sum(self.contigs.values()),
+            "intervals": len(self.grid.contigs),
+            "rows": self.rows,
+            "tracks": [
+                {"name": name, "description": text}
+                for name, text in zip(self.tracks, self.descriptions, strict=True)
+            ],
+            "missing": missing / max(self.rows * len(self.tracks), 1),
+            "dtype": data.dtype.name,
+            "compression": _compression(data),
+        }
 
     def _bounds(self, key: str | tuple[str, slice]) -> tuple[str, int, int]:
         contig, bases = key if isinstance(key, tuple) else (key, slice(None))
@@ -266,8 +341,22 @@ def _grid(intervals: h5py.Group, attributes: Mapping[str, Attribute], rows: int)
     return grid
 
 
+def _compression(data: h5py.Dataset) -> str:
+    """Name of a dataset's compression filter: deflate-4, zstd, none."""
+    filters = data.id.get_create_plist()
+    for i in range(filters.get_nfilters()):
+        code, _, options, name = filters.get_filter(i)
+        if code == h5py.h5z.FILTER_DEFLATE:
+            return f"deflate-{options[0]}"
+        if code == ZSTD_FILTER:
+            return "zstd"
+        if code not in (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32):
+            return str(name)
+    return "none"
+
+
 def _require_codec(data: h5py.Dataset) -> None:
-    if "32015" in data._filters:
+    if _compression(data) == "zstd":
         from genomepred.store.chunks import require_zstd
 
         require_zstd()

@@ -1,0 +1,190 @@
+"""Commands on prediction files: info, query, export, plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from genomepred.cli.options import debug_option, echo_json, json_option
+
+if TYPE_CHECKING:
+    from genomepred.sequences.grid import Region
+    from genomepred.store.reader import PredictionStore
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_FILE = click.argument("file", type=click.Path(path_type=Path))
+_REGION = click.argument("region")
+_SUBSET = click.option(
+    "--region",
+    metavar="CONTIG:START-END",
+    help="Only this region, 1-based and inclusive, or one contig.  [default: everything]",
+)
+_TRACK = click.option("--track", metavar="NAME", help="Only this track.  [default: all]")
+_TRACKS = click.option(
+    "--track",
+    "tracks",
+    metavar="NAME",
+    multiple=True,
+    help="Only this track; repeatable.  [default: all]",
+)
+
+
+def _output(required: bool, details: str) -> Callable[[_F], _F]:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path, dir_okay=False),
+        required=required,
+        help=f"File to write{details}",
+    )
+
+
+_STDOUT = _output(False, ", gzip if named .gz.  [default: standard output]")
+
+
+@click.command()
+@_FILE
+@json_option
+@debug_option
+def info(file: Path, as_json: bool) -> None:
+    """Summarise a prediction FILE: genome, model, rows, tracks, missing share."""
+    from genomepred.store.reader import PredictionStore
+
+    with PredictionStore(file) as store:
+        summary = store.summary()
+    if as_json:
+        echo_json(summary)
+    else:
+        click.echo(_readable(summary))
+
+
+@click.command()
+@_FILE
+@_REGION
+@_TRACKS
+@json_option
+@debug_option
+def query(file: Path, region: str, tracks: tuple[str, ...], as_json: bool) -> None:
+    """Print the rows of FILE that intersect REGION as a table.
+
+    REGION is CONTIG:START-END, 1-based and inclusive, or a contig's name; the table's start and
+    end are 0-based half-open, as in BED. A missing value is NaN (null in JSON).
+    """
+    from genomepred.store.export import export_tsv
+    from genomepred.store.reader import PredictionStore
+
+    with PredictionStore(file) as store:
+        place = store.region(region)
+        if as_json:
+            found = store[place.contig, place.start : place.end]
+            echo_json(found.to_records(store.columns(tracks)))
+        else:
+            export_tsv(store, None, tracks, place)
+
+
+@click.group()
+def export() -> None:
+    """Write a prediction file as bigWig, bedGraph or a table."""
+
+
+@export.command()
+@_FILE
+@_output(True, "; of several tracks, each puts its name before the suffix.")
+@_TRACK
+@_SUBSET
+@debug_option
+def bigwig(file: Path, output: Path, track: str | None, region: str | None) -> None:
+    """Write FILE as bigWig, one a track, for genome browsers."""
+    from genomepred.store.export import export_bigwig
+    from genomepred.store.reader import PredictionStore
+
+    with PredictionStore(file) as store:
+        _echo_written(export_bigwig(store, output, track, _place(store, region)))
+
+
+@export.command()
+@_FILE
+@_STDOUT
+@_TRACK
+@_SUBSET
+@debug_option
+def bedgraph(file: Path, output: Path | None, track: str | None, region: str | None) -> None:
+    """Write FILE as bedGraph, one a track, sorted by contig name and start."""
+    from genomepred.store.export import export_bedgraph
+    from genomepred.store.reader import PredictionStore
+
+    with PredictionStore(file) as store:
+        place = _place(store, region)
+        _echo_written(export_bedgraph(store, _to_path(output), track, place))
+
+
+@export.command()
+@_FILE
+@_STDOUT
+@_TRACKS
+@_SUBSET
+@debug_option
+def tsv(file: Path, output: Path | None, tracks: tuple[str, ...], region: str | None) -> None:
+    """Write FILE as a table: contig, start, end, one column a track."""
+    from genomepred.store.export import export_tsv
+    from genomepred.store.reader import PredictionStore
+
+    with PredictionStore(file) as store:
+        path = _to_path(output)
+        export_tsv(store, path, tracks, _place(store, region))
+        _echo_written([path] if path else [])
+
+
+@click.command()
+@_FILE
+@_REGION
+@_output(True, ": .png, .pdf or .svg.")
+@_TRACKS
+@debug_option
+def plot(file: Path, region: str, output: Path, tracks: tuple[str, ...]) -> None:
+    """Draw REGION of FILE, one panel a track; REGION as in query."""
+    from genomepred.plots import plot_region
+    from genomepred.store.reader import PredictionStore
+
+    with PredictionStore(file) as store:
+        plot_region(store, store.region(region), tracks, output)
+    _echo_written([output])
+
+
+def _place(store: PredictionStore, region: str | None) -> Region | None:
+    return None if region is None else store.region(region)
+
+
+def _to_path(output: Path | None) -> Path | None:
+    """Output file, or None for standard output, which ``-`` also means."""
+    return None if output is None or str(output) == "-" else output
+
+
+def _echo_written(paths: list[Path]) -> None:
+    for path in paths:
+        click.echo(f"genomepred: wrote {path}", err=True)
+
+
+def _readable(summary: dict[str, Any]) -> str:
+    """Summary as aligned lines: what everyone asks first, then the other attributes."""
+    facts = dict(summary["attributes"])
+    bins = f"{facts.pop('bins')} x {facts.pop('bin_size')} bases"
+    window = f"{facts.pop('window')} bases, crop {facts.pop('crop')}, stride {facts.pop('stride')}"
+    lines = {
+        "file": f"{summary['file']} ({summary['bytes']:,} bytes)",
+        "genome": facts.pop("genome", "?"),
+        "model": facts.pop("model", "?"),
+        "window": f"{window}, bins {bins}",
+        "contigs": f"{summary['contigs']:,} with {summary['bases']:,} bases",
+        "rows": f"{summary['rows']:,} in {summary['intervals']:,} intervals",
+        "missing": f"{summary['missing']:.2%} of the values",
+        "stored as": f"{summary['dtype']}, {summary['compression']}",
+    }
+    for track in summary["tracks"]:
+        lines[f"track {track['name']}"] = track["description"]
+    lines.update({name.replace("_", " "): value for name, value in sorted(facts.items())})
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines.items())

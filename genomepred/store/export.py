@@ -1,0 +1,291 @@
+"""Prediction files as bigWig, bedGraph and tables, in bounded memory.
+
+bigWig and bedGraph hold one value a base, so rows are drawn as :meth:`Grid.drawn` says and missing
+rows are absent. Tables keep every row that describes a base, with all of the bases it describes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genomepred.errors import OutputError, StoreError
+from genomepred.sequences.grid import Region
+from genomepred.store.files import output_error, publishing, require_space
+from genomepred.store.reader import Float32, Int64, PredictionStore
+
+# Upper estimate of a bigWig's bytes a row, checked against the free space before writing: a record
+# is 12 bytes before compression; predictions took 9.3, zoom levels included.
+_BIGWIG_ROW = 12
+
+
+class _Block(NamedTuple):
+    """Drawn values of consecutive rows of one contig, sorted, none missing."""
+
+    contig: str
+    start: Int64
+    end: Int64
+    values: Float32
+
+
+def export_bigwig(
+    store: PredictionStore, path: Path, track: str | None = None, region: Region | None = None
+) -> list[Path]:
+    """Write bigWig files, one a track, sorted by contig name.
+
+    Parameters
+    ----------
+    store : PredictionStore
+    path : Path
+        The file; without ``track``, each of several tracks puts its name before the suffix.
+    track : str, optional
+        The one track to write; all by default.
+    region : Region, optional
+        Only rows drawn on bases of the region; all by default.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    StoreError
+        If the track is unknown, nothing is there to draw, or BED records overlap (``--centre``).
+    OutputError
+        If the file cannot be written; nothing is left behind.
+    """
+    outputs = _outputs(store, path, track)
+    for column, output in outputs:
+        _write_bigwig(store, output, column, region)
+    return [output for _, output in outputs]
+
+
+def export_bedgraph(
+    store: PredictionStore,
+    path: Path | None,
+    track: str | None = None,
+    region: Region | None = None,
+) -> list[Path]:
+    """Write bedGraph files, one a track, sorted by contig name and start; gzip if named ``.gz``.
+
+    Parameters and errors are those of :func:`export_bigwig`; without ``path`` the one track goes
+    to standard output.
+    """
+    if path is None and track is None and len(store.tracks) > 1:
+        raise StoreError(
+            f"{store.path} has {len(store.tracks)} tracks, a bedGraph holds one; choose it with "
+            f"--track ({', '.join(store.tracks)}) or name a file with -o to write all"
+        )
+    outputs = _outputs(store, path or Path("-"), track)
+    for column, output in outputs:
+        with _text_output(path and output) as file:
+            for block in _drawn(store, column, region):
+                file.write(_bedgraph_lines(block))
+    return [] if path is None else [output for _, output in outputs]
+
+
+def export_tsv(
+    store: PredictionStore,
+    path: Path | None,
+    tracks: Sequence[str] = (),
+    region: Region | None = None,
+) -> None:
+    """Write a table: contig, start, end, name (where there are names), one column a track.
+
+    Rows stand in the file's order with the bases they describe, 0-based half-open; a missing value
+    is ``NaN``. Rows past the end of their contig are left out.
+
+    Parameters
+    ----------
+    store : PredictionStore
+    path : Path or None
+        The file, gzip if named ``.gz``; None for standard output.
+    tracks : sequence of str, optional
+        Columns; all by default.
+    region : Region, optional
+        Only rows that intersect it; all by default.
+
+    Raises
+    ------
+    StoreError
+        If a track is unknown.
+    OutputError
+        If the file cannot be written; nothing is left behind.
+    """
+    columns = store.columns(tracks)
+    ranges = [(0, store.rows)] if region is None else store.ranges(region)
+    names = ["name"] if store.grid.names is not None else []
+    header = ["contig", "start", "end", *names, *(store.tracks[k] for k in columns)]
+    with _text_output(path) as file:
+        file.write(("\t".join(header) + "\n").encode())
+        for first, last in ranges:
+            for row, values in store.blocks(first, last):
+                rows = np.arange(row, row + len(values))
+                file.write(_tsv_lines(store, rows, values[:, columns]))
+
+
+def _outputs(store: PredictionStore, path: Path, track: str | None) -> list[tuple[int, Path]]:
+    """Columns to write, each with its file."""
+    if track is not None or len(store.tracks) == 1:
+        return [(store.columns([track] if track else [])[0], path)]
+    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    stem = path.name.removesuffix(suffix)
+    safe = [name.replace("/", "_").replace("\0", "_") for name in store.tracks]
+    if len(set(safe)) < len(safe):
+        raise OutputError(f"{path}: track names collide as file names; choose one with --track")
+    return [(k, path.with_name(f"{stem}.{name}{suffix}")) for k, name in enumerate(safe)]
+
+
+def _drawn(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
+    """Values of a track on the bases they are drawn on, sorted, missing ones left out."""
+    blocks = _centred if store.grid.names is not None else _tiled
+    for contig, start, end, values in blocks(store, column, region):
+        keep = ~np.isnan(values) & (start < end)
+        if region is not None:
+            keep &= (start < region.end) & (end > region.start)
+        yield _Block(contig, start[keep], end[keep], values[keep])
+
+
+def _tiled(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
+    """Blocks of a whole or regions grid: sorted contig by contig, streamed."""
+    grid = store.grid
+    ranges = store.ranges(region)
+    first = np.array([first for first, _ in ranges], np.int64)
+    contigs = grid.contigs[grid.interval_of(first)]
+    for i in np.lexsort((first, contigs)):
+        for row, values in store.blocks(*ranges[i]):
+            start, end = grid.drawn(np.arange(row, row + len(values)))
+            yield _Block(str(contigs[i]), start, end, values[:, column])
+
+
+def _centred(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
+    """Blocks of a centred grid: one a contig, sorted in memory, for they stand in BED order."""
+    grid, ranges = store.grid, store.ranges(region)
+    rows = np.concatenate([np.arange(0), *(np.arange(*r) for r in ranges)])
+    values = np.concatenate([np.empty(0, np.float32), *(store.read(*r)[:, column] for r in ranges)])
+    start, end = grid.drawn(rows)
+    contigs = grid.contigs[grid.interval_of(rows)]
+    order = np.lexsort((start, contigs))
+    contigs, start, end, values = contigs[order], start[order], end[order], values[order]
+    clash = (contigs[1:] == contigs[:-1]) & (start[1:] < end[:-1])
+    if clash.any():
+        at = int(clash.argmax())
+        raise StoreError(
+            f"{store.path}: BED records overlap at {contigs[at]}:{start[at + 1] + 1}, but bigWig "
+            "and bedGraph hold one value a base; export tsv instead"
+        )
+    for contig in np.unique(contigs):
+        one = contigs == contig
+        yield _Block(str(contig), start[one], end[one], values[one])
+
+
+def _write_bigwig(store: PredictionStore, path: Path, column: int, region: Region | None) -> None:
+    import pybigtools
+
+    records = _Records(_drawn(store, column, region))
+    if records.empty:
+        raise StoreError(f"{store.path}: no value to draw; every row asked for is missing")
+    with publishing(path, suffix=".tmp.bw") as temporary:
+        rows = sum(last - first for first, last in store.ranges(region))
+        require_space(path.parent, rows * _BIGWIG_ROW)
+        try:
+            pybigtools.open(str(temporary), "w").write(store.contigs, records)
+        except BaseException as error:
+            # The library panics where it cannot write, outside Python's tree of exceptions.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise OutputError(f"{path}: cannot be written; is the disk full?") from error
+        if records.error is not None:
+            raise records.error
+        _check_bigwig(path, temporary, records.bases)
+
+
+def _check_bigwig(path: Path, temporary: Path, bases: int) -> None:
+    """The library prints some errors and goes on, so the file says whether it is complete."""
+    import pybigtools
+
+    try:
+        with pybigtools.open(str(temporary)) as written:
+            found = written.info()["summary"]["basesCovered"]
+    except (pybigtools.BBIReadError, OSError) as error:
+        raise OutputError(f"{path}: could not be written as bigWig ({error})") from error
+    if found != bases:
+        raise OutputError(f"{path}: the bigWig came out with {found} of {bases} bases")
+
+
+class _Records:
+    """Iterator of (contig, start, end, value) for pybigtools.
+
+    It counts what it hands over and keeps errors, which the library would print and drop.
+    """
+
+    def __init__(self, blocks: Iterable[_Block]) -> None:
+        self.bases = 0
+        self.error: BaseException | None = None
+        self._blocks = (block for block in blocks if block.start.size)
+        self._next = next(self._blocks, None)
+        self.empty = self._next is None
+
+    def __iter__(self) -> Iterator[tuple[str, int, int, float]]:
+        block = self._next
+        while block is not None:
+            self.bases += int((block.end - block.start).sum())
+            columns = (block.start.tolist(), block.end.tolist(), block.values.tolist())
+            for start, end, value in zip(*columns, strict=True):
+                yield block.contig, start, end, value
+            try:
+                block = next(self._blocks, None)
+            except BaseException as error:
+                self.error = error
+                return
+
+
+@contextmanager
+def _text_output(path: Path | None) -> Iterator[BinaryIO]:
+    """Binary file that is published when complete, or standard output."""
+    if path is None:
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise output_error(Path("standard output"), error) from error
+        return
+    with publishing(path) as temporary, open(temporary, "xb") as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+                yield file  # type: ignore[misc]  # a BinaryIO in all but its declared base
+        else:
+            yield raw
+
+
+def _texts(values: Float32) -> NDArray[np.str_]:
+    """Shortest text of each value that reads back as the same float32; NaN for missing."""
+    texts: NDArray[np.str_] = values.astype(np.str_)
+    texts[np.isnan(values)] = "NaN"
+    return texts
+
+
+def _bedgraph_lines(block: _Block) -> bytes:
+    columns = (block.start.tolist(), block.end.tolist(), _texts(block.values).tolist())
+    lines = [f"{block.contig}\t{s}\t{e}\t{v}\n" for s, e, v in zip(*columns, strict=True)]
+    return "".join(lines).encode()
+
+
+def _tsv_lines(store: PredictionStore, rows: Int64, values: Float32) -> bytes:
+    interval = store.grid.interval_of(rows)
+    start, end = store.described(rows)
+    left = [store.grid.contigs[interval], start.astype(np.str_), end.astype(np.str_)]
+    if store.grid.names is not None:
+        left.append(store.grid.names[interval])
+    table = np.column_stack([*left, _texts(values)])[start < end]
+    return "".join(["\t".join(fields) + "\n" for fields in table.tolist()]).encode()
