@@ -15,7 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError, OutputError
+from genomepred.errors import OutputError
+from genomepred.store import zstd
+from genomepred.store.checksum import fletcher32
 
 # Values in a chunk: 256 KB of float32. Large enough that the index of a 3-Gb genome at stride 20
 # has 2,300 entries, small enough that a query of one gene decodes little.
@@ -35,7 +37,6 @@ CHUNK_VALUES = 65536
 # With many tracks of different scales the exponents repeat at a distance, so matches pay again.
 RUN_LENGTH_TRACKS = 4
 DEFLATE_LEVEL = 4
-ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Layout:
         if min(self.tracks, self.bins) < 1:
             raise OutputError(f"a layout needs tracks and bins, got {self.tracks} and {self.bins}")
         if self.compression == "zstd":
-            require_zstd()
+            zstd.require()
 
     @cached_property
     def chunk_rows(self) -> int:
@@ -139,8 +140,6 @@ def encode_chunk(values: NDArray[np.floating[Any]], layout: Layout) -> bytes:
 
 def filter_bytes(array: NDArray[Any], layout: Layout) -> bytes:
     """A C-contiguous array through the layout's filters: shuffle, compression, fletcher32."""
-    from genomepred.store.checksum import fletcher32
-
     shuffled = array.reshape(-1, 1).view(np.uint8).T.tobytes()
     packed = _compress(shuffled, layout)
     return packed + fletcher32(packed).to_bytes(4, "little")
@@ -152,25 +151,8 @@ def _compress(data: bytes, layout: Layout) -> bytes:
     if layout.compression == "zstd":
         import zstandard
 
-        return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(data)
+        return zstandard.ZstdCompressor(level=zstd.LEVEL).compress(data)
     run_lengths = layout.compression == "deflate" and layout.tracks <= RUN_LENGTH_TRACKS
     strategy = zlib.Z_RLE if run_lengths else zlib.Z_DEFAULT_STRATEGY
     deflate = zlib.compressobj(layout.level, zlib.DEFLATED, zlib.MAX_WBITS, 8, strategy)
     return deflate.compress(data) + deflate.flush()
-
-
-def require_zstd() -> None:
-    """Load the libraries that write and read zstd.
-
-    Raises
-    ------
-    DependencyError
-        If one is not installed.
-    """
-    try:
-        import hdf5plugin  # noqa: F401  (importing it registers the filter)
-        import zstandard  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            f"compression zstd needs {error.name}; install genomepred[zstd]"
-        ) from error

@@ -20,6 +20,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+class MissingFolderError(OutputError, FileNotFoundError):
+    """The folder to write into does not exist, or was removed meanwhile."""
+
+
 @contextmanager
 def publishing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """Temporary path in the same folder; synced and renamed to ``path`` at the end.
@@ -40,11 +44,11 @@ def publishing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
         sync_file(temporary)
         os.rename(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise output_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise output_error(path, error) from error
         raise
 
 
@@ -57,6 +61,8 @@ def output_error(path: Path, error: OSError) -> OutputError:
         )
     if error.errno in _FORBIDDEN:
         return OutputError(f"{path}: no permission to write into {path.parent}")
+    if error.errno == errno.ENOENT:
+        return MissingFolderError(f"{path}: there is no folder {path.parent}; make it first")
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")
 
 

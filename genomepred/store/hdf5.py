@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, StoreError
 from genomepred.sequences.grid import Grid
+from genomepred.store import zstd
 from genomepred.store.checksum import intact
-from genomepred.store.chunks import ZSTD_LEVEL, Layout, encode_chunk, filter_bytes
+from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
 from genomepred.store.files import (
     publishing,
     read_sidecar,
@@ -36,7 +37,6 @@ from genomepred.store.reader import (
     FORMAT,
     FORMAT_VERSION,
     READ_ERRORS,
-    ZSTD_FILTER,
     Attribute,
     PredictionStore,
     first_line,
@@ -218,7 +218,7 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
     except StoreError as error:
         return [str(error)]
     if digest != noted.get("sha256"):
-        return [f"{path}: altered since it was written (sha256 {digest}, not {noted['sha256']})"]
+        return [f"{path}: altered since it was written (sha256 {digest}, not {noted.get('sha256')})"]
     try:
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]
@@ -275,7 +275,7 @@ class _Target(io.FileIO):
 def _create_predictions(file: h5py.File, rows: int, layout: Layout) -> Any:
     compression: dict[str, Any] = {}
     if layout.compression == "zstd":
-        compression = {"compression": ZSTD_FILTER, "compression_opts": (ZSTD_LEVEL,)}
+        compression = {"compression": zstd.FILTER, "compression_opts": (zstd.LEVEL,)}
     elif layout.compression != "none":
         compression = {"compression": "gzip", "compression_opts": layout.level}
     return file.create_dataset(

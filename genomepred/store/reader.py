@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region, parse_region
+from genomepred.store import zstd
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 FORMAT = "genomepred"
 FORMAT_VERSION = 1
 DATASET = "predictions"
-ZSTD_FILTER = 32015
 
 Attribute = str | int | float | bool
 Int64 = NDArray[np.int64]
@@ -348,7 +348,7 @@ def _compression(data: h5py.Dataset) -> str:
         code, _, options, name = filters.get_filter(i)
         if code == h5py.h5z.FILTER_DEFLATE:
             return f"deflate-{options[0]}"
-        if code == ZSTD_FILTER:
+        if code == zstd.FILTER:
             return "zstd"
         if code not in (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32):
             return str(name)
@@ -357,9 +357,7 @@ def _compression(data: h5py.Dataset) -> str:
 
 def _require_codec(data: h5py.Dataset) -> None:
     if _compression(data) == "zstd":
-        from genomepred.store.chunks import require_zstd
-
-        require_zstd()
+        zstd.require()
 
 
 def first_line(error: BaseException) -> str:
