@@ -1,0 +1,299 @@
+"""Commands on models: ``models list|show|check`` and ``train``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from genomepred.cli.options import debug_option, echo_json, json_option
+from genomepred.models import MODELS
+
+
+@click.group()
+def models() -> None:
+    """List, show and check models."""
+
+
+@models.command("list")
+@json_option
+@debug_option
+def list_models(as_json: bool) -> None:
+    """List the bundled models and the architectures that can be trained."""
+    from genomepred.models import model_class
+    from genomepred.models.card import bundled_models, read_card
+
+    cards = {name: read_card(path) for name, path in bundled_models().items()}
+    first_lines = {name: (model_class(name).__doc__ or "").split("\n")[0] for name in MODELS}
+    if as_json:
+        bundled = {name: json.loads(card.to_json()) for name, card in cards.items()}
+        echo_json({"bundled": bundled, "architectures": first_lines})
+        return
+    click.echo("bundled models (--model NAME of predict):")
+    for name, card in cards.items():
+        tracks = ", ".join(track.name for track in card.tracks)
+        click.echo(f"  {name:<12} {card.architecture}, window {card.window}, tracks: {tracks}")
+    click.echo("architectures (--model NAME of train):")
+    for name, line in first_lines.items():
+        click.echo(f"  {name:<12} {line}")
+
+
+@models.command()
+@click.argument("model")
+@json_option
+@debug_option
+def show(model: str, as_json: bool) -> None:
+    """Show the card of MODEL, a bundled name or a checkpoint directory."""
+    from genomepred.models.card import flatten, read_card
+
+    document = json.loads(read_card(model).to_json())
+    if as_json:
+        echo_json(document)
+        return
+    document["tracks"] = {track.pop("name"): track for track in document["tracks"]}
+    flat = flatten(document)
+    width = max(map(len, flat))
+    for name, value in flat.items():
+        click.echo(f"{name:<{width}}  {value if value != '' else '-'}")
+
+
+@models.command()
+@click.argument("model")
+@click.option("--device", default="cpu", show_default=True, help="Where to compute.")
+@json_option
+@debug_option
+def check(model: str, device: str, as_json: bool) -> None:
+    """Check that MODEL is whole and reproduces its golden outputs on this machine."""
+    from genomepred.models.card import check_golden, load_model
+
+    loaded = load_model(model, device)
+    worst, allowed = check_golden(loaded), loaded.card.tolerance["fp32"]
+    if as_json:
+        echo_json(
+            {
+                "model": loaded.card.name,
+                "device": device,
+                "weights_sha256": loaded.card.weights_sha256,
+                "largest_difference": worst,
+                "tolerance": allowed,
+            }
+        )
+        return
+    click.echo(f"{loaded.card.name}: weights match sha256 {loaded.card.weights_sha256}")
+    click.echo(
+        f"{loaded.card.name}: golden outputs on {device} differ by at most {worst:.3g} "
+        f"(tolerance {allowed:g}, |difference| / (1 + |golden|))"
+    )
+
+
+def _config(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    config = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        try:
+            config[key] = json.loads(text)
+        except ValueError:
+            config[key] = text
+        if not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE")
+    return config
+
+
+_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--model",
+    "architecture",
+    required=True,
+    type=click.Choice(sorted(MODELS)),
+    help="Architecture.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the checkpoint best/ and history.csv.",
+)
+@click.option(
+    "--positives",
+    required=True,
+    type=_EXISTING,
+    help="FASTA of peaks of one length, headers CONTIG:START-END (0-based half-open).",
+)
+@click.option(
+    "--genome",
+    required=True,
+    type=_EXISTING,
+    help="FASTA of (part of) the peaks' genome.",
+)
+@click.option(
+    "--validation",
+    required=True,
+    multiple=True,
+    help="Region that chooses the best epoch: CONTIG or CONTIG:START-END; repeatable.",
+)
+@click.option(
+    "--test",
+    required=True,
+    multiple=True,
+    help="Region kept from training altogether; repeatable.",
+)
+@click.option(
+    "--set",
+    "config",
+    multiple=True,
+    callback=_config,
+    metavar="KEY=VALUE",
+    help="Argument of the architecture; repeatable.  [default: its own]",
+)
+@click.option("--name", default="model", help="Name on the card.")
+@click.option("--track", default="peak", help="Name of the output.")
+@click.option("--description", default="", help="Description of the output.")
+@click.option("--licence", default="", help="Licence on the card.")
+@click.option("--source", default="", help="Origin of the data, for the card.")
+@click.option("--stride", default=20, type=click.IntRange(1), help="Default stride on the card.")
+@click.option(
+    "--min-bases",
+    type=click.IntRange(1),
+    help="Known bases below which a window has no prediction.  [default: half the window]",
+)
+@click.option(
+    "--shuffled",
+    default=1,
+    type=click.IntRange(0),
+    help="Dinucleotide-shuffled negatives a peak.",
+)
+@click.option(
+    "--matched",
+    default=1,
+    type=click.IntRange(0),
+    help="GC-matched windows a peak.",
+)
+@click.option(
+    "--random",
+    "random_",
+    default=4,
+    type=click.IntRange(0),
+    help="Random windows a peak.",
+)
+@click.option("--epochs", default=10, type=click.IntRange(1), help="Passes at most.")
+@click.option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step.")
+@click.option(
+    "--learning-rate",
+    default=1e-3,
+    type=click.FloatRange(0, min_open=True),
+    help="Highest rate.",
+)
+@click.option(
+    "--weight-decay",
+    default=1e-2,
+    type=click.FloatRange(0),
+    help="Weight decay of AdamW.",
+)
+@click.option(
+    "--schedule",
+    default="cosine",
+    type=click.Choice(["cosine", "constant"]),
+    help="Course of the learning rate.",
+)
+@click.option(
+    "--patience",
+    default=3,
+    type=click.IntRange(1),
+    help="Epochs without improvement before training stops.",
+)
+@click.option("--seed", default=0, type=click.IntRange(0), help="Of weights and sampling.")
+@click.option(
+    "--weights-dtype",
+    default="float32",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Type the weights are stored in.",
+)
+@click.option("--device", default="cpu", help="Where to train.")
+@click.option(
+    "--threads",
+    default=1,
+    type=click.IntRange(1),
+    help="CPU threads; another number changes the last bits.",
+)
+@json_option
+@debug_option
+def train(
+    architecture: str,
+    out: Path,
+    positives: Path,
+    genome: Path,
+    validation: tuple[str, ...],
+    test: tuple[str, ...],
+    config: dict[str, Any],
+    name: str,
+    track: str,
+    description: str,
+    licence: str,
+    source: str,
+    stride: int,
+    min_bases: int | None,
+    shuffled: int,
+    matched: int,
+    random_: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    schedule: str,
+    patience: int,
+    seed: int,
+    weights_dtype: str,
+    device: str,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Train a model on peaks against shuffled and real negatives, and evaluate it."""
+    import torch
+
+    from genomepred.models.card import Track, flatten
+    from genomepred.training.data import Mix
+    from genomepred.training.loop import Settings
+    from genomepred.training.run import Description, Plan
+    from genomepred.training.run import train as run
+
+    torch.set_num_threads(threads)
+    command = shlex.join(["genomepred", *sys.argv[1:]])
+    card = run(
+        Plan(
+            architecture,
+            positives,
+            genome,
+            validation,
+            test,
+            Description(name, Track(track, description), licence, source, command),
+            config,
+            Mix(shuffled, matched, random_),
+            Settings(
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                schedule=schedule,
+                patience=patience,
+                seed=seed,
+            ),
+            stride,
+            min_bases,
+            getattr(torch, weights_dtype),
+            device,
+        ),
+        out,
+    )
+    if as_json:
+        echo_json(json.loads(card.to_json()))
+        return
+    for key, value in flatten(card.metrics).items():
+        click.echo(f"{key}: {value}")
+    click.echo(f"checkpoint: {out / 'best'}")

@@ -1,0 +1,231 @@
+"""Figures of merit: of labelled examples, and of the map a model draws of a genome.
+
+Scores are raw values: any increasing function of them gives the same figures but for the
+thresholds, and unlike probabilities they have no ties near 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from genomepred.errors import DataError, DependencyError
+from genomepred.sequences.codes import real_counts
+from genomepred.sequences.grid import Region
+from genomepred.training.data import Codes
+from genomepred.training.loop import raw_values
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+
+def _sklearn_metrics() -> Any:
+    try:
+        from sklearn import metrics
+    except ImportError as error:
+        raise DependencyError(
+            "training and evaluation need scikit-learn: pip install 'genomepred[train]'"
+        ) from error
+    return metrics
+
+
+def au_prc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
+    """Area under the precision-recall curve (average precision).
+
+    Raises
+    ------
+    DataError
+        If all labels are equal.
+    """
+    _check_labels(labels)
+    return float(_sklearn_metrics().average_precision_score(labels, scores))
+
+
+def binary_metrics(
+    labels: NDArray[Any], scores: NDArray[Any], threshold: float = 0.0
+) -> dict[str, float]:
+    """Metrics of one binary track.
+
+    Parameters
+    ----------
+    labels : array, [n] or [n, 1]
+        0 or 1.
+    scores : array, [n] or [n, 1]
+        Higher is more positive.
+    threshold : float, optional
+        Scores above it are called positive; 0 is probability 0.5 of a logit.
+
+    Returns
+    -------
+    dict
+        auROC, auPRC, MCC, accuracy, sensitivity, specificity.
+
+    Raises
+    ------
+    DataError
+        If all labels are equal.
+    """
+    sklearn = _sklearn_metrics()
+    labels, scores = labels.reshape(-1).astype(bool), scores.reshape(-1)
+    _check_labels(labels)
+    called = scores > threshold
+    return {
+        "auROC": float(sklearn.roc_auc_score(labels, scores)),
+        "auPRC": au_prc(labels, scores),
+        "MCC": float(sklearn.matthews_corrcoef(labels, called)),
+        "accuracy": float(np.mean(labels == called)),
+        "sensitivity": float(np.mean(called[labels])),
+        "specificity": float(np.mean(~called[~labels])),
+    }
+
+
+def _check_labels(labels: NDArray[Any]) -> None:
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"constant labels: all {labels.size} are {labels.flat[:1]}")
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Predicted sites of some regions, best first.
+
+    Parameters
+    ----------
+    scores : float32 array, [sites]
+        Raw value at the site.
+    is_known : bool array, [sites]
+        Whether the site's centre lies in a known peak.
+    peaks : int
+        Known peaks that lie inside the regions.
+    megabases : float
+        Known bases of the regions, in millions.
+    """
+
+    scores: Float32
+    is_known: NDArray[np.bool_]
+    peaks: int
+    megabases: float
+
+    @property
+    def recall(self) -> Float64:
+        """Share of the peaks that the best 1, 2, ... sites find."""
+        return np.cumsum(self.is_known) / self.peaks
+
+    @property
+    def precision(self) -> Float64:
+        """Share of the best 1, 2, ... sites that lie in a peak."""
+        return np.cumsum(self.is_known) / np.arange(1, len(self.scores) + 1)
+
+    def best_threshold(self) -> float:
+        """Score that maximises F1, the harmonic mean of precision and recall."""
+        precision, recall = self.precision, self.recall
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        return float(self.scores[np.argmax(f1)])
+
+    def at(self, threshold: float) -> dict[str, float]:
+        """Number, precision and recall of the sites that score at least ``threshold``."""
+        count = int(np.count_nonzero(self.scores >= threshold))
+        found = float(self.is_known[:count].sum())
+        return {
+            "sites": count,
+            "precision": found / count if count else 0.0,
+            "recall": found / self.peaks,
+        }
+
+    def recall_at(self, false_per_megabase: float) -> float:
+        """Recall of as many best sites as bring at most so many false ones a megabase."""
+        allowed = false_per_megabase * self.megabases
+        kept = np.cumsum(~self.is_known) <= allowed
+        return float(self.is_known[kept].sum()) / self.peaks
+
+
+def find_sites(
+    model: nn.Module,
+    contigs: dict[str, Codes],
+    regions: Sequence[Region],
+    peaks: Sequence[Region],
+    *,
+    window: int,
+    stride: int,
+    min_bases: int,
+) -> Sites:
+    """Scan regions and compare the local maxima of the scores with known peaks.
+
+    A site is a window that scores highest of all within ``window`` bases on either side. It is
+    true if its centre lies in a known peak, else false: peaks missing from the labels count
+    against the model. Peaks lie in the regions wholly or do not count.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of one bin and one track; prepared for speed if wished. Forward strand only.
+    contigs : dict of str to uint8 array
+        Codes.
+    regions : sequence of Region
+        Where to scan; windows lie inside them.
+    peaks : sequence of Region
+        Known peaks of one length that do not overlap.
+    window, stride, min_bases : int
+        Of the model's card.
+
+    Returns
+    -------
+    Sites
+        Of all regions together.
+    """
+    scores, known, total, bases = [], [], 0, 0
+    for region in regions:
+        codes = contigs[region.contig][region.start : region.end]
+        centres, values = _local_maxima(model, codes, window, stride, min_bases)
+        inside = np.array(
+            sorted(
+                (peak.start - region.start, peak.end - region.start)
+                for peak in peaks
+                if peak.contig == region.contig
+                and region.start <= peak.start
+                and peak.end <= region.end
+            ),
+            np.int64,
+        ).reshape(-1, 2)
+        scores.append(values)
+        known.append(_in_any(centres, inside))
+        total += len(inside)
+        bases += int(np.count_nonzero(codes < 4))
+    if not total:
+        raise DataError("no known peaks in the regions to map; name regions with peaks")
+    all_scores, all_known = np.concatenate(scores), np.concatenate(known)
+    order = np.argsort(-all_scores, kind="stable")
+    return Sites(all_scores[order], all_known[order], total, bases / 1e6)
+
+
+def _local_maxima(
+    model: nn.Module, codes: Codes, window: int, stride: int, min_bases: int
+) -> tuple[Int64, Float32]:
+    """Centres and scores of the sites of one region."""
+    if len(codes) < window:
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+    starts = np.arange(0, len(codes) - window + 1, stride)
+    windows = np.lib.stride_tricks.sliding_window_view(codes, window)[::stride]
+    scores = raw_values(model, windows).reshape(-1)
+    scores[real_counts(codes, starts, window) < min_bases] = -np.inf
+    reach = window // stride
+    padded = np.pad(scores, reach, constant_values=-np.inf)
+    neighbours = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    # Of equal neighbours the first is the site.
+    is_site = (scores >= neighbours.max(axis=1)) & np.isfinite(scores)
+    if reach:
+        is_site &= scores > neighbours[:, :reach].max(axis=1)
+    return starts[is_site] + window // 2, scores[is_site]
+
+
+def _in_any(positions: Int64, spans: Int64) -> NDArray[np.bool_]:
+    """Whether each position lies in one of the sorted, disjoint spans ``[n, (start, end)]``."""
+    before = np.searchsorted(spans[:, 0], positions, side="right") - 1
+    inside = before >= 0
+    inside[inside] = positions[inside] < spans[before[inside], 1]
+    return inside

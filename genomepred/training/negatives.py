@@ -1,0 +1,249 @@
+"""Negatives for peaks: shuffled sequences, and real windows of a genome that touch no peak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from genomepred.errors import DataError
+from genomepred.sequences.grid import Region
+
+Codes = NDArray[np.uint8]
+Int64 = NDArray[np.int64]
+
+# Share of unknown bases above which a window is no negative: peaks have next to none, and a model
+# would learn the difference.
+_MOST_UNKNOWN = 0.1
+# Candidates drawn a window to be matched: enough that GC counts of peaks, higher than those of
+# the genome, are nearly all matched exactly.
+_CANDIDATES = 30
+_ROUNDS = 100
+
+
+@njit(nogil=True, cache=True)
+def _edges(codes: Any) -> Any:
+    """Successors of each base in order of appearance: (first of each code, successors)."""
+    first = np.zeros(6, np.int64)
+    for code in codes[:-1]:
+        first[code + 1] += 1
+    first = np.cumsum(first)
+    successors = np.empty(len(codes) - 1, np.uint8)
+    place = first[:5].copy()
+    for i in range(len(codes) - 1):
+        successors[place[codes[i]]] = codes[i + 1]
+        place[codes[i]] += 1
+    return first, successors
+
+
+@njit(nogil=True, cache=True)
+def _leads_to(last: int, exits: Any, first: Any, successors: Any) -> bool:
+    """Whether following every code's exit ends at ``last``."""
+    for code in range(5):
+        at, steps = code, 0
+        while at != last and first[code] < first[code + 1]:
+            if steps == 5:
+                return False
+            at, steps = successors[exits[at]], steps + 1
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _shuffle_one(codes: Any, rng: Any, out: Any) -> None:
+    first, successors = _edges(codes)
+    last = codes[-1]
+    exits = np.zeros(5, np.int64)
+    # The last edge out of each code must form a tree towards the last base; all else is free.
+    while True:
+        for code in range(5):
+            if code != last and first[code] < first[code + 1]:
+                exits[code] = rng.integers(first[code], first[code + 1])
+        if _leads_to(last, exits, first, successors):
+            break
+    for code in range(5):
+        end = first[code + 1]
+        if code != last and first[code] < end:
+            end -= 1
+            swap = successors[end]
+            successors[end], successors[exits[code]] = successors[exits[code]], swap
+        for i in range(end - 1, first[code], -1):
+            j = rng.integers(first[code], i + 1)
+            swap = successors[i]
+            successors[i], successors[j] = successors[j], swap
+    out[0] = codes[0]
+    for i in range(1, len(codes)):
+        before = out[i - 1]
+        out[i] = successors[first[before]]
+        first[before] += 1
+
+
+@njit(nogil=True, cache=True)
+def _shuffle(codes: Any, rng: Any, out: Any) -> None:
+    for i in range(len(codes)):
+        _shuffle_one(codes[i], rng, out[i])
+
+
+def shuffle_dinucleotides(codes: Codes, rng: np.random.Generator) -> Codes:
+    """Random sequences with exactly the dinucleotides of the given ones.
+
+    Every such sequence with the same first base is equally likely: a random Euler path through
+    the graph of dinucleotides (Altschul and Erickson, Mol Biol Evol 1985). The last base, too,
+    stays the same.
+
+    Parameters
+    ----------
+    codes : uint8 array, [n, length]
+        Codes 0-4; 4 is shuffled as a fifth base.
+    rng : numpy.random.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    uint8 array, [n, length]
+    """
+    out = codes.copy()
+    if codes.shape[1] > 2:
+        _shuffle(np.ascontiguousarray(codes), rng, out)
+    return out
+
+
+def gc_counts(codes: Codes) -> Int64:
+    """Number of C and G in each row of ``[n, length]``."""
+    counts: Int64 = np.count_nonzero((codes == 1) | (codes == 2), axis=1).astype(np.int64)
+    return counts
+
+
+def match_counts(wanted: Int64, offered: Int64, rng: np.random.Generator) -> Int64:
+    """Choose, for each wanted count, an offer with that count, or else the nearest one left.
+
+    Parameters
+    ----------
+    wanted, offered : int64 array
+        Counts; there are at least as many offers.
+    rng : numpy.random.Generator
+        Chooses among equal offers.
+
+    Returns
+    -------
+    int64 array, [wanted]
+        Index of a different offer for each.
+    """
+    order = rng.permutation(len(offered))
+    order = order[np.argsort(offered[order], kind="stable")]
+    sorted_offers = offered[order]
+    rank = np.empty(len(wanted), np.int64)  # of each among equal ones
+    by_count = np.argsort(wanted, kind="stable")
+    sorted_wanted = wanted[by_count]
+    rank[by_count] = np.arange(len(wanted)) - np.searchsorted(sorted_wanted, sorted_wanted)
+    place = np.searchsorted(sorted_offers, wanted) + rank
+    exact = place < np.searchsorted(sorted_offers, wanted, side="right")
+    free = np.ones(len(offered), bool)
+    free[place[exact]] = False
+    for i in np.flatnonzero(~exact):  # few: counts rarer in the genome than among the wanted
+        distance = np.where(free, np.abs(sorted_offers - wanted[i]), np.iinfo(np.int64).max)
+        place[i] = np.argmin(distance)
+        free[place[i]] = False
+    chosen: Int64 = order[place]
+    return chosen
+
+
+class Background:
+    """Real windows of a genome that touch no peak.
+
+    Parameters
+    ----------
+    contigs : mapping of str to uint8 array
+        Codes of each contig.
+    peaks : sequence of Region
+        What no window may touch.
+    window : int
+        Bases of a window.
+    """
+
+    def __init__(self, contigs: Mapping[str, Codes], peaks: Sequence[Region], window: int) -> None:
+        lengths = np.array([len(codes) for codes in contigs.values()], np.int64)
+        self.window = window
+        self.codes = np.concatenate(list(contigs.values()))
+        self._offset = dict(zip(contigs, (np.cumsum(lengths) - lengths).tolist(), strict=True))
+        spans = sorted(
+            (self._offset[p.contig] + p.start, self._offset[p.contig] + p.end)
+            for p in peaks
+            if p.contig in self._offset
+        )
+        self._peak_starts = np.array([start for start, _ in spans], np.int64)
+        ends = np.array([end for _, end in spans], np.int64)
+        self._peak_ends = np.maximum.accumulate(ends)  # of a peak or any before it
+
+    def take(self, starts: Int64) -> Codes:
+        """Windows ``[n, window]`` at places of the concatenated contigs."""
+        view = np.lib.stride_tricks.sliding_window_view(self.codes, self.window)
+        return view[starts]
+
+    def draw(self, regions: Sequence[Region], count: int, rng: np.random.Generator) -> Int64:
+        """Places of ``count`` random windows inside the regions, with replacement.
+
+        Raises
+        ------
+        DataError
+            If the regions have (nearly) no window that touches no peak and has few N.
+        """
+        first, ends = self._places(regions)
+        found = np.empty(0, np.int64)
+        for _ in range(_ROUNDS):
+            if len(found) >= count or not len(ends):
+                break
+            at = rng.integers(0, ends[-1], 2 * (count - len(found)) + 100)
+            region = np.searchsorted(ends, at, side="right")
+            starts = first[region] + at - np.concatenate([[0], ends])[region]
+            found = np.concatenate([found, starts[self._is_usable(starts)]])
+        if len(found) < count:
+            shown = ", ".join(f"{r.contig}:{r.start + 1}-{r.end}" for r in regions) or "none"
+            raise DataError(
+                f"no negatives: the genome has too few windows of {self.window} bases without "
+                f"peaks and with at most {_MOST_UNKNOWN:.0%} N in the regions left for them "
+                f"({shown}); give other regions or another genome"
+            )
+        return found[:count]
+
+    def random(self, regions: Sequence[Region], count: int, rng: np.random.Generator) -> Codes:
+        """Random windows ``[count, window]`` inside the regions."""
+        return self.take(self.draw(regions, count, rng))
+
+    def matched(
+        self, regions: Sequence[Region], sequences: Codes, rng: np.random.Generator
+    ) -> Codes:
+        """As many different windows inside the regions, with the sequences' GC counts.
+
+        Raises
+        ------
+        DataError
+            If the regions have fewer different windows than there are sequences.
+        """
+        starts = np.unique(self.draw(regions, _CANDIDATES * len(sequences), rng))
+        if len(starts) < len(sequences):
+            raise DataError(
+                f"only {len(starts)} different windows to match {len(sequences)} sequences in GC; "
+                "give larger regions for negatives"
+            )
+        offers = self.take(starts)
+        chosen = match_counts(gc_counts(sequences), gc_counts(offers), rng)
+        return offers[chosen]
+
+    def _places(self, regions: Sequence[Region]) -> tuple[Int64, Int64]:
+        """First start of each region, and the running total of their numbers of starts."""
+        usable = [r for r in regions if r.contig in self._offset and r.end - r.start >= self.window]
+        first = np.array([self._offset[r.contig] + r.start for r in usable], np.int64)
+        sizes = np.array([r.end - r.start - self.window + 1 for r in usable], np.int64)
+        return first, np.cumsum(sizes)
+
+    def _is_usable(self, starts: Int64) -> NDArray[np.bool_]:
+        unknown = np.count_nonzero(self.take(starts) > 3, axis=1)
+        few: NDArray[np.bool_] = unknown <= _MOST_UNKNOWN * self.window
+        if not len(self._peak_starts):
+            return few
+        before = np.searchsorted(self._peak_starts, starts + self.window) - 1
+        few &= (before < 0) | (self._peak_ends[before] <= starts)
+        return few
