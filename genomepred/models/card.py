@@ -464,10 +464,12 @@ def check_golden(
     try:
         codes, expected = golden["codes"], golden["outputs"]
         found = _outputs(model, codes)
+        if found.shape != expected.shape or not found.numel():
+            raise ValueError(f"outputs {list(expected.shape)} for a model's {list(found.shape)}")
         difference = (found - expected).abs() / (1 + expected.abs())
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: does not fit the model: {error}") from error
-    worst = float(difference.max()) if difference.numel() else math.nan
+    worst = float(difference.max())
     if not worst <= model.card.tolerance["fp32"]:
         raise ModelError(
             f"{model.checkpoint}: outputs differ from the golden ones by {worst:.3g}, more than "
