@@ -42,6 +42,8 @@ from genomepred.store.hdf5 import Layout, encode_chunk, read_sidecar, verify_fil
 _BATCHES_A_BLOCK = {"cpu": 4, "cuda": 2}
 # A worker costs about 4 s of start-up on one core; it is started only for work worth that.
 _WINDOWS_A_WORKER = 100_000
+# Seconds between looks at what other processes have done.
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.5
 
 
 @dataclass(frozen=True)
@@ -335,58 +337,52 @@ def _compute(
     )
     engine = setup.engine(numerics)
     works = [GenomeWork(source, plan, k) for k, source in enumerate(setup.options.genomes)]
-    pipeline.run(
-        _shards(works, bar),
-        engine,
-        slots=setup.slots(numerics.compute_batch),
-        min_bases=setup.card.min_bases,
-        progress=progress,
-    )
+    try:
+        pipeline.run(
+            _shards(works, bar),
+            engine,
+            slots=setup.slots(numerics.compute_batch),
+            min_bases=setup.card.min_bases,
+            progress=progress,
+        )
+    finally:
+        for work in works:
+            work.abandon()
     return works
 
 
 def _shards(works: Sequence[GenomeWork], bar: Any = None) -> Iterator[Shard]:
     """Claim shards until every genome is published, failed, or left to other shares."""
     waiting = list(works)
-    delay = 0.01
+    delay = _SHORTEST_WAIT
     while waiting:
         again, moved = [], False
         for work in waiting:
             try:
-                fresh = work.grid is None
-                if work.finished() or work.failed():
-                    work.close()
-                    continue
-                if work.prepare():
-                    if fresh and bar is not None:
-                        rows = sum(last - first for first, last in work.missing(work.plan.share))
-                        bar.total += rows * work.plan.geometry.step
-                    for shard in work.claim_shards():
-                        moved = True
-                        yield shard
-                    if work.complete():
-                        work.publish()
-                    elif work.share_done():
-                        work.close()
-                        continue
-                again.append(work)
+                for shard in work.claim_shards(bar):
+                    moved = True
+                    yield shard
+                if not work.settle():
+                    again.append(work)
             except OSError as error:
-                _raise_if_ours(error, work)
+                raise _output_error(error, work) from error
             except OutputError:
                 raise
             except GenomepredError as error:
                 work.fail(error)
         waiting = again
-        delay = 0.01 if moved else min(2 * delay, 0.5)
+        delay = _SHORTEST_WAIT if moved else min(2 * delay, _LONGEST_WAIT)
         if waiting and not moved:
+            if delay == _LONGEST_WAIT and bar is not None:
+                bar.set_description_str("waiting for other processes on this run")
             time.sleep(delay)
 
 
-def _raise_if_ours(error: OSError, work: GenomeWork) -> None:
-    raise OutputError(
+def _output_error(error: OSError, work: GenomeWork) -> OutputError:
+    return OutputError(
         f"{error.filename or work.plan.out}: {error.strerror or error} while working on "
         f"{work.name}; finished shards are kept: mend it and run the same command again"
-    ) from error
+    )
 
 
 def _results(works: Sequence[GenomeWork]) -> list[GenomeResult]:

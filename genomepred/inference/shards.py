@@ -136,7 +136,7 @@ class GenomeWork:
         self.grid: Grid | None = None
         self._genome: Genome | None = None
         self._record: dict[str, Any] = {}
-        self._in_flight: set[tuple[int, int]] = set()
+        self._in_flight: dict[tuple[int, int], Claim] = {}
         self._checked = False
 
     # -- where it stands ---------------------------------------------------------------------
@@ -192,14 +192,8 @@ class GenomeWork:
 
     # -- shards ------------------------------------------------------------------------------
 
-    def prepare(self) -> bool:
-        """Digest the genome and lay out its grid; False while another process is at it.
-
-        Raises
-        ------
-        SequenceError
-            If the file is unreadable, or not the one that existing parts were computed from.
-        """
+    def _prepare(self, bar: Any) -> bool:
+        """Digest the genome and lay out its grid; False while another process is at it."""
         if self.grid is not None:
             return True
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -213,6 +207,9 @@ class GenomeWork:
             finally:
                 claim.release()
         self.adopt(record)
+        if bar is not None:
+            rows = sum(last - first for first, last in self.missing(self.plan.share))
+            bar.total += rows * self.plan.geometry.step
         return True
 
     def adopt(self, record: dict[str, Any]) -> None:
@@ -294,12 +291,13 @@ class GenomeWork:
         """Whether all shards are finished."""
         return not self._in_flight and not self.missing()
 
-    def share_done(self) -> bool:
-        """Whether this process's share is finished though others' are not."""
-        return self.plan.share[1] > 1 and not self._in_flight and not self.missing(self.plan.share)
+    def claim_shards(self, bar: Any = None) -> Iterator[Shard]:
+        """Shards of this process's share that nobody else is computing.
 
-    def claim_shards(self) -> Iterator[Shard]:
-        """Shards of this process's share that nobody else is computing."""
+        The first call digests the genome; the rows to come are added to the progress bar's total.
+        """
+        if self.finished() or self.failed() or not self._prepare(bar):
+            return
         for first, last in self.missing(self.plan.share):
             claim = Claim.take(self.folder / f"{first}-{last}.lock")
             if claim is None:
@@ -307,14 +305,33 @@ class GenomeWork:
             if self.part(first, last).exists() or self.failed() or self.finished():
                 claim.release()
                 continue
-            self._in_flight.add((first, last))
-            yield Shard(self, first, last, claim)
+            self._in_flight[first, last] = claim
+            yield Shard(self, first, last)
+
+    def settle(self) -> bool:
+        """Publish if all is there; whether the genome needs no further look by this process."""
+        if self.finished() or self.failed():
+            self.close()
+            return True
+        if self.grid is None:
+            return False
+        if self.complete():
+            self.publish()
+            return False  # another process may be at it, or a part may prove damaged
+        others_remain = self.plan.share[1] > 1
+        return others_remain and not self._in_flight and not self.missing(self.plan.share)
 
     # -- outcome -----------------------------------------------------------------------------
 
     def landed(self, first: int, last: int) -> None:
         """A shard of this process is on disk, or has been given up."""
-        self._in_flight.discard((first, last))
+        self._in_flight.pop((first, last)).release()
+
+    def abandon(self) -> None:
+        """Leave what is not finished to whoever comes next."""
+        while self._in_flight:
+            self._in_flight.popitem()[1].release()
+        self.close()
 
     def fail(self, error: GenomepredError) -> None:
         """Record that the genome cannot be finished; parts stay for another try."""
@@ -424,11 +441,10 @@ class Shard:
 
     _compressors = ThreadPoolExecutor(4, thread_name_prefix="compress")
 
-    def __init__(self, work: GenomeWork, first: int, last: int, claim: Claim) -> None:
+    def __init__(self, work: GenomeWork, first: int, last: int) -> None:
         assert work.grid is not None
         self.work, self.first, self.last = work, first, last
         self.genome, self.grid = work.genome(), work.grid
-        self._claim = claim
 
     def finish(self, values: NDArray[np.float32]) -> None:
         """Compress and write the shard; the last one of a genome publishes it."""
@@ -442,7 +458,6 @@ class Shard:
             self._write(chunks, len(values))
         finally:
             work.landed(self.first, self.last)
-            self._claim.release()
         try:
             if work.complete() and not work.failed():
                 work.publish()
@@ -469,7 +484,6 @@ class Shard:
     def fail(self, error: GenomepredError) -> None:
         """Give the genome up."""
         self.work.landed(self.first, self.last)
-        self._claim.release()
         self.work.fail(error)
 
 

@@ -1,0 +1,37 @@
+"""Small untrained checkpoints for tests: the numbers mean nothing, the path is the real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genomepred.models import build
+from genomepred.models.card import Card, Track, save_checkpoint
+
+
+def make_checkpoint(folder: Path, *, seed: int = 0, window: int = 100, **card: object) -> Path:
+    """A two-block CNN of 8 filters with random weights, spread so that outputs vary."""
+    torch.manual_seed(seed)
+    config = {"window": window, "filters": 8, "tracks": 1}
+    model = build("tf-cnn", **config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    fields = {
+        "name": "tiny",
+        "architecture": "tf-cnn",
+        "config": config,
+        "window": window,
+        "bin_size": window,
+        "stride": 20,
+        "tracks": (Track("score"),),
+        "activation": "sigmoid",
+        "n_policy": "ones",
+        "min_bases": window // 2,
+        **card,
+    }
+    codes = np.random.default_rng(seed).integers(0, 5, (4, window), dtype=np.uint8)
+    save_checkpoint(folder, model, Card(**fields), codes)
+    return folder

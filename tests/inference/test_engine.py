@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from genomepred.errors import DeviceError, ModelError, PrecisionError
+from genomepred.inference.engine import (
+    Block,
+    Engine,
+    Numerics,
+    choose_numerics,
+    compute_batch,
+    find_device,
+    multiply_adds,
+)
+from genomepred.models.card import Card, Track, load_model
+from genomepred.sequences.grid import Geometry
+from tests.checkpoints import make_checkpoint
+
+CPU = torch.device("cpu")
+BATCH = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(make_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def make_engine(model, *, strand="forward", form="eager", precision="fp32", **card):
+    numerics = Numerics(precision, form, BATCH, strand)
+    return Engine(model, replace(model.card, **card), model.card.geometry(), numerics, CPU)
+
+
+def block_of(windows: np.ndarray, needed=None) -> Block:
+    count, width = windows.shape
+    if needed is None:
+        needed = np.ones(count // BATCH, bool)
+    starts = np.arange(count, dtype=np.int64) * width
+    return Block(torch.from_numpy(windows.reshape(-1).copy()), starts, width, np.array(needed))
+
+
+def random_windows(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 5, (count, 100), dtype=np.uint8)
+
+
+def test_predictions_are_those_of_the_plain_model(model):
+    windows = random_windows(3 * BATCH)
+    with torch.no_grad():
+        wanted = torch.sigmoid(model(torch.from_numpy(windows))).numpy()
+    found = make_engine(model).submit(block_of(windows))()
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert wanted.std() > 0.01  # else the comparison would say nothing
+
+
+def test_a_window_depends_on_its_slot_and_on_no_other_window(model):
+    """What makes resumed, sharded and BED runs equal to the bit."""
+    engine = make_engine(model)
+    windows, others = random_windows(BATCH, 1), random_windows(BATCH, 2)
+    alone = engine.submit(block_of(windows))()
+    for slot in range(BATCH):
+        mixed = others.copy()
+        mixed[slot] = windows[slot]
+        assert engine.submit(block_of(mixed))()[slot].tobytes() == alone[slot].tobytes()
+
+
+def test_strided_and_gathered_windows_agree_to_the_bit(model):
+    engine = make_engine(model)
+    codes = torch.from_numpy(random_windows(10).reshape(-1))
+    starts = np.arange(BATCH, dtype=np.int64) * 7
+    strided = engine.submit(Block(codes, starts, 7, np.array([True])))()
+    gathered = engine.submit(Block(codes, starts, 0, np.array([True])))()
+    assert strided.tobytes() == gathered.tobytes()
+
+
+def test_batches_that_are_not_needed_are_not_computed(model):
+    engine = make_engine(model)
+    calls = []
+    engine._model.register_forward_hook(lambda *_: calls.append(1))
+    windows = random_windows(3 * BATCH)
+    part = engine.submit(block_of(windows, [False, True, False]))()
+    assert len(calls) == 1
+    whole = engine.submit(block_of(windows))()
+    np.testing.assert_array_equal(part[BATCH : 2 * BATCH], whole[BATCH : 2 * BATCH])
+
+
+def reverse_complement(windows: np.ndarray) -> np.ndarray:
+    return np.array([3, 2, 1, 0, 4], np.uint8)[windows][:, ::-1]
+
+
+def test_strands(model):
+    windows = random_windows(BATCH)
+    forward = make_engine(model).submit(block_of(windows))()
+    turned = make_engine(model).submit(block_of(reverse_complement(windows)))()
+    reverse = make_engine(model, strand="reverse").submit(block_of(windows))()
+    mean = make_engine(model, strand="mean").submit(block_of(windows))()
+    each = make_engine(model, strand="each").submit(block_of(windows))()
+    assert reverse.tobytes() == turned.tobytes()
+    np.testing.assert_array_equal(mean, (forward + turned) / 2)
+    np.testing.assert_array_equal(each, np.concatenate([forward, turned], axis=2))
+    assert np.abs(forward - turned).max() > 0.01
+
+
+class Positions(nn.Module):
+    """Two bins of two tracks: what each half of the window holds of A and of T."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, codes):
+        halves = codes.view(len(codes), 2, -1)
+        counts = [(halves == code).sum(dim=2) for code in (0, 3)]
+        return torch.stack(counts, dim=2).float() * self.weight
+
+
+def positions_card(**fields) -> Card:
+    return Card(
+        **{
+            **{"name": "positions", "architecture": "linear", "config": {}},
+            **{"window": 10, "bins": 2, "bin_size": 5, "stride": 10, "activation": "none"},
+            **{"tracks": (Track("A"), Track("T")), **fields},
+        }
+    )
+
+
+def test_reverse_flips_bins_and_permutes_tracks():
+    card = positions_card(reverse_tracks=(1, 0))
+    geometry = Geometry(10, 10, bins=2)
+    windows = np.random.default_rng(0).integers(0, 4, (4, 10), dtype=np.uint8)
+    block = Block(torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True]))
+    results = {
+        strand: Engine(
+            Positions(), card, geometry, Numerics("fp32", "eager", 4, strand), CPU
+        ).submit(block)()
+        for strand in ("forward", "reverse")
+    }
+    # A of the reverse complement's second half is T of the forward first half: with the tracks
+    # swapped back, both strands count the same.
+    np.testing.assert_array_equal(results["forward"], results["reverse"])
+    plain = Engine(
+        Positions(), positions_card(), geometry, Numerics("fp32", "eager", 4, "reverse"), CPU
+    )
+    np.testing.assert_array_equal(plain.submit(block)(), results["forward"][..., ::-1])
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("none", lambda x: x),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+        ("softplus", lambda x: np.log1p(np.exp(x))),
+        ("exp", np.exp),
+        ("softmax", lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)),
+    ],
+)
+def test_activations(activation, function):
+    geometry = Geometry(10, 10, bins=2)
+    windows = np.random.default_rng(0).integers(0, 4, (4, 10), dtype=np.uint8)
+    block = Block(torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True]))
+    numerics = Numerics("fp32", "eager", 4, "forward")
+    raw, found = (
+        Engine(Positions(), positions_card(activation=name), geometry, numerics, CPU).submit(
+            block
+        )()
+        for name in ("none", activation)
+    )
+    np.testing.assert_allclose(found, function(raw), rtol=1e-5)
+
+
+def test_a_model_that_does_not_keep_its_cards_promise_is_refused():
+    with pytest.raises(
+        ModelError, match=r"returns .* = \[4, 2, 2\], its card promises \[4, 2, 1\]"
+    ):
+        Engine(
+            Positions(),
+            positions_card(tracks=(Track("A"),)),
+            Geometry(10, 10, bins=2),
+            Numerics("fp32", "eager", 4, "forward"),
+            CPU,
+        )
+
+
+def test_channels_last_form_agrees(model):
+    windows = random_windows(2 * BATCH)
+    eager = make_engine(model).submit(block_of(windows))()
+    rewritten = make_engine(model, form="conv2d").submit(block_of(windows))()
+    np.testing.assert_allclose(rewritten, eager, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_form_agrees_and_never_compiles_again(model):
+    windows = random_windows(2 * BATCH)
+    eager = make_engine(model, strand="mean").submit(block_of(windows))()
+    engine = make_engine(model, strand="mean", form="compiled")
+    np.testing.assert_allclose(engine.submit(block_of(windows))(), eager, atol=1e-5)
+    engine._buffer = engine._buffer[:5]
+    with pytest.raises(RuntimeError, match="recompile"):
+        engine._predict_buffer()
+
+
+def choose(model, *, precision="auto", windows=0.0, tolerance=None):
+    card = replace(model.card, tolerance=tolerance or model.card.tolerance)
+    return choose_numerics(
+        *(model, card, card.geometry(), CPU),
+        precision=precision,
+        strand="forward",
+        windows=windows,
+        sample=lambda batch: block_of(random_windows(batch), [True]),
+    )
+
+
+def test_short_runs_on_the_cpu_take_the_plain_form_in_fp32(model):
+    chosen = choose(model)
+    assert (chosen.precision, chosen.form) == ("fp32", "eager")
+    assert chosen.compute_batch == compute_batch(100, "cpu") == 256
+
+
+def test_precision_within_tolerance_is_accepted_and_beyond_it_refused(model):
+    wide, narrow = ({"fp32": 1e-5, "fp16": 1.0, "bf16": limit} for limit in (0.5, 1e-9))
+    assert choose(model, precision="bf16", tolerance=wide).precision == "bf16"
+    with pytest.raises(PrecisionError, match=r"bf16 differs from fp32 by .* allows 1e-09"):
+        choose(model, precision="bf16", tolerance=narrow)
+
+
+def test_precision_guard_refuses_what_is_not_finite(model):
+    class Overflowing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(100, 1)
+
+        def forward(self, codes):
+            values = self.inner(codes.float())[:, None]
+            return values * (float("nan") if values.dtype == torch.bfloat16 else 1.0)
+
+    overflowing = Overflowing()
+    overflowing.card = replace(model.card, tolerance={"fp32": 1.0, "fp16": 1.0, "bf16": 1e9})
+    with pytest.raises(PrecisionError, match="by inf"):
+        choose(overflowing, precision="bf16")
+
+
+def test_compute_batch_depends_on_window_and_device_only():
+    assert [compute_batch(w, "cpu") for w in (50, 100, 200, 3000, 15_000, 200_000)] == [
+        *[256, 256, 128, 8, 2, 1]
+    ]
+    assert compute_batch(100, "cuda") == 8192
+
+
+def test_multiply_adds_are_counted(model):
+    # conv 4 -> 8 and 8 -> 8 (k10) over 100 and 50 positions, dense 25 * 8 -> 128 -> 64 -> 1
+    wanted = 100 * 4 * 8 * 10 + 50 * 8 * 8 * 10 + 200 * 128 + 128 * 64 + 64
+    assert multiply_adds(model, 100) == wanted
+
+
+def test_unknown_devices_are_refused():
+    assert find_device("cpu").type == "cpu"
+    for name in ("gpu", "mps", ""):
+        with pytest.raises(DeviceError, match="write auto, cpu, cuda or cuda:N"):
+            find_device(name)
+    if not torch.cuda.is_available():
+        assert find_device("auto").type == "cpu"
+        with pytest.raises(DeviceError, match="0 CUDA devices"):
+            find_device("cuda:0")

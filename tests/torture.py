@@ -1,0 +1,167 @@
+"""Kill, resume, share and shuffle runs, and compare the files they leave byte for byte.
+
+`make torture` runs all of it (about a quarter of an hour on two cores); the tests run a short form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import lzma
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.checkpoints import make_checkpoint
+
+ASSETS = Path(__file__).parents[1] / "genomepred" / "assets"
+LAMBDA = Path(__file__).parent / "data" / "lambda_virus.fa.gz"
+
+
+def make_genomes(folder: Path, bases: int) -> Path:
+    """Five genomes of real sequence, as plain, gzip and xz FASTA, one of many contigs."""
+    folder.mkdir()
+    text = gzip.decompress((ASSETS / "hs37_chr22_20-21M.fa.gz").read_bytes()).decode()
+    sequence = "".join(text.split("\n")[1:])
+    for k in range(4):
+        start = k * 200_000 + 100_000
+        lines = sequence[start : start + bases]
+        if k == 3:
+            pieces = [lines[i : i + 1000] for i in range(0, len(lines), 1000)]
+            record = "".join(f">scaffold{i} x\n{piece}\n" for i, piece in enumerate(pieces))
+        else:
+            record = f">chr{k}\n{lines}\n"
+        if k == 1:
+            (folder / "g1.fa.gz").write_bytes(gzip.compress(record.encode()))
+        elif k == 2:
+            (folder / "g2.fa.xz").write_bytes(lzma.compress(record.encode(), preset=1))
+        else:
+            (folder / f"g{k}.fa").write_text(record)
+    (folder / "lambda.fa.gz").write_bytes(LAMBDA.read_bytes())
+    return folder
+
+
+class Runs:
+    """Runs of one job in fresh output folders."""
+
+    def __init__(self, folder: Path, bases: int, stride: int) -> None:
+        self.folder = folder
+        self.genomes = make_genomes(folder / "genomes", bases)
+        self.model = make_checkpoint(folder / "model")
+        self.stride = stride
+        self._count = 0
+
+    def fresh(self) -> Path:
+        """A new output folder."""
+        self._count += 1
+        return self.folder / f"out{self._count}"
+
+    def command(self, out: Path, *extra: str) -> list[str]:
+        """The command line of the job."""
+        return [
+            *[sys.executable, "-m", "genomepred", "predict", "--genomes", str(self.genomes)],
+            *["--model", str(self.model), "--out", str(out), "--stride", str(self.stride)],
+            *["--jobs", "1", *extra],
+        ]
+
+    def finish(self, out: Path, *extra: str) -> dict[str, str]:
+        """Run to the end; sha256 of every file."""
+        done = subprocess.run(
+            self.command(out, *extra), check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
+        return hashes(out)
+
+    def kill(self, out: Path, after: float) -> bool:
+        """Start the job and kill it; False if it had finished by then."""
+        process = subprocess.Popen(
+            self.command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        assert process.returncode == 0
+        return False
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """sha256 of all published files of a folder."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("*.h5"))}
+
+
+def leftovers(out: Path) -> list[str]:
+    """What a finished run should not leave behind."""
+    temporary = [str(p) for p in out.rglob("*.tmp")]
+    return temporary + [str(p) for p in (out / ".parts").glob("*") if p.is_dir()]
+
+
+def check_kills(runs: Runs, wanted: dict[str, str], kills: int, seconds: float) -> None:
+    """Kill runs at random moments, resume each until it finishes, compare."""
+    generator, done, finished = random.Random(1), 0, 0
+    while done < kills:
+        out = runs.fresh()
+        while done < kills and runs.kill(out, generator.uniform(0.3, 1.1) * seconds):
+            done += 1
+            print(f"  kill {done}: {sum(1 for _ in out.rglob('*-*.h5'))} parts on disk", flush=True)
+        assert runs.finish(out) == wanted, f"{out} differs after {done} kills"
+        assert not leftovers(out), leftovers(out)
+        finished += 1
+    print(f"{done} kills in {finished} runs: all files equal to the undisturbed run's")
+
+
+def check_processes(runs: Runs, wanted: dict[str, str], counts: tuple[int, ...]) -> None:
+    """Several processes on one folder, as --jobs and as separate commands."""
+    for count in counts:
+        assert runs.finish(runs.fresh(), "--jobs", str(count)) == wanted
+        out = runs.fresh()
+        processes = [
+            subprocess.Popen(runs.command(out), stdout=subprocess.DEVNULL) for _ in range(count)
+        ]
+        assert [process.wait() for process in processes] == [0] * count
+        assert hashes(out) == wanted
+        assert not leftovers(out)
+        print(f"{count} processes, as --jobs and as separate commands: equal")
+
+
+def check_shares(runs: Runs, wanted: dict[str, str], shares: int) -> None:
+    """All shares of --shard, in random order."""
+    out, order = runs.fresh(), list(range(1, shares + 1))
+    random.Random(2).shuffle(order)
+    for i in order:
+        found = runs.finish(out, "--shard", f"{i}/{shares}")
+    assert found == wanted
+    print(f"{shares} shares in the order {order}: equal")
+
+
+def main() -> None:
+    """Run everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(Path(folder), bases=190_000, stride=1)
+        runs.finish(runs.fresh())  # warms caches, so that the next one tells the time
+        begin = time.perf_counter()
+        wanted = runs.finish(runs.fresh())
+        seconds = time.perf_counter() - begin
+        print(f"undisturbed: {len(wanted)} genomes in {seconds:.1f} s")
+        for size in ("64", "512"):
+            assert runs.finish(runs.fresh(), "--batch-size", size) == wanted
+            print(f"--batch-size {size}: equal")
+        check_shares(runs, wanted, 4)
+        check_processes(runs, wanted, (1, 2, 3))
+        check_kills(runs, wanted, arguments.kills, seconds)
+
+
+if __name__ == "__main__":
+    main()
