@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from genomepred.errors import DataError
+from genomepred.models.layers import SequenceModel
+from genomepred.sequences.grid import Region
+from genomepred.training.metrics import Sites, au_prc, binary_metrics, find_sites
+
+LABELS = np.array([1, 1, 1, 0, 0, 0, 0], np.float32)
+SCORES = np.array([3.0, 1.0, -1.0, 2.0, -2.0, -3.0, -4.0], np.float32)
+
+
+def test_binary_metrics_by_hand() -> None:
+    found = binary_metrics(LABELS, SCORES)
+    # Called: 2 of 3 positives, 1 of 4 negatives.
+    assert found["sensitivity"] == pytest.approx(2 / 3)
+    assert found["specificity"] == pytest.approx(3 / 4)
+    assert found["accuracy"] == pytest.approx(5 / 7)
+    assert found["MCC"] == pytest.approx((2 * 3 - 1 * 1) / math.sqrt(3 * 3 * 4 * 4))
+    # Pairs in order: 3 > all 4; 1 and -1 > 3 each.
+    assert found["auROC"] == pytest.approx(10 / 12)
+    # Precision at each positive: 1/1, 2/3, 3/4.
+    assert found["auPRC"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+
+
+def test_columns_and_rows_are_the_same() -> None:
+    assert binary_metrics(LABELS[:, None], SCORES[:, None]) == binary_metrics(LABELS, SCORES)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_constant_labels_have_no_metric(value: int) -> None:
+    with pytest.raises(DataError, match="constant labels"):
+        binary_metrics(np.full(5, value), np.arange(5))
+    with pytest.raises(DataError, match="constant labels"):
+        au_prc(np.full((5, 1), value), np.arange(5))
+
+
+# Maps
+
+
+class _CountA(SequenceModel):
+    """Score: the number of A in the window."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__(window, 1)
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.scale * x[:, 0].sum(1)).view(-1, 1, 1)
+
+
+def genome(
+    *islands: tuple[int, int], length: int = 400
+) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    codes = np.full(length, 3, np.uint8)
+    for start, end in islands:
+        codes[start:end] = 0
+    return codes
+
+
+def sites_of(
+    codes: np.ndarray[tuple[int], np.dtype[np.uint8]], *peaks: int, start: int = 0
+) -> Sites:
+    return find_sites(
+        _CountA(10),
+        {"c": codes},
+        [Region("c", start, len(codes))],
+        [Region("c", peak, peak + 10) for peak in peaks],
+        window=10,
+        stride=5,
+        min_bases=5,
+    )
+
+
+def test_sites_are_local_maxima_and_true_if_their_centre_is_in_a_peak() -> None:
+    # Windows at 50 and 200 see whole islands of 10 and 8; the peak at 46 holds the centre 55,
+    # the peak at 206 does not hold the centre 205, the peak at 300 has no site.
+    sites = sites_of(genome((50, 60), (201, 209)), 46, 206, 300)
+    assert sites.scores[:2].tolist() == [10, 8]
+    assert sites.is_known[:2].tolist() == [True, False]
+    assert sites.peaks == 3
+    assert sites.megabases == pytest.approx(400e-6)
+    assert sites.at(9)["precision"] == 1
+    assert sites.at(9)["recall"] == pytest.approx(1 / 3)
+    assert sites.at(8) == {"sites": 2, "precision": 0.5, "recall": pytest.approx(1 / 3)}
+    assert sites.at(99) == {"sites": 0, "precision": 0.0, "recall": 0.0}
+
+
+def test_of_equal_neighbours_the_first_is_the_site() -> None:
+    sites = sites_of(genome((100, 125)), 0)
+    # Windows at 100, 105, 110 and 115 all score 10 and lie within 10 bases of one another.
+    assert np.count_nonzero(sites.scores == 10) == 1
+
+
+def test_a_window_with_too_few_known_bases_is_no_site() -> None:
+    codes = genome((50, 54))
+    codes[40:50] = codes[54:70] = 4
+    assert sites_of(codes, 46).scores.max() == 0
+
+
+def test_peaks_that_reach_out_of_the_region_do_not_count() -> None:
+    assert sites_of(genome((150, 160)), 95, 150, start=100).peaks == 1
+    with pytest.raises(DataError, match="no known peaks"):
+        sites_of(genome(), 95, start=100)
+
+
+def test_a_region_shorter_than_a_window_has_no_sites() -> None:
+    model, codes = _CountA(10), genome((50, 60))
+    regions = [Region("c", 0, 5), Region("c", 5, 400)]
+    sites = find_sites(
+        model, {"c": codes}, regions, [Region("c", 50, 60)], window=10, stride=5, min_bases=5
+    )
+    assert (sites.peaks, sites.scores[0]) == (1, 10)
+
+
+def ranked(*is_known: int, peaks: int, megabases: float) -> Sites:
+    scores = np.arange(len(is_known), 0, -1).astype(np.float32)
+    return Sites(scores, np.array(is_known, bool), peaks, megabases)
+
+
+def test_recall_at_a_false_rate_counts_all_true_sites_before_one_false_too_many() -> None:
+    sites = ranked(1, 0, 1, 0, 1, 1, 0, 1, peaks=10, megabases=2)
+    assert sites.recall_at(0) == pytest.approx(0.1)
+    assert sites.recall_at(0.5) == pytest.approx(0.2)
+    assert sites.recall_at(1) == pytest.approx(0.4)
+    assert sites.recall_at(1.5) == pytest.approx(0.5)
+
+
+def test_the_best_threshold_has_the_highest_f1() -> None:
+    sites = ranked(1, 1, 0, 1, 0, 0, 0, 0, peaks=4, megabases=1)
+    threshold = sites.best_threshold()
+    assert sites.at(threshold) == {"sites": 4, "precision": 0.75, "recall": 0.75}
