@@ -82,15 +82,15 @@ class Runs:
     def kill(self, out: Path, after: float) -> bool:
         """Start the job and kill it; False if it had finished by then."""
         process = subprocess.Popen(
-            self.command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            self.command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         try:
-            process.wait(after)
+            _, said = process.communicate(timeout=after)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.communicate()
             return True
-        assert process.returncode == 0
+        assert process.returncode == 0, f"exit {process.returncode}: {said}"
         return False
 
 

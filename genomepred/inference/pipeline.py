@@ -144,7 +144,7 @@ def _fill(
         bins = starts[used][:, None] + g.crop + np.arange(g.bins) * g.bin_size
         empty = real_counts(buffer, bins.reshape(-1), g.bin_size) == 0
         missing[used] |= empty.reshape(-1, g.bins)
-    needed: NDArray[np.bool_] = (~missing).reshape(-1, batch * g.bins).any(axis=1)
+    needed = np.any(~missing.reshape(-1, batch * g.bins), axis=1)
     block = Block(codes, starts, pitch if strided else 0, needed)
     return Windows(block, placed, missing)
 

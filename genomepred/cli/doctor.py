@@ -1,0 +1,100 @@
+"""The command doctor: what is installed, what would be used, and why."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from genomepred import __version__
+from genomepred.cli.options import debug_option, echo_json, json_option
+
+_PACKAGES = (
+    *("torch", "triton", "numpy", "numba", "h5py", "isal", "xxhash", "safetensors", "pandas"),
+    *("pybigtools", "matplotlib", "logomaker", "scikit-learn", "zstandard", "hdf5plugin"),
+)
+# Optional packages and the extra that installs each.
+_EXTRAS = {
+    **dict.fromkeys(("matplotlib", "logomaker"), "plot"),
+    **dict.fromkeys(("zstandard", "hdf5plugin"), "zstd"),
+    "scikit-learn": "train",
+    "triton": "gpu",
+}
+
+
+@click.command()
+@json_option
+@debug_option
+def doctor(as_json: bool) -> None:
+    """Show versions and devices, what would be used, and why."""
+    report = {"versions": _versions(), "devices": _devices(), "choices": _choices()}
+    if as_json:
+        echo_json(report)
+        return
+    for title, lines in report.items():
+        click.echo(title)
+        for name, text in lines.items():
+            click.echo(f"  {name:<14} {text}")
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    import zlib
+
+    import h5py
+
+    found = {"genomepred": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            extra = _EXTRAS.get(package)
+            found[package] = "absent" + (f"; genomepred[{extra}] installs it" if extra else "")
+    return found | {"hdf5": h5py.version.hdf5_version, "zlib": zlib.ZLIB_RUNTIME_VERSION}
+
+
+def _devices() -> dict[str, str]:
+    import os
+
+    import torch
+
+    from genomepred.inference.engine import describe_device
+
+    cores = len(os.sched_getaffinity(0))
+    found = {"cpu": f"{describe_device(torch.device('cpu'))}, {cores} cores for this process"}
+    for k in range(torch.cuda.device_count()):
+        device = torch.device("cuda", k)
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        found[f"cuda:{k}"] = f"{describe_device(device)}, {memory:.0f} GiB"
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = f"built for CUDA {built}, but no GPU is usable" if built else "a build without CUDA"
+        found["cuda"] = f"none: torch {torch.__version__} is {why}"
+    return found
+
+
+def _choices() -> dict[str, str]:
+    import shutil
+
+    import torch
+
+    from genomepred.inference.engine import PROBE_FROM_MULTIPLY_ADDS
+
+    cuda = torch.cuda.is_available()
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    return {
+        "device": "cuda: a GPU is there" if cuda else "cpu: there is no GPU",
+        "precision": (
+            "fp16, then bf16, then fp32: the first within the card's tolerance"
+            if cuda
+            else "fp32: fastest and exact on a CPU"
+        ),
+        "form": (
+            f"plain below {PROBE_FROM_MULTIPLY_ADDS:.0e} multiply-adds a worker, which no "
+            "preparation repays; above, the fastest of plain, channels-last and compiled in a probe"
+            + ("" if compiler or cuda else " (compiled: no, there is no C++ compiler)")
+        ),
+        "workers": (
+            "one a GPU" if cuda else "one a core with one thread each, if there is work for them"
+        ),
+    }
