@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError, OutputError
+from genomepred.errors import DependencyError, OutputError, RegionError
 from genomepred.sequences.grid import Region
 from genomepred.store.files import publishing
 from genomepred.store.reader import PredictionStore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -57,31 +59,43 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
     ------
     DependencyError
         If matplotlib is not installed.
+    RegionError
+        If the region is empty.
     OutputError
         If the picture cannot be written or its suffix is none of these.
     """
     if path.suffix.lower() not in _FORMATS:
         raise OutputError(f"{path}: name the picture {', '.join(f'*{s}' for s in _FORMATS)}")
+    if region.start >= region.end:
+        raise RegionError(f"{region.contig} has no bases from {region.start + 1} to {region.end}")
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401  (before the work, not after it)
     except ImportError as error:
         raise DependencyError("plot needs matplotlib; install genomepred[plot]") from error
     columns = store.columns(tracks)
     start, end, values = _drawn_rows(store, region)
     edges = np.linspace(region.start, region.end, min(_PIXELS, region.end - region.start) + 1)
-
-    height = max(_HEIGHT, 1.2 + _PANEL * len(columns))
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
-    panels = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
-    summaries = [summarise(start, end, values[:, column], edges) for column in columns]
-    for i, column in enumerate(columns):
-        _draw_panel(panels[i], edges, summaries[i], _COLOURS[i % len(_COLOURS)])
-        panels[i].set_ylabel(store.tracks[column])
-    _number_bases(panels[-1], region)
-    figure.supxlabel(_caption(region, summaries), fontsize=9)
-    figure.suptitle(_title(store, region), fontsize=13)
+    summaries = {
+        store.tracks[column]: summarise(start, end, values[:, column], edges) for column in columns
+    }
+    figure = _figure(region, edges, summaries, _title(store, region))
     with publishing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower())
+
+
+def _figure(region: Region, edges: Float64, summaries: Mapping[str, Summary], title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    size = _WIDTH, max(_HEIGHT, 1.2 + _PANEL * len(summaries))
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    panels = figure.subplots(len(summaries), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, colour, (name, summary) in zip(panels, cycle(_COLOURS), summaries.items()):
+        _draw_panel(axes, edges, summary, colour)
+        axes.set_ylabel(name)
+    _number_bases(panels[-1], region)
+    figure.supxlabel(_caption(region, list(summaries.values())), fontsize=9)
+    figure.suptitle(title, fontsize=13)
+    return figure
 
 
 def summarise(

@@ -129,10 +129,11 @@ def encode_chunk(values: NDArray[np.floating[Any]], layout: Layout) -> bytes:
     block = np.full((layout.chunk_rows, layout.tracks), np.nan, np.dtype(layout.dtype))
     with np.errstate(over="ignore"):
         np.copyto(block[:rows], values, casting="same_kind", where=~np.isnan(values))
-    if layout.dtype == "float16" and np.isinf(block[:rows]).sum() > np.isinf(values).sum():
+    too_large = np.isinf(block[:rows]) & np.isfinite(values)
+    if too_large.any():
         raise OutputError(
-            f"a prediction of {np.nanmax(np.abs(values)):g} does not fit float16 (at most 65504); "
-            "use --store-dtype float32"
+            f"a prediction of {values[too_large][0]:g} does not fit {layout.dtype}, whose largest "
+            f"value is {np.finfo(layout.dtype).max:g}; use --store-dtype float32"
         )
     little_endian = block.astype(block.dtype.newbyteorder("<"), copy=False)
     return filter_bytes(little_endian, layout)

@@ -218,7 +218,9 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
     except StoreError as error:
         return [str(error)]
     if digest != noted.get("sha256"):
-        return [f"{path}: altered since it was written (sha256 {digest}, not {noted.get('sha256')})"]
+        return [
+            f"{path}: altered since it was written (sha256 {digest}, not {noted.get('sha256')})"
+        ]
     try:
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]
@@ -401,7 +403,7 @@ def _part_chunks(path: Path, like: Any = None) -> tuple[int, list[bytes]]:
     """
     with _opened_part(path) as file:
         data = file[DATASET]
-        if like is not None and not _same_layout(data, like):
+        if like is not None and _layout_facts(data) != _layout_facts(like):
             raise DamagedPartError(path, "another type, width, chunk size or compression")
         rows, step = data.shape[0], data.chunks[0]
         stored = [data.id.read_direct_chunk((row, 0)) for row in range(0, rows, step)]
@@ -411,6 +413,8 @@ def _part_chunks(path: Path, like: Any = None) -> tuple[int, list[bytes]]:
     return rows, [chunk for _, chunk in stored]
 
 
-def _same_layout(one: Any, other: Any) -> bool:
-    filters_agree: bool = one.id.get_create_plist().equal(other.id.get_create_plist())
-    return filters_agree and one.dtype == other.dtype and one.shape[1:] == other.shape[1:]
+def _layout_facts(data: Any) -> tuple[Any, ...]:
+    """Type, width, chunk shape and filters with their options."""
+    created = data.id.get_create_plist()
+    filters = [created.get_filter(i)[:3] for i in range(created.get_nfilters())]
+    return data.dtype, data.shape[1:], data.chunks, filters

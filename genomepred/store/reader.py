@@ -225,7 +225,8 @@ class PredictionStore:
     def ranges(self, region: Region | None = None) -> list[tuple[int, int]]:
         """Row ranges in the file's order, one an interval: of a region, or all of the file."""
         if region is not None:
-            return self.grid.query(region.contig, region.start, region.end)
+            found = self.grid.query(region.contig, region.start, region.end)
+            return found if region.start < region.end else []
         first = self.grid.first_row
         ends = first + self.grid.row_counts
         return [(a, b) for a, b in zip(first.tolist(), ends.tolist(), strict=True) if a < b]
@@ -263,7 +264,7 @@ class PredictionStore:
 
     def __getitem__(self, key: str | tuple[str, slice]) -> Predictions:
         contig, start, end = self._bounds(key)
-        ranges = self.grid.query(contig, start, end)
+        ranges = self.ranges(Region(contig, start, end))
         rows = np.concatenate([np.arange(0), *(np.arange(*r) for r in ranges)]).astype(np.int64)
         values = [np.empty((0, len(self.tracks)), np.float32), *(self.read(*r) for r in ranges)]
         names = self.grid.names
@@ -299,7 +300,8 @@ class PredictionStore:
     def _bounds(self, key: str | tuple[str, slice]) -> tuple[str, int, int]:
         contig, bases = key if isinstance(key, tuple) else (key, slice(None))
         start = bases.start or 0
-        end = self.contigs.get(contig, 0) if bases.stop is None else bases.stop
+        length = self.contigs.get(contig, 0)
+        end = max(start, length) if bases.stop is None else bases.stop
         if bases.step is not None or not 0 <= start <= end:
             raise RegionError(f"{contig}[{start}:{end}]: write store[contig, start:end], 0-based")
         return contig, start, end

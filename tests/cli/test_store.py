@@ -1,0 +1,155 @@
+"""Commands on prediction files, as typed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from genomepred.cli import cli
+from genomepred.cli.store import export, info, plot, query
+from genomepred.errors import GenomepredError, RegionError, StoreError
+from tests.store_files import CONTIGS, random_values, write_store
+
+COMMANDS = [info, query, plot, *export.commands.values()]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    return write_store(folder / "genome.h5", tracks=("CTCF", "MRL"))
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    if isinstance(result.exception, GenomepredError):
+        raise result.exception
+    return result
+
+
+def options() -> Iterator[tuple[str, click.Option]]:
+    for command in COMMANDS:
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                yield f"{command.name} {parameter.opts[0]}", parameter
+
+
+@pytest.mark.parametrize(("name", "option"), list(options()), ids=str)
+def test_every_option_says_what_it_does_and_its_default(name: str, option: click.Option) -> None:
+    assert option.help, name
+    assert option.required or "[default: " in option.help, name
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_takes_debug_and_explains_itself(command: click.Command) -> None:
+    assert any("--debug" in parameter.opts for parameter in command.params)
+    assert command.help
+
+
+def test_info_for_people(file: Path) -> None:
+    lines = dict(line.split(None, 1) for line in run("info", file).stdout.splitlines())
+    assert lines["genome"] == "Nipponbare é"
+    assert lines["model"] == "ctcf"
+    assert lines["window"] == "100 bases, crop 0, stride 20, bins 1 x 100 bases"
+    assert lines["contigs"] == "4 with 1,700 bases"
+    assert lines["rows"] == "76 in 4 intervals"
+    missing = np.isnan(random_values(76, 2)).mean()
+    assert lines["missing"] == f"{missing:.2%} of the values"
+    assert lines["precision"] == "fp32"
+    assert "track CTCF" in run("info", file).stdout
+
+
+def test_info_for_machines(file: Path) -> None:
+    document = json.loads(run("info", file, "--json").stdout)
+    assert document["rows"] == 76
+    assert document["bytes"] == file.stat().st_size
+    assert document["attributes"]["weights_sha256"] == "feed"
+
+
+def test_query_counts_bases_from_one(file: Path) -> None:
+    lines = run("query", file, "chr2:121-140").stdout.splitlines()
+    assert lines[0] == "contig\tstart\tend\tCTCF\tMRL"
+    assert [line.split("\t")[1] for line in lines[1:]] == ["40", "60", "80", "100", "120"]
+    assert run("query", file, "chr10:1-9").stdout.count("\n") == 1 + 28
+    assert run("query", file, "chr10:1-9:1-9").stdout.count("\n") == 1 + 1
+    assert run("query", file, "empty").stdout.splitlines() == lines[:1]
+
+
+def test_query_as_json_gives_null_for_missing(file: Path) -> None:
+    values = random_values(76, 2)
+    rows = json.loads(run("query", file, "chr2", "--track", "MRL", "--json").stdout)
+    assert len(rows) == 47
+    assert list(rows[0]) == ["contig", "start", "end", "MRL"]
+    for row, value in zip(rows, values[:47, 1], strict=True):
+        assert row["MRL"] is None if np.isnan(value) else np.float32(row["MRL"]) == value
+
+
+def test_exports(file: Path, tmp_path: Path) -> None:
+    done = run("export", "bigwig", file, "-o", tmp_path / "x.bw", "--track", "MRL")
+    assert done.stderr == f"genomepred: wrote {tmp_path / 'x.bw'}\n"
+    assert done.stdout == ""
+    done = run("export", "bigwig", file, "-o", tmp_path / "y.bw", "--region", "chr2:1-200")
+    assert [line.rsplit("/")[-1] for line in done.stderr.splitlines()] == ["y.CTCF.bw", "y.MRL.bw"]
+    for output in ([], ["-o", "-"]):
+        text = run("export", "bedgraph", file, "--track", "CTCF", *output).stdout
+        assert text.startswith("chr10:1-9\t40\t60\t")
+    assert not Path("-").exists()
+    run("export", "tsv", file, "-o", tmp_path / "x.tsv.gz", "--track", "MRL", "--track", "CTCF")
+    assert (tmp_path / "x.tsv.gz").read_bytes()[:2] == b"\x1f\x8b"
+    text = run("export", "tsv", file, "--region", "ctg-é").stdout
+    assert text.splitlines()[1].startswith("ctg-é\t0\t57\t")
+
+
+def test_plot(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = run("plot", file, "chr2:1-500", "-o", tmp_path / "x.png", "--track", "CTCF")
+    assert done.stderr == f"genomepred: wrote {tmp_path / 'x.png'}\n"
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_bad_input_is_one_error(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RegionError, match="outside 'chr2', which has bases 1-1003"):
+        run("query", file, "chr2:1-2000")
+    with pytest.raises(
+        RegionError, match=f"no contig 'chr9'; the genome has {next(iter(CONTIGS))!r}"
+    ):
+        run("export", "tsv", file, "--region", "chr9")
+    with pytest.raises(StoreError, match="a folder; give one of its .h5 files"):
+        run("info", tmp_path)
+    assert run("export", "bigwig", file).exit_code == 2
+
+
+def test_the_terminal_sees_one_line_and_an_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "reads.txt").write_text("not HDF5")
+    command = [sys.executable, "-m", "genomepred", "info", str(tmp_path / "reads.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == StoreError.exit_code
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"genomepred: error: {tmp_path / 'reads.txt'}: cannot be opened")
+
+
+def test_help_needs_no_heavy_library() -> None:
+    code = (
+        "import sys, genomepred.cli.store\n"
+        "heavy = {'torch', 'numba', 'h5py', 'numpy', 'pandas', 'matplotlib', 'pybigtools'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_reading_needs_no_numba(file: Path) -> None:
+    code = (
+        "import sys\nfrom genomepred.cli import cli\n"
+        f"cli(['query', {str(file)!r}, 'chr2:1-9'], standalone_mode=False)\n"
+        "assert not {'torch', 'numba', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("contig\tstart\tend\t")

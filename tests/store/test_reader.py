@@ -1,0 +1,303 @@
+"""Reading by coordinates and rows, against arithmetic done the slow way; refusing other files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genomepred.errors import DependencyError, RegionError, StoreError
+from genomepred.sequences.grid import Geometry, Grid, Region
+from genomepred.store.hdf5 import Layout, PredictionStore
+from tests.store_files import ATTRIBUTES, CONTIGS, random_values, write_store
+
+SCALAR = Geometry(window=100, stride=20)
+REGIONS = [
+    Region("chr2", 300, 301),
+    Region("chr2", 800, 1003),
+    Region("chr10:1-9", 639, 640),
+    Region("ctg-é", 0, 57),
+]
+GRIDS = {
+    "scalar": Grid.whole(CONTIGS, SCALAR),
+    "odd stride": Grid.whole(CONTIGS, Geometry(window=100, stride=37)),
+    "sampling": Grid.whole(CONTIGS, Geometry(window=101, stride=250)),
+    "crop": Grid.whole(CONTIGS, Geometry(window=140, stride=20, crop=20)),
+    "bins": Grid.whole(CONTIGS, Geometry(window=160, stride=80, crop=40, bins=5)),
+    "regions": Grid.of_regions(CONTIGS, SCALAR, REGIONS),
+    "regions, bins": Grid.of_regions(
+        CONTIGS, Geometry(window=160, stride=80, crop=40, bins=5), REGIONS
+    ),
+    "centred": Grid.centred(
+        CONTIGS, SCALAR, [Region("chr2", 990, 1003, "b"), Region("chr2", 10, 12, "a")]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("stores")
+    return {
+        name: write_store(folder / f"{name}.h5", grid, tracks=("one", "two"))
+        for name, grid in GRIDS.items()
+    }
+
+
+def slow_query(grid: Grid, contig: str, start: int, end: int) -> list[tuple[int, int, int]]:
+    """(row, start, end) of rows that intersect [start, end), by looking at every row."""
+    found, row = [], 0
+    for k, count in enumerate(grid.row_counts.tolist()):
+        for i in range(count):
+            first = int(grid.start[k]) + i * grid.geometry.step
+            last = first + grid.geometry.bin_size
+            if grid.contigs[k] == contig and first < end and last > start:
+                length = CONTIGS[contig]
+                found.append((row, max(first, 0), min(last, length)))
+            row += 1
+    return found
+
+
+# -- queries -------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(data=st.data(), name=st.sampled_from(list(GRIDS)))
+def test_queries_return_the_rows_that_intersect(
+    stores: dict[str, Path], data: st.DataObject, name: str
+) -> None:
+    grid = GRIDS[name]
+    contig = data.draw(st.sampled_from(sorted(set(grid.contigs.tolist()))))
+    start = data.draw(st.integers(0, CONTIGS[contig]))
+    end = data.draw(st.integers(start, CONTIGS[contig]))
+    expected = [row for row in slow_query(grid, contig, start, end) if start < end]
+    values = random_values(grid.rows, 2)
+    with PredictionStore(stores[name]) as store:
+        found = store[contig, start:end]
+    assert list(zip(found.start.tolist(), found.end.tolist(), strict=True)) == [
+        (first, last) for _, first, last in expected
+    ]
+    wanted = values[[row for row, _, _ in expected]]
+    assert np.array_equal(found.values, wanted, equal_nan=True)
+    assert (found.start.dtype, found.values.dtype) == (np.int64, np.float32)
+    assert found.tracks == ("one", "two")
+
+
+@pytest.mark.parametrize("name", list(GRIDS))
+def test_the_grid_comes_back_whole(stores: dict[str, Path], name: str) -> None:
+    grid = GRIDS[name]
+    with PredictionStore(stores[name]) as store:
+        read = store.grid
+    assert read.geometry == grid.geometry
+    assert read.rows == grid.rows
+    for column in ("contigs", "start", "first_row", "length", "first_window", "end"):
+        assert np.array_equal(getattr(read, column), getattr(grid, column)), column
+    assert (read.names is None) == (grid.names is None)
+
+
+def test_a_contig_alone_and_open_ends(stores: dict[str, Path]) -> None:
+    with PredictionStore(stores["scalar"]) as store:
+        assert len(store["chr2"]) == len(store["chr2", :]) == len(store["chr2", 0:1003]) == 47
+        assert store["chr2", 1000:].start.tolist() == [920]
+        assert len(store["chr2", 2000:]) == 0
+        assert len(store["chr2", :1]) == 1
+        assert len(store["chr2", 10**9 : 10**9 + 5]) == 0
+        assert len(store["empty"]) == len(store["empty", 0:100]) == 0
+        assert store["ctg-é"].end.tolist() == [57]
+
+
+@pytest.mark.parametrize(
+    "key", [("chr2", slice(-5, 3)), ("chr2", slice(9, 3)), ("chr2", slice(0, 9, 2))]
+)
+def test_slices_that_mean_nothing_are_refused(
+    stores: dict[str, Path], key: tuple[str, slice]
+) -> None:
+    with PredictionStore(stores["scalar"]) as store, pytest.raises(RegionError, match="0-based"):
+        store[key]
+
+
+def test_unknown_contigs_and_tracks_are_named(stores: dict[str, Path]) -> None:
+    with PredictionStore(stores["scalar"]) as store:
+        with pytest.raises(RegionError, match="'chr3'; there are .*'chr2'"):
+            store["chr3", 0:5]
+        with pytest.raises(StoreError, match="no track 'three'; there are one, two"):
+            store.columns(["two", "three"])
+        assert store.columns(["two", "one"]) == [1, 0]
+
+
+def test_region_strings_may_hold_colons(stores: dict[str, Path]) -> None:
+    with PredictionStore(stores["scalar"]) as store:
+        assert store.region("chr10:1-9")[:3] == ("chr10:1-9", 0, 640)
+        assert store.region("chr10:1-9:2-30")[:3] == ("chr10:1-9", 1, 30)
+
+
+def test_a_table_has_contig_start_end_name_and_tracks(stores: dict[str, Path]) -> None:
+    with PredictionStore(stores["centred"]) as store:
+        frame = store["chr2"].to_frame()
+    assert list(frame.columns) == ["contig", "start", "end", "name", "one", "two"]
+    assert frame["name"].tolist() == ["b", "a"]
+    assert frame["start"].tolist() == [
+        946,
+        0,
+    ]  # a window centred on base 11 starts before the contig
+    assert frame["end"].tolist() == [1003, 61]
+    assert frame["one"].dtype == np.float32
+    assert isinstance(frame, pd.DataFrame)
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(first=st.integers(0, 300), count=st.integers(0, 300))
+def test_blocks_cover_a_range_once_in_order(
+    tmp_path_factory: pytest.TempPathFactory, first: int, count: int
+) -> None:
+    grid = Grid.whole({"c": 20 * 599 + 100}, SCALAR)
+    values = random_values(600, 500)
+    path = tmp_path_factory.getbasetemp() / "blocks.h5"
+    if not path.exists():  # 128 rows a chunk
+        write_store(path, grid, values, tuple(f"t{i}" for i in range(500)), Layout(500))
+    with PredictionStore(path) as store:
+        blocks = list(store.blocks(first, first + count))
+        assert np.array_equal(store.read(first, first + count), values[first : first + count], True)
+    assert np.array_equal(
+        np.concatenate([np.empty((0, 500)), *(block for _, block in blocks)]),
+        values[first : first + count],
+        equal_nan=True,
+    )
+    row = first
+    for begin, block in blocks:
+        assert begin == row
+        assert block.size <= 65536
+        row += len(block)
+
+
+@pytest.mark.parametrize(("first", "last"), [(-1, 2), (0, 10_000), (5, 4)])
+def test_rows_outside_the_file_are_refused(stores: dict[str, Path], first: int, last: int) -> None:
+    with PredictionStore(stores["scalar"]) as store, pytest.raises(RegionError, match="rows"):
+        store.read(first, last)
+
+
+def test_float16_is_read_as_float32(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "half.h5", layout=Layout(1, dtype="float16"))
+    with PredictionStore(path) as store:
+        values = store.read(0, store.rows)
+    assert values.dtype == np.float32
+    expected = random_values(store.rows).astype(np.float16).astype(np.float32)
+    assert np.array_equal(values, expected, equal_nan=True)
+
+
+def test_summary_counts_what_is_missing(stores: dict[str, Path]) -> None:
+    values = random_values(GRIDS["scalar"].rows, 2)
+    with PredictionStore(stores["scalar"]) as store:
+        summary = store.summary()
+    assert summary["missing"] == np.isnan(values).mean()
+    assert summary["attributes"]["genome"] == ATTRIBUTES["genome"]
+    assert (summary["contigs"], summary["bases"], summary["rows"]) == (4, 1700, len(values))
+    assert summary["compression"] == "deflate-4"
+    assert summary["tracks"][1] == {"name": "two", "description": "two occupancy"}
+
+
+# -- files that are not right --------------------------------------------------------------------
+
+
+def spoilt(path: Path, change: object) -> Path:
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.attrs.__delitem__("format"), "not a genomepred prediction file"),
+        (lambda f: f.attrs.__setitem__("format_version", 2), "format version 2.*update genomepred"),
+        (lambda f: f.__delitem__("predictions"), "predictions"),
+        (lambda f: f.__delitem__("tracks/name"), "cannot be read"),
+        (lambda f: f.__delitem__("intervals/start"), "cannot be read"),
+        (lambda f: f["intervals/start"].resize((1,)), "differ in length"),
+        (lambda f: f["predictions"].resize((3, 1)), "do not add up to 3 rows"),
+        (lambda f: f.attrs.__setitem__("window", 99), "window 99"),
+        (lambda f: f.attrs.__delitem__("stride"), "stride"),
+    ],
+)
+def test_files_that_are_not_whole_are_refused(tmp_path: Path, change: object, message: str) -> None:
+    path = spoilt(write_store(tmp_path / "genome.h5"), change)
+    with pytest.raises(StoreError, match=message) as caught:
+        PredictionStore(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_things_that_are_no_prediction_files(tmp_path: Path) -> None:
+    (tmp_path / "text.h5").write_text(">chr1\nACGT\n")
+    (tmp_path / "zero.h5").write_bytes(b"")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = [1, 2]
+    for name, message in [
+        ("absent.h5", "no such file"),
+        ("", "a folder; give one of its .h5 files"),
+        ("text.h5", "no prediction file or a damaged one"),
+        ("zero.h5", "no prediction file or a damaged one"),
+        ("other.h5", "HDF5, but not a genomepred prediction file"),
+    ]:
+        with pytest.raises(StoreError, match=message):
+            PredictionStore(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "genome.h5")
+    path.chmod(0)
+    with pytest.raises(StoreError, match="no permission"):
+        PredictionStore(path)
+
+
+def test_truncated_files_are_refused_at_every_length(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "genome.h5")
+    good = path.read_bytes()
+    for length in [*range(0, len(good), len(good) // 150), len(good) - 1]:
+        path.write_bytes(good[:length])
+        with pytest.raises(StoreError):
+            PredictionStore(path)
+
+
+def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """Also without verify: all metadata and all data are checksummed."""
+    path = write_store(tmp_path / "genome.h5")
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+
+    def contents() -> tuple[object, ...]:
+        with PredictionStore(path) as store:
+            values = store.read(0, store.rows).tobytes()
+            tables = [getattr(store.grid, name).tolist() for name in ("contigs", "start", "length")]
+            return store.attributes, store.tracks, store.descriptions, tables, values
+
+    expected, refused = contents(), 0
+    for position in rng.integers(0, len(good), 300).tolist():
+        changed = bytearray(good)
+        changed[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            assert contents() == expected
+        except StoreError:
+            refused += 1
+    assert refused > 200
+
+
+def test_zstd_files_name_the_extra_that_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_store(tmp_path / "genome.h5", layout=Layout(1, compression="zstd"))
+    with PredictionStore(path) as store:
+        assert store.summary()["compression"] == "zstd"
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    with pytest.raises(DependencyError, match=r"install genomepred\[zstd\]"):
+        PredictionStore(path)

@@ -1,0 +1,152 @@
+"""Plots: what each column of pixels shows, and pictures that come out as promised."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genomepred.errors import DependencyError, OutputError, RegionError, StoreError
+from genomepred.plots import plot_region, summarise
+from genomepred.sequences.grid import Geometry, Grid, Region
+from genomepred.store.hdf5 import PredictionStore
+from tests.store_files import CONTIGS, write_store
+
+plt = pytest.importorskip("matplotlib.image")
+
+
+@settings(deadline=None)
+@given(
+    rows=st.integers(0, 60),
+    stride=st.integers(1, 9),
+    gap=st.integers(0, 3),
+    columns=st.integers(1, 40),
+    bounds=st.tuples(st.integers(0, 200), st.integers(1, 300)),
+    seed=st.integers(0, 9),
+)
+def test_columns_summarise_the_rows_that_touch_them(
+    rows: int, stride: int, gap: int, columns: int, bounds: tuple[int, int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    start = np.arange(rows) * (stride + gap)
+    values = rng.normal(size=rows).astype(np.float32)
+    values[rng.random(rows) < 0.3] = np.nan
+    edges = np.linspace(bounds[0], bounds[0] + bounds[1], columns + 1)
+    summary = summarise(start, start + stride, values, edges)
+    for i in range(columns):
+        touching = values[(start < edges[i + 1]) & (start + stride > edges[i])]
+        touching = touching[~np.isnan(touching)].astype(np.float64)
+        shown = [part[i] for part in summary]
+        if touching.size:
+            assert shown == pytest.approx([touching.min(), touching.mean(), touching.max()])
+        else:
+            assert np.isnan(shown).all()
+
+
+def test_one_peak_among_a_million_rows_is_shown() -> None:
+    start = np.arange(1_000_000) * 20
+    values = np.zeros(1_000_000, np.float32)
+    values[777_777] = 1
+    summary = summarise(start, start + 20, values, np.linspace(0, 20_000_000, 1101))
+    assert np.count_nonzero(summary.high == 1) == 1
+    assert summary.mean.max() < 0.01
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PredictionStore:
+    grid = Grid.whole(CONTIGS, Geometry(window=100, stride=20))
+    values = np.tile(np.array([0.8, -2.0], np.float32), (grid.rows, 1))
+    values[20:25] = np.nan  # drawn on chr2:441-540
+    with PredictionStore(write_store(tmp_path / "g.h5", grid, values, ("CTCF", "logit"))) as opened:
+        yield opened
+
+
+def colours_along(path: Path, height: float) -> np.ndarray:
+    """RGB of each pixel of the row at a share of the picture's height."""
+    image = plt.imread(path)[..., :3]
+    return (image[int(height * len(image))] * 255).round().astype(int)
+
+
+def test_one_track_is_1200_by_400_with_the_missing_stretch_shaded(
+    store: PredictionStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.png"
+    plot_region(store, Region("chr2", 240, 740), ["CTCF"], path)
+    assert struct.unpack(">II", path.read_bytes()[16:24]) == (1200, 400)
+    pixels = colours_along(path, 0.5)
+    filled = (pixels == [0, 114, 178]).all(axis=1)
+    missing = (pixels == [230, 230, 230]).all(axis=1)
+    assert filled.sum() / missing.sum() == pytest.approx(4, abs=0.05)  # 400 bases to 100
+    shaded = np.flatnonzero(missing)
+    assert np.array_equal(shaded, np.arange(shaded[0], shaded[-1] + 1))
+    left, right = np.flatnonzero(filled)[[0, -1]]
+    assert (shaded[0] - left) / (right - left) == pytest.approx(200 / 500, abs=0.01)
+
+
+def test_panels_stand_in_the_order_asked(store: PredictionStore, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    plot_region(store, Region("chr2", 0, 1003), [], path)
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+    assert (width, height) == (1200, 440)
+    assert (colours_along(path, 0.3) == [0, 114, 178]).all(axis=1).any()
+
+
+@pytest.mark.parametrize("suffix", ["png", "PDF", "svg"])
+def test_formats(store: PredictionStore, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    plot_region(store, Region("chr2", 0, 1003), ["logit"], path)
+    magic = {"png": b"\x89PNG", "PDF": b"%PDF", "svg": b"<?xml"}[suffix]
+    assert path.read_bytes().startswith(magic)
+
+
+def test_text_names_genome_model_region_and_unit(store: PredictionStore, tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        plot_region(store, Region("chr10:1-9", 99, 500), ["CTCF"], tmp_path / "x.svg")
+        text = (tmp_path / "x.svg").read_text()
+        assert "Nipponbare é · ctcf · chr10:1-9:100-500" in text
+        assert "chr10:1-9 (bp)" in text
+        assert ">CTCF<" in text
+        assert "grey" not in text  # nothing is missing there
+        long = Grid.whole({"c": 30_000_000}, Geometry(window=10_000, stride=10_000))
+        path = write_store(tmp_path / "l.h5", long, np.ones((long.rows, 1), np.float32))
+        for region, ticks, unit in [
+            (Region("c", 0, 30_000_000), ">25<", "Mb"),
+            (Region("c", 1_000_000, 1_040_000), ">1,010<", "kb"),
+            (Region("c", 1_000_000, 1_004_000), ">1,001,000<", "bp"),
+            (Region("c", 1_000_000, 1_009_000), ">1,004<", "kb"),
+        ]:
+            with PredictionStore(path) as other:
+                plot_region(other, region, [], tmp_path / "x.svg")
+            text = (tmp_path / "x.svg").read_text()
+            assert ticks in text, region
+            assert f"c ({unit})" in text
+
+
+def test_one_base_is_drawn_and_none_is_refused(store: PredictionStore, tmp_path: Path) -> None:
+    plot_region(store, Region("ctg-é", 56, 57), [], tmp_path / "x.png")
+    assert (tmp_path / "x.png").exists()
+    with pytest.raises(RegionError, match="empty has no bases"):
+        plot_region(store, Region("empty", 0, 0), [], tmp_path / "x.png")
+
+
+def test_what_cannot_be_drawn(
+    store: PredictionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = Region("chr2", 0, 100)
+    with pytest.raises(OutputError, match=r"\*.png, \*.pdf, \*.svg"):
+        plot_region(store, region, [], tmp_path / "x.jpg")
+    with pytest.raises(StoreError, match="no track 'H3'"):
+        plot_region(store, region, ["H3"], tmp_path / "x.png")
+    with pytest.raises(OutputError, match="there is no folder"):
+        plot_region(store, region, [], tmp_path / "absent" / "x.png")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(DependencyError, match=r"install genomepred\[plot\]"):
+        plot_region(store, region, [], tmp_path / "x.png")
+    assert not list(tmp_path.glob("x.*"))
