@@ -1,9 +1,7 @@
-"""Kernels on bases: FASTA bytes to codes, codes to one-hot, reverse complement, base counts.
+"""Codes: one base as uint8, and what is made of them: other strand, one-hot, counts of real bases.
 
-A code is one base as uint8: A=0, C=1, G=2, T=U=3, anything else 4, lower case as upper case. All
-kernels release the GIL. The decoder is written so that LLVM turns it into packed byte compares and
-blends: no table look-ups, copies of a fixed number of bytes, and a line's surplus overwritten by
-the next line.
+A=0, C=1, G=2, T=U=3, anything else 4. The kernels release the GIL; the one that makes codes from
+bytes is in :mod:`genomepred.sequences.decode`.
 """
 
 from __future__ import annotations
@@ -16,163 +14,16 @@ from numpy.typing import DTypeLike, NDArray
 
 Codes = NDArray[np.uint8]
 
-UNKNOWN = 4
-INVALID = 8  # in place of a code: a byte that is no sequence
-# The IUPAC nucleotide letters, X (masked in many assemblies) and gaps.
-ALPHABET = b"ACGTURYSWKMBDHVNXacgturyswkmbdhvnx-.*"
-CODE_OF_BYTE = np.full(256, INVALID, np.uint8)
-CODE_OF_BYTE[list(ALPHABET)] = UNKNOWN
-CODE_OF_BYTE[list(b"ACGTUacgtu")] = [0, 1, 2, 3, 3] * 2
-
-# Bytes copied at once by `_lines`: one AVX-512 or two AVX2 registers. On lines of 60 bases 64
-# decodes 29 GB/s from L2, 32 decodes 21 GB/s (Zen 5).
-_CHUNK = 64
-# Bases decoded before they are checked, small enough to be still in L1.
-_GROUP = 1 << 14
-
-
-@njit(nogil=True, inline="always")
-def _code(byte: Any) -> Any:
-    """Code of a sequence byte; 4 for every byte that is not one of ACGTU."""
-    upper = byte & 0xDF
-    code = np.uint8(4)
-    code = np.uint8(3) if (byte & 0xDE) == 0x54 else code  # T and U differ in the lowest bit
-    code = np.uint8(2) if upper == 0x47 else code
-    code = np.uint8(1) if upper == 0x43 else code
-    return np.uint8(0) if upper == 0x41 else code
-
-
-@njit(nogil=True, inline="always")
-def _strict(byte: Any) -> Any:
-    """0-4 for a byte of `ALPHABET`, else `INVALID`; ranges of letters are found by masks."""
-    code = _code(byte)
-    letter = np.uint8((byte & 0xDF) - 0x41)
-    known = (
-        ((letter & 0xFC) == 0)  # A B C D
-        | ((letter & 0xFE) == 6)  # G H
-        | (letter == 10)  # K
-        | ((letter & 0xFE) == 12)  # M N
-        | (np.uint8(letter - 17) < 8)  # R S T U V W X Y
-        | (byte == 0x2A)  # *
-        | (byte == 0x2D)  # -
-        | (byte == 0x2E)  # .
-    )
-    return code if known else np.uint8(8)
-
-
-@njit(nogil=True, cache=True)
-def _run(raw: Any, out: Any, strict: bool) -> None:
-    """Decode ``raw`` into the equally long ``out``."""
-    if strict:
-        for j in range(len(out)):
-            out[j] = _strict(raw[j])
-    else:
-        for j in range(len(out)):
-            out[j] = _code(raw[j])
-
-
-@njit(nogil=True, cache=True)
-def _lines(raw: Any, out: Any, lines: int, bases: int, width: int, strict: bool) -> None:
-    """Decode whole lines; reads and writes up to ``_CHUNK - 1`` bytes past the last line's bases."""
-    for line in range(lines):
-        for column in range(0, bases, _CHUNK):
-            source = raw[line * width + column : line * width + column + _CHUNK]
-            target = out[line * bases + column : line * bases + column + _CHUNK]
-            if strict:
-                for j in range(_CHUNK):
-                    target[j] = _strict(source[j])
-            else:
-                for j in range(_CHUNK):
-                    target[j] = _code(source[j])
-
-
-@njit(nogil=True, cache=True)
-def _union(codes: Any) -> Any:
-    """Bitwise or of all codes: below 4 if all are known bases, 8 or more if any is invalid."""
-    union = np.uint8(0)
-    for j in range(len(codes)):
-        union |= codes[j]
-    return union
-
-
-@njit(nogil=True, cache=True)
-def decode_run(raw: Any, out: Any) -> bool:
-    """Decode bytes without line ends into the equally long ``out``; whether all were valid."""
-    _run(raw, out, False)
-    if _union(out) < UNKNOWN:
-        return True
-    _run(raw, out, True)
-    return _union(out) < INVALID
-
-
-@njit(nogil=True, cache=True)
-def decode_lines(raw: Any, out: Any, lines: int, bases: int, width: int) -> int:
-    """Decode whole lines of equal length; how many were decoded before an invalid group.
-
-    Lines whose surplus would pass the end of ``raw`` or ``out`` are left to the caller.
-    """
-    surplus = -(-bases // _CHUNK) * _CHUNK
-    safe = min((len(raw) - surplus) // width, (len(out) - surplus) // bases) + 1
-    lines = min(lines, max(safe, 0))
-    done = 0
-    group = max(_GROUP // bases, 1)
-    while done < lines:
-        count = min(group, lines - done)
-        source, target = raw[done * width :], out[done * bases :]
-        _lines(source, target, count, bases, width, False)
-        if _union(target[: count * bases]) >= UNKNOWN:
-            _lines(source, target, count, bases, width, True)
-            if _union(target[: count * bases]) >= INVALID:
-                break
-        done += count
-    return done
-
-
-@njit(nogil=True, cache=True)
-def decode(raw: Any, column: int, bases: int, width: int, out: Any) -> int:
-    """Decode bytes of one FASTA record into codes.
-
-    Parameters
-    ----------
-    raw : uint8 array, read-only
-        Bytes of the record: any piece of its lines, beginning anywhere in a line.
-    column : int
-        Place of ``raw[0]`` in its line; ``column >= bases`` is in the line end.
-    bases, width : int
-        Bases and bytes of a line, the latter with its line end.
-    out : uint8 array
-        Receives the codes; its length is the number of bases in ``raw``.
-
-    Returns
-    -------
-    int
-        Number of codes written, or ``-1 - i`` if ``raw[i]`` is no sequence.
-    """
-    at, done = 0, 0
-    while at < len(raw) and done < len(out):
-        if column == 0 and bases < len(raw) - at:
-            lines = decode_lines(raw[at:], out[done:], (len(raw) - at) // width, bases, width)
-            at += lines * width
-            done += lines * bases
-        count = max(min(bases - column, len(raw) - at, len(out) - done), 0)
-        if not decode_run(raw[at : at + count], out[done : done + count]):
-            for j in range(count):
-                if out[done + j] >= INVALID:
-                    return -1 - at - j
-        at += count + (width - column - count)
-        done += count
-        column = 0
-    return done
-
 
 @njit(nogil=True, cache=True)
 def _reverse_complement(codes: Any, out: Any) -> None:
     for row in range(codes.shape[0]):
         source, target = codes[row], out[row]
-        last = len(source) - 1
-        for j in range(len(source)):
-            code = source[last - j]
-            target[j] = np.uint8(3) - code if code < 4 else np.uint8(4)
+        length = np.uint64(len(source))  # unsigned: no check for negative indices, hence SIMD
+        for j in range(length):
+            # 3 - 4 wraps to 255, so that the minimum keeps 4.
+            code = np.uint8(np.uint8(3) - source[length - np.uint64(1) - j])
+            target[j] = min(code, np.uint8(4))
 
 
 def reverse_complement(codes: Codes, out: Codes | None = None) -> Codes:
@@ -201,8 +52,8 @@ def reverse_complement(codes: Codes, out: Codes | None = None) -> Codes:
 def _take_rows(codes: Any, table: Any, out: Any) -> None:
     for i in range(len(codes)):
         row = table[min(codes[i], np.uint8(4))]
-        for j in range(table.shape[1]):
-            out[i, j] = row[j]
+        for channel in range(4):
+            out[i, channel] = row[channel]
 
 
 def one_hot(
@@ -237,10 +88,9 @@ def one_hot(
     table = _one_hot_table(base_order, n_policy).astype(out.dtype)
     if n_policy == "uniform" and table[4, 0] != 0.25:
         raise ValueError(f"n_policy 'uniform' needs a floating-point dtype, not {out.dtype}")
-    # A row is moved as 32-bit words, so that one kernel serves every dtype.
-    words = table.view(np.uint32)
-    flat = np.ascontiguousarray(codes).reshape(-1)
-    _take_rows(flat, words, out.reshape(-1, 4).view(np.uint32))
+    # Moved as integers of the same size, so that four kernels serve every dtype.
+    word = np.dtype(f"u{out.itemsize}")
+    _take_rows(codes.reshape(-1), table.view(word), out.reshape(-1, 4).view(word))
     return out
 
 
@@ -254,6 +104,14 @@ def _one_hot_table(base_order: str, n_policy: str) -> NDArray[np.float64]:
     table = np.full((5, 4), values[n_policy])
     table[:4] = [[float(base == channel) for channel in base_order] for base in "ACGT"]
     return table
+
+
+@njit(nogil=True, cache=True)
+def _all_real(codes: Any) -> bool:
+    union = np.uint8(0)
+    for j in range(len(codes)):
+        union |= codes[j]
+    return bool(union < 4)
 
 
 @njit(nogil=True, cache=True)
@@ -283,7 +141,7 @@ def _slide(codes: Any, starts: Any, width: int, out: Any) -> None:
 def _real_counts(codes: Any, starts: Any, width: int, out: Any) -> None:
     for first in range(0, len(starts), 256):
         last = min(first + 256, len(starts))
-        if _union(codes[starts[first] : starts[last - 1] + width]) < UNKNOWN:
+        if _all_real(codes[starts[first] : starts[last - 1] + width]):
             out[first:last] = width
         else:
             _slide(codes, starts[first:last], width, out[first:last])

@@ -12,9 +12,13 @@ import fcntl
 import json
 import os
 import secrets
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
+
+import numpy as np
 
 from genomepred.errors import OutputError, SequenceError
 from genomepred.sequences.codes import Codes
@@ -41,16 +45,11 @@ class ExpandedCodes:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self.contigs, self.digest = self._trailer()
-        except BaseException:
-            os.close(self._fd)
-            raise
-        self._first: dict[str, int] = {}
-        total = 0
-        for name, length in self.contigs.items():
-            self._first[name] = total
-            total += length
+        self._close = weakref.finalize(self, os.close, self._fd)
+        self.contigs, self.digest = self._trailer()
+        lengths = np.fromiter(self.contigs.values(), np.int64, len(self.contigs))
+        first = np.cumsum(lengths) - lengths
+        self._first = dict(zip(self.contigs, first.tolist(), strict=True))
 
     def _trailer(self) -> tuple[dict[str, int], str]:
         size = os.fstat(self._fd).st_size
@@ -63,8 +62,8 @@ class ExpandedCodes:
 
     def read(self, contig: str, start: int, out: Codes) -> None:
         """Fill ``out`` with the codes of a contig from ``start`` on."""
-        view, offset = memoryview(out), self._first[contig] + start
-        while len(view):
+        view, offset = out.data, self._first[contig] + start
+        while view.nbytes:
             count = os.preadv(self._fd, [view], offset)
             if count == 0:
                 raise SequenceError(f"{self._path}: was truncated; remove it")
@@ -72,11 +71,13 @@ class ExpandedCodes:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        self._close()
 
 
-def expand(target: Path, scan_into: Callable[[Callable[[Codes], object]], Scan]) -> None:
-    """Make a codes file unless another process has made it.
+def open_expanded(
+    target: Path, scan_into: Callable[[Callable[[memoryview], object]], Scan]
+) -> ExpandedCodes:
+    """Open a codes file; make it first if no other process has.
 
     Parameters
     ----------
@@ -85,34 +86,44 @@ def expand(target: Path, scan_into: Callable[[Callable[[Codes], object]], Scan])
     scan_into : callable
         Scans the FASTA and passes its codes on to the function it is given.
 
+    Returns
+    -------
+    ExpandedCodes
+
     Raises
     ------
     OutputError
         If the cache cannot be written.
     """
-    with _locked(target) as exclusive:
-        if target.exists():
-            return
-        if exclusive:
-            for leftover in target.parent.glob(f"{_escaped(target.name)}.*.tmp"):
-                leftover.unlink(missing_ok=True)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                result = scan_into(file.write)
-                contigs = [(r.name, r.length) for r in result.records]
-                trailer = json.dumps({"contigs": contigs, "digest": result.digest}).encode()
-                file.write(trailer + len(trailer).to_bytes(8, "little") + _MAGIC)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except OSError as error:
-            raise OutputError(
-                f"{temporary.parent}: cannot write expanded codes: {error.strerror or error}; "
-                "free space or choose another output folder"
-            ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
+    try:
+        with _locked(target) as exclusive:
+            with suppress(FileNotFoundError, SequenceError):
+                return ExpandedCodes(target)
+            if exclusive:
+                for leftover in target.parent.glob(f"{escape(target.name)}.*.tmp"):
+                    leftover.unlink(missing_ok=True)
+            _expand(target, scan_into)
+            return ExpandedCodes(target)
+    except OSError as error:
+        raise OutputError(
+            f"{target.parent}: cannot write expanded codes: {error.strerror or error}; free space "
+            "or choose another folder"
+        ) from None
+
+
+def _expand(target: Path, scan_into: Callable[[Callable[[memoryview], object]], Scan]) -> None:
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            result = scan_into(file.write)
+            contigs = [(record.name, record.length) for record in result.records]
+            trailer = json.dumps({"contigs": contigs, "digest": result.digest}).encode()
+            file.write(trailer + len(trailer).to_bytes(8, "little") + _MAGIC)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def discard(target: Path) -> None:
@@ -120,10 +131,6 @@ def discard(target: Path) -> None:
     with _locked(target):
         target.unlink(missing_ok=True)
         _lock_of(target).unlink(missing_ok=True)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _lock_of(target: Path) -> Path:

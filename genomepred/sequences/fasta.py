@@ -5,23 +5,18 @@ from __future__ import annotations
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
-import xxhash
 
 from genomepred.errors import OutputError, RegionError, SequenceError
-from genomepred.sequences.codes import UNKNOWN, Codes, decode
-from genomepred.sequences.expanded import ExpandedCodes, discard, expand
-from genomepred.sequences.index import (
-    format_fai,
-    format_gzi,
-    read_fai,
-    read_gzi,
-    write_atomically,
-)
+from genomepred.sequences.codes import Codes
+from genomepred.sequences.decode import UNKNOWN, decode
+from genomepred.sequences.expanded import discard, open_expanded
+from genomepred.sequences.index import IndexFiles, format_fai, format_gzi, read_fai, read_gzi
 from genomepred.sequences.scan import Record, Scan, SequenceDigest, scan
 from genomepred.sequences.sources import (
     BgzipSource,
@@ -29,13 +24,23 @@ from genomepred.sequences.sources import (
     Source,
     inflate,
     kind_of,
-    unreadable,
+    stamp_of,
     walk_blocks,
 )
 
 _SUFFIX = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bgz|xz))?$", re.IGNORECASE)
 # Codes hashed at once.
 _BLOCK = 1 << 20
+
+
+class _Reader(Protocol):
+    """Codes inside contigs."""
+
+    contigs: dict[str, int]
+
+    def read(self, contig: str, start: int, out: Codes) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Genome:
@@ -81,122 +86,61 @@ class Genome:
     ) -> None:
         self.path = Path(path)
         self.name = name if name is not None else _SUFFIX.sub("", self.path.name)
-        self._kind = kind_of(self.path)
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            raise unreadable(self.path, error) from None
-        self.stamp = (status.st_size, status.st_mtime_ns)
+        self.stamp = stamp_of(self.path)
         self._cache = None if cache is None else Path(cache)
         self._write = write
-        self._lock = threading.Lock()
+        self._files = IndexFiles(self.path, self.stamp, self._cache)
         self._private: tempfile.TemporaryDirectory[str] | None = None
-        self._source: Source | None = None
-        self._expanded: ExpandedCodes | None = None
         self._digest: str | None = None
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
+        self._lock = threading.Lock()  # readers reuse their buffers
+        self._reader: _Reader | None = self._open()
+        self.contigs = self._reader.contigs
 
-    def _open(self) -> None:
-        if self._kind == "plain":
-            self._source = PlainSource(self.path)
-        elif self._kind == "bgzip":
-            self._source = BgzipSource(self.path, self._blocks())
-        records = None if self._source is None else self._records(self._source)
-        if records is None:
-            self._open_expanded()
-        else:
-            self._record = {record.name: record for record in records}
-            self.contigs = {record.name: record.length for record in records}
-
-    def _records(self, source: Source) -> list[Record] | None:
-        """Records from an index that fits or from a pass that writes one; None if uneven."""
-        for place in self._places(".fai"):
-            if self._is_newer(place) and (records := read_fai(place, source)) is not None:
-                return records
+    def _open(self) -> _Reader:
+        kind = kind_of(self.path)
+        if kind in ("gzip", "xz"):
+            return self._open_stream(inflate(self.path, kind))
+        source = PlainSource(self.path) if kind == "plain" else self._open_bgzip()
+        for index in self._files.current(".fai"):
+            if (records := read_fai(index, source)) is not None:
+                return _IndexedReader(self.path, source, records)
         result = scan(self.path, source.pieces(0, source.size))
         self._digest = result.digest
-        if not result.indexable:
-            self.contigs = {record.name: record.length for record in result.records}
-            return None
-        self._store(".fai", format_fai(result.records))
-        return result.records
+        if not result.even:
+            return self._open_stream(source.pieces(0, source.size))
+        if self._write:
+            self._files.store(".fai", format_fai(result.records))
+        return _IndexedReader(self.path, source, result.records)
 
-    def _blocks(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        for place in self._places(".gzi"):
-            if self._is_newer(place) and (blocks := read_gzi(place, self.path)) is not None:
-                return blocks
-        blocks = walk_blocks(self.path, np.zeros((1, 2), np.int64))
-        self._store(".gzi", format_gzi(blocks))
-        return blocks
+    def _open_bgzip(self) -> Source:
+        for index in self._files.current(".gzi"):
+            if (blocks := read_gzi(index, self.path)) is not None:
+                return BgzipSource(self.path, blocks)
+        blocks = walk_blocks(self.path)
+        if self._write:
+            self._files.store(".gzi", format_gzi(blocks))
+        return BgzipSource(self.path, blocks)
 
-    def _open_expanded(self) -> None:
+    def _open_stream(self, pieces: Iterator[Codes]) -> _Reader:
+        """A reader for bytes that no index can address: through a file of codes."""
         if not self._write:
-            if self._source is None:
-                result = self._scan_stream(None)
-                self._digest = result.digest
-                self.contigs = {record.name: record.length for record in result.records}
-            return
-        target = self._expanded_path()
-        while self._expanded is None:
-            expand(target, self._scan_stream)
-            try:
-                self._expanded = ExpandedCodes(target)
-            except FileNotFoundError:  # discarded by another process in between
-                continue
-        self.contigs, self._digest = self._expanded.contigs, self._expanded.digest
-
-    def _scan_stream(self, sink: Callable[[Codes], object] | None) -> Scan:
-        return scan(self.path, self._stream(), sink)
-
-    def _stream(self) -> Iterator[Codes]:
-        if self._source is not None:
-            return self._source.pieces(0, self._source.size)
-        assert self._kind in ("gzip", "xz")
-        return inflate(self.path, self._kind)
-
-    def _places(self, suffix: str) -> list[Path]:
-        """Where an index may lie, best place first."""
-        beside = self.path.with_name(self.path.name + suffix)
-        return [beside] if self._cache is None else [beside, self._cached(suffix)]
-
-    def _cached(self, suffix: str) -> Path:
-        """Path in the cache that belongs to this very version of the file."""
-        assert self._cache is not None
-        key = xxhash.xxh3_64_hexdigest(f"{self.path.resolve()}\n{self.stamp}".encode())
-        return self._cache / f"{self.path.name[:40]}.{key}{suffix}"
-
-    def _is_newer(self, index: Path) -> bool:
-        try:
-            return index.stat().st_mtime_ns >= self.stamp[1]
-        except OSError:
-            return False
-
-    def _store(self, suffix: str, data: bytes) -> None:
-        """Write an index where possible; without one the next start only takes longer."""
-        if not self._write:
-            return
-        for place in self._places(suffix):
-            try:
-                if place.parent == self._cache:
-                    self._cache.mkdir(parents=True, exist_ok=True)
-                write_atomically(place, data)
-                return
-            except OSError:
-                continue
+            result = scan(self.path, pieces)
+            self._digest = result.digest
+            return _LengthsOnly(self.path, result)
+        reader = open_expanded(self._expanded_path(), lambda sink: scan(self.path, pieces, sink))
+        self._digest = reader.digest
+        return reader
 
     def _expanded_path(self) -> Path:
-        if self._cache is None:
+        cache = self._cache
+        if cache is None:
             self._private = tempfile.TemporaryDirectory(prefix="genomepred-")
-            self._cache = Path(self._private.name)
+            cache = Path(self._private.name)
         try:
-            self._cache.mkdir(parents=True, exist_ok=True)
+            cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self._cache}: cannot be made: {error.strerror}") from None
-        return self._cached(".codes")
+            raise OutputError(f"{cache}: cannot be made: {error.strerror}") from None
+        return self._files.cached(cache, ".codes")
 
     def codes(self, contig: str, start: int, end: int, out: Codes | None = None) -> Codes:
         """Codes of ``[start, end)``; 4 outside the contig.
@@ -222,7 +166,7 @@ class Genome:
             If the file changed, is damaged or does not fit its index.
         """
         if contig not in self.contigs:
-            raise RegionError(f"{self.path}: no contig {contig!r}; see its .contigs")
+            raise RegionError(f"{self.path}: no contig {contig!r}; `contigs` lists what there is")
         if end < start:
             raise RegionError(f"{self.path}: {contig}:{start}-{end} ends before it starts")
         out = np.empty(end - start, np.uint8) if out is None else out
@@ -234,41 +178,16 @@ class Genome:
         out[last - start :] = UNKNOWN
         if first < last:
             with self._lock:
-                self._read(contig, first, out[first - start : last - start])
+                if self._reader is None:
+                    raise ValueError(f"{self.path}: is closed")
+                self._reader.read(contig, first, out[first - start : last - start])
         return out
-
-    def _read(self, contig: str, start: int, out: Codes) -> None:
-        if self._expanded is not None:
-            self._expanded.read(contig, start, out)
-        elif self._source is not None and hasattr(self, "_record"):
-            self._read_indexed(self._source, self._record[contig], start, out)
-        else:
-            raise SequenceError(
-                f"{self.path}: was opened without writing, and its codes need an expanded copy"
-            )
-
-    def _read_indexed(self, source: Source, record: Record, start: int, out: Codes) -> None:
-        _, _, offset, bases, width = record
-        line, column = divmod(start, bases)
-        last_line, last_column = divmod(start + len(out) - 1, bases)
-        position = offset + line * width + column
-        done = 0
-        for piece in source.pieces(position, offset + last_line * width + last_column + 1):
-            count = decode(piece, column, bases, width, out[done:])
-            if count < 0:
-                raise SequenceError(
-                    f"{self.path}: byte offset {position - 1 - count} in contig {record.name!r} is "
-                    "no nucleotide; the file changed, or its .fai is wrong: remove that"
-                )
-            done += count
-            position += len(piece)
-            column = (column + len(piece)) % width
 
     def digest(self) -> str:
         """XXH3-128 of names, lengths and codes, as 32 hexadecimal digits.
 
-        Compression, line width and case do not matter. Computed by a pass over the file unless
-        opening it has needed one.
+        Compression, line width and case do not matter. Takes a pass over the file unless opening
+        it has taken one.
         """
         if self._digest is None:
             digest = SequenceDigest()
@@ -276,23 +195,24 @@ class Genome:
             for contig, length in self.contigs.items():
                 for start in range(0, length, _BLOCK):
                     end = min(start + _BLOCK, length)
-                    digest.update(self.codes(contig, start, end, buffer[: end - start]))
+                    digest.update(self.codes(contig, start, end, buffer[: end - start]).data)
             self._digest = digest.finish(self.contigs.items())
         return self._digest
 
     def discard_cache(self) -> None:
-        """Remove the expanded codes from the cache; this object can still be read."""
-        if self._expanded is not None:
-            discard(self._cached(".codes"))
+        """Remove this genome's expanded codes from the cache; open readers can go on reading."""
+        if self._cache is not None:
+            discard(self._files.cached(self._cache, ".codes"))
 
     def close(self) -> None:
         """Close the file; removes a private temporary folder."""
-        for held in (self._source, self._expanded):
-            if held is not None:
-                held.close()
-        if self._private is not None:
-            self._private.cleanup()
-        self._source = self._expanded = self._private = None
+        with self._lock:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+            if self._private is not None:
+                self._private.cleanup()
+                self._private = None
 
     def __enter__(self) -> Genome:
         return self
@@ -304,3 +224,49 @@ class Genome:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _IndexedReader:
+    """Codes by arithmetic on lines."""
+
+    def __init__(self, path: Path, source: Source, records: list[Record]) -> None:
+        self._path, self._source = path, source
+        self._records = {record.name: record for record in records}
+        self.contigs = {record.name: record.length for record in records}
+
+    def read(self, contig: str, start: int, out: Codes) -> None:
+        _, _, offset, bases, width = self._records[contig]
+        line, column = divmod(start, bases)
+        last_line, last_column = divmod(start + len(out) - 1, bases)
+        position = offset + line * width + column
+        done = 0
+        for piece in self._source.pieces(position, offset + last_line * width + last_column + 1):
+            count = decode(piece, column, bases, width, out[done:])
+            if count < 0:
+                raise SequenceError(
+                    f"{self._path}: byte offset {position - 1 - count}, contig {contig!r}: no "
+                    "nucleotide; the file has changed, or its .fai is wrong and must be removed"
+                )
+            done += count
+            position += len(piece)
+            column = (column + len(piece)) % width
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class _LengthsOnly:
+    """Contigs of a file whose codes could only be read after writing."""
+
+    def __init__(self, path: Path, result: Scan) -> None:
+        self._path = path
+        self.contigs = {record.name: record.length for record in result.records}
+
+    def read(self, contig: str, start: int, out: Codes) -> None:
+        raise SequenceError(
+            f"{self._path}: codes of {contig!r} need an expanded copy, but it was opened not to "
+            "write; open it with write=True"
+        )
+
+    def close(self) -> None:
+        pass

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from genomepred.errors import SequenceError
-from genomepred.sequences.codes import ALPHABET
+from genomepred.sequences.decode import ALPHABET
 from genomepred.sequences.scan import Record
 from genomepred.sequences.sources import Source, walk_blocks
 
@@ -28,8 +30,46 @@ _WINDOW = 1 << 14
 _MOST_HEADERS = 1 << 24
 
 
-def write_atomically(target: Path, data: bytes) -> None:
-    """Write a small file that is either complete or absent; raises OSError as it comes."""
+class IndexFiles:
+    """Where the indexes of one FASTA lie: beside it, or in a cache folder if it cannot be there.
+
+    Parameters
+    ----------
+    fasta : Path
+    stamp : tuple of int
+        Size and modification time in nanoseconds of the FASTA.
+    cache : Path, optional
+    """
+
+    def __init__(self, fasta: Path, stamp: tuple[int, int], cache: Path | None) -> None:
+        self._fasta, self._stamp, self._cache = fasta, stamp, cache
+
+    def _places(self, suffix: str) -> list[Path]:
+        beside = self._fasta.with_name(self._fasta.name + suffix)
+        return [beside] if self._cache is None else [beside, self.cached(self._cache, suffix)]
+
+    def cached(self, cache: Path, suffix: str) -> Path:
+        """A path in a cache folder that belongs to this version of the FASTA alone."""
+        key = xxhash.xxh3_64_hexdigest(f"{self._fasta.resolve()}\n{self._stamp}".encode())
+        return cache / f"{self._fasta.name[:40]}.{key}{suffix}"
+
+    def current(self, suffix: str) -> Iterator[Path]:
+        """Existing indexes that are not older than the FASTA, best place first."""
+        for place in self._places(suffix):
+            with suppress(OSError):
+                if place.stat().st_mtime_ns >= self._stamp[1]:
+                    yield place
+
+    def store(self, suffix: str, data: bytes) -> None:
+        """Write an index where possible; without one the next start only takes longer."""
+        for place in self._places(suffix):
+            with suppress(OSError):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _write_atomically(place, data)
+                return
+
+
+def _write_atomically(target: Path, data: bytes) -> None:
     temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lzma
 import os
-import struct
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,6 +23,9 @@ PIECE = 1 << 18
 # bgzip blocks inflated after one read of compressed bytes.
 _BLOCKS = 32
 
+# The stubs of isal declare an instance.
+_IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
+
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
 # Formats people have genomes in that are not FASTA, with what to do about it.
 _FOREIGN = {
@@ -38,9 +41,22 @@ _FOREIGN = {
 }
 
 
-def unreadable(path: Path, error: OSError) -> SequenceError:
-    """The one-line error for a file the operating system does not let us read."""
-    return SequenceError(f"{path}: cannot be read: {error.strerror or error}")
+_FIRST_BLOCK = np.zeros((1, 2), np.int64)
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds; changes when the file does.
+
+    Raises
+    ------
+    SequenceError
+        If the file is missing.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return status.st_size, status.st_mtime_ns
 
 
 def kind_of(path: Path) -> Kind:
@@ -57,7 +73,7 @@ def kind_of(path: Path) -> Kind:
         with path.open("rb", buffering=0) as file:
             head = file.read(18)
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise _unreadable(path, error) from None
     if not head:
         raise SequenceError(f"{path}: is empty; a FASTA begins with '>'")
     for magic, what in _FOREIGN.items():
@@ -90,11 +106,10 @@ class PlainSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = _open(path)
+        self._close = weakref.finalize(self, os.close, self._fd)
         self.size = os.fstat(self._fd).st_size
-        buffer = np.empty(PIECE, np.uint8)
-        self._view = memoryview(buffer)
-        self._buffer = buffer.view()
-        self._buffer.flags.writeable = False
+        self._view = memoryview(bytearray(PIECE))
+        self._buffer = np.frombuffer(self._view.toreadonly(), np.uint8)
 
     def pieces(self, start: int, end: int) -> Iterator[Codes]:
         """See :class:`Source`."""
@@ -105,7 +120,7 @@ class PlainSource:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        self._close()
 
 
 class BgzipSource:
@@ -121,6 +136,7 @@ class BgzipSource:
     def __init__(self, path: Path, blocks: NDArray[np.int64]) -> None:
         self._path = path
         self._fd = _open(path)
+        self._close = weakref.finalize(self, os.close, self._fd)
         self._packed, self._offsets = blocks[:, 0].copy(), blocks[:, 1].copy()
         self.size = int(self._offsets[-1])
         # The last block of a range is also the first of the range that continues it.
@@ -155,7 +171,7 @@ class BgzipSource:
         size = int(self._offsets[block + 1] - self._offsets[block])
         try:
             data = igzip_lib.decompress(packed, igzip_lib.DECOMP_GZIP, bufsize=max(size, 1))
-        except (igzip_lib.IsalError, EOFError) as error:
+        except _IsalError as error:
             raise _damaged(self._path, int(self._packed[block]), error) from None
         if len(data) != size:
             raise _damaged(self._path, int(self._packed[block]), "its size differs from the .gzi")
@@ -163,22 +179,22 @@ class BgzipSource:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        self._close()
 
 
-def walk_blocks(path: Path, known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Complete a table of bgzip blocks to the end of the file.
+def walk_blocks(path: Path, known: NDArray[np.int64] = _FIRST_BLOCK) -> NDArray[np.int64]:
+    """Table of all blocks of a bgzip file.
 
     Parameters
     ----------
     path : Path
-    known : int64 array, [blocks, 2]
-        Compressed and uncompressed offsets of the first blocks; at least ``[[0, 0]]``.
+    known : int64 array, [blocks, 2], optional
+        Compressed and uncompressed offsets of the first blocks.
 
     Returns
     -------
     int64 array, [blocks + 1, 2]
-        All blocks and the ends of both.
+        Offsets of all blocks, and the ends of both.
 
     Raises
     ------
@@ -190,22 +206,20 @@ def walk_blocks(path: Path, known: NDArray[np.int64]) -> NDArray[np.int64]:
     try:
         size = os.fstat(fd).st_size
         packed, offset = table[-1]
-        count = -1
-        header = os.pread(fd, 18, packed)
+        header, count = os.pread(fd, 18, packed), -1
         while packed < size:
             block = _block_size(header)
             if block == 0:
                 raise _damaged(path, packed, "no bgzip block begins here")
             if packed + block > size:
                 raise _damaged(path, packed, "the file is truncated in this block")
-            # The size of this block's data is its last word; the next header follows it.
+            # A block's last word is the size of its data; behind it is the next header.
             tail = os.pread(fd, 22, packed + block - 4)
-            (count,) = struct.unpack_from("<I", tail)
-            header = tail[4:]
+            count, header = int.from_bytes(tail[:4], "little"), tail[4:]
             packed, offset = packed + block, offset + count
             table.append((packed, offset))
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise _unreadable(path, error) from None
     finally:
         os.close(fd)
     if count != 0:
@@ -248,16 +262,20 @@ def inflate(path: Path, kind: Literal["gzip", "xz"]) -> Iterator[Codes]:
                     raise _damaged(path, file.tell() - len(data), f"no {kind} data")
                 member = new()
     except OSError as error:
-        raise unreadable(path, error) from None
-    except (igzip_lib.IsalError, lzma.LZMAError, EOFError) as error:
+        raise _unreadable(path, error) from None
+    except (_IsalError, lzma.LZMAError) as error:
         raise SequenceError(f"{path}: the {kind} stream is damaged: {error}") from None
+
+
+def _unreadable(path: Path, error: OSError) -> SequenceError:
+    return SequenceError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise _unreadable(path, error) from None
 
 
 def _read(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
@@ -265,7 +283,7 @@ def _read(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
     try:
         count = os.preadv(fd, [buffer], offset)
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise _unreadable(path, error) from None
     if count == 0:
         raise SequenceError(f"{path}: ends at byte {offset}, where sequence was expected")
     return count
