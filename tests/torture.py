@@ -112,7 +112,8 @@ def check_kills(runs: Runs, wanted: dict[str, str], kills: int, seconds: float) 
         out = runs.fresh()
         while done < kills and runs.kill(out, generator.uniform(0.3, 1.1) * seconds):
             done += 1
-            print(f"  kill {done}: {sum(1 for _ in out.rglob('*-*.h5'))} parts on disk", flush=True)
+            parts = sum(1 for _ in (out / ".parts").rglob("*-*.h5"))
+            print(f"  kill {done}: {len(hashes(out))} genomes and {parts} parts done", flush=True)
         assert runs.finish(out) == wanted, f"{out} differs after {done} kills"
         assert not leftovers(out), leftovers(out)
         finished += 1
