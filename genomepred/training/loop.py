@@ -52,8 +52,8 @@ class Settings:
         Of AdamW; the rate is the highest one.
     schedule : {"cosine", "constant"}, optional
         Course of the learning rate after the warm-up; cosine ends at zero with the last epoch.
-    warmup : int, optional
-        Steps of linear rise from zero.
+    warmup : float, optional
+        Share of all steps in which the rate rises linearly from zero.
     clip : float, optional
         Largest norm of a step's gradient.
     patience : int, optional
@@ -67,14 +67,14 @@ class Settings:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     schedule: str = "cosine"
-    warmup: int = 200
+    warmup: float = 0.02
     clip: float = 1.0
     patience: int = 3
     seed: int = 0
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step, counted from 0, of ``steps`` in all."""
-        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        rise = min(1.0, (step + 1) / max(self.warmup * steps, 1))
         if self.schedule == "constant":
             return self.learning_rate * rise
         return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))

@@ -63,7 +63,7 @@ def one_thread() -> Iterator[None]:
 
 def test_a_planted_motif_is_learned(tmp_path: Path) -> None:
     model = make_model()
-    settings = Settings(epochs=6, batch_size=64, learning_rate=3e-3, warmup=10)
+    settings = Settings(epochs=6, batch_size=64, learning_rate=3e-3)
     epochs = fit(model, Planted(1000), au_prc, settings, history=tmp_path / "history.csv")
     held_out = Planted(500).examples(12345)
     metrics = binary_metrics(held_out.labels, raw_values(model, held_out.codes))
@@ -76,7 +76,7 @@ def test_a_planted_motif_is_learned(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    settings = Settings(epochs=2, batch_size=32, warmup=5)
+    settings = Settings(epochs=2, batch_size=32)
     first, again, other = make_model(3), make_model(3), make_model(4)
     for model in (first, again, other):
         fit(model, Planted(100), au_prc, settings)
@@ -101,12 +101,12 @@ def test_the_weights_of_the_best_epoch_are_kept_and_training_stops_without_impro
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
-    cosine = Settings(learning_rate=1.0, warmup=10)
+    cosine = Settings(learning_rate=1.0, warmup=0.01)
     assert cosine.rate(0, 1000) == pytest.approx(0.1)
     assert cosine.rate(9, 1000) == pytest.approx(1.0, abs=1e-3)
     assert cosine.rate(500, 1000) == pytest.approx(0.5)
     assert cosine.rate(1000, 1000) == pytest.approx(0)
-    constant = Settings(learning_rate=1.0, warmup=10, schedule="constant")
+    constant = Settings(learning_rate=1.0, warmup=0.01, schedule="constant")
     assert constant.rate(4, 1000) == pytest.approx(0.5)
     assert constant.rate(999, 1000) == 1
 
