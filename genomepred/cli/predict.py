@@ -12,7 +12,8 @@ import click
 from genomepred.cli.options import debug_option, echo_json, json_option
 
 if TYPE_CHECKING:
-    from genomepred.inference.run import GenomeResult, Options
+    from genomepred.inference.run import GenomeResult
+    from genomepred.inference.setup import Options
 
 Command = Callable[..., None]
 
@@ -126,7 +127,7 @@ def _run_options(command: Command) -> Command:
 
 def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
     from genomepred.inference.inputs import find_genomes
-    from genomepred.inference.run import Options
+    from genomepred.inference.setup import Options
 
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
@@ -180,7 +181,7 @@ def _print_results(results: list[GenomeResult], seconds: float) -> None:
 @_run_options
 def plan(as_json: bool, **fields: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
-    from genomepred.inference.run import plan as make_plan
+    from genomepred.inference.plan import plan as make_plan
 
     estimate = make_plan(_options(**fields))
     if as_json:

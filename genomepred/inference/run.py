@@ -1,78 +1,33 @@
-"""Runs: genomes in, published prediction files out; planned, resumed, merged and verified."""
+"""Runs: genomes in, published prediction files out; resumed, merged and verified."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from genomepred.errors import GenomepredError, GenomesFailedError, ModelError, OutputError
+from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
 from genomepred.inference import pipeline
-from genomepred.inference.engine import (
-    STRANDS,
-    Block,
-    Engine,
-    Numerics,
-    choose_numerics,
-    compute_batch,
-    find_device,
-)
+from genomepred.inference.engine import Numerics
 from genomepred.inference.inputs import GenomePath, find_genomes
-from genomepred.inference.shards import CACHE, PARTS, GenomeWork, RunPlan, Shard, make_grid
-from genomepred.inference.signature import facts, open_run, read_run
-from genomepred.models.card import Card, load_model
-from genomepred.sequences.fasta import Genome
+from genomepred.inference.setup import Options, Setup
+from genomepred.inference.shards import PARTS, GenomeWork, RunPlan, Shard
+from genomepred.inference.signature import read_run
+from genomepred.inference.workers import Workers, from_json
 from genomepred.sequences.grid import Geometry
-from genomepred.store.hdf5 import Layout, encode_chunk, read_sidecar, verify_file
+from genomepred.store.hdf5 import Layout, read_sidecar, verify_file
 
-# Compute batches handed to the device at a time, unless --batch-size says otherwise.
-_BATCHES_A_BLOCK = {"cpu": 4, "cuda": 2}
-# A worker costs about 4 s of start-up on one core; it is started only for work worth that.
-_WINDOWS_A_WORKER = 100_000
 # Seconds between looks at what other processes have done.
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.5
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run is asked to do; see :func:`predict` for the meaning of each."""
-
-    genomes: tuple[GenomePath, ...]
-    model: str
-    out: Path
-    stride: int | None = None
-    regions: Path | None = None
-    centre: bool = False
-    strand: str = "forward"
-    batch_size: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    store_dtype: Literal["float32", "float16"] = "float32"
-    compression: str = "deflate"
-    shard: tuple[int, int] = (1, 1)
-    jobs: int | None = None
-
-    def __post_init__(self) -> None:
-        i, n = self.shard
-        if not 1 <= i <= n:
-            raise ModelError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
-        if self.strand not in STRANDS:
-            raise ModelError(f"--strand {self.strand!r}: one of {', '.join(STRANDS)}")
-        if self.centre and self.regions is None:
-            raise ModelError("--centre needs --regions: one window is centred on each BED record")
 
 
 @dataclass(frozen=True)
@@ -183,150 +138,19 @@ def run(options: Options, progress: bool = False) -> list[GenomeResult]:
 
 
 def _run(options: Options, progress: bool) -> list[GenomeResult]:
-    setup = _Setup(options)
+    setup = Setup(options)
     plan = setup.open()
     bar = tqdm(
         total=0, unit=" bases", unit_scale=True, disable=None if progress else True, smoothing=0.05
     )
     step = setup.geometry.step
-    with bar, _Workers(options, plan.session, setup.workers - 1, bar.update):
+    with bar, Workers(options, plan.session, setup.workers - 1, bar.update):
         works = _compute(setup, plan, lambda rows: bar.update(rows * step), bar)
     return _results(works)
 
 
-class _Setup:
-    """Model, device and layout of a run, before anything is written."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.device = find_device(options.device)
-        self.model = load_model(options.model)
-        card = self.model.card
-        assert isinstance(card, Card)
-        self.card = card
-        self.geometry = card.geometry(options.stride)
-        tracks = [(track.name, track.description) for track in card.tracks]
-        if options.strand == "each":
-            tracks = [(name + sign, text) for sign in "+-" for name, text in tracks]
-        self.tracks = tuple(tracks)
-        self.layout = Layout(
-            tracks=len(tracks),
-            dtype=options.store_dtype,
-            compression=options.compression,
-            bins=card.bins,
-        )
-        self.windows = _estimated_bases(options) / self.geometry.stride / options.shard[1]
-        self.workers = self._workers()
-
-    def _workers(self) -> int:
-        if self.options.jobs is not None:
-            return max(self.options.jobs, 1)
-        if self.device.type == "cuda":
-            return torch.cuda.device_count() if self.options.device in ("auto", "cuda") else 1
-        return max(1, min(len(os.sched_getaffinity(0)), int(self.windows / _WINDOWS_A_WORKER)))
-
-    def open(self) -> RunPlan:
-        """Create the run in its output folder, or join the one that is there."""
-        options = self.options
-        about = {"model": self.card.name, "tracks": self.tracks, "command": sys.argv}
-        expected = facts(
-            self.card,
-            self.geometry,
-            self.layout,
-            self.device,
-            strand=options.strand,
-            regions=options.regions,
-            centre=options.centre,
-        )
-        asked = {"precision": options.precision} if options.precision != "auto" else {}
-        signature = open_run(options.out, expected, asked, lambda: self.decide(self._sample), about)
-        i, n = options.shard
-        return RunPlan(
-            out=options.out,
-            geometry=self.geometry,
-            layout=self.layout,
-            regions=_keep_regions(options, signature["regions"]),
-            centre=options.centre,
-            signature=signature,
-            model=self.card.name,
-            tracks=self.tracks,
-            share=(i - 1, n),
-        )
-
-    def decide(self, sample: Callable[[int], Block]) -> Numerics:
-        """Choose precision and form by probing (see :func:`engine.choose_numerics`)."""
-        return choose_numerics(
-            self.model,
-            self.card,
-            self.geometry,
-            self.device,
-            precision=self.options.precision,
-            strand=self.options.strand,
-            windows=self.windows / self.workers,
-            sample=sample,
-        )
-
-    def _sample(self, windows: int) -> Block:
-        """Windows evenly spread over the grid of the first genome that can be read."""
-        for name, path in self.options.genomes:
-            options = self.options
-            cache = options.out / CACHE
-            with (
-                contextlib.suppress(GenomepredError),
-                Genome(path, name=name, cache=cache) as genome,
-            ):
-                grid = make_grid(genome.contigs, self.geometry, options.regions, options.centre)
-                if grid.rows:
-                    return pipeline.sample(genome, grid, windows)
-        raise GenomepredError(
-            f"--precision {self.options.precision}: none of the genomes can be read to check it on"
-        )
-
-    def random_block(self, windows: int) -> Block:
-        """Windows of random sequence, side by side."""
-        size = windows * self.geometry.window
-        codes = np.random.default_rng(0).integers(0, 4, size, dtype=np.uint8)
-        batches = windows // compute_batch(self.geometry.window, self.device.type)
-        starts = np.arange(windows, dtype=np.int64) * self.geometry.window
-        needed = np.ones(batches, np.bool_)
-        return Block(torch.from_numpy(codes), starts, self.geometry.window, needed)
-
-    def engine(self, numerics: Numerics) -> Engine:
-        """The engine that obeys the given numerics."""
-        return Engine(self.model, self.card, self.geometry, numerics, self.device)
-
-    def slots(self, batch: int) -> int:
-        """Windows of one block: the batch size, rounded up to whole compute batches."""
-        asked = self.options.batch_size or batch * _BATCHES_A_BLOCK[self.device.type]
-        return -(-asked // batch) * batch
-
-
-def _estimated_bases(options: Options) -> float:
-    """Bases of all genomes by their file sizes: compressed files hold about four bases a byte."""
-    total = 0
-    for _, path in options.genomes:
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            magic = file.read(6)
-            packed = magic.startswith((b"\x1f\x8b", b"\xfd7zXZ\x00"))
-            total += path.stat().st_size * (4 if packed else 1)
-    return float(total)
-
-
-def _keep_regions(options: Options, sha256: str | None) -> Path | None:
-    """A copy of the BED within the run, so that merging needs nothing else."""
-    if options.regions is None or sha256 is None:
-        return None
-    kept = options.out / PARTS / f"regions-{sha256[:16]}.bed{options.regions.suffix[-3:]}"
-    if not kept.exists():
-        kept.parent.mkdir(exist_ok=True)
-        temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
-        shutil.copyfile(options.regions, temporary)
-        os.replace(temporary, kept)
-    return kept
-
-
 def _compute(
-    setup: _Setup, plan: RunPlan, progress: Callable[[int], object], bar: Any = None
+    setup: Setup, plan: RunPlan, progress: Callable[[int], object], bar: Any = None
 ) -> list[GenomeWork]:
     """Compute this process's part of a run, beside any number of others on the same folder."""
     numerics = Numerics(
@@ -410,79 +234,9 @@ def _results(works: Sequence[GenomeWork]) -> list[GenomeResult]:
     return results
 
 
-# -- workers: the same run in further processes ------------------------------------------------
-
-
-class _Workers:
-    """Further processes on the same run; they end with this one, however it ends."""
-
-    def __init__(
-        self, options: Options, session: str, count: int, progress: Callable[[int], object]
-    ) -> None:
-        self._progress = progress
-        self._options = [
-            _to_json(replace(options, device=_device_of(options.device, k + 1)), session)
-            for k in range(count)
-        ]
-        self._processes: list[subprocess.Popen[str]] = []
-        self._threads: list[threading.Thread] = []
-
-    def __enter__(self) -> None:
-        for text in self._options:
-            process = subprocess.Popen(
-                [sys.executable, "-c", "from genomepred.inference.run import work; work()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            assert process.stdin is not None
-            process.stdin.write(text + "\n")
-            process.stdin.flush()
-            thread = threading.Thread(target=self._listen, args=(process,), daemon=True)
-            thread.start()
-            self._processes.append(process)
-            self._threads.append(thread)
-
-    def _listen(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self._progress(int(line))
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        for process in self._processes:
-            if kind is not None:
-                process.terminate()
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.wait()
-        for thread in self._threads:
-            thread.join()
-
-
-def _device_of(device: str, worker: int) -> str:
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{worker % torch.cuda.device_count()}"
-    return device
-
-
-def _to_json(options: Options, session: str) -> str:
-    return json.dumps({**asdict(options), "session": session}, default=str)
-
-
 def work() -> None:
     """Body of a worker process: options on the first line of stdin, whose end means stop."""
-    fields = json.loads(sys.stdin.readline())
-    session = fields.pop("session")
-    options = Options(
-        **{
-            **fields,
-            "genomes": tuple(GenomePath(name, Path(path)) for name, path in fields["genomes"]),
-            "out": Path(fields["out"]),
-            "regions": Path(fields["regions"]) if fields["regions"] else None,
-            "shard": tuple(fields["shard"]),
-        }
-    )
+    options, session = from_json(sys.stdin.readline())
     done = threading.Event()
 
     def stop_with_parent() -> None:
@@ -491,95 +245,16 @@ def work() -> None:
             os._exit(1)
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    setup = _Setup(options)
+    setup = Setup(options)
     plan = replace(setup.open(), session=session)
     step = setup.geometry.step
     try:
         _compute(setup, plan, lambda rows: print(rows * step, flush=True))
     except GenomepredError as error:
-        # The parent takes over what is left and meets the same obstacle, if it is one.
+        # The parent takes over what is left, and meets the same obstacle if it is one.
+        print(f"genomepred: a worker has stopped: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     done.set()
-
-
-# -- plan, merge, verify -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GenomePlan:
-    """What predicting one genome amounts to."""
-
-    name: str
-    contigs: int
-    bases: int
-    windows: int
-    rows: int
-    shards: int
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would do: see :func:`plan`."""
-
-    genomes: list[GenomePlan]
-    numerics: Numerics
-    workers: int
-    samples: bool
-    bytes_on_disk: int
-    seconds: float
-    bases_per_second: float
-
-
-def plan(options: Options) -> Estimate:
-    """Rows, shards, bytes and time of a run, from its grids and a short probe; writes nothing.
-
-    The probe times a few compute batches and compresses the predictions of random sequence; the
-    time is the engine's alone, at full use of all workers.
-    """
-    setup = _Setup(options)
-    genomes = [_plan_genome(setup, source) for source in options.genomes]
-    numerics = setup.decide(setup.random_block)
-    engine = setup.engine(numerics)
-    windows = sum(genome.windows for genome in genomes) / options.shard[1]
-    rows = sum(genome.rows for genome in genomes)
-    seconds = windows / numerics.compute_batch * engine.seconds_per_batch() / setup.workers
-    bases = sum(genome.bases for genome in genomes) / options.shard[1]
-    return Estimate(
-        genomes=genomes,
-        numerics=numerics,
-        workers=setup.workers,
-        samples=setup.geometry.samples,
-        bytes_on_disk=int(rows * _bytes_per_row(setup, engine)) if rows else 0,
-        seconds=seconds,
-        bases_per_second=bases / seconds if seconds else 0.0,
-    )
-
-
-def _plan_genome(setup: _Setup, source: GenomePath) -> GenomePlan:
-    options = setup.options
-    try:
-        with Genome(source.path, name=source.name, write=False) as genome:
-            contigs = genome.contigs
-        grid = make_grid(contigs, setup.geometry, options.regions, options.centre)
-    except GenomepredError as error:
-        return GenomePlan(source.name, 0, 0, 0, 0, 0, str(error))
-    windows = sum(span.windows for span in grid.spans(0, grid.rows))
-    shards = -(-grid.rows // setup.layout.shard_rows)
-    bases = sum(contigs.values())
-    return GenomePlan(source.name, len(contigs), bases, windows, grid.rows, shards)
-
-
-def _bytes_per_row(setup: _Setup, engine: Engine) -> float:
-    """Stored bytes of a row, from one chunk of predictions of random sequence."""
-    layout, batch = setup.layout, engine.numerics.compute_batch
-    if layout.compression == "none":
-        return float(layout.tracks * np.dtype(layout.dtype).itemsize)
-    rows = min(layout.chunk_rows, 4096)
-    block = setup.random_block(-(-rows // (batch * setup.geometry.bins)) * batch)
-    values = engine.submit(block)().reshape(-1, layout.tracks)[: layout.chunk_rows]
-    # The chunk is padded with NaN, which compresses to next to nothing.
-    return len(encode_chunk(values, layout)) / len(values)
 
 
 def merge(out: str | Path) -> list[GenomeResult]:

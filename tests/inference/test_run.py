@@ -24,7 +24,9 @@ from genomepred.errors import (
     SignatureError,
 )
 from genomepred.inference.inputs import find_genomes, genome_name
-from genomepred.inference.run import Options, merge, plan, verify
+from genomepred.inference.plan import plan
+from genomepred.inference.run import merge, verify
+from genomepred.inference.setup import Options
 from genomepred.inference.shards import Claim, GenomeWork, Shard
 from genomepred.models.card import load_model
 from genomepred.store.hdf5 import Layout

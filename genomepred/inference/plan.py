@@ -1,0 +1,92 @@
+"""What a run would amount to, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from genomepred.errors import GenomepredError
+from genomepred.inference.engine import Engine, Numerics
+from genomepred.inference.inputs import GenomePath
+from genomepred.inference.setup import Options, Setup
+from genomepred.inference.shards import make_grid
+from genomepred.sequences.fasta import Genome
+from genomepred.store.hdf5 import encode_chunk
+
+
+@dataclass(frozen=True)
+class GenomePlan:
+    """What predicting one genome amounts to."""
+
+    name: str
+    contigs: int
+    bases: int
+    windows: int
+    rows: int
+    shards: int
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do: see :func:`plan`."""
+
+    genomes: list[GenomePlan]
+    numerics: Numerics
+    workers: int
+    samples: bool
+    bytes_on_disk: int
+    seconds: float
+    bases_per_second: float
+
+
+def plan(options: Options) -> Estimate:
+    """Rows, shards, bytes and time of a run, from its grids and a short probe; writes nothing.
+
+    The probe times a few compute batches and compresses the predictions of random sequence; the
+    time is the engine's alone, at full use of all workers.
+    """
+    setup = Setup(options)
+    genomes = [_plan_genome(setup, source) for source in options.genomes]
+    numerics = setup.decide(setup.random_block)
+    engine = setup.engine(numerics)
+    windows = sum(genome.windows for genome in genomes) / options.shard[1]
+    rows = sum(genome.rows for genome in genomes)
+    seconds = windows / numerics.compute_batch * engine.seconds_per_batch() / setup.workers
+    bases = sum(genome.bases for genome in genomes) / options.shard[1]
+    return Estimate(
+        genomes=genomes,
+        numerics=numerics,
+        workers=setup.workers,
+        samples=setup.geometry.samples,
+        bytes_on_disk=int(rows * _bytes_per_row(setup, engine)) if rows else 0,
+        seconds=seconds,
+        bases_per_second=bases / seconds if seconds else 0.0,
+    )
+
+
+def _plan_genome(setup: Setup, source: GenomePath) -> GenomePlan:
+    options = setup.options
+    try:
+        with Genome(source.path, name=source.name, write=False) as genome:
+            contigs = genome.contigs
+        grid = make_grid(contigs, setup.geometry, options.regions, options.centre)
+    except GenomepredError as error:
+        return GenomePlan(source.name, 0, 0, 0, 0, 0, str(error))
+    windows = sum(span.windows for span in grid.spans(0, grid.rows))
+    shards = -(-grid.rows // setup.layout.shard_rows)
+    bases = sum(contigs.values())
+    return GenomePlan(source.name, len(contigs), bases, windows, grid.rows, shards)
+
+
+def _bytes_per_row(setup: Setup, engine: Engine) -> float:
+    """Stored bytes of a row, from one chunk of predictions of random sequence."""
+    layout, batch = setup.layout, engine.numerics.compute_batch
+    if layout.compression == "none":
+        return float(layout.tracks * np.dtype(layout.dtype).itemsize)
+    rows = min(layout.chunk_rows, 4096)
+    block = setup.random_block(-(-rows // (batch * setup.geometry.bins)) * batch)
+    values = engine.submit(block)().reshape(-1, layout.tracks)[: layout.chunk_rows]
+    # The chunk is padded with NaN, which compresses to next to nothing.
+    return len(encode_chunk(values, layout)) / len(values)

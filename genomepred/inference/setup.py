@@ -1,0 +1,199 @@
+"""What a run is asked to do, and the model, device, layout and signature that follow from it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from genomepred.errors import GenomepredError, ModelError
+from genomepred.inference import pipeline
+from genomepred.inference.engine import (
+    STRANDS,
+    Block,
+    Engine,
+    Numerics,
+    choose_numerics,
+    compute_batch,
+    find_device,
+)
+from genomepred.inference.inputs import GenomePath
+from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
+from genomepred.inference.signature import facts, open_run
+from genomepred.models.card import Card, load_model
+from genomepred.sequences.fasta import Genome
+from genomepred.store.hdf5 import Layout
+
+# Compute batches handed to the device at a time, unless --batch-size says otherwise.
+_BATCHES_A_BLOCK = {"cpu": 4, "cuda": 2}
+# A worker costs about 4 s of start-up on one core; it is started only for work worth that.
+_WINDOWS_A_WORKER = 100_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked to do; see :func:`predict` for the meaning of each."""
+
+    genomes: tuple[GenomePath, ...]
+    model: str
+    out: Path
+    stride: int | None = None
+    regions: Path | None = None
+    centre: bool = False
+    strand: str = "forward"
+    batch_size: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    store_dtype: Literal["float32", "float16"] = "float32"
+    compression: str = "deflate"
+    shard: tuple[int, int] = (1, 1)
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        i, n = self.shard
+        if not 1 <= i <= n:
+            raise ModelError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
+        if self.strand not in STRANDS:
+            raise ModelError(f"--strand {self.strand!r}: one of {', '.join(STRANDS)}")
+        if self.centre and self.regions is None:
+            raise ModelError("--centre needs --regions: one window is centred on each BED record")
+
+
+class Setup:
+    """Model, device and layout of a run, before anything is written."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.device = find_device(options.device)
+        self.model = load_model(options.model)
+        card = self.model.card
+        assert isinstance(card, Card)
+        self.card = card
+        self.geometry = card.geometry(options.stride)
+        tracks = [(track.name, track.description) for track in card.tracks]
+        if options.strand == "each":
+            tracks = [(name + sign, text) for sign in "+-" for name, text in tracks]
+        self.tracks = tuple(tracks)
+        self.layout = Layout(
+            tracks=len(tracks),
+            dtype=options.store_dtype,
+            compression=options.compression,
+            bins=card.bins,
+        )
+        self.windows = _estimated_bases(options) / self.geometry.stride / options.shard[1]
+        self.workers = self._workers()
+
+    def _workers(self) -> int:
+        if self.options.jobs is not None:
+            return max(self.options.jobs, 1)
+        if self.device.type == "cuda":
+            return torch.cuda.device_count() if self.options.device in ("auto", "cuda") else 1
+        return max(1, min(len(os.sched_getaffinity(0)), int(self.windows / _WINDOWS_A_WORKER)))
+
+    def open(self) -> RunPlan:
+        """Create the run in its output folder, or join the one that is there."""
+        options = self.options
+        about = {"model": self.card.name, "tracks": self.tracks, "command": sys.argv}
+        expected = facts(
+            self.card,
+            self.geometry,
+            self.layout,
+            self.device,
+            strand=options.strand,
+            regions=options.regions,
+            centre=options.centre,
+        )
+        asked = {"precision": options.precision} if options.precision != "auto" else {}
+        signature = open_run(options.out, expected, asked, lambda: self.decide(self._sample), about)
+        i, n = options.shard
+        return RunPlan(
+            out=options.out,
+            geometry=self.geometry,
+            layout=self.layout,
+            regions=_keep_regions(options, signature["regions"]),
+            centre=options.centre,
+            signature=signature,
+            model=self.card.name,
+            tracks=self.tracks,
+            share=(i - 1, n),
+        )
+
+    def decide(self, sample: Callable[[int], Block]) -> Numerics:
+        """Choose precision and form by probing (see :func:`engine.choose_numerics`)."""
+        return choose_numerics(
+            self.model,
+            self.card,
+            self.geometry,
+            self.device,
+            precision=self.options.precision,
+            strand=self.options.strand,
+            windows=self.windows / self.workers,
+            sample=sample,
+        )
+
+    def _sample(self, windows: int) -> Block:
+        """Windows evenly spread over the grid of the first genome that can be read."""
+        for name, path in self.options.genomes:
+            options = self.options
+            cache = options.out / CACHE
+            with (
+                contextlib.suppress(GenomepredError),
+                Genome(path, name=name, cache=cache) as genome,
+            ):
+                grid = make_grid(genome.contigs, self.geometry, options.regions, options.centre)
+                if grid.rows:
+                    return pipeline.sample(genome, grid, windows)
+        raise GenomepredError(
+            f"--precision {self.options.precision}: none of the genomes can be read to check it on"
+        )
+
+    def random_block(self, windows: int) -> Block:
+        """Windows of random sequence, side by side."""
+        size = windows * self.geometry.window
+        codes = np.random.default_rng(0).integers(0, 4, size, dtype=np.uint8)
+        batches = windows // compute_batch(self.geometry.window, self.device.type)
+        starts = np.arange(windows, dtype=np.int64) * self.geometry.window
+        needed = np.ones(batches, np.bool_)
+        return Block(torch.from_numpy(codes), starts, self.geometry.window, needed)
+
+    def engine(self, numerics: Numerics) -> Engine:
+        """The engine that obeys the given numerics."""
+        return Engine(self.model, self.card, self.geometry, numerics, self.device)
+
+    def slots(self, batch: int) -> int:
+        """Windows of one block: the batch size, rounded up to whole compute batches."""
+        asked = self.options.batch_size or batch * _BATCHES_A_BLOCK[self.device.type]
+        return -(-asked // batch) * batch
+
+
+def _estimated_bases(options: Options) -> float:
+    """Bases of all genomes by their file sizes: compressed files hold about four bases a byte."""
+    total = 0
+    for _, path in options.genomes:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            magic = file.read(6)
+            packed = magic.startswith((b"\x1f\x8b", b"\xfd7zXZ\x00"))
+            total += path.stat().st_size * (4 if packed else 1)
+    return float(total)
+
+
+def _keep_regions(options: Options, sha256: str | None) -> Path | None:
+    """A copy of the BED within the run, so that merging needs nothing else."""
+    if options.regions is None or sha256 is None:
+        return None
+    suffix = ".bed.gz" if options.regions.suffix == ".gz" else ".bed"
+    kept = options.out / PARTS / f"regions-{sha256[:16]}{suffix}"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
+        shutil.copyfile(options.regions, temporary)
+        os.replace(temporary, kept)
+    return kept
