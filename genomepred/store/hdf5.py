@@ -8,7 +8,6 @@ depends on the process, and metadata in one fixed version of the format.
 from __future__ import annotations
 
 import io
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,9 +57,6 @@ __all__ = [
     "write_sidecar",
 ]
 
-# HDF5 1.10's metadata: the oldest in which every piece of it is checksummed, readable by all
-# releases since 2016, and fixed here so that a newer library writes the same bytes.
-_VERSION = ("v110", "v110")
 # Metadata arrays are deflated whatever the predictions are, so that every tool can read them.
 _TABLE = Layout(tracks=1, compression="deflate-4")
 _TABLE_ROWS = 65536
@@ -101,19 +97,16 @@ def write_part(
     OutputError
         If the disk is full or the folder not writable; nothing is left behind.
     """
-    # Built in memory: only complete images meet the file system. The name is never on disk, but
-    # HDF5 takes two in-memory files of one name for the same file.
-    with h5py.File(
-        secrets.token_hex(8), "w", driver="core", backing_store=False, libver=_VERSION
-    ) as file:
+    # Built in memory, so that only complete images meet the file system. (HDF5's own in-memory
+    # files are no help: before 2.0 their image had a superblock with a wrong checksum.)
+    image = io.BytesIO()
+    with _create_file(image) as file:
         _write_attributes(file, attributes)
         data = _create_predictions(file, rows, layout)
         for i, chunk in enumerate(chunks):
             data.id.write_direct_chunk((i * layout.chunk_rows, 0), chunk)
-        file.flush()
-        image = file.id.get_file_image()
     with publishing(path) as temporary, open(temporary, "xb", buffering=0) as target:
-        write_all(target.fileno(), image)
+        write_all(target.fileno(), image.getbuffer())
 
 
 def read_part_attributes(path: Path) -> dict[str, Attribute]:
@@ -183,7 +176,7 @@ def join(
         require_space(path.parent, sum(_size(part) for part in parts))
         with _Target(temporary, "x+b") as target:
             try:
-                with h5py.File(target, "w", libver=_VERSION) as file:
+                with _create_file(target) as file:
                     _write_attributes(file, {**attributes, **_grid_attributes(grid)})
                     _write_tables(file, grid, tracks)
                     _copy_parts(file, parts, layout, grid.rows)
@@ -274,6 +267,28 @@ class _Target(io.FileIO):
             raise self.failure
 
 
+def _create_file(target: io.IOBase) -> h5py.File:
+    """Start an HDF5 file in a Python file, in HDF5 1.10's version of the format.
+
+    That is the oldest in which every piece of metadata is checksummed; all releases since 2016
+    read it.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, target)
+    created = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    created.set_obj_track_times(False)
+    name = repr(target).encode()  # never stored
+    return h5py.File(h5py.h5f.create(name, h5py.h5f.ACC_TRUNC, fcpl=created, fapl=access))
+
+
+def _create_group(file: h5py.File, name: str) -> h5py.Group:
+    """Create a group without the times that h5py before 3.15 gives it."""
+    created = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    created.set_obj_track_times(False)
+    return h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=created))
+
+
 def _create_predictions(file: h5py.File, rows: int, layout: Layout) -> Any:
     compression: dict[str, Any] = {}
     if layout.compression == "zstd":
@@ -317,7 +332,7 @@ def _grid_attributes(grid: Grid) -> dict[str, Attribute]:
 
 
 def _write_tables(file: h5py.File, grid: Grid, tracks: Sequence[tuple[str, str]]) -> None:
-    intervals = file.create_group("intervals")
+    intervals = _create_group(file, "intervals")
     _write_strings(intervals, "contig", grid.contigs.tolist())
     columns = {
         "start": grid.start,
@@ -330,7 +345,7 @@ def _write_tables(file: h5py.File, grid: Grid, tracks: Sequence[tuple[str, str]]
         _write_table(intervals, name, values.astype("<i8"), np.dtype("<i8"))
     if grid.names is not None:
         _write_strings(intervals, "name", grid.names.tolist())
-    group = file.create_group("tracks")
+    group = _create_group(file, "tracks")
     _write_strings(group, "name", [name for name, _ in tracks])
     _write_strings(group, "description", [description for _, description in tracks])
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -301,3 +303,24 @@ def test_zstd_files_name_the_extra_that_reads_them(
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
     with pytest.raises(DependencyError, match=r"install genomepred\[zstd\]"):
         PredictionStore(path)
+
+
+def test_the_documentation_reads_files_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = Path(__file__).parents[2] / "docs" / "files.md"
+    examples = re.findall(r"```python\n(.*?)```", pages.read_text(), re.DOTALL)
+    grid = Grid.whole({"Chr1": 5000, "Chr2": 60_000}, SCALAR)
+    (tmp_path / "OUT").mkdir()
+    path = write_store(tmp_path / "OUT" / "rice.h5", grid)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for example in examples:
+        exec(example, scope)
+    with PredictionStore(path) as store:
+        expected = store["Chr2", 35_000:36_000]
+    assert len(examples) == 2
+    assert scope["table"].equals(expected.to_frame())
+    # The h5py example starts at the first row that begins in the region, not at the first to touch.
+    assert scope["found"].start[4] == 35_000
+    assert np.array_equal(scope["values"][:, 0], expected.values[4:54, 0], equal_nan=True)
