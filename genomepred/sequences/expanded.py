@@ -128,6 +128,8 @@ def _expand(target: Path, scan_into: Callable[[Callable[[memoryview], object]], 
 
 def discard(target: Path) -> None:
     """Remove a codes file and its lock; processes that have it open keep reading."""
+    if not target.exists():
+        return
     with _locked(target):
         target.unlink(missing_ok=True)
         _lock_of(target).unlink(missing_ok=True)
