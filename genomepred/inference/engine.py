@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from genomepred.errors import DeviceError, ModelError, PrecisionError
 from genomepred.models.card import Card
@@ -127,13 +126,23 @@ def compute_batch(window: int, device_type: str) -> int:
 
 
 def multiply_adds(model: nn.Module, window: int) -> int:
-    """Multiply-adds of one window on one strand, counted in convolutions and matrix products."""
+    """Multiply-adds of one window on one strand, counted in convolutions and linear layers."""
+    total = 0
+
+    def count(layer: nn.Module, _: object, out: Tensor) -> None:
+        nonlocal total
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        total += out.numel() * weight[0].numel()
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
     device = next(model.parameters()).device
-    codes = torch.zeros(2, window, dtype=torch.uint8, device=device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(codes)
-    flops: int = counter.get_total_flops()
-    return flops // 4
+    with torch.no_grad():
+        model(torch.zeros(1, window, dtype=torch.uint8, device=device))
+    for hook in hooks:
+        hook.remove()
+    return total
 
 
 class Engine:
