@@ -109,7 +109,7 @@ def decode_run(raw: Any, out: Any) -> bool:
     if _union(out) < UNKNOWN:
         return True
     _run(raw, out, True)
-    return _union(out) < INVALID
+    return bool(_union(out) < INVALID)
 
 
 @njit(nogil=True, cache=True)

@@ -1,0 +1,774 @@
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyfaidx
+import pysam
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from genomepred.errors import OutputError, RegionError, SequenceError
+from genomepred.sequences.fasta import Genome
+from tests.sequences.fasta_files import (
+    KINDS,
+    naive_codes,
+    naive_slice,
+    pack,
+    write_fasta,
+)
+
+LETTERS = b"ACGTacgtNnRYryUu-*.X"
+LAMBDA = Path(__file__).parents[1] / "data" / "lambda_virus.fa.gz"
+AS_CODES = bytes({65: 0, 67: 1, 71: 2, 84: 3, 85: 3}.get(c & 0xDF, 4) for c in range(256))
+
+
+@st.composite
+def records(draw: st.DrawFn) -> dict[str, bytes]:
+    """Contigs of random letters; some empty, some many lines long."""
+    names = draw(st.lists(st.text("ab:-|.é1", min_size=1, max_size=5), unique=True, min_size=1))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    sizes = [draw(st.sampled_from([0, 1, 7, 60, 61, 300, 2500])) for _ in names]
+    letters = list(LETTERS) if draw(st.booleans()) else list(b"ACGT")
+    return {
+        name: bytes(rng.choice(letters, size).astype(np.uint8))
+        for name, size in zip(names, sizes, strict=True)
+    }
+
+
+def fasta_text(contigs: dict[str, bytes], width: int, end: bytes, last: bool) -> bytes:
+    """The contigs wrapped; ``last`` ends the last line too."""
+    lines: list[bytes] = []
+    for i, (name, sequence) in enumerate(contigs.items()):
+        lines.append(f">{name}{' described >as this' * (i % 2)}".encode())
+        lines += [sequence[a : a + width] for a in range(0, len(sequence), width)]
+    return end.join(lines) + (end if last else b"")
+
+
+def assert_reads_as(genome: Genome, expected: dict[str, NDArray[np.uint8]]) -> None:
+    assert genome.contigs == {name: len(codes) for name, codes in expected.items()}
+    assert list(genome.contigs) == list(expected)
+    for name, codes in expected.items():
+        margins = np.full(3, 4)
+        read = genome.codes(name, -3, len(codes) + 3)
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, np.concatenate([margins, codes, margins]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    contigs=records(),
+    width=st.sampled_from([1, 7, 60, 61, 64, 70, 128, 3000]),
+    end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    last=st.booleans(),
+    kind=st.sampled_from(KINDS),
+    data=st.data(),
+)
+def test_any_records_wrapped_and_packed_in_any_way(
+    tmp_path_factory: pytest.TempPathFactory,
+    contigs: dict[str, bytes],
+    width: int,
+    end: bytes,
+    last: bool,
+    kind: str,
+    data: st.DataObject,
+) -> None:
+    folder = tmp_path_factory.mktemp("fasta")
+    text = fasta_text(contigs, width, end, last)
+    path = write_fasta(folder / "g.fa", text, kind, block=data.draw(st.sampled_from([97, 65280])))
+    expected = {name: np.frombuffer(s.translate(AS_CODES), np.uint8) for name, s in contigs.items()}
+    plainest = write_fasta(
+        folder / "plainest.fa",
+        fasta_text({n: s.upper() for n, s in contigs.items()}, 60, b"\n", True),
+    )
+    with Genome(plainest, write=False) as genome:
+        digest = genome.digest()
+    for _ in range(2):  # without and with the index or expanded codes of the first time
+        with Genome(path, cache=folder / "cache") as genome:
+            assert_reads_as(genome, expected)
+            assert genome.digest() == digest
+            name = data.draw(st.sampled_from(list(contigs)))
+            start = data.draw(st.integers(-100, len(contigs[name]) + 100))
+            stop = data.draw(st.integers(start, start + 400))
+            out = np.full(stop - start, 77, np.uint8)
+            assert genome.codes(name, start, stop, out) is out
+            np.testing.assert_array_equal(out, naive_slice(expected[name], start, stop))
+    with Genome(path, write=False) as genome:
+        assert genome.contigs == {name: len(s) for name, s in contigs.items()}
+        assert genome.digest() == digest
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    records(), st.sampled_from([1, 60, 64, 3000]), st.sampled_from([b"\n", b"\r\n"]), st.booleans()
+)
+def test_indexes_are_those_of_samtools(
+    tmp_path_factory: pytest.TempPathFactory,
+    contigs: dict[str, bytes],
+    width: int,
+    end: bytes,
+    last: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("fai")
+    text = fasta_text(contigs, width, end, last)
+    for kind in ("plain", "bgzip"):
+        path = write_fasta(folder / f"{kind}.fa.gz", text, kind, block=997)
+        fai, gzi = (path.with_name(path.name + suffix) for suffix in (".fai", ".gzi"))
+        Genome(path).close()
+        ours = {index: index.read_bytes() for index in (fai, gzi) if index.exists()}
+        assert list(ours) == ([fai] if kind == "plain" else [fai, gzi])
+        if list(contigs.values())[-1]:  # samtools refuses a last contig without bases
+            for index in ours:
+                index.unlink()
+            pysam.faidx(str(path))
+            assert fai.read_bytes() == ours[fai]
+            if kind == "bgzip":  # bgzip lists the empty block at the end too, samtools does not
+                assert gzi.read_bytes()[8:] == ours[gzi][8:-16]
+        with Genome(path) as genome:  # contigs without bases, which are in no .fai, are found
+            assert list(genome.contigs) == list(contigs)
+
+
+# Real files ---------------------------------------------------------------------------------
+
+PYFAIDX_READS = [
+    "awkward/chr17.hg19.part.fa",  # one line of 40,000 letters, soft-masked
+    "awkward/genes.fasta",
+    "awkward/genes.fasta.gz",  # bgzip
+    "awkward/genes.fasta.lower",
+    "awkward/issue_141.fasta",  # CRLF
+    "genomes/MG1655-K12.fasta.gz",
+    "genomes/O1_biovar.fasta.gz",  # IUPAC letters
+    "genomes/hs37_chr22_20-21M.fa.gz",  # ":" and "-" in the header
+    "genomes/lambda_virus.fa.gz",
+    "genomes/rice_chr2_1M.fa.gz",  # one line of 1,000,000 letters
+]
+CODE_OF_LETTER = np.frombuffer(AS_CODES, np.uint8)
+
+
+def codes_of(text: str) -> NDArray[np.uint8]:
+    return CODE_OF_LETTER[np.frombuffer(text.encode(), np.uint8)]
+
+
+def unpacked(path: Path) -> bytes:
+    data = path.read_bytes()
+    return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+
+
+@pytest.mark.parametrize("file", PYFAIDX_READS)
+def test_real_files_read_as_pyfaidx_reads_them(
+    file: str, shared_data: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(shared_data / file, tmp_path))
+    plain = write_fasta(tmp_path / "plain.fa", unpacked(path))
+    oracle = pyfaidx.Fasta(str(plain), indexname=str(tmp_path / "of_pyfaidx"))
+    expected = {record.name: codes_of(str(record)) for record in oracle}
+    with Genome(path, cache=tmp_path / "cache") as genome, Genome(plain) as twin:
+        assert_reads_as(genome, expected)
+        assert_reads_as(twin, expected)
+        assert genome.digest() == twin.digest()
+    with Genome(plain) as indexed:
+        assert_reads_as(indexed, expected)
+
+
+def test_many_tiny_rna_records(shared_data: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(shared_data / "awkward" / "hairpin.fa.gz", tmp_path))
+    text = unpacked(path)
+    expected = naive_codes(text)
+    assert len(expected) == 28_645
+    plain = write_fasta(tmp_path / "plain.fa", text)
+    with Genome(path) as genome, Genome(plain) as scanned, Genome(plain) as indexed:
+        assert scanned.contigs == indexed.contigs == genome.contigs
+        for name, codes in expected.items():
+            assert np.array_equal(genome.codes(name, 0, len(codes)), codes)
+            assert np.array_equal(indexed.codes(name, 0, len(codes)), codes)
+
+
+def test_yeast_and_chromosome_20_at_random_places_as_pysam_reads_them(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    yeast = write_fasta(tmp_path / "y.fa", unpacked(shared_data / "genomes" / "sacCer3.fa.gz"))
+    human = tmp_path / "hs37_chr20.fa.gz"
+    human.symlink_to(shared_data / "genomes" / human.name)
+    for path in (yeast, human):
+        with Genome(path) as genome, pysam.FastaFile(str(path)) as oracle:
+            assert genome.contigs == dict(zip(oracle.references, oracle.lengths, strict=True))
+            for _ in range(100):
+                name = str(rng.choice(oracle.references))
+                start = int(rng.integers(0, genome.contigs[name]))
+                end = min(start + int(10 ** rng.uniform(0, 5.5)), genome.contigs[name])
+                expected = codes_of(oracle.fetch(name, start, end))
+                np.testing.assert_array_equal(genome.codes(name, start, end), expected)
+    for suffix in (".fai", ".gzi"):
+        ours = human.with_name(human.name + suffix)
+        assert ours.read_bytes() == (shared_data / "genomes" / ours.name).read_bytes()
+
+
+# Files that samtools cannot index or silently misreads ----------------------------------------
+
+TENS = b">a\n" + b"ACGTACGTAC GTACGTACGT ACGT\n" * 3 + b"ACGTACGTAC GT\n>b\nAC\n"
+UNEVEN = {
+    "blanks in tens": TENS,
+    "blanks at line ends": b">a\nACGT \nACGT \nA \n",
+    "tabs and leading blanks": b">a\n\tACGT\n  AC\n",
+    "a shorter line inside": b">a\nACGTA\nACG\nACGTA\n>b\nACGT\n",
+    "a longer last line": b">a\nACGT\nACGTACG\n",
+    "an empty line inside": b">a\nACGT\n\nACGT\n",
+    "an empty line first": b">a\n\nACGT\nACGT\n",
+    "mixed line ends": b">a\nACGT\r\nACGT\nACGT\r\n",
+    "carriage returns only": b">a x\rACGT\rAC\r>b\rAC\r",
+    "long uneven lines": b">a\n" + b"ACGTN" * 2000 + b"\n" + b"GATTACA" * 3000 + b"\nAC\nACG\n",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", UNEVEN)
+def test_uneven_files_are_read_right_and_get_no_index(case: str, kind: str, tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", UNEVEN[case], kind, block=11)
+    expected = naive_codes(UNEVEN[case])
+    for _ in range(2):
+        with Genome(path, cache=tmp_path / "cache") as genome:
+            assert_reads_as(genome, expected)
+    assert not path.with_name("g.fa.fai").exists()
+
+
+def test_blanks_in_tens_are_misread_through_the_index_of_samtools_but_not_here(
+    tmp_path: Path,
+) -> None:
+    path = write_fasta(tmp_path / "g.fa", TENS)
+    with pysam.FastaFile(str(path)) as oracle:
+        misread = oracle.fetch("a", 0, 30)
+    assert path.with_name("g.fa.fai").exists()
+    assert " " in misread
+    with Genome(path) as genome:
+        assert_reads_as(genome, naive_codes(TENS))
+
+
+EVEN = {
+    "empty lines between records": b"\n>a\nACGT\nAC\n\n\n>b\nAC\n\n",
+    "contigs without bases": b">a\n>b\n\n>c\nACG\n>d x\n",
+    "a header alone": b">a",
+    "CRLF at the end of the file missing": b">a\r\nACGT\r\nAC",
+}
+
+
+@pytest.mark.parametrize("case", EVEN)
+def test_odd_but_even_files_are_read_through_an_index(case: str, tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", EVEN[case])
+    for _ in range(2):
+        with Genome(path, cache=tmp_path / "cache") as genome:
+            assert_reads_as(genome, naive_codes(EVEN[case]))
+    assert path.with_name("g.fa.fai").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+# Refusals -------------------------------------------------------------------------------------
+
+REFUSED = {
+    "": "is empty",
+    "\n\n": "no header in its 2 bytes",
+    "ACGT\n>a\nACGT\n": r"line 1, byte offset 0: found b'A'",
+    "\n\nACGT\n": r"line 3, byte offset 2: found b'A'",
+    ">a\nACGT\n>b\nAC\n>a x\nACGT\n": "line 5, byte offset 14: contig 'a' a second time after "
+    "line 1, byte offset 0",
+    ">a\nACGT\n> b\nACGT\n": "line 3, byte offset 9: a header without a name",
+    ">a\nACGT\n>": "line 3, byte offset 9: a header without a name",
+    ">a\nAC\nAC\0T\n": r"line 3, byte offset 8: byte b'\x00' in contig 'a'",
+    ">a\nACGT\n>prot x\nMKVLAAGI\n": "line 4, byte offset 19: byte b'L' in contig 'prot'",
+    ">a\nACGT>b\nACGT\n": "line 2, byte offset 7: byte b'>' in contig 'a'",
+    ">a\nACGT1\n": "line 2, byte offset 7: byte b'1' in contig 'a'",
+    ">a\x01b\nACGT\n": r"line 1, byte offset 2: byte b'\x01' in a contig's name",
+    ">\u00e4\u0080\nACGT\n": "is not UTF-8",
+    "\x89PNG\r\n\x1a\n": "a PNG image",
+    "\xff\xfe>\0a\0\n\0A\0": "UTF-16 text",
+    "\0>\0a\0\n\0A": r"line 1, byte offset 0: found b'\x00'",
+    ">\0a\0\n\0A\0": r"line 1, byte offset 1: byte b'\x00' in a contig's name",
+    "@read\nACGT\n+\nIIII\n": "FASTQ",
+    "BZh91AY": "bunzip2",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_is_no_fasta_is_refused_in_one_line(text: str, kind: str, tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", text.encode("latin-1"), kind)
+    with pytest.raises(SequenceError) as caught:
+        Genome(path, cache=tmp_path / "cache")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    # A packed file is known by its packing; what is inside is found wrong where it is wrong.
+    foreign = any(word in REFUSED[text] for word in ("PNG", "UTF-16", "FASTQ", "bunzip2"))
+    if kind == "plain" or not (foreign or text == ""):
+        assert REFUSED[text] in message
+    assert not list((tmp_path / "cache").glob("*.codes*[!k]"))
+
+
+def test_letters_that_no_fast_path_may_let_through(tmp_path: Path) -> None:
+    sequence = bytearray(b"ACGT" * 4000)
+    for place, width in ((9_000, 60), (15_999, 60), (0, 60), (9_000, 16_000)):
+        wrong = bytearray(sequence)
+        wrong[place] = ord("L")
+        text = fasta_text({"ok": bytes(sequence), "bad": bytes(wrong)}, width, b"\n", True)
+        path = write_fasta(tmp_path / "g.fa", text)
+        offset = text.index(b"L")
+        line = text[:offset].count(b"\n") + 1
+        with pytest.raises(SequenceError, match=f"line {line}, byte offset {offset}: byte b'L'"):
+            Genome(path)
+
+
+@pytest.mark.parametrize("kind", ["bgzip", "gzip", "xz"])
+def test_any_truncation_of_a_packed_file_is_refused(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = b">a\n" + bytes(rng.choice(list(b"ACGT"), 3000).astype(np.uint8)) + b"\n"
+    packed = pack(text, kind, block=400)
+    path = tmp_path / "g.fa.gz"
+    for size in [*range(1, len(packed), 7), len(packed) - 1]:
+        path.write_bytes(packed[:size])
+        with pytest.raises(SequenceError) as caught:
+            Genome(path, write=False)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["bgzip", "gzip", "xz"])
+def test_garbage_behind_a_packed_file_is_refused_but_zeros_are_not(
+    kind: str, tmp_path: Path
+) -> None:
+    path = write_fasta(tmp_path / "g.fa.gz", b">a\nACGT\n", kind)
+    packed = path.read_bytes()
+    path.write_bytes(packed + b"garbage")
+    with pytest.raises(SequenceError, match=f"byte offset {len(packed)}"):
+        Genome(path, write=False)
+    if kind != "bgzip":
+        path.write_bytes(packed + bytes(512))
+        with Genome(path, write=False) as genome:
+            assert genome.contigs == {"a": 4}
+
+
+@pytest.mark.parametrize("kind", ["bgzip", "gzip", "xz"])
+def test_a_flipped_bit_in_packed_data_is_refused(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = b">a\n" + bytes(rng.choice(list(b"ACGT"), 9000).astype(np.uint8)) + b"\n"
+    packed = bytearray(pack(text, kind, block=4000))
+    packed[len(packed) // 2] ^= 4
+    path = tmp_path / "g.fa.gz"
+    path.write_bytes(packed)
+    with pytest.raises(SequenceError), Genome(path, cache=tmp_path) as genome:
+        genome.digest()
+
+
+def test_what_is_no_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SequenceError, match="not a regular file"):
+        Genome(tmp_path)
+    with pytest.raises(SequenceError, match=r"missing\.fa: cannot be read: No such file"):
+        Genome(tmp_path / "missing.fa")
+    with pytest.raises(SequenceError, match="cannot be read: Not a directory"):
+        Genome(write_fasta(tmp_path / "g.fa", b">a\nAC\n") / "x.fa")
+
+
+def test_an_unreadable_file_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_fasta(tmp_path / "g.fa", b">a\nACGT\n")
+
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)  # root, as which tests may run, reads everything
+    with pytest.raises(SequenceError, match=r"g\.fa: cannot be read: Permission denied"):
+        Genome(path)
+
+
+# Indexes that must not be believed ------------------------------------------------------------
+
+BODY = b">a one\nACGTA\nACGTA\nACG\n>b\nGATTA\nCA\n"
+FAI = "a\t13\t7\t5\t6\nb\t7\t26\t5\t6\n"
+WRONG = {
+    "another name": FAI.replace("b\t", "c\t"),
+    "a shifted offset": FAI.replace("\t7\t5", "\t8\t5"),
+    "too few bases": FAI.replace("a\t13", "a\t12"),
+    "too many bases": FAI.replace("b\t7", "b\t8"),
+    "other lines": FAI.replace("13\t7\t5\t6", "13\t7\t6\t7"),
+    "other line ends": FAI.replace("13\t7\t5\t6", "13\t7\t4\t6"),
+    "a contig missing": FAI.partition("\n")[0] + "\n",
+    "a contig too many": FAI + "c\t7\t38\t5\t6\n",
+    "no lines": FAI.replace("5\t6", "0\t0"),
+    "negative numbers": FAI.replace("b\t7", "b\t-7"),
+    "words": FAI.replace("13", "many"),
+    "too few columns": "a\t13\t7\n",
+    "nothing": "",
+    "not text": "\0\udcff",
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "bgzip"])
+@pytest.mark.parametrize("case", WRONG)
+def test_an_index_that_does_not_fit_is_made_anew(case: str, kind: str, tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", BODY, kind, block=10)
+    index = path.with_name("g.fa.fai")
+    index.write_text(WRONG[case], "utf-8", "surrogateescape")
+    with Genome(path) as genome:
+        assert_reads_as(genome, naive_codes(BODY))
+    assert index.read_text() == FAI
+
+
+def test_a_fitting_index_is_used_and_an_older_one_is_not(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", BODY)
+    index = path.with_name("g.fa.fai")
+    index.write_text(FAI)
+    written = index.stat().st_ino
+    Genome(path).close()
+    assert index.stat().st_ino == written
+    os.utime(index, ns=(0, path.stat().st_mtime_ns - 1))
+    Genome(path).close()
+    assert index.stat().st_ino != written
+
+
+def test_a_truncated_fasta_is_noticed_behind_its_index(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", BODY)
+    index = path.with_name("g.fa.fai")
+    for size in (len(BODY) - 2, len(BODY) - 4, 20):
+        path.write_bytes(BODY[:size])
+        index.write_text(FAI)
+        with Genome(path) as genome:
+            assert_reads_as(genome, naive_codes(BODY[:size]))
+
+
+def test_a_file_truncated_while_it_is_open_gives_one_line(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", BODY)
+    with Genome(path) as genome:
+        path.write_bytes(BODY[:12])
+        with pytest.raises(SequenceError, match=r"g\.fa: ends at byte 12"):
+            genome.codes("a", 0, 13)
+
+
+def test_bytes_that_changed_behind_the_index_are_noticed(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", BODY)
+    with Genome(path) as genome:
+        path.write_bytes(BODY.replace(b"A\nACG\n", b"\nAACG\n"))
+        with pytest.raises(SequenceError, match=r"byte offset 17, contig 'a': no nucleotide"):
+            genome.codes("a", 0, 13)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "shifted", "of another file"])
+def test_a_wrong_gzi_is_made_anew(damage: str, tmp_path: Path) -> None:
+    text = b">a\n" + b"ACGTTGCA\n" * 100
+    path = write_fasta(tmp_path / "g.fa.gz", text, "bgzip", block=100)
+    Genome(path).close()
+    index = path.with_name("g.fa.gz.gzi")
+    right = index.read_bytes()
+    if damage == "missing":
+        index.unlink()
+    else:
+        index.write_bytes(
+            {"short": right[:-5], "shifted": right[:16] + right[8:]}.get(damage, bytes(8))
+        )
+    with Genome(path) as genome:
+        assert_reads_as(genome, naive_codes(text))
+    if damage != "of another file":  # eight zeros are a valid index of no block but the first
+        assert index.read_bytes() == right
+
+
+def test_an_index_goes_to_the_cache_where_it_cannot_lie_beside_the_file(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa.gz", BODY, "bgzip")
+    cache = tmp_path / "cache"
+    for suffix in (".fai", ".gzi"):
+        path.with_name(path.name + suffix).mkdir()  # no file of that name can be written
+    for _ in range(2):
+        with Genome(path, cache=cache) as genome:
+            assert_reads_as(genome, naive_codes(BODY))
+    assert sorted(file.suffix for file in cache.iterdir()) == [".fai", ".gzi"]
+    before = {file: file.stat().st_ino for file in cache.iterdir()}
+    Genome(path, cache=cache).close()
+    assert {file: file.stat().st_ino for file in cache.iterdir()} == before
+
+
+# The rest of the contract ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_write_false_writes_nothing(kind: str, tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", TENS if kind == "plain" else BODY, kind)
+    with Genome(path, cache=tmp_path / "cache", write=False) as genome:
+        expected = naive_codes(TENS if kind == "plain" else BODY)
+        assert genome.contigs == {name: len(codes) for name, codes in expected.items()}
+        if kind == "bgzip":
+            assert_reads_as(genome, expected)
+        else:
+            with pytest.raises(SequenceError, match="opened not to write"):
+                genome.codes("a", 0, 2)
+    assert os.listdir(tmp_path) == ["g.fa"]
+
+
+def test_names_of_genomes(tmp_path: Path) -> None:
+    for file, name in {
+        "rice.fa": "rice",
+        "IR64.v2.FASTA.gz": "IR64.v2",
+        "a.b.fna.bgz": "a.b",
+        "x.fas.xz": "x",
+        "x.gz": "x",
+        "genes.fasta.lower": "genes.fasta.lower",
+    }.items():
+        assert Genome(write_fasta(tmp_path / file, b">a\nA\n"), write=False).name == name
+    assert Genome(tmp_path / "rice.fa", name="mine", write=False).name == "mine"
+
+
+def test_requests_that_make_no_sense(tmp_path: Path) -> None:
+    with Genome(write_fasta(tmp_path / "g.fa", BODY)) as genome:
+        with pytest.raises(RegionError, match="no contig 'c'"):
+            genome.codes("c", 0, 1)
+        with pytest.raises(RegionError, match="ends before it starts"):
+            genome.codes("a", 2, 1)
+        assert genome.codes("a", 5, 5).size == 0
+        assert genome.codes("a", 100, 103).tolist() == [4, 4, 4]
+        assert genome.codes("a", -9, -7).tolist() == [4, 4]
+        for out in (np.empty(2, np.uint8), np.empty(3, np.int64), np.empty(6, np.uint8)[::2]):
+            with pytest.raises(ValueError, match="contiguous uint8 array of 3"):
+                genome.codes("a", 0, 3, out)
+    with pytest.raises(ValueError, match="closed"):
+        genome.codes("a", 0, 1)
+    genome.close()
+
+
+def test_stamp_changes_with_the_file(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", BODY)
+    with Genome(path) as before:
+        assert before.stamp == (len(BODY), path.stat().st_mtime_ns)
+    path.write_bytes(BODY + b"\n")
+    with Genome(path) as after:
+        assert after.stamp != before.stamp
+        assert after.digest() == before.digest()
+
+
+def test_digest_is_of_names_lengths_and_codes(tmp_path: Path) -> None:
+    texts = [b">a\nACGT\n>b\nA\n", b">a\nACG\n>b\nTA\n", b">b\nACGT\n>a\nA\n", b">a\nACGN\n>b\nA\n"]
+    digests = [Genome(write_fasta(tmp_path / f"{i}.fa", t)).digest() for i, t in enumerate(texts)]
+    assert len(set(digests)) == 4
+    assert digests[0] == xxhash.xxh3_128_hexdigest(bytes([0, 1, 2, 3, 0]) + b"a\t4\nb\t1\n")
+    # Golden: a changed digest would make finished runs look like runs on other genomes.
+    assert digests[0] == "e05c12144d09eabaf05e56adefad2721"
+
+
+def test_threads_share_a_genome(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    sequence = bytes(rng.choice(list(b"ACGTN"), 300_000).astype(np.uint8))
+    expected = np.frombuffer(sequence.translate(AS_CODES), np.uint8)
+    text = fasta_text({"a": sequence}, 60, b"\n", True)
+    for kind in ("plain", "bgzip"):
+        wrong: list[int] = []
+        with Genome(write_fasta(tmp_path / kind, text, kind, block=5000)) as genome:
+
+            def work(seed: int, genome: Genome = genome, wrong: list[int] = wrong) -> None:
+                places = np.random.default_rng(seed)
+                for _ in range(200):
+                    start = int(places.integers(0, len(expected)))
+                    read = genome.codes("a", start, start + 3000)[: len(expected) - start]
+                    if not np.array_equal(read, expected[start : start + 3000]):
+                        wrong.append(start)
+
+            threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert not wrong
+
+
+def test_offsets_past_4_gib(tmp_path: Path) -> None:
+    """A sparse file: only the lines that are looked at are really there."""
+    path, length = tmp_path / "big.fa", 5_000_000_000
+    lines, rest = divmod(length, 60)
+    end = 5 + lines * 61 + rest
+    with path.open("wb") as file:
+        file.write(b">big\n" + b"A" * 60 + b"\n")
+        file.seek(5 + (lines - 3) * 61 - 1)
+        file.write(b"\n" + (b"ACGTT" * 12 + b"\n") * 3 + b"C" * rest + b"\n")
+    assert path.stat().st_size == end + 1
+    path.with_name("big.fa.fai").write_text(f"big\t{length}\t5\t60\t61\n")
+    with Genome(path) as genome:
+        assert genome.contigs == {"big": length}
+        tail = genome.codes("big", length - rest - 120, length + 2)
+        assert tail.tolist() == [0, 1, 2, 3, 3] * 24 + [1] * rest + [4, 4]
+        with pytest.raises(SequenceError, match=r"byte offset 4270000005, contig 'big'"):
+            genome.codes("big", 4_200_000_000, 4_200_000_060)
+
+
+def test_reading_leaves_resident_memory_alone(tmp_path: Path) -> None:
+    """Peak memory after reading 100 MB is that after reading little; in a process of its own."""
+    line = b"ACGTTGCAAC" * 6 + b"\n"
+    big = write_fasta(tmp_path / "big.fa", b">a\n" + line * 1_700_000)
+    (tmp_path / "big.fa.gz").write_bytes(gzip.compress(big.read_bytes(), 1))
+    write_fasta(tmp_path / "small.fa", b">a\n" + line)
+    script = """
+        import resource, sys
+        from genomepred.sequences.fasta import Genome
+
+        def read(path):
+            with Genome(path) as genome:
+                for start in range(0, genome.contigs["a"], 1 << 20):
+                    genome.codes("a", start, start + (1 << 20))
+                genome._digest = None
+                genome.digest()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        before = read("small.fa")
+        print(max(read("big.fa"), read("big.fa.gz")) - before)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 16_000  # KiB
+
+
+# Expanded codes in a cache that several processes use ------------------------------------------
+
+PAUSED = """
+    import sys
+    from genomepred.sequences import fasta
+
+    inflate = fasta.inflate
+
+    def paused(path, kind):
+        for i, piece in enumerate(inflate(path, kind)):
+            yield piece
+            if i == 1:
+                print("expanding", flush=True)
+                sys.stdin.readline()
+
+    fasta.inflate = paused
+    genome = fasta.Genome("g.fa.gz", cache="cache")
+    print(genome.digest(), flush=True)
+"""
+MUST_NOT_EXPAND = """
+    from genomepred.sequences import fasta
+
+    def refuse(path, kind):
+        raise AssertionError("a second process expands the same genome")
+        yield
+
+    fasta.inflate = refuse
+    print("opening", flush=True)
+    genome = fasta.Genome("g.fa.gz", cache="cache")
+    print(genome.digest(), flush=True)
+"""
+
+
+def start(script: str, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.Popen(
+        command, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.fixture
+def gzipped(tmp_path: Path) -> Path:
+    """A gzip file that is inflated in several pieces."""
+    rng = np.random.default_rng(5)
+    sequence = bytes(rng.choice(list(b"ACGT"), 1_500_000).astype(np.uint8))
+    text = fasta_text({"a": sequence, "empty": b"", "b": sequence[::-1]}, 60, b"\n", True)
+    path = tmp_path / "g.fa.gz"
+    path.write_bytes(gzip.compress(text, 1))
+    return path
+
+
+def test_a_killed_expansion_leaves_nothing_that_looks_finished(gzipped: Path) -> None:
+    cache = gzipped.parent / "cache"
+    process = start(PAUSED, gzipped.parent)
+    assert line_of(process) == "expanding"
+    process.kill()
+    process.wait()
+    assert [file.suffix for file in sorted(cache.iterdir())] == [".tmp", ".lock"]
+    with Genome(gzipped, cache=cache) as genome, Genome(gzipped, write=False) as other:
+        assert genome.digest() == other.digest()
+        assert_reads_as(genome, naive_codes(gzip.decompress(gzipped.read_bytes())))
+    assert sorted(file.suffix for file in cache.iterdir()) == [".codes", ".lock"]
+
+
+def test_one_process_expands_while_the_others_wait(gzipped: Path) -> None:
+    first = start(PAUSED, gzipped.parent)
+    assert line_of(first) == "expanding"
+    second = start(MUST_NOT_EXPAND, gzipped.parent)
+    assert line_of(second) == "opening"
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(0.3)
+    first.communicate("go on\n")
+    digest = line_of(second)
+    assert second.wait() == first.returncode == 0
+    with Genome(gzipped, write=False) as genome:
+        assert genome.digest() == digest
+
+
+def test_discarded_codes_can_still_be_read_and_are_made_anew(gzipped: Path) -> None:
+    cache = gzipped.parent / "cache"
+    with Genome(gzipped, cache=cache) as reader, Genome(gzipped, cache=cache) as other:
+        other.discard_cache()
+        other.discard_cache()
+        assert list(cache.iterdir()) == []
+        reader._digest = None
+        assert reader.digest() == other.digest()
+    with Genome(gzipped, cache=cache) as again:
+        assert again.digest() == reader.digest()
+
+
+def test_damaged_expanded_codes_are_made_anew(gzipped: Path) -> None:
+    cache = gzipped.parent / "cache"
+    Genome(gzipped, cache=cache).close()
+    (codes,) = cache.glob("*.codes")
+    whole = codes.read_bytes()
+    for damaged in (whole[:-1], whole[:1000], b""):
+        codes.write_bytes(damaged)
+        Genome(gzipped, cache=cache).close()
+        assert codes.read_bytes() == whole
+
+
+def test_expanded_codes_belong_to_one_version_of_the_file(gzipped: Path) -> None:
+    cache = gzipped.parent / "cache"
+    Genome(gzipped, cache=cache).close()
+    gzipped.write_bytes(gzip.compress(b">new\nACGT\n"))
+    with Genome(gzipped, cache=cache) as genome:
+        assert genome.contigs == {"new": 4}
+
+
+def test_without_a_cache_a_temporary_folder_goes_with_the_genome(
+    gzipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = gzipped.parent / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with Genome(gzipped) as genome:
+        assert len(list(scratch.glob("*/*.codes"))) == 1
+        assert genome.codes("a", 0, 10).max() < 4
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_full_disk_gives_one_line_and_leaves_nothing(gzipped: Path, small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(bytes(2_000_000))
+    with pytest.raises(OutputError, match="No space left on device; free space"):
+        Genome(gzipped, cache=small_disk / "cache")
+    assert not [file for file in (small_disk / "cache").iterdir() if file.suffix != ".lock"]
+
+
+def test_a_full_disk_only_costs_the_index(small_disk: Path) -> None:
+    path = write_fasta(small_disk / "g.fa", BODY)
+    with (small_disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    with Genome(path) as genome:
+        assert_reads_as(genome, naive_codes(BODY))
+    assert sorted(os.listdir(small_disk)) == ["filler", "g.fa"]
