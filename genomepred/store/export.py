@@ -10,6 +10,7 @@ import gzip
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -276,16 +277,20 @@ def _texts(values: Float32) -> NDArray[np.str_]:
 
 
 def _bedgraph_lines(block: _Block) -> bytes:
-    columns = (block.start.tolist(), block.end.tolist(), _texts(block.values).tolist())
-    lines = [f"{block.contig}\t{s}\t{e}\t{v}\n" for s, e, v in zip(*columns, strict=True)]
-    return "".join(lines).encode()
+    return _lines(repeat(block.contig), block.start, block.end, _texts(block.values).tolist())
 
 
 def _tsv_lines(store: PredictionStore, rows: Int64, values: Float32) -> bytes:
-    interval = store.grid.interval_of(rows)
     start, end = store.described(rows)
-    left = [store.grid.contigs[interval], start.astype(np.str_), end.astype(np.str_)]
+    kept = start < end
+    interval = store.grid.interval_of(rows[kept])
+    texts = ["\t".join(row) for row in _texts(values[kept]).tolist()]
     if store.grid.names is not None:
-        left.append(store.grid.names[interval])
-    table = np.column_stack([*left, _texts(values)])[start < end]
-    return "".join(["\t".join(fields) + "\n" for fields in table.tolist()]).encode()
+        names = store.grid.names[interval].tolist()
+        texts = [f"{name}\t{text}" for name, text in zip(names, texts, strict=True)]
+    return _lines(store.grid.contigs[interval].tolist(), start[kept], end[kept], texts)
+
+
+def _lines(contigs: Iterable[str], start: Int64, end: Int64, texts: Iterable[str]) -> bytes:
+    columns = zip(contigs, start.tolist(), end.tolist(), texts, strict=False)
+    return "".join([f"{c}\t{s}\t{e}\t{text}\n" for c, s, e, text in columns]).encode()
