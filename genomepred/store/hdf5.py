@@ -96,7 +96,11 @@ def write_part(
     ------
     OutputError
         If the disk is full or the folder not writable; nothing is left behind.
+    ValueError
+        If the chunks are not as many as the rows fill.
     """
+    if len(chunks) != -(-rows // layout.chunk_rows):
+        raise ValueError(f"{len(chunks)} chunks of {layout.chunk_rows} rows given for {rows} rows")
     # Built in memory, so that only complete images meet the file system. (HDF5's own in-memory
     # files are no help: before 2.0 their image had a superblock with a wrong checksum.)
     image = io.BytesIO()
@@ -211,9 +215,8 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
     except StoreError as error:
         return [str(error)]
     if digest != noted.get("sha256"):
-        return [
-            f"{path}: altered since it was written (sha256 {digest}, not {noted.get('sha256')})"
-        ]
+        expected = noted.get("sha256")
+        return [f"{path}: altered since it was written (sha256 {digest}, not {expected})"]
     try:
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]
@@ -283,7 +286,7 @@ def _create_file(target: io.IOBase) -> h5py.File:
 
 
 def _create_group(file: h5py.File, name: str) -> h5py.Group:
-    """Create a group without the times that h5py before 3.15 gives it."""
+    """Create a group without the times that older releases of h5py give it."""
     created = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
     created.set_obj_track_times(False)
     return h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=created))

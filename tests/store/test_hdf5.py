@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -125,6 +126,29 @@ def test_parts_carry_their_attributes_and_can_grow(tmp_path: Path) -> None:
     with h5py.File(path) as file:
         assert file["predictions"].shape == (30, 2000)
         assert file["predictions"].maxshape == (None, 2000)
+
+
+def test_threads_write_parts_at_the_same_time(tmp_path: Path) -> None:
+    blocks = [random_values(64, 2000, seed) for seed in range(24)]
+
+    def write(i: int) -> bytes:
+        chunks = [encode_chunk(blocks[i][:32], WIDE), encode_chunk(blocks[i][32:], WIDE)]
+        write_part(tmp_path / f"{i}.part", chunks, 64, WIDE, {"first_row": 64 * i})
+        return b"".join(chunks)
+
+    with ThreadPoolExecutor(8) as pool:
+        expected = list(pool.map(write, range(24)))
+    for i, chunks in enumerate(expected):
+        check_part(tmp_path / f"{i}.part")
+        assert read_part_attributes(tmp_path / f"{i}.part") == {"first_row": 64 * i}
+        with h5py.File(tmp_path / f"{i}.part") as file:
+            stored = [file["predictions"].id.read_direct_chunk((row, 0))[1] for row in (0, 32)]
+        assert b"".join(stored) == chunks
+
+
+def test_chunks_and_rows_of_a_part_must_agree(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 chunks of 32 rows given for 33 rows"):
+        write_part(tmp_path / "x.part", [b"x"], 33, WIDE, {})
 
 
 def test_a_genome_without_rows_is_a_file_like_any_other(tmp_path: Path) -> None:
