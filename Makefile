@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow torture lint env clean
+.PHONY: demo test test-slow torture docs lint env clean
 
 env: $(STAMP)
 
@@ -23,6 +23,9 @@ test-slow: env
 
 torture: env
 	$(BIN)/python tests/torture.py
+
+docs: env
+	$(BIN)/python -m tests.cli.reference > docs/commands.md
 
 lint: env
 	$(BIN)/ruff check .

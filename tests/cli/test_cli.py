@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.checkpoints import make_checkpoint
+from tests.cli.reference import commands, reference
+
+ROOT = Path(__file__).parents[2]
+LAMBDA = ROOT / "tests" / "data" / "lambda_virus.fa.gz"
+
+
+def genomepred(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own; its exit code must be the given one."""
+    command = [sys.executable, "-m", "genomepred", *map(str, arguments)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == code, f"exit {done.returncode}: {done.stderr}"
+    return done
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The error of a failed command: exactly one line, and nothing on stdout."""
+    assert done.stdout == ""
+    lines = done.stderr.strip().split("\n")
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("genomepred: error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def out(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "out"
+    genomepred("predict", "--model", model, "--out", folder, "--stride", 50, LAMBDA)
+    return folder
+
+
+def test_importing_and_help_load_nothing_heavy():
+    code = (
+        "import sys, genomepred, genomepred.cli; from click.testing import CliRunner; "
+        "result = CliRunner().invoke(genomepred.cli.cli, ['--help']); assert not result.exception; "
+        "print([m for m in ('torch', 'numba', 'numpy', 'h5py', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands()), ids=str)
+def test_every_command_and_option_has_help(path, command):
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{' '.join(path)} {parameter.name}"
+            told = parameter.required or parameter.show_default or parameter.multiple
+            assert told or "default" in parameter.help or parameter.is_flag, (
+                f"{' '.join(path)} {parameter.name} does not tell its default"
+            )
+
+
+def test_the_same_option_means_the_same_everywhere():
+    texts: dict[str, set[tuple[str | None, object]]] = {}
+    for path, command in commands():
+        if path[1] in ("predict", "plan"):
+            for option in command.params:
+                if isinstance(option, click.Option):
+                    texts.setdefault(option.opts[0], set()).add((option.help, option.default))
+    assert all(len(variants) == 1 for variants in texts.values())
+
+
+def test_command_reference_is_up_to_date():
+    assert (ROOT / "docs" / "commands.md").read_text() == reference(), "run `make docs`"
+
+
+def test_every_command_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    assert [" ".join(path) for path, _ in commands() if f"{' '.join(path)}" not in readme] == []
+
+
+def test_predict_verify_and_the_rest(out):
+    file = out / "lambda_virus.h5"
+    assert "ok" in genomepred("verify", out).stdout
+    reports = json.loads(genomepred("verify", out, "--json").stdout)
+    assert reports == [{"name": "lambda_virus", "path": str(file), "problems": []}]
+    assert "48,502" in genomepred("info", file).stdout
+    contig = "gi|9626243|ref|NC_001416.1|"
+    table = genomepred("query", file, f"{contig}:101-300").stdout.splitlines()
+    assert table[0].split("\t")[:3] == ["contig", "start", "end"]
+    assert [line.split("\t")[1] for line in table[1:]] == ["50", "100", "150", "200", "250"]
+    for kind, name in [("bigwig", "x.bw"), ("bedgraph", "x.bedgraph"), ("tsv", "x.tsv")]:
+        genomepred("export", kind, file, "-o", out.parent / name)
+        assert (out.parent / name).stat().st_size > 1000
+    genomepred("plot", file, f"{contig}:1-20,000", "-o", out.parent / "x.png")
+    assert (out.parent / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert "nothing to merge" in genomepred("merge", out).stderr
+
+
+def test_plan_as_text_and_json(model, tmp_path):
+    arguments = ("plan", LAMBDA, "--model", model, "--out", tmp_path / "o", "--stride", 500)
+    assert "samples the genome" in genomepred(*arguments).stdout
+    plan = json.loads(genomepred(*arguments, "--json").stdout)
+    assert plan["genomes"][0]["rows"] == -(-(48502 - 100) // 500) + 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_predict_as_json_tells_outcomes(model, tmp_path):
+    (tmp_path / "bad.fa").write_text("no header")
+    done = genomepred(
+        *("predict", LAMBDA, tmp_path / "bad.fa", "--model", model, "--out", tmp_path / "o"),
+        *("--stride", 500, "--json"),
+        code=14,
+    )
+    outcomes = {g["name"]: g["outcome"] for g in json.loads(done.stdout)["genomes"]}
+    assert outcomes == {"lambda_virus": "finished", "bad": "failed"}
+    assert "1 of 2 genomes failed" in done.stderr
+
+
+def test_doctor():
+    report = json.loads(genomepred("doctor", "--json").stdout)
+    assert report["versions"]["torch"]
+    assert "cpu" in report["devices"]
+    assert set(report["choices"]) == {"device", "precision", "form", "workers"}
+
+
+def test_errors_are_one_line_with_their_own_exit_code(model, out, tmp_path):
+    base = ("--model", model, "--out", tmp_path / "o")
+    (tmp_path / "bad.fa").write_text("no header")
+    cases = [
+        (4, ("predict", tmp_path / "absent.fa", *base), "no such file"),
+        (4, ("predict", tmp_path / "bad.fa", *base), "bad.fa"),
+        (6, ("predict", LAMBDA, "--model", "nothing", "--out", tmp_path / "o"), "nothing"),
+        (7, ("predict", LAMBDA, "--model", model, "--out", out, "--stride", 9), "stride 50"),
+        (8, ("info", LAMBDA), "lambda_virus"),
+        (10, ("verify", tmp_path / "absent"), "absent"),
+        (12, ("predict", LAMBDA, *base, "--device", "cuda:99"), "cuda:99"),
+    ]
+    for code, arguments, named in cases:
+        assert named in one_line(genomepred(*arguments, code=code))
+
+
+def test_usage_errors_are_clicks_own():
+    assert "no genomes" in genomepred("predict", "--model", "x", "--out", "y", code=2).stderr
+    wrong = ("predict", "g.fa", "--model", "x", "--out", "y", "--shard", "0/3")
+    assert "write I/N" in genomepred(*wrong, code=2).stderr
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = genomepred("verify", tmp_path / "absent", "--debug", code=1)
+    assert "Traceback" in done.stderr
+
+
+def test_verify_finds_damage_and_says_what_to_do(model, tmp_path):
+    genomepred("predict", LAMBDA, "--model", model, "--out", tmp_path, "--stride", 100)
+    file = tmp_path / "lambda_virus.h5"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    done = genomepred("verify", tmp_path, code=15)
+    assert "altered" in done.stdout
+    assert "run predict again" in done.stderr
+    file.unlink()
+    genomepred("verify", tmp_path, code=15)
+    genomepred("predict", LAMBDA, "--model", model, "--out", tmp_path, "--stride", 100)
+    genomepred("verify", tmp_path)
