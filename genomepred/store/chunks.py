@@ -25,7 +25,7 @@ CHUNK_VALUES = 65536
 
 # Strategy of plain "deflate". Shuffled predictions are planes of exponent bytes, which repeat, and
 # of mantissa bytes, which are noise: searching for matches costs time and finds none. Measured on
-# 21,845 rows of the two-block CNN with random weights over chr22:20-21 Mb (one core, float32):
+# chr22:20-21 Mb with the two-block CNN, one core, float32; random weights but for the last line:
 #
 #   output              level 1        level 4        level 6        run lengths
 #   sigmoid, 1 track    79 MB/s 0.859  69 MB/s 0.852  40 MB/s 0.851  219 MB/s 0.834
@@ -33,6 +33,7 @@ CHUNK_VALUES = 65536
 #   ReLU, 3 tracks      64 MB/s 0.604  40 MB/s 0.585  11 MB/s 0.575  107 MB/s 0.514
 #   softmax, 3 tracks   57 MB/s 0.738  41 MB/s 0.730  24 MB/s 0.723  156 MB/s 0.720
 #   18 scales           68 MB/s 0.794  60 MB/s 0.777  38 MB/s 0.767  197 MB/s 0.850
+#   trained CTCF        72 MB/s 0.762  63 MB/s 0.753  36 MB/s 0.750  158 MB/s 0.754
 #
 # With many tracks of different scales the exponents repeat at a distance, so matches pay again.
 RUN_LENGTH_TRACKS = 4
