@@ -46,7 +46,8 @@ def motif_mismatches(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
         for base in _IUPAC[letter]:
             allowed[position, "ACGT".index(base)] = True
     windows = np.lib.stride_tricks.sliding_window_view(codes, width)
-    return np.sum(~allowed[np.arange(width), windows], axis=1, dtype=np.int64)
+    mismatches: NDArray[np.int64] = np.sum(~allowed[np.arange(width), windows], axis=1)
+    return mismatches
 
 
 def best_match(codes: NDArray[np.uint8]) -> Match:

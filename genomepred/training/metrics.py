@@ -181,7 +181,7 @@ def find_sites(
     scores, known, total, bases = [], [], 0, 0
     for region in regions:
         codes = contigs[region.contig][region.start : region.end]
-        centres, values = _local_maxima(model, codes, window, stride, min_bases)
+        centres, values = _scan(model, codes, window, stride, min_bases)
         inside = np.array(
             sorted(
                 (peak.start - region.start, peak.end - region.start)
@@ -203,7 +203,7 @@ def find_sites(
     return Sites(all_scores[order], all_known[order], total, bases / 1e6)
 
 
-def _local_maxima(
+def _scan(
     model: nn.Module, codes: Codes, window: int, stride: int, min_bases: int
 ) -> tuple[Int64, Float32]:
     """Centres and scores of the sites of one region."""
@@ -212,15 +212,24 @@ def _local_maxima(
     starts = np.arange(0, len(codes) - window + 1, stride)
     windows = np.lib.stride_tricks.sliding_window_view(codes, window)[::stride]
     scores = raw_values(model, windows).reshape(-1)
-    scores[real_counts(codes, starts, window) < min_bases] = -np.inf
-    reach = window // stride
-    padded = np.pad(scores, reach, constant_values=-np.inf)
-    neighbours = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    # Of equal neighbours the first is the site.
-    is_site = (scores >= neighbours.max(axis=1)) & np.isfinite(scores)
-    if reach:
-        is_site &= scores > neighbours[:, :reach].max(axis=1)
+    scores[real_counts(codes, starts, window) < min_bases] = np.nan
+    is_site = local_maxima(scores, window // stride)
     return starts[is_site] + window // 2, scores[is_site]
+
+
+def local_maxima(scores: Float32, reach: int) -> NDArray[np.bool_]:
+    """Which scores are the highest within ``reach`` neighbours on either side.
+
+    Of equal neighbours the first is the highest; a missing score (NaN) is neither a site nor in
+    the way of one.
+    """
+    known = np.where(np.isnan(scores), np.float32(-np.inf), scores)
+    padded = np.pad(known, reach, constant_values=-np.inf)
+    neighbours = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    highest: NDArray[np.bool_] = (known >= neighbours.max(axis=1)) & np.isfinite(known)
+    if reach:
+        highest &= known > neighbours[:, :reach].max(axis=1)
+    return highest
 
 
 def _in_any(positions: Int64, spans: Int64) -> NDArray[np.bool_]:
