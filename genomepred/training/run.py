@@ -170,17 +170,34 @@ def evaluate(
     Returns
     -------
     dict
-        ``held_out``: test peaks against each kind of negative; ``map``: the sites in a scan of
-        the test regions, above the threshold with the best F1 in the validation regions.
+        ``held_out``, from :func:`held_out_metrics`, and ``map``, from :func:`map_metrics`.
     """
-    fast = prepare(model)
-    held_out = {
-        kind: binary_metrics(examples.labels, raw_values(fast, examples.codes))
-        for kind, examples in data.held_out().items()
+    return {
+        "held_out": held_out_metrics(model, data),
+        "map": map_metrics(model, data, peaks, contigs),
     }
 
+
+def held_out_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
+    """Test peaks against as many negatives of each kind; figures have 4 decimals."""
+    fast = prepare(model)
+    kinds = {
+        kind: _rounded(binary_metrics(examples.labels, raw_values(fast, examples.codes)))
+        for kind, examples in data.held_out().items()
+    }
+    return {"peaks": len(data.positives[TEST]), "threshold": 0.5, **kinds}
+
+
+def map_metrics(
+    model: SequenceModel, data: PeakData, peaks: Peaks, contigs: dict[str, Codes]
+) -> dict[str, Any]:
+    """Sites in a scan of the test regions, by a threshold from the validation regions.
+
+    Forward strand, at the card's stride; see :func:`genomepred.training.metrics.find_sites`.
+    """
+    card, fast = model.card, prepare(model)
+
     def sites(part: int) -> Sites:
-        card = model.card
         return find_sites(
             fast,
             contigs,
@@ -193,22 +210,20 @@ def evaluate(
 
     threshold = sites(VALIDATION).best_threshold()
     found = sites(TEST)
-    document = {
-        "held_out": {"peaks": len(data.positives[TEST]), "threshold": 0.5, **held_out},
-        "map": {
-            "regions": [f"{r.contig}:{r.start + 1}-{r.end}" for r in data.regions[TEST]],
-            "stride": model.card.stride,
-            "strand": "forward",
-            "megabases": found.megabases,
-            "peaks": found.peaks,
-            "threshold": 1 / (1 + float(np.exp(-threshold))),
-            "threshold_choice": "highest F1 in the validation regions",
-            **found.at(threshold),
-            "recall_at_1_false_per_Mb": found.recall_at(1),
-        },
+    figures = {
+        "megabases": found.megabases,
+        "peaks": found.peaks,
+        "threshold": 1 / (1 + float(np.exp(-threshold))),
+        "threshold_choice": "highest F1 in the validation regions",
+        **found.at(threshold),
+        "recall_at_1_false_per_Mb": found.recall_at(1),
     }
-    rounded: dict[str, Any] = _rounded(document)
-    return rounded
+    return {
+        "regions": [f"{r.contig}:{r.start + 1}-{r.end}" for r in data.regions[TEST]],
+        "stride": card.stride,
+        "strand": "forward",
+        **_rounded(figures),
+    }
 
 
 def _split(plan: Plan, peaks: Peaks, contigs: Mapping[str, Codes]) -> Split:
@@ -271,7 +286,5 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return round(value, 4) if isinstance(value, float) else value
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
