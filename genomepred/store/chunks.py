@@ -124,20 +124,25 @@ def encode_chunk(values: NDArray[np.floating[Any]], layout: Layout) -> bytes:
     Raises
     ------
     OutputError
-        If a finite value is too large for float16.
+        If a finite value is too large for the type.
     """
     rows = values.shape[0]
     block = np.full((layout.chunk_rows, layout.tracks), np.nan, np.dtype(layout.dtype))
     with np.errstate(over="ignore"):
         np.copyto(block[:rows], values, casting="same_kind", where=~np.isnan(values))
-    too_large = np.isinf(block[:rows]) & np.isfinite(values)
-    if too_large.any():
-        raise OutputError(
-            f"a prediction of {values[too_large][0]:g} does not fit {layout.dtype}, whose largest "
-            f"value is {np.finfo(layout.dtype).max:g}; use --store-dtype float32"
-        )
+    if block.itemsize < values.itemsize:
+        _require_range(values, block[:rows])
     little_endian = block.astype(block.dtype.newbyteorder("<"), copy=False)
     return filter_bytes(little_endian, layout)
+
+
+def _require_range(values: NDArray[np.floating[Any]], stored: NDArray[np.floating[Any]]) -> None:
+    too_large = np.isinf(stored) & np.isfinite(values)
+    if too_large.any():
+        raise OutputError(
+            f"a prediction of {values[too_large][0]:g} does not fit {stored.dtype}, whose largest "
+            f"value is {np.finfo(stored.dtype).max:g}; use --store-dtype float32"
+        )
 
 
 def filter_bytes(array: NDArray[Any], layout: Layout) -> bytes:
