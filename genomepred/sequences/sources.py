@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import os
 import weakref
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -137,44 +138,51 @@ class BgzipSource:
         self._path = path
         self._fd = _open(path)
         self._close = weakref.finalize(self, os.close, self._fd)
-        self._packed, self._offsets = blocks[:, 0].copy(), blocks[:, 1].copy()
-        self.size = int(self._offsets[-1])
+        self._places: list[int] = blocks[:, 0].tolist()
+        self._offsets: list[int] = blocks[:, 1].tolist()
+        self.size = self._offsets[-1]
         # The last block of a range is also the first of the range that continues it.
-        self._last: tuple[int, Codes] = (-1, np.empty(0, np.uint8))
+        self._last, self._data = -1, np.empty(0, np.uint8)
+        self._packed = memoryview(b"")
 
     def pieces(self, start: int, end: int) -> Iterator[Codes]:
         """See :class:`Source`."""
         if start >= end:
             return
-        first = int(np.searchsorted(self._offsets, start, side="right")) - 1
-        stop = int(np.searchsorted(self._offsets, end, side="left"))
-        for block, data in self._inflated(first, stop):
-            offset = int(self._offsets[block])
-            yield data[max(start - offset, 0) : end - offset]
-
-    def _inflated(self, first: int, stop: int) -> Iterator[tuple[int, Codes]]:
-        if first == self._last[0]:
-            yield self._last
+        first = bisect_right(self._offsets, start) - 1
+        stop = bisect_left(self._offsets, end)
+        if first == self._last:
+            yield self._data[start - self._offsets[first] : end - self._offsets[first]]
             first += 1
         for batch in range(first, stop, _BLOCKS):
             blocks = range(batch, min(batch + _BLOCKS, stop))
-            origin = int(self._packed[batch])
-            packed = memoryview(bytearray(int(self._packed[blocks.stop]) - origin))
-            if _read(self._path, self._fd, packed, origin) < len(packed):
-                raise SequenceError(f"{self._path}: truncated while it was read")
+            packed = self._read(self._places[batch], self._places[blocks.stop])
             for block in blocks:
-                a, b = (int(self._packed[i]) - origin for i in (block, block + 1))
-                self._last = (block, self._inflate(block, packed[a:b]))
-                yield self._last
+                self._last, self._data = block, self._inflate(block, packed, self._places[batch])
+                offset = self._offsets[block]
+                if start <= offset and self._offsets[block + 1] <= end:
+                    yield self._data
+                else:
+                    yield self._data[max(start - offset, 0) : end - offset]
 
-    def _inflate(self, block: int, packed: memoryview) -> Codes:
-        size = int(self._offsets[block + 1] - self._offsets[block])
+    def _read(self, start: int, end: int) -> memoryview:
+        """Compressed bytes, in a buffer that is used again."""
+        if len(self._packed) < end - start:
+            self._packed = memoryview(bytearray(end - start))
+        packed = self._packed[: end - start]
+        if _read(self._path, self._fd, packed, start) < len(packed):
+            raise _damaged(self._path, end, "the file was truncated while it was read")
+        return packed
+
+    def _inflate(self, block: int, packed: memoryview, origin: int) -> Codes:
+        start, size = self._places[block], self._offsets[block + 1] - self._offsets[block]
+        member = packed[start - origin : self._places[block + 1] - origin]
         try:
-            data = igzip_lib.decompress(packed, igzip_lib.DECOMP_GZIP, bufsize=max(size, 1))
+            data = igzip_lib.decompress(member, igzip_lib.DECOMP_GZIP, bufsize=max(size, 1))
         except _IsalError as error:
-            raise _damaged(self._path, int(self._packed[block]), error) from None
+            raise _damaged(self._path, start, error) from None
         if len(data) != size:
-            raise _damaged(self._path, int(self._packed[block]), "its size differs from the .gzi")
+            raise _damaged(self._path, start, "a block whose size is not that of the .gzi")
         return np.frombuffer(data, np.uint8)
 
     def close(self) -> None:
