@@ -65,8 +65,10 @@ class IndexFiles:
         for place in self._places(suffix):
             with suppress(OSError):
                 place.parent.mkdir(parents=True, exist_ok=True)
-                _write_atomically(place, data)
-                return
+                # A folder that nobody may write to is left alone by root too.
+                if place.parent.stat().st_mode & 0o222:
+                    _write_atomically(place, data)
+                    return
 
 
 def _write_atomically(target: Path, data: bytes) -> None:

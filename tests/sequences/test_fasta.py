@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import gzip
 import os
 import shutil
@@ -481,14 +483,23 @@ def test_a_wrong_gzi_is_made_anew(damage: str, tmp_path: Path) -> None:
         assert index.read_bytes() == right
 
 
-def test_an_index_goes_to_the_cache_where_it_cannot_lie_beside_the_file(tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "g.fa.gz", BODY, "bgzip")
-    cache = tmp_path / "cache"
-    for suffix in (".fai", ".gzi"):
-        path.with_name(path.name + suffix).mkdir()  # no file of that name can be written
+@pytest.mark.parametrize("obstacle", ["a read-only folder", "folders of the indexes' names"])
+def test_an_index_goes_to_the_cache_where_it_cannot_lie_beside_the_file(
+    obstacle: str, tmp_path: Path
+) -> None:
+    folder, cache = tmp_path / "genomes", tmp_path / "cache"
+    folder.mkdir()
+    path = write_fasta(folder / "g.fa.gz", BODY, "bgzip")
+    if obstacle == "a read-only folder":
+        folder.chmod(0o555)
+    else:
+        for suffix in (".fai", ".gzi"):
+            path.with_name(path.name + suffix).mkdir()
+    here = sorted(folder.iterdir())
     for _ in range(2):
         with Genome(path, cache=cache) as genome:
             assert_reads_as(genome, naive_codes(BODY))
+    assert sorted(folder.iterdir()) == here
     assert sorted(file.suffix for file in cache.iterdir()) == [".fai", ".gzi"]
     before = {file: file.stat().st_ino for file in cache.iterdir()}
     Genome(path, cache=cache).close()
@@ -712,6 +723,25 @@ def test_one_process_expands_while_the_others_wait(gzipped: Path) -> None:
     assert second.wait() == first.returncode == 0
     with Genome(gzipped, write=False) as genome:
         assert genome.digest() == digest
+
+
+def test_codes_are_expanded_where_files_cannot_be_locked(
+    gzipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    cache = gzipped.parent / "cache"
+    Genome(gzipped, cache=cache).close()
+    (codes,) = cache.glob("*.codes")
+    codes.unlink()
+    others = codes.with_name(f"{codes.name}.another_process.tmp")
+    others.touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with Genome(gzipped, cache=cache) as genome, Genome(gzipped, write=False) as again:
+        assert genome.digest() == again.digest()
+    assert codes.exists()
+    assert others.exists()
 
 
 def test_discarded_codes_can_still_be_read_and_are_made_anew(gzipped: Path) -> None:
