@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Times mean nothing on shared machines.
+settings.register_profile("genomepred", deadline=None)
+settings.load_profile("genomepred")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -13,6 +13,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def facts(
         "torch": torch.__version__,
         "triton": _triton_version() if device.type == "cuda" else None,
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
+        "zstandard": version("zstandard") if layout.compression == "zstd" else None,
         "hdf5": h5py.version.hdf5_version,
     }
 

@@ -110,7 +110,7 @@ def write_part(
         for i, chunk in enumerate(chunks):
             data.id.write_direct_chunk((i * layout.chunk_rows, 0), chunk)
     with publishing(path) as temporary, open(temporary, "xb", buffering=0) as target:
-        write_all(target.fileno(), image.getbuffer())
+        write_all(target.fileno(), image.getvalue())
 
 
 def read_part_attributes(path: Path) -> dict[str, Attribute]:
