@@ -27,7 +27,7 @@ SEQUENCE = Path(__file__).parent / "assets" / "hs37_chr22_20-21M.fa.gz"
 # Core of the CTCF motif in IUPAC codes, as of Kim et al. (2007), Cell 128:1231-1245.
 MOTIF = "CCASYAGRKGGC"
 _IUPAC = {"A": "A", "C": "C", "G": "G", "S": "CG", "Y": "CT", "R": "AG", "K": "GT"}
-_MISMATCHES = 2
+MISMATCHES = 1
 
 
 class Match(NamedTuple):
@@ -62,8 +62,8 @@ def best_match(codes: NDArray[np.uint8]) -> Match:
 
 def share_with_motif(codes: NDArray[np.uint8], window: int, stride: int) -> float:
     """Share of all windows of a sequence that hold the motif: what chance alone would find."""
-    forward = motif_mismatches(codes) <= _MISMATCHES
-    hit = forward | (motif_mismatches(reverse_complement(codes))[::-1] <= _MISMATCHES)
+    forward = motif_mismatches(codes) <= MISMATCHES
+    hit = forward | (motif_mismatches(reverse_complement(codes))[::-1] <= MISMATCHES)
     before = np.concatenate([[0], np.cumsum(hit)])
     starts = np.arange(0, len(codes) - window + 1, stride)
     found = before[starts + window - len(MOTIF) + 1] > before[starts]
@@ -117,16 +117,16 @@ def _print_sites(
     with_motif = 0
     for start, score in zip(starts.tolist(), scores[rows].tolist(), strict=True):
         match = best_match(codes[start : start + g.window])
-        with_motif += match.mismatches <= _MISMATCHES
+        with_motif += match.mismatches <= MISMATCHES
         text, at = letters[start : start + g.window], match.offset
         shown = text[:at] + text[at : at + len(MOTIF)].upper() + text[at + len(MOTIF) :]
         click.echo(
             f"{start + 1:>7,}-{start + g.window:<7,}  {score:.4f}  {match.strand} "
-            f"{match.mismatches} mismatches  {shown}"
+            f"{match.mismatches} off  {shown}"
         )
     share = share_with_motif(codes, g.window, g.stride)
     click.echo(
-        f"{with_motif} of {len(rows)} hold it with at most {_MISMATCHES} mismatches on either "
+        f"{with_motif} of {len(rows)} hold it with at most {MISMATCHES} mismatch on either "
         f"strand; {share:.1%} of all windows do, so chance would find {len(rows) * share:.1f}"
     )
     return starts

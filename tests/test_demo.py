@@ -5,7 +5,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genomepred.demo import MOTIF, best_match, demo, motif_mismatches, share_with_motif
+from genomepred.demo import MISMATCHES, MOTIF, best_match, demo, motif_mismatches, share_with_motif
 from genomepred.sequences.codes import reverse_complement
 
 
@@ -28,7 +28,7 @@ def test_share_is_that_of_windows_taken_one_by_one(text, window, stride):
     windows = [codes[s : s + window] for s in range(0, len(codes) - window + 1, stride)]
     known = [w for w in windows if (w < 4).all()]
     if known:
-        hits = [best_match(w).mismatches <= 2 for w in known]
+        hits = [best_match(w).mismatches <= MISMATCHES for w in known]
         assert share_with_motif(codes, window, stride) == np.mean(hits)
 
 
@@ -37,7 +37,7 @@ def test_demo_finds_the_motif(tmp_path):
     result = CliRunner().invoke(demo, ["--out", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    sites = [line for line in lines if " mismatches  " in line]
+    sites = [line for line in lines if " off  " in line]
     assert len(sites) == 10
     shown = [next(part for part in line.split() if len(part) == 100) for line in sites]
     assert all(sum(base.isupper() for base in text) == len(MOTIF) for text in shown)
