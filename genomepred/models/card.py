@@ -328,8 +328,7 @@ def save_checkpoint(
         If the card does not describe the model, or the folder holds something else.
     """
     target = Path(directory)
-    if target.exists() and not (target / CARD).is_file() and any(target.iterdir()):
-        raise ModelError(f"{target}: holds other files and no checkpoint; name a new folder")
+    check_target(target)
     if tuple(golden_codes.shape[1:]) != (card.window,) or golden_codes.dtype != np.uint8:
         raise ModelError(
             f"golden codes are {golden_codes.dtype} {golden_codes.shape}; "
@@ -354,6 +353,21 @@ def save_checkpoint(
         },
     )
     return card
+
+
+def check_target(directory: Path) -> None:
+    """Check that a checkpoint could be written to a folder without removing anything else.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds something that is no checkpoint, or is no folder.
+    """
+    if directory.is_dir():
+        if not (directory / CARD).is_file() and any(directory.iterdir()):
+            raise ModelError(f"{directory}: holds other files and no checkpoint; name a new folder")
+    elif directory.exists():
+        raise ModelError(f"{directory}: is a file; name a new folder")
 
 
 def bundled_models() -> dict[str, Path]:

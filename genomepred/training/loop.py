@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from genomepred.errors import ModelError
+from genomepred.errors import ModelError, OutputError
 from genomepred.models.layers import SequenceModel, channels_last, prepare
 from genomepred.training.data import Codes, Examples
 
@@ -128,6 +128,8 @@ def fit(
     ------
     ModelError
         If the loss becomes NaN or infinite.
+    OutputError
+        If the history cannot be written.
     """
     trainer = _Trainer(model, loss, settings)
     validation = data.validation()
@@ -221,7 +223,10 @@ def raw_values(model: nn.Module, codes: Codes, batch_size: int = 512) -> Float32
 def _write(path: Path | None, epochs: list[Epoch]) -> None:
     if path is None:
         return
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(Epoch.__dataclass_fields__)
-        writer.writerows(vars(epoch).values() for epoch in epochs)
+    try:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(Epoch.__dataclass_fields__)
+            writer.writerows(vars(epoch).values() for epoch in epochs)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error

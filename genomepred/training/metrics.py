@@ -25,7 +25,14 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 
-def _sklearn_metrics() -> Any:
+def sklearn_metrics() -> Any:
+    """The module ``sklearn.metrics``.
+
+    Raises
+    ------
+    DependencyError
+        If scikit-learn is not installed.
+    """
     try:
         from sklearn import metrics
     except ImportError as error:
@@ -44,7 +51,7 @@ def au_prc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
         If all labels are equal.
     """
     _check_labels(labels)
-    return float(_sklearn_metrics().average_precision_score(labels, scores))
+    return float(sklearn_metrics().average_precision_score(labels, scores))
 
 
 def binary_metrics(
@@ -71,7 +78,7 @@ def binary_metrics(
     DataError
         If all labels are equal.
     """
-    sklearn = _sklearn_metrics()
+    sklearn = sklearn_metrics()
     labels, scores = labels.reshape(-1).astype(bool), scores.reshape(-1)
     _check_labels(labels)
     called = scores > threshold

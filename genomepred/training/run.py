@@ -13,7 +13,7 @@ import torch
 
 from genomepred.errors import DataError, DeviceError, OutputError
 from genomepred.models import build
-from genomepred.models.card import Card, Track, load_model, save_checkpoint
+from genomepred.models.card import Card, Track, check_target, load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel, prepare
 from genomepred.sequences.fasta import Genome
 from genomepred.training.data import (
@@ -28,7 +28,7 @@ from genomepred.training.data import (
     read_peaks,
 )
 from genomepred.training.loop import Epoch, Settings, best_epoch, fit, raw_values
-from genomepred.training.metrics import Sites, au_prc, binary_metrics, find_sites
+from genomepred.training.metrics import Sites, au_prc, binary_metrics, find_sites, sklearn_metrics
 
 # Golden inputs: enough of each kind to show a difference, few enough to be checked in an instant.
 _GOLDEN = 4
@@ -123,7 +123,12 @@ def train(plan: Plan, out: Path) -> Card:
         If the data cannot be used as asked.
     OutputError
         If the folder cannot be written.
+    DependencyError
+        If scikit-learn is not installed.
     """
+    # What would fail at the end fails now.
+    sklearn_metrics()
+    check_target(out / "best")
     peaks = read_peaks(plan.positives)
     with Genome(plan.genome) as genome:
         contigs = load_contigs(genome, peaks)

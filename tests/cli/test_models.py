@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from genomepred.cli import cli
-from genomepred.errors import DataError, ModelError
+from genomepred.errors import DataError, DependencyError, ModelError
 from genomepred.models.card import check_golden, read_card
 
 
@@ -146,3 +146,22 @@ def test_two_negatives_of_no_kind_are_constant_labels(tmp_path: Path) -> None:
     result = train(tmp_path, "out", "--shuffled", "0", "--matched", "0", "--random", "0")
     assert isinstance(result.exception, DataError)
     assert "constant labels" in str(result.exception)
+
+
+def test_a_folder_with_other_files_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "out" / "best").mkdir(parents=True)
+    (tmp_path / "out" / "best" / "thesis.txt").write_text("precious")
+    error = train(tmp_path, "out").exception
+    assert isinstance(error, ModelError)
+    assert "holds other files" in str(error)
+    assert not (tmp_path / "out" / "history.csv").exists()
+
+
+def test_a_missing_scikit_learn_is_named_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    error = train(tmp_path, "out").exception
+    assert isinstance(error, DependencyError)
+    assert "genomepred[train]" in str(error)
+    assert not (tmp_path / "out").exists()
