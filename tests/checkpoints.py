@@ -11,14 +11,16 @@ from genomepred.models import build
 from genomepred.models.card import Card, Track, save_checkpoint
 
 
-def make_checkpoint(folder: Path, *, seed: int = 0, window: int = 100, **card: object) -> Path:
+def make_checkpoint(
+    folder: Path, *, seed: int = 0, window: int = 100, scale: float = 3, **card: object
+) -> Path:
     """A two-block CNN of 8 filters with random weights, spread so that outputs vary."""
     torch.manual_seed(seed)
     config = {"window": window, "filters": 8, "tracks": 1}
     model = build("tf-cnn", **config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3)
+            parameter.mul_(scale)
     fields = {
         "name": "tiny",
         "architecture": "tf-cnn",

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -79,18 +80,19 @@ class Runs:
         assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
         return hashes(out)
 
-    def kill(self, out: Path, after: float) -> bool:
-        """Start the job and kill it; False if it had finished by then."""
-        process = subprocess.Popen(
-            self.command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            _, said = process.communicate(timeout=after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            return True
-        assert process.returncode == 0, f"exit {process.returncode}: {said}"
+    def kill(self, out: Path, when: Callable[[], bool], *extra: str) -> bool:
+        """Start the job and kill it when told to; False if it had finished by then."""
+        command = self.command(out, *extra)
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+            while process.poll() is None:
+                if when():
+                    process.send_signal(signal.SIGKILL)
+                    process.wait()
+                    return True
+                time.sleep(0.002)
+            said.seek(0)
+            assert process.returncode == 0, f"exit {process.returncode}: {said.read()}"
         return False
 
 
@@ -99,25 +101,43 @@ def hashes(out: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("*.h5"))}
 
 
+def parts(out: Path) -> int:
+    """Number of finished shards that are not published yet."""
+    return sum(1 for _ in (out / ".parts").rglob("*-*.h5"))
+
+
 def leftovers(out: Path) -> list[str]:
     """What a finished run should not leave behind."""
     temporary = [str(p) for p in out.rglob("*.tmp")]
+    temporary += [str(p) for p in (out / ".cache").glob("*.codes*")]
     return temporary + [str(p) for p in (out / ".parts").glob("*") if p.is_dir()]
 
 
+def after(seconds: float) -> Callable[[], bool]:
+    """Tells when so much time has passed."""
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() >= end
+
+
 def check_kills(runs: Runs, wanted: dict[str, str], kills: int, seconds: float) -> None:
-    """Kill runs at random moments, resume each until it finishes, compare."""
-    generator, done, finished = random.Random(1), 0, 0
+    """Kill runs of one and of two workers at random moments, resume until they finish, compare."""
+    generator, done, finished, amid = random.Random(1), 0, 0, 0
     while done < kills:
-        out = runs.fresh()
-        while done < kills and runs.kill(out, generator.uniform(0.3, 1.1) * seconds):
+        out, jobs = runs.fresh(), generator.choice("12")
+        while done < kills:
+            if not runs.kill(out, after(generator.uniform(0.2, 0.9) * seconds), "--jobs", jobs):
+                break
             done += 1
-            parts = sum(1 for _ in (out / ".parts").rglob("*-*.h5"))
-            print(f"  kill {done}: {len(hashes(out))} genomes and {parts} parts done", flush=True)
+            amid += parts(out) > 0
+            print(
+                f"  kill {done} ({jobs} workers): {len(hashes(out))} genomes and {parts(out)} "
+                "parts done",
+                flush=True,
+            )
         assert runs.finish(out) == wanted, f"{out} differs after {done} kills"
         assert not leftovers(out), leftovers(out)
         finished += 1
-    print(f"{done} kills in {finished} runs: all files equal to the undisturbed run's")
+    print(f"{done} kills, {amid} of them with parts on disk, in {finished} runs: all files equal")
 
 
 def check_processes(runs: Runs, wanted: dict[str, str], counts: tuple[int, ...]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from importlib import import_module
 
 import click
 
 from genomepred import __version__
 from genomepred.errors import GenomepredError
+
+STARTED = time.perf_counter()  # the clock of "start-up included"
 
 # Command -> module that defines a click command of the same name. Modules are imported when a
 # command is looked up and must stay light: torch, numba and h5py are imported inside functions.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from genomepred.cli import STARTED
 from genomepred.cli.options import debug_option, echo_json, json_option
 
 if TYPE_CHECKING:
@@ -143,26 +144,29 @@ def predict(as_json: bool, **fields: Any) -> None:
     the byte. Any number of such commands may work on one OUT at once.
     """
     from genomepred.errors import GenomesFailedError
-    from genomepred.inference.run import run
+    from genomepred.inference.run import RunReport, run
 
-    begin = time.perf_counter()
     failure = None
     try:
-        results = run(_options(**fields), progress=True)
+        report = run(_options(**fields), progress=True)
     except GenomesFailedError as error:
-        failure, results = error, error.results
-    seconds = time.perf_counter() - begin
+        failure, report = error, RunReport(error.results, 0)
+    seconds = time.perf_counter() - STARTED
     if as_json:
-        echo_json(
-            {"seconds": seconds, "genomes": [vars(r) | {"path": str(r.path)} for r in results]}
-        )
+        genomes = [vars(result) | {"path": str(result.path)} for result in report.genomes]
+        echo_json({"seconds": seconds, "computed": report.computed, "genomes": genomes})
     else:
-        _print_results(results, seconds)
+        _print_results(report.genomes)
+        if report.computed:
+            click.echo(
+                f"{report.computed:,} bases in {seconds:.1f} s, start-up included: "
+                f"{report.computed / seconds:,.0f} bases/s"
+            )
     if failure is not None:
         raise failure
 
 
-def _print_results(results: list[GenomeResult], seconds: float) -> None:
+def _print_results(results: list[GenomeResult]) -> None:
     for result in results:
         if result.outcome == "finished":
             click.echo(f"{result.path}\t{result.bases:,} bases\t{result.rows:,} rows")
@@ -170,11 +174,6 @@ def _print_results(results: list[GenomeResult], seconds: float) -> None:
             click.echo(f"{result.path}\tthis share is done, others are not")
         else:
             click.echo(f"genomepred: {result.name} failed: {result.error}", err=True)
-    bases = sum(result.bases for result in results)
-    if bases:
-        click.echo(
-            f"{bases:,} bases in {seconds:.1f} s, start-up included: {bases / seconds:,.0f} bases/s"
-        )
 
 
 @click.command()

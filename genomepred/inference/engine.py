@@ -174,6 +174,9 @@ class Engine:
         if device.type == "cpu":
             torch.set_num_threads(1)
         else:
+            torch.cuda.set_device(device)
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.deterministic = True
@@ -220,7 +223,7 @@ class Engine:
         host = torch.empty(out.shape, pin_memory=True)
         host.copy_(out, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
+        done.record(torch.cuda.current_stream(self.device))
 
         def result() -> NDArray[np.float32]:
             done.synchronize()
@@ -241,11 +244,17 @@ class Engine:
     def _predict_buffer(self) -> Tensor:
         """Predictions of the windows in the buffer, float32 ``[batch, bins, tracks]``."""
         strand = self.numerics.strand
-        with torch.no_grad(), self._autocast(), self._no_recompilation():
-            if strand == "forward":
-                return self._forward()
-            forward = self._forward() if strand != "reverse" else None
-            reverse = self._reverse()
+        try:
+            with torch.no_grad(), self._autocast(), self._no_recompilation():
+                if strand == "forward":
+                    return self._forward()
+                forward = self._forward() if strand != "reverse" else None
+                reverse = self._reverse()
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceError(
+                f"{self.device}: not enough memory for {self.numerics.compute_batch} windows of "
+                f"{self.geometry.window} bases; use a GPU with more, or --device cpu"
+            ) from error
         if forward is None:
             return reverse
         if strand == "mean":
@@ -350,27 +359,28 @@ def choose_numerics(
     def engine(precision: str, form: str) -> Engine:
         return Engine(model, card, geometry, Numerics(precision, form, batch, strand), device)
 
-    accepted = ""
-    for candidate in candidates:
-        if candidate == "fp32":
-            accepted = candidate
-            break
+    def difference(precision: str, form: str) -> float:
         block = sample(batch)
         reference = engine("fp32", "eager").submit(block)()
-        difference = _difference(engine(candidate, "eager").submit(block)(), reference)
-        if difference <= card.tolerance[candidate]:
+        return _difference(engine(precision, form).submit(block)(), reference)
+
+    accepted = "fp32"
+    for candidate in candidates:
+        found = difference(candidate, "eager") if candidate != "fp32" else 0.0
+        if found <= card.tolerance[candidate]:
             accepted = candidate
             break
         if precision != "auto":
             raise PrecisionError(
-                f"--precision {candidate} differs from fp32 by {difference:.2g} (relative to "
-                f"1 + |value|) on {len(block.starts)} windows of the genome; the card of "
-                f"{card.name!r} allows {card.tolerance[candidate]:.2g}; use --precision auto or "
-                "fp32"
+                f"--precision {candidate} differs from fp32 by {found:.2g} (relative to 1 + "
+                f"|value|) on {batch} windows of the genome; the card of {card.name!r} allows "
+                f"{card.tolerance[candidate]:.2g}; use --precision auto or fp32"
             )
     form = "eager"
     if windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS:
         form = _fastest_form(lambda form: engine(accepted, form), FORMS)
+        if form != "eager" and difference(accepted, form) > card.tolerance[accepted]:
+            form = "eager"
     return Numerics(accepted, form, batch, strand)
 
 

@@ -199,6 +199,8 @@ def run(
     }
 
     def read() -> None:
+        if engine.device.type == "cuda":
+            torch.cuda.set_device(engine.device)  # pinned memory belongs to the thread's device
         for job in jobs:
             try:
                 for windows in cut(job.genome, job.grid, job.first, job.last, **cutting):
@@ -281,27 +283,23 @@ class _Collector:
             target[:] = np.where(absent[begin:end, None], np.float32(np.nan), run[begin:end])
             bad = ~np.isfinite(target).all(axis=1) & ~absent[begin:end]
             if bad.any():
-                raise PrecisionError(_not_finite(job, span.row + begin + int(bad.argmax()), self))
+                row = span.row + begin + int(bad.argmax())
+                raise PrecisionError(_not_finite(job, row, self._precision))
             placed += end - begin
         return placed
 
-    @property
-    def precision(self) -> str:
-        """Precision of the run, for messages."""
-        return self._precision
 
-
-def _not_finite(job: ShardJob, row: int, collector: _Collector) -> str:
+def _not_finite(job: ShardJob, row: int, precision: str) -> str:
     rows = np.array([row], np.int64)
     contig = job.grid.contigs[job.grid.interval_of(rows)[0]]
     start = int(job.grid.starts(rows)[0])
     remedy = (
         "the model itself overflows here"
-        if collector.precision == "fp32"
+        if precision == "fp32"
         else "start again in a new --out with --precision fp32"
     )
     return (
-        f"{job.genome.name}: the model returned NaN or infinity in {collector.precision} at "
+        f"{job.genome.name}: the model returned NaN or infinity in {precision} at "
         f"{contig}:{start + 1}-{start + job.grid.geometry.bin_size}; {remedy}"
     )
 

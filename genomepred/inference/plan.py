@@ -52,7 +52,7 @@ def plan(options: Options) -> Estimate:
     numerics = setup.decide(setup.random_block)
     engine = setup.engine(numerics)
     windows = sum(genome.windows for genome in genomes) / options.shard[1]
-    rows = sum(genome.rows for genome in genomes)
+    rows = sum(genome.rows for genome in genomes) / options.shard[1]
     seconds = windows / numerics.compute_batch * engine.seconds_per_batch() / setup.workers
     bases = sum(genome.bases for genome in genomes) / options.shard[1]
     return Estimate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -20,11 +19,17 @@ from genomepred.inference import pipeline
 from genomepred.inference.engine import Numerics
 from genomepred.inference.inputs import GenomePath, find_genomes
 from genomepred.inference.setup import Options, Setup
-from genomepred.inference.shards import PARTS, GenomeWork, RunPlan, Shard
-from genomepred.inference.signature import read_run
+from genomepred.inference.shards import PARTS, GenomeWork, RunPlan, Shard, output_error
+from genomepred.inference.signature import RUN_FILE, read_run
 from genomepred.inference.workers import Workers, from_json
 from genomepred.sequences.grid import Geometry
-from genomepred.store.hdf5 import Layout, read_sidecar, verify_file
+from genomepred.store.hdf5 import (
+    DamagedPartError,
+    Layout,
+    check_part,
+    read_sidecar,
+    verify_file,
+)
 
 # Seconds between looks at what other processes have done.
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.5
@@ -125,10 +130,18 @@ def predict(
         shard=shard,
         jobs=jobs,
     )
-    return run(options, progress)
+    return run(options, progress).genomes
 
 
-def run(options: Options, progress: bool = False) -> list[GenomeResult]:
+@dataclass(frozen=True)
+class RunReport:
+    """Outcomes of all genomes, and the bases that this command and its workers have computed."""
+
+    genomes: list[GenomeResult]
+    computed: int
+
+
+def run(options: Options, progress: bool = False) -> RunReport:
     """Start or continue the run that the options describe; see :func:`predict`."""
     threads = torch.get_num_threads()
     try:
@@ -137,16 +150,24 @@ def run(options: Options, progress: bool = False) -> list[GenomeResult]:
         torch.set_num_threads(threads)
 
 
-def _run(options: Options, progress: bool) -> list[GenomeResult]:
+def _run(options: Options, progress: bool) -> RunReport:
     setup = Setup(options)
     plan = setup.open()
-    bar = tqdm(
-        total=0, unit=" bases", unit_scale=True, disable=None if progress else True, smoothing=0.05
-    )
+    if progress and setup.geometry.samples:
+        tqdm.write("the stride leaves bases between windows: this samples the genome", sys.stderr)
+    hidden = None if progress else True
+    bar = tqdm(total=0, unit=" bases", unit_scale=True, disable=hidden, smoothing=0.05)
+    computed = 0
+
+    def count(bases: int) -> None:
+        nonlocal computed
+        computed += bases
+        bar.update(bases)
+
     step = setup.geometry.step
-    with bar, Workers(options, plan.session, setup.workers - 1, bar.update):
-        works = _compute(setup, plan, lambda rows: bar.update(rows * step), bar)
-    return _results(works)
+    with bar, Workers(options, plan.session, setup.workers - 1, count):
+        works = _compute(setup, plan, lambda rows: count(rows * step), bar)
+    return RunReport(_results(works), computed)
 
 
 def _compute(
@@ -189,7 +210,7 @@ def _shards(works: Sequence[GenomeWork], bar: Any = None) -> Iterator[Shard]:
                 if not work.settle():
                     again.append(work)
             except OSError as error:
-                raise _output_error(error, work) from error
+                raise output_error(error, work) from error
             except OutputError:
                 raise
             except GenomepredError as error:
@@ -200,13 +221,6 @@ def _shards(works: Sequence[GenomeWork], bar: Any = None) -> Iterator[Shard]:
             if delay == _LONGEST_WAIT and bar is not None:
                 bar.set_description_str("waiting for other processes on this run")
             time.sleep(delay)
-
-
-def _output_error(error: OSError, work: GenomeWork) -> OutputError:
-    return OutputError(
-        f"{error.filename or work.plan.out}: {error.strerror or error} while working on "
-        f"{work.name}; finished shards are kept: mend it and run the same command again"
-    )
 
 
 def _results(works: Sequence[GenomeWork]) -> list[GenomeResult]:
@@ -245,11 +259,14 @@ def work() -> None:
             os._exit(1)
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    setup = Setup(options)
-    plan = replace(setup.open(), session=session)
-    step = setup.geometry.step
+    # What libraries print must not be mistaken for progress.
+    progress = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     try:
-        _compute(setup, plan, lambda rows: print(rows * step, flush=True))
+        setup = Setup(options)
+        plan = replace(setup.open(), session=session)
+        step = setup.geometry.step
+        _compute(setup, plan, lambda rows: print(rows * step, file=progress))
     except GenomepredError as error:
         # The parent takes over what is left, and meets the same obstacle if it is one.
         print(f"genomepred: a worker has stopped: {error}", file=sys.stderr)
@@ -260,33 +277,54 @@ def work() -> None:
 def merge(out: str | Path) -> list[GenomeResult]:
     """Publish every genome of a run whose shards are all there.
 
+    Returns
+    -------
+    list of GenomeResult
+        Of the genomes that had not been published.
+
     Raises
     ------
     GenomesFailedError
-        If shards are missing; the message says how many of which genomes.
+        If any cannot be published; the message says how many, and of the first why.
     """
     folder = Path(out)
     plan = _plan_of(folder)
-    results = []
-    for parts in sorted((folder / PARTS).glob("*/genome.json")):
-        record = json.loads(parts.read_text())
-        work = GenomeWork(GenomePath(record["name"], Path(record["path"])), plan)
-        work.adopt(record)
-        missing = len(work.missing())
-        if missing:
-            note = f"{missing} of {len(work.ranges())} shards are missing"
-            results.append(GenomeResult(work.name, "partial", work.final, error=note))
-        else:
-            work.publish()
-            results.append(GenomeResult(work.name, "finished", work.final))
-    open_ = [result for result in results if result.outcome != "finished"]
-    if open_:
+    names = [path.parent.name for path in sorted((folder / PARTS).glob("*/genome.json"))]
+    results = [_merge_genome(GenomeWork(GenomePath(name, Path()), plan)) for name in names]
+    unfinished = [result for result in results if result.outcome != "finished"]
+    if unfinished:
         raise GenomesFailedError(
-            f"{len(open_)} of {len(results)} genomes are unfinished; first: {open_[0].name}: "
-            f"{open_[0].error}; run predict on this --out again to compute them",
+            f"{len(unfinished)} of {len(results)} genomes are not published; first: "
+            f"{unfinished[0].name}: {unfinished[0].error}",
             results,
         )
     return results
+
+
+def _merge_genome(work: GenomeWork) -> GenomeResult:
+    def unfinished(outcome: str, why: str) -> GenomeResult:
+        return GenomeResult(work.name, outcome, work.final, error=why)
+
+    try:
+        record = work.read_record()
+        if record is not None:
+            work.path = Path(record["path"])
+            work.adopt(record)
+            missing = len(work.missing())
+            if missing:
+                why = f"{missing} of {len(work.ranges())} shards are missing"
+                return unfinished("partial", f"{why}; run predict on this --out again")
+            if not work.publish():
+                why = "a part was damaged and is removed, or another process is publishing"
+                return unfinished("partial", f"{why}; run predict on this --out again")
+        sidecar = read_sidecar(work.sidecar)
+    except OSError as error:
+        raise output_error(error, work) from error
+    except OutputError:
+        raise
+    except GenomepredError as error:
+        return unfinished("failed", str(error))
+    return GenomeResult(work.name, "finished", work.final, sidecar["rows"], sidecar["bases"])
 
 
 def _plan_of(out: Path) -> RunPlan:
@@ -307,9 +345,9 @@ def _plan_of(out: Path) -> RunPlan:
             bins=signature["bins"],
         ),
         regions=regions,
+        regions_called=str(regions),
         centre=signature["centre"],
         signature=signature,
-        model=document["model"],
         tracks=tuple((name, text) for name, text in document["tracks"]),
     )
 
@@ -337,16 +375,27 @@ def verify(out: str | Path) -> list[FileReport]:
     reports = []
     sidecars = {path.name[: -len(".h5.json")] for path in folder.glob("*.h5.json")}
     files = {path.name[: -len(".h5")] for path in folder.glob("*.h5")}
-    parts = {path.parent.name for path in (folder / PARTS).glob("*/genome.json")}
-    if not sidecars | files | parts:
+    begun = set(read_run(folder)["genomes"]) if (folder / RUN_FILE).exists() else set()
+    if not sidecars | files | begun:
         raise OutputError(f"{folder}: nothing to verify; give the --out of a run")
-    for name in sorted(sidecars | files | parts):
+    for name in sorted(sidecars | files | begun):
         path, sidecar = folder / f"{name}.h5", folder / f"{name}.h5.json"
         if name in sidecars:
             problems = verify_file(path, sidecar)
         elif name in files:
             problems = [f"{sidecar.name} is missing: run predict again to check and publish it"]
         else:
-            problems = ["unfinished: run predict again to finish it"]
+            damaged = _damaged_parts(folder / PARTS / name)
+            problems = ["unfinished: run predict again to finish it", *damaged]
         reports.append(FileReport(name, path, problems))
     return reports
+
+
+def _damaged_parts(folder: Path) -> list[str]:
+    found = []
+    for part in sorted(folder.glob("*-*.h5")):
+        try:
+            check_part(part)
+        except DamagedPartError as error:
+            found.append(str(error))
+    return found

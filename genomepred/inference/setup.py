@@ -88,7 +88,7 @@ class Setup:
             compression=options.compression,
             bins=card.bins,
         )
-        self.windows = _estimated_bases(options) / self.geometry.stride / options.shard[1]
+        self.windows = _estimated_windows(options, self.geometry.stride) / options.shard[1]
         self.workers = self._workers()
 
     def _workers(self) -> int:
@@ -101,7 +101,8 @@ class Setup:
     def open(self) -> RunPlan:
         """Create the run in its output folder, or join the one that is there."""
         options = self.options
-        about = {"model": self.card.name, "tracks": self.tracks, "command": sys.argv}
+        names = [genome.name for genome in options.genomes]
+        about = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
         expected = facts(
             self.card,
             self.geometry,
@@ -119,9 +120,9 @@ class Setup:
             geometry=self.geometry,
             layout=self.layout,
             regions=_keep_regions(options, signature["regions"]),
+            regions_called=str(options.regions),
             centre=options.centre,
             signature=signature,
-            model=self.card.name,
             tracks=self.tracks,
             share=(i - 1, n),
         )
@@ -174,15 +175,22 @@ class Setup:
         return -(-asked // batch) * batch
 
 
-def _estimated_bases(options: Options) -> float:
-    """Bases of all genomes by their file sizes: compressed files hold about four bases a byte."""
+def _estimated_windows(options: Options, stride: int) -> float:
+    """About how many windows there are, from sizes of files alone.
+
+    Compressed sequence has about four bases a byte; a BED record has about 20 bytes, and 10 kb.
+    """
     total = 0
     for _, path in options.genomes:
         with contextlib.suppress(OSError), path.open("rb") as file:
             magic = file.read(6)
             packed = magic.startswith((b"\x1f\x8b", b"\xfd7zXZ\x00"))
             total += path.stat().st_size * (4 if packed else 1)
-    return float(total)
+    windows = total / stride
+    if options.regions is not None:
+        records = len(options.genomes) * options.regions.stat().st_size / 20
+        windows = min(windows, records if options.centre else records * 10_000 / stride)
+    return windows
 
 
 def _keep_regions(options: Options, sha256: str | None) -> Path | None:

@@ -26,10 +26,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import GenomepredError, OutputError, SequenceError, StoreError
+from genomepred.errors import (
+    GenomepredError,
+    OutputError,
+    SequenceError,
+    SignatureError,
+    StoreError,
+)
 from genomepred.inference.inputs import GenomePath
+from genomepred.sequences.expanded import discard
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Geometry, Grid, read_bed
+from genomepred.sequences.index import IndexFiles
 from genomepred.store.files import sync_folder, write_whole
 from genomepred.store.hdf5 import (
     DamagedPartError,
@@ -44,6 +52,8 @@ from genomepred.store.hdf5 import (
 )
 
 PARTS, CACHE = ".parts", ".cache"
+# What a sidecar must hold to say that a genome is finished.
+_FINISHED = {"outcome", "signature", "genome", "sha256", "rows", "bases"}
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
@@ -51,6 +61,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 class RunPlan:
     """What all genomes of a run have in common.
 
+    ``regions`` is the run's own copy of a BED that messages call ``regions_called``.
     ``share`` is ``(i, n)``: of every genome, this process computes the shards whose number plus
     the genome's number is ``i`` modulo ``n``. ``session`` tells failures of this command, its
     workers included, from those of an earlier one.
@@ -62,8 +73,8 @@ class RunPlan:
     regions: Path | None
     centre: bool
     signature: dict[str, Any]
-    model: str
     tracks: tuple[tuple[str, str], ...]
+    regions_called: str | None = None
     share: tuple[int, int] = (0, 1)
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -74,16 +85,20 @@ class RunPlan:
 
     def grid(self, contigs: dict[str, int]) -> Grid:
         """Grid of a genome with the given contig lengths."""
-        return make_grid(contigs, self.geometry, self.regions, self.centre)
+        return make_grid(contigs, self.geometry, self.regions, self.centre, self.regions_called)
 
 
 def make_grid(
-    contigs: dict[str, int], geometry: Geometry, regions: Path | None, centre: bool
+    contigs: dict[str, int],
+    geometry: Geometry,
+    regions: Path | None,
+    centre: bool,
+    called: str | None = None,
 ) -> Grid:
     """Grid of a genome: all of it, the rows that meet a BED's regions, or one window a record."""
     if regions is None:
         return Grid.whole(contigs, geometry)
-    records = read_bed(regions, contigs)
+    records = read_bed(regions, contigs, called)
     make = Grid.centred if centre else Grid.of_regions
     return make(contigs, geometry, records)
 
@@ -96,8 +111,11 @@ class Claim:
 
     @classmethod
     def take(cls, path: Path) -> Claim | None:
-        """The claim, or None if another holder has it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        """The claim, or None if another holder has it, or has published and cleared the folder."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -147,10 +165,22 @@ class GenomeWork:
         if outcome is None or outcome["outcome"] != "finished" or not self.final.exists():
             return False
         if not self._checked:
+            if outcome["signature"] != self.plan.signature:
+                raise SignatureError(
+                    f"{self.final} was computed with another signature than {self.plan.out} has "
+                    "now: remove the file to compute it again, or use another --out"
+                )
             self._check_unchanged(outcome["genome"])
             self._checked = True
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear(outcome["genome"])
         return True
+
+    def _clear(self, genome: dict[str, Any]) -> None:
+        """Remove what a published genome needs no more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.plan.cache.exists():
+            stamp = (genome["size"], genome["mtime_ns"])
+            discard(IndexFiles(self.path, stamp, None).cached(self.plan.cache, ".codes"))
 
     def failed(self) -> bool:
         """Whether this command, or one of its workers, has given up on the genome."""
@@ -165,9 +195,11 @@ class GenomeWork:
 
     def _outcome(self) -> dict[str, Any] | None:
         try:
-            return read_sidecar(self.sidecar) if self.sidecar.exists() else None
-        except StoreError:
+            outcome = read_sidecar(self.sidecar) if self.sidecar.exists() else {}
+        except (StoreError, FileNotFoundError):
             return None  # damaged: the genome is computed again, to the same bytes
+        whole = set(outcome) >= _FINISHED and isinstance(outcome["genome"], dict)
+        return outcome if whole or outcome.get("outcome") == "failed" else None
 
     def _check_unchanged(self, recorded: dict[str, Any]) -> None:
         """Refuse a finished file whose genome has since become another."""
@@ -197,8 +229,8 @@ class GenomeWork:
         if self.grid is not None:
             return True
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = self._read_record()
-        if record is None or self._stamp() != (record["size"], record["mtime_ns"]):
+        record = self.read_record()
+        if record is None or not self._is_current(record):
             claim = Claim.take(self.folder / "genome.lock")
             if claim is None:
                 return False
@@ -217,12 +249,22 @@ class GenomeWork:
         self._record = record
         self.grid = self.plan.grid(record["contigs"])
 
-    def _read_record(self) -> dict[str, Any] | None:
+    def _is_current(self, record: dict[str, Any]) -> bool:
+        return self._stamp() == (record["size"], record["mtime_ns"])
+
+    def read_record(self) -> dict[str, Any] | None:
+        """What the genome was when its first shard was computed, or None if none was.
+
+        Raises
+        ------
+        StoreError
+            If the record is damaged.
+        """
         path = self.folder / "genome.json"
-        if not path.exists():
-            return None
         try:
             record = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
         except ValueError as error:
             raise StoreError(
                 f"{path} is damaged ({error}): remove {self.folder} and run again"
@@ -231,9 +273,11 @@ class GenomeWork:
         return record
 
     def _make_record(self) -> dict[str, Any]:
-        before = self._read_record()
-        size, mtime_ns = self._stamp()
+        before = self.read_record()
+        if before is not None and self._is_current(before):
+            return before  # another process has made it meanwhile
         genome = self.genome()
+        size, mtime_ns = genome.stamp
         record = {
             "name": self.name,
             "path": str(self.path),
@@ -310,8 +354,10 @@ class GenomeWork:
 
     def settle(self) -> bool:
         """Publish if all is there; whether the genome needs no further look by this process."""
+        if not self._in_flight:
+            self.close()  # all that was claimed has been read
         if self.finished() or self.failed():
-            self.close()
+            self._forget()
             return True
         if self.grid is None:
             return False
@@ -319,7 +365,16 @@ class GenomeWork:
             self.publish()
             return False  # another process may be at it, or a part may prove damaged
         others_remain = self.plan.share[1] > 1
-        return others_remain and not self._in_flight and not self.missing(self.plan.share)
+        if others_remain and not self._in_flight and not self.missing(self.plan.share):
+            self._forget()
+            return True
+        return False
+
+    def _forget(self) -> None:
+        """Let go of what grows with the number of contigs."""
+        if not self._in_flight:
+            self.close()
+            self.grid, self._record = None, {}
 
     # -- outcome -----------------------------------------------------------------------------
 
@@ -335,8 +390,7 @@ class GenomeWork:
 
     def fail(self, error: GenomepredError) -> None:
         """Record that the genome cannot be finished; parts stay for another try."""
-        self.error = error
-        self.close()
+        self.error = error  # the reader may be reading the sequence: it closes it, not we
         outcome = self._outcome()
         if outcome is not None and outcome["outcome"] == "finished":
             return  # the published file stays what it is
@@ -353,45 +407,46 @@ class GenomeWork:
         )
 
     def publish(self) -> bool:
-        """Join all parts into the published file; False if another process is at it.
+        """Join all parts into the published file.
+
+        Returns
+        -------
+        bool
+            False if another process is at it, or if a part proved damaged: that part is removed,
+            to be computed again.
 
         Raises
         ------
         SequenceError
             If the sequence file has changed since it was digested.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         claim = Claim.take(self.folder / "publish.lock")
         if claim is None:
-            return False
+            return self.finished()
         try:
             if self.finished():
                 return True
             self._recheck_digest()
             joined = self.folder / "joined.h5"
-            try:
-                sha256 = self._join(joined)
-            except DamagedPartError as error:
-                # It will be computed again; it never counted as output.
-                error.path.unlink(missing_ok=True)
-                return False
+            sha256 = self._join(joined)
             os.rename(joined, self.final)
             sync_folder(self.plan.out)
-            self._write_outcome(sha256)
             self._checked = True
-            if self._genome is not None:
-                self._genome.discard_cache()
-            self.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._write_outcome(sha256)
+            self._clear(self._record)
             return True
+        except DamagedPartError as error:
+            error.path.unlink(missing_ok=True)
+            return False
+        except FileNotFoundError:
+            return self.finished()  # without locks two processes publish, one clears away first
         finally:
             claim.release()
 
     def _recheck_digest(self) -> None:
         if not self.path.exists():
             return  # merging needs no sequence
-        if self._stamp() != (self._record["size"], self._record["mtime_ns"]):
-            self.close()
+        if not self._is_current(self._record):
             with Genome(self.path, name=self.name, cache=self.plan.cache) as genome:
                 digest = genome.digest()
             if digest != self._record["digest"]:
@@ -406,17 +461,42 @@ class GenomeWork:
         attributes = {
             "genome": self.name,
             "sequence_digest": self._record["digest"],
-            "model": self.plan.model,
+            "model": signature["model"],
             "weights_sha256": signature["weights_sha256"],
             "strand": signature["strand"],
             "precision": signature["precision"],
             "package_version": signature["genomepred"],
         }
         parts = [self.part(*shard) for shard in self.ranges()]
-        for part in parts:
-            if read_part_attributes(part)["sequence_digest"] != self._record["digest"]:
-                raise DamagedPartError(part, "computed from another sequence")
+        for part, shard in zip(parts, self.ranges(), strict=True):
+            if read_part_attributes(part) != self.part_attributes(*shard):
+                raise DamagedPartError(part, "of another run or another sequence")
         return join(parts, path, self.plan.layout, self.grid, self.plan.tracks, attributes)
+
+    def part_attributes(self, first: int, last: int) -> dict[str, str | int]:
+        """What a part says of itself: enough to tell it from any other."""
+        return {
+            "genome": self.name,
+            "first_row": first,
+            "last_row": last,
+            "sequence_digest": str(self._record["digest"]),
+            "signature": json.dumps(self.plan.signature, sort_keys=True),
+        }
+
+    def check_source(self, genome: Genome) -> None:
+        """Refuse shards of a sequence file that is not, or no longer, the one that was digested.
+
+        Raises
+        ------
+        SequenceError
+            If the file has been changed, before or after it was opened.
+        """
+        recorded = (self._record["size"], self._record["mtime_ns"])
+        if not genome.stamp == recorded == self._stamp():
+            raise SequenceError(
+                f"{self.path} changed while it was being predicted: restore it and run again, or "
+                f"remove {self.folder} to start this genome again"
+            )
 
     def _write_outcome(self, sha256: str) -> None:
         assert self.grid is not None
@@ -448,35 +528,33 @@ class Shard:
 
     def finish(self, values: NDArray[np.float32]) -> None:
         """Compress and write the shard; the last one of a genome publishes it."""
-        work, layout = self.work, self.work.plan.layout
+        work = self.work
         try:
-            pieces = [
-                values[row : row + layout.chunk_rows]
-                for row in range(0, len(values), layout.chunk_rows)
-            ]
-            chunks = list(self._compressors.map(partial(encode_chunk, layout=layout), pieces))
-            self._write(chunks, len(values))
-        finally:
-            work.landed(self.first, self.last)
-        try:
+            try:
+                self._write(self._encode(values), len(values))
+            finally:
+                work.landed(self.first, self.last)
             if work.complete() and not work.failed():
                 work.publish()
         except OutputError:
             raise
         except GenomepredError as error:
             work.fail(error)
+        except OSError as error:
+            raise output_error(error, work) from error
+
+    def _encode(self, values: NDArray[np.float32]) -> list[bytes]:
+        layout = self.work.plan.layout
+        starts = range(0, len(values), layout.chunk_rows)
+        pieces = [values[row : row + layout.chunk_rows] for row in starts]
+        return list(self._compressors.map(partial(encode_chunk, layout=layout), pieces))
 
     def _write(self, chunks: Sequence[bytes], rows: int) -> None:
-        work = self.work
-        attributes = {
-            "genome": work.name,
-            "first_row": self.first,
-            "last_row": self.last,
-            "sequence_digest": work._record["digest"],
-            "signature": json.dumps(work.plan.signature, sort_keys=True),
-        }
+        work, shard = self.work, (self.first, self.last)
+        work.check_source(self.genome)
+        attributes = work.part_attributes(*shard)
         try:
-            write_part(work.part(self.first, self.last), chunks, rows, work.plan.layout, attributes)
+            write_part(work.part(*shard), chunks, rows, work.plan.layout, attributes)
         except FileNotFoundError:
             if not work.finished():  # published by others, who computed the same shard
                 raise
@@ -485,6 +563,14 @@ class Shard:
         """Give the genome up."""
         self.work.landed(self.first, self.last)
         self.work.fail(error)
+
+
+def output_error(error: OSError, work: GenomeWork) -> OutputError:
+    """One line for a system error that is no fault of the genome."""
+    return OutputError(
+        f"{error.filename or work.plan.out}: {error.strerror or error} while working on "
+        f"{work.name}; finished shards are kept: mend it and run the same command again"
+    )
 
 
 def _now() -> str:

@@ -47,6 +47,7 @@ def facts(
     for prose in ("training", "metrics", "licence", "name"):
         described.pop(prose, None)
     return {
+        "model": card.name,
         "weights_sha256": card.weights_sha256,
         "card": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
         "window": geometry.window,
@@ -141,7 +142,7 @@ def read_run(out: Path) -> dict[str, Any]:
     path = out / RUN_FILE
     try:
         document: dict[str, Any] = json.loads(path.read_text())
-        for key in ("signature", "model", "tracks"):
+        for key in ("signature", "tracks", "genomes"):
             document[key]
     except FileNotFoundError:
         raise OutputError(
@@ -164,7 +165,11 @@ def _create(path: Path, about: Mapping[str, Any], signature: Mapping[str, Any]) 
             json.dump(document, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except PermissionError:  # a file system without hard links
+            with path.open("x") as file:
+                file.write(temporary.read_text())
     except FileExistsError:
         pass
     finally:

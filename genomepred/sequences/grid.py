@@ -345,26 +345,30 @@ def parse_region(text: str, contigs: Mapping[str, int]) -> Region:
     return Region(contig, start, end, text)
 
 
-def read_bed(path: Path | str, contigs: Mapping[str, int]) -> list[Region]:
+def read_bed(
+    path: Path | str, contigs: Mapping[str, int], called: Path | str | None = None
+) -> list[Region]:
     """Records of a BED file (plain or gzip), checked against a genome's contigs.
+
+    ``called`` is what messages call the file; by default its path.
 
     Raises
     ------
     RegionError
         Naming file and line, if a record is malformed, empty, on an unknown contig or outside it.
     """
-    path = Path(path)
+    opener = gzip.open if Path(path).suffix == ".gz" else open
+    called = called or path
     regions = []
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip() and not line.startswith(("#", "track", "browser")):
-                    regions.append(_bed_record(line, f"{path} line {number}", contigs))
+                    regions.append(_bed_record(line, f"{called} line {number}", contigs))
     except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise RegionError(f"{path}: cannot be read as BED: {error}") from error
+        raise RegionError(f"{called}: cannot be read as BED: {error}") from error
     if not regions:
-        raise RegionError(f"{path}: no BED records; a record is contig, start, end, tab-separated")
+        raise RegionError(f"{called}: no BED records; a record is contig, start, end and tabs")
     return regions
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import OutputError
+from genomepred.errors import OutputError, PrecisionError
 from genomepred.store import zstd
 from genomepred.store.checksum import fletcher32
 
@@ -123,7 +123,7 @@ def encode_chunk(values: NDArray[np.floating[Any]], layout: Layout) -> bytes:
 
     Raises
     ------
-    OutputError
+    PrecisionError
         If a finite value is too large for the type.
     """
     rows = values.shape[0]
@@ -139,7 +139,7 @@ def encode_chunk(values: NDArray[np.floating[Any]], layout: Layout) -> bytes:
 def _require_range(values: NDArray[np.floating[Any]], stored: NDArray[np.floating[Any]]) -> None:
     too_large = np.isinf(stored) & np.isfinite(values)
     if too_large.any():
-        raise OutputError(
+        raise PrecisionError(
             f"a prediction of {values[too_large][0]:g} does not fit {stored.dtype}, whose largest "
             f"value is {np.finfo(stored.dtype).max:g}; use --store-dtype float32"
         )

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from genomepred.errors import (
     SequenceError,
     SignatureError,
 )
+from genomepred.inference import pipeline
 from genomepred.inference.inputs import find_genomes, genome_name
 from genomepred.inference.plan import plan
 from genomepred.inference.run import merge, verify
@@ -120,7 +122,9 @@ def test_shares_in_any_order_are_published_by_the_last(genome, model, tmp_path, 
         results = predict(genome, model, out, stride=5, jobs=1, shard=(i, 3))
         assert [result.outcome for result in results] == ["partial"]
         assert not files(out)
-    with pytest.raises(GenomesFailedError, match=r"1 of 1 genomes are unfinished.* \d shards? are"):
+    with pytest.raises(
+        GenomesFailedError, match=r"1 of 1 genomes are not published.* 3 of 8 shards are"
+    ):
         merge(out)
     assert run(genome, model, out, shard=(2, 3)) == wanted
     assert not (out / ".parts" / "virus").exists()
@@ -323,6 +327,141 @@ def test_a_genome_that_changed_between_runs_is_refused(genome, model, tmp_path, 
     with pytest.raises(SequenceError, match="changed after virus.h5 was computed"):
         run(copy, model, out)
     assert files(out) == wanted
+
+
+def test_a_genome_that_changes_under_way_leaves_no_wrong_part(
+    genome, model, tmp_path, small_shards, monkeypatch
+):
+    copy, out = tmp_path / "virus.fa", tmp_path / "out"
+    shutil.copy(genome, copy)
+    wanted = run(copy, model, tmp_path / "whole")
+    write, written = Shard._write, []
+
+    def changing(self, chunks, rows):
+        if len(written) == 2:
+            copy.write_text(genome.read_text().replace("ACGT", "ACCT"))
+        written.append(rows)
+        write(self, chunks, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shard, "_write", changing)
+        with pytest.raises(SequenceError, match="changed while it was being predicted"):
+            run(copy, model, out)
+    assert len(list((out / ".parts" / "virus").glob("*-*.h5"))) == 2
+    shutil.copy(genome, copy)
+    assert run(copy, model, out) == wanted
+
+
+def test_parts_and_files_of_another_run_are_never_taken_for_ours(
+    genome, model, tmp_path, small_shards
+):
+    """run.json removed and another model used: no file may mix the two."""
+    other, out = make_checkpoint(tmp_path / "other", seed=1), tmp_path / "out"
+    wanted = run(genome, other, tmp_path / "whole")
+    predict(genome, model, out, stride=5, jobs=1, shard=(1, 2))
+    (out / "run.json").unlink()
+    assert run(genome, other, out) == wanted
+    (out / "run.json").unlink()
+    with pytest.raises(SignatureError, match="computed with another signature"):
+        run(genome, model, out)
+    assert files(out) == wanted
+
+
+def test_a_model_that_fails_amid_a_genome_spares_the_others(
+    genome, model, tmp_path, small_shards, monkeypatch
+):
+    """The writer gives a genome up while the reader is still reading it."""
+    folder = tmp_path / "genomes"
+    folder.mkdir()
+    for k in range(3):
+        shutil.copy(genome, folder / f"g{k}.fa")
+    place, calls = pipeline._Collector._place, []
+
+    def failing(self, job, windows, values):
+        calls.append(job)
+        time.sleep(0.01)
+        if len(calls) == 2:
+            raise PrecisionError("NaN")
+        return place(self, job, windows, values)
+
+    monkeypatch.setattr(pipeline._Collector, "_place", failing)
+    with pytest.raises(GenomesFailedError, match="1 of 3 genomes failed"):
+        run(folder, model, tmp_path / "out", batch_size=256)
+    assert len(files(tmp_path / "out")) == 2
+
+
+def test_predictions_too_large_for_float16_fail_their_genome_only(genome, tmp_path):
+    large = make_checkpoint(tmp_path / "large", activation="none", scale=40)
+    folder = tmp_path / "genomes"
+    folder.mkdir()
+    shutil.copy(genome, folder / "a.fa")
+    (folder / "unknown.fa").write_text(">n\n" + "N" * 1000 + "\n")
+    with pytest.raises(GenomesFailedError, match=r"1 of 2 genomes failed.*float16"):
+        run(folder, large, tmp_path / "out", store_dtype="float16")
+    assert list(files(tmp_path / "out")) == ["unknown.h5"]
+
+
+def test_many_genomes_leave_neither_files_open_nor_grids_in_memory(genome, model, tmp_path):
+    folder = tmp_path / "genomes"
+    folder.mkdir()
+    for k in range(30):
+        shutil.copy(genome, folder / f"g{k}.fa")
+    opened = []
+    original = GenomeWork.abandon
+
+    def counting(self):
+        opened.append((self._genome is not None, self.grid is not None))
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GenomeWork, "abandon", counting)
+        predict(folder, model, tmp_path / "out", stride=500, jobs=1, shard=(1, 2))
+    assert opened == [(False, False)] * 30
+
+
+def test_merge_goes_on_after_a_genome_that_cannot_be_published(
+    genome, model, tmp_path, small_shards, monkeypatch
+):
+    folder, out = tmp_path / "genomes", tmp_path / "out"
+    folder.mkdir()
+    for name in "abc":
+        shutil.copy(genome, folder / f"{name}.fa")
+    with monkeypatch.context() as patch:
+        patch.setattr(GenomeWork, "complete", lambda self: False)
+        for i in (1, 2):
+            predict(folder, model, out, stride=5, jobs=1, shard=(i, 2))
+    (out / ".parts" / "a" / "genome.json").write_text("{")
+    part = next((out / ".parts" / "b").glob("*-*.h5"))
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(GenomesFailedError, match=r"2 of 3 genomes are not published"):
+        merge(out)
+    assert list(files(out)) == ["c.h5"]
+    assert any("damaged part" not in problem for r in verify(out) for problem in r.problems)
+
+
+def test_verify_names_genomes_that_were_never_begun(genome, model, tmp_path, monkeypatch):
+    folder, out = tmp_path / "genomes", tmp_path / "out"
+    folder.mkdir()
+    for name in "ab":
+        shutil.copy(genome, folder / f"{name}.fa")
+
+    def crashing(self, sha256):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GenomeWork, "_write_outcome", crashing)
+        with pytest.raises(Crash):
+            run(folder, model, out)
+    assert [bool(report.problems) for report in verify(out)] == [True, True]
+
+
+def test_sidecars_that_say_too_little_are_no_proof(genome, model, tmp_path):
+    wanted = run(genome, model, tmp_path)
+    for text in ("{}", '{"outcome": "finished"}', "[]", "{"):
+        (tmp_path / "virus.h5.json").write_text(text)
+        assert verify(tmp_path)[0].problems
+        assert run(genome, model, tmp_path) == wanted
+        assert not verify(tmp_path)[0].problems
 
 
 def test_a_touched_but_equal_genome_is_accepted(genome, model, tmp_path):

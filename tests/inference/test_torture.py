@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from tests.torture import Runs, check_kills, check_processes
+from tests.torture import Runs, check_processes, hashes, leftovers, parts
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("torture"), bases=40_000, stride=1)
+    return Runs(tmp_path_factory.mktemp("torture"), bases=140_000, stride=1)
 
 
 def test_killed_and_shared_runs_leave_the_same_bytes(runs):
-    begin = time.perf_counter()
     wanted = runs.finish(runs.fresh())
-    seconds = time.perf_counter() - begin
     assert len(wanted) == 5
     check_processes(runs, wanted, (2,))
-    check_kills(runs, wanted, 3, seconds)
+    out = runs.fresh()
+    assert runs.kill(out, lambda: parts(out) == 1)
+    assert parts(out) == 1
+    assert not hashes(out)
+    assert runs.kill(out, lambda: len(hashes(out)) > 1 and parts(out) > 0, "--jobs", "2")
+    assert 1 < len(hashes(out)) < 5
+    assert runs.finish(out) == wanted
+    assert not leftovers(out)

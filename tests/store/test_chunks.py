@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError, OutputError
+from genomepred.errors import DependencyError, OutputError, PrecisionError
 from genomepred.store.checksum import fletcher32, intact
 from genomepred.store.chunks import CHUNK_VALUES, Layout, encode_chunk
 from tests.store_files import random_values
@@ -117,7 +117,7 @@ def test_float64_and_strided_input_are_stored_like_their_float32_copy() -> None:
 
 def test_float16_refuses_what_it_cannot_hold_but_keeps_infinity() -> None:
     layout = Layout(1, dtype="float16")
-    with pytest.raises(OutputError, match=r"-70000 does not fit float16.*--store-dtype float32"):
+    with pytest.raises(PrecisionError, match=r"-70000 does not fit float16.*--store-dtype float32"):
         encode_chunk(np.array([[1.0], [-70000.0], [np.inf]], np.float32), layout)
     decoded = decode(encode_chunk(np.array([[np.inf]], np.float32), layout), layout)
     assert decoded[0, 0] == np.inf
