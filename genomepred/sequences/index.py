@@ -122,7 +122,6 @@ class _Window:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.size = source.size
         self._start, self._data = 0, b""
 
     def read(self, start: int, end: int) -> bytes:
@@ -163,7 +162,7 @@ def _names_between(window: _Window, start: int, end: int, last: bool = False) ->
 def _fits(record: Record, window: _Window) -> bool:
     """Whether the first and the last line of a record are where they should be."""
     _, length, offset, bases, width = record
-    if bases < 1 or width - bases not in (1, 2) or _end(record) > window.size:
+    if bases < 1 or width - bases not in (1, 2):
         return False
     first = window.read(offset, offset + min(bases, length, _GLANCE))
     if first.translate(None, ALPHABET):

@@ -182,7 +182,9 @@ class BgzipSource:
         except _IsalError as error:
             raise _damaged(self._path, start, error) from None
         if len(data) != size:
-            raise _damaged(self._path, start, "a block whose size is not that of the .gzi")
+            raise SequenceError(
+                f"{self._path}: its .gzi is wrong about the block at byte offset {start}; remove it"
+            )
         return np.frombuffer(data, np.uint8)
 
     def close(self) -> None:

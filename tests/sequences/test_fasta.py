@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from genomepred.errors import OutputError, RegionError, SequenceError
+from genomepred.sequences import expanded
 from genomepred.sequences.fasta import Genome
 from tests.sequences.fasta_files import (
     KINDS,
@@ -230,6 +232,7 @@ UNEVEN = {
     "an empty line inside": b">a\nACGT\n\nACGT\n",
     "an empty line first": b">a\n\nACGT\nACGT\n",
     "mixed line ends": b">a\nACGT\r\nACGT\nACGT\r\n",
+    "a header that ends in CR": b">a\rACGT\nAC\n",
     "carriage returns only": b">a x\rACGT\rAC\r>b\rAC\r",
     "long uneven lines": b">a\n" + b"ACGTN" * 2000 + b"\n" + b"GATTACA" * 3000 + b"\nAC\nACG\n",
 }
@@ -426,6 +429,30 @@ def test_an_index_that_does_not_fit_is_made_anew(case: str, kind: str, tmp_path:
     assert index.read_text() == FAI
 
 
+@pytest.mark.parametrize(
+    ("text", "fai"),
+    [
+        # Twice as many lines as there are, every second of which ends where a line ends.
+        (b">a\nACGTACGTACG\nACGT\n", "a\t14\t3\t5\t6\n"),
+        # First line and size are right, the lines between are not.
+        (b">a\nACGTA\nAC\nGTACGT\n", "a\t13\t3\t5\t6\n"),
+        (b">a\nACGTA\nACG A\nACGTA\nAC\n>b\nA A\n", "a\t17\t3\t5\t6\nb\t3\t27\t3\t4\n"),
+    ],
+)
+def test_an_index_of_other_lines_is_not_believed(text: bytes, fai: str, tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", text)
+    path.with_name("g.fa.fai").write_text(fai)
+    with Genome(path, cache=tmp_path / "cache") as genome:
+        assert_reads_as(genome, naive_codes(text))
+
+
+def test_a_protein_is_refused_although_samtools_indexed_it(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", b">prot\nMKVLAAGI\n")
+    pysam.faidx(str(path))
+    with pytest.raises(SequenceError, match="byte b'L' in contig 'prot'"):
+        Genome(path)
+
+
 def test_a_fitting_index_is_used_and_an_older_one_is_not(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "g.fa", BODY)
     index = path.with_name("g.fa.fai")
@@ -481,6 +508,18 @@ def test_a_wrong_gzi_is_made_anew(damage: str, tmp_path: Path) -> None:
         assert_reads_as(genome, naive_codes(text))
     if damage != "of another file":  # eight zeros are a valid index of no block but the first
         assert index.read_bytes() == right
+
+
+def test_a_gzi_with_a_wrong_offset_gives_one_line_and_no_wrong_codes(tmp_path: Path) -> None:
+    text = b">a\n" + b"ACGTTGCA\n" * 100
+    path = write_fasta(tmp_path / "g.fa.gz", text, "bgzip", block=100)
+    Genome(path).close()
+    index = path.with_name("g.fa.gz.gzi")
+    words = np.frombuffer(index.read_bytes(), "<u8").copy()
+    words[4] += 1  # the second listed block's data
+    index.write_bytes(words.tobytes())
+    with pytest.raises(SequenceError, match=r"its \.gzi is wrong"), Genome(path) as genome:
+        genome.codes("a", 0, 800)
 
 
 @pytest.mark.parametrize("obstacle", ["a read-only folder", "folders of the indexes' names"])
@@ -572,29 +611,20 @@ def test_digest_is_of_names_lengths_and_codes(tmp_path: Path) -> None:
     assert digests[0] == "e05c12144d09eabaf05e56adefad2721"
 
 
-def test_threads_share_a_genome(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["plain", "bgzip"])
+def test_threads_share_a_genome(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     sequence = bytes(rng.choice(list(b"ACGTN"), 300_000).astype(np.uint8))
     expected = np.frombuffer(sequence.translate(AS_CODES), np.uint8)
     text = fasta_text({"a": sequence}, 60, b"\n", True)
-    for kind in ("plain", "bgzip"):
-        wrong: list[int] = []
-        with Genome(write_fasta(tmp_path / kind, text, kind, block=5000)) as genome:
+    with Genome(write_fasta(tmp_path / "g.fa", text, kind, block=5000)) as genome:
 
-            def work(seed: int, genome: Genome = genome, wrong: list[int] = wrong) -> None:
-                places = np.random.default_rng(seed)
-                for _ in range(200):
-                    start = int(places.integers(0, len(expected)))
-                    read = genome.codes("a", start, start + 3000)[: len(expected) - start]
-                    if not np.array_equal(read, expected[start : start + 3000]):
-                        wrong.append(start)
+        def right(start: int) -> bool:
+            read = genome.codes("a", start, start + 100_000)
+            return np.array_equal(read, expected[start : start + 100_000])
 
-            threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        assert not wrong
+        with ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(right, rng.integers(0, 200_000, 400).tolist()))
 
 
 def test_offsets_past_4_gib(tmp_path: Path) -> None:
@@ -742,6 +772,23 @@ def test_codes_are_expanded_where_files_cannot_be_locked(
         assert genome.digest() == again.digest()
     assert codes.exists()
     assert others.exists()
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_locks_nothing(tmp_path: Path) -> None:
+    target, seen = tmp_path / "codes", []
+
+    def wait() -> None:
+        with expanded._locked(target):
+            seen.append((tmp_path / "codes.lock").exists())
+
+    with expanded._locked(target):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(0.2)
+        assert seen == []
+        (tmp_path / "codes.lock").unlink()
+    waiting.join()
+    assert seen == [True]
 
 
 def test_discarded_codes_can_still_be_read_and_are_made_anew(gzipped: Path) -> None:
