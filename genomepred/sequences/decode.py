@@ -300,7 +300,7 @@ def end_line(state: Any, record: Any, ends: int) -> None:
         record[SHAPE] = UNEVEN
     elif record[LINE_BASES] == 0:
         record[LINE_BASES], record[LINE_WIDTH] = bases, width
-    elif width != record[LINE_WIDTH]:
+    elif bases != record[LINE_BASES] or width != record[LINE_WIDTH]:
         record[SHAPE] = ENDED
 
 

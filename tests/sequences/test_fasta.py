@@ -232,6 +232,7 @@ UNEVEN = {
     "an empty line inside": b">a\nACGT\n\nACGT\n",
     "an empty line first": b">a\n\nACGT\nACGT\n",
     "mixed line ends": b">a\nACGT\r\nACGT\nACGT\r\n",
+    "a shorter line of the same width": b">a\nACGTA\nACGT\r\nACGTA\n",
     "a header that ends in CR": b">a\rACGT\nAC\n",
     "carriage returns only": b">a x\rACGT\rAC\r>b\rAC\r",
     "long uneven lines": b">a\n" + b"ACGTN" * 2000 + b"\n" + b"GATTACA" * 3000 + b"\nAC\nACG\n",
