@@ -58,7 +58,8 @@ def show(model: str, as_json: bool) -> None:
     flat = flatten(document)
     width = max(map(len, flat))
     for name, value in flat.items():
-        click.echo(f"{name:<{width}}  {value if value != '' else '-'}")
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        click.echo(f"{name:<{width}}  {text or '-'}")
 
 
 @models.command()

@@ -619,7 +619,8 @@ def _readme(card: Card) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("|", "\\|")
 
 
 def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
