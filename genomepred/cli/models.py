@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,47 +106,48 @@ def _config(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
 
 
 _EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+_option = partial(click.option, show_default=True)
 
 
-@click.command(context_settings={"show_default": True})
-@click.option(
+@click.command()
+@_option(
     "--model",
     "architecture",
     required=True,
     type=click.Choice(sorted(MODELS)),
     help="Architecture.",
 )
-@click.option(
+@_option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the checkpoint best/ and history.csv.",
 )
-@click.option(
+@_option(
     "--positives",
     required=True,
     type=_EXISTING,
     help="FASTA of peaks of one length, headers CONTIG:START-END (0-based half-open).",
 )
-@click.option(
+@_option(
     "--genome",
     required=True,
     type=_EXISTING,
     help="FASTA of (part of) the peaks' genome.",
 )
-@click.option(
+@_option(
     "--validation",
     required=True,
     multiple=True,
     help="Region that chooses the best epoch: CONTIG or CONTIG:START-END; repeatable.",
 )
-@click.option(
+@_option(
     "--test",
     required=True,
     multiple=True,
     help="Region kept from training altogether; repeatable.",
 )
-@click.option(
+@_option(
     "--set",
     "config",
     multiple=True,
@@ -153,71 +155,71 @@ _EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
     metavar="KEY=VALUE",
     help="Argument of the architecture; repeatable.  [default: its own]",
 )
-@click.option("--name", default="model", help="Name on the card.")
-@click.option("--track", default="peak", help="Name of the output.")
-@click.option("--description", default="", help="Description of the output.")
-@click.option("--licence", default="", help="Licence on the card.")
-@click.option("--source", default="", help="Origin of the data, for the card.")
-@click.option("--stride", default=20, type=click.IntRange(1), help="Default stride on the card.")
-@click.option(
+@_option("--name", default="model", help="Name on the card.")
+@_option("--track", default="peak", help="Name of the output.")
+@_option("--description", default="", help="Description of the output.")
+@_option("--licence", default="", help="Licence on the card.")
+@_option("--source", default="", help="Origin of the data, for the card.")
+@_option("--stride", default=20, type=click.IntRange(1), help="Default stride on the card.")
+@_option(
     "--min-bases",
     type=click.IntRange(1),
     help="Known bases below which a window has no prediction.  [default: half the window]",
 )
-@click.option(
+@_option(
     "--shuffled",
     default=1,
     type=click.IntRange(0),
     help="Dinucleotide-shuffled negatives a peak.",
 )
-@click.option(
+@_option(
     "--matched",
     default=1,
     type=click.IntRange(0),
     help="GC-matched windows a peak.",
 )
-@click.option(
+@_option(
     "--random",
     "random_",
     default=4,
     type=click.IntRange(0),
     help="Random windows a peak.",
 )
-@click.option("--epochs", default=10, type=click.IntRange(1), help="Passes at most.")
-@click.option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step.")
-@click.option(
+@_option("--epochs", default=10, type=click.IntRange(1), help="Passes at most.")
+@_option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step.")
+@_option(
     "--learning-rate",
     default=1e-3,
     type=click.FloatRange(0, min_open=True),
     help="Highest rate.",
 )
-@click.option(
+@_option(
     "--weight-decay",
     default=1e-2,
     type=click.FloatRange(0),
     help="Weight decay of AdamW.",
 )
-@click.option(
+@_option(
     "--schedule",
     default="cosine",
     type=click.Choice(["cosine", "constant"]),
     help="Course of the learning rate.",
 )
-@click.option(
+@_option(
     "--patience",
     default=3,
     type=click.IntRange(1),
     help="Epochs without improvement before training stops.",
 )
-@click.option("--seed", default=0, type=click.IntRange(0), help="Of weights and sampling.")
-@click.option(
+@_option("--seed", default=0, type=click.IntRange(0), help="Of weights and sampling.")
+@_option(
     "--weights-dtype",
     default="float32",
     type=click.Choice(["float32", "float16", "bfloat16"]),
     help="Type the weights are stored in.",
 )
-@click.option("--device", default="cpu", help="Where to train.")
-@click.option(
+@_option("--device", default="cpu", help="Where to train.")
+@_option(
     "--threads",
     default=1,
     type=click.IntRange(1),
