@@ -23,6 +23,7 @@ import numpy as np
 from genomepred.errors import OutputError, SequenceError
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.scan import Scan
+from genomepred.sequences.sources import read_at
 
 _MAGIC = b"gpcodes1"
 _TAIL = 16  # bytes of the trailer's size and the magic
@@ -64,9 +65,7 @@ class ExpandedCodes:
         """Fill ``out`` with the codes of a contig from ``start`` on."""
         view, offset = out.data, self._first[contig] + start
         while view.nbytes:
-            count = os.preadv(self._fd, [view], offset)
-            if count == 0:
-                raise SequenceError(f"{self._path}: was truncated; remove it")
+            count = read_at(self._path, self._fd, view, offset)
             view, offset = view[count:], offset + count
 
     def close(self) -> None:

@@ -357,13 +357,15 @@ def read_bed(
     RegionError
         Naming file and line, if a record is malformed, empty, on an unknown contig or outside it.
     """
-    opener = gzip.open if Path(path).suffix == ".gz" else open
     called = called or path
     regions = []
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with Path(path).open("rb") as file:
+            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
+        with opener(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip() and not line.startswith(("#", "track", "browser")):
+                words = line.split(None, 1)
+                if words and words[0] not in ("track", "browser") and words[0][0] != "#":
                     regions.append(_bed_record(line, f"{called} line {number}", contigs))
     except (OSError, UnicodeDecodeError, EOFError) as error:
         raise RegionError(f"{called}: cannot be read as BED: {error}") from error

@@ -155,7 +155,10 @@ def _names_between(window: _Window, start: int, end: int, last: bool = False) ->
         words = line[1:].split(None, 1)
         if line[:1] != b">" or b"\r" in line or not words or not line.startswith(words[0], 1):
             return None
-        names.append(words[0].decode("utf-8", "replace"))
+        name = words[0].decode("utf-8", "replace")
+        if not name.isprintable() or "\ufffd" in name:
+            return None
+        names.append(name)
     return names
 
 
@@ -174,9 +177,9 @@ def _fits(record: Record, window: _Window) -> bool:
         return False
     last = offset + (length - 1) // bases * width
     tail = window.read(max(last, _end(record) - _GLANCE), _end(record))
-    return window.read(last - len(line_end), last) == line_end and not tail.translate(
-        None, ALPHABET
-    )
+    if tail.translate(None, ALPHABET):
+        return False
+    return window.read(last - len(line_end), last) == line_end
 
 
 def format_gzi(blocks: Int64) -> bytes:
@@ -189,10 +192,9 @@ def read_gzi(path: Path, fasta: Path) -> Int64 | None:
     """Table of a bgzip file's blocks from its .gzi; None if that is missing or does not fit."""
     try:
         words = np.frombuffer(path.read_bytes(), "<u8").astype(np.int64)
-        rows = words[1:].reshape(-1, 2)
-        known = np.concatenate([np.zeros((1, 2), np.int64), rows])
-        if len(words) and words[0] == len(rows) and np.all(np.diff(known, axis=0)[:, 0] > 0):
-            return walk_blocks(fasta, known)
+        known = np.concatenate([[0, 0], words[1:]]).reshape(-1, 2)
+        if len(words) == 0 or words[0] != len(known) - 1 or np.any(np.diff(known[:, 0]) <= 0):
+            return None
+        return walk_blocks(fasta, known)
     except (OSError, ValueError, SequenceError):
-        pass
-    return None
+        return None

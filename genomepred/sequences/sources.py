@@ -41,8 +41,6 @@ _FOREIGN = {
     b"\xfe\xff": "UTF-16 text; save it as plain ASCII",
     b"\x89PNG": "a PNG image",
 }
-
-
 _FIRST_BLOCK = np.zeros((1, 2), np.int64)
 
 
@@ -121,7 +119,7 @@ class PlainSource:
     def pieces(self, start: int, end: int) -> Iterator[Codes]:
         """See :class:`Source`."""
         while start < end:
-            count = _read(self._path, self._fd, self._view[: end - start], start)
+            count = read_at(self._path, self._fd, self._view[: end - start], start)
             yield self._buffer[:count]
             start += count
 
@@ -176,8 +174,8 @@ class BgzipSource:
         if len(self._packed) < end - start:
             self._packed = memoryview(bytearray(end - start))
         packed = self._packed[: end - start]
-        if _read(self._path, self._fd, packed, start) < len(packed):
-            raise _damaged(self._path, end, "the file was truncated while it was read")
+        while start < end:
+            start += read_at(self._path, self._fd, packed[start - end :], start)
         return packed
 
     def _inflate(self, block: int, packed: memoryview, origin: int) -> Codes:
@@ -196,6 +194,23 @@ class BgzipSource:
     def close(self) -> None:
         """Close the file."""
         self._close()
+
+
+def read_at(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
+    """Read into a buffer; the number of bytes, at least one.
+
+    Raises
+    ------
+    SequenceError
+        If the file cannot be read or ends before ``offset``.
+    """
+    try:
+        count = os.preadv(fd, [buffer], offset)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if count == 0:
+        raise SequenceError(f"{path}: ends at byte {offset}, where sequence was expected")
+    return count
 
 
 def walk_blocks(path: Path, known: NDArray[np.int64] = _FIRST_BLOCK) -> NDArray[np.int64]:
@@ -292,17 +307,6 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _unreadable(path, error) from None
-
-
-def _read(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
-    """Fill a buffer as far as the file goes; at least one byte."""
-    try:
-        count = os.preadv(fd, [buffer], offset)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if count == 0:
-        raise SequenceError(f"{path}: ends at byte {offset}, where sequence was expected")
-    return count
 
 
 def _block_size(header: bytes) -> int:
