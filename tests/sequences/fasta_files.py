@@ -9,7 +9,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from genomepred.sequences.fasta import Genome
 
 CODE = {"A": 0, "C": 1, "G": 2, "T": 3, "U": 3}
 KINDS = ("plain", "bgzip", "gzip", "xz")
@@ -63,3 +66,39 @@ def write_fasta(path: Path, text: bytes, kind: str = "plain", block: int = 0xFF0
     """Write the text to the path, compressed as asked."""
     path.write_bytes(pack(text, kind, block))
     return path
+
+
+LETTERS = b"ACGTacgtNnRYryUu-*.X"
+AS_CODES = bytes({65: 0, 67: 1, 71: 2, 84: 3, 85: 3}.get(c & 0xDF, 4) for c in range(256))
+
+
+@st.composite
+def records(draw: st.DrawFn) -> dict[str, bytes]:
+    """Contigs of random letters; some empty, some many lines long."""
+    names = draw(st.lists(st.text("ab:-|.é1", min_size=1, max_size=5), unique=True, min_size=1))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    sizes = [draw(st.sampled_from([0, 1, 7, 60, 61, 300, 2500])) for _ in names]
+    letters = list(LETTERS) if draw(st.booleans()) else list(b"ACGT")
+    return {
+        name: bytes(rng.choice(letters, size).astype(np.uint8))
+        for name, size in zip(names, sizes, strict=True)
+    }
+
+
+def fasta_text(contigs: dict[str, bytes], width: int, end: bytes, last: bool) -> bytes:
+    """The contigs wrapped; ``last`` ends the last line too."""
+    lines: list[bytes] = []
+    for i, (name, sequence) in enumerate(contigs.items()):
+        lines.append(f">{name}{' described >as this' * (i % 2)}".encode())
+        lines += [sequence[a : a + width] for a in range(0, len(sequence), width)]
+    return end.join(lines) + (end if last else b"")
+
+
+def assert_reads_as(genome: Genome, expected: dict[str, NDArray[np.uint8]]) -> None:
+    assert genome.contigs == {name: len(codes) for name, codes in expected.items()}
+    assert list(genome.contigs) == list(expected)
+    for name, codes in expected.items():
+        margins = np.full(3, 4)
+        read = genome.codes(name, -3, len(codes) + 3)
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, np.concatenate([margins, codes, margins]))

@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import errno
-import fcntl
 import gzip
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,52 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from genomepred.errors import OutputError, RegionError, SequenceError
-from genomepred.sequences import expanded
+from genomepred.errors import RegionError, SequenceError
 from genomepred.sequences.fasta import Genome
 from tests.sequences.fasta_files import (
+    AS_CODES,
     KINDS,
+    assert_reads_as,
+    fasta_text,
     naive_codes,
     naive_slice,
     pack,
+    records,
     write_fasta,
 )
 
-LETTERS = b"ACGTacgtNnRYryUu-*.X"
-LAMBDA = Path(__file__).parents[1] / "data" / "lambda_virus.fa.gz"
-AS_CODES = bytes({65: 0, 67: 1, 71: 2, 84: 3, 85: 3}.get(c & 0xDF, 4) for c in range(256))
-
-
-@st.composite
-def records(draw: st.DrawFn) -> dict[str, bytes]:
-    """Contigs of random letters; some empty, some many lines long."""
-    names = draw(st.lists(st.text("ab:-|.é1", min_size=1, max_size=5), unique=True, min_size=1))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    sizes = [draw(st.sampled_from([0, 1, 7, 60, 61, 300, 2500])) for _ in names]
-    letters = list(LETTERS) if draw(st.booleans()) else list(b"ACGT")
-    return {
-        name: bytes(rng.choice(letters, size).astype(np.uint8))
-        for name, size in zip(names, sizes, strict=True)
-    }
-
-
-def fasta_text(contigs: dict[str, bytes], width: int, end: bytes, last: bool) -> bytes:
-    """The contigs wrapped; ``last`` ends the last line too."""
-    lines: list[bytes] = []
-    for i, (name, sequence) in enumerate(contigs.items()):
-        lines.append(f">{name}{' described >as this' * (i % 2)}".encode())
-        lines += [sequence[a : a + width] for a in range(0, len(sequence), width)]
-    return end.join(lines) + (end if last else b"")
-
-
-def assert_reads_as(genome: Genome, expected: dict[str, NDArray[np.uint8]]) -> None:
-    assert genome.contigs == {name: len(codes) for name, codes in expected.items()}
-    assert list(genome.contigs) == list(expected)
-    for name, codes in expected.items():
-        margins = np.full(3, 4)
-        read = genome.codes(name, -3, len(codes) + 3)
-        assert read.dtype == np.uint8
-        np.testing.assert_array_equal(read, np.concatenate([margins, codes, margins]))
+BODY = b">a one\nACGTA\nACGTA\nACG\n>b\nGATTA\nCA\n"
 
 
 @settings(deadline=None, max_examples=60)
@@ -112,36 +76,6 @@ def test_any_records_wrapped_and_packed_in_any_way(
     with Genome(path, write=False) as genome:
         assert genome.contigs == {name: len(s) for name, s in contigs.items()}
         assert genome.digest() == digest
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    records(), st.sampled_from([1, 60, 64, 3000]), st.sampled_from([b"\n", b"\r\n"]), st.booleans()
-)
-def test_indexes_are_those_of_samtools(
-    tmp_path_factory: pytest.TempPathFactory,
-    contigs: dict[str, bytes],
-    width: int,
-    end: bytes,
-    last: bool,
-) -> None:
-    folder = tmp_path_factory.mktemp("fai")
-    text = fasta_text(contigs, width, end, last)
-    for kind in ("plain", "bgzip"):
-        path = write_fasta(folder / f"{kind}.fa.gz", text, kind, block=997)
-        fai, gzi = (path.with_name(path.name + suffix) for suffix in (".fai", ".gzi"))
-        Genome(path).close()
-        ours = {index: index.read_bytes() for index in (fai, gzi) if index.exists()}
-        assert list(ours) == ([fai] if kind == "plain" else [fai, gzi])
-        if list(contigs.values())[-1]:  # samtools refuses a last contig without bases
-            for index in ours:
-                index.unlink()
-            pysam.faidx(str(path))
-            assert fai.read_bytes() == ours[fai]
-            if kind == "bgzip":  # bgzip lists the empty block at the end too, samtools does not
-                assert gzi.read_bytes()[8:] == ours[gzi][8:-16]
-        with Genome(path) as genome:  # contigs without bases, which are in no .fai, are found
-            assert list(genome.contigs) == list(contigs)
 
 
 # Real files ---------------------------------------------------------------------------------
@@ -397,155 +331,6 @@ def test_an_unreadable_file_is_refused_in_one_line(
         Genome(path)
 
 
-# Indexes that must not be believed ------------------------------------------------------------
-
-BODY = b">a one\nACGTA\nACGTA\nACG\n>b\nGATTA\nCA\n"
-FAI = "a\t13\t7\t5\t6\nb\t7\t26\t5\t6\n"
-WRONG = {
-    "another name": FAI.replace("b\t", "c\t"),
-    "a shifted offset": FAI.replace("\t7\t5", "\t8\t5"),
-    "too few bases": FAI.replace("a\t13", "a\t12"),
-    "too many bases": FAI.replace("b\t7", "b\t8"),
-    "other lines": FAI.replace("13\t7\t5\t6", "13\t7\t6\t7"),
-    "other line ends": FAI.replace("13\t7\t5\t6", "13\t7\t4\t6"),
-    "a contig missing": FAI.partition("\n")[0] + "\n",
-    "a contig too many": FAI + "c\t7\t38\t5\t6\n",
-    "no lines": FAI.replace("5\t6", "0\t0"),
-    "negative numbers": FAI.replace("b\t7", "b\t-7"),
-    "words": FAI.replace("13", "many"),
-    "too few columns": "a\t13\t7\n",
-    "nothing": "",
-    "not text": "\0\udcff",
-}
-
-
-@pytest.mark.parametrize("kind", ["plain", "bgzip"])
-@pytest.mark.parametrize("case", WRONG)
-def test_an_index_that_does_not_fit_is_made_anew(case: str, kind: str, tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "g.fa", BODY, kind, block=10)
-    index = path.with_name("g.fa.fai")
-    index.write_text(WRONG[case], "utf-8", "surrogateescape")
-    with Genome(path) as genome:
-        assert_reads_as(genome, naive_codes(BODY))
-    assert index.read_text() == FAI
-
-
-@pytest.mark.parametrize(
-    ("text", "fai"),
-    [
-        # Twice as many lines as there are, every second of which ends where a line ends.
-        (b">a\nACGTACGTACG\nACGT\n", "a\t14\t3\t5\t6\n"),
-        # First line and size are right, the lines between are not.
-        (b">a\nACGTA\nAC\nGTACGT\n", "a\t13\t3\t5\t6\n"),
-        (b">a\nACGTA\nACG A\nACGTA\nAC\n>b\nA A\n", "a\t17\t3\t5\t6\nb\t3\t27\t3\t4\n"),
-    ],
-)
-def test_an_index_of_other_lines_is_not_believed(text: bytes, fai: str, tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "g.fa", text)
-    path.with_name("g.fa.fai").write_text(fai)
-    with Genome(path, cache=tmp_path / "cache") as genome:
-        assert_reads_as(genome, naive_codes(text))
-
-
-def test_a_protein_is_refused_although_samtools_indexed_it(tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "g.fa", b">prot\nMKVLAAGI\n")
-    pysam.faidx(str(path))
-    with pytest.raises(SequenceError, match="byte b'L' in contig 'prot'"):
-        Genome(path)
-
-
-def test_a_fitting_index_is_used_and_an_older_one_is_not(tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "g.fa", BODY)
-    index = path.with_name("g.fa.fai")
-    index.write_text(FAI)
-    written = index.stat().st_ino
-    Genome(path).close()
-    assert index.stat().st_ino == written
-    os.utime(index, ns=(0, path.stat().st_mtime_ns - 1))
-    Genome(path).close()
-    assert index.stat().st_ino != written
-
-
-def test_a_truncated_fasta_is_noticed_behind_its_index(tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "g.fa", BODY)
-    index = path.with_name("g.fa.fai")
-    for size in (len(BODY) - 2, len(BODY) - 4, 20):
-        path.write_bytes(BODY[:size])
-        index.write_text(FAI)
-        with Genome(path) as genome:
-            assert_reads_as(genome, naive_codes(BODY[:size]))
-
-
-def test_a_file_truncated_while_it_is_open_gives_one_line(tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "g.fa", BODY)
-    with Genome(path) as genome:
-        path.write_bytes(BODY[:12])
-        with pytest.raises(SequenceError, match=r"g\.fa: ends at byte 12"):
-            genome.codes("a", 0, 13)
-
-
-def test_bytes_that_changed_behind_the_index_are_noticed(tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "g.fa", BODY)
-    with Genome(path) as genome:
-        path.write_bytes(BODY.replace(b"A\nACG\n", b"\nAACG\n"))
-        with pytest.raises(SequenceError, match=r"byte offset 17, contig 'a': no nucleotide"):
-            genome.codes("a", 0, 13)
-
-
-@pytest.mark.parametrize("damage", ["missing", "short", "shifted", "of another file"])
-def test_a_wrong_gzi_is_made_anew(damage: str, tmp_path: Path) -> None:
-    text = b">a\n" + b"ACGTTGCA\n" * 100
-    path = write_fasta(tmp_path / "g.fa.gz", text, "bgzip", block=100)
-    Genome(path).close()
-    index = path.with_name("g.fa.gz.gzi")
-    right = index.read_bytes()
-    if damage == "missing":
-        index.unlink()
-    else:
-        index.write_bytes(
-            {"short": right[:-5], "shifted": right[:16] + right[8:]}.get(damage, bytes(8))
-        )
-    with Genome(path) as genome:
-        assert_reads_as(genome, naive_codes(text))
-    if damage != "of another file":  # eight zeros are a valid index of no block but the first
-        assert index.read_bytes() == right
-
-
-def test_a_gzi_with_a_wrong_offset_gives_one_line_and_no_wrong_codes(tmp_path: Path) -> None:
-    text = b">a\n" + b"ACGTTGCA\n" * 100
-    path = write_fasta(tmp_path / "g.fa.gz", text, "bgzip", block=100)
-    Genome(path).close()
-    index = path.with_name("g.fa.gz.gzi")
-    words = np.frombuffer(index.read_bytes(), "<u8").copy()
-    words[4] += 1  # the second listed block's data
-    index.write_bytes(words.tobytes())
-    with pytest.raises(SequenceError, match=r"its \.gzi is wrong"), Genome(path) as genome:
-        genome.codes("a", 0, 800)
-
-
-@pytest.mark.parametrize("obstacle", ["a read-only folder", "folders of the indexes' names"])
-def test_an_index_goes_to_the_cache_where_it_cannot_lie_beside_the_file(
-    obstacle: str, tmp_path: Path
-) -> None:
-    folder, cache = tmp_path / "genomes", tmp_path / "cache"
-    folder.mkdir()
-    path = write_fasta(folder / "g.fa.gz", BODY, "bgzip")
-    if obstacle == "a read-only folder":
-        folder.chmod(0o555)
-    else:
-        for suffix in (".fai", ".gzi"):
-            path.with_name(path.name + suffix).mkdir()
-    here = sorted(folder.iterdir())
-    for _ in range(2):
-        with Genome(path, cache=cache) as genome:
-            assert_reads_as(genome, naive_codes(BODY))
-    assert sorted(folder.iterdir()) == here
-    assert sorted(file.suffix for file in cache.iterdir()) == [".fai", ".gzi"]
-    before = {file: file.stat().st_ino for file in cache.iterdir()}
-    Genome(path, cache=cache).close()
-    assert {file: file.stat().st_ino for file in cache.iterdir()} == before
-
-
 # The rest of the contract ---------------------------------------------------------------------
 
 
@@ -671,182 +456,3 @@ def test_reading_leaves_resident_memory_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 16_000  # KiB
-
-
-# Expanded codes in a cache that several processes use ------------------------------------------
-
-PAUSED = """
-    import sys
-    from genomepred.sequences import fasta
-
-    inflate = fasta.inflate
-
-    def paused(path, kind):
-        for i, piece in enumerate(inflate(path, kind)):
-            yield piece
-            if i == 1:
-                print("expanding", flush=True)
-                sys.stdin.readline()
-
-    fasta.inflate = paused
-    genome = fasta.Genome("g.fa.gz", cache="cache")
-    print(genome.digest(), flush=True)
-"""
-MUST_NOT_EXPAND = """
-    from genomepred.sequences import fasta
-
-    def refuse(path, kind):
-        raise AssertionError("a second process expands the same genome")
-        yield
-
-    fasta.inflate = refuse
-    print("opening", flush=True)
-    genome = fasta.Genome("g.fa.gz", cache="cache")
-    print(genome.digest(), flush=True)
-"""
-
-
-def start(script: str, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    return subprocess.Popen(
-        command, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-@pytest.fixture
-def gzipped(tmp_path: Path) -> Path:
-    """A gzip file that is inflated in several pieces."""
-    rng = np.random.default_rng(5)
-    sequence = bytes(rng.choice(list(b"ACGT"), 1_500_000).astype(np.uint8))
-    text = fasta_text({"a": sequence, "empty": b"", "b": sequence[::-1]}, 60, b"\n", True)
-    path = tmp_path / "g.fa.gz"
-    path.write_bytes(gzip.compress(text, 1))
-    return path
-
-
-def test_a_killed_expansion_leaves_nothing_that_looks_finished(gzipped: Path) -> None:
-    cache = gzipped.parent / "cache"
-    process = start(PAUSED, gzipped.parent)
-    assert line_of(process) == "expanding"
-    process.kill()
-    process.wait()
-    assert [file.suffix for file in sorted(cache.iterdir())] == [".tmp", ".lock"]
-    with Genome(gzipped, cache=cache) as genome, Genome(gzipped, write=False) as other:
-        assert genome.digest() == other.digest()
-        assert_reads_as(genome, naive_codes(gzip.decompress(gzipped.read_bytes())))
-    assert sorted(file.suffix for file in cache.iterdir()) == [".codes", ".lock"]
-
-
-def test_one_process_expands_while_the_others_wait(gzipped: Path) -> None:
-    first = start(PAUSED, gzipped.parent)
-    assert line_of(first) == "expanding"
-    second = start(MUST_NOT_EXPAND, gzipped.parent)
-    assert line_of(second) == "opening"
-    with pytest.raises(subprocess.TimeoutExpired):
-        second.wait(0.3)
-    first.communicate("go on\n")
-    digest = line_of(second)
-    assert second.wait() == first.returncode == 0
-    with Genome(gzipped, write=False) as genome:
-        assert genome.digest() == digest
-
-
-def test_codes_are_expanded_where_files_cannot_be_locked(
-    gzipped: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    cache = gzipped.parent / "cache"
-    Genome(gzipped, cache=cache).close()
-    (codes,) = cache.glob("*.codes")
-    codes.unlink()
-    others = codes.with_name(f"{codes.name}.another_process.tmp")
-    others.touch()
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with Genome(gzipped, cache=cache) as genome, Genome(gzipped, write=False) as again:
-        assert genome.digest() == again.digest()
-    assert codes.exists()
-    assert others.exists()
-
-
-def test_a_lock_whose_file_was_removed_meanwhile_locks_nothing(tmp_path: Path) -> None:
-    target, seen = tmp_path / "codes", []
-
-    def wait() -> None:
-        with expanded._locked(target):
-            seen.append((tmp_path / "codes.lock").exists())
-
-    with expanded._locked(target):
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        waiting.join(0.2)
-        assert seen == []
-        (tmp_path / "codes.lock").unlink()
-    waiting.join()
-    assert seen == [True]
-
-
-def test_discarded_codes_can_still_be_read_and_are_made_anew(gzipped: Path) -> None:
-    cache = gzipped.parent / "cache"
-    with Genome(gzipped, cache=cache) as reader, Genome(gzipped, cache=cache) as other:
-        other.discard_cache()
-        other.discard_cache()
-        assert list(cache.iterdir()) == []
-        reader._digest = None
-        assert reader.digest() == other.digest()
-    with Genome(gzipped, cache=cache) as again:
-        assert again.digest() == reader.digest()
-
-
-def test_damaged_expanded_codes_are_made_anew(gzipped: Path) -> None:
-    cache = gzipped.parent / "cache"
-    Genome(gzipped, cache=cache).close()
-    (codes,) = cache.glob("*.codes")
-    whole = codes.read_bytes()
-    for damaged in (whole[:-1], whole[:1000], b""):
-        codes.write_bytes(damaged)
-        Genome(gzipped, cache=cache).close()
-        assert codes.read_bytes() == whole
-
-
-def test_expanded_codes_belong_to_one_version_of_the_file(gzipped: Path) -> None:
-    cache = gzipped.parent / "cache"
-    Genome(gzipped, cache=cache).close()
-    gzipped.write_bytes(gzip.compress(b">new\nACGT\n"))
-    with Genome(gzipped, cache=cache) as genome:
-        assert genome.contigs == {"new": 4}
-
-
-def test_without_a_cache_a_temporary_folder_goes_with_the_genome(
-    gzipped: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scratch = gzipped.parent / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    with Genome(gzipped) as genome:
-        assert len(list(scratch.glob("*/*.codes"))) == 1
-        assert genome.codes("a", 0, 10).max() < 4
-    assert list(scratch.iterdir()) == []
-
-
-def test_a_full_disk_gives_one_line_and_leaves_nothing(gzipped: Path, small_disk: Path) -> None:
-    (small_disk / "filler").write_bytes(bytes(2_000_000))
-    with pytest.raises(OutputError, match="No space left on device; free space"):
-        Genome(gzipped, cache=small_disk / "cache")
-    assert not [file for file in (small_disk / "cache").iterdir() if file.suffix != ".lock"]
-
-
-def test_a_full_disk_only_costs_the_index(small_disk: Path) -> None:
-    path = write_fasta(small_disk / "g.fa", BODY)
-    with (small_disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    with Genome(path) as genome:
-        assert_reads_as(genome, naive_codes(BODY))
-    assert sorted(os.listdir(small_disk)) == ["filler", "g.fa"]

@@ -252,6 +252,15 @@ def test_bad_bed_records_are_named(tmp_path: Path, record, message):
         read_bed(path, CONTIGS)
 
 
+def test_bed_oddities(tmp_path: Path):
+    """Contigs called like header words, a byte order mark, gzip by content and not by name."""
+    contigs = {"track1": 100, "browser": 50, "c1": 100}
+    path = tmp_path / "odd.bed"
+    text = "\ufefftrack name=x\ntrack1\t0\t9\nbrowser position\n  # note\nc1\t5\t6\n"
+    path.write_bytes(gzip.compress(text.encode()))
+    assert [region.contig for region in read_bed(path, contigs)] == ["track1", "c1"]
+
+
 def test_bed_that_is_no_bed(tmp_path: Path):
     (tmp_path / "empty.bed").write_text("# nothing\n")
     with pytest.raises(RegionError, match="no BED records"):
