@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from importlib import import_module
@@ -9,7 +11,7 @@ from importlib import import_module
 import click
 
 from genomepred import __version__
-from genomepred.errors import GenomepredError
+from genomepred.errors import GenomepredError, OutputError
 
 STARTED = time.perf_counter()  # the clock of "start-up included"
 
@@ -34,6 +36,13 @@ class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
@@ -49,7 +58,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: runs the command and turns our own errors into one line and an exit code."""
+    """Entry point: turns errors into one line and an exit code (``--debug`` shows them whole)."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(prog_name="genomepred", standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -58,13 +68,32 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("genomepred: interrupted; run the same command again to continue", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
-    except GenomepredError as error:
+        _stop("interrupted; run the same command again to continue", 130)
+    except _TerminatedError:
+        _stop("terminated; run the same command again to continue", 143)
+    except Exception as error:
         if "--debug" in sys.argv:
             raise
-        click.echo(f"genomepred: error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _stop(*_described(error))
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, as a scheduler sends before its time limit."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _TerminatedError
+
+
+def _described(error: Exception) -> tuple[str, int]:
+    if isinstance(error, GenomepredError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"error: {where}{error.strerror or error}", OutputError.exit_code
+    return f"a defect: {type(error).__name__}: {error}; please report it with --debug's output", 1
+
+
+def _stop(message: str, code: int) -> None:
+    click.echo(f"genomepred: {message}", err=True)
+    sys.exit(code)

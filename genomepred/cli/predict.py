@@ -13,10 +13,13 @@ from genomepred.cli import STARTED
 from genomepred.cli.options import debug_option, echo_json, json_option
 
 if TYPE_CHECKING:
+    from genomepred.inference.plan import Estimate
     from genomepred.inference.run import GenomeResult
     from genomepred.inference.setup import Options
 
 Command = Callable[..., None]
+# What cannot be read is reported by what reads it, with its own exit code.
+_GENOMES = click.Path(path_type=Path, readable=False)
 
 
 class _Share(click.ParamType[tuple[int, int]]):
@@ -34,11 +37,11 @@ class _Share(click.ParamType[tuple[int, int]]):
 def _run_options(command: Command) -> Command:
     """Add the options that predict and plan share."""
     options = [
-        click.argument("more_genomes", nargs=-1, type=click.Path(path_type=Path)),
+        click.argument("more_genomes", nargs=-1, type=_GENOMES),
         click.option(
             "--genomes",
             multiple=True,
-            type=click.Path(path_type=Path),
+            type=_GENOMES,
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
@@ -55,11 +58,13 @@ def _run_options(command: Command) -> Command:
             help="Output folder; a run that was stopped continues there.",
         ),
         click.option(
-            "--stride", type=click.IntRange(1), help="Bases between windows.  [default: the card's]"
+            "--stride",
+            type=click.IntRange(1, 2**31),
+            help="Bases between windows.  [default: the card's]",
         ),
         click.option(
             "--regions",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            type=click.Path(path_type=Path, readable=False),
             help="BED file: only rows that meet its regions.  [default: whole genomes]",
         ),
         click.option(
@@ -130,6 +135,8 @@ def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields
     from genomepred.inference.inputs import find_genomes
     from genomepred.inference.setup import Options
 
+    if fields["centre"] and fields["regions"] is None:
+        raise click.UsageError("--centre needs --regions: a window is centred on each BED record")
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
     return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
@@ -186,6 +193,7 @@ def plan(as_json: bool, **fields: Any) -> None:
     if as_json:
         numerics, genomes = vars(estimate.numerics), [vars(g) for g in estimate.genomes]
         echo_json(vars(estimate) | {"numerics": numerics, "genomes": genomes})
+        _refuse_unreadable(estimate)
         return
     click.echo("genome\tcontigs\tbases\twindows\trows\tshards")
     for genome in estimate.genomes:
@@ -205,6 +213,18 @@ def plan(as_json: bool, **fields: Any) -> None:
     )
     if estimate.samples:
         click.echo("the stride leaves bases between windows: this samples the genome")
+    _refuse_unreadable(estimate)
+
+
+def _refuse_unreadable(estimate: Estimate) -> None:
+    from genomepred.errors import GenomesFailedError
+
+    bad = [genome for genome in estimate.genomes if genome.error]
+    if bad:
+        raise GenomesFailedError(
+            f"{len(bad)} of {len(estimate.genomes)} genomes cannot be read; first: {bad[0].name}: "
+            f"{bad[0].error}"
+        )
 
 
 @click.command()
@@ -213,16 +233,24 @@ def plan(as_json: bool, **fields: Any) -> None:
 @debug_option
 def merge(out: Path, as_json: bool) -> None:
     """Publish the genomes of OUT whose shards are all computed."""
+    from genomepred.errors import GenomesFailedError
     from genomepred.inference.run import merge as merge_run
 
-    results = merge_run(out)
+    failure = None
+    try:
+        results = merge_run(out)
+    except GenomesFailedError as error:
+        failure, results = error, error.results
     if as_json:
         echo_json([vars(result) | {"path": str(result.path)} for result in results])
     else:
         for result in results:
-            click.echo(str(result.path))
+            if result.outcome == "finished":
+                click.echo(str(result.path))
         if not results:
-            click.echo(f"{out}: nothing to merge, every genome is published", err=True)
+            click.echo(f"{out}: no shards wait to be merged", err=True)
+    if failure is not None:
+        raise failure
 
 
 @click.command()
@@ -244,6 +272,5 @@ def verify(out: Path, as_json: bool) -> None:
     bad = [report for report in reports if report.problems]
     if bad:
         raise VerificationError(
-            f"{len(bad)} of {len(reports)} genomes are not sound; first: {bad[0].problems[0]}; "
-            "remove the damaged file and run predict again to make it anew"
+            f"{len(bad)} of {len(reports)} genomes are not sound; first: {bad[0].problems[0]}"
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from genomepred.errors import SequenceError
 
 _FASTA = re.compile(r"\.(fa|fasta|fna|fas)(\.(gz|bgz|xz))?$", re.IGNORECASE)
+_LONGEST_NAME = 180  # leaves room for what is added to it, within the 255 bytes of file systems
 
 
 class GenomePath(NamedTuple):
@@ -48,13 +49,29 @@ def find_genomes(paths: Iterable[Path | str]) -> list[GenomePath]:
 
 
 def genome_name(text: str) -> str:
-    """A name that is safe as a file name: other characters than letters, digits, ._- become _."""
+    """A name that is safe as a file name: other characters than letters, digits, ._- become _.
+
+    Raises
+    ------
+    SequenceError
+        If it is too long for one.
+    """
+    if len(text) > _LONGEST_NAME:
+        raise SequenceError(
+            f"genome name {text[:40]!r}... has {len(text)} characters; at most {_LONGEST_NAME} are "
+            "possible: give a shorter one in a manifest"
+        )
     return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "genome"
 
 
 def _expand(path: Path) -> list[GenomePath]:
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if _FASTA.search(p.name) and p.is_file())
+        # A link that leads nowhere is kept: it fails when its turn comes, and is not forgotten.
+        found = sorted(
+            p
+            for p in path.iterdir()
+            if _FASTA.search(p.name) and p.name[0] != "." and (p.is_file() or p.is_symlink())
+        )
         if not found:
             raise SequenceError(f"{path}: no .fa, .fasta, .fna or .fas files in this folder")
     elif path.suffix == ".tsv" and path.is_file():
@@ -71,7 +88,8 @@ def _expand(path: Path) -> list[GenomePath]:
 def _manifest(path: Path) -> list[GenomePath]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
-            table = csv.DictReader(lines, delimiter="\t")
+            told = (line for line in lines if line.strip() and not line.startswith("#"))
+            table = csv.DictReader(told, delimiter="\t", quoting=csv.QUOTE_NONE)
             columns = table.fieldnames or []
             if not {"name", "path"} <= set(columns):
                 raise SequenceError(
@@ -80,9 +98,14 @@ def _manifest(path: Path) -> list[GenomePath]:
                 )
             genomes = []
             for row in table:
-                if not row["name"] or not row["path"]:
-                    raise SequenceError(f"{path} line {table.line_num}: name or path is empty")
-                genomes.append(GenomePath(genome_name(row["name"]), path.parent / row["path"]))
+                name, place = (str(row[key] or "").strip() for key in ("name", "path"))
+                if not name or not place or "\0" in place:
+                    raise SequenceError(
+                        f"{path}: name or path is empty or no text in the row of {name or place!r}"
+                    )
+                genomes.append(GenomePath(genome_name(name), path.parent / place))
     except UnicodeDecodeError as error:
-        raise SequenceError(f"{path}: not a text file: {error}") from error
+        raise SequenceError(f"{path}: not UTF-8 text: {error}") from error
+    if not genomes:
+        raise SequenceError(f"{path}: the manifest lists no genomes below its header")
     return genomes

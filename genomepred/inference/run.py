@@ -23,6 +23,7 @@ from genomepred.inference.shards import PARTS, GenomeWork, RunPlan, Shard, outpu
 from genomepred.inference.signature import RUN_FILE, read_run
 from genomepred.inference.workers import Workers, from_json
 from genomepred.sequences.grid import Geometry
+from genomepred.store.files import sha256_of
 from genomepred.store.hdf5 import (
     DamagedPartError,
     Layout,
@@ -155,7 +156,7 @@ def _run(options: Options, progress: bool) -> RunReport:
     plan = setup.open()
     if progress and setup.geometry.samples:
         tqdm.write("the stride leaves bases between windows: this samples the genome", sys.stderr)
-    hidden = None if progress else True
+    hidden = None if progress and sys.stderr is not None else True
     bar = tqdm(total=0, unit=" bases", unit_scale=True, disable=hidden, smoothing=0.05)
     computed = 0
 
@@ -237,8 +238,7 @@ def _results(works: Sequence[GenomeWork]) -> list[GenomeResult]:
     failed = [work for work in works if work.failed()]
     if failed:
         first = failed[0].error
-        assert first is not None
-        if len(works) == 1:
+        if first is not None and len(works) == 1:
             raise first
         raise GenomesFailedError(
             f"{len(failed)} of {len(works)} genomes failed, the others are done; first: "
@@ -333,6 +333,10 @@ def _plan_of(out: Path) -> RunPlan:
     regions = None
     if signature["regions"]:
         regions = next((out / PARTS).glob(f"regions-{signature['regions'][:16]}.bed*"), None)
+        if regions is None or sha256_of(regions) != signature["regions"]:
+            raise OutputError(
+                f"{out}: its copy of the BED is missing or altered; run predict again"
+            )
     return RunPlan(
         out=out,
         geometry=Geometry(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
-from genomepred.errors import GenomepredError, ModelError
+from genomepred.errors import GenomepredError, ModelError, RegionError, SequenceError
 from genomepred.inference import pipeline
 from genomepred.inference.engine import (
     STRANDS,
@@ -27,10 +27,14 @@ from genomepred.inference.engine import (
 )
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
-from genomepred.inference.signature import facts, open_run
+from genomepred.inference.signature import RUN_FILE, facts, open_run
 from genomepred.models.card import Card, load_model
 from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Grid
+from genomepred.store.files import sha256_of, write_whole
 from genomepred.store.hdf5 import Layout
+
+T = TypeVar("T")
 
 # Compute batches handed to the device at a time, unless --batch-size says otherwise.
 _BATCHES_A_BLOCK = {"cpu": 4, "cuda": 2}
@@ -63,6 +67,8 @@ class Options:
             raise ModelError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
         if self.strand not in STRANDS:
             raise ModelError(f"--strand {self.strand!r}: one of {', '.join(STRANDS)}")
+        if self.regions is not None and not self.regions.is_file():
+            raise RegionError(f"--regions {self.regions}: no such file, or no regular one")
         if self.centre and self.regions is None:
             raise ModelError("--centre needs --regions: one window is centred on each BED record")
 
@@ -113,6 +119,8 @@ class Setup:
             centre=options.centre,
         )
         asked = {"precision": options.precision} if options.precision != "auto" else {}
+        if options.regions is not None and not (options.out / RUN_FILE).exists():
+            self._with_first_genome(lambda genome, grid: None)  # a wrong BED must start no run
         signature = open_run(options.out, expected, asked, lambda: self.decide(self._sample), about)
         i, n = options.shard
         return RunPlan(
@@ -142,19 +150,32 @@ class Setup:
 
     def _sample(self, windows: int) -> Block:
         """Windows evenly spread over the grid of the first genome that can be read."""
-        for name, path in self.options.genomes:
-            options = self.options
+        block = self._with_first_genome(partial(pipeline.sample, windows=windows))
+        if block is None:
+            raise GenomepredError(
+                f"--precision {self.options.precision}: no genome can be read to check it on"
+            )
+        return block
+
+    def _with_first_genome(self, use: Callable[[Genome, Grid], T]) -> T | None:
+        """Result for the first genome that can be read and has rows; None if there is none.
+
+        Raises
+        ------
+        RegionError
+            If the BED does not fit that genome.
+        """
+        options = self.options
+        for name, path in options.genomes:
             cache = options.out / CACHE
             with (
-                contextlib.suppress(GenomepredError),
+                contextlib.suppress(SequenceError),
                 Genome(path, name=name, cache=cache) as genome,
             ):
                 grid = make_grid(genome.contigs, self.geometry, options.regions, options.centre)
                 if grid.rows:
-                    return pipeline.sample(genome, grid, windows)
-        raise GenomepredError(
-            f"--precision {self.options.precision}: none of the genomes can be read to check it on"
-        )
+                    return use(genome, grid)
+        return None
 
     def random_block(self, windows: int) -> Block:
         """Windows of random sequence, side by side."""
@@ -182,6 +203,8 @@ def _estimated_windows(options: Options, stride: int) -> float:
     """
     total = 0
     for _, path in options.genomes:
+        if not path.is_file():
+            continue
         with contextlib.suppress(OSError), path.open("rb") as file:
             magic = file.read(6)
             packed = magic.startswith((b"\x1f\x8b", b"\xfd7zXZ\x00"))
@@ -199,9 +222,7 @@ def _keep_regions(options: Options, sha256: str | None) -> Path | None:
         return None
     suffix = ".bed.gz" if options.regions.suffix == ".gz" else ".bed"
     kept = options.out / PARTS / f"regions-{sha256[:16]}{suffix}"
-    if not kept.exists():
+    if not kept.exists() or sha256_of(kept) != sha256:
         kept.parent.mkdir(exist_ok=True)
-        temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
-        shutil.copyfile(options.regions, temporary)
-        os.replace(temporary, kept)
+        write_whole(kept, options.regions.read_bytes())
     return kept

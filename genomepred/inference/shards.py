@@ -53,7 +53,8 @@ from genomepred.store.hdf5 import (
 
 PARTS, CACHE = ".parts", ".cache"
 # What a sidecar must hold to say that a genome is finished.
-_FINISHED = {"outcome", "signature", "genome", "sha256", "rows", "bases"}
+_FINISHED = {"outcome", "signature", "genome", "sha256", "rows", "bases", "bytes"}
+_RECORDED = {"name", "path", "size", "mtime_ns", "digest", "started", "contigs"}
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
@@ -162,9 +163,11 @@ class GenomeWork:
     def finished(self) -> bool:
         """Whether the genome is published; leftovers of publication are cleared away."""
         outcome = self._outcome()
-        if outcome is None or outcome["outcome"] != "finished" or not self.final.exists():
+        if outcome is None or outcome["outcome"] != "finished" or not self.final.is_file():
             return False
         if not self._checked:
+            if self.final.stat().st_size != outcome["bytes"]:
+                return False  # not what was published: it is computed again
             if outcome["signature"] != self.plan.signature:
                 raise SignatureError(
                     f"{self.final} was computed with another signature than {self.plan.out} has "
@@ -265,11 +268,10 @@ class GenomeWork:
             record = json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise StoreError(
-                f"{path} is damaged ({error}): remove {self.folder} and run again"
-            ) from error
-        assert isinstance(record, dict)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not set(record) >= _RECORDED:
+            raise StoreError(f"{path} is damaged: remove {self.folder} and run predict again")
         return record
 
     def _make_record(self) -> dict[str, Any]:
@@ -506,6 +508,7 @@ class GenomeWork:
             {
                 "outcome": "finished",
                 "sha256": sha256,
+                "bytes": self.final.stat().st_size,
                 "rows": self.grid.rows,
                 "bases": int(sum(self._record["contigs"].values())),
                 "genome": identity,

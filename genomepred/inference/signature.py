@@ -22,7 +22,7 @@ import torch
 
 from genomepred import __version__
 from genomepred.errors import OutputError, SignatureError
-from genomepred.inference.engine import Numerics, describe_device
+from genomepred.inference.engine import FORMS, Numerics, describe_device
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
@@ -117,7 +117,8 @@ def open_run(
             _create(path, about, {**expected, **decided})
         signature: dict[str, Any] = read_run(out)["signature"]
     except OSError as error:
-        raise OutputError(f"{out}: cannot be used as output folder: {error.strerror}") from error
+        why = "it is a file" if out.is_file() else error.strerror
+        raise OutputError(f"{out}: cannot be used as output folder: {why}") from error
     wanted = {**expected, **asked}
     differing = [name for name in wanted if signature.get(name) != wanted[name]]
     if differing:
@@ -142,9 +143,16 @@ def read_run(out: Path) -> dict[str, Any]:
     path = out / RUN_FILE
     try:
         document: dict[str, Any] = json.loads(path.read_text())
-        for key in ("signature", "tracks", "genomes"):
-            document[key]
-    except FileNotFoundError:
+        signature = document["signature"]
+        if (
+            not {"tracks", "genomes"} <= set(document)
+            or not int(signature["compute_batch"]) > 0
+            or signature["form"] not in FORMS
+        ):
+            raise ValueError("the signature is not one")
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
         raise OutputError(
             f"{out}: no run here ({RUN_FILE} is absent); give the --out of predict"
         ) from None

@@ -39,6 +39,7 @@ class Workers:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                start_new_session=True,  # Ctrl-C is the parent's: it ends us
             )
             assert process.stdin is not None
             process.stdin.write(text + "\n")

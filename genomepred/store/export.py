@@ -121,6 +121,8 @@ def export_tsv(
     OutputError
         If the file cannot be written; nothing is left behind.
     """
+    if path is not None:
+        _refuse_own_file(store, path)
     columns = store.columns(tracks)
     ranges = [(0, store.rows)] if region is None else store.ranges(region)
     names = ["name"] if store.grid.names is not None else []
@@ -133,8 +135,14 @@ def export_tsv(
                 file.write(_tsv_lines(store, rows, values[:, columns]))
 
 
+def _refuse_own_file(store: PredictionStore, path: Path) -> None:
+    if path.exists() and path.samefile(store.path):
+        raise OutputError(f"{path} is the prediction file itself; name another output")
+
+
 def _outputs(store: PredictionStore, path: Path, track: str | None) -> list[tuple[int, Path]]:
     """Columns to write, each with its file."""
+    _refuse_own_file(store, path)
     if track is not None or len(store.tracks) == 1:
         return [(store.columns([track] if track else [])[0], path)]
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix

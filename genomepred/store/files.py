@@ -35,8 +35,9 @@ def publishing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     OutputError
         In place of any ``OSError``: disk full, no permission, not a regular file.
     """
+    path = Path(os.path.realpath(path))  # what a link names is written, the link stays
     owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-    temporary = path.parent / f"{path.stem}.{owner}{suffix}"
+    temporary = path.parent / f"{path.stem[:120]}.{owner}{suffix}"
     try:
         if path.exists() and not path.is_file():
             raise OutputError(f"{path} is not a regular file; choose another output")

@@ -216,7 +216,10 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
         return [str(error)]
     if digest != noted.get("sha256"):
         expected = noted.get("sha256")
-        return [f"{path}: altered since it was written (sha256 {digest}, not {expected})"]
+        return [
+            f"{path}: altered since it was written (sha256 {digest}, not {expected}); remove it "
+            "and run predict again"
+        ]
     try:
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]

@@ -124,6 +124,8 @@ class PredictionStore:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
+            raise StoreError(f"{self.path} is not a regular file; name a file that predict wrote")
         with self._reading("opened"):
             self._file = h5py.File(
                 self.path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=_CACHE_SLOTS
@@ -144,6 +146,8 @@ class PredictionStore:
         self.descriptions = tuple(_strings(self._file["tracks/description"]).tolist())
         self.rows: int = self.predictions.shape[0]
         self.grid = _grid(self._file["intervals"], self.attributes, self.rows)
+        if self.predictions.chunks is None:
+            raise ValueError("predictions without chunks, which another program has rewritten")
         if self.predictions.shape[1:] != (len(self.tracks),):
             raise ValueError(f"{len(self.tracks)} track names for {self.predictions.shape}")
 

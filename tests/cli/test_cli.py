@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -100,7 +102,7 @@ def test_predict_verify_and_the_rest(out):
         assert (out.parent / name).stat().st_size > 1000
     genomepred("plot", file, f"{contig}:1-20,000", "-o", out.parent / "x.png")
     assert (out.parent / "x.png").read_bytes().startswith(b"\x89PNG")
-    assert "nothing to merge" in genomepred("merge", out).stderr
+    assert "no shards wait" in genomepred("merge", out).stderr
 
 
 def test_plan_as_text_and_json(model, tmp_path):
@@ -150,6 +152,47 @@ def test_usage_errors_are_clicks_own():
     assert "no genomes" in genomepred("predict", "--model", "x", "--out", "y", code=2).stderr
     wrong = ("predict", "g.fa", "--model", "x", "--out", "y", "--shard", "0/3")
     assert "write I/N" in genomepred(*wrong, code=2).stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(out):
+    command = f"{sys.executable} -m genomepred export tsv {out}/lambda_virus.h5 | head -1"
+    script = f"set -o pipefail; {command}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert done.stdout.startswith("contig\t")
+
+
+def test_a_scheduler_that_ends_the_job_gets_an_answer(model, tmp_path):
+    command = [sys.executable, "-m", "genomepred", "predict", str(LAMBDA), "--stride", "1"]
+    process = subprocess.Popen(
+        [*command, "--model", str(model), "--out", str(tmp_path / "o"), "--batch-size", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "o" / "run.json").exists():
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 143
+    assert said.strip().endswith("genomepred: terminated; run the same command again to continue")
+
+
+def test_things_that_are_no_files_are_refused_and_not_waited_for(model, tmp_path):
+    fifo = tmp_path / "fifo.fa"
+    os.mkfifo(fifo)
+    base = ("--model", model, "--out", tmp_path / "o")
+    one_line(genomepred("predict", fifo, *base, code=4))
+    one_line(genomepred("predict", LAMBDA, *base, "--regions", fifo, code=5))
+    one_line(genomepred("info", fifo, code=8))
+
+
+def test_an_export_never_replaces_its_own_input(out):
+    file = out / "lambda_virus.h5"
+    before = file.read_bytes()
+    for kind in ("tsv", "bedgraph", "bigwig"):
+        done = genomepred("export", kind, file, "-o", file, code=10)
+        assert "is the prediction file itself" in one_line(done)
+    assert file.read_bytes() == before
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -567,8 +567,29 @@ def test_precision_beyond_the_cards_tolerance_stops_before_anything_is_written(g
 def test_a_bed_on_another_genome_fails(genome, model, tmp_path):
     bed = tmp_path / "x.bed"
     bed.write_text("chr1\t0\t100\n")
-    with pytest.raises(RegionError, match=r"'chr1' is not in the genome"):
+    with pytest.raises(RegionError, match=rf"{bed} line 1: .*'chr1' is not in the genome"):
         run(genome, model, tmp_path / "out", regions=bed)
+    bed.write_text("a\t0\t100\n")  # mended, it may be used: no run was started
+    assert run(genome, model, tmp_path / "out", regions=bed)
+
+
+def test_the_runs_own_copy_of_a_bed_is_checked(genome, model, tmp_path, small_shards):
+    bed = tmp_path / "x.bed"
+    bed.write_text("a\t0\t3000\nb\t0\t100\n")
+    wanted = run(genome, model, tmp_path / "whole", regions=bed)
+    out = tmp_path / "out"
+    predict(genome, model, out, stride=5, jobs=1, regions=bed, shard=(1, 2))
+    (kept,) = (out / ".parts").glob("regions-*")
+    kept.write_text("a\t0\t3000\n")
+    with pytest.raises(OutputError, match="copy of the BED is missing or altered"):
+        merge(out)
+    assert run(genome, model, out, regions=bed) == wanted
+
+
+def test_a_file_of_another_size_is_computed_again(genome, model, tmp_path):
+    wanted = run(genome, model, tmp_path)
+    (tmp_path / "virus.h5").write_bytes(b"junk")
+    assert run(genome, model, tmp_path) == wanted
 
 
 # -- which genomes ----------------------------------------------------------------------------
@@ -587,6 +608,30 @@ def test_genomes_from_files_folders_globs_and_manifests(tmp_path):
         ("lost", tmp_path / "missing.fa"),
     ]
     assert genome_name("../../etc/x y") == "_.._etc_x_y"
+
+
+def test_manifests_as_people_write_them(tmp_path):
+    (tmp_path / "list.tsv").write_bytes(
+        b'\xef\xbb\xbfname\tpath\r\n# a note\r\n\r\n"A" 1\t b.fa \r\nB\t/x/y.fa\r\n'
+    )
+    assert find_genomes([tmp_path / "list.tsv"]) == [
+        ("_A__1", tmp_path / "b.fa"),
+        ("B", Path("/x/y.fa")),
+    ]
+    for text, message in [
+        ("name\tpath\n", "lists no genomes"),
+        ("name\tpath\nx\t\n", "empty"),
+        (f"name\tpath\n{'x' * 200}\ty.fa\n", "at most 180"),
+    ]:
+        (tmp_path / "list.tsv").write_text(text)
+        with pytest.raises(SequenceError, match=message):
+            find_genomes([tmp_path / "list.tsv"])
+
+
+def test_folders_keep_links_that_lead_nowhere_and_skip_hidden_files(tmp_path):
+    (tmp_path / "lost.fa").symlink_to(tmp_path / "scratch" / "lost.fa")
+    (tmp_path / "._b.fa").write_text("x")
+    assert [genome.name for genome in find_genomes([tmp_path])] == ["lost"]
 
 
 def test_genomes_that_cannot_be_found(tmp_path):
