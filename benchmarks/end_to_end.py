@@ -130,7 +130,7 @@ def engine_alone(fasta: Path, model_name: str) -> Callable[[], None]:
     batch = compute_batch(geometry.window, "cpu")
     engine = Engine(
         *(model, model.card, geometry),
-        Numerics("fp32", "eager", batch, "forward"),
+        Numerics("fp32", "onednn", batch, "forward"),
         torch.device("cpu"),
     )
     with Genome(fasta) as genome:

@@ -90,9 +90,9 @@ def _choices() -> dict[str, str]:
             else "fp32: fastest and exact on a CPU"
         ),
         "form": (
-            f"plain below {PROBE_FROM_MULTIPLY_ADDS:.0e} multiply-adds a worker, which no "
-            "preparation repays; above, the fastest of plain, channels-last and compiled in a probe"
-            + ("" if compiler or cuda else " (compiled: no, there is no C++ compiler)")
+            f"{'channels-last' if cuda else 'channels-last through oneDNN'} below "
+            f"{PROBE_FROM_MULTIPLY_ADDS:.0e} multiply-adds a worker; above, the fastest of all in "
+            "a probe" + ("" if compiler or cuda else " (compiled: no, there is no C++ compiler)")
         ),
         "workers": (
             "one a GPU" if cuda else "one a core with one thread each, if there is work for them"

@@ -27,7 +27,7 @@ from genomepred.sequences.grid import Geometry
 
 STRANDS = ("forward", "reverse", "mean", "each")
 PRECISIONS = ("fp32", "fp16", "bf16")
-FORMS = ("eager", "conv2d", "compiled")
+FORMS = ("eager", "conv2d", "onednn", "compiled")
 
 # Bases of one compute batch. CPU: on the two-convolution CNN at W = 100, one thread, batches of
 # 64 / 128 / 256 / 512 windows took 88 / 64 / 45 / 66 us a window (activations leave the cache).
@@ -35,9 +35,9 @@ FORMS = ("eager", "conv2d", "compiled")
 _BATCH_BASES = {"cpu": 32_768, "cuda": 2_097_152}
 _BATCH_WINDOWS = {"cpu": 256, "cuda": 8_192}
 
-# Compiling took 3-17 s for the two-convolution CNN and saved a third of the time, so runs whose
-# plain form would finish within about two minutes on one core never probe: 5e10 multiply-adds a
-# second is what one AVX-512 core reaches. Counted, not timed, so that equal runs decide alike.
+# Compiling takes 3-17 s, so runs that finish within about two minutes on one core never probe:
+# 5e10 multiply-adds a second is what one AVX-512 core reaches. Counted, not timed, so that equal
+# runs decide alike.
 PROBE_FROM_MULTIPLY_ADDS = 6e12
 # A form replaces a simpler one only where it is clearly faster, so that noise decides nothing.
 _PROBE_MARGIN = 1.15
@@ -51,8 +51,9 @@ class Numerics:
     ----------
     precision : {"fp32", "fp16", "bf16"}
         Type of convolutions and matrix products; accumulation and activation stay in float32.
-    form : {"eager", "conv2d", "compiled"}
-        The model as written; with (1, K) channels-last convolutions; that form compiled.
+    form : {"eager", "conv2d", "onednn", "compiled"}
+        The model as written; with (1, K) channels-last convolutions; with those and their
+        activations as single calls of oneDNN; the channels-last form compiled.
     compute_batch : int
         Windows of every call of the model.
     strand : {"forward", "reverse", "mean", "each"}
@@ -143,6 +144,13 @@ def multiply_adds(model: nn.Module, window: int) -> int:
     for hook in hooks:
         hook.remove()
     return total
+
+
+def random_block(windows: int, window: int, batch: int) -> Block:
+    """Windows of random sequence, side by side, for probes."""
+    codes = np.random.default_rng(0).integers(0, 4, windows * window, dtype=np.uint8)
+    starts = np.arange(windows, dtype=np.int64) * window
+    return Block(torch.from_numpy(codes), starts, window, np.ones(windows // batch, np.bool_))
 
 
 class Engine:
@@ -299,8 +307,8 @@ class Engine:
 def _in_form(model: nn.Module, form: str) -> nn.Module:
     if form == "eager":
         return model
-    if form == "conv2d":
-        return prepare(model)
+    if form in ("conv2d", "onednn"):
+        return prepare(model, fused=form == "onednn")
     if form == "compiled":
         on_cpu = next(model.parameters()).device.type == "cpu"
         prepared = prepare(model)
@@ -376,11 +384,12 @@ def choose_numerics(
                 f"|value|) on {batch} windows of the genome; the card of {card.name!r} allows "
                 f"{card.tolerance[candidate]:.2g}; use --precision auto or fp32"
             )
-    form = "eager"
+    form = "onednn" if device.type == "cpu" else "conv2d"
     if windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS:
-        form = _fastest_form(lambda form: engine(accepted, form), FORMS)
-        if form != "eager" and difference(accepted, form) > card.tolerance[accepted]:
-            form = "eager"
+        others = [other for other in FORMS if other != form]
+        form = _fastest_form(lambda form: engine(accepted, form), (form, *others))
+    if difference(accepted, form) > card.tolerance[accepted]:
+        form = "eager"
     return Numerics(accepted, form, batch, strand)
 
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import numpy as np
 import torch
 
 from genomepred.errors import GenomepredError, ModelError, RegionError, SequenceError
@@ -24,6 +23,7 @@ from genomepred.inference.engine import (
     choose_numerics,
     compute_batch,
     find_device,
+    random_block,
 )
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
@@ -136,6 +136,11 @@ class Setup:
             share=(i - 1, n),
         )
 
+    @property
+    def _guards_precision(self) -> bool:
+        """Whether anything but float32 may be used: then real windows decide, else random do."""
+        return self.device.type != "cpu" or self.options.precision not in ("auto", "fp32")
+
     def decide(self, sample: Callable[[int], Block]) -> Numerics:
         """Choose precision and form by probing (see :func:`engine.choose_numerics`)."""
         return choose_numerics(
@@ -146,7 +151,7 @@ class Setup:
             precision=self.options.precision,
             strand=self.options.strand,
             windows=self.windows / self.workers,
-            sample=sample,
+            sample=sample if self._guards_precision else self.random_block,
         )
 
     def _sample(self, windows: int) -> Block:
@@ -179,13 +184,9 @@ class Setup:
         return None
 
     def random_block(self, windows: int) -> Block:
-        """Windows of random sequence, side by side."""
-        size = windows * self.geometry.window
-        codes = np.random.default_rng(0).integers(0, 4, size, dtype=np.uint8)
-        batches = windows // compute_batch(self.geometry.window, self.device.type)
-        starts = np.arange(windows, dtype=np.int64) * self.geometry.window
-        needed = np.ones(batches, np.bool_)
-        return Block(torch.from_numpy(codes), starts, self.geometry.window, needed)
+        """Windows of random sequence, for estimates."""
+        window = self.geometry.window
+        return random_block(windows, window, compute_batch(window, self.device.type))
 
     def engine(self, numerics: Numerics) -> Engine:
         """The engine that obeys the given numerics."""

@@ -250,11 +250,70 @@ def channels_last(model: Model) -> Model:
     return shared
 
 
-def prepare(model: Model) -> Model:
+# Activations that oneDNN computes on a convolution's result before it leaves the registers.
+_POST_OPS: dict[type[nn.Module], tuple[str, str]] = {
+    TanhGELU: ("gelu", "tanh"),
+    nn.ReLU: ("relu", ""),
+}
+
+
+class OneDNNConv(nn.Module):
+    """A channels-last convolution and the activation after it as one oneDNN call, on a CPU.
+
+    The weights are packed for the shape of the first input, which is best given to it alone. One
+    thread, the two-block CNN at W = 100, batches of 256, medians of 30 rounds in turn on a noisy
+    machine: 55 us a window, compiled 63, channels-last 95, plain 76.
+
+    Parameters
+    ----------
+    layer : ChannelsLastConv
+        The convolution; numeric padding only.
+    activation : nn.Module
+        A key of the table above.
+    """
+
+    def __init__(self, layer: ChannelsLastConv, activation: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.post_op = layer, _POST_OPS[type(activation)]
+        self._packed: list[Tensor] = []  # opaque to state_dict
+
+    @staticmethod
+    def supports(layer: nn.Module, activation: nn.Module) -> bool:
+        """Whether the pair can be computed this way."""
+        return (
+            isinstance(layer, ChannelsLastConv)
+            and type(activation) in _POST_OPS
+            and not isinstance(layer.padding, str)
+            and layer.conv.weight.device.type == "cpu"
+            and layer.conv.weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels_in, length]`` -> ``[batch, channels_out, length]``."""
+        layer, conv, x = self.layer, self.layer.conv, x.unsqueeze(2)
+        if layer.sides is not None:
+            x = functional.pad(x, layer.sides)
+        padding, stride, dilation = list(layer.padding), [1, conv.stride[0]], [1, conv.dilation[0]]
+        if not self._packed:
+            weight = conv.weight.detach().unsqueeze(2).to_mkldnn()
+            pack = torch._C._nn.mkldnn_reorder_conv2d_weight
+            shape = list(x.shape)
+            self._packed.append(pack(weight, padding, stride, dilation, conv.groups, shape))
+        kind, algorithm = self.post_op
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            *(x, self._packed[0], conv.bias, padding, stride, dilation, conv.groups),
+            *(kind, [], algorithm),
+        )
+        return y.squeeze(2)
+
+
+def prepare(model: Model, *, fused: bool = False) -> Model:
     """Copy of a model in evaluation mode, rewritten for speed; equal within 1e-5.
 
     A BatchNorm that directly follows a convolution in an ``nn.Sequential`` is folded into it,
-    and each ``nn.Conv1d`` becomes a :class:`ChannelsLastConv`. The given model stays as it is.
+    and each ``nn.Conv1d`` becomes a :class:`ChannelsLastConv`; with ``fused``, where it can, a
+    :class:`OneDNNConv` that takes in the activation as well. The given model stays as it is.
     """
     prepared = copy.deepcopy(model).eval()
     for module in prepared.modules():
@@ -266,7 +325,19 @@ def prepare(model: Model) -> Model:
             weight = module.conv.weight
             # [out, in, K] in memory as [out, K, in]: the 2-D view of it is channels-last.
             weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
+    for module in list(prepared.modules()) if fused else []:
+        if isinstance(module, nn.Sequential):
+            _fuse_activations(module)
     return prepared
+
+
+def _fuse_activations(layers: nn.Sequential) -> None:
+    real = [i for i, layer in enumerate(layers) if not isinstance(layer, nn.Identity)]
+    for i, j in pairwise(real):
+        if OneDNNConv.supports(layers[i], layers[j]):
+            conv = layers[i]
+            assert isinstance(conv, ChannelsLastConv)
+            layers[i], layers[j] = OneDNNConv(conv, layers[j]), nn.Identity()
 
 
 def _rewrite(module: nn.Module) -> None:

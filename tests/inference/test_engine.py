@@ -18,6 +18,7 @@ from genomepred.inference.engine import (
     multiply_adds,
 )
 from genomepred.models.card import Card, Track, load_model
+from genomepred.models.layers import prepare
 from genomepred.sequences.grid import Geometry
 from tests.checkpoints import make_checkpoint
 
@@ -56,9 +57,10 @@ def test_predictions_are_those_of_the_plain_model(model):
     assert wanted.std() > 0.01  # else the comparison would say nothing
 
 
-def test_a_window_depends_on_its_slot_and_on_no_other_window(model):
+@pytest.mark.parametrize("form", ["eager", "conv2d", "onednn"])
+def test_a_window_depends_on_its_slot_and_on_no_other_window(model, form):
     """What makes resumed, sharded and BED runs equal to the bit."""
-    engine = make_engine(model)
+    engine = make_engine(model, form=form)
     windows, others = random_windows(BATCH, 1), random_windows(BATCH, 2)
     alone = engine.submit(block_of(windows))()
     for slot in range(BATCH):
@@ -184,11 +186,20 @@ def test_a_model_that_does_not_keep_its_cards_promise_is_refused():
         )
 
 
-def test_channels_last_form_agrees(model):
+@pytest.mark.parametrize("form", ["conv2d", "onednn"])
+def test_rewritten_forms_agree(model, form):
     windows = random_windows(2 * BATCH)
     eager = make_engine(model).submit(block_of(windows))()
-    rewritten = make_engine(model, form="conv2d").submit(block_of(windows))()
-    np.testing.assert_allclose(rewritten, eager, atol=1e-6)
+    rewritten = make_engine(model, form=form).submit(block_of(windows))()
+    np.testing.assert_allclose(rewritten, eager, atol=2e-6)
+
+
+def test_a_form_that_computes_something_else_is_not_used(model, monkeypatch):
+    def broken(model, *, fused):
+        return nn.Sequential(prepare(model, fused=fused), nn.Tanh())
+
+    monkeypatch.setattr("genomepred.inference.engine.prepare", broken)
+    assert choose(model).form == "eager"
 
 
 @pytest.mark.slow
@@ -213,9 +224,9 @@ def choose(model, *, precision="auto", windows=0.0, tolerance=None):
     )
 
 
-def test_short_runs_on_the_cpu_take_the_plain_form_in_fp32(model):
+def test_short_runs_on_the_cpu_take_onednn_in_fp32(model):
     chosen = choose(model)
-    assert (chosen.precision, chosen.form) == ("fp32", "eager")
+    assert (chosen.precision, chosen.form) == ("fp32", "onednn")
     assert chosen.compute_batch == compute_batch(100, "cpu") == 256
 
 

@@ -232,6 +232,9 @@ def test_the_prepared_form_equals_the_model(model: SequenceModel) -> None:
         expected = model.eval()(codes)
         assert torch.allclose(prepare(model)(codes), expected, rtol=0, atol=1e-5)
         assert torch.allclose(prepare(model)(codes[:1]), expected[:1], rtol=0, atol=1e-5)
+        fused = prepare(model, fused=True)
+        assert torch.allclose(fused(codes), expected, rtol=0, atol=1e-5)
+        assert torch.allclose(fused(codes[:1]), expected[:1], rtol=0, atol=1e-5)
         assert torch.equal(model(codes), expected)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), "the given model stays as it is"
@@ -248,6 +251,13 @@ def test_preparing_folds_only_the_batch_norm_that_follows_a_convolution() -> Non
         "Conv1d",
     ]
     assert isinstance(prepared.blocks[4][0], nn.BatchNorm1d)
+
+
+def test_fusing_takes_in_activations_that_follow_a_convolution() -> None:
+    prepared = prepare(trained(_Mixed()), fused=True)
+    assert [type(layer).__name__ for layer in prepared.blocks][:4] == [
+        *["OneDNNConv", "Identity", "Identity", "MaxPool"]
+    ]
 
 
 def test_the_prepared_trunk_keeps_channels_last_memory() -> None:
