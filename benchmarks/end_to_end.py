@@ -35,7 +35,9 @@ from genomepred.models import build
 from genomepred.models.card import Card, Track, save_checkpoint
 
 STRIDE = 20
+# Of the runs in one process, and of whole commands, whose second worker needs seconds to start.
 BASES = {"ctcf": (1_000_000, 5_000_000), "linear": (30_000_000, 150_000_000)}
+COMMAND_BASES = {"ctcf": (10_000_000, 40_000_000), "linear": (30_000_000, 150_000_000)}
 NAIVE_BASES = (200_000, 1_000_000)
 FIRST = 33_000_000  # of chr20: beyond the centromere; repeated where more bases are needed
 
@@ -165,10 +167,14 @@ def measure(name: str, model: str, sequence: str, folder: Path, rounds: int) -> 
     short_bases, long_bases = BASES[name]
     short = write_fasta(folder / f"{name}-short.fa", sequence[:short_bases])
     long = write_fasta(folder / f"{name}-long.fa", sequence[:long_bases])
-    little, less = (
+    little, more_of_it = (
         write_fasta(folder / f"{name}-naive-{bases}.fa", sequence[:bases]) for bases in NAIVE_BASES
     )
-    difference = compare(less, model, folder)
+    first, last = (
+        write_fasta(folder / f"{name}-command-{bases}.fa", sequence[:bases])
+        for bases in COMMAND_BASES[name]
+    )
+    difference = compare(more_of_it, model, folder)
     loaded = load_model(model)
 
     def todays(fasta: Path, workers: int) -> None:
@@ -183,35 +189,35 @@ def measure(name: str, model: str, sequence: str, folder: Path, rounds: int) -> 
             "pipeline, short": lambda: in_process(short, model, out),
             "engine, long": long_engine,
             "pipeline, long": lambda: in_process(long, model, out),
-            "command, short": lambda: whole_command(short, model, out, 2),
-            "command, long": lambda: whole_command(long, model, out, 2),
+            "command, short": lambda: whole_command(first, model, out, 2),
+            "command, long": lambda: whole_command(last, model, out, 2),
             **{
                 f"naive, {workers} loader workers, {size}": lambda f=fasta, w=workers: todays(f, w)
                 for workers in (0, 2)
-                for size, fasta in (("short", little), ("long", less))
+                for size, fasta in (("short", little), ("long", more_of_it))
             },
         },
         rounds,
     )
     middle = {key: median(value) for key, value in times.items()}
-    more = long_bases - short_bases
+    sizes = {"engine": BASES[name], "pipeline": BASES[name], "command": COMMAND_BASES[name]}
     rate = {
-        kind: more / (middle[f"{kind}, long"] - middle[f"{kind}, short"])
-        for kind in ("engine", "pipeline", "command")
+        kind: (more - less) / (middle[f"{kind}, long"] - middle[f"{kind}, short"])
+        for kind, (less, more) in sizes.items()
     }
     todays_best = min(
         middle[f"naive, {n} loader workers, long"] - middle[f"naive, {n} loader workers, short"]
         for n in (0, 2)
     )
     rate["naive"] = (NAIVE_BASES[1] - NAIVE_BASES[0]) / todays_best
-    rate["whole command"] = long_bases / middle["command, long"]
+    rate["whole command"] = COMMAND_BASES[name][1] / middle["command, long"]
     result = {
         "difference": difference,
         "bases_per_second": rate,
         "pipeline_over_engine": rate["pipeline"] / rate["engine"],
         "steady_over_naive": rate["command"] / rate["naive"],
         "whole_command_over_naive": rate["whole command"] / rate["naive"],
-        "bases": {"short": short_bases, "long": long_bases, "naive": NAIVE_BASES},
+        "bases": {**sizes, "naive": NAIVE_BASES},
         "seconds": times,
     }
     print(

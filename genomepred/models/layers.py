@@ -298,8 +298,8 @@ class OneDNNConv(nn.Module):
         if not self._packed:
             weight = conv.weight.detach().unsqueeze(2).to_mkldnn()
             pack = torch._C._nn.mkldnn_reorder_conv2d_weight
-            shape = list(x.shape)
-            self._packed.append(pack(weight, padding, stride, dilation, conv.groups, shape))
+            options = (padding, stride, dilation, conv.groups, list(x.shape))
+            self._packed.append(pack(weight, *options))
         kind, algorithm = self.post_op
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             *(x, self._packed[0], conv.bias, padding, stride, dilation, conv.groups),
