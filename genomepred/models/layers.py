@@ -299,7 +299,7 @@ class OneDNNConv(nn.Module):
             weight = conv.weight.detach().unsqueeze(2).to_mkldnn()
             pack = torch._C._nn.mkldnn_reorder_conv2d_weight
             options = (padding, stride, dilation, conv.groups, list(x.shape))
-            self._packed.append(pack(weight, *options))
+            self._packed.append(pack(weight, *options))  # type: ignore[call-arg]
         kind, algorithm = self.post_op
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             *(x, self._packed[0], conv.bias, padding, stride, dilation, conv.groups),
