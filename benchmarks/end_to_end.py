@@ -264,7 +264,7 @@ def scaling(sequence: str, folder: Path, rounds: int) -> dict[str, Any]:
         write_fasta(genomes / f"g{k:03}.fa", sequence[k * 100_000 : (k + 1) * 100_000 - k])
     few = folder / "few"
     few.mkdir()
-    for k in range(20):
+    for k in range(80):
         shutil.copy(genomes / f"g{k:03}.fa", few)
     out = folder / "scaling"
     times = interleaved(
