@@ -27,7 +27,11 @@ from genomepred.sequences.grid import Geometry
 
 STRANDS = ("forward", "reverse", "mean", "each")
 PRECISIONS = ("fp32", "fp16", "bf16")
-FORMS = ("eager", "conv2d", "onednn", "compiled")
+# Forms of a model on each type of device, the default first.
+FORMS = {
+    "cpu": ("onednn", "eager", "conv2d", "compiled"),
+    "cuda": ("conv2d", "eager", "compiled"),
+}
 
 # Bases of one compute batch. CPU: on the two-convolution CNN at W = 100, one thread, batches of
 # 64 / 128 / 256 / 512 windows took 88 / 64 / 45 / 66 us a window (activations leave the cache).
@@ -144,13 +148,6 @@ def multiply_adds(model: nn.Module, window: int) -> int:
     for hook in hooks:
         hook.remove()
     return total
-
-
-def random_block(windows: int, window: int, batch: int) -> Block:
-    """Windows of random sequence, side by side, for probes."""
-    codes = np.random.default_rng(0).integers(0, 4, windows * window, dtype=np.uint8)
-    starts = np.arange(windows, dtype=np.int64) * window
-    return Block(torch.from_numpy(codes), starts, window, np.ones(windows // batch, np.bool_))
 
 
 class Engine:
@@ -314,7 +311,7 @@ def _in_form(model: nn.Module, form: str) -> nn.Module:
         prepared = prepare(model)
         prepared.compile(dynamic=False, options={"freezing": True} if on_cpu else None)
         return prepared
-    raise ModelError(f"unknown form {form!r} of a model; one of {', '.join(FORMS)}")
+    raise ModelError(f"unknown form {form!r} of a model")
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -384,10 +381,9 @@ def choose_numerics(
                 f"|value|) on {batch} windows of the genome; the card of {card.name!r} allows "
                 f"{card.tolerance[candidate]:.2g}; use --precision auto or fp32"
             )
-    form = "onednn" if device.type == "cpu" else "conv2d"
+    form = FORMS[device.type][0]
     if windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS:
-        others = [other for other in FORMS if other != form]
-        form = _fastest_form(lambda form: engine(accepted, form), (form, *others))
+        form = _fastest_form(lambda form: engine(accepted, form), FORMS[device.type])
     if difference(accepted, form) > card.tolerance[accepted]:
         form = "eager"
     return Numerics(accepted, form, batch, strand)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 
 from genomepred.errors import GenomepredError, ModelError, RegionError, SequenceError
@@ -23,7 +24,6 @@ from genomepred.inference.engine import (
     choose_numerics,
     compute_batch,
     find_device,
-    random_block,
 )
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
@@ -186,7 +186,10 @@ class Setup:
     def random_block(self, windows: int) -> Block:
         """Windows of random sequence, for estimates."""
         window = self.geometry.window
-        return random_block(windows, window, compute_batch(window, self.device.type))
+        codes = np.random.default_rng(0).integers(0, 4, windows * window, dtype=np.uint8)
+        starts = np.arange(windows, dtype=np.int64) * window
+        batches = windows // compute_batch(window, self.device.type)
+        return Block(torch.from_numpy(codes), starts, window, np.ones(batches, np.bool_))
 
     def engine(self, numerics: Numerics) -> Engine:
         """The engine that obeys the given numerics."""
