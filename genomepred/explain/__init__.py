@@ -1,0 +1,1 @@
+"""What a model has learnt: mutagenesis, gradients, filters and attention."""
