@@ -32,7 +32,8 @@ from genomepred import Genome, Grid, PredictionStore, load_model, predict
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Engine, Numerics, compute_batch
 from genomepred.models import build
-from genomepred.models.card import Card, Track, save_checkpoint
+from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import save_checkpoint
 
 STRIDE = 20
 # Of the runs in one process, and of whole commands, whose second worker needs seconds to start.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genomepred.inference.run import predict
-    from genomepred.models.card import load_model
+    from genomepred.models.checkpoint import load_model
     from genomepred.sequences.fasta import Genome
     from genomepred.sequences.grid import Grid
     from genomepred.store.hdf5 import PredictionStore
@@ -26,7 +26,7 @@ _HOMES = {
     "Genome": "genomepred.sequences.fasta",
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
-    "load_model": "genomepred.models.card",
+    "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.inference.run",
 }
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from genomepred.models import build
-from genomepred.models.card import Card, Track, save_checkpoint
+from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import save_checkpoint
 
 
 def make_checkpoint(

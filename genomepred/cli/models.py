@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shlex
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,10 @@ def models() -> None:
 @debug_option
 def list_models(as_json: bool) -> None:
     """List the bundled models and the architectures that can be trained."""
-    from genomepred.models import model_class
     from genomepred.models.card import bundled_models, read_card
 
     cards = {name: read_card(path) for name, path in bundled_models().items()}
-    first_lines = {name: (model_class(name).__doc__ or "").split("\n")[0] for name in MODELS}
+    first_lines = {name: _first_line(home) for name, home in MODELS.items()}
     if as_json:
         bundled = {name: json.loads(card.to_json()) for name, card in cards.items()}
         echo_json({"bundled": bundled, "architectures": first_lines})
@@ -41,6 +42,17 @@ def list_models(as_json: bool) -> None:
     click.echo("architectures (--model NAME of train):")
     for name, line in first_lines.items():
         click.echo(f"  {name:<12} {line}")
+
+
+def _first_line(home: str) -> str:
+    """First line of the docstring of a ``module:class``, read without importing torch."""
+    module, _, name = home.partition(":")
+    found = find_spec(module)
+    assert found is not None
+    assert found.origin is not None
+    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return (ast.get_docstring(classes[name]) or "").split("\n")[0]
 
 
 @models.command()
@@ -70,7 +82,7 @@ def show(model: str, as_json: bool) -> None:
 @debug_option
 def check(model: str, device: str, as_json: bool) -> None:
     """Check that MODEL is whole and reproduces its golden outputs on this machine."""
-    from genomepred.models.card import check_golden, load_model
+    from genomepred.models.checkpoint import check_golden, load_model
 
     loaded = load_model(model, device)
     worst, allowed = check_golden(loaded), loaded.card.tolerance["fp32"]

@@ -28,7 +28,8 @@ from genomepred.inference.engine import (
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
 from genomepred.inference.signature import RUN_FILE, facts, open_run
-from genomepred.models.card import Card, load_model
+from genomepred.models.card import Card
+from genomepred.models.checkpoint import load_model
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.files import sha256_of, write_whole

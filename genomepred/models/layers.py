@@ -10,19 +10,16 @@ import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-if TYPE_CHECKING:
-    from genomepred.models.card import Card
+from genomepred.models.card import N_POLICIES, Card
 
 Model = TypeVar("Model", bound=nn.Module)
-
-N_POLICIES = {"zeros": 0.0, "ones": 1.0, "uniform": 0.25}
 
 
 class OneHot(nn.Module):
@@ -85,7 +82,7 @@ class SequenceModel(nn.Module):
     bin_size : int
         Bases described by one bin.
     card : Card
-        Set by :func:`genomepred.models.card.load_model`, as is ``checkpoint``, its folder.
+        Set by :func:`genomepred.models.checkpoint.load_model`, as is ``checkpoint``, its folder.
     """
 
     card: Card

@@ -13,7 +13,8 @@ import torch
 
 from genomepred.errors import DataError, DeviceError, OutputError
 from genomepred.models import build
-from genomepred.models.card import Card, Track, check_target, load_model, save_checkpoint
+from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel, prepare
 from genomepred.sequences.fasta import Genome
 from genomepred.training.data import (

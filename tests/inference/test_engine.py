@@ -17,7 +17,8 @@ from genomepred.inference.engine import (
     find_device,
     multiply_adds,
 )
-from genomepred.models.card import Card, Track, load_model
+from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import load_model
 from genomepred.models.layers import prepare
 from genomepred.sequences.grid import Geometry
 from tests.checkpoints import make_checkpoint

@@ -30,7 +30,7 @@ from genomepred.inference.plan import plan
 from genomepred.inference.run import merge, verify
 from genomepred.inference.setup import Options
 from genomepred.inference.shards import Claim, GenomeWork, Shard
-from genomepred.models.card import load_model
+from genomepred.models.checkpoint import load_model
 from genomepred.store.hdf5 import Layout
 from tests.checkpoints import make_checkpoint
 

@@ -12,10 +12,9 @@ from genomepred.models.card import (
     Card,
     Track,
     bundled_models,
-    check_golden,
-    load_model,
     read_card,
 )
+from genomepred.models.checkpoint import check_golden, load_model
 from genomepred.models.layers import prepare
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
