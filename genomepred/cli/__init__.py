@@ -27,7 +27,7 @@ _COMMANDS = {
     "export": "genomepred.cli.store",
     "plot": "genomepred.cli.store",
     "models": "genomepred.cli.models",
-    "train": "genomepred.cli.models",
+    "train": "genomepred.cli.train",
     "doctor": "genomepred.cli.doctor",
 }
 
