@@ -1,0 +1,472 @@
+"""Labelled sequences: a table, or a FASTA with a table of labels, in three parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genomepred.errors import DataError
+from genomepred.sequences.fasta import Genome
+from genomepred.training.examples import (
+    PARTS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Codes,
+    Epoch,
+    Examples,
+    Float32,
+    Int64,
+)
+from genomepred.training.source import Source, file_facts
+from genomepred.training.storage import allocate
+from genomepred.training.tables import (
+    NAME_COLUMNS,
+    SEQUENCE_COLUMNS,
+    Table,
+    check_length,
+    encode_rows,
+    parse_numbers,
+)
+
+# Columns that are looked for, whatever their case, when none is named.
+TARGET_COLUMNS = ("label", "labels", "target", "rl", "mrl", "TPM")
+SPLIT_COLUMNS = ("dataset", "split")
+_PARTS_OF_VALUES = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("valid", "validation", "val"), VALIDATION),
+    "test": TEST,
+}
+_DEFAULT_SHARE = "0.1"
+
+
+class LabelledData:
+    """Sequences with labels of their own, in three parts.
+
+    Parameters
+    ----------
+    parts : sequence of three Examples
+        For training, validation and test.
+    tracks : tuple of str
+        Names of the labels.
+    task : str
+        ``regression``, ``binary`` or ``profile``.
+    reverse_complement : bool
+        Whether an epoch sees each sequence from a random strand.
+    shift : int
+        Most bases by which an epoch moves a window; those that enter are unknown.
+    seed : int
+        Epoch ``k`` depends on nothing but the data, these options, ``seed`` and ``k``.
+    facts : dict
+        What :meth:`facts` returns.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Examples],
+        tracks: tuple[str, ...],
+        task: str,
+        *,
+        reverse_complement: bool,
+        shift: int,
+        seed: int,
+        facts: dict[str, Any],
+    ) -> None:
+        self.parts, self.tracks, self.task = list(parts), tracks, task
+        self.reverse_complement, self.shift, self.seed = reverse_complement, shift, seed
+        self._facts = facts
+
+    @property
+    def window(self) -> int:
+        """Bases of each sequence."""
+        return int(self.parts[TRAIN].codes.shape[1])
+
+    def epoch(self, number: int) -> Epoch:
+        """Training examples of one epoch: random order, strands and shifts."""
+        examples, rng = self.parts[TRAIN], np.random.default_rng((self.seed, number))
+        n = len(examples)
+        order = rng.permutation(n)
+        reverse = rng.random(n) < 0.5 if self.reverse_complement else np.zeros(n, bool)
+        shift = rng.integers(-self.shift, self.shift + 1, n) if self.shift else None
+        source = np.zeros(n, np.uint8)
+        return Epoch([examples.codes], source, order, examples.labels[order], reverse, shift)
+
+    def validation(self) -> Examples:
+        """Validation examples."""
+        return self.parts[VALIDATION]
+
+    def test(self) -> dict[str, Examples]:
+        """Test examples, all of one kind."""
+        return {"test": self.parts[TEST]}
+
+    def facts(self) -> dict[str, Any]:
+        """Files, columns, transformation, numbers of examples, split and augmentation."""
+        return self._facts
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a table says about its sequences.
+
+    Parameters
+    ----------
+    table : Table
+        Where they come from.
+    values : float32 array, [n, tracks]
+        As a model is to predict them; NaN where missing.
+    tracks : tuple of str
+        Their columns.
+    task : str
+        ``regression``, ``binary`` or ``profile``.
+    names : array of str, [n]
+        Names of the sequences, else their rows.
+    """
+
+    table: Table
+    values: Float32
+    tracks: tuple[str, ...]
+    task: str
+    names: NDArray[np.str_]
+
+
+def read_labels(table: Table, source: Source) -> Labels:
+    """Labels of a table, transformed as the source asks.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or a label does not fit the task or transformation.
+    """
+    tracks = source.targets or (table.need(None, TARGET_COLUMNS, "labels", "--target"),)
+    for track in tracks:
+        table.find(track, ())
+    frame = table.read(list(tracks))
+    if not len(frame):
+        raise DataError(f"{table.path}: no rows below the names of the columns")
+    values, task = make_targets(parse_numbers(frame, table.path), tracks, source, table.path)
+    column = table.find(None, NAME_COLUMNS)
+    rows = np.arange(1, len(frame) + 1)
+    names = table.read([column])[column] if column else rows
+    return Labels(table, values, tracks, task, np.asarray(names, np.str_))
+
+
+def make_targets(
+    labels: NDArray[np.float64], tracks: Sequence[str], source: Source, path: Path
+) -> tuple[Float32, str]:
+    """Labels transformed as asked, and their task.
+
+    Parameters
+    ----------
+    labels : float64 array, [n, tracks]
+        NaN where missing.
+    tracks : sequence of str
+        Names of the columns.
+    source : Source
+        ``task`` and ``transform`` count.
+    path : Path
+        For messages.
+
+    Returns
+    -------
+    labels : float32 array, [n, tracks]
+    task : str
+        ``regression``, ``binary`` or ``profile``.
+
+    Raises
+    ------
+    DataError
+        If a label does not fit the task or transformation, naming its row.
+    """
+
+    def refuse(wrong: NDArray[np.bool_], why: str) -> None:
+        if wrong.any():
+            row, column = map(int, np.argwhere(wrong)[0])
+            raise DataError(
+                f"{path}: row {row + 1}, column {tracks[column]!r}: {labels[row, column]:g} {why}"
+            )
+
+    missing = np.isnan(labels)
+    other = ~missing & (labels != 0) & (labels != 1)
+    task = source.task
+    if task == "auto":
+        task = "regression" if other.any() or source.transform != "none" else "binary"
+    if task != "regression" and source.transform != "none":
+        raise DataError(
+            f"{path}: --transform {source.transform} is for regressions; leave it out for {task}"
+        )
+    if task == "binary":
+        refuse(other, "is neither 0 nor 1, as binary labels are; use --task regression")
+    elif task == "profile":
+        refuse(missing, "(missing): a profile needs all its columns; remove the row")
+        refuse(labels < 0, "is negative; a profile is of counts or shares")
+        sums = labels.sum(axis=1, keepdims=True)
+        refuse(np.broadcast_to(sums == 0, labels.shape), "in every column; remove the row")
+        labels = labels / sums
+    elif source.transform != "none":
+        refuse(labels <= -1, f"has no {source.transform}; labels must be above -1")
+        labels = np.log1p(labels) / (np.log(2) if source.transform == "log2p1" else 1)
+    return labels.astype(np.float32), task
+
+
+def assign_parts(
+    table: Table, rows: int, source: Source
+) -> tuple[NDArray[np.uint8], dict[str, str]]:
+    """Part of each row of a table, as ``validation`` and ``test`` of the source ask.
+
+    Parameters
+    ----------
+    table : Table
+    rows : int
+        How many it has.
+    source : Source
+        ``validation``, ``test`` and ``seed`` count.
+
+    Returns
+    -------
+    parts : uint8 array, [rows]
+    chosen : dict
+        How the rows for validation and test were chosen, in words.
+
+    Raises
+    ------
+    DataError
+        If what was asked for does not exist, validation and test share rows, or a part is empty.
+    """
+    asked = _asked_parts(table, source)
+    parts = np.full(rows, TRAIN, np.uint8)
+    for part, texts in asked.items():
+        for text in texts:
+            if _is_share(text):
+                continue
+            chosen = _chosen_rows(table, text, rows)
+            twice = np.flatnonzero(chosen & (parts != TRAIN) & (parts != part))
+            if len(twice):
+                raise DataError(
+                    f"{table.path}: row {twice[0] + 1} is asked for validation and test; give "
+                    "each its own"
+                )
+            parts[chosen] = part
+    free = np.random.default_rng(source.seed).permutation(np.flatnonzero(parts == TRAIN))
+    for part, texts in asked.items():
+        count = round(sum(float(text) for text in texts if _is_share(text)) * rows)
+        parts[free[:count]] = part
+        free = free[count:]
+    counts = np.bincount(parts, minlength=3)
+    if not counts.all():
+        found = ", ".join(f"{n} for {name}" for n, name in zip(counts, PARTS, strict=True))
+        raise DataError(
+            f"{table.path}: empty split: of {rows} rows {found}; choose others with --validation "
+            "and --test"
+        )
+    return parts, {PARTS[part]: ", ".join(texts) for part, texts in asked.items()}
+
+
+def _asked_parts(table: Table, source: Source) -> dict[int, Sequence[str]]:
+    """Choices of rows for test and validation: those given, a column's, or a share."""
+    asked: dict[int, Sequence[str]] = {TEST: source.test, VALIDATION: source.validation}
+    column = table.find(None, SPLIT_COLUMNS)
+    if column is not None and not all(asked.values()):
+        values = table.read([column])[column].str.strip().drop_duplicates()
+        by_part: dict[int, list[str]] = {TRAIN: [], VALIDATION: [], TEST: []}
+        for row, value in zip(values.index.tolist(), values, strict=True):
+            if value.lower() not in _PARTS_OF_VALUES:
+                raise DataError(
+                    f"{table.path}: row {row + 1}, column {column!r}: {value!r} is none of train, "
+                    "valid, test; correct it, or give both --validation and --test"
+                )
+            by_part[_PARTS_OF_VALUES[value.lower()]].append(f"{column}={value}")
+        asked = {part: texts or by_part[part] for part, texts in asked.items()}
+    return {part: texts or (_DEFAULT_SHARE,) for part, texts in asked.items()}
+
+
+def _is_share(text: str) -> bool:
+    return re.fullmatch(r"0?\.\d+", text) is not None and float(text) > 0
+
+
+def _chosen_rows(table: Table, text: str, rows: int) -> NDArray[np.bool_]:
+    """Rows of ``FIRST-LAST`` or ``COLUMN=VALUE``."""
+    numbers = re.fullmatch(r"(\d+)-(\d+)", text)
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2])
+        if not 1 <= first <= last <= rows:
+            raise DataError(f"{table.path}: no rows {text}; it has rows 1-{rows}")
+        place = np.arange(1, rows + 1)
+        return (place >= first) & (place <= last)
+    column, equals, value = text.partition("=")
+    if not equals:
+        raise DataError(
+            f"{table.path}: {text!r} is no choice of rows; write rows FIRST-LAST, COLUMN=VALUE or "
+            "a share such as 0.1"
+        )
+    table.find(column, ())
+    values = table.read([column])[column].str.strip()
+    chosen = (values == value).to_numpy(bool)
+    if not chosen.any():
+        there = ", ".join(map(repr, values.drop_duplicates()[:5]))
+        raise DataError(f"{table.path}: no row has {text}; column {column!r} has {there}")
+    return chosen
+
+
+def open_table(source: Source, scratch: Path) -> LabelledData:
+    """Data of a table with sequences and labels.
+
+    Parameters
+    ----------
+    source : Source
+        What to read; ``data`` is the table.
+    scratch : Path
+        Folder for codes that outgrow memory.
+
+    Raises
+    ------
+    DataError
+        If the table does not hold what is asked for; names rows and columns.
+    """
+    table = Table(source.data)
+    column = table.need(source.sequence, SEQUENCE_COLUMNS, "sequences", "--sequence")
+    labels = read_labels(table, source)
+    parts, chosen = assign_parts(table, len(labels.values), source)
+    lengths = (len(text) for texts in table.batches(column) for text in texts)
+    window = source.window or _window(lengths, source.pad)
+    codes, place = allocate((len(parts), window), scratch, "sequences"), _places(parts)
+
+    def called(first: int, i: int) -> str:
+        return f"{table.path}: row {first + i + 1}, column {column!r}"
+
+    row = 0
+    for texts in table.batches(column):
+        batch = np.empty((len(texts), window), np.uint8)
+        encode_rows(texts, batch, source.pad, partial(called, row))
+        codes[place[row : row + len(texts)]] = batch
+        row += len(texts)
+    facts = {"data": file_facts([table.path]), "columns": {"sequence": column}, "split": chosen}
+    return _in_parts(codes, labels, parts, source, facts)
+
+
+def open_fasta(source: Source, scratch: Path) -> LabelledData:
+    """Data of a FASTA whose sequences have their labels in a table.
+
+    Parameters
+    ----------
+    source : Source
+        What to read; ``data`` is the FASTA, ``labels`` the table, with the sequences' names.
+    scratch : Path
+        Folder for codes that outgrow memory.
+
+    Raises
+    ------
+    DataError
+        If a sequence has no label or a label no sequence, or the table does not hold what is asked.
+    SequenceError
+        If the FASTA is none.
+    """
+    assert source.labels is not None
+    table = Table(source.labels)
+    table.need(None, NAME_COLUMNS, "names of sequences", "the header 'name'")
+    labels = read_labels(table, source)
+    parts, chosen = assign_parts(table, len(labels.values), source)
+    with Genome(source.data, cache=scratch) as fasta:
+        _check_names(labels, fasta)
+        window = source.window or _window((fasta.contigs[n] for n in labels.names), source.pad)
+        codes, place = allocate((len(parts), window), scratch, "sequences"), _places(parts)
+        for name, row in zip(labels.names.tolist(), place, strict=True):
+            length = fasta.contigs[name]
+            check_length(length, window, source.pad, f"{fasta.path}: {name!r}")
+            first = window - length if source.pad == "left" else 0
+            fasta.codes(name, 0, length, codes[row, first : first + length])
+    facts = {"data": file_facts([source.data, table.path]), "columns": {}, "split": chosen}
+    return _in_parts(codes, labels, parts, source, facts)
+
+
+def _check_names(labels: Labels, fasta: Genome) -> None:
+    names, counts = np.unique(labels.names, return_counts=True)
+    if counts.max() > 1:
+        raise DataError(
+            f"{labels.table.path}: {names[counts.argmax()]!r} is the name of {counts.max()} rows; "
+            "each sequence needs one"
+        )
+    unlabelled = [name for name in fasta.contigs if name not in set(names.tolist())]
+    if unlabelled:
+        raise DataError(
+            f"{labels.table.path}: no label for {len(unlabelled)} of the {len(fasta.contigs)} "
+            f"sequences of {fasta.path}, first {unlabelled[0]!r}; add rows or remove the sequences"
+        )
+    absent = [name for name in labels.names.tolist() if name not in fasta.contigs]
+    if absent:
+        raise DataError(
+            f"{fasta.path}: no sequence for {len(absent)} of the {len(names)} labels of "
+            f"{labels.table.path}, first {absent[0]!r}; add sequences or remove the rows"
+        )
+
+
+def _window(lengths: Iterable[int], pad: str | None) -> int:
+    """Length of the first sequence, or of the longest where shorter ones are padded."""
+    return max(max(lengths) if pad else next(iter(lengths)), 1)
+
+
+def _places(parts: NDArray[np.uint8]) -> Int64:
+    """Row of each example where those of a part lie together."""
+    place = np.empty(len(parts), np.int64)
+    place[np.argsort(parts, kind="stable")] = np.arange(len(parts))
+    return place
+
+
+def _in_parts(
+    codes: Codes,
+    labels: Labels,
+    parts: NDArray[np.uint8],
+    source: Source,
+    facts: dict[str, Any],
+) -> LabelledData:
+    """Data of codes that are sorted by part."""
+    order = np.argsort(parts, kind="stable")
+    bounds = np.searchsorted(parts[order], np.arange(len(PARTS) + 1))
+    examples = [
+        Examples(codes[a:b], labels.values[order[a:b]], labels.names[order[a:b]])
+        for a, b in pairwise(bounds)
+    ]
+    check_labels(examples, labels.tracks, labels.table.path)
+    facts["columns"]["labels"] = list(labels.tracks)
+    facts["transform"] = source.transform
+    facts["examples"] = {name: len(e) for name, e in zip(PARTS, examples, strict=True)}
+    facts["padded"] = source.pad
+    return LabelledData(
+        examples,
+        labels.tracks,
+        labels.task,
+        reverse_complement=bool(source.reverse_complement),
+        shift=source.shift,
+        seed=source.seed,
+        facts=facts,
+    )
+
+
+def check_labels(parts: Sequence[Examples], tracks: Sequence[str], path: Path) -> None:
+    """Refuse labels from which nothing can be learnt or measured.
+
+    Every track must vary in training, and some track in validation and in test.
+
+    Raises
+    ------
+    DataError
+        Naming the track and the part.
+    """
+    for name, examples in zip(PARTS, parts, strict=True):
+        present = np.where(np.isnan(examples.labels), np.inf, examples.labels)
+        lowest = present.min(axis=0)
+        constant = ~(np.where(np.isinf(present), -np.inf, present).max(axis=0) > lowest)
+        if constant.all() or (name == PARTS[TRAIN] and constant.any()):
+            track = int(np.argmax(constant))
+            value = "missing" if np.isinf(lowest[track]) else f"{lowest[track]:g}"
+            raise DataError(
+                f"{path}: constant labels: all of {tracks[track]!r} in the {len(examples)} rows "
+                f"for {name} are {value}; choose another column or split"
+            )
