@@ -140,10 +140,12 @@ class EncoderLayer(nn.Module):
 
     def _after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.dropout(attended)
+        out: Tensor
         if self.norm_first:
-            return x + self.dropout(self.feedforward(self.norm2(x)))
-        x = self.norm1(x)
-        out: Tensor = self.norm2(x + self.dropout(self.feedforward(x)))
+            out = x + self.dropout(self.feedforward(self.norm2(x)))
+        else:
+            x = self.norm1(x)
+            out = self.norm2(x + self.dropout(self.feedforward(x)))
         return out
 
 

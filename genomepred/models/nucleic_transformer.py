@@ -98,6 +98,11 @@ class NucleicTransformer(SequenceModel):
     base_order, n_policy : str, optional
         See :class:`genomepred.models.layers.OneHot`.
 
+    Attributes
+    ----------
+    kmers : tuple of int
+        As given; the order in which they stand along the length.
+
     Raises
     ------
     ValueError
@@ -123,6 +128,7 @@ class NucleicTransformer(SequenceModel):
         super().__init__(window, tracks, base_order=base_order, n_policy=n_policy)
         if not kmers or min(kmers) < 1 or max(kmers) > window:
             raise ValueError(f"kmers {list(kmers)} must be at least one of 1 to window {window}")
+        self.kmers = tuple(kmers)
         self.embedding = nn.Embedding(5, dim)
         self.register_buffer("positions", sinusoids(window, dim), persistent=False)
         self.dropout = nn.Dropout(dropout)
