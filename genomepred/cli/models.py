@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from genomepred.cli.options import debug_option, echo_json, json_option
+from genomepred.cli.options import debug_option, echo_json, json_option, trust_code_option
 from genomepred.models import MODELS
 
 
@@ -74,13 +74,14 @@ def show(model: str, as_json: bool) -> None:
 @models.command()
 @click.argument("model")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute.")
+@trust_code_option
 @json_option
 @debug_option
-def check(model: str, device: str, as_json: bool) -> None:
+def check(model: str, device: str, trust_code: str | None, as_json: bool) -> None:
     """Check that MODEL is whole and reproduces its golden outputs on this machine."""
     from genomepred.models.checkpoint import check_golden, load_model
 
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, trust_code)
     worst, allowed = check_golden(loaded), loaded.card.tolerance["fp32"]
     if as_json:
         echo_json(

@@ -18,6 +18,12 @@ debug_option = click.option(
     expose_value=False,
     help="Show the traceback of an error.  [default: one line]",
 )
+trust_code_option = click.option(
+    "--trust-code",
+    metavar="PATH[:CLASS]",
+    help="Code of a model that comes with its own: a Python file, or MODULE:CLASS of an installed "
+    "module. It is executed.  [default: no code is run]",
+)
 
 
 def echo_json(document: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genomepred.cli import STARTED
-from genomepred.cli.options import debug_option, echo_json, json_option
+from genomepred.cli.options import debug_option, echo_json, json_option, trust_code_option
 
 if TYPE_CHECKING:
     from genomepred.inference.plan import Estimate
@@ -123,6 +123,7 @@ def _run_options(command: Command) -> Command:
             type=click.IntRange(1),
             help="Worker processes.  [default: one a core or GPU, if there is work for them]",
         ),
+        trust_code_option,
         json_option,
         debug_option,
     ]

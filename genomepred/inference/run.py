@@ -64,6 +64,7 @@ def predict(
     compression: str = "deflate",
     shard: tuple[int, int] = (1, 1),
     jobs: int | None = None,
+    trust_code: str | None = None,
     progress: bool = False,
 ) -> list[GenomeResult]:
     """Predict genomes into ``out``, one HDF5 file each; call again to continue after a crash.
@@ -99,6 +100,9 @@ def predict(
         ``(i, n)``: compute the i-th of n shares, counted from 1.
     jobs : int, optional
         Worker processes; by default one a CPU core (one a GPU), but none without enough work.
+    trust_code : str, optional
+        Code of a model that comes with its own, which is executed: ``PATH[:CLASS]`` of a Python
+        file, or ``MODULE:CLASS`` of an installed module.
     progress : bool
         Show progress on stderr.
 
@@ -130,6 +134,7 @@ def predict(
         compression=compression,
         shard=shard,
         jobs=jobs,
+        trust_code=trust_code,
     )
     return run(options, progress).genomes
 

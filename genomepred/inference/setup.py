@@ -30,6 +30,7 @@ from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
 from genomepred.inference.signature import RUN_FILE, facts, open_run
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
+from genomepred.models.external import External
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.files import sha256_of, write_whole
@@ -62,6 +63,7 @@ class Options:
     compression: str = "deflate"
     shard: tuple[int, int] = (1, 1)
     jobs: int | None = None
+    trust_code: str | None = None
 
     def __post_init__(self) -> None:
         i, n = self.shard
@@ -81,7 +83,7 @@ class Setup:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.device = find_device(options.device)
-        self.model = load_model(options.model)
+        self.model = load_model(options.model, trust_code=options.trust_code)
         card = self.model.card
         assert isinstance(card, Card)
         self.card = card
@@ -119,6 +121,7 @@ class Setup:
             strand=options.strand,
             regions=options.regions,
             centre=options.centre,
+            code_sha256=self.model.code.sha256 if isinstance(self.model, External) else None,
         )
         asked = {"precision": options.precision} if options.precision != "auto" else {}
         if options.regions is not None and not (options.out / RUN_FILE).exists():

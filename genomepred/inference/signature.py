@@ -41,6 +41,7 @@ def facts(
     strand: str,
     regions: Path | None,
     centre: bool,
+    code_sha256: str | None,
 ) -> dict[str, Any]:
     """The part of the signature that follows from the command and the machine."""
     described = json.loads(card.to_json())
@@ -49,6 +50,7 @@ def facts(
     return {
         "model": card.name,
         "weights_sha256": card.weights_sha256,
+        "code": code_sha256,
         "card": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
         "window": geometry.window,
         "crop": geometry.crop,

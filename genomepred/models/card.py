@@ -21,6 +21,8 @@ from genomepred.sequences.grid import Geometry
 FORMAT_VERSION = 1
 ACTIVATIONS = ("none", "sigmoid", "softmax", "softplus", "exp")
 INPUTS = ("codes", "onehot_channels_first", "onehot_channels_last")
+# Architecture of a model that comes with its own code.
+EXTERNAL = "external"
 # What all four channels of a one-hot hold where the base is unknown.
 N_POLICIES = {"zeros": 0.0, "ones": 1.0, "uniform": 0.25}
 # |difference| / (1 + |reference|) within which a precision counts as equal to fp32: some twenty
@@ -48,9 +50,9 @@ class Card:
     name : str
         The model's name.
     architecture : str
-        A key of ``MODELS``.
+        A key of ``MODELS``, or ``external`` for a model that comes with its own code.
     config : dict
-        Arguments of the architecture.
+        Arguments of the architecture, or of the model's own class.
     window, crop, bins, bin_size, stride : int
         Sizes in bases (``bins`` is a count); ``stride`` is the default one.
     tracks : tuple of Track
@@ -64,7 +66,7 @@ class Card:
     base_order, n_policy : str, optional
         See :class:`genomepred.models.layers.OneHot`.
     min_bases : int, optional
-        A window with fewer known bases has no prediction.
+        A window with fewer known bases has no prediction; 0 predicts every window.
     tolerance : dict, optional
         Largest ``|difference| / (1 + |reference|)`` of each precision.
     training, metrics : dict, optional
@@ -257,7 +259,7 @@ def _is_tolerance(value: Any) -> bool:
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format_version": (lambda value: value == FORMAT_VERSION, f"{FORMAT_VERSION}"),
     "name": (_matches(r"[A-Za-z0-9][A-Za-z0-9._+-]*"), "letters, digits and . _ + -"),
-    "architecture": (_is_one_of(*MODELS), " or ".join(sorted(MODELS))),
+    "architecture": (_is_one_of(*MODELS, EXTERNAL), ", ".join([*sorted(MODELS), EXTERNAL])),
     "config": (_is_json_object, "an object of the architecture's arguments"),
     "window": (_is_int(1), "an integer, at least 1"),
     "crop": (_is_int(0), "an integer, at least 0"),
@@ -270,7 +272,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "input": (_is_one_of(*INPUTS), ", ".join(INPUTS)),
     "base_order": (_is_base_order, "a permutation of ACGT"),
     "n_policy": (_is_one_of(*N_POLICIES), ", ".join(N_POLICIES)),
-    "min_bases": (_is_int(1), "an integer, at least 1"),
+    "min_bases": (_is_int(0), "an integer, at least 0"),
     "tolerance": (_is_tolerance, "a positive number for each of fp32, fp16, bf16"),
     "training": (_is_json_object, "an object"),
     "metrics": (_is_json_object, "an object without NaN"),

@@ -1,7 +1,8 @@
 """Checkpoints: a directory <-> a model that is ready to run and proves itself.
 
 A checkpoint is a directory of ``model.safetensors``, ``card.json``, ``golden.safetensors`` (a few
-real inputs and their raw outputs) and ``README.md``. Nothing in it is ever executed.
+real inputs and their raw outputs) and ``README.md``. Nothing in it is ever executed: the code of a
+model of the user's own is named by the user.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from genomepred.errors import DeviceError, ModelError
 from genomepred.models import build
-from genomepred.models.card import CARD, Card, find_checkpoint, flatten, read_card
+from genomepred.models.card import CARD, EXTERNAL, Card, find_checkpoint, flatten, read_card
+from genomepred.models.external import External, make_external
 from genomepred.models.layers import SequenceModel
 
 WEIGHTS, GOLDEN, README = "model.safetensors", "golden.safetensors", "README.md"
@@ -78,7 +80,8 @@ def save_checkpoint(
     }
     weights = pack_tensors(rounded)
     card = replace(card, weights_sha256=hashlib.sha256(weights).hexdigest())
-    loaded = _assemble(card, weights, target)
+    trust_code = model.code.asked if isinstance(model, External) else None
+    loaded = _assemble(card, weights, target, trust_code)
     golden = {"codes": torch.from_numpy(np.ascontiguousarray(golden_codes))}
     golden["outputs"] = _outputs(loaded, golden["codes"])
     _publish(
@@ -108,7 +111,9 @@ def check_target(directory: Path) -> None:
         raise ModelError(f"{directory}: is a file; name a new folder")
 
 
-def load_model(path_or_name: Path | str, device: torch.device | str = "cpu") -> SequenceModel:
+def load_model(
+    path_or_name: Path | str, device: torch.device | str = "cpu", trust_code: str | None = None
+) -> SequenceModel:
     """Model of a checkpoint directory or of a bundled name, in evaluation mode and float32.
 
     Parameters
@@ -118,6 +123,9 @@ def load_model(path_or_name: Path | str, device: torch.device | str = "cpu") -> 
         name; write ``./NAME`` for the folder).
     device : torch.device or str, optional
         Where the model goes.
+    trust_code : str, optional
+        For a model that comes with its own code, that code, which is executed: ``PATH[:CLASS]``
+        of a Python file, or ``MODULE:CLASS`` of an installed module.
 
     Returns
     -------
@@ -127,14 +135,15 @@ def load_model(path_or_name: Path | str, device: torch.device | str = "cpu") -> 
     Raises
     ------
     ModelError
-        If there is no such model, or its files are damaged or contradict each other.
+        If there is no such model, its files are damaged or contradict each other, or its code
+        is not trusted or fails.
     DeviceError
         If the device does not exist.
     """
     path = find_checkpoint(path_or_name)
     card = read_card(path)
     weights = _read(path / WEIGHTS)
-    model = _assemble(card, weights, path)
+    model = _assemble(card, weights, path, trust_code)
     model.checkpoint = path
     try:
         return model.to(device)
@@ -190,7 +199,8 @@ def check_golden(
 
 
 def _state(model: SequenceModel) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    # Clones, because safetensors stores no tensor that shares its memory with another.
+    return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
 
 
 def _outputs(model: SequenceModel, codes: Tensor) -> Tensor:
@@ -198,7 +208,7 @@ def _outputs(model: SequenceModel, codes: Tensor) -> Tensor:
     # TF32 convolutions would miss the fp32 tolerance.
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         outputs: Tensor = model(codes.to(device)).float().cpu()
-    return outputs
+    return outputs.contiguous()
 
 
 def _read(path: Path) -> bytes:
@@ -217,7 +227,7 @@ def _parse(packed: bytes, path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _assemble(card: Card, weights: bytes, directory: Path) -> SequenceModel:
+def _assemble(card: Card, weights: bytes, directory: Path, trust_code: str | None) -> SequenceModel:
     """Model of a card and the bytes of its weights, everything about them checked."""
     path = directory / WEIGHTS
     state = _parse(weights, path)
@@ -227,15 +237,26 @@ def _assemble(card: Card, weights: bytes, directory: Path) -> SequenceModel:
             f"{path}: sha256 is {digest}, but the card says {card.weights_sha256}; "
             "the file was changed or belongs to another card"
         )
-    try:
-        model = build(card.architecture, **card.config)
-    except ModelError as error:
-        raise ModelError(f"{directory / CARD}: field 'config': {error}") from error
+    model = _initialised(card, directory / CARD, trust_code)
     _check_agreement(card, model, directory / CARD)
     _check_state(state, model.state_dict(), path)
     model.load_state_dict(state)
     model.card = card
     return model.float().eval()
+
+
+def _initialised(card: Card, path: Path, trust_code: str | None) -> SequenceModel:
+    if card.architecture == EXTERNAL:
+        return make_external(card, trust_code)
+    if trust_code is not None:
+        raise ModelError(
+            f"{path}: the architecture is {card.architecture!r}, which is part of this package; "
+            "leave out --trust-code"
+        )
+    try:
+        return build(card.architecture, **card.config)
+    except ModelError as error:
+        raise ModelError(f"{path}: field 'config': {error}") from error
 
 
 def _check_agreement(card: Card, model: SequenceModel, path: Path) -> None:
@@ -304,12 +325,13 @@ def _readme(card: Card) -> str:
         for title, section in sections.items()
         if section
     )
+    trust = " --trust-code PATH" if card.architecture == EXTERNAL else ""
     return (
         f"# {card.name}\n\n"
         f"`{card.architecture}`, window {card.window}, default stride {card.stride}, "
         f"{card.bins} bin(s) of {card.bin_size} bases, activation {card.activation}.\n"
         f"Licence: {card.licence or 'not stated'}.\n\n"
-        f"```\ngenomepred predict --genomes GENOME.fa --model {card.name} --out OUT\n```\n\n"
+        f"```\ngenomepred predict --genomes GENOME.fa --model {card.name} --out OUT{trust}\n```\n\n"
         f"| track | description | unit |\n| --- | --- | --- |\n{tracks}{tables}"
     )
 

@@ -84,7 +84,7 @@ BAD_FIELDS = [
     ("base_order", "ACGU"),
     ("base_order", 4),
     ("n_policy", "half"),
-    ("min_bases", 0),
+    ("min_bases", -1),
     ("min_bases", 22),  # more than the window
     ("tolerance", {}),
     ("tolerance", {"fp32": 1e-5, "fp16": 2e-3, "bf16": 0.0}),

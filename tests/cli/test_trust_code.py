@@ -1,0 +1,101 @@
+"""A model with code of its own from the command line: ``--trust-code``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.models.external import make_external
+from genomepred.sequences.fasta import Genome
+from genomepred.store.hdf5 import PredictionStore
+from tests.models.test_external import CODE, make_card
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint, its code and two genomes."""
+    (tmp_path / "mine.py").write_text(CODE)
+    model = make_external(make_card(), str(tmp_path / "mine.py"))
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 5, (3, 20), dtype=np.uint8)
+    save_checkpoint(tmp_path / "mine", model, make_card(), codes)
+    for name in "ab":
+        letters = "".join("ACGT"[code] for code in rng.integers(0, 4, 5_000))
+        (tmp_path / f"{name}.fa").write_text(f">{name}\n{letters}\n")
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "genomepred", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+PREDICT = ("predict", "a.fa", "b.fa", "--model", "mine", "--out", "out")
+
+
+def test_predict_in_several_processes_and_refusal_after_the_code_changed(folder: Path) -> None:
+    trust = ("--trust-code", "mine.py:Mean")
+    done = run(folder, *PREDICT, *trust, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "worker has stopped" not in done.stderr
+    model = load_model(folder / "mine", trust_code=str(folder / "mine.py"))
+    with PredictionStore(folder / "out" / "b.h5") as store, Genome(folder / "b.fa") as genome:
+        values = store["b", 0:5_000].values
+        windows = np.stack([genome.codes("b", s, s + 20) for s in range(0, 5_000, 20)])
+    expected = model(_tensor(windows)).detach().numpy()[:, 0]
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    signature = json.loads((folder / "out" / "run.json").read_text())["signature"]
+    (folder / "mine.py").write_text(CODE + "\n# another version\n")
+    refused = run(folder, *PREDICT, *trust)
+    assert refused.returncode == 7
+    assert f"was started with code {signature['code'][:12]}...; now code " in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def _tensor(codes: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(codes)
+
+
+@pytest.mark.parametrize("command", [PREDICT, ("plan", *PREDICT[1:]), ("models", "check", "mine")])
+def test_without_trust_nothing_runs(folder: Path, command: tuple[str, ...]) -> None:
+    (folder / "mine.py").write_text("raise SystemExit('executed')")
+    refused = run(folder, *command)
+    assert refused.returncode == 6
+    assert "'mine' comes with its own code" in refused.stderr
+    assert "--trust-code PATH" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
+def test_plan_and_check_take_the_code(folder: Path) -> None:
+    for command in (("plan", *PREDICT[1:]), ("models", "check", "mine")):
+        done = run(folder, *command, "--trust-code", "mine.py")
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_error_in_the_code_is_one_line_and_a_traceback_with_debug(folder: Path) -> None:
+    (folder / "mine.py").write_text(CODE.replace("mean(2)", "mean(3)"))
+    failed = run(folder, *PREDICT, "--trust-code", "mine.py")
+    assert failed.returncode == 6
+    assert failed.stderr.startswith("genomepred: error: mine.py: called with [")
+    assert "IndexError: Dimension out of range" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    whole = run(folder, *PREDICT, "--trust-code", "mine.py", "--debug")
+    assert 'mine.py", line' in whole.stderr
+    assert "in forward" in whole.stderr

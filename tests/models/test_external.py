@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from genomepred.errors import ModelError
+from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
+from genomepred.models.external import External, make_external
+from genomepred.models.layers import OneHot
+
+CODE = """
+import torch
+from torch import nn
+
+class Mean(nn.Module):
+    def __init__(self, tracks=2, channels=4):
+        super().__init__()
+        self.conv = nn.Conv1d(channels, tracks, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x).mean(2)
+"""
+
+
+def make_card(**changes: Any) -> Card:
+    fields: dict[str, Any] = {
+        "name": "mine",
+        "architecture": "external",
+        "config": {},
+        "window": 20,
+        "bin_size": 20,
+        "stride": 20,
+        "tracks": (Track("a"), Track("b")),
+        "activation": "none",
+        "input": "onehot_channels_first",
+    }
+    return Card(**{**fields, **changes})
+
+
+def write(folder: Path, code: str = CODE, name: str = "mine.py") -> Path:
+    path = folder / name
+    path.write_text(code)
+    return path
+
+
+def returning(folder: Path, expression: str, **card: Any) -> External:
+    """A model without parameters that returns an expression of its input ``x``."""
+    body = f"    def forward(self, x):\n        return {expression}\n"
+    code = "import torch\nfrom torch import nn\n\nclass Some(nn.Module):\n" + body
+    return make_external(make_card(**card), str(write(folder, code)))
+
+
+def codes(n: int = 3) -> torch.Tensor:
+    found = np.random.default_rng(0).integers(0, 5, (n, 20), dtype=np.uint8)
+    return torch.from_numpy(found)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = make_external(make_card(config={"tracks": 2}), str(write(tmp_path)))
+    card = make_card(config={"tracks": 2})
+    save_checkpoint(tmp_path / "mine", model, card, codes().numpy())
+    return tmp_path / "mine"
+
+
+# Trust
+
+
+def test_a_card_alone_never_runs_code(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkpoint.parent)  # mine.py lies here, and is not looked for
+    with pytest.raises(ModelError, match=r"'mine' comes with its own code.*--trust-code PATH"):
+        load_model(checkpoint)
+
+
+def test_trusted_code_makes_the_model_and_its_weights_keep_their_names(checkpoint: Path) -> None:
+    code = checkpoint.parent / "mine.py"
+    model = load_model(checkpoint, trust_code=str(code))
+    assert set(model.state_dict()) == {"conv.weight", "conv.bias"}
+    assert check_golden(model) == 0
+    one_hot = OneHot()(codes())
+    expected = model.module.conv(one_hot.contiguous()).mean(2)  # type: ignore[operator,union-attr]
+    assert torch.equal(model(codes()), expected[:, None])
+    assert torch.equal(copy.deepcopy(model)(codes()), model(codes()))
+
+
+def test_an_installed_module_is_named_with_its_class(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(checkpoint.parent, name="some_installed_module.py")
+    monkeypatch.syspath_prepend(checkpoint.parent)
+    model = load_model(checkpoint, trust_code="some_installed_module:Mean")
+    assert isinstance(model, External)
+    assert model.code.file == checkpoint.parent / "some_installed_module.py"
+    again = load_model(checkpoint, trust_code=str(checkpoint.parent / "mine.py"))
+    assert isinstance(again, External)
+    assert again.code.sha256 == model.code.sha256
+
+
+def test_code_for_a_model_of_the_package_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="leave out --trust-code"):
+        load_model("ctcf", trust_code=str(write(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "message"),
+    [
+        (CODE, "absent.py", "no such file"),
+        (CODE, "absent.py:Mean", "no such file"),
+        (CODE, "absent_module:Mean", "absent_module: importing it: ModuleNotFoundError"),
+        (CODE, "mine.py:Median", "has no class 'Median'; the modules defined there are Mean"),
+        (CODE, "mine.py:torch", "has no class 'torch'"),
+        (CODE + "class Other(Mean): pass", "mine.py", "does not say which class.* Mean, Other"),
+        ("x = 1", "mine.py", "does not say which class it is; .* none"),
+        ("def f(:", "mine.py", "mine.py: executing it: SyntaxError"),
+        ("import nothing_like_it", "mine.py", "mine.py: executing it: ModuleNotFoundError"),
+        ("raise SystemExit('usage')", "mine.py", "mine.py: executing it: SystemExit: usage"),
+        ("class Mean:\n    pass", "mine.py:Mean", "makes a Mean, not a nn.Module"),
+        (CODE.replace("tracks=2,", "trucks,"), "mine.py", "config: .* arguments are trucks"),
+        (CODE.replace("(channels", "(-1"), "mine.py", "mine.py: called with {}: "),
+    ],
+)  # fmt: skip
+def test_wrong_code_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, asked: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, code)
+    with pytest.raises(ModelError, match=message) as caught:
+        make_external(make_card(), asked)
+    assert "\n" not in str(caught.value)
+
+
+# Inputs
+
+
+def test_channels_and_codes_are_what_the_card_says(tmp_path: Path) -> None:
+    encoder = OneHot("TGCA", "uniform")
+    first = returning(tmp_path, "x", base_order="TGCA", n_policy="uniform", bins=4, bin_size=5)
+    x = first.encode(codes())
+    assert torch.equal(x, encoder(codes()))
+    last = make_external(
+        make_card(input="onehot_channels_last", base_order="TGCA"),
+        str(write(tmp_path, _seen("x.shape[1:] == (20, 4) and x.is_contiguous()"))),
+    )
+    assert last(codes()).all()
+    plain = make_external(
+        make_card(input="codes", base_order="TGCA"),
+        str(write(tmp_path, _seen("x.dtype == torch.int64 and x[0].tolist() == [3, 2, 1, 0] * 4"
+                                  " + [4] * 4"))),
+    )  # fmt: skip
+    assert plain(torch.tensor([[0, 1, 2, 3] * 4 + [4] * 4], dtype=torch.uint8)).all()
+
+
+def _seen(condition: str) -> str:
+    return (
+        "import torch\nfrom torch import nn\n\nclass Some(nn.Module):\n"
+        f"    def forward(self, x):\n        good = {condition}\n"
+        "        return torch.full((len(x), 2), float(good))\n"
+    )
+
+
+# Outputs
+
+
+@pytest.mark.parametrize(
+    ("expression", "card"),
+    [
+        ("x.sum((1, 2))", {"tracks": (Track("a"),)}),
+        ("x[:, :2].sum(2)", {}),
+        ("x[:, :2].sum(2)[:, None]", {}),
+        ("x[:, :2].transpose(1, 2)[:, 5:15]", {"crop": 5, "bins": 10, "bin_size": 1, "stride": 10}),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_outputs_become_bins_and_tracks(
+    tmp_path: Path, expression: str, card: dict[str, Any], batch: int
+) -> None:
+    model = returning(tmp_path, expression, **card)
+    x = OneHot()(codes(batch)).contiguous()
+    expected = eval(expression, {"x": x})
+    assert model(codes(batch)).shape == (batch, model.bins, model.tracks)
+    assert torch.equal(model(codes(batch)).flatten(), expected.flatten())
+
+
+@pytest.mark.parametrize(
+    ("expression", "found"),
+    [
+        ("x", r"\[3, 4, 20\]"),
+        ("x.sum((1, 2))", r"\[3\]"),  # two tracks
+        ("x[:, :2].sum((0, 2))", r"\[2\]"),
+        ("x.sum()", r"\[\]"),
+        ("(x, x)", "a tuple"),
+        ("None", "a NoneType"),
+    ],
+)
+def test_other_outputs_are_refused_with_what_is_needed(
+    tmp_path: Path, expression: str, found: str
+) -> None:
+    model = returning(tmp_path, expression)
+    needed = r"1 bins and 2 tracks, so return \[3, 1, 2\] or \[3, 2\]"
+    with pytest.raises(ModelError, match=rf"mine\.py: the model returns {found} for 3.*{needed}"):
+        model(codes())
+
+
+def test_a_failure_of_the_users_code_is_named_with_its_file(tmp_path: Path) -> None:
+    model = returning(tmp_path, "x @ x")
+    with pytest.raises(ModelError, match=r"mine\.py: called with \[3, 4, 20\]: RuntimeError: "):
+        model(codes())
+
+
+def test_weights_that_share_memory_are_stored(tmp_path: Path) -> None:
+    code = (
+        "from torch import nn\n\nclass Tied(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.a = nn.Linear(4, 4)\n        self.b = nn.Linear(4, 4)\n"
+        "        self.b.weight = self.a.weight\n"
+        "    def forward(self, x):\n        return self.b(self.a(x.mean(2)))[:, :2]\n"
+    )
+    model = make_external(make_card(), str(write(tmp_path, code)))
+    save_checkpoint(tmp_path / "tied", model, make_card(), codes().numpy())
+    loaded = load_model(tmp_path / "tied", trust_code=str(tmp_path / "mine.py"))
+    assert torch.equal(loaded(codes()), model(codes()))
+    assert isinstance(loaded.module, nn.Module)
