@@ -85,8 +85,8 @@ def _counts(rows: int, resamples: int, seed: int) -> Iterator[Float64]:
 
 def by_track(
     one: Callable[[NDArray[Any], NDArray[Any]], Resampled],
-    labels: NDArray[np.float32],
-    values: NDArray[np.float32],
+    labels: NDArray[Any],
+    values: NDArray[Any],
 ) -> Resampled:
     """Metrics of each track over its labelled rows; rows are resampled for all tracks together.
 
@@ -94,8 +94,8 @@ def by_track(
     ----------
     one : callable
         Makes the metrics of one track of its labels and values, ``[n]`` both.
-    labels, values : float32 array, [rows, tracks]
-        NaN labels are missing; a track without any has NaN metrics.
+    labels, values : array, [rows, tracks]
+        NaN labels are missing; a track whose known labels are all equal has NaN metrics.
 
     Returns
     -------
@@ -103,25 +103,28 @@ def by_track(
         Metrics ``[r, tracks + 1]``: of each track, then their mean over the tracks that have them.
     """
     known = ~np.isnan(labels)
-    tracks = [
-        (np.flatnonzero(rows), one(labels[rows, track], values[rows, track]))
+    tracks = {
+        track: (np.flatnonzero(rows), one(labels[rows, track], values[rows, track]))
         for track, rows in enumerate(known.T)
-        if rows.any()
-    ]
+        if rows.any() and np.ptp(labels[rows, track]) > 0
+    }
 
     def metrics(counts: Float64) -> dict[str, Float64]:
-        found = [metrics(np.ascontiguousarray(counts[:, rows])) for rows, metrics in tracks]
-        columns = np.flatnonzero(known.any(axis=0))
-        together = {}
-        for name in found[0]:
-            table = np.full((len(counts), labels.shape[1]), np.nan)
-            table[:, columns] = np.stack([one[name] for one in found], axis=1)
-            number = np.maximum((~np.isnan(table)).sum(axis=1), 1)
-            mean = np.where(np.isnan(table).all(axis=1), np.nan, np.nansum(table, axis=1) / number)
-            together[name] = np.column_stack([table, mean])
-        return together
+        tables: dict[str, Float64] = {}
+        for track, (rows, of_track) in tracks.items():
+            for name, value in of_track(np.ascontiguousarray(counts[:, rows])).items():
+                empty = np.full((len(counts), labels.shape[1]), np.nan)
+                tables.setdefault(name, empty)[:, track] = value
+        return {name: np.column_stack([table, _mean(table)]) for name, table in tables.items()}
 
     return metrics
+
+
+def _mean(table: Float64) -> Float64:
+    """Mean of what is known of each row; NaN where nothing is."""
+    known = ~np.isnan(table)
+    number = known.sum(axis=1)
+    return np.where(number, np.where(known, table, 0).sum(axis=1) / np.maximum(number, 1), np.nan)
 
 
 def binary(labels: NDArray[Any], scores: NDArray[Any], threshold: float = 0.0) -> Resampled:
@@ -193,6 +196,45 @@ def regression(labels: NDArray[Any], values: NDArray[Any]) -> Resampled:
             }
 
     return metrics
+
+
+def profile(shares: NDArray[Any], predicted: NDArray[Any]) -> Resampled:
+    """Metrics of shares of one whole: see :func:`genomepred.training.metrics.profile_metrics`.
+
+    Parameters
+    ----------
+    shares, predicted : array, [n, tracks]
+        Shares; the sum of each row is 1.
+    """
+    y, p = shares.astype(np.float64), predicted.astype(np.float64)
+    own, entropy = (y * _log(y)).sum(axis=1), -(y * _log(p)).sum(axis=1)
+    numbers = np.arange(y.shape[1])
+    of_centre = regression(y @ numbers, p @ numbers)
+
+    def metrics(counts: Float64) -> dict[str, Float64]:
+        n = counts.sum(axis=1)
+        mean = counts @ y / n[:, None]
+        spread = counts @ own / n - (mean * _log(mean)).sum(axis=1)
+        cross_entropy = counts @ entropy / n
+        divergence = cross_entropy + counts @ own / n
+        centre = of_centre(counts)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            explained = np.where(spread > _EQUAL, 1 - divergence / spread, np.nan)
+        return {
+            "cross_entropy": cross_entropy,
+            "KL_divergence": divergence,
+            "D2": explained,
+            "mean_fraction_R2": centre["R2"],
+            "mean_fraction_Pearson": centre["Pearson"],
+        }
+
+    return metrics
+
+
+def _log(shares: Float64) -> Float64:
+    """Natural logarithm; where a share is 0, that of the least positive number."""
+    logarithms: Float64 = np.log(np.maximum(shares, np.finfo(np.float64).tiny))
+    return logarithms
 
 
 def _correlation(counts: Float64, a: Float64, b: Float64) -> Float64:

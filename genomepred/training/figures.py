@@ -105,7 +105,7 @@ def curves(histories: Mapping[str, Path], metric: str, path: Path) -> None:
     runs = {name: read_history(file) for name, file in histories.items()}
     for name, file in histories.items():
         _require(runs[name], ("epoch", "loss", "validation_loss", metric, "learning_rate"), file)
-    figure = _new_figure(11, 3.6)
+    figure = new_figure(11, 3.6)
     losses, scores, rates = figure.subplots(1, 3)
     for i, (name, run) in enumerate(runs.items()):
         look = _line(i) | {"marker": "." if len(run["epoch"]) <= 40 else ""}
@@ -191,7 +191,7 @@ def parity(panels: Mapping[str, Series], path: Path) -> None:
     columns = ceil(len(shown) ** 0.5)
     rows = ceil(len(shown) / columns)
     size = 5.0 if len(shown) == 1 else 3.6
-    figure = _new_figure(size * columns + 0.6, size * rows)
+    figure = new_figure(size * columns + 0.6, size * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
@@ -266,7 +266,7 @@ def roc_pr(series: Mapping[str, Series], path: Path) -> None:
     both = {name: one for name, one in series.items() if len(np.unique(one.known()[0])) == 2}
     shown = dict(islice(both.items(), _MOST))
     below = 0.35 + 0.22 * len(shown)
-    figure = _new_figure(10, 4.6 + below)
+    figure = new_figure(10, 5.2 + below)
     roc, pr = figure.subplots(1, 2)
     roc.axline((0, 0), slope=1, color=_GREY, linewidth=1, linestyle=":")
     lines = []
@@ -340,7 +340,7 @@ def comparison(runs: Mapping[str, Run], metric: str, path: Path) -> None:
         If the picture cannot be written.
     """
     parts = list(next(iter(runs.values())).finals)
-    figure = _new_figure(7 + 3.5 * len(parts), max(4.2, 1.4 + 0.38 * len(runs)))
+    figure = new_figure(7 + 3.5 * len(parts), max(4.2, 1.4 + 0.38 * len(runs)))
     axes, *finals = figure.subplots(
         1, 1 + len(parts), squeeze=False, width_ratios=[1.35, *[1] * len(parts)]
     )[0]
@@ -405,7 +405,14 @@ def _line(number: int) -> dict[str, Any]:
     }
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Empty figure of a size in inches.
+
+    Raises
+    ------
+    DependencyError
+        If matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genomepred.training import bootstrap
-from genomepred.training.bootstrap import Resampled, binary, by_track, regression
+from genomepred.training.bootstrap import Resampled, binary, by_track, profile, regression
 
 sklearn = pytest.importorskip("sklearn.metrics")
 stats = pytest.importorskip("scipy.stats")
@@ -79,6 +79,37 @@ def test_metrics_of_counts_are_those_of_the_rows_repeated(
             assert found[name][resample] == pytest.approx(expected, abs=1e-9), name
 
 
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), rows=st.integers(3, 40))
+def test_profiles_are_measured_as_a_whole(seed: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    shares, predicted = rng.dirichlet(np.full(5, 0.7), size=(2, rows))
+    counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=3)
+    found = profile(shares, predicted)(counts.astype(np.float64))
+    for resample, count in enumerate(counts):
+        y, p = np.repeat(shares, count, axis=0), np.repeat(predicted, count, axis=0)
+        if np.count_nonzero(count) < 2:
+            continue
+        divergence = stats.entropy(y, p, axis=1).mean()
+        spread = stats.entropy(y, np.broadcast_to(y.mean(axis=0), y.shape), axis=1).mean()
+        centres = y @ np.arange(5), p @ np.arange(5)
+        for name, expected in {
+            "cross_entropy": divergence + stats.entropy(y, axis=1).mean(),
+            "KL_divergence": divergence,
+            "D2": 1 - divergence / spread,
+            "mean_fraction_R2": sklearn.r2_score(*centres),
+            "mean_fraction_Pearson": stats.pearsonr(*centres)[0],
+        }.items():
+            assert found[name][resample] == pytest.approx(expected, abs=1e-9), name
+
+
+def test_shares_of_nothing_are_finite() -> None:
+    shares = np.array([[1.0, 0, 0], [0, 0, 1]])
+    found = profile(shares, np.array([[0.5, 0.5, 0], [0, 0, 1]]))(np.ones((1, 2)))
+    assert found["KL_divergence"] == pytest.approx(np.log(2) / 2)
+    assert found["D2"] == pytest.approx(0.5)
+
+
 def test_what_one_class_or_constant_values_leave_undefined_is_nan() -> None:
     labels, scores = np.array([1.0, 1, 0]), np.array([2.0, -1, 1])
     found = binary(labels, scores)(np.array([[2.0, 1, 0], [0, 0, 3]]))
@@ -123,14 +154,14 @@ def test_equal_seeds_give_equal_intervals_whatever_the_block(
 def test_missing_labels_are_left_out_track_by_track() -> None:
     labels, values = (np.stack([x, -2 * x + 1], 1) for x in tied(3, 40, 1e-6))
     labels[::3, 0] = np.nan
-    labels = np.column_stack([labels, np.full(40, np.nan)])
-    values = np.column_stack([values, values[:, 0]])
+    labels = np.column_stack([labels, np.full(40, np.nan), np.full(40, 2.5)])
+    values = np.column_stack([values, values])
     found = bootstrap.bootstrap(by_track(regression, labels, values), 40, resamples=20, seed=0)
     kept = ~np.isnan(labels[:, 0])
     for name, expected in by_hand_regression(labels[kept, 0], values[kept, 0]).items():
         assert found[name][0, 0] == pytest.approx(expected)
-        assert found[name][0, 3] == pytest.approx(found[name][0, :2].mean())
-        assert np.isnan(found[name][:, 2]).all()
+        assert found[name][0, 4] == pytest.approx(found[name][0, :2].mean())
+        assert np.isnan(found[name][:, 2:4]).all()
         assert (found[name][1, :2] < found[name][0, :2]).all()
         assert (found[name][0, :2] < found[name][2, :2]).all()
 
