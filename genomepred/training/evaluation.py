@@ -1,0 +1,408 @@
+"""Evaluation of a model on labelled sequences: metrics with intervals, pictures, worst predictions.
+
+What is written lies in one folder: ``metrics.json`` and ``metrics.tsv``, ``predictions.tsv``,
+``worst.tsv``, and ``roc_pr.png`` (binary labels) or ``parity.png``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from genomepred.errors import DataError, ModelError, OutputError
+from genomepred.inference.engine import _activation, compute_batch
+from genomepred.models.card import Card
+from genomepred.models.layers import SequenceModel, prepare
+from genomepred.store.files import publishing, write_whole
+from genomepred.training import bootstrap, figures
+from genomepred.training.data import Data, Examples, LabelledData, Source, open_data
+from genomepred.training.loop import raw_values
+from genomepred.training.tables import TABLE
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Values = NDArray[np.floating[Any]]
+
+PARTS = ("test", "validation", "training", "all")
+_OVERALL = "-"  # stands for all tracks together in the column of tracks
+_LETTERS = np.array(list("ACGTN"))
+# Metrics that the pictures tell.
+_TOLD = {"binary": ("auROC", "auPRC"), "regression": ("R2", "Pearson", "Spearman", "MSE")}
+
+
+class Judged(NamedTuple):
+    """Examples and what a model says of them.
+
+    Parameters
+    ----------
+    parts : sequence of Examples
+        Where the sequences lie; the other fields are of all parts together.
+    names : array of str, [n]
+    labels : float32 array, [n, tracks]
+        NaN where missing.
+    raw, predictions : float32 array, [n, tracks]
+        Before and after the card's activation.
+    """
+
+    parts: Sequence[Examples]
+    names: NDArray[np.str_]
+    labels: Float32
+    raw: Float32
+    predictions: Float32
+
+    def sequence(self, row: int) -> str:
+        """Nucleotides of a row."""
+        for part in self.parts:
+            if row < len(part):
+                return "".join(_LETTERS[part.codes[row]])
+            row -= len(part)
+        raise IndexError(row)
+
+
+def evaluate(
+    model: SequenceModel,
+    source: Source,
+    out: Path,
+    *,
+    part: str = "test",
+    resamples: int = 1000,
+    seed: int = 0,
+    worst: int = 20,
+) -> dict[str, Any]:
+    """Judge a loaded model by the data a source names, and write all results.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        With its card, of one bin.
+    source : Source
+        As in training. A table's sequences are padded to the model's window if ``pad`` says where.
+    out : Path
+        Folder for the results; made if absent.
+    part : {"test", "validation", "training", "all"}, optional
+        Which examples of the split; ``all`` is every row of a table.
+    resamples : int, optional
+        Bootstrap resamples of the rows behind the 95% intervals; 0 gives none.
+    seed : int, optional
+        Of the resamples.
+    worst : int, optional
+        Worst predictions that are listed.
+
+    Returns
+    -------
+    dict
+        The document of ``metrics.json``.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used as asked.
+    ModelError
+        If the model's window, tracks or bins do not fit the data.
+    DependencyError
+        If matplotlib is not installed.
+    OutputError
+        If the folder cannot be written.
+    """
+    figures.new_figure(1, 1)  # what would fail at the end fails now
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
+    card = model.card
+    with TemporaryDirectory(prefix=".scratch-", dir=out) as scratch:
+        data = open_data(_for_card(source, card), Path(scratch))
+    columns = check_fit(card, data, source.data)
+    judged = {
+        name: judge(model, parts, columns)
+        for name, parts in choose_part(data, part, source.data).items()
+    }
+    document = {
+        "model": card.name,
+        "weights_sha256": card.weights_sha256,
+        "task": data.task,
+        "part": part,
+        "data": data.facts(),
+        "bootstrap": {"resamples": resamples, "seed": seed, "interval": 0.95},
+        "sets": {
+            name: _metrics_of(one, data, card.activation, resamples, seed)
+            for name, one in judged.items()
+        },
+    }
+    _write_results(document, judged, data, card, out, worst)
+    return document
+
+
+def _for_card(source: Source, card: Card) -> Source:
+    """The source with what only the card knows: the window, and that labels are a profile."""
+    is_labelled = source.labels is not None or TABLE.search(source.data.name)
+    if source.window is None and (source.pad or not is_labelled):
+        source = replace(source, window=card.window)
+    if source.task == "auto" and card.activation == "softmax":
+        source = replace(source, task="profile")
+    return source
+
+
+def check_fit(card: Card, data: Data, path: Path) -> list[int]:
+    """Column of the model's output for each track of the data.
+
+    Tracks are matched by name if the model has all of the names, else by order.
+
+    Raises
+    ------
+    ModelError
+        If windows or tracks do not fit, or the model has several bins.
+    """
+    if card.bins != 1:
+        raise ModelError(
+            f"model {card.name!r} predicts {card.bins} bins a window, but labels are one a "
+            "sequence; evaluate a model of one bin"
+        )
+    if data.window != card.window:
+        advice = (
+            f"give --pad left or --pad right to fill them up to {card.window}"
+            if data.window < card.window
+            else "use a model with that window, or shorter sequences"
+        )
+        raise ModelError(
+            f"model {card.name!r} sees windows of {card.window} bases, but the sequences of {path} "
+            f"have {data.window}; {advice}"
+        )
+    names = [track.name for track in card.tracks]
+    if set(data.tracks) <= set(names):
+        return [names.index(track) for track in data.tracks]
+    if len(data.tracks) != len(names):
+        raise ModelError(
+            f"model {card.name!r} predicts {len(names)} tracks ({_some(names)}), but the labels of "
+            f"{path} are {len(data.tracks)} ({_some(data.tracks)}); choose columns with --target"
+        )
+    return list(range(len(names)))
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def choose_part(data: Data, part: str, path: Path) -> dict[str, list[Examples]]:
+    """Examples of a part of the data, by the name of each set.
+
+    Raises
+    ------
+    DataError
+        If training examples of peaks are asked for: those differ from epoch to epoch.
+    """
+    if part == "test":
+        return {name: [examples] for name, examples in data.test().items()}
+    if part == "validation":
+        return {part: [data.validation()]}
+    if not isinstance(data, LabelledData):
+        raise DataError(
+            f"--part {part}: {path} holds peaks, whose negatives in training are drawn anew every "
+            "epoch; choose test or validation"
+        )
+    return {part: data.parts[:1] if part == "training" else data.parts}
+
+
+def judge(model: SequenceModel, parts: Sequence[Examples], columns: Sequence[int]) -> Judged:
+    """Predict examples with some of a model's tracks, in its prepared form and fixed batches."""
+    fast, device = prepare(model), next(model.parameters()).device
+    batch = compute_batch(model.card.window, device.type)
+    raw = np.concatenate([raw_values(fast, part.codes, batch)[:, 0] for part in parts])
+    predictions = _activation(model.card.activation)(torch.from_numpy(raw)).numpy()
+    if not np.isfinite(predictions).all():
+        row, track = map(int, np.argwhere(~np.isfinite(predictions))[0])
+        raise ModelError(
+            f"model {model.card.name!r} predicts {predictions[row, track]} for row {row + 1} of "
+            "those asked for; its weights or its input are unusable"
+        )
+    return Judged(
+        parts,
+        np.concatenate([_names(part) for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        raw[:, columns],
+        predictions[:, columns],
+    )
+
+
+def _names(examples: Examples) -> NDArray[np.str_]:
+    if examples.names is not None:
+        return examples.names
+    return np.arange(1, len(examples) + 1).astype(np.str_)
+
+
+def _scores(one: Judged, task: str, activation: str) -> tuple[Values, float]:
+    """What is measured, ``[n, tracks]``, and above what it is called positive.
+
+    Raw values of a sigmoid have no ties near 0 and 1.
+    """
+    if task == "binary":
+        return (one.raw, 0.0) if activation == "sigmoid" else (one.predictions, 0.5)
+    if task == "profile":
+        return one.predictions / one.predictions.sum(axis=1, keepdims=True), math.nan
+    return one.predictions, math.nan
+
+
+def _metrics_of(
+    one: Judged, data: Data, activation: str, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Metrics of a set: of each track, and of all together if there are several."""
+    tracks, rows = data.tracks, len(one.labels)
+    values, threshold = _scores(one, data.task, activation)
+    measure = bootstrap.regression
+    if data.task == "binary":
+        measure = partial(bootstrap.binary, threshold=threshold)
+    draw = partial(bootstrap.bootstrap, rows=rows, resamples=resamples, seed=seed)
+    found = draw(bootstrap.by_track(measure, one.labels, values))
+    if not found:
+        raise DataError(
+            f"constant labels: in none of {len(tracks)} tracks do the {rows} labels vary, "
+            "so nothing can be measured; choose another part or column"
+        )
+    result: dict[str, Any] = {
+        "rows": rows,
+        "labels": {t: int(n) for t, n in zip(tracks, (~np.isnan(one.labels)).sum(0), strict=True)},
+        "tracks": {
+            track: {name: _estimate(table[:, i]) for name, table in found.items()}
+            for i, track in enumerate(tracks)
+        },
+    }
+    if data.task == "profile":
+        whole = draw(_whole(one.labels, values))
+        result["overall"] = {name: _estimate(table[:, 0]) for name, table in whole.items()}
+    elif len(tracks) > 1:
+        result["overall"] = {name: _estimate(table[:, -1]) for name, table in found.items()}
+    return result
+
+
+def _whole(labels: Float32, values: Values) -> bootstrap.Resampled:
+    """Metrics of profiles as a whole, in one column."""
+    measure = bootstrap.profile(labels, values)
+    return lambda counts: {name: value[:, None] for name, value in measure(counts).items()}
+
+
+def _estimate(three: Float64) -> dict[str, float | None]:
+    values = (None if math.isnan(x) else float(x) for x in three)
+    return dict(zip(("value", "low", "high"), values, strict=True))
+
+
+class Line(NamedTuple):
+    """One line of ``metrics.tsv``."""
+
+    set: str
+    track: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def lines(document: Mapping[str, Any]) -> Iterator[Line]:
+    """The metrics of an evaluation, a line each; track ``-`` is all tracks together."""
+    for name, found in document["sets"].items():
+        tracks = dict(found["tracks"])
+        if "overall" in found:
+            tracks[_OVERALL] = found["overall"]
+        for track, metrics in tracks.items():
+            for metric, estimate in metrics.items():
+                yield Line(name, track, metric, **estimate)
+
+
+def _write_results(
+    document: dict[str, Any],
+    judged: Mapping[str, Judged],
+    data: Data,
+    card: Card,
+    out: Path,
+    worst: int,
+) -> None:
+    write_whole(out / "metrics.json", (json.dumps(document, indent=2) + "\n").encode())
+    _write_table(pd.DataFrame(lines(document), columns=Line._fields), out / "metrics.tsv")
+    tables = [_table(name, one, data.tracks) for name, one in judged.items()]
+    _write_table(pd.concat(tables), out / "predictions.tsv")
+    lists = [_worst(name, one, data, card.activation, worst) for name, one in judged.items()]
+    ranked = pd.concat(lists).sort_values("margin", ascending=False, kind="stable")[:worst]
+    _write_table(ranked.drop(columns="margin"), out / "worst.tsv")
+    _draw(document, judged, data, card, out)
+
+
+def _write_table(frame: pd.DataFrame, path: Path) -> None:
+    with publishing(path) as temporary:
+        frame.to_csv(temporary, sep="\t", index=False, float_format="%.7g")
+
+
+def _table(name: str, one: Judged, tracks: Sequence[str]) -> pd.DataFrame:
+    """Names, labels and predictions of a set, a row each."""
+    frame = pd.DataFrame({"set": name, "name": one.names})
+    for i, track in enumerate(tracks):
+        frame[f"label_{track}"] = one.labels[:, i]
+        frame[f"prediction_{track}"] = one.predictions[:, i]
+    return frame
+
+
+def _worst(name: str, one: Judged, data: Data, activation: str, count: int) -> pd.DataFrame:
+    """Rows of a set with the largest errors, of which ``margin`` gives the order."""
+    errors = np.abs(one.labels - one.predictions)
+    margins = errors
+    if data.task == "binary":
+        scores, threshold = _scores(one, data.task, activation)
+        margins = (scores - threshold) * (1 - 2 * one.labels)
+    elif data.task == "profile":
+        errors = margins = errors.sum(axis=1, keepdims=True) / 2
+    margins = np.where(np.isnan(margins), -np.inf, margins)
+    order = np.argsort(-margins, axis=None, kind="stable")[:count]
+    order = order[np.isfinite(margins.flat[order])]
+    rows, columns = np.unravel_index(order, margins.shape)
+    frame = _table(name, one, data.tracks).iloc[rows].reset_index(drop=True)
+    is_whole = margins.shape[1] == 1 < len(data.tracks)
+    frame.insert(2, "track", _OVERALL if is_whole else np.array(data.tracks)[columns])
+    frame.insert(3, "error", errors[rows, columns])
+    frame["sequence"] = [one.sequence(int(row)) for row in rows]
+    frame["margin"] = margins[rows, columns]
+    return frame
+
+
+def _draw(
+    document: Mapping[str, Any], judged: Mapping[str, Judged], data: Data, card: Card, out: Path
+) -> None:
+    units = {track.name: track.unit for track in card.tracks}
+    told = _TOLD["binary" if data.task == "binary" else "regression"]
+    series = {}
+    for name, one in judged.items():
+        values, _ = _scores(one, data.task, card.activation)
+        for i, track in enumerate(data.tracks):
+            metrics = document["sets"][name]["tracks"][track]
+            note = (", " if data.task == "binary" else "\n").join(
+                f"{metric} {tell(metrics[metric])}" for metric in told
+            )
+            title = ", ".join(
+                text
+                for text, count in ((name, len(judged)), (track, len(data.tracks)))
+                if count > 1
+            )
+            series[title or track] = figures.Series(
+                one.labels[:, i], values[:, i], note, units.get(track, "")
+            )
+    if data.task == "binary":
+        figures.roc_pr(series, out / "roc_pr.png")
+    else:
+        figures.parity(series, out / "parity.png")
+
+
+def tell(estimate: Mapping[str, float | None]) -> str:
+    """A metric and its interval as text."""
+    value, low, high = (math.nan if x is None else x for x in estimate.values())
+    if math.isnan(low):
+        return f"{value:.4f}"
+    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
