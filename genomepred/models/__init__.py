@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 # needs no torch.
 MODELS = {
     "linear": "genomepred.models.linear:Linear",
+    "nucleic-transformer": "genomepred.models.nucleic_transformer:NucleicTransformer",
     "tf-cnn": "genomepred.models.tf_cnn:TFCNN",
+    "tf-cnn-v2": "genomepred.models.tf_cnn_v2:TFCNNv2",
+    "tf-conv-transformer": "genomepred.models.tf_conv_transformer:TFConvTransformer",
 }
 
 

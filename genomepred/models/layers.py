@@ -10,13 +10,15 @@ import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from genomepred.errors import ModelError
 from genomepred.models.card import N_POLICIES, Card
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -87,6 +89,8 @@ class SequenceModel(nn.Module):
 
     card: Card
     checkpoint: Path
+    trunk: nn.Sequential
+    head: nn.Module
     input = "codes"
 
     def __init__(
@@ -119,6 +123,16 @@ class SequenceModel(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Codes ``uint8 [batch, window]`` -> raw values ``[batch, bins, tracks]``."""
         return self.body(self.encode(codes))
+
+    @property
+    def pool(self) -> int:
+        """Bases from one trunk position to the next."""
+        return reach(self.trunk).pool
+
+    @property
+    def halo(self) -> int:
+        """Bases that a trunk position sees past its own ones, to the side where it sees more."""
+        return max(reach(self.trunk)[1:])
 
 
 def same_padding(kernel: int, dilation: int = 1) -> tuple[int, int]:
@@ -175,6 +189,34 @@ class MaxPool(nn.Module):
         return -(-length // self.size) if self.round_up else length // self.size
 
 
+class Residual(nn.Module):
+    """A branch whose output is added to its input, which has the same shape."""
+
+    def __init__(self, *branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels, length]`` in and out."""
+        added: Tensor = x + self.branch(x)
+        return added
+
+
+class ScaledGELU(nn.Module):
+    """``x * sigmoid(a x)`` with a learnable ``a``; 1.702, its start, approximates GELU.
+
+    Hendrycks and Gimpel, 2016. One parameter.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1.702))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return x * torch.sigmoid(self.a * x)
+
+
 class TanhGELU(nn.GELU):
     """GELU by its tanh approximation."""
 
@@ -192,6 +234,27 @@ class FlattenPositions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Flatten all but the batch."""
         return x.transpose(1, 2).flatten(1)
+
+
+class AttentionPool(nn.Module):
+    """Mean over positions, weighted by the softmax of a linear score of each position.
+
+    ``channels`` parameters: the softmax would cancel a bias.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(channels, 1, bias=False)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """``[batch, channels, length]`` -> ``[batch, length]``, which sum to 1."""
+        scores: Tensor = self.score(x.transpose(1, 2))
+        return scores.squeeze(2).softmax(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels, length]`` -> ``[batch, channels]``."""
+        weights = self.weights(x).to(x.dtype)
+        return (x @ weights.unsqueeze(2)).squeeze(2)
 
 
 def dense(sizes: Sequence[int]) -> nn.Sequential:
@@ -303,6 +366,112 @@ class OneDNNConv(nn.Module):
             *(kind, [], algorithm),
         )
         return y.squeeze(2)
+
+
+class Reach(NamedTuple):
+    """What a position of a stack of layers depends on.
+
+    Position ``j`` depends on no base outside ``[j*pool - left, j*pool + pool + right)``.
+    """
+
+    pool: int
+    left: int
+    right: int
+
+
+def reach(layers: nn.Module) -> Reach:
+    """Reach of a trunk, derived from its layers.
+
+    Parameters
+    ----------
+    layers : nn.Module
+        ``nn.Sequential``, :class:`Residual`, convolutions, :class:`MaxPool` and layers that treat
+        each position alone, in any nesting; as written or as :func:`prepare` rewrites them.
+
+    Raises
+    ------
+    ModelError
+        If another layer is among them, or a residual branch changes the distance of positions.
+    """
+    step, first, last = _seen(layers)
+    return Reach(step, max(-first, 0), max(last - step + 1, 0))
+
+
+_POINTWISE = (
+    *(nn.BatchNorm1d, nn.Dropout, nn.Identity),
+    *(ScaledGELU, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Mish),
+    *(nn.Sigmoid, nn.Tanh, nn.Softplus),
+)
+
+
+def _seen(layer: nn.Module) -> tuple[int, int, int]:
+    """Step, first, last: output ``j`` depends on inputs ``j*step + first`` to ``j*step + last``."""
+    layer = layer.layer if isinstance(layer, OneDNNConv) else layer
+    layer = layer.conv if isinstance(layer, ChannelsLastConv) else layer
+    match layer:
+        case nn.Sequential():
+            step, first, last = 1, 0, 0
+            for child in layer:
+                by, low, high = _seen(child)
+                first, last, step = first + low * step, last + high * step, step * by
+            return step, first, last
+        case Residual():
+            step, first, last = _seen(layer.branch)
+            if step == 1:
+                return 1, min(first, 0), max(last, 0)
+        case nn.Conv1d(padding_mode="zeros"):
+            width = layer.dilation[0] * (layer.kernel_size[0] - 1)
+            left = _zeros_left(layer)
+            return layer.stride[0], -left, width - left
+        case MaxPool():
+            return layer.size, 0, layer.size - 1
+        case _ if isinstance(layer, _POINTWISE):
+            return 1, 0, 0
+    raise ModelError(
+        f"cannot tell how far layer {layer} sees; a trunk consists of Sequential, MaxPool, "
+        "zero-padded Conv1d, Residual around what keeps the length, and pointwise layers"
+    )
+
+
+def _zeros_left(conv: nn.Conv1d) -> int:
+    if isinstance(conv, SameConv1d):
+        return conv.sides[0]
+    if isinstance(conv.padding, str):
+        same = same_padding(conv.kernel_size[0], conv.dilation[0])
+        return same[0] if conv.padding == "same" else 0
+    return int(conv.padding[0])
+
+
+@torch.no_grad()
+def rescale_output(model: SequenceModel, shift: ArrayLike, scale: ArrayLike) -> None:
+    """Make a model return ``raw value * scale + shift``, in place, by its last linear layer.
+
+    A regression learns standardised labels and is then put back into their unit.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        Its raw values are what its last ``nn.Linear`` returns.
+    shift, scale : float array, [tracks]
+        In the unit of the labels.
+
+    Raises
+    ------
+    ModelError
+        If the last linear layer does not return one value, with a bias, a track.
+    """
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    last = linears[-1] if linears else None
+    if last is None or last.bias is None or last.out_features != model.tracks:
+        raise ModelError(
+            f"{type(model).__name__} cannot be rescaled: its last linear layer is {last}; needed "
+            f"is one with {model.tracks} outputs and a bias"
+        )
+    # In double, so that a shift much larger than the scale costs no more than one rounding.
+    by = torch.as_tensor(scale, dtype=torch.float64, device=last.weight.device)
+    up = torch.as_tensor(shift, dtype=torch.float64, device=last.weight.device)
+    last.weight.copy_(last.weight.double() * by[:, None])
+    last.bias.copy_(last.bias.double() * by + up)
 
 
 def prepare(model: Model, *, fused: bool = False) -> Model:

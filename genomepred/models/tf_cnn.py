@@ -45,8 +45,6 @@ class TFCNN(SequenceModel):
     ----------
     trunk, head : nn.Sequential
         The blocks, and what follows them.
-    pool : int
-        Bases a trunk position.
     """
 
     def __init__(
@@ -62,10 +60,9 @@ class TFCNN(SequenceModel):
         n_policy: str = "ones",
     ) -> None:
         super().__init__(window, tracks, base_order=base_order, n_policy=n_policy)
-        self.pool = 2**blocks
-        positions = window // self.pool
+        positions = window >> blocks
         if positions < 1:
-            raise ValueError(f"window {window} is shorter than {self.pool}, one pooled position")
+            raise ValueError(f"window {window} is shorter than {2**blocks}, one pooled position")
         trunk: list[nn.Module] = []
         for i in range(blocks):
             channels = filters if i else 4

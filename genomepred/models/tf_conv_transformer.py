@@ -76,6 +76,8 @@ class TFConvTransformer(SequenceModel):
         If the window is too short, a count out of range or the sizes do not divide.
     """
 
+    head: TransformerHead
+
     def __init__(
         self,
         window: int = 200,

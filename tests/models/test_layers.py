@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from genomepred.models import MODELS, build
+from genomepred.models import build
 from genomepred.models.layers import (
     ChannelsLastConv,
     MaxPool,
@@ -147,31 +147,12 @@ def test_parameter_counts_are_those_of_the_docstring() -> None:
     assert count(build("linear", window=100, tracks=3)) == 4 * 100 * 3 + 3
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
-@pytest.mark.parametrize("window", [4, 7, 99, 101])
-@pytest.mark.parametrize("tracks", [1, 3])
-def test_any_window_and_a_batch_of_one(name: str, window: int, tracks: int) -> None:
-    model = build(name, window=window, tracks=tracks).eval()
-    codes = codes_like(5, window)
-    alone = torch.cat([model(codes[i : i + 1]) for i in range(5)])
-    assert alone.shape == (5, 1, tracks)
-    assert torch.allclose(alone, model(codes), atol=1e-6)
-    assert torch.equal(model(codes), model.body(model.encode(codes)))
-
-
 @pytest.mark.parametrize("window", [3, 0, -1])
 def test_a_window_without_a_pooled_position_is_refused(window: int) -> None:
     from genomepred.errors import ModelError
 
     with pytest.raises(ModelError, match="window"):
         build("tf-cnn", window=window)
-
-
-def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
-    from genomepred.errors import ModelError
-
-    with pytest.raises(ModelError, match="'resnet'; there are linear, tf-cnn"):
-        build("resnet")
 
 
 def test_linear_weights_are_position_major() -> None:
