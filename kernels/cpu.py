@@ -1,0 +1,450 @@
+"""CPU implementations: k-mer tables for codes, and one fused pass after a convolution.
+
+Everything runs on the calling thread. A first layer of K taps is not multiplied: taps are grouped,
+each group has a table with the sum of its taps for every k-mer, and an output row is the sum of
+one table row a group. Outside the codes is a sixth symbol whose rows add nothing, so that windows
+need no special edges. A value never depends on the batch it is computed in.
+
+What LLVM makes of it (AVX-512): the row sums are vector loads and additions that stay in
+registers over the groups, because :func:`_sum_rows` says so; the activations, plain loops over
+contiguous memory, become straight vector code without a branch (tanh-GELU: 0.3 ns a value, a
+fifth of torch's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, empty_outputs
+from genomepred.kernels.codes_conv import convolved_length
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+SYMBOLS = 6  # four bases, unknown, outside
+LANES = 8  # channels are padded to a multiple: one AVX register of float32
+# Largest table of one group. One core, 1 MiB of L2; see benchmarks/kernels.py --sizes.
+TABLE_BYTES = 256 << 10
+TILE_VALUES = 4096  # float32 values worked on at once: a third of an L1 cache of 48 KiB
+
+_RELU, _GELU, _GELU_TANH, _GELU_SIGMOID = (
+    ACTIVATIONS.index(name) for name in ("relu", "gelu", "gelu_tanh", "gelu_sigmoid")
+)
+_NO_POOL = POOLS.index("none")
+
+f32 = np.float32
+_ONE, _HALF, _ZERO = f32(1), f32(0.5), f32(0)
+_LOG2E = f32(1.4426950408889634)
+_TANH_SCALE, _TANH_CUBE = f32(2 * (2 / np.pi) ** 0.5), f32(0.044715)
+_ROOT_HALF = f32(0.5**0.5)
+# 2**f for |f| <= 1/2 as a Taylor polynomial in f * ln 2: relative error 3e-7.
+_E1, _E2, _E3, _E4, _E5, _E6 = (
+    f32(np.log(2) ** k / d) for k, d in zip(range(1, 7), (1, 2, 6, 24, 120, 720), strict=True)
+)
+# erf(x) = 1 - (a1 t + ... + a5 t**5) exp(-x*x), t = 1 / (1 + p x), for x >= 0: Abramowitz and
+# Stegun, Handbook of Mathematical Functions, 7.1.26; absolute error 1.5e-7.
+_ERF_P = f32(0.3275911)
+_A1, _A2, _A3 = f32(0.254829592), f32(-0.284496736), f32(1.421413741)
+_A4, _A5 = f32(-1.453152027), f32(1.061405429)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_bits(_typing: Any, _x: Any) -> Any:
+    """float32 of the same bits as an int32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _sum_rows(
+    _typing: Any,
+    tables: Any,
+    starts: Any,
+    first: Any,
+    step: Any,
+    groups: Any,
+    group_size: Any,
+    out: Any,
+    place: Any,
+    column: Any,
+    lanes: Any,
+) -> Any:
+    """Sum of one table row a group, ``lanes`` values of it, kept in vector registers.
+
+    ``out[place:][:lanes] = sum over g of tables[g * group_size + starts[first + g * step]
+    + column:][:lanes]`` for float32 ``tables`` and ``out``, uint32 ``starts``, literal ``lanes``.
+    """
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    whole = types.intp
+    signature = types.void(tables, starts, whole, whole, whole, whole, out, whole, whole, lanes)
+    vector = ir.VectorType(ir.FloatType(), lanes.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        table, start, target = (
+            context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 1, 6)
+        )
+        first, step, groups, group_size, _, place, column, _ = args[2:]
+
+        def vector_at(base: Any, index: Any) -> Any:
+            return builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
+
+        total = cgutils.alloca_once(builder, vector)
+        builder.store(ir.Constant(vector, None), total)
+        with cgutils.for_range(builder, groups) as loop:
+            at = builder.add(first, builder.mul(loop.index, step))
+            row = builder.zext(builder.load(builder.gep(start, [at])), ir.IntType(64))
+            row = builder.add(row, builder.mul(loop.index, group_size))
+            loaded = builder.load(vector_at(table, builder.add(row, column)))
+            loaded.align = 4
+            builder.store(builder.fadd(builder.load(total), loaded), total)
+        stored = builder.store(builder.load(total), vector_at(target, place))
+        stored.align = 4
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+# -- activations ----------------------------------------------------------------------------------
+
+_fast = {"nogil": True, "cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
+
+
+@njit(**_fast)
+def _exp2(x: Any) -> Any:
+    """2**x, x clamped to where it is a normal number."""
+    x = x if x > f32(-126) else f32(-126)
+    x = x if x < f32(126) else f32(126)
+    whole = np.floor(x + _HALF)
+    f = x - whole
+    p = _E6 * f + _E5
+    p = p * f + _E4
+    p = p * f + _E3
+    p = p * f + _E2
+    p = p * f + _E1
+    p = p * f + _ONE
+    return p * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+
+
+@njit(**_fast)
+def _gelu(x: Any) -> Any:
+    z = abs(x) * _ROOT_HALF
+    t = _ONE / (_ONE + _ERF_P * z)
+    p = _A5 * t + _A4
+    p = p * t + _A3
+    p = p * t + _A2
+    p = p * t + _A1
+    erf = _ONE - p * t * _exp2(-z * z * _LOG2E)
+    return _HALF * x + _HALF * abs(x) * erf  # erf is odd: x * erf(x) = |x| * erf(|x|)
+
+
+@njit(**_fast)
+def _activate(x: Any, activation: int, factor: Any) -> None:
+    """Activation in place, on a contiguous float32 array of one dimension."""
+    if activation == _RELU:
+        for i in range(x.size):
+            x[i] = _ZERO if x[i] < _ZERO else x[i]
+    elif activation == _GELU:
+        for i in range(x.size):
+            x[i] = _gelu(x[i])
+    elif activation == _GELU_TANH:
+        for i in range(x.size):
+            v = x[i]
+            x[i] = v / (_ONE + _exp2(-_LOG2E * _TANH_SCALE * (v + _TANH_CUBE * v * v * v)))
+    elif activation == _GELU_SIGMOID:
+        for i in range(x.size):
+            v = x[i]
+            x[i] = v / (_ONE + _exp2(-_LOG2E * factor * v))
+
+
+@njit(**_fast)
+def _pool(tile: Any, count: int, pool: int, out: Any) -> None:
+    """The first ``count`` rows of a tile, or the maxima of their pairs, into the rows of out."""
+    channels = out.shape[1]
+    for j in range(out.shape[0]):
+        row = out[j]
+        if pool == _NO_POOL:
+            only = tile[j]
+            for c in range(channels):
+                row[c] = only[c]
+        else:
+            a, b = tile[2 * j], tile[min(2 * j + 1, count - 1)]
+            for c in range(channels):
+                row[c] = a[c] if (a[c] > b[c] or a[c] != a[c]) else b[c]
+
+
+# -- codes convolution ----------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _kmer_tables(table: Any, shift: Any, size: int, out: Any) -> None:
+    """Fill ``[groups, 6**size, padded channels]``; the first group's rows include the shift."""
+    taps, codes, channels = table.shape
+    for group in range(out.shape[0]):
+        rows = out[group]
+        rows[0] = _ZERO
+        if group == 0:
+            rows[0, :channels] = shift
+        known = 1
+        for tap in range(group * size, (group + 1) * size):
+            # Backwards, so that a row is read before its place is taken.
+            for row in range(known - 1, -1, -1):
+                for code in range(SYMBOLS - 1, -1, -1):
+                    source, target = rows[row], rows[row * SYMBOLS + code]
+                    if tap < taps and code < codes:
+                        added = table[tap, code]
+                        for c in range(channels):
+                            target[c] = source[c] + added[c]
+                        target[channels:] = _ZERO
+                    else:
+                        target[:] = source
+            known *= SYMBOLS
+
+
+@njit(nogil=True, cache=True)
+def _row_starts(codes: Any, left: int, size: int, row_values: int, symbols: Any, out: Any) -> None:
+    """Where each position's k-mer has its row, in values of one group's table."""
+    symbols[:] = np.uint8(SYMBOLS - 1)
+    for i in range(len(codes)):
+        symbols[left + i] = min(codes[i], np.uint8(4))
+    out[:] = np.uint32(0)
+    for j in range(size):
+        shifted = symbols[j:]
+        for p in range(len(out)):
+            out[p] = out[p] * np.uint32(SYMBOLS) + np.uint32(shifted[p])
+    for p in range(len(out)):
+        out[p] *= np.uint32(row_values)
+
+
+@njit(nogil=True, cache=True)
+def _sum_tile(tables: Any, starts: Any, size: int, tile: Any, first: int, count: int) -> None:
+    """Convolution at ``count`` positions from ``first``, into rows of the tile."""
+    groups, rows, width = tables.shape
+    flat, values, group_size = tables.reshape(-1), tile.reshape(-1), rows * width
+    column = 0
+    while width - column >= 64:
+        for p in range(count):
+            at = p * width + column
+            _sum_rows(flat, starts, first + p, size, groups, group_size, values, at, column, 64)
+        column += 64
+    while width - column >= 16:
+        for p in range(count):
+            at = p * width + column
+            _sum_rows(flat, starts, first + p, size, groups, group_size, values, at, column, 16)
+        column += 16
+    if width - column == 8:
+        for p in range(count):
+            at = p * width + column
+            _sum_rows(flat, starts, first + p, size, groups, group_size, values, at, column, 8)
+
+
+@njit(nogil=True, cache=True)
+def _codes_conv(
+    codes: Any,
+    tables: Any,
+    size: int,
+    left: int,
+    length: int,
+    activation: int,
+    factor: Any,
+    pool: int,
+    next_activation: int,
+    next_factor: Any,
+    out: Any,
+) -> None:
+    groups, _, width = tables.shape
+    tile = np.empty((max(TILE_VALUES // width // 2, 1) * 2, width), np.float32)
+    # Some k-mers of the last group reach past the padding.
+    starts = np.empty(length + (groups - 1) * size, np.uint32)
+    symbols = np.empty(max(len(starts) + size, left + codes.shape[1]), np.uint8)
+    for sample in range(codes.shape[0]):
+        _row_starts(codes[sample], left, size, width, symbols, starts)
+        for first in range(0, length, len(tile)):
+            count = min(len(tile), length - first)
+            _sum_tile(tables, starts, size, tile, first, count)
+            _activate(tile[:count].reshape(-1), activation, factor)
+            rows = out[sample, first : first + count]
+            if pool != _NO_POOL:
+                rows = out[sample, first // 2 : (first + count + 1) // 2]
+            _pool(tile, count, pool, rows)
+            _activate(rows.reshape(-1), next_activation, next_factor)
+
+
+def kmer_size(taps: int, channels: int) -> int:
+    """Taps a group: as many as its table may hold, groups as equal as can be.
+
+    It depends on nothing else, so that a value does not depend on the batch.
+    """
+    size, width = 1, _padded(channels)
+    while size < min(taps, 5) and SYMBOLS ** (size + 1) * width * 4 <= TABLE_BYTES:
+        size += 1
+    groups = -(-taps // size)
+    return -(-taps // groups)
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // LANES) * LANES
+
+
+def codes_conv(
+    codes: Tensor,
+    table: Tensor,
+    shift: Tensor,
+    padding: Sequence[int],
+    activation: str,
+    factor: float,
+    pool: str,
+    next_activation: str,
+    next_factor: float,
+    out: Tensor,
+    size: int | None = None,
+) -> None:
+    """Fill ``out``; see :func:`genomepred.kernels.codes_conv.codes_conv_reference`.
+
+    Parameters
+    ----------
+    out : tensor of the table's dtype, contiguous
+        Sums and activations are float32 whatever the dtype.
+    size : int, optional
+        Taps a group; default: :func:`kmer_size`.
+    """
+    taps, _, channels = table.shape
+    size = size or kmer_size(taps, channels)
+    length = convolved_length(codes.shape[1], taps, padding)
+    shape = (-(-taps // size), SYMBOLS**size, _padded(channels))
+    tables = np.empty(shape, np.float32)
+    _kmer_tables(table.float().numpy(), shift.numpy(), size, tables)
+    filled = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    _codes_conv(
+        *(
+            codes.numpy(),
+            tables,
+            size,
+            padding[0],
+            length,
+            ACTIVATIONS.index(activation),
+            f32(factor),
+        ),
+        *(POOLS.index(pool), ACTIVATIONS.index(next_activation), f32(next_factor)),
+        filled.numpy(),
+    )
+    if filled is not out:
+        out.copy_(filled)
+
+
+# -- after a convolution --------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _shift_tile(x: Any, shift: Any, tile: Any) -> None:
+    for p in range(x.shape[0]):
+        row, source = tile[p], x[p]
+        for c in range(x.shape[1]):
+            row[c] = source[c] + shift[c]
+
+
+@njit(nogil=True, cache=True)
+def _add_tile(x: Any, tile: Any) -> None:
+    for p in range(x.shape[0]):
+        row, source = tile[p], x[p]
+        for c in range(x.shape[1]):
+            row[c] += source[c]
+
+
+@njit(nogil=True, cache=True)
+def _bias_act_pool(
+    x: Any,
+    shift: Any,
+    residual: Any,
+    activation: int,
+    factor: Any,
+    pool: int,
+    next_activation: int,
+    next_factor: Any,
+    out: Any,
+    kept: Any,
+) -> None:
+    """``residual`` and ``kept`` of length 0 mean that there is none."""
+    samples, length, channels = x.shape
+    tile = np.empty((max(TILE_VALUES // channels // 2, 1) * 2, channels), np.float32)
+    for sample in range(samples):
+        for first in range(0, length, len(tile)):
+            count = min(len(tile), length - first)
+            _shift_tile(x[sample, first : first + count], shift, tile)
+            _activate(tile[:count].reshape(-1), activation, factor)
+            if len(residual):
+                _add_tile(residual[sample, first : first + count], tile)
+            begin, end = first, first + count
+            if pool != _NO_POOL:
+                begin, end = first // 2, (first + count + 1) // 2
+            rows = out[sample, begin:end]
+            _pool(tile, count, pool, rows)
+            if len(kept):
+                kept[sample, begin:end] = rows
+            _activate(rows.reshape(-1), next_activation, next_factor)
+
+
+def bias_act_pool(
+    x: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: str,
+    factor: float,
+    pool: str,
+    next_activation: str,
+    next_factor: float,
+    keep: bool,
+) -> list[Tensor]:
+    """See :func:`genomepred.kernels.bias_act_pool.bias_act_pool_reference`; in float32."""
+    outs = empty_outputs(x.float(), x.shape[1], x.shape[2], pool, keep)
+    nothing: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)
+    _bias_act_pool(
+        *(x.float().numpy(), shift.numpy()),
+        nothing if residual is None else residual.float().numpy(),
+        *(ACTIVATIONS.index(activation), f32(factor), POOLS.index(pool)),
+        *(ACTIVATIONS.index(next_activation), f32(next_factor)),
+        *(outs[0].numpy(), outs[1].numpy() if keep else nothing),
+    )
+    return [out.to(x.dtype) for out in outs]
+
+
+def conv_block(
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    padding: Sequence[int],
+    dilation: int,
+    activation: str,
+    factor: float,
+    pool: str,
+    next_activation: str,
+    next_factor: float,
+    keep: bool,
+) -> list[Tensor]:
+    """See :func:`genomepred.kernels.conv_block.conv_block_reference`.
+
+    A (1, K) channels-last 2-D convolution by oneDNN, which has no such form in one dimension,
+    then one pass for the rest.
+    """
+    image = x.permute(0, 2, 1).unsqueeze(2)
+    if padding[0] != padding[1]:
+        image, padding = functional.pad(image, tuple(padding)), (0, 0)
+    values = functional.conv2d(
+        image, weight.permute(2, 1, 0).unsqueeze(2), None, 1, (0, padding[0]), (1, dilation)
+    )
+    rows = values.squeeze(2).transpose(1, 2)
+    rows = rows if rows.stride(2) == 1 else rows.contiguous()
+    return bias_act_pool(
+        rows, shift, residual, activation, factor, pool, next_activation, next_factor, keep
+    )
