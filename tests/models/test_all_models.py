@@ -14,13 +14,17 @@ from genomepred.models.layers import SequenceModel
 
 # Small, and with the features that the default has: blocks of each kind, even kernels.
 CONFIGS: dict[str, dict[str, Any]] = {
+    "basenji-maize": {"dilated_repeat": 3},
     "linear": {},
+    "motif-cnn": {},
     "nucleic-transformer": {
         **{"kmers": (3, 4), "dim": 16, "heads": 2, "layers": 2, "feedforward": 32},
     },
+    "optimus5p": {"filters": 16},
     "tf-cnn": {"filters": 8, "hidden": (16, 8)},
     "tf-cnn-v2": {"filters": 8, "hidden": (16, 8)},
     "tf-conv-transformer": {"filters": 16, "transformer_blocks": 1},
+    "utr-attention": {"depth": 3, "filters": 8},
 }
 NAMES = sorted(MODELS)
 
