@@ -34,6 +34,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Values = NDArray[np.floating[Any]]
 
+TASKS = ("regression", "binary", "profile")
 PARTS = ("test", "validation", "training", "all")
 _OVERALL = "-"  # stands for all tracks together in the column of tracks
 _LETTERS = np.array(list("ACGTN"))
@@ -145,12 +146,26 @@ def evaluate(
 
 
 def _for_card(source: Source, card: Card) -> Source:
-    """The source with what only the card knows: the window, and that labels are a profile."""
-    is_labelled = source.labels is not None or TABLE.search(source.data.name)
+    """The source with what the card knows: the window, and what its labels are.
+
+    Raises
+    ------
+    DataError
+        If the model was trained on labels that were transformed otherwise.
+    """
+    is_labelled = source.labels is not None or TABLE.search(source.data.name) is not None
     if source.window is None and (source.pad or not is_labelled):
         source = replace(source, window=card.window)
-    if source.task == "auto" and card.activation == "softmax":
-        source = replace(source, task="profile")
+    facts = card.training.get("data")
+    transform = facts.get("transform") if isinstance(facts, dict) else None
+    if transform not in (None, source.transform):
+        raise DataError(
+            f"{source.data}: --transform {source.transform} was asked, but model {card.name!r} "
+            f"predicts labels transformed by {transform}; give --transform {transform}"
+        )
+    if source.task == "auto" and is_labelled:
+        trained = "profile" if card.activation == "softmax" else card.training.get("task")
+        source = replace(source, task=trained if trained in TASKS else "auto")
     return source
 
 

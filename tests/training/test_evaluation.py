@@ -270,3 +270,27 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         evaluate(make_model(tmp_path, "label"), Source(tmp_path / "t.csv"), tmp_path / "file")
+
+
+def trained_on(model: SequenceModel, **training: object) -> SequenceModel:
+    model.card = Card(**{**vars(model.card), "training": training})
+    return model
+
+
+def test_the_card_knows_what_its_labels_are(tmp_path: Path) -> None:
+    model = make_model(tmp_path, "label")
+    table = make_table(tmp_path, model, "binary")
+    evaluate(trained_on(model, task="regression"), Source(table), tmp_path / "out", part="all")
+    assert written(tmp_path / "out")[0]["task"] == "regression"
+    evaluate(trained_on(model, task="binary"), Source(table), tmp_path / "out", part="all")
+    assert written(tmp_path / "out")[0]["task"] == "binary"
+
+
+def test_labels_transformed_otherwise_than_in_training_are_refused(tmp_path: Path) -> None:
+    model = trained_on(make_model(tmp_path, "label"), data={"transform": "log2p1"})
+    table = make_table(tmp_path, model, "regression", label=np.arange(ROWS))
+    with pytest.raises(DataError, match="give --transform log2p1"):
+        evaluate(model, Source(table), tmp_path / "out")
+    evaluate(model, Source(table, transform="log2p1"), tmp_path / "out", part="all", resamples=0)
+    labels = written(tmp_path / "out")[2].label_label
+    assert sorted(labels) == pytest.approx(np.log2(np.arange(ROWS) + 1), rel=1e-5)
