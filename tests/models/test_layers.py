@@ -8,16 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from genomepred.errors import ModelError
 from genomepred.models import build
 from genomepred.models.layers import (
+    AttentionPool,
     ChannelsLastConv,
+    FlattenPositions,
     MaxPool,
     OneHot,
+    Residual,
     SameConv1d,
+    ScaledGELU,
     SequenceModel,
     TanhGELU,
     channels_last,
     prepare,
+    reach,
+    rescale_output,
     same_padding,
 )
 
@@ -131,6 +138,179 @@ def test_gelu_is_the_tanh_approximation() -> None:
     assert TanhGELU()(torch.tensor(x)).item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_scaled_gelu_by_hand_and_its_slope_is_learned() -> None:
+    layer, x = ScaledGELU(), torch.tensor([-2.0, 0.0, 1.5])
+    expected = [v / (1 + math.exp(-1.702 * v)) for v in (-2.0, 0.0, 1.5)]
+    assert layer(x).tolist() == pytest.approx(expected, abs=1e-6)
+    layer(x).sum().backward()
+    # d/da of x s(ax) is x^2 s (1 - s).
+    slopes = [v * v / (1 + math.exp(-1.702 * v)) / (1 + math.exp(1.702 * v)) for v in (-2, 0, 1.5)]
+    assert layer.a.grad.item() == pytest.approx(sum(slopes), abs=1e-6)
+
+
+def test_residual_adds_its_branch() -> None:
+    double = SameConv1d(1, 1, 1, bias=False)
+    nn.init.constant_(double.weight, 2)
+    x = torch.randn(2, 1, 5)
+    assert torch.equal(Residual(double, nn.ReLU())(x), x + (2 * x).relu())
+
+
+def test_attention_pool_is_a_mean_weighted_by_the_softmax_of_scores() -> None:
+    pool = AttentionPool(2)
+    with torch.no_grad():
+        pool.score.weight.copy_(torch.tensor([[1.0, -1.0]]))
+    x = torch.tensor([[[2.0, 0.0, 1.0], [1.0, 3.0, 0.0]]])  # scores 1, -3, 1
+    e = [math.exp(1), math.exp(-3), math.exp(1)]
+    weights = [value / sum(e) for value in e]
+    assert pool.weights(x)[0].tolist() == pytest.approx(weights, abs=1e-6)
+    expected = [2 * weights[0] + weights[2], weights[0] + 3 * weights[1]]
+    assert pool(x)[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert pool(x).shape == (1, 2)
+
+
+# Reach
+
+
+CHANNELS = 2
+
+
+@st.composite
+def layers_that_keep_the_length(draw: st.DrawFn) -> nn.Module:
+    kernel, dilation = draw(st.integers(1, 7)), draw(st.integers(1, 3))
+    return draw(
+        st.sampled_from(
+            [
+                SameConv1d(CHANNELS, CHANNELS, kernel, dilation=dilation),
+                nn.Conv1d(CHANNELS, CHANNELS, kernel, dilation=dilation, padding="same"),
+                nn.BatchNorm1d(CHANNELS),
+                ScaledGELU(),
+                nn.Dropout(),
+            ]
+        )
+    )
+
+
+@st.composite
+def any_layer(draw: st.DrawFn) -> nn.Module:
+    kernel, dilation = draw(st.integers(1, 7)), draw(st.integers(1, 3))
+    width = dilation * (kernel - 1)
+    padding = draw(st.sampled_from(["valid", width // 2, -(-width // 2), width]))
+    branch = draw(st.lists(layers_that_keep_the_length(), max_size=3))
+    size = draw(st.integers(1, 3))
+    return draw(
+        st.sampled_from(
+            [
+                nn.Conv1d(CHANNELS, CHANNELS, kernel, dilation=dilation, padding=padding),
+                MaxPool(size),
+                MaxPool(size, round_up=True),
+                Residual(*branch),
+                nn.Sequential(*branch),
+            ]
+        )
+    )
+
+
+def increasing(*layers: nn.Module) -> nn.Sequential:
+    """With positive weights only: more at one base is more at every position that sees it."""
+    trunk = nn.Sequential(*layers).double().eval()
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.fill_(1 / parameter[0].numel() if parameter.ndim > 1 else 1)
+    return trunk
+
+
+def moved(trunk: nn.Module, length: int, base: int) -> list[int]:
+    """Positions of the trunk that a change of one base of a constant sequence changes."""
+    x = torch.ones(1, CHANNELS, length, dtype=torch.float64)
+    with torch.no_grad():
+        before = trunk(x.clone())
+        x[:, :, base] = 1000
+        change = (trunk(x) - before).abs().amax(1)[0]
+    return torch.nonzero(change > 1e-9).flatten().tolist()
+
+
+def seen_by(trunk: nn.Module, base: int) -> range:
+    """Positions that may depend on a base, by the definition of reach."""
+    pool, left, right = reach(trunk)
+    # j*pool - left <= base < j*pool + pool + right
+    return range(-((pool + right - 1 - base) // pool), (base + left) // pool + 1)
+
+
+@given(layers=st.lists(any_layer(), max_size=5), share=st.floats(0, 1))
+@settings(max_examples=100)
+def test_reach_is_what_perturbing_a_base_shows(layers: list[nn.Module], share: float) -> None:
+    trunk = increasing(*layers)
+    pool, left, right = reach(trunk)
+    length = 5 * (pool + left + right) + 7
+    j = (length // 2) // pool
+    first, last = j * pool - left, j * pool + pool + right - 1
+    assert j in moved(trunk, length, first)
+    assert j in moved(trunk, length, last)
+    for base in (first - 1, last + 1, 0, length - 1, int(share * (length - 1))):
+        assert set(moved(trunk, length, base)) <= set(seen_by(trunk, base))
+    assert j not in seen_by(trunk, first - 1)
+    assert j not in seen_by(trunk, last + 1)
+
+
+@given(layers=st.lists(any_layer(), max_size=4))
+@settings(max_examples=30)
+def test_the_prepared_form_has_the_same_reach(layers: list[nn.Module]) -> None:
+    trunk = nn.Sequential(*layers, SameConv1d(CHANNELS, CHANNELS, 4), nn.ReLU())
+    assert reach(prepare(trunk, fused=True)) == reach(trunk)
+
+
+def test_reach_by_hand() -> None:
+    assert reach(nn.Sequential()) == (1, 0, 0)
+    assert reach(SameConv1d(1, 1, 10)) == (1, 4, 5)
+    assert reach(nn.Conv1d(1, 1, 8)) == (1, 0, 7)
+    assert reach(nn.Conv1d(1, 1, 8, padding=4)) == (1, 4, 3)
+    # The last base of a pooled pair sees 5 further; the next kernel's 5 positions are 10 bases.
+    assert reach(build("tf-cnn").trunk) == (4, 4 + 2 * 4, 5 + 2 * 5)
+    # A strided convolution of width 1 skips two bases in three; reach does not go below 0.
+    assert reach(nn.Conv1d(1, 1, 1, stride=3)) == (3, 0, 0)
+    assert (build("tf-cnn").pool, build("tf-cnn").halo) == (4, 15)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular"),
+            "cannot tell how far layer Conv1d",
+        ),
+        (FlattenPositions(), "cannot tell how far layer FlattenPositions"),
+        (Residual(MaxPool(2)), "cannot tell how far layer Residual"),
+    ],
+)
+def test_reach_of_other_layers_is_refused(layer: nn.Module, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        reach(nn.Sequential(nn.ReLU(), layer))
+
+
+def test_models_without_a_trunk_have_no_pool() -> None:
+    assert not hasattr(build("linear", window=10), "pool")
+    assert not hasattr(build("linear", window=10), "halo")
+
+
+# Rescaling
+
+
+def test_rescaling_multiplies_and_adds_a_track_at_a_time() -> None:
+    model = build("tf-cnn", window=20, tracks=2, filters=4).eval()
+    codes = codes_like(5, 20)
+    before = model(codes)
+    rescale_output(model, [3.0, -1e3], [10.0, 0.5])
+    expected = before * torch.tensor([10.0, 0.5]) + torch.tensor([3.0, -1e3])
+    assert torch.allclose(model(codes), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_a_model_whose_last_layer_is_not_its_output_cannot_be_rescaled() -> None:
+    model = build("linear", window=5, tracks=2)
+    model.linear = nn.Linear(20, 3)
+    with pytest.raises(ModelError, match="Linear cannot be rescaled: .* needed is one with 2 out"):
+        rescale_output(model, [0.0, 0.0], [1.0, 1.0])
+
+
 # Architectures
 
 
@@ -149,8 +329,6 @@ def test_parameter_counts_are_those_of_the_docstring() -> None:
 
 @pytest.mark.parametrize("window", [3, 0, -1])
 def test_a_window_without_a_pooled_position_is_refused(window: int) -> None:
-    from genomepred.errors import ModelError
-
     with pytest.raises(ModelError, match="window"):
         build("tf-cnn", window=window)
 
