@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from genomepred.errors import DataError
+from genomepred.training.contigs import match_names
 from genomepred.training.examples import (
     PARTS,
     TEST,
@@ -16,9 +19,16 @@ from genomepred.training.examples import (
 )
 from genomepred.training.labelled import LabelledData, open_fasta, open_table
 from genomepred.training.peak_data import Mix, PeakData, labelled
-from genomepred.training.peaks import Peaks, Split, load_contigs, match_names, read_peaks
+from genomepred.training.peak_files import (
+    MANIFEST_COLUMNS,
+    PeakFiles,
+    open_peaks,
+    open_signals,
+    read_manifest,
+)
+from genomepred.training.peaks import Peaks, Split, load_contigs, read_peaks
 from genomepred.training.source import Source
-from genomepred.training.tables import TABLE
+from genomepred.training.tables import TABLE, Table
 
 __all__ = [
     "PARTS",
@@ -68,7 +78,41 @@ def open_data(source: Source, scratch: Path) -> Data:
     DependencyError
         If a library for a table's format is not installed.
     """
-    if source.labels is not None:
+    name = source.data.name
+    table = Table(source.data) if TABLE.search(name) else None
+    if table is not None and not set(MANIFEST_COLUMNS) - set(table.columns):
+        files = read_manifest(table)
+        _refuse(source, "several genomes with peaks", ("labels", "genome", "bigwig"))
+    elif table is not None:
+        _refuse(source, "a table", ("labels", "genome", "bigwig"))
+        return open_table(source, scratch)
+    elif source.labels is not None:
+        _refuse(source, "a FASTA with labels", ("genome", "bigwig", "sequence"))
         return open_fasta(source, scratch)
-    assert TABLE.search(source.data.name)
-    return open_table(source, scratch)
+    elif source.genome is not None:
+        files = [PeakFiles("", source.genome, source.data, source.bigwig)]
+    else:
+        raise DataError(
+            f"{source.data}: give --labels, a table with the names and labels of its sequences, or "
+            "--genome, the FASTA that its peaks lie on; a table is told by its name (.csv, .tsv, "
+            ".xlsx, .parquet)"
+        )
+    _refuse(source, "peaks", ("labels", "sequence", "targets", "pad"))
+    has_signal = bool(files[0].bigwig)
+    if source.task not in ("auto", "regression" if has_signal else "binary"):
+        raise DataError(
+            f"{source.data}: task {source.task} asked for, but peaks "
+            + ("with a bigWig are a regression" if has_signal else "without a bigWig are binary")
+        )
+    if has_signal:
+        return open_signals(files, source, scratch)
+    _refuse(source, "peaks without a bigWig", ("transform",))
+    return open_peaks(files, source, scratch)
+
+
+def _refuse(source: Source, what: str, names: Sequence[str]) -> None:
+    """Refuse options that would be ignored."""
+    for name in names:
+        if getattr(source, name) != getattr(Source, name):
+            option = {"targets": "target"}.get(name, name)
+            raise DataError(f"{source.data}: {what} take no --{option}; leave it out")

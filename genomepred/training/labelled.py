@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -31,6 +31,7 @@ from genomepred.training.storage import allocate
 from genomepred.training.tables import (
     NAME_COLUMNS,
     SEQUENCE_COLUMNS,
+    SPLIT_COLUMNS,
     Table,
     check_length,
     encode_rows,
@@ -39,7 +40,8 @@ from genomepred.training.tables import (
 
 # Columns that are looked for, whatever their case, when none is named.
 TARGET_COLUMNS = ("label", "labels", "target", "rl", "mrl", "TPM")
-SPLIT_COLUMNS = ("dataset", "split")
+Float64 = NDArray[np.float64]
+
 _PARTS_OF_VALUES = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("valid", "validation", "val"), VALIDATION),
@@ -159,7 +161,7 @@ def read_labels(table: Table, source: Source) -> Labels:
 
 
 def make_targets(
-    labels: NDArray[np.float64], tracks: Sequence[str], source: Source, path: Path
+    labels: Float64, tracks: Sequence[str], source: Source, path: Path
 ) -> tuple[Float32, str]:
     """Labels transformed as asked, and their task.
 
@@ -186,12 +188,13 @@ def make_targets(
         If a label does not fit the task or transformation, naming its row.
     """
 
+    def called(row: int, column: int) -> str:
+        return f"{path}: row {row + 1}, column {tracks[column]!r}"
+
     def refuse(wrong: NDArray[np.bool_], why: str) -> None:
         if wrong.any():
             row, column = map(int, np.argwhere(wrong)[0])
-            raise DataError(
-                f"{path}: row {row + 1}, column {tracks[column]!r}: {labels[row, column]:g} {why}"
-            )
+            raise DataError(f"{called(row, column)}: {labels[row, column]:g} {why}")
 
     missing = np.isnan(labels)
     other = ~missing & (labels != 0) & (labels != 1)
@@ -210,10 +213,27 @@ def make_targets(
         sums = labels.sum(axis=1, keepdims=True)
         refuse(np.broadcast_to(sums == 0, labels.shape), "in every column; remove the row")
         labels = labels / sums
-    elif source.transform != "none":
-        refuse(labels <= -1, f"has no {source.transform}; labels must be above -1")
-        labels = np.log1p(labels) / (np.log(2) if source.transform == "log2p1" else 1)
-    return labels.astype(np.float32), task
+    return transformed(labels, source.transform, called).astype(np.float32), task
+
+
+def transformed(labels: Float64, transform: str, called: Callable[[int, int], str]) -> Float64:
+    """Labels ``[n, tracks]`` as they are (``none``), as ln(1 + y) or as log2(1 + y).
+
+    Raises
+    ------
+    DataError
+        If a label has no logarithm; ``called(row, track)`` says which.
+    """
+    if transform == "none":
+        return labels
+    low = np.argwhere(labels <= -1)
+    if len(low):
+        row, track = low[0].tolist()
+        raise DataError(
+            f"{called(row, track)}: {labels[row, track]:g} has no {transform}; it must be above -1"
+        )
+    logarithms: Float64 = np.log1p(labels)
+    return logarithms / np.log(2) if transform == "log2p1" else logarithms
 
 
 def assign_parts(
@@ -277,14 +297,28 @@ def _asked_parts(table: Table, source: Source) -> dict[int, Sequence[str]]:
         values = table.read([column])[column].str.strip().drop_duplicates()
         by_part: dict[int, list[str]] = {TRAIN: [], VALIDATION: [], TEST: []}
         for row, value in zip(values.index.tolist(), values, strict=True):
-            if value.lower() not in _PARTS_OF_VALUES:
-                raise DataError(
-                    f"{table.path}: row {row + 1}, column {column!r}: {value!r} is none of train, "
-                    "valid, test; correct it, or give both --validation and --test"
-                )
-            by_part[_PARTS_OF_VALUES[value.lower()]].append(f"{column}={value}")
+            by_part[part_of(value, f"{table.path}: row {row + 1}", column)].append(
+                f"{column}={value}"
+            )
         asked = {part: texts or by_part[part] for part, texts in asked.items()}
     return {part: texts or (_DEFAULT_SHARE,) for part, texts in asked.items()}
+
+
+def part_of(value: str, where: str, column: str) -> int:
+    """Part that a column's value names.
+
+    Raises
+    ------
+    DataError
+        If it is none of train, valid and test, or the like.
+    """
+    part = _PARTS_OF_VALUES.get(value.strip().lower())
+    if part is None:
+        raise DataError(
+            f"{where}, column {column!r}: {value!r} is none of train, valid, test; correct it, or "
+            "choose with --validation and --test"
+        )
+    return part
 
 
 def _is_share(text: str) -> bool:

@@ -1,40 +1,34 @@
-"""Peaks against shuffled and real negatives, drawn anew every epoch."""
+"""Peaks as training data: against negatives drawn anew every epoch, or with signals as labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from genomepred.errors import DataError
-from genomepred.sequences.codes import reverse_complement
-from genomepred.training.examples import PARTS, TEST, TRAIN, VALIDATION, Codes, Examples
+from genomepred.sequences.grid import Region
+from genomepred.training.contigs import Contigs, some
+from genomepred.training.examples import (
+    PARTS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Codes,
+    Epoch,
+    Examples,
+    Float32,
+    Int64,
+)
+from genomepred.training.labelled import LabelledData
 from genomepred.training.negatives import Background, shuffle_dinucleotides
-from genomepred.training.peaks import Peaks, Split, some
+from genomepred.training.peaks import Peaks, Split
 
 # Random windows a validation peak: most of a genome is no peak, and the best epoch is the one
 # that tells peaks from it. 25 a peak take a few seconds a pass.
 _VALIDATION_RANDOM = 25
-
-
-def labelled(positives: Codes, *negatives: Codes) -> Examples:
-    """Examples of one binary track: label 1 for the positives, which come first, 0 for the rest.
-
-    Raises
-    ------
-    DataError
-        If all labels would be equal.
-    """
-    codes = np.concatenate([positives, *negatives])
-    if not 0 < len(positives) < len(codes):
-        raise DataError(
-            f"constant labels: {len(positives)} positives and {len(codes) - len(positives)} "
-            "negatives; give positives, and ask for negatives of at least one kind"
-        )
-    labels = np.zeros((len(codes), 1), np.float32)
-    labels[: len(positives)] = 1
-    return Examples(codes, labels)
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Mix:
     shuffled : int, optional
         Positives with their dinucleotides shuffled.
     matched : int, optional
-        Windows of the genome with the positives' GC.
+        Windows of the positives' genome with their GC.
     random : int, optional
         Windows from anywhere in the genome: what a scan of it meets.
     """
@@ -56,6 +50,22 @@ class Mix:
     random: int = 4
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes of training sequences, drawn anew every epoch.
+
+    Parameters
+    ----------
+    reverse_complement : bool, optional
+        See each sequence from a random strand.
+    shift : int, optional
+        Most bases by which peaks on the genome move along it, though not out of their part.
+    """
+
+    reverse_complement: bool = True
+    shift: int = 0
+
+
 class PeakData:
     """Peaks against shuffled and real negatives, split by region.
 
@@ -63,46 +73,113 @@ class PeakData:
     ----------
     peaks : Peaks
         The positives.
-    contigs : mapping of str to uint8 array
-        Codes of contigs under the peaks' names, from :func:`load_contigs`.
+    contigs : Contigs
+        Contigs of the genomes under the peaks' names.
     split : Split
         Which regions are held out.
     mix : Mix
         Negatives of an epoch.
     seed : int
-        Epoch ``k`` depends on nothing but the data, ``mix``, ``seed`` and ``k``.
+        Epoch ``k`` depends on nothing but the data, the options, ``seed`` and ``k``.
+    augmentation : Augmentation, optional
+        Of an epoch.
+    genomes : sequence of str, optional
+        Names of several genomes, which stand with a ``:`` before their contigs. Real negatives
+        come from the genomes of their positives, in the same numbers.
+    facts : mapping, optional
+        What is known of the files.
+
+    Attributes
+    ----------
+    positives : list of uint8 array, each [n, window]
+        Peaks for training, validation and test.
+    regions : list of list of Region
+        What of the contigs belongs to each part.
 
     Raises
     ------
     DataError
-        If a part has no peaks or no room for negatives.
+        If a part has no peaks.
     """
 
+    task = "binary"
+    tracks: tuple[str, ...] = ("peak",)
+
     def __init__(
-        self, peaks: Peaks, contigs: Mapping[str, Codes], split: Split, mix: Mix, seed: int
+        self,
+        peaks: Peaks,
+        contigs: Contigs,
+        split: Split,
+        mix: Mix,
+        seed: int,
+        *,
+        augmentation: Augmentation | None = None,
+        genomes: Sequence[str] = ("",),
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        parts = np.array([split.part(region) for region in peaks.regions])
-        self.positives = [peaks.codes[parts == part] for part in range(3)]
-        for name, positives in zip(PARTS, self.positives, strict=True):
-            if not len(positives):
+        self.peaks, self.contigs, self.mix, self.seed = peaks, contigs, mix, seed
+        self.augmentation = augmentation or Augmentation()
+        self._facts = dict(facts or {})
+        parts = split.parts(peaks.regions)
+        self._rows = [np.flatnonzero(parts == part) for part in range(3)]
+        for name, rows in zip(PARTS, self._rows, strict=True):
+            if not len(rows):
                 raise DataError(
                     f"{peaks.source}: no peaks for {name}; its regions must hold some of "
                     f"{some(peaks.contigs)}"
                 )
+        self.positives = [peaks.codes[rows] for rows in self._rows]
         lengths = {name: len(codes) for name, codes in contigs.items()}
         self.regions = split.regions(lengths)
-        self.background = Background(contigs, peaks.regions, peaks.codes.shape[1])
-        self.mix, self.seed = mix, seed
+        self.background = Background(contigs, [*peaks.regions, *peaks.spans], self.window)
+        self._prefixes = [f"{genome}:" if genome else "" for genome in genomes]
 
-    def epoch(self, number: int) -> Examples:
+    @property
+    def window(self) -> int:
+        """Bases of a peak."""
+        return int(self.peaks.codes.shape[1])
+
+    def epoch(self, number: int) -> Epoch:
         """Training examples of one epoch: fresh negatives, random strands, random order."""
         rng = np.random.default_rng((self.seed, number))
-        examples = self._examples(TRAIN, self.mix, rng)
-        order = rng.permutation(len(examples))
-        codes, labels = examples.codes[order], examples.labels[order]
-        flip = rng.random(len(codes)) < 0.5
-        codes[flip] = reverse_complement(codes[flip])
-        return Examples(codes, labels)
+        positives = self.positives[TRAIN]
+        shuffled, places = self._negatives(TRAIN, self.mix, rng)
+        sources = [positives, *shuffled, self.background.windows]
+        sizes = [*(len(codes) for codes in sources[:-1]), len(places)]
+        source = np.repeat(np.arange(len(sources), dtype=np.uint8), sizes)
+        row = np.concatenate([*map(np.arange, sizes[:-1]), places])
+        labels = _labels(len(positives), len(row))
+        order = rng.permutation(len(row))
+        reverse = np.zeros(len(row), bool)
+        if self.augmentation.reverse_complement:
+            reverse = rng.random(len(row)) < 0.5
+        if self.augmentation.shift:
+            placed, places = self.placed(TRAIN)
+            source[placed], row[placed] = len(sources) - 1, self.shifted(TRAIN, places, rng)
+        return Epoch(sources, source[order], row[order], labels[order], reverse)
+
+    def placed(self, part: int) -> tuple[Int64, Int64]:
+        """Which peaks of a part lie on the contigs, and their places there."""
+        regions = [self.peaks.regions[row] for row in self._rows[part]]
+        placed = [i for i, region in enumerate(regions) if region.contig in self.contigs]
+        places = [self.contigs.place(regions[i]) for i in placed]
+        return np.array(placed, np.int64), np.array(places, np.int64)
+
+    def shifted(self, part: int, places: Int64, rng: np.random.Generator) -> Int64:
+        """Windows moved at random by at most the shift asked for, inside their part's regions.
+
+        A window that reaches out of its contig stays.
+        """
+        most = self.augmentation.shift
+        moved = places + rng.integers(-most, most + 1, len(places))
+        bounds = sorted(
+            (self.contigs.place(region), self.contigs.place(region) + region.end - region.start)
+            for region in self.regions[part]
+        )
+        starts, ends = np.array(bounds, np.int64).reshape(-1, 2).T
+        region = np.searchsorted(starts, places, side="right") - 1
+        inside = (region >= 0) & (places + self.window <= ends[region])
+        return np.where(inside, np.clip(moved, starts[region], ends[region] - self.window), places)
 
     def validation(self) -> Examples:
         """Validation examples, always the same: the epoch's kinds, with more random windows."""
@@ -112,10 +189,6 @@ class PeakData:
 
     def test(self) -> dict[str, Examples]:
         """Test peaks against as many test negatives, by kind of negative."""
-        return self.held_out()
-
-    def held_out(self) -> dict[str, Examples]:
-        """Test peaks against as many test negatives, by kind of negative."""
         rng = np.random.default_rng((self.seed, 0, TEST))
         kinds = {
             "dinucleotide-shuffled": Mix(1, 0, 0),
@@ -124,11 +197,136 @@ class PeakData:
         }
         return {name: self._examples(TEST, mix, rng) for name, mix in kinds.items()}
 
+    def facts(self) -> dict[str, Any]:
+        """Files, numbers of peaks in each part, negatives and augmentation."""
+        counts = [len(positives) for positives in self.positives]
+        return {
+            **self._facts,
+            "peaks": dict(zip(PARTS, counts, strict=True)),
+            "negatives_per_positive": asdict(self.mix),
+            "augmentation": asdict(self.augmentation),
+        }
+
+    def matched(self, part: int, rng: np.random.Generator) -> Int64:
+        """Places of a different window for each of a part's peaks, with its GC."""
+        positives = self.positives[part]
+        return np.concatenate(
+            [
+                self.background.matched(regions, positives[rows], rng)
+                for rows, regions in self._by_genome(part)
+            ]
+        )
+
+    def _random(self, part: int, count: int, rng: np.random.Generator) -> Int64:
+        """Places of ``count`` random windows for each of a part's peaks."""
+        return np.concatenate(
+            [
+                self.background.random(regions, count * len(rows), rng)
+                for rows, regions in self._by_genome(part)
+            ]
+        )
+
+    def _by_genome(self, part: int) -> list[tuple[Int64, list[Region]]]:
+        """Peaks of a part on each genome that has any, and its regions."""
+        contigs = [self.peaks.regions[row].contig for row in self._rows[part]]
+        groups = []
+        for prefix in self._prefixes:
+            rows = np.flatnonzero([contig.startswith(prefix) for contig in contigs])
+            regions = [r for r in self.regions[part] if r.contig.startswith(prefix)]
+            groups += [(rows, regions)] if len(rows) else []
+        return groups
+
+    def _negatives(
+        self, part: int, mix: Mix, rng: np.random.Generator
+    ) -> tuple[list[Codes], Int64]:
+        """Shuffled sequences, and places of real windows."""
+        shuffled = [shuffle_dinucleotides(self.positives[part], rng) for _ in range(mix.shuffled)]
+        places = [self.matched(part, rng) for _ in range(mix.matched)]
+        places += [self._random(part, mix.random, rng)] if mix.random else []
+        return shuffled, np.concatenate([np.empty(0, np.int64), *places])
+
     def _examples(self, part: int, mix: Mix, rng: np.random.Generator) -> Examples:
-        positives, regions = self.positives[part], self.regions[part]
-        negatives = [shuffle_dinucleotides(positives, rng) for _ in range(mix.shuffled)]
-        negatives += [self.background.matched(regions, positives, rng) for _ in range(mix.matched)]
-        if mix.random:
-            count = mix.random * len(positives)
-            negatives.append(self.background.random(regions, count, rng))
-        return labelled(positives, *negatives)
+        positives = self.positives[part]
+        shuffled, places = self._negatives(part, mix, rng)
+        examples = labelled(positives, *shuffled, self.background.windows[places])
+        names = [region_name(self.peaks.regions[row]) for row in self._rows[part]]
+        names += [f"shuffled {name}" for name in names] * len(shuffled)
+        names += map(region_name, self.contigs.regions(places, self.window))
+        return replace(examples, names=np.array(names))
+
+
+def labelled(positives: Codes, *negatives: Codes) -> Examples:
+    """Examples of one binary track: label 1 for the positives, which come first, 0 for the rest.
+
+    Raises
+    ------
+    DataError
+        If all labels would be equal.
+    """
+    codes = np.concatenate([positives, *negatives])
+    return Examples(codes, _labels(len(positives), len(codes)))
+
+
+def _labels(positives: int, count: int) -> Float32:
+    if not 0 < positives < count:
+        raise DataError(
+            f"constant labels: {positives} positives and {count - positives} negatives; ask for "
+            "negatives of at least one kind"
+        )
+    labels = np.zeros((count, 1), np.float32)
+    labels[:positives] = 1
+    return labels
+
+
+def region_name(region: Region) -> str:
+    """A region as the command line takes it: 1-based inclusive."""
+    return f"{region.contig}:{region.start + 1}-{region.end}"
+
+
+class SignalData(LabelledData):
+    """Windows at peaks and at matched background, with labels of their own.
+
+    Parameters
+    ----------
+    peaks : PeakData
+        Gives the background, the seed and the augmentation.
+    places : int64 array, [n]
+        Of the training windows among the joined contigs.
+    parts : sequence of three Examples
+        For training, validation and test.
+    tracks : tuple of str
+        Names of the labels.
+    facts : dict
+        What :meth:`facts` returns.
+    """
+
+    def __init__(
+        self,
+        peaks: PeakData,
+        places: Int64,
+        parts: Sequence[Examples],
+        tracks: tuple[str, ...],
+        facts: dict[str, Any],
+    ) -> None:
+        super().__init__(
+            parts,
+            tracks,
+            "regression",
+            reverse_complement=peaks.augmentation.reverse_complement,
+            shift=0,
+            seed=peaks.seed,
+            facts=facts,
+        )
+        self.peaks, self.places = peaks, places
+
+    def epoch(self, number: int) -> Epoch:
+        """Training examples of one epoch: random order, strands, and shifts along the genome.
+
+        A moved window keeps its label.
+        """
+        epoch = super().epoch(number)
+        if not self.peaks.augmentation.shift:
+            return epoch
+        rng = np.random.default_rng((self.seed, number, 1))
+        moved = self.peaks.shifted(TRAIN, self.places, rng)
+        return replace(epoch, sources=[self.peaks.background.windows], row=moved[epoch.row])

@@ -1,22 +1,27 @@
-"""Peaks and their places, the genome they lie on, and splits by region."""
+"""Peaks and their places, from FASTA, BED or narrowPeak, and splits by region."""
 
 from __future__ import annotations
 
+import gzip
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from genomepred.errors import DataError
+from genomepred.errors import DataError, RegionError
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region, parse_region
-from genomepred.training.examples import TEST, TRAIN, VALIDATION, Codes
+from genomepred.training.contigs import Contigs, match_names
+from genomepred.training.examples import TEST, TRAIN, VALIDATION, Codes, Int64
 
 # A contig without a known length: longer than any.
-_ENDLESS = 1 << 40
+ENDLESS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -26,16 +31,19 @@ class Peaks:
     Parameters
     ----------
     regions : list of Region
-        Place of each peak, 0-based half-open.
+        Place of each peak's sequence, 0-based half-open.
     codes : uint8 array, [n, window]
         Its sequence.
     source : str
         File they come from, for messages.
+    spans : list of Region, optional
+        What the peaks cover besides: no negative touches it.
     """
 
     regions: list[Region]
     codes: Codes
     source: str
+    spans: Sequence[Region] = ()
 
     @cached_property
     def contigs(self) -> list[str]:
@@ -79,56 +87,73 @@ def _header_region(name: str, length: int, path: Path | str) -> Region:
     return region
 
 
-def match_names(labels: Iterable[str], genome: Iterable[str], what: str) -> dict[str, str]:
-    """Genome contig of each label contig that has one: the same name, else but for ``chr`` and 0s.
+class Bed(NamedTuple):
+    """Records of a BED or narrowPeak file.
 
     Parameters
     ----------
-    labels, genome : iterable of str
-        Contig names on both sides.
-    what : str
-        Where the labels come from, for messages.
+    records : list of Region
+        0-based half-open.
+    centres : int64 array, [n]
+        Summit of each record, else its middle.
+    lines : int64 array, [n]
+        Its line, for messages.
+    """
 
-    Returns
-    -------
-    dict
-        Label contig -> genome contig.
+    records: list[Region]
+    centres: Int64
+    lines: Int64
+
+
+def read_bed(path: Path) -> Bed:
+    """Records of a BED, broadPeak or narrowPeak file, plain or gzip, in any genome's names.
+
+    Ten columns are a narrowPeak, whose last is the summit's distance from the start, or -1.
 
     Raises
     ------
     DataError
-        If no label contig is in the genome, or two could be meant; both sides are shown.
+        Naming the line that is no record.
     """
-    labels, genome = list(labels), list(genome)
-    by_core: dict[str, list[str]] = {}
-    for name in genome:
-        by_core.setdefault(_core(name), []).append(name)
-    matched: dict[str, str] = {}
-    for label in labels:
-        candidates = [label] if label in genome else by_core.get(_core(label), [])
-        if len(candidates) > 1:
-            raise DataError(f"{what}: contig {label!r} could be any of {candidates} in the genome")
-        if candidates:
-            matched[label] = candidates[0]
-    if not matched:
-        raise DataError(
-            f"no contig in common: {what} has {some(labels)}, the genome has {some(genome)}; "
-            "use the genome the labels were made on"
-        )
-    return matched
+    records, centres, numbers = [], [], []
+    for number, fields in _bed_fields(path):
+        place = [fields[0], *fields[1:3], *(fields[9:] if len(fields) == 10 else ["-1"])]
+        if len(fields) < 3 or not all(re.fullmatch(r"-?\d+", field) for field in place[1:]):
+            raise DataError(
+                f"{path}: line {number}: expected contig, start and end between tabs, and a "
+                f"summit in the tenth of ten columns, found {' '.join(fields)[:60]!r}"
+            )
+        start, end, summit = int(fields[1]), int(fields[2]), int(place[3])
+        if not 0 <= start < end or not -1 <= summit < end - start:
+            raise DataError(
+                f"{path}: line {number}: start {start}, end {end} and summit {summit} are no "
+                "interval with a place in it; BED is 0-based half-open"
+            )
+        records.append(Region(fields[0], start, end))
+        centres.append(start + summit if summit >= 0 else (start + end) // 2)
+        numbers.append(number)
+    if not records:
+        raise DataError(f"{path}: no peaks; a record is contig, start and end between tabs")
+    return Bed(records, np.array(centres, np.int64), np.array(numbers, np.int64))
 
 
-def _core(name: str) -> str:
-    return re.sub(r"^chr(omosome)?[_.-]?", "", name.lower()).lstrip("0") or name.lower()
+def _bed_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and fields of each line that is a record."""
+    try:
+        with path.open("rb") as file:
+            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
+        with opener(path, "rt", encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                fields = line.rstrip("\r\n").split("\t")
+                fields = fields if len(fields) > 2 else line.split()
+                first = fields[0].split()[:1] if fields else []
+                if first and first[0] not in ("track", "browser") and first[0][0] != "#":
+                    yield number, fields
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as BED: {error}") from error
 
 
-def some(names: Sequence[str], most: int = 4) -> str:
-    """The first names, for messages."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def load_contigs(genome: Genome, peaks: Peaks) -> dict[str, Codes]:
+def load_contigs(genome: Genome, peaks: Peaks) -> Contigs:
     """Codes of the genome's contigs that have peaks, under the peaks' names for them.
 
     Raises
@@ -137,12 +162,20 @@ def load_contigs(genome: Genome, peaks: Peaks) -> dict[str, Codes]:
         If no name fits, or a peak's sequence is not the genome's at its place.
     """
     names = match_names(peaks.contigs, genome.contigs, peaks.source)
-    contigs = {label: genome.codes(name, 0, genome.contigs[name]) for label, name in names.items()}
-    _check_agreement(peaks, contigs)
+    codes = {label: genome.codes(name, 0, genome.contigs[name]) for label, name in names.items()}
+    contigs = Contigs.of(codes)
+    check_agreement(peaks, contigs)
     return contigs
 
 
-def _check_agreement(peaks: Peaks, contigs: Mapping[str, Codes]) -> None:
+def check_agreement(peaks: Peaks, contigs: Mapping[str, Codes]) -> None:
+    """Refuse peaks whose sequences are not those of the contigs at their places.
+
+    Raises
+    ------
+    DataError
+        Saying how many differ, and the first.
+    """
     placed = [i for i, region in enumerate(peaks.regions) if region.contig in contigs]
     differing = [
         i
@@ -175,7 +208,11 @@ class Split:
 
     @classmethod
     def parse(
-        cls, validation: Sequence[str], test: Sequence[str], lengths: Mapping[str, int]
+        cls,
+        validation: Sequence[str],
+        test: Sequence[str],
+        lengths: Mapping[str, int],
+        genomes: Sequence[str] = (),
     ) -> Split:
         """Split of region strings such as ``chr22`` and ``chr20:31500001-63025520``.
 
@@ -185,18 +222,35 @@ class Split:
             1-based inclusive, as everywhere on the command line.
         lengths : mapping of str to int
             Known contigs; a length of 0 is unknown.
+        genomes : sequence of str, optional
+            Names before the ``:`` of contigs of several genomes; a region without one is meant in
+            all that have its contig.
+
+        Raises
+        ------
+        RegionError
+            If no genome has a contig, or its only one has no such bases.
         """
-        known = {name: length or _ENDLESS for name, length in lengths.items()}
+        known = {name: length or ENDLESS for name, length in lengths.items()}
         parsed = [
-            tuple(parse_region(text, known) for text in texts) for texts in (validation, test)
+            tuple(region for text in texts for region in _parse_regions(text, known, genomes))
+            for texts in (validation, test)
         ]
         return cls(*parsed)
 
-    def part(self, region: Region) -> int:
-        """``TRAIN``, ``VALIDATION`` or ``TEST``."""
-        if any(_touch(region, held) for held in self.test):
-            return TEST
-        return VALIDATION if any(_touch(region, held) for held in self.validation) else TRAIN
+    def parts(self, regions: Sequence[Region]) -> NDArray[np.uint8]:
+        """``TRAIN``, ``VALIDATION`` or ``TEST`` for each region."""
+        rows: dict[str, list[int]] = {}
+        for i, region in enumerate(regions):
+            rows.setdefault(region.contig, []).append(i)
+        starts = np.array([region.start for region in regions], np.int64)
+        ends = np.array([region.end for region in regions], np.int64)
+        parts = np.full(len(regions), TRAIN, np.uint8)
+        for part, held_out in ((VALIDATION, self.validation), (TEST, self.test)):
+            for held in held_out:
+                here = np.array(rows.get(held.contig, []), np.int64)
+                parts[here[(starts[here] < held.end) & (held.start < ends[here])]] = part
+        return parts
 
     def regions(self, lengths: Mapping[str, int]) -> list[list[Region]]:
         """Regions of the given contigs that belong to each part and to no other."""
@@ -204,6 +258,23 @@ class Split:
         test = _intersect(whole, self.test)
         validation = _subtract(_intersect(whole, self.validation), self.test)
         return [_subtract(_subtract(whole, self.test), self.validation), validation, test]
+
+
+def _parse_regions(text: str, known: Mapping[str, int], genomes: Sequence[str]) -> Sequence[Region]:
+    try:
+        return [parse_region(text, known)]
+    except RegionError:
+        # Ends differ from genome to genome: what one of them lacks is no error.
+        found = []
+        for genome in genomes:
+            prefix = f"{genome}:"
+            own = {n.removeprefix(prefix): ENDLESS for n in known if n.startswith(prefix)}
+            with suppress(RegionError):
+                region = parse_region(text, own)
+                found.append(region._replace(contig=prefix + region.contig))
+        if not found:
+            raise
+        return found
 
 
 def _touch(a: Region, b: Region) -> bool:

@@ -19,6 +19,7 @@ from genomepred.training.examples import Codes
 
 # Columns that are looked for, whatever their case, when none is named.
 SEQUENCE_COLUMNS = ("sequence", "seq", "seqs", "utr")
+SPLIT_COLUMNS = ("dataset", "split")
 NAME_COLUMNS = ("name", "id", "Geneid", "gene_id")
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
 _TRUTH = {"true": "1", "false": "0"}

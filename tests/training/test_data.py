@@ -1,198 +1,105 @@
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pybigtools
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from genomepred.errors import DataError, RegionError, SequenceError
+from genomepred.errors import DataError, RegionError
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
+from genomepred.training import storage
 from genomepred.training.data import (
     TEST,
     TRAIN,
     VALIDATION,
     Codes,
+    Examples,
+    LabelledData,
     Mix,
     PeakData,
-    Peaks,
+    Source,
     Split,
     labelled,
     load_contigs,
-    match_names,
+    open_data,
     read_peaks,
 )
-from genomepred.training.negatives import gc_counts
+from genomepred.training.examples import Batches
+from genomepred.training.negatives import gc_counts, rows_of, unknown_counts
+from genomepred.training.peak_data import Augmentation, SignalData
+from tests.training.test_peaks import W, make_world, text_of
 
-W = 20
 MIX = Mix(shuffled=1, matched=1, random=2)
+VALIDATION_REGIONS = ("chr1:2001-3000", "chr2:1-800")
+TEST_REGIONS = ("chr1:4001-6000", "chr2:3001-6000")
 
 
-def text_of(codes: Codes) -> str:
-    return "".join("ACGTN"[code] for code in codes)
-
-
-def make_world(folder: Path, genome_name: str = "chr1", peaks: int = 30) -> tuple[Path, Path]:
-    """A genome of one contig of 6 kb and peaks on it (W apart) and on another contig."""
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 4, 6000, dtype=np.uint8)
-    lines = []
-    for i in range(peaks):
-        start = 50 + i * 190
-        lines.append(f">chr1:{start}-{start + W}\n{text_of(codes[start : start + W])}\n")
-        lines.append(f">chr2:{start}-{start + W}\n{text_of(rng.integers(0, 4, W))}\n")
-    positives, genome = folder / "peaks.fa", folder / "genome.fa"
-    positives.write_text("".join(lines))
-    genome.write_text(f">{genome_name}\n{text_of(codes)}\n")
-    return positives, genome
-
-
-def make_data(folder: Path, mix: Mix = MIX, seed: int = 0) -> PeakData:
+def make_data(folder: Path, mix: Mix = MIX, seed: int = 0, **options: Any) -> PeakData:
     positives, genome = make_world(folder)
     peaks = read_peaks(positives)
     with Genome(genome) as opened:
         contigs = load_contigs(opened, peaks)
-    split = Split.parse(
-        ["chr1:2001-3000", "chr2:1-800"],
-        ["chr1:4001-6000", "chr2:3001-6000"],
-        {"chr1": 6000, "chr2": 0},
+    split = Split.parse(VALIDATION_REGIONS, TEST_REGIONS, {"chr1": 6000, "chr2": 0})
+    return PeakData(peaks, contigs, split, mix, seed, **options)
+
+
+def whole(epoch: Batches, batch: int = 7) -> Examples:
+    """All examples of an epoch, gathered in batches."""
+    found = [epoch.take(slice(i, i + batch)) for i in range(0, len(epoch), batch)]
+    return Examples(
+        np.concatenate([part.codes for part in found]),
+        np.concatenate([part.labels for part in found]),
     )
-    return PeakData(peaks, contigs, split, mix, seed)
 
 
-# Peaks
+def digest(examples: Examples) -> str:
+    sha = hashlib.sha256(np.ascontiguousarray(examples.codes).tobytes())
+    sha.update(np.ascontiguousarray(examples.labels).tobytes())
+    return sha.hexdigest()[:16]
 
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "peaks.fa"
-    path.write_text(text)
-    return path
+# Peaks against negatives
 
 
-def test_peaks_are_read_with_their_places(tmp_path: Path) -> None:
-    peaks = read_peaks(write(tmp_path, ">chr1:5-9\nacgt\n>a:b:0-4\nNNTT\n"))
-    assert [tuple(region)[:3] for region in peaks.regions] == [("chr1", 5, 9), ("a:b", 0, 4)]
-    assert peaks.codes.tolist() == [[0, 1, 2, 3], [4, 4, 3, 3]]
+def test_examples_are_bit_for_bit_those_of_the_first_version(tmp_path: Path) -> None:
+    # The bundled model's command must go on giving its weights.
+    data = make_data(tmp_path)
+    assert [digest(whole(data.epoch(number))) for number in (0, 1)] == [
+        "79dd94ea2ff285d5",
+        "4cc66c2658ce6e44",
+    ]
+    assert digest(data.validation()) == "9e1a3ad23e37f9d0"
+    assert list(map(digest, data.test().values())) == [
+        "e4bc70b27fd2f2be",
+        "4fe6bd96e7c0d0ea",
+        "89e32058d1f54cdf",
+    ]
 
 
-@pytest.mark.parametrize(
-    ("text", "error", "message"),
-    [
-        (">peak_1\nACGT\n", DataError, "header 'peak_1' is not CONTIG:START-END"),
-        (">chr1:5\nACGT\n", DataError, "header 'chr1:5' is not"),
-        (">chr1:6-9\nACGT\n", DataError, "'chr1:6-9' spans 3 bases, but its sequence has 4"),
-        (">chr1:5-9\nACGT\n>chr1:20-25\nACGTA\n", DataError, "mixed lengths.*4.*5"),
-        (">chr1:5-9\nAC!T\n", SequenceError, "chr1:5-9"),
-        (">chr1:5-9\nACGT\n>chr1:5-9\nACGT\n", SequenceError, "chr1:5-9"),
-        ("contig,start,end\nchr1,5,9\n", SequenceError, "peaks.fa"),
-        ("", SequenceError, "peaks.fa"),
-    ],
-)
-def test_malformed_peaks_are_refused_in_one_line(
-    tmp_path: Path, text: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message) as caught:
-        read_peaks(write(tmp_path, text))
-    assert "\n" not in str(caught.value)
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    ("label", "genome"),
-    [("chr20", "20"), ("20", "chr20"), ("chr1", "Chr01"), ("chrX", "X"), ("chr1", "chromosome_1")],
-)
-def test_names_that_differ_by_prefix_or_zeros_are_the_same(label: str, genome: str) -> None:
-    assert match_names([label, "other"], [genome, "scaffold7"], "x") == {label: genome}
-
-
-def test_an_exact_name_wins() -> None:
-    assert match_names(["1"], ["chr1", "1"], "x") == {"1": "1"}
-
-
-def test_names_without_a_partner_show_both_sides() -> None:
-    with pytest.raises(DataError, match=r"peaks\.fa has chr1, chr2, .*genome has NC_1"):
-        match_names([f"chr{i}" for i in range(1, 9)], ["NC_1"], "peaks.fa")
-
-
-def test_a_name_with_two_partners_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'chr1' could be any of \['1', 'Chr01'\]"):
-        match_names(["chr1"], ["1", "Chr01"], "x")
-
-
-def test_peaks_meet_their_genome_under_another_name(tmp_path: Path) -> None:
-    positives, genome = make_world(tmp_path, genome_name="1")
-    with Genome(genome) as opened:
-        assert list(load_contigs(opened, read_peaks(positives))) == ["chr1"]
-
-
-def test_peaks_that_differ_from_the_genome_are_refused(tmp_path: Path) -> None:
-    positives, genome = make_world(tmp_path)
-    peaks = read_peaks(positives)
-    shifted = [r._replace(start=r.start + 1, end=r.end + 1) for r in peaks.regions]
-    with (
-        Genome(genome) as opened,
-        pytest.raises(DataError, match=r"30 of 30 peaks .*first 'chr1:50-70'.*0-based"),
-    ):
-        load_contigs(opened, Peaks(shifted, peaks.codes, peaks.source))
-
-
-def test_a_peak_beyond_the_end_of_its_contig_differs_from_the_genome(tmp_path: Path) -> None:
-    positives, genome = make_world(tmp_path)
-    positives.write_text(f">chr1:5990-{5990 + W}\n{'A' * W}\n")
-    with Genome(genome) as opened, pytest.raises(DataError, match="1 of 1 peaks"):
-        load_contigs(opened, read_peaks(positives))
-
-
-# Splits
-
-
-region = st.builds(
-    lambda contig, start, size: Region(contig, start, start + size),
-    st.sampled_from("ab"),
-    st.integers(0, 80),
-    st.integers(1, 40),
-)
-
-
-@given(validation=st.lists(region, max_size=3), test=st.lists(region, max_size=3))
-@settings(max_examples=150, deadline=None)
-def test_regions_of_the_parts_never_overlap_and_cover_the_genome(
-    validation: list[Region], test: list[Region]
-) -> None:
-    split = Split(tuple(validation), tuple(test))
-    owner: dict[tuple[str, int], set[int]] = {}
-    for part, regions in enumerate(split.regions({"a": 100, "b": 50})):
-        for contig, start, end, _ in regions:
-            assert 0 <= start < end <= {"a": 100, "b": 50}[contig]
-            for base in range(start, end):
-                owner.setdefault((contig, base), set()).add(part)
-    assert len(owner) == 150
-    for (contig, base), parts in owner.items():
-        assert parts == {split.part(Region(contig, base, base + 1))}
-
-
-def test_a_peak_that_touches_the_test_region_is_a_test_peak() -> None:
-    split = Split.parse(["chr1:1-100"], ["chr1:101-200", "chr2"], {"chr1": 500, "chr2": 0})
-    assert split.part(Region("chr1", 80, 101)) == TEST
-    assert split.part(Region("chr1", 80, 100)) == VALIDATION
-    assert split.part(Region("chr1", 200, 220)) == TRAIN
-    assert split.part(Region("chr2", 10**8, 10**8 + 20)) == TEST
-
-
-def test_a_held_out_contig_without_peaks_is_refused() -> None:
-    with pytest.raises(RegionError, match="chr3"):
-        Split.parse(["chr3"], ["chr1"], {"chr1": 500})
+def test_the_first_epoch_of_the_bundled_model_is_bit_for_bit_the_same(shared_data: Path) -> None:
+    source = Source(
+        shared_data / "labels" / "ctcf_peaks_100bp.fa.gz",
+        genome=shared_data / "genomes" / "hs37_chr20.fa.gz",
+        validation=("chr9", "chr21", "chr20:20000001-31500000"),
+        test=("chr22", "chr20:31500001-63025520"),
+        random=10,
+    )
+    data = open_data(source, Path())
+    assert digest(whole(data.epoch(0), 4096)) == "16feab29febf544f"
+    assert data.facts()["peaks"] == {"training": 35507, "validation": 2163, "test": 1514}
 
 
 def places(data: PeakData, windows: Codes) -> list[int]:
     """Start of each real window in the genome."""
-    view = np.lib.stride_tricks.sliding_window_view(data.background.codes, W)
-    index = {row.tobytes(): i for i, row in enumerate(view)}
+    first = data.contigs.offset["chr1"]
+    index = {row.tobytes(): i - first for i, row in enumerate(data.background.windows)}
     return [index[row.tobytes()] for row in np.ascontiguousarray(windows)]
 
 
@@ -202,7 +109,7 @@ def test_nothing_held_out_is_ever_trained_on(tmp_path: Path) -> None:
     allowed = set(range(2000 - W + 1)) | set(range(3000, 4000 - W + 1))
     held_out = {row.tobytes() for part in (VALIDATION, TEST) for row in data.positives[part]}
     for number in range(5):
-        examples = data.epoch(number)
+        examples = whole(data.epoch(number))
         both = np.concatenate([examples.codes, reverse_complement(examples.codes)])
         assert not held_out & {row.tobytes() for row in both}
         n = len(data.positives[TRAIN])
@@ -226,7 +133,7 @@ def test_validation_and_test_stay_in_their_regions(tmp_path: Path) -> None:
     validation, n = data.validation(), len(data.positives[VALIDATION])
     assert set(places(data, validation.codes[2 * n :])) <= set(range(2000, 3000 - W + 1))
     for kind in ("GC-matched", "random"):
-        examples = data.held_out()[kind]
+        examples = data.test()[kind]
         n = len(data.positives[TEST])
         assert np.array_equal(examples.codes[:n], data.positives[TEST])
         assert set(places(data, examples.codes[n:])) <= set(range(4000, 6000 - W + 1))
@@ -235,18 +142,19 @@ def test_validation_and_test_stay_in_their_regions(tmp_path: Path) -> None:
 def test_examples_come_in_the_proportions_asked_for(tmp_path: Path) -> None:
     data = make_data(tmp_path, Mix(2, 1, 3))
     n = len(data.positives[TRAIN])
-    examples = data.epoch(0)
+    examples = whole(data.epoch(0))
     assert (len(examples), examples.labels.sum()) == (n * 7, n)
-    assert [len(e) for e in data.held_out().values()] == [2 * len(data.positives[TEST])] * 3
-    matched = data.held_out()["GC-matched"]
+    assert [len(e) for e in data.test().values()] == [2 * len(data.positives[TEST])] * 3
+    matched = data.test()["GC-matched"]
     half = len(matched) // 2
-    off = np.abs(gc_counts(matched.codes[:half]) - gc_counts(matched.codes[half:]))
+    wanted, found = (gc_counts(*rows_of(part)) for part in np.split(matched.codes, [half]))
+    off = np.abs(wanted - found)
     assert off.max() <= 2
 
 
 def test_labels_follow_their_sequences_into_the_epoch(tmp_path: Path) -> None:
     data = make_data(tmp_path)
-    examples = data.epoch(3)
+    examples = whole(data.epoch(3))
     peaks = {row.tobytes() for row in data.positives[TRAIN]}
     is_peak = [
         row.tobytes() in peaks or flipped.tobytes() in peaks
@@ -257,9 +165,10 @@ def test_labels_follow_their_sequences_into_the_epoch(tmp_path: Path) -> None:
 
 def test_epochs_differ_and_are_reproducible(tmp_path: Path) -> None:
     data = make_data(tmp_path)
-    assert np.array_equal(data.epoch(1).codes, make_data(tmp_path).epoch(1).codes)
-    assert not np.array_equal(data.epoch(1).codes, data.epoch(2).codes)
-    assert not np.array_equal(data.epoch(1).codes, make_data(tmp_path, seed=1).epoch(1).codes)
+    first = digest(whole(data.epoch(1)))
+    assert digest(whole(make_data(tmp_path).epoch(1), batch=1000)) == first
+    assert digest(whole(data.epoch(2))) != first
+    assert digest(whole(make_data(tmp_path, seed=1).epoch(1))) != first
     assert np.array_equal(data.validation().codes, data.validation().codes)
 
 
@@ -287,3 +196,349 @@ def test_the_real_peaks_agree_with_the_real_genome(shared_data: Path) -> None:
     with Genome(shared_data / "genomes" / "hs37_chr20.fa.gz") as genome:
         contigs = load_contigs(genome, peaks)
     assert {name: len(codes) for name, codes in contigs.items()} == {"chr20": 63_025_520}
+
+
+# Augmentation of peaks
+
+
+def test_peaks_move_along_the_genome_inside_their_part(tmp_path: Path) -> None:
+    most = 60
+    data = make_data(tmp_path, augmentation=Augmentation(True, most))
+    positives = data.positives[TRAIN]
+    regions = [data.peaks.regions[row] for row in data._rows[TRAIN]]
+    offsets = []
+    for number in range(20):
+        epoch = data.epoch(number)
+        plain = replace(epoch, reverse=np.zeros(len(epoch), bool))
+        examples = whole(plain)
+        found = examples.codes[examples.labels[:, 0] == 1]
+        stayed = {row.tobytes() for row in positives}
+        index = {row.tobytes(): i for i, row in enumerate(data.background.windows)}
+        moved = [row.tobytes() for row in found]
+        starts = {r.start: r for r in regions if r.contig == "chr1"}
+        for row in moved:
+            if row not in index:  # peaks off the genome stay where they are
+                assert row in stayed
+                continue
+            start = index[row] - data.contigs.offset["chr1"]
+            assert 0 <= start <= 2000 - W or 3000 <= start <= 4000 - W
+            offsets.append(min((start - peak for peak in starts), key=abs))
+    assert (min(offsets), max(offsets)) == (-most, most)
+    assert digest(whole(data.epoch(3))) == digest(whole(data.epoch(3), batch=50))
+
+
+def test_strands_are_left_alone_when_asked(tmp_path: Path) -> None:
+    data = make_data(tmp_path, augmentation=Augmentation(reverse_complement=False))
+    examples = whole(data.epoch(0))
+    found = {row.tobytes() for row in examples.codes[examples.labels[:, 0] == 1]}
+    assert found == {row.tobytes() for row in data.positives[TRAIN]}
+    both = whole(make_data(tmp_path).epoch(0))
+    found = {row.tobytes() for row in both.codes[both.labels[:, 0] == 1]}
+    assert 0 < len(found & {row.tobytes() for row in data.positives[TRAIN]}) < len(found)
+
+
+# BED and narrowPeak on a genome
+
+GENOME = np.random.default_rng(5).integers(0, 4, 20_000, dtype=np.uint8)
+STARTS = range(100, 19_000, 150)
+HELD_OUT = {"validation": ("chr1:8001-12000",), "test": ("chr1:15001-20000",)}
+
+
+def write_genome(path: Path, codes: Codes = GENOME, name: str = "chr1") -> Path:
+    path.write_text(f">{name}\n{text_of(codes)}\n")
+    return path
+
+
+def write_bed(path: Path, name: str = "chr1", extra: str = "") -> Path:
+    """Peaks of 30 bases with the summit at their 8th."""
+    rows = [f"{name}\t{s}\t{s + 30}\tp\t0\t.\t1\t2\t3\t7\n" for s in STARTS]
+    path.write_text("".join(rows) + extra)
+    return path
+
+
+def peak_source(folder: Path, **options: Any) -> Source:
+    options = {"window": 20, "random": 2, **HELD_OUT, **options}
+    genome = write_genome(folder / "genome.fa")
+    return Source(write_bed(folder / "peaks.narrowPeak"), genome=genome, **options)
+
+
+def open_peak_data(source: Source, scratch: Path) -> PeakData:
+    data = open_data(source, scratch)
+    assert isinstance(data, PeakData)
+    return data
+
+
+def test_windows_of_peaks_are_centred_on_their_summits(tmp_path: Path) -> None:
+    data = open_peak_data(peak_source(tmp_path), tmp_path)
+    assert (data.window, data.task, data.tracks) == (20, "binary", ("peak",))
+    expected = {GENOME[s + 7 - 10 : s + 7 + 10].tobytes() for s in STARTS}
+    assert {row.tobytes() for part in data.positives for row in part} == expected
+    examples = data.test()["random"]
+    names = examples.names
+    assert names is not None
+    assert names[0] == "chr1:15098-15117"
+    codes = [GENOME[int(a) - 1 : int(b)] for a, b in (n[5:].split("-") for n in names)]
+    assert np.array_equal(codes, examples.codes)
+
+
+def test_no_negative_touches_a_peak_even_where_its_window_does_not_reach(tmp_path: Path) -> None:
+    data = open_peak_data(peak_source(tmp_path, window=10), tmp_path)
+    names = data.test()["random"].names
+    assert names is not None
+    negatives = [tuple(map(int, name[5:].split("-"))) for name in names[len(names) // 2 :]]
+    for first, last in negatives:
+        assert not any(first - 1 < s + 30 and s < last for s in STARTS)
+
+
+def test_names_of_contigs_may_differ(tmp_path: Path) -> None:
+    source = peak_source(tmp_path)
+    plain = open_peak_data(source, tmp_path)
+    genome = write_genome(tmp_path / "other.fa", name="Chr01")
+    renamed = open_peak_data(replace(source, genome=genome), tmp_path)
+    assert digest(whole(renamed.epoch(0))) == digest(whole(plain.epoch(0)))
+
+
+def test_peaks_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    codes = GENOME.copy()
+    codes[4000:4010] = 4  # near a peak at 4000
+    source = peak_source(tmp_path)
+    write_genome(tmp_path / "genome.fa", codes)
+    extra = "chrUn\t5\t35\tp\t0\t.\t1\t2\t3\t7\n"  # not in the genome
+    extra += "chr1\t95\t135\tp\t0\t.\t1\t2\t3\t12\n"  # the first peak's window
+    extra += "chr1\t0\t8\tp\t0\t.\t1\t2\t3\t1\n"  # half of its window before the contig
+    write_bed(source.data, extra=extra)
+    data = open_peak_data(source, tmp_path)
+    assert data.facts()["left_out"] == {
+        "contig not in the genome": 1,
+        "more than 10% unknown bases": 2,
+        "window of another peak": 1,
+    }
+    assert sum(map(len, data.positives)) == len(STARTS) - 1
+    for part in data.positives:
+        assert unknown_counts(*rows_of(part)).max() <= 2
+
+
+def test_a_window_may_reach_out_of_its_contig(tmp_path: Path) -> None:
+    source = peak_source(tmp_path, window=40)
+    end = "chr1\t19970\t20000\tp\t0\t.\t1\t2\t3\t13\n"  # [19963, 20003)
+    write_bed(source.data, extra=end)
+    last = open_peak_data(source, tmp_path).positives[TEST][-1]
+    assert last.tolist() == [*GENOME[19963:].tolist(), 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "extra", "error", "message"),
+    [
+        ({"window": None}, "", DataError, "peaks.narrowPeak: give --window"),
+        ({}, "chr1\t19990\t20001\n", DataError, r"line 127: chr1:19990-20001 ends beyond.*20000"),
+        ({"genome": None}, "", DataError, "give --labels, .* or --genome"),
+        ({"validation": ("chr7",)}, "", RegionError, "chr7"),
+        ({"validation": ("chr1:1-50",)}, "", DataError, "no peaks for validation.*chr1"),
+        ({"task": "regression"}, "", DataError, "task regression .* without a bigWig are binary"),
+        ({"transform": "log1p"}, "", DataError, "take no --transform"),
+        ({"targets": ("a",)}, "", DataError, "take no --target;"),
+        ({"pad": "left"}, "", DataError, "take no --pad"),
+        ({"shuffled": 0, "matched": 0, "random": 0}, "", DataError, "constant labels"),
+    ],
+)
+def test_bad_peak_files_and_options_are_refused_in_one_line(
+    tmp_path: Path, options: dict[str, Any], extra: str, error: type[Exception], message: str
+) -> None:
+    source = peak_source(tmp_path, **{k: v for k, v in options.items() if k != "genome"})
+    if "genome" in options:
+        source = replace(source, genome=None)
+    write_bed(source.data, extra=extra)
+    with pytest.raises(error, match=message) as caught:
+        open_data(source, tmp_path).epoch(0)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_contig_in_common_shows_both_sides(tmp_path: Path) -> None:
+    source = peak_source(tmp_path)
+    write_bed(source.data, name="NC_000001.1")
+    with pytest.raises(DataError, match=r"narrowPeak has NC_000001\.1, .*genome\.fa has chr1"):
+        open_data(source, tmp_path)
+
+
+def test_a_fasta_of_peaks_has_a_window_of_its_own(tmp_path: Path) -> None:
+    positives, genome = make_world(tmp_path)
+    source = Source(
+        positives, genome=genome, window=W, validation=VALIDATION_REGIONS, test=TEST_REGIONS
+    )
+    assert open_data(source, tmp_path).window == W
+    with pytest.raises(DataError, match="--window 50 asked for, but the sequences have 20"):
+        open_data(replace(source, window=50), tmp_path)
+
+
+def test_codes_that_outgrow_memory_give_the_same_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = peak_source(tmp_path, shift=3)
+    in_memory = open_peak_data(source, tmp_path / "a")
+    monkeypatch.setattr(storage, "MOST_IN_MEMORY", 1000)
+    mapped = open_peak_data(source, tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["contigs.h5", "peaks.h5"]
+    for number in range(2):
+        assert digest(whole(mapped.epoch(number))) == digest(whole(in_memory.epoch(number)))
+    assert digest(mapped.validation()) == digest(in_memory.validation())
+
+
+# Several genomes
+
+
+def write_cohort(folder: Path, **columns: list[str]) -> Path:
+    """Two cultivars with peaks in different places, in folders of their own, and their manifest."""
+    rows = {"name": ["a", "b"], "genome": [], "peaks": []}
+    for i, name in enumerate(rows["name"]):
+        (folder / name).mkdir(exist_ok=True)
+        write_genome(folder / name / "g.fa", np.roll(GENOME, 1000 * i), name=f"Chr{i}1")
+        write_bed(folder / name / "p.narrowPeak", name=f"Chr{i}1")
+        rows["genome"].append(f"{name}/g.fa")
+        rows["peaks"].append(f"{name}/p.narrowPeak")
+    path = folder / "cohort.tsv"
+    pd.DataFrame({**rows, **columns}).to_csv(path, sep="\t", index=False)
+    return path
+
+
+def test_every_genome_has_its_own_peaks_and_as_many_negatives(tmp_path: Path) -> None:
+    source = Source(
+        write_cohort(tmp_path),
+        window=20,
+        validation=("a:Chr01:8001-12000", "b:Chr11:8001-12000"),
+        test=("Chr01:15001-20000", "Chr11:15001-20000"),
+    )
+    data = open_peak_data(source, tmp_path)
+    assert list(data.contigs) == ["a:Chr01", "b:Chr11"]
+    assert data.contigs["b:Chr11"].tolist() == np.roll(GENOME, 1000).tolist()
+    for part in (VALIDATION, TEST):
+        counts = [sum(r.contig == c for r in data.peaks.regions) for c in data.contigs]
+        assert counts == [len(STARTS)] * 2
+        for kind in data.test().values():
+            assert kind.names is not None
+            genomes = [name.removeprefix("shuffled ")[0] for name in kind.names]
+            assert genomes.count("a") == genomes.count("b") == len(kind) // 2
+        assert {r.contig for r in data.regions[part]} == {"a:Chr01", "b:Chr11"}
+    assert len(data.facts()["data"]) == 4
+
+
+def test_a_column_keeps_whole_genomes_for_the_test(tmp_path: Path) -> None:
+    manifest = write_cohort(tmp_path, dataset=["train", "test"])
+    source = Source(manifest, window=20, validation=("Chr01:8001-12000",))
+    data = open_peak_data(source, tmp_path)
+    assert len(data.positives[TEST]) == len(STARTS)
+    names = data.test()["GC-matched"].names
+    assert names is not None
+    assert all(name.startswith("b:Chr11:") for name in names)
+    assert {region.contig for region in data.regions[TRAIN]} == {"a:Chr01"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"name": ["a", "a"]}, "row 2: the name 'a' is used twice"),
+        ({"name": ["a", "b:c"]}, "row 2: the name 'b:c' is empty or has a ':'"),
+        ({"peaks": ["a/p.narrowPeak", "b/q.bed"]}, "row 2: no file .*q.bed"),
+        ({"dataset": ["train", "tset"]}, "row 2, column 'dataset': 'tset' is none of train"),
+    ],
+)
+def test_bad_manifests_are_refused(
+    tmp_path: Path, columns: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        open_data(Source(write_cohort(tmp_path, **columns), window=20), tmp_path)
+
+
+# Signals
+
+
+def write_bigwig(path: Path, name: str = "chr1", gap: tuple[int, int] = (0, 0)) -> Path:
+    """The value at base b is b // 10, but for a gap without values."""
+    records = [(name, b, b + 10, b / 10) for b in range(0, 20_000, 10)]
+    kept = [r for r in records if not gap[0] <= r[1] < gap[1]]
+    pybigtools.open(str(path), "w").write({name: 20_000}, kept)
+    return path
+
+
+def open_signal_data(source: Source, scratch: Path) -> SignalData:
+    data = open_data(source, scratch)
+    assert isinstance(data, SignalData)
+    return data
+
+
+def test_labels_are_means_of_signals_at_peaks_and_at_matched_background(tmp_path: Path) -> None:
+    signals = (write_bigwig(tmp_path / "x.bw"), write_bigwig(tmp_path / "y.bw", name="1"))
+    source = peak_source(tmp_path, bigwig=signals, matched=2)
+    data = open_signal_data(source, tmp_path)
+    assert (data.task, data.tracks, data.window) == ("regression", ("x", "y"), 20)
+    assert isinstance(data, LabelledData)
+    assert len(data.parts[TRAIN]) == 3 * len(data.peaks.positives[TRAIN])
+    for examples in data.parts:
+        assert examples.names is not None
+        for row, name in enumerate(examples.names):
+            start, end = (int(text) for text in name[5:].split("-"))
+            assert examples.codes[row].tolist() == GENOME[start - 1 : end].tolist()
+            mean = np.mean(np.arange(start - 1, end) // 10)
+            assert examples.labels[row] == pytest.approx([mean, mean])
+    assert data.facts()["examples"]["training"] == len(data.parts[TRAIN])
+
+
+def test_windows_without_a_signal_are_left_out(tmp_path: Path) -> None:
+    signal = write_bigwig(tmp_path / "x.bw", gap=(0, 3000))
+    data = open_signal_data(peak_source(tmp_path, bigwig=(signal,)), tmp_path)
+    names = data.parts[TRAIN].names
+    assert names is not None
+    assert min(int(name[5:].split("-")[1]) for name in names) > 3000
+    assert data.facts()["left_out"]["windows without a signal"] > 0
+    gone = write_bigwig(tmp_path / "y.bw", gap=(7000, 13_000))
+    with pytest.raises(DataError, match="no value in any of the .* windows for validation"):
+        open_data(peak_source(tmp_path, bigwig=(gone,)), tmp_path)
+
+
+def test_signals_are_transformed_and_windows_move_along_the_genome(tmp_path: Path) -> None:
+    signal = write_bigwig(tmp_path / "x.bw")
+    source = peak_source(tmp_path, bigwig=(signal,), transform="log2p1", shift=4)
+    data = open_signal_data(source, tmp_path)
+    plain = open_signal_data(replace(source, transform="none"), tmp_path)
+    assert data.parts[TEST].labels == pytest.approx(np.log2(1 + plain.parts[TEST].labels))
+    index = {row.tobytes(): i for i, row in enumerate(data.peaks.background.windows)}
+    epoch = data.epoch(0)
+    examples = whole(replace(epoch, reverse=np.zeros(len(epoch), bool)))
+    offsets = []
+    order = np.random.default_rng((0, 0)).permutation(len(epoch))
+    for codes, label, row in zip(examples.codes, examples.labels, order, strict=True):
+        offsets.append(index[codes.tobytes()] - data.places[row])
+        assert label == data.parts[TRAIN].labels[row]
+    assert (min(offsets), max(offsets)) == (-4, 4)
+
+
+def test_constant_signals_and_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    flat = tmp_path / "flat.bw"
+    pybigtools.open(str(flat), "w").write({"chr1": 20_000}, [("chr1", 0, 20_000, 3.0)])
+    with pytest.raises(DataError, match="flat.bw: constant labels: all of 'flat'.* are 3"):
+        open_data(peak_source(tmp_path, bigwig=(flat,)), tmp_path)
+    other = write_bigwig(tmp_path / "x.bw", name="NC_7")
+    with pytest.raises(DataError, match=r"no contig in common: .* has chr1, .*x\.bw has NC_7"):
+        open_data(peak_source(tmp_path, bigwig=(other,)), tmp_path)
+    text = tmp_path / "z.bw"
+    text.write_text("no bigWig")
+    with pytest.raises(DataError, match=r"z\.bw: cannot be read as bigWig"):
+        open_data(peak_source(tmp_path, bigwig=(text,)), tmp_path)
+
+
+def test_a_manifest_has_a_signal_for_each_genome(tmp_path: Path) -> None:
+    for i, name in enumerate("ab"):
+        write_bigwig(tmp_path / f"{name}.bw", name=f"Chr{i}1")
+    manifest = write_cohort(tmp_path, bigwig=["a.bw", "b.bw"])
+    held_out = {
+        "validation": ("Chr01:8001-12000", "Chr11:8001-12000"),
+        "test": ("Chr01:15001-20000", "Chr11:15001-20000"),
+    }
+    data = open_signal_data(Source(manifest, window=20, **held_out), tmp_path)
+    names = data.parts[TEST].names
+    assert data.tracks == ("signal",)
+    assert names is not None
+    assert {name[:8] for name in names} == {"a:Chr01:", "b:Chr11:"}
+    starts = np.array([int(name[8:].split("-")[0]) - 1 for name in names])
+    means = [np.mean(np.arange(start, start + 20) // 10) for start in starts]
+    assert data.parts[TEST].labels[:, 0] == pytest.approx(means)

@@ -10,12 +10,15 @@ from hypothesis.extra.numpy import arrays
 
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
+from genomepred.training.contigs import Contigs
+from genomepred.training.examples import Codes
 from genomepred.training.negatives import (
     Background,
-    Codes,
     gc_counts,
     match_counts,
+    rows_of,
     shuffle_dinucleotides,
+    unknown_counts,
 )
 
 
@@ -100,7 +103,25 @@ def test_matching_falls_back_to_the_nearest_count_left() -> None:
 
 
 def test_gc_counts_leave_out_unknown_bases() -> None:
-    assert gc_counts(np.array([[0, 1, 2, 3, 4], [1, 1, 2, 2, 1]], np.uint8)).tolist() == [2, 5]
+    rows = rows_of(np.array([[0, 1, 2, 3, 4], [1, 1, 2, 2, 1]], np.uint8))
+    assert gc_counts(*rows).tolist() == [2, 5]
+    assert unknown_counts(*rows).tolist() == [1, 0]
+
+
+@given(
+    codes=arrays(np.uint8, st.integers(5, 60), elements=st.integers(0, 4)),
+    window=st.integers(1, 5),
+    data=st.data(),
+)
+def test_counts_are_those_of_the_windows(codes: Codes, window: int, data: st.DataObject) -> None:
+    starts = np.array(data.draw(st.lists(st.integers(0, len(codes) - window))), np.int64)
+    windows = [codes[start : start + window] for start in starts]
+    assert gc_counts(codes, starts, window).tolist() == [
+        int(np.isin(found, [1, 2]).sum()) for found in windows
+    ]
+    assert unknown_counts(codes, starts, window).tolist() == [
+        int((found == 4).sum()) for found in windows
+    ]
 
 
 # Real windows
@@ -110,11 +131,11 @@ def background(window: int = 10) -> Background:
     contigs = {"a": random_codes(1000, 1), "b": random_codes(500, 2)}
     contigs["b"][200:300] = 4
     peaks = [Region("a", 400, 410), Region("a", 405, 415), Region("b", 0, 10), Region("c", 0, 10)]
-    return Background(contigs, peaks, window)
+    return Background(Contigs.of(contigs), peaks, window)
 
 
 def test_windows_lie_in_their_regions_touch_no_peak_and_have_few_unknown_bases() -> None:
-    drawn = background().draw(
+    drawn = background().random(
         [Region("a", 300, 700), Region("b", 0, 500), Region("c", 0, 500)],
         20_000,
         np.random.default_rng(0),
@@ -127,7 +148,7 @@ def test_windows_lie_in_their_regions_touch_no_peak_and_have_few_unknown_bases()
 
 
 def test_windows_never_cross_from_one_contig_to_the_next() -> None:
-    drawn = background().draw(
+    drawn = background().random(
         [Region("a", 900, 1000), Region("b", 20, 100)], 3000, np.random.default_rng(0)
     )
     assert not set(range(991, 1020)) & set(drawn.tolist())
@@ -136,9 +157,10 @@ def test_windows_never_cross_from_one_contig_to_the_next() -> None:
 def test_matched_windows_are_different_and_have_the_gc_of_the_sequences() -> None:
     found = background(window=20)
     sequences = random_codes(20 * 30, 5).reshape(30, 20)
-    matched = found.matched([Region("a", 0, 1000)], sequences, np.random.default_rng(0))
-    assert len(np.unique(matched, axis=0)) == 30
-    assert np.abs(gc_counts(matched) - gc_counts(sequences)).max() <= 1
+    places = found.matched([Region("a", 0, 1000)], sequences, np.random.default_rng(0))
+    assert len(np.unique(places)) == 30
+    matched = found.windows[places]
+    assert np.abs(gc_counts(*rows_of(matched)) - gc_counts(*rows_of(sequences))).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -146,7 +168,7 @@ def test_matched_windows_are_different_and_have_the_gc_of_the_sequences() -> Non
 )
 def test_no_room_for_negatives_is_an_error_that_names_the_regions(regions: list[Region]) -> None:
     with pytest.raises(DataError, match="no negatives.*regions left"):
-        background().draw(regions, 5, np.random.default_rng(0))
+        background().random(regions, 5, np.random.default_rng(0))
 
 
 def test_too_few_different_windows_to_match_is_an_error() -> None:

@@ -1,0 +1,337 @@
+"""Files of peaks and genomes, one or several of them, as training data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from genomepred.errors import DataError
+from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Region
+from genomepred.training.contigs import Contigs, match_names, some
+from genomepred.training.examples import PARTS, TEST, TRAIN, VALIDATION, Codes, Examples, Int64
+from genomepred.training.labelled import Float64, check_labels, part_of, transformed
+from genomepred.training.negatives import MOST_UNKNOWN, rows_of, unknown_counts
+from genomepred.training.peak_data import (
+    Augmentation,
+    Mix,
+    PeakData,
+    SignalData,
+    region_name,
+)
+from genomepred.training.peaks import ENDLESS, Peaks, Split, check_agreement, read_bed, read_peaks
+from genomepred.training.signals import window_means
+from genomepred.training.source import Source, file_facts
+from genomepred.training.storage import allocate
+from genomepred.training.tables import SPLIT_COLUMNS, Table
+
+# Windows gathered at once.
+_BLOCK = 1 << 14
+
+BED = re.compile(r"\.(bed|narrowPeak|broadPeak)(\.gz)?$", re.IGNORECASE)
+MANIFEST_COLUMNS = ("name", "genome", "peaks")
+
+
+class PeakFiles(NamedTuple):
+    """Files of one genome.
+
+    ``name`` is empty where there is only one genome; ``part`` is the part to which all of it
+    belongs, if any.
+    """
+
+    name: str
+    genome: Path
+    peaks: Path
+    bigwig: tuple[Path, ...] = ()
+    part: int | None = None
+
+    def called(self, contig: str) -> str:
+        """Name of a contig among those of all genomes."""
+        return f"{self.name}:{contig}" if self.name else contig
+
+
+def read_manifest(table: Table) -> list[PeakFiles]:
+    """Genomes of a table with the columns name, genome, peaks and, if wished, bigwig and split.
+
+    Paths are relative to the table.
+
+    Raises
+    ------
+    DataError
+        Naming the row whose name is missing, used twice or has a ``:``, or that lacks a file.
+    """
+    split = table.find(None, SPLIT_COLUMNS)
+    bigwig = table.find(None, ("bigwig",))
+    columns = [*MANIFEST_COLUMNS, *(column for column in (bigwig, split) if column)]
+    rows = table.read(columns).to_dict("records")
+    found: dict[str, PeakFiles] = {}
+    for number, row in enumerate(rows, 1):
+        where = f"{table.path}: row {number}"
+        name = row["name"].strip()
+        if not name or ":" in name or name in found:
+            problem = "is used twice" if name in found else "is empty or has a ':'"
+            raise DataError(f"{where}: the name {name!r} {problem}; give each genome a name")
+        paths = [table.path.parent / row[column].strip() for column in ("genome", "peaks")]
+        signals = (table.path.parent / row[bigwig].strip(),) if bigwig else ()
+        for path in (*paths, *signals):
+            if not path.is_file():
+                raise DataError(f"{where}: no file {path}; paths are relative to the table")
+        part = part_of(row[split], where, split) if split else None
+        found[name] = PeakFiles(name, paths[0], paths[1], signals, part)
+    if not found:
+        raise DataError(f"{table.path}: no genomes below the names of the columns")
+    return list(found.values())
+
+
+def open_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path) -> PeakData:
+    """Peaks of one or several genomes against negatives, or with signals as their labels.
+
+    Parameters
+    ----------
+    files : sequence of PeakFiles
+        The genomes; names are empty if and only if there is one.
+    source : Source
+        Window, split, negatives, augmentation and seed.
+    scratch : Path
+        Folder for codes that outgrow memory.
+
+    Raises
+    ------
+    DataError
+        If the files do not fit each other or what is asked.
+    RegionError
+        If a region to hold out does not exist.
+    """
+    with ExitStack() as stack:
+        loaded = []
+        for each in files:
+            genome = stack.enter_context(Genome(each.genome))
+            loaded.append(_load(each, genome, source.window))
+        window = _common_window(loaded)
+        lengths = {
+            one.files.called(label): one.genome.contigs[name]
+            for one in loaded
+            for label, name in one.names.items()
+        }
+        contigs = Contigs(lengths, window, scratch)
+        for one in loaded:
+            for label, name in one.names.items():
+                codes = contigs[one.files.called(label)]
+                one.genome.codes(name, 0, len(codes), codes)
+    peaks, left_out = _join(loaded, contigs, window, scratch)
+    return PeakData(
+        peaks,
+        contigs,
+        _split(files, source, peaks, contigs),
+        Mix(source.shuffled, source.matched, source.random),
+        source.seed,
+        augmentation=Augmentation(source.reverse_complement is not False, source.shift),
+        genomes=[one.name for one in files],
+        facts={
+            "data": file_facts([path for one in files for path in (one.peaks, one.genome)]),
+            "left_out": left_out,
+            "split": {"validation": list(source.validation), "test": list(source.test)},
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Peaks of one genome in their own names, with what they are called in the genome."""
+
+    files: PeakFiles
+    genome: Genome
+    names: dict[str, str]
+    regions: list[Region]
+    codes: Codes | None  # None: to be read from the genome
+    spans: list[Region]
+    absent: int
+
+
+def _load(files: PeakFiles, genome: Genome, window: int | None) -> _Loaded:
+    if not BED.search(files.peaks.name):
+        peaks = read_peaks(files.peaks)
+        names = match_names(peaks.contigs, genome.contigs, peaks.source, str(genome.path))
+        if window is not None and window != peaks.codes.shape[1]:
+            raise DataError(
+                f"{files.peaks}: --window {window} asked for, but the sequences have "
+                f"{peaks.codes.shape[1]} bases; leave it out, or give the peaks as BED"
+            )
+        return _Loaded(files, genome, names, peaks.regions, peaks.codes, [], 0)
+    if window is None:
+        raise DataError(f"{files.peaks}: give --window, the bases of an example around each peak")
+    bed = read_bed(files.peaks)
+    labels = list(dict.fromkeys(record.contig for record in bed.records))
+    names = match_names(labels, genome.contigs, str(files.peaks), str(genome.path))
+    regions, spans = [], []
+    for record, centre, line in zip(bed.records, bed.centres.tolist(), bed.lines, strict=True):
+        if record.contig not in names:
+            continue
+        length = genome.contigs[names[record.contig]]
+        if record.end > length:
+            raise DataError(
+                f"{files.peaks}: line {line}: {record.contig}:{record.start}-{record.end} ends "
+                f"beyond the contig, which has {length} bases in {genome.path}; use the genome the "
+                "peaks were called on"
+            )
+        start = centre - window // 2
+        regions.append(Region(record.contig, start, start + window))
+        spans.append(record)
+    absent = len(bed.records) - len(regions)
+    return _Loaded(files, genome, names, regions, None, spans, absent)
+
+
+def _common_window(loaded: Sequence[_Loaded]) -> int:
+    windows = [one.regions[0].end - one.regions[0].start for one in loaded]
+    for one, window in zip(loaded, windows, strict=True):
+        if window != windows[0]:
+            raise DataError(
+                f"mixed lengths: peaks of {loaded[0].files.peaks} have {windows[0]} bases, those "
+                f"of {one.files.peaks} {window}; all must be one window long"
+            )
+    return windows[0]
+
+
+def _join(
+    loaded: Sequence[_Loaded], contigs: Contigs, window: int, scratch: Path
+) -> tuple[Peaks, dict[str, int]]:
+    """Peaks of all genomes, in the names of the joined contigs, and how many are left out."""
+    regions, spans = [], []
+    for one in loaded:
+        own = [_renamed(region, one.files) for region in one.regions]
+        if one.codes is not None:
+            check_agreement(Peaks(own, one.codes, str(one.files.peaks)), contigs)
+        regions += own
+        spans += [_renamed(span, one.files) for span in one.spans]
+    codes = allocate((len(regions), window), scratch, "peaks")
+    first = 0
+    for one in loaded:
+        rows = slice(first, first + len(one.regions))
+        if one.codes is not None:
+            codes[rows] = one.codes
+        else:
+            places = np.array([contigs.place(region) for region in regions[rows]], np.int64)
+            gather(contigs, places, codes[rows])
+        first = rows.stop
+    known = unknown_counts(*rows_of(codes)) <= MOST_UNKNOWN * window
+    is_first = np.zeros(len(regions), bool)
+    is_first[np.unique(list(map(region_name, regions)), return_index=True)[1]] = True
+    left_out = {
+        "contig not in the genome": sum(one.absent for one in loaded),
+        f"more than {MOST_UNKNOWN:.0%} unknown bases": int(np.count_nonzero(~known)),
+        "window of another peak": int(np.count_nonzero(known & ~is_first)),
+    }
+    source = some([str(one.files.peaks) for one in loaded])
+    kept = np.flatnonzero(known & is_first)
+    if len(kept) < len(regions):
+        spans += regions
+        regions, codes = [regions[row] for row in kept], codes[kept]
+    return Peaks(regions, codes, source, spans), left_out
+
+
+def gather(contigs: Contigs, places: Int64, out: Codes) -> None:
+    """Windows at places of the joined contigs, some at a time as they may be mapped from a file."""
+    windows = np.lib.stride_tricks.sliding_window_view(contigs.joined, out.shape[1])
+    for first in range(0, len(places), _BLOCK):
+        out[first : first + _BLOCK] = windows[places[first : first + _BLOCK]]
+
+
+def _renamed(region: Region, files: PeakFiles) -> Region:
+    return region._replace(contig=files.called(region.contig))
+
+
+def _split(files: Sequence[PeakFiles], source: Source, peaks: Peaks, contigs: Contigs) -> Split:
+    names = dict.fromkeys([*contigs, *peaks.contigs])
+    lengths = {name: len(contigs.get(name, ())) for name in names}
+    split = Split.parse(source.validation, source.test, lengths, [f.name for f in files if f.name])
+    whole: dict[int | None, list[Region]] = {VALIDATION: [], TEST: []}
+    for one in files:
+        whole.setdefault(one.part, []).extend(
+            Region(name, 0, ENDLESS) for name in names if name.startswith(one.called(""))
+        )
+    return Split((*split.validation, *whole[VALIDATION]), (*split.test, *whole[TEST]))
+
+
+def open_signals(files: Sequence[PeakFiles], source: Source, scratch: Path) -> SignalData:
+    """Windows at peaks and at matched background, with means of bigWigs as labels.
+
+    Peaks that do not lie on the genome, and windows for which no signal has a value, are left out.
+
+    Parameters
+    ----------
+    files : sequence of PeakFiles
+        Genomes that all have as many bigWigs.
+    source : Source
+        As of :func:`open_peaks`; ``matched`` background windows a peak are drawn once. The labels
+        are transformed as it says.
+    scratch : Path
+        Folder for codes that outgrow memory.
+
+    Raises
+    ------
+    DataError
+        As of :func:`open_peaks`, or if the labels are constant or cannot be transformed.
+    """
+    peaks = open_peaks(files, source, scratch)
+    tracks = tuple(path.stem for path in files[0].bigwig) if not files[0].name else ("signal",)
+    if len(set(tracks)) < len(tracks):
+        raise DataError(f"two bigWigs are named {some(tracks)}; give each track another file name")
+    windows = [_signal_windows(part, peaks, files, source, scratch) for part in range(len(PARTS))]
+    parts = [part.examples for part in windows]
+    check_labels(parts, tracks, files[0].bigwig[0])
+    facts = peaks.facts()
+    del facts["negatives_per_positive"]
+    facts |= {
+        "signals": file_facts([path for one in files for path in one.bigwig]),
+        "background_per_peak": source.matched,
+        "transform": source.transform,
+        "examples": {name: len(part) for name, part in zip(PARTS, parts, strict=True)},
+    }
+    facts["left_out"]["windows without a signal"] = sum(part.without for part in windows)
+    return SignalData(peaks, windows[TRAIN].places, parts, tracks, facts)
+
+
+class _SignalWindows(NamedTuple):
+    places: Int64
+    examples: Examples
+    without: int
+
+
+def _signal_windows(
+    part: int, peaks: PeakData, files: Sequence[PeakFiles], source: Source, scratch: Path
+) -> _SignalWindows:
+    rng = np.random.default_rng((source.seed, 0, part))
+    background = [peaks.matched(part, rng) for _ in range(source.matched)]
+    places = np.concatenate([peaks.placed(part)[1], *background])
+    regions = peaks.contigs.regions(places, peaks.window)
+    means = _means(files, regions)
+    kept = np.flatnonzero(~np.isnan(means).all(axis=1))
+    if not len(kept):
+        raise DataError(
+            f"{files[0].bigwig[0]}: no value in any of the {len(means)} windows for {PARTS[part]}; "
+            "choose other regions or another bigWig"
+        )
+    names = [region_name(regions[row]) for row in kept]
+    labels = transformed(means[kept], source.transform, lambda row, _: names[row])
+    codes = allocate((len(kept), peaks.window), scratch, f"windows-{PARTS[part]}")
+    gather(peaks.contigs, places[kept], codes)
+    examples = Examples(codes, labels.astype(np.float32), np.array(names))
+    return _SignalWindows(places[kept], examples, len(means) - len(kept))
+
+
+def _means(files: Sequence[PeakFiles], regions: Sequence[Region]) -> Float64:
+    """Means over regions ``[n, tracks]`` of each genome's bigWigs."""
+    means = np.full((len(regions), len(files[0].bigwig)), np.nan)
+    for one in files:
+        prefix = one.called("")
+        rows = [i for i, region in enumerate(regions) if region.contig.startswith(prefix)]
+        own = [regions[i]._replace(contig=regions[i].contig.removeprefix(prefix)) for i in rows]
+        for track, path in enumerate(one.bigwig if rows else ()):
+            means[rows, track] = window_means(path, own)
+    return means

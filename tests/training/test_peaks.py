@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genomepred.errors import DataError, RegionError, SequenceError
+from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Region
+from genomepred.training.contigs import Contigs, match_names
+from genomepred.training.examples import TEST, TRAIN, VALIDATION, Codes
+from genomepred.training.peaks import Peaks, Split, load_contigs, read_bed, read_peaks
+
+W = 20
+
+
+def text_of(codes: Codes) -> str:
+    return "".join("ACGTN"[code] for code in codes)
+
+
+def make_world(folder: Path, genome_name: str = "chr1", peaks: int = 30) -> tuple[Path, Path]:
+    """A genome of one contig of 6 kb and peaks on it (W apart) and on another contig."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, 6000, dtype=np.uint8)
+    lines = []
+    for i in range(peaks):
+        start = 50 + i * 190
+        lines.append(f">chr1:{start}-{start + W}\n{text_of(codes[start : start + W])}\n")
+        lines.append(f">chr2:{start}-{start + W}\n{text_of(rng.integers(0, 4, W))}\n")
+    positives, genome = folder / "peaks.fa", folder / "genome.fa"
+    positives.write_text("".join(lines))
+    genome.write_text(f">{genome_name}\n{text_of(codes)}\n")
+    return positives, genome
+
+
+# Peaks
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "peaks.fa"
+    path.write_text(text)
+    return path
+
+
+def test_peaks_are_read_with_their_places(tmp_path: Path) -> None:
+    peaks = read_peaks(write(tmp_path, ">chr1:5-9\nacgt\n>a:b:0-4\nNNTT\n"))
+    assert [tuple(region)[:3] for region in peaks.regions] == [("chr1", 5, 9), ("a:b", 0, 4)]
+    assert peaks.codes.tolist() == [[0, 1, 2, 3], [4, 4, 3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (">peak_1\nACGT\n", DataError, "header 'peak_1' is not CONTIG:START-END"),
+        (">chr1:5\nACGT\n", DataError, "header 'chr1:5' is not"),
+        (">chr1:6-9\nACGT\n", DataError, "'chr1:6-9' spans 3 bases, but its sequence has 4"),
+        (">chr1:5-9\nACGT\n>chr1:20-25\nACGTA\n", DataError, "mixed lengths.*4.*5"),
+        (">chr1:5-9\nAC!T\n", SequenceError, "chr1:5-9"),
+        (">chr1:5-9\nACGT\n>chr1:5-9\nACGT\n", SequenceError, "chr1:5-9"),
+        ("contig,start,end\nchr1,5,9\n", SequenceError, "peaks.fa"),
+        ("", SequenceError, "peaks.fa"),
+    ],
+)
+def test_malformed_peaks_are_refused_in_one_line(
+    tmp_path: Path, text: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        read_peaks(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("label", "genome"),
+    [("chr20", "20"), ("20", "chr20"), ("chr1", "Chr01"), ("chrX", "X"), ("chr1", "chromosome_1")],
+)
+def test_names_that_differ_by_prefix_or_zeros_are_the_same(label: str, genome: str) -> None:
+    assert match_names([label, "other"], [genome, "scaffold7"], "x") == {label: genome}
+
+
+def test_an_exact_name_wins() -> None:
+    assert match_names(["1"], ["chr1", "1"], "x") == {"1": "1"}
+
+
+def test_names_without_a_partner_show_both_sides() -> None:
+    with pytest.raises(DataError, match=r"peaks\.fa has chr1, chr2, .*genome has NC_1"):
+        match_names([f"chr{i}" for i in range(1, 9)], ["NC_1"], "peaks.fa")
+
+
+def test_a_name_with_two_partners_is_refused() -> None:
+    with pytest.raises(DataError, match=r"'chr1' could be any of \['1', 'Chr01'\]"):
+        match_names(["chr1"], ["1", "Chr01"], "x")
+
+
+def test_peaks_meet_their_genome_under_another_name(tmp_path: Path) -> None:
+    positives, genome = make_world(tmp_path, genome_name="1")
+    with Genome(genome) as opened:
+        assert list(load_contigs(opened, read_peaks(positives))) == ["chr1"]
+
+
+def test_peaks_that_differ_from_the_genome_are_refused(tmp_path: Path) -> None:
+    positives, genome = make_world(tmp_path)
+    peaks = read_peaks(positives)
+    shifted = [r._replace(start=r.start + 1, end=r.end + 1) for r in peaks.regions]
+    with (
+        Genome(genome) as opened,
+        pytest.raises(DataError, match=r"30 of 30 peaks .*first 'chr1:50-70'.*0-based"),
+    ):
+        load_contigs(opened, Peaks(shifted, peaks.codes, peaks.source))
+
+
+def test_a_peak_beyond_the_end_of_its_contig_differs_from_the_genome(tmp_path: Path) -> None:
+    positives, genome = make_world(tmp_path)
+    positives.write_text(f">chr1:5990-{5990 + W}\n{'A' * W}\n")
+    with Genome(genome) as opened, pytest.raises(DataError, match="1 of 1 peaks"):
+        load_contigs(opened, read_peaks(positives))
+
+
+# Splits
+
+
+region = st.builds(
+    lambda contig, start, size: Region(contig, start, start + size),
+    st.sampled_from("ab"),
+    st.integers(0, 80),
+    st.integers(1, 40),
+)
+
+
+@given(validation=st.lists(region, max_size=3), test=st.lists(region, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_regions_of_the_parts_never_overlap_and_cover_the_genome(
+    validation: list[Region], test: list[Region]
+) -> None:
+    split = Split(tuple(validation), tuple(test))
+    owner: dict[tuple[str, int], set[int]] = {}
+    for part, regions in enumerate(split.regions({"a": 100, "b": 50})):
+        for contig, start, end, _ in regions:
+            assert 0 <= start < end <= {"a": 100, "b": 50}[contig]
+            for base in range(start, end):
+                owner.setdefault((contig, base), set()).add(part)
+    assert len(owner) == 150
+    for (contig, base), parts in owner.items():
+        assert parts == set(split.parts([Region(contig, base, base + 1)]).tolist())
+
+
+def test_a_peak_that_touches_the_test_region_is_a_test_peak() -> None:
+    split = Split.parse(["chr1:1-100"], ["chr1:101-200", "chr2"], {"chr1": 500, "chr2": 0})
+    regions = [
+        Region("chr1", 80, 101),
+        Region("chr1", 80, 100),
+        Region("chr1", 200, 220),
+        Region("chr2", 10**8, 10**8 + 20),
+    ]
+    assert split.parts(regions).tolist() == [TEST, VALIDATION, TRAIN, TEST]
+
+
+def test_a_held_out_contig_without_peaks_is_refused() -> None:
+    with pytest.raises(RegionError, match="chr3"):
+        Split.parse(["chr3"], ["chr1"], {"chr1": 500})
+
+
+LENGTHS = {"a:chr1": 500, "a:chr2": 100, "b:chr1": 400, "b:scaffold": 50}
+
+
+def held_out(text: str) -> list[tuple[str, int, int]]:
+    return [region[:3] for region in Split.parse([], [text], LENGTHS, ["a", "b"]).test]
+
+
+def test_a_region_is_held_out_in_every_genome_that_has_its_contig() -> None:
+    assert [contig for contig, _, _ in held_out("chr1")] == ["a:chr1", "b:chr1"]
+    # Its end lies beyond the contig of b: what there is of it is held out there, too.
+    assert held_out("chr1:301-450") == [("a:chr1", 300, 450), ("b:chr1", 300, 450)]
+    split = Split.parse([], ["chr1:301-450"], LENGTHS, ["a", "b"])
+    assert split.regions(LENGTHS)[TEST][1] == Region("b:chr1", 300, 400)
+
+
+def test_a_region_of_one_genome_is_named_with_it() -> None:
+    assert held_out("b:chr1:11-20") == [("b:chr1", 10, 20)]
+    assert held_out("a:chr1") == [("a:chr1", 0, 500)]
+    with pytest.raises(RegionError, match="chr3"):
+        held_out("chr3")
+
+
+# BED
+
+
+def bed(folder: Path, text: str, name: str = "peaks.bed") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_bed_records_are_centred_on_their_middle_and_narrow_peaks_on_their_summit(
+    tmp_path: Path,
+) -> None:
+    text = (
+        "#header\ntrack name=x\nchr1\t10\t21\tpeak\n\nchr2 0 4\r\n"
+        "chr1\t100\t200\tp\t0\t.\t1.5\t2\t3\t7\n"
+        "chr1\t100\t200\tp\t0\t.\t1.5\t2\t3\t-1\n"
+        "chr1\t0\t50\tp\t0\t+\t0\t50\t0\t2\t10,20\t0,30\n"  # BED12: no summit
+    )
+    found = read_bed(bed(tmp_path, text))
+    assert [record[:3] for record in found.records][:2] == [("chr1", 10, 21), ("chr2", 0, 4)]
+    assert found.centres.tolist() == [15, 2, 107, 150, 25]
+    assert found.lines.tolist() == [3, 5, 6, 7, 8]
+    compressed = tmp_path / "peaks.narrowPeak.gz"
+    compressed.write_bytes(gzip.compress(text.encode()))
+    assert read_bed(compressed).records == found.records
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("chr1\t5\n", "line 1: expected contig, start and end"),
+        ("chr1\t5\t9\nchr1\tx\t9\n", "line 2: expected contig.*'chr1 x 9'"),
+        ("chr1\t9\t9\n", "line 1: start 9, end 9 .* no interval"),
+        ("chr1\t-2\t9\n", "line 1: start -2"),
+        ("chr1\t5\t9\tp\t0\t.\t1\t2\t3\t4\n", "summit 4 are no interval with a place in it"),
+        ("chr1\t5\t9\tp\t0\t.\t1\t2\t3\tx\n", "summit in the tenth of ten columns"),
+        ("# nothing\n", "no peaks"),
+    ],
+)
+def test_malformed_bed_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_bed(bed(tmp_path, text))
+    assert "peaks.bed" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_no_bed(tmp_path: Path) -> None:
+    path = tmp_path / "peaks.bed"
+    path.write_bytes(b"\x1f\x8bnonsense")
+    with pytest.raises(DataError, match="cannot be read as BED"):
+        read_bed(path)
+
+
+# Contigs
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    margin=st.integers(0, 5),
+    data=st.data(),
+)
+def test_places_among_joined_contigs_and_back(
+    lengths: list[int], margin: int, data: st.DataObject
+) -> None:
+    codes = {f"c{i}": np.full(n, i % 4, np.uint8) for i, n in enumerate(lengths)}
+    contigs = Contigs.of(codes, margin)
+    name = data.draw(st.sampled_from(list(codes)))
+    window = data.draw(st.integers(1, len(codes[name]) + margin))
+    # A window of a contig overlaps it, and reaches no further out than the margin.
+    start = data.draw(
+        st.integers(max(-margin, 1 - window), len(codes[name]) - max(window - margin, 1))
+    )
+    region = Region(name, start, start + window)
+    place = contigs.place(region)
+    if start + window > 0:
+        assert contigs.regions(np.array([place]), window) == [region]
+    found = contigs.joined[place : place + window]
+    inside = (np.arange(window) + start >= 0) & (np.arange(window) + start < len(codes[name]))
+    assert found.tolist() == np.where(inside, codes[name][0], 4).tolist()
+    assert {name: array.tolist() for name, array in contigs.items()} == {
+        name: array.tolist() for name, array in codes.items()
+    }
+
+
+def test_two_names_of_one_contig_are_refused() -> None:
+    with pytest.raises(DataError, match=r"contigs 'chr1' and '1' both mean 'Chr01'"):
+        match_names(["chr1", "1"], ["Chr01"], "x")
