@@ -111,7 +111,7 @@ def _sample(length: int, count: int, rng: np.random.Generator) -> Codes:
     """Different random sequences, sorted."""
     if length <= _LONGEST_LISTED:
         return _all(length)[np.sort(rng.choice(4**length, count, replace=False))]
-    drawn = np.empty((0, length), np.uint8)
+    drawn: Codes = np.empty((0, length), np.uint8)
     while len(drawn) < count:
         more = rng.integers(0, 4, (count - len(drawn), length), dtype=np.uint8)
         drawn = np.unique(np.concatenate([drawn, more]), axis=0)
