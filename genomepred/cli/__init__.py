@@ -27,6 +27,7 @@ _COMMANDS = {
     "export": "genomepred.cli.store",
     "plot": "genomepred.cli.store",
     "models": "genomepred.cli.models",
+    "data": "genomepred.cli.data",
     "train": "genomepred.cli.train",
     "doctor": "genomepred.cli.doctor",
 }
