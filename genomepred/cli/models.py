@@ -1,21 +1,30 @@
-"""Commands on models: ``models list|show|check``."""
+"""Commands on models: ``models list|show|check|import``."""
 
 from __future__ import annotations
 
 import ast
 import json
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
-from genomepred.cli.options import debug_option, echo_json, json_option, trust_code_option
+from genomepred.cli.options import (
+    config_option,
+    debug_option,
+    echo_json,
+    json_option,
+    trust_code_option,
+)
 from genomepred.models import MODELS
+from genomepred.models.card import ACTIVATIONS, INPUTS, N_POLICIES, Track
 
 
 @click.group()
 def models() -> None:
-    """List, show and check models."""
+    """List, show, check and import models."""
 
 
 @models.command("list")
@@ -99,3 +108,89 @@ def check(model: str, device: str, trust_code: str | None, as_json: bool) -> Non
         f"{loaded.card.name}: golden outputs on {device} differ by at most {worst:.3g} "
         f"(tolerance {allowed:g}, |difference| / (1 + |golden|))"
     )
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_option = partial(click.option, show_default=True)
+
+
+def _tracks(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Track, ...]:
+    parts = [value.partition("=") for value in values]
+    return tuple(Track(name, description) for name, _, description in parts)
+
+
+@models.command("import")
+@click.argument("weights", type=_FILE)
+@_option("--to", required=True, type=click.Path(path_type=Path), help="Folder of the checkpoint.")
+@_option(
+    "--architecture",
+    type=click.Choice(sorted(MODELS)),
+    help="Architecture of the package that the weights belong to.  [default: optimus5p for Keras "
+    "weights; else --trust-code names a module]",
+)
+@trust_code_option
+@config_option
+@_option(
+    "--key-map",
+    type=_FILE,
+    help="JSON object, old name or prefix of a tensor: new one, or null to leave it out.  "
+    "[default: the names fit]",
+)
+@_option("--name", help="Name on the card.  [default: that of the folder]")
+@_option(
+    "--track",
+    "tracks",
+    multiple=True,
+    callback=_tracks,
+    metavar="NAME[=DESCRIPTION]",
+    help="Output; repeatable, in order.  [default: score, or track1, track2, ...]",
+)
+@_option("--window", type=click.IntRange(1), help="Bases seen.  [default: the architecture's]")
+@_option("--crop", type=click.IntRange(0), help="Bases without output at each end.  [default: 0]")
+@_option("--bins", type=click.IntRange(1), help="Output positions of a window.  [default: 1]")
+@_option(
+    "--input",
+    "input_",
+    type=click.Choice(INPUTS),
+    help="What your module is called with.  [default: codes]",
+)
+@_option("--base-order", help="Base of each channel or code.  [default: the architecture's, ACGT]")
+@_option(
+    "--n-policy",
+    type=click.Choice(sorted(N_POLICIES)),
+    help="One-hot of an unknown base.  [default: the architecture's, zeros]",
+)
+@_option(
+    "--activation", default="none", type=click.Choice(ACTIVATIONS), help="Applied to the outputs."
+)
+@_option("--stride", type=click.IntRange(1), help="Default stride.  [default: bases of output]")
+@_option(
+    "--min-bases",
+    default=1,
+    type=click.IntRange(0),
+    help="Known bases below which a window has no prediction.",
+)
+@_option("--licence", default="", help="Licence of the weights.")
+@_option(
+    "--golden",
+    type=_FILE,
+    help="FASTA to cut golden inputs from.  [default: human chr22:20-21 Mb, bundled]",
+)
+@json_option
+@debug_option
+def import_(
+    weights: Path, to: Path, name: str | None, input_: str | None, as_json: bool, **fields: Any
+) -> None:
+    """Make a checkpoint of WEIGHTS: Keras HDF5, safetensors or a torch state dict."""
+    from genomepred.models.convert import Request, import_weights
+
+    request = Request(name=name or to.resolve().name, input=input_, **fields)
+    card = import_weights(weights, to, request)
+    if as_json:
+        echo_json(json.loads(card.to_json()))
+        return
+    click.echo(
+        f"{card.name}: {card.architecture}, window {card.window}, {card.bins} bins of "
+        f"{card.bin_size}, tracks: {', '.join(track.name for track in card.tracks)}"
+    )
+    click.echo(f"checkpoint: {to}")

@@ -26,6 +26,29 @@ trust_code_option = click.option(
 )
 
 
+def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    settings = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE")
+        try:
+            settings[key] = json.loads(text)
+        except ValueError:
+            settings[key] = text
+    return settings
+
+
+config_option = click.option(
+    "--set",
+    "config",
+    multiple=True,
+    callback=_settings,
+    metavar="KEY=VALUE",
+    help="Argument of the architecture; repeatable.  [default: its own]",
+)
+
+
 def echo_json(document: Any) -> None:
     """Print a document as indented JSON; NaN becomes null, as JSON has no NaN."""
     click.echo(json.dumps(_without_nan(document), indent=2))

@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genomepred import __version__
 from genomepred.errors import ModelError
 from genomepred.models import MODELS
-from genomepred.sequences.grid import Geometry
+
+if TYPE_CHECKING:
+    from genomepred.sequences.grid import Geometry
 
 FORMAT_VERSION = 1
 ACTIVATIONS = ("none", "sigmoid", "softmax", "softplus", "exp")
@@ -133,6 +135,8 @@ class Card:
         ModelError
             If the sizes contradict each other or the stride.
         """
+        from genomepred.sequences.grid import Geometry
+
         return Geometry(
             window=self.window,
             stride=self.stride if stride is None else stride,

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from genomepred.cli import cli
 from genomepred.errors import ModelError
 from genomepred.models import MODELS, model_class
-from genomepred.models.card import read_card
+from genomepred.models.card import Track, read_card
+from tests.models.test_external import CODE
 
 
 def run(*arguments: str | Path) -> Result:
@@ -60,3 +62,41 @@ def test_listing_and_showing_import_nothing_heavy(arguments: list[str]) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+# import
+
+
+def test_import_makes_a_checkpoint_that_check_accepts(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "map.json").write_text('{"net": "conv", "step": null}')
+    state = {"net.weight": torch.ones(2, 4, 3), "net.bias": torch.ones(2), "step": torch.ones(1)}
+    torch.save({"state_dict": state}, tmp_path / "weights.pt")
+    trust = ("--trust-code", tmp_path / "mine.py")
+    done = run(
+        "models", "import", tmp_path / "weights.pt", "--to", tmp_path / "mine", *trust,
+        "--key-map", tmp_path / "map.json", "--input", "onehot_channels_first", "--window", "60",
+        "--track", "a=first output", "--track", "b", "--stride", "30", "--min-bases", "40",
+        "--activation", "softplus", "--base-order", "TGCA", "--n-policy", "uniform",
+        "--set", "tracks=2", "--licence", "MIT", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    card = read_card(tmp_path / "mine")
+    assert json.loads(done.stdout) == json.loads(card.to_json())
+    assert (card.name, card.stride, card.min_bases, card.licence) == ("mine", 30, 40, "MIT")
+    assert (card.base_order, card.n_policy, card.activation) == ("TGCA", "uniform", "softplus")
+    assert card.tracks == (Track("a", "first output"), Track("b"))
+    assert card.config == {"tracks": 2}
+    assert run("models", "check", tmp_path / "mine", *trust).exit_code == 0
+    assert isinstance(run("models", "check", tmp_path / "mine").exception, ModelError)
+
+
+def test_import_refuses_what_does_not_fit_and_writes_nothing(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1, 40), "bias": torch.ones(1)}, tmp_path / "w.pt")
+    error = run(
+        "models", "import", tmp_path / "w.pt", "--to", tmp_path / "m", "--architecture", "linear",
+        "--window", "10",
+    ).exception  # fmt: skip
+    assert isinstance(error, ModelError)
+    assert "also needs linear.weight, linear.bias" in str(error)
+    assert not (tmp_path / "m").exists()
