@@ -5,14 +5,213 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from functools import partial
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from genomepred.cli.options import debug_option, echo_json, json_option
 from genomepred.models import MODELS
+from genomepred.training.source import Source
+
+Made = TypeVar("Made")
+
+_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+_option = partial(click.option, show_default=True)
+
+# One for each field of Source.
+_SOURCE_OPTIONS = [
+    _option(
+        "--data",
+        required=True,
+        type=_EXISTING,
+        help="Table (.csv, .tsv, .xlsx, .parquet), FASTA with --labels, peaks with --genome (BED, "
+        "narrowPeak, or FASTA with headers CONTIG:START-END), or manifest of several genomes "
+        "(.tsv: name, genome, peaks).",
+    ),
+    _option(
+        "--labels",
+        type=_EXISTING,
+        help="Table of the FASTA's names and labels.  [default: none]",
+    ),
+    _option(
+        "--genome",
+        type=_EXISTING,
+        help="FASTA of (part of) the peaks' genome.  [default: none]",
+    ),
+    _option(
+        "--bigwig",
+        multiple=True,
+        type=_EXISTING,
+        help="Signal whose mean over a window is its label; repeatable, a track each.  [default: "
+        "peaks are 1, other windows 0]",
+    ),
+    _option(
+        "--sequence",
+        help="Column of sequences.  [default: the first of sequence, seq, seqs, utr]",
+    ),
+    _option(
+        "--target",
+        "targets",
+        multiple=True,
+        help="Column of labels; repeatable, a track each.  [default: the first of label, labels, "
+        "target, rl, mrl, TPM]",
+    ),
+    _option(
+        "--transform",
+        default="none",
+        type=click.Choice(["none", "log1p", "log2p1"]),
+        help="Of the labels: ln(1 + y) or log2(1 + y).",
+    ),
+    _option(
+        "--task",
+        default="auto",
+        type=click.Choice(["auto", "regression", "binary", "profile"]),
+        help="auto: binary if all labels are 0 or 1, else regression. profile: the labels are "
+        "shares of one whole.",
+    ),
+    _option(
+        "--window",
+        type=click.IntRange(1),
+        help="Bases of an example.  [default: the longest sequence; the peaks' length]",
+    ),
+    _option(
+        "--pad",
+        type=click.Choice(["left", "right"]),
+        help="Side on which shorter sequences get N.  [default: all must be equally long]",
+    ),
+    _option(
+        "--validation",
+        multiple=True,
+        help="Examples that choose the best epoch. Peaks: region, CONTIG or CONTIG:START-END. "
+        "Tables: COLUMN=VALUE, rows FIRST-LAST, or a share such as 0.1. Repeatable.  [default: "
+        "column dataset or split, else 0.1]",
+    ),
+    _option(
+        "--test",
+        multiple=True,
+        help="Examples kept from training altogether, like --validation; repeatable.  [default: "
+        "as for --validation]",
+    ),
+    _option(
+        "--shuffled",
+        default=1,
+        type=click.IntRange(0),
+        help="Dinucleotide-shuffled negatives a peak.",
+    ),
+    _option("--matched", default=1, type=click.IntRange(0), help="GC-matched windows a peak."),
+    _option("--random", default=4, type=click.IntRange(0), help="Random windows a peak."),
+    _option(
+        "--reverse-complement/--no-reverse-complement",
+        default=None,
+        help="Show examples on a random strand.  [default: on for peaks, off for tables]",
+    ),
+    _option(
+        "--shift",
+        default=0,
+        type=click.IntRange(0),
+        help="Most bases by which training moves windows at random.",
+    ),
+    _option("--seed", default=0, type=click.IntRange(0), help="Of weights, order and sampling."),
+]
+
+# One for each field of Settings but the seed, which Source has.
+_SETTINGS_OPTIONS = [
+    _option("--epochs", default=10, type=click.IntRange(1), help="Passes at most."),
+    _option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step."),
+    _option(
+        "--optimiser",
+        default="adamw",
+        type=click.Choice(["adamw", "adam"]),
+        help="Adam with decoupled weight decay, or with L2.",
+    ),
+    _option(
+        "--learning-rate",
+        default=1e-3,
+        type=click.FloatRange(0, min_open=True),
+        help="Highest rate.",
+    ),
+    _option(
+        "--weight-decay",
+        default=1e-2,
+        type=click.FloatRange(0),
+        help="Weight decay of the optimiser.",
+    ),
+    _option(
+        "--schedule",
+        default="cosine",
+        type=click.Choice(["cosine", "constant"]),
+        help="Course of the learning rate.",
+    ),
+    _option(
+        "--warmup",
+        default=0.02,
+        type=click.FloatRange(0, 1),
+        help="Share of the steps in which the rate rises from zero.",
+    ),
+    _option(
+        "--clip",
+        default=1.0,
+        type=click.FloatRange(0, min_open=True),
+        help="Largest norm of a step's gradient.",
+    ),
+    _option(
+        "--patience",
+        default=3,
+        type=click.IntRange(1),
+        help="Epochs without improvement before training stops.",
+    ),
+    _option(
+        "--precision",
+        default="auto",
+        type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
+        help="Of the layers in training. auto: fp32 on a CPU; bf16, else fp16, on a GPU.",
+    ),
+    _option(
+        "--class-weights",
+        default="none",
+        help="Weight of positive labels: none, balanced, or a number, one or one a track with "
+        "commas between.",
+    ),
+]
+
+_DESCRIPTION_OPTIONS = [
+    _option("--name", default="model", help="Name on the card."),
+    _option(
+        "--track",
+        "tracks",
+        multiple=True,
+        help="Name of an output; repeatable, one a track.  [default: the columns of the labels]",
+    ),
+    _option(
+        "--description",
+        "descriptions",
+        multiple=True,
+        help="Description of an output; repeatable, one a track.  [default: none]",
+    ),
+    _option(
+        "--unit",
+        "units",
+        multiple=True,
+        help="Unit of an output; repeatable, one a track.  [default: none]",
+    ),
+    _option("--licence", default="", help="Licence on the card."),
+    _option("--source", default="", help="Origin of the data, for the card."),
+]
+
+
+def _with(options: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Decorator that gives a command some options, in their order."""
+    return lambda command: reduce(lambda f, option: option(f), reversed(options), command)
+
+
+def _made(kind: type[Made], options: dict[str, Any]) -> Made:
+    """Dataclass of the command's options of the same names."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: options[name] for name in names if name in options})
 
 
 def _config(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -28,10 +227,6 @@ def _config(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
     return config
 
 
-_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
-_option = partial(click.option, show_default=True)
-
-
 @click.command()
 @_option(
     "--model",
@@ -44,31 +239,7 @@ _option = partial(click.option, show_default=True)
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the checkpoint best/ and history.csv.",
-)
-@_option(
-    "--positives",
-    required=True,
-    type=_EXISTING,
-    help="FASTA of peaks of one length, headers CONTIG:START-END (0-based half-open).",
-)
-@_option(
-    "--genome",
-    required=True,
-    type=_EXISTING,
-    help="FASTA of (part of) the peaks' genome.",
-)
-@_option(
-    "--validation",
-    required=True,
-    multiple=True,
-    help="Region that chooses the best epoch: CONTIG or CONTIG:START-END; repeatable.",
-)
-@_option(
-    "--test",
-    required=True,
-    multiple=True,
-    help="Region kept from training altogether; repeatable.",
+    help="Folder for the checkpoints best/ and last/, history.csv, curves.png and metrics.json.",
 )
 @_option(
     "--set",
@@ -78,63 +249,20 @@ _option = partial(click.option, show_default=True)
     metavar="KEY=VALUE",
     help="Argument of the architecture; repeatable.  [default: its own]",
 )
-@_option("--name", default="model", help="Name on the card.")
-@_option("--track", default="peak", help="Name of the output.")
-@_option("--description", default="", help="Description of the output.")
-@_option("--licence", default="", help="Licence on the card.")
-@_option("--source", default="", help="Origin of the data, for the card.")
-@_option("--stride", default=20, type=click.IntRange(1), help="Default stride on the card.")
+@_with(_SOURCE_OPTIONS)
+@_with(_SETTINGS_OPTIONS)
+@_with(_DESCRIPTION_OPTIONS)
+@_option(
+    "--stride",
+    type=click.IntRange(1),
+    help="Default stride on the card.  [default: a fifth of the window]",
+)
 @_option(
     "--min-bases",
     type=click.IntRange(1),
-    help="Known bases below which a window has no prediction.  [default: half the window]",
+    help="Known bases below which a window has no prediction.  [default: half the window, or fewer "
+    "if held-out examples have fewer]",
 )
-@_option(
-    "--shuffled",
-    default=1,
-    type=click.IntRange(0),
-    help="Dinucleotide-shuffled negatives a peak.",
-)
-@_option(
-    "--matched",
-    default=1,
-    type=click.IntRange(0),
-    help="GC-matched windows a peak.",
-)
-@_option(
-    "--random",
-    "random_",
-    default=4,
-    type=click.IntRange(0),
-    help="Random windows a peak.",
-)
-@_option("--epochs", default=10, type=click.IntRange(1), help="Passes at most.")
-@_option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step.")
-@_option(
-    "--learning-rate",
-    default=1e-3,
-    type=click.FloatRange(0, min_open=True),
-    help="Highest rate.",
-)
-@_option(
-    "--weight-decay",
-    default=1e-2,
-    type=click.FloatRange(0),
-    help="Weight decay of AdamW.",
-)
-@_option(
-    "--schedule",
-    default="cosine",
-    type=click.Choice(["cosine", "constant"]),
-    help="Course of the learning rate.",
-)
-@_option(
-    "--patience",
-    default=3,
-    type=click.IntRange(1),
-    help="Epochs without improvement before training stops.",
-)
-@_option("--seed", default=0, type=click.IntRange(0), help="Of weights and sampling.")
 @_option(
     "--weights-dtype",
     default="float32",
@@ -153,70 +281,43 @@ _option = partial(click.option, show_default=True)
 def train(
     architecture: str,
     out: Path,
-    positives: Path,
-    genome: Path,
-    validation: tuple[str, ...],
-    test: tuple[str, ...],
     config: dict[str, Any],
-    name: str,
-    track: str,
-    description: str,
-    licence: str,
-    source: str,
-    stride: int,
+    stride: int | None,
     min_bases: int | None,
-    shuffled: int,
-    matched: int,
-    random_: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    schedule: str,
-    patience: int,
-    seed: int,
     weights_dtype: str,
     device: str,
     threads: int,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Train a model on peaks against shuffled and real negatives, and evaluate it."""
+    """Train a model on labelled sequences or peaks, and evaluate it on what was held out.
+
+    The same command continues a training that was stopped.
+    """
     import torch
 
-    from genomepred.models.card import Track, flatten
-    from genomepred.training.data import Mix
+    from genomepred.models.card import flatten
     from genomepred.training.loop import Settings
-    from genomepred.training.run import Description, Plan
+    from genomepred.training.run import METRICS, Description, Plan
     from genomepred.training.run import train as run
 
     torch.set_num_threads(threads)
-    command = shlex.join(["genomepred", *sys.argv[1:]])
-    card = run(
-        Plan(
-            architecture,
-            positives,
-            genome,
-            validation,
-            test,
-            Description(name, Track(track, description), licence, source, command),
-            config,
-            Mix(shuffled, matched, random_),
-            Settings(
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                schedule=schedule,
-                patience=patience,
-                seed=seed,
-            ),
-            stride,
-            min_bases,
-            getattr(torch, weights_dtype),
-            device,
-        ),
-        out,
+    options["command"] = shlex.join(["genomepred", *sys.argv[1:]])
+    plan = Plan(
+        architecture,
+        _made(Source, options),
+        _made(Description, options),
+        config,
+        _made(Settings, options),
+        stride,
+        min_bases,
+        getattr(torch, weights_dtype),
+        device,
     )
+    was_finished = (out / METRICS).exists()
+    card = run(plan, out)
+    if was_finished:
+        click.echo(f"{out}: this training is finished; its result:", err=True)
     if as_json:
         echo_json(json.loads(card.to_json()))
         return

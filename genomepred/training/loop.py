@@ -1,41 +1,49 @@
-"""The training loop: one for all models."""
+"""The training loop: one for all models and tasks, that goes on where it was stopped."""
 
 from __future__ import annotations
 
 import csv
+import io
 import math
+import pickle
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 
-from genomepred.errors import ModelError, OutputError
+from genomepred.errors import DeviceError, ModelError, OutputError, PrecisionError
 from genomepred.models.layers import SequenceModel, channels_last, prepare
-from genomepred.training.data import Codes, Examples
+from genomepred.store.files import write_whole
+
+if TYPE_CHECKING:
+    from genomepred.training.examples import Batches, Codes, Data, Examples
+    from genomepred.training.tasks import Task
 
 Float32 = NDArray[np.float32]
-Loss = Callable[[Tensor, Tensor], Tensor]
-Metric = Callable[[Float32, Float32], float]
+Weights = dict[str, Tensor]
 
-
-class Data(Protocol):
-    """What the loop trains on."""
-
-    def epoch(self, number: int) -> Examples:
-        """Training examples of an epoch in the order to use them; a function of its number."""
-        ...
-
-    def validation(self) -> Examples:
-        """Examples that choose the best epoch; always the same."""
-        ...
+STATE, HISTORY = "state.pt", "history.csv"
+OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+# What reading a file that is no whole state of this model raises.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,10 @@ class Settings:
         Passes at most.
     batch_size : int, optional
         Examples a step.
+    optimiser : {"adamw", "adam"}, optional
+        Adam adds the weight decay to the gradients, AdamW takes it from the weights.
     learning_rate, weight_decay : float, optional
-        Of AdamW; the rate is the highest one.
+        Of the optimiser; the rate is the highest one.
     schedule : {"cosine", "constant"}, optional
         Course of the learning rate after the warm-up; cosine ends at zero with the last epoch.
     warmup : float, optional
@@ -58,18 +68,26 @@ class Settings:
         Largest norm of a step's gradient.
     patience : int, optional
         Epochs without improvement after which training stops.
+    precision : {"auto", "fp32", "fp16", "bf16"}, optional
+        Of the layers in training; weights, loss and validation are fp32. ``auto`` is fp32 on a CPU
+        and, on a GPU, bf16 where it has it, else fp16, whose loss is scaled.
+    class_weights : str, optional
+        See :func:`genomepred.training.tasks.find_task`.
     seed : int, optional
-        Of weights, order and negatives.
+        Of weights and dropout.
     """
 
     epochs: int = 10
     batch_size: int = 256
+    optimiser: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     schedule: str = "cosine"
     warmup: float = 0.02
     clip: float = 1.0
     patience: int = 3
+    precision: str = "auto"
+    class_weights: str = "none"
     seed: int = 0
 
     def rate(self, step: int, steps: int) -> float:
@@ -81,129 +99,263 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One line of ``history.csv``."""
+class Record:
+    """One line of ``history.csv``.
+
+    Parameters
+    ----------
+    epoch : int
+        Counted from 0.
+    loss, validation_loss : float
+        Means over the epoch's batches and over the validation examples.
+    metrics : dict
+        Of the validation examples.
+    score : float
+        The task's headline metric.
+    learning_rate : float
+        Of the last step.
+    seconds : float
+        Validation included.
+    """
 
     epoch: int
     loss: float
-    metric: float
+    validation_loss: float
+    metrics: dict[str, float]
+    score: float
     learning_rate: float
     seconds: float
 
 
+@dataclass
+class Fit:
+    """A training's course so far.
+
+    Parameters
+    ----------
+    records : list of Record
+        One an epoch.
+    best, last : dict of str to tensor
+        Weights after the best epoch and after the last one.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    best: Weights = field(default_factory=dict)
+    last: Weights = field(default_factory=dict)
+
+    @property
+    def best_record(self) -> Record:
+        """The first record with the highest score."""
+        return max(self.records, key=lambda record: record.score)
+
+    def is_over(self, settings: Settings) -> bool:
+        """Whether no epoch is left, or too many have passed without improvement."""
+        if not self.records:
+            return False
+        waited = len(self.records) - 1 - self.best_record.epoch
+        return len(self.records) >= settings.epochs or waited >= settings.patience
+
+
 def fit(
-    model: SequenceModel,
-    data: Data,
-    metric: Metric,
-    settings: Settings,
-    *,
-    loss: Loss = functional.binary_cross_entropy_with_logits,
-    history: Path | None = None,
-) -> list[Epoch]:
+    model: SequenceModel, data: Data, task: Task, settings: Settings, *, out: Path | None = None
+) -> Fit:
     """Train a model in place and leave it with the weights of its best epoch.
 
-    The same data, settings and machine type give the same weights on a CPU with one thread.
+    The same data, settings and machine type give the same weights on a CPU with one thread, however
+    often training was killed in between: after each epoch all that the next one needs is in
+    ``out/state.pt``, and random numbers start afresh from the seed and the epoch's number.
 
     Parameters
     ----------
     model : SequenceModel
-        On the device to train on.
+        On the device to train on, with its initial weights.
     data : Data
         Training and validation examples.
-    metric : callable
-        ``metric(labels, raw values) -> float`` on the validation examples; higher is better.
+    task : Task
+        With the statistics of the training labels.
     settings : Settings
         How to train.
-    loss : callable, optional
-        ``loss(raw values, labels) -> scalar``, both ``[batch, tracks]``.
-    history : Path, optional
-        CSV file that gets one line an epoch.
+    out : Path, optional
+        Folder for the state and ``history.csv``. A state in it must be of the same model, data,
+        task and settings.
 
     Returns
     -------
-    list of Epoch
-        The history; the best epoch is the first with the highest metric.
+    Fit
+        The history, and weights in the units of training: see
+        :meth:`genomepred.training.tasks.Task.fold`.
 
     Raises
     ------
     ModelError
-        If the loss becomes NaN or infinite.
+        If the loss or the predictions become NaN or infinite.
+    PrecisionError, DeviceError
+        If the device cannot compute in the precision, or its memory is full.
     OutputError
-        If the history cannot be written.
+        If the folder cannot be written, or its state is damaged.
     """
-    trainer = _Trainer(model, loss, settings)
+    trainer = _Trainer(model, task, settings)
+    course = Fit() if out is None else trainer.resume(out / STATE)
     validation = data.validation()
-    epochs: list[Epoch] = []
-    best: dict[str, Tensor] = {}
-    bar: tqdm[Any] = tqdm(total=settings.epochs, desc="training", unit="epoch")
+    bar: tqdm[Any] = tqdm(
+        total=settings.epochs, initial=len(course.records), desc="training", unit="epoch"
+    )
     with bar:
-        for number in range(settings.epochs):
-            start = time.perf_counter()
-            mean_loss = trainer.run(data.epoch(number), bar)
-            values = raw_values(prepare(model), validation.codes)
-            score = metric(validation.labels, values.reshape(len(values), -1))
-            seconds = round(time.perf_counter() - start, 2)
-            epochs.append(Epoch(number, mean_loss, score, trainer.rate, seconds))
-            _write(history, epochs)
+        while not course.is_over(settings):
+            record = trainer.epoch(len(course.records), data, validation, bar)
+            course.records.append(record)
+            course.last = _copy(model)
+            if course.best_record is record:
+                course.best = course.last
+            if out is not None:
+                trainer.save(out / STATE, course)
+                _write_history(out / HISTORY, course.records)
             bar.update()
-            bar.set_postfix(loss=f"{mean_loss:.4f}", metric=f"{score:.4f}")
-            leader = best_epoch(epochs)
-            if leader == number:
-                best = {name: t.detach().clone() for name, t in model.state_dict().items()}
-            elif number - leader >= settings.patience:
-                break
-    model.load_state_dict(best)
+            bar.set_postfix({"loss": f"{record.loss:.4f}", task.headline: f"{record.score:.4f}"})
+    model.load_state_dict(course.best)
     model.eval()
-    return epochs
-
-
-def best_epoch(epochs: list[Epoch]) -> int:
-    """Number of the first epoch with the highest metric."""
-    return max(epochs, key=lambda epoch: epoch.metric).epoch
+    return course
 
 
 class _Trainer:
-    """Optimiser and learning-rate course of one run."""
+    """Optimiser, precision and learning-rate course of one run."""
 
-    def __init__(self, model: SequenceModel, loss: Loss, settings: Settings) -> None:
-        self.model, self.loss, self.settings = model, loss, settings
+    def __init__(self, model: SequenceModel, task: Task, settings: Settings) -> None:
+        self.model, self.task, self.settings = model, task, settings
         self.compute = channels_last(model)  # shares the parameters
         self.device = next(model.parameters()).device
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser = OPTIMISERS[settings.optimiser](
             model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self.dtype = PRECISIONS[_precision(settings.precision, self.device)]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.rate = 0, 0.0
 
-    def run(self, examples: Examples, bar: tqdm[Any]) -> float:
-        """One pass; the mean loss. Examples that fill no batch wait for another epoch."""
+    def epoch(self, number: int, data: Data, validation: Examples, bar: tqdm[Any]) -> Record:
+        """Train for an epoch and validate."""
+        start = time.perf_counter()
+        _reseed(self.settings.seed, number)
+        try:
+            loss = self._train(data.epoch(number), bar)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"the memory of device {self.device} is full with batches of "
+                f"{self.settings.batch_size}; use a smaller --batch-size"
+            ) from error
+        values = raw_values(prepare(self.model), validation.codes).reshape(len(validation), -1)
+        if not np.isfinite(values).all():
+            raise ModelError(f"predictions are not finite after epoch {number}; {self._advice()}")
+        labels = np.asarray(validation.labels)
+        validation_loss = self.task.loss(torch.from_numpy(values), torch.from_numpy(labels))
+        metrics = self.task.metrics(labels, self.task.restore(values))
+        return Record(
+            epoch=number,
+            loss=loss,
+            validation_loss=validation_loss.item(),
+            metrics=metrics,
+            score=metrics[self.task.headline],
+            learning_rate=self.rate,
+            seconds=round(time.perf_counter() - start, 2),
+        )
+
+    def _train(self, examples: Batches, bar: tqdm[Any]) -> float:
+        """One pass; the mean loss. Examples that fill no batch wait for another epoch's order."""
         size = self.settings.batch_size
         batches = max(len(examples) // size, 1)
         self.compute.train()
         total = 0.0
         for i in range(batches):
-            part = slice(i * size, (i + 1) * size)
-            total += self._step(examples.codes[part], examples.labels[part], batches)
+            total += self._step(examples.take(slice(i * size, (i + 1) * size)), batches)
             if i % 100 == 99:
                 bar.set_postfix(loss=f"{total / (i + 1):.4f}", batch=f"{i + 1}/{batches}")
         return total / batches
 
-    def _step(self, codes: Codes, labels: Float32, batches: int) -> float:
+    def _step(self, examples: Examples, batches: int) -> float:
         self.rate = self.settings.rate(self.step, batches * self.settings.epochs)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
-        values = self.compute(torch.from_numpy(codes).to(self.device)).flatten(1)
-        loss = self.loss(values, torch.from_numpy(labels).to(self.device))
-        if not math.isfinite(loss.item()):
-            raise ModelError(
-                f"the loss is {loss.item()} at step {self.step}; lower the learning rate "
-                f"({self.settings.learning_rate:g})"
-            )
+        labels = torch.from_numpy(examples.labels).to(self.device)
+        with self._autocast():
+            values = self.compute(torch.from_numpy(examples.codes).to(self.device)).flatten(1)
+        loss = self.task.loss(values.float(), labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ModelError(f"the loss is {value} at step {self.step}; {self._advice()}")
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.step += 1
-        return loss.item()
+        return value
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def _advice(self) -> str:
+        return f"lower the learning rate ({self.settings.learning_rate:g})"
+
+    def save(self, path: Path, course: Fit) -> None:
+        """Write all that the next epoch needs, whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "best": course.best,
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "records": [vars(record) for record in course.records],
+        }
+        packed = io.BytesIO()  # a full disk is an OSError below, and an obscure one in torch
+        torch.save(state, packed)
+        write_whole(path, packed.getvalue())
+
+    def resume(self, path: Path) -> Fit:
+        """Take up a saved state, if there is one."""
+        try:
+            packed = path.read_bytes()
+        except FileNotFoundError:
+            return Fit()
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+        try:
+            state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step = state["step"]
+            records = [Record(**record) for record in state["records"]]
+            return Fit(records, state["best"], _copy(self.model))
+        except _DAMAGE as error:
+            raise OutputError(
+                f"{path} is damaged or of another training; delete it to start again, or use "
+                "another --out"
+            ) from error
+
+
+def _precision(asked: str, device: torch.device) -> str:
+    """The precision to compute in, ``auto`` decided."""
+    if device.type != "cuda":
+        if asked == "fp16":
+            raise PrecisionError(
+                f"precision fp16 was asked for on device {device}; train in fp16 on a CUDA device, "
+                "or in bf16 or fp32"
+            )
+        return "fp32" if asked == "auto" else asked
+    if asked == "auto":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return asked
+
+
+def _reseed(seed: int, epoch: int) -> None:
+    """Start torch's random numbers (dropout) afresh."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]))
+
+
+def _copy(model: nn.Module) -> Weights:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def raw_values(model: nn.Module, codes: Codes, batch_size: int = 512) -> Float32:
@@ -220,13 +372,13 @@ def raw_values(model: nn.Module, codes: Codes, batch_size: int = 512) -> Float32
     return np.concatenate(batches)
 
 
-def _write(path: Path | None, epochs: list[Epoch]) -> None:
-    if path is None:
-        return
-    try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(Epoch.__dataclass_fields__)
-            writer.writerows(vars(epoch).values() for epoch in epochs)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+def _write_history(path: Path, records: Sequence[Record]) -> None:
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    metrics = list(records[0].metrics)
+    writer.writerow(["epoch", "loss", "validation_loss", *metrics, "learning_rate", "seconds"])
+    for r in records:
+        row = [r.epoch, r.loss, r.validation_loss, *r.metrics.values(), r.learning_rate, r.seconds]
+        # An undefined metric is an empty field.
+        writer.writerow(["" if isinstance(x, float) and math.isnan(x) else x for x in row])
+    write_whole(path, table.getvalue().encode())

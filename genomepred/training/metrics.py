@@ -42,18 +42,6 @@ def sklearn_metrics() -> Any:
     return metrics
 
 
-def au_prc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
-    """Area under the precision-recall curve (average precision).
-
-    Raises
-    ------
-    DataError
-        If all labels are equal.
-    """
-    _check_labels(labels)
-    return float(sklearn_metrics().average_precision_score(labels, scores))
-
-
 def binary_metrics(
     labels: NDArray[Any], scores: NDArray[Any], threshold: float = 0.0
 ) -> dict[str, float]:
@@ -84,7 +72,7 @@ def binary_metrics(
     called = scores > threshold
     return {
         "auROC": float(sklearn.roc_auc_score(labels, scores)),
-        "auPRC": au_prc(labels, scores),
+        "auPRC": float(sklearn.average_precision_score(labels, scores)),
         "MCC": float(sklearn.matthews_corrcoef(labels, called)),
         "accuracy": float(np.mean(labels == called)),
         "sensitivity": float(np.mean(called[labels])),
@@ -94,7 +82,111 @@ def binary_metrics(
 
 def _check_labels(labels: NDArray[Any]) -> None:
     if len(np.unique(labels)) < 2:
-        raise DataError(f"constant labels: all {labels.size} are {labels.flat[:1]}")
+        raise DataError(f"constant labels: all {labels.size} are {float(labels.flat[0]):g}")
+
+
+def regression_metrics(labels: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:
+    """Metrics of one track of measured values.
+
+    Parameters
+    ----------
+    labels, predictions : array, [n]
+        In the same unit.
+
+    Returns
+    -------
+    dict
+        MSE, MAE, R2 (1 - squared error / variance), Pearson, Spearman; a correlation is NaN if the
+        predictions are constant.
+
+    Raises
+    ------
+    DataError
+        If all labels are equal.
+    """
+    _check_labels(labels)
+    y, p = labels.astype(np.float64), predictions.astype(np.float64)
+    error = y - p
+    return {
+        "MSE": float(np.mean(error**2)),
+        "MAE": float(np.mean(np.abs(error))),
+        "R2": float(1 - np.mean(error**2) / np.var(y)),
+        "Pearson": _correlation(y, p),
+        "Spearman": _correlation(_midranks(labels), _midranks(predictions)),
+    }
+
+
+def _correlation(a: Float64, b: Float64) -> float:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    return float(np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b)))
+
+
+def _midranks(values: NDArray[Any]) -> Float64:
+    """Rank of each value; equal values share the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle: Float64 = np.cumsum(counts) - (counts - 1) / 2
+    return middle[group]
+
+
+def softmax(values: NDArray[Any]) -> Float64:
+    """Shares ``[n, tracks]`` of logits ``[n, tracks]``."""
+    exponentials = np.exp(values.astype(np.float64) - values.max(axis=1, keepdims=True))
+    shares: Float64 = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares
+
+
+def profile_metrics(labels: NDArray[Any], values: NDArray[Any]) -> dict[str, float]:
+    """Metrics of shares of one whole, such as the fractions of a polysome profile.
+
+    Parameters
+    ----------
+    labels : array, [n, tracks]
+        Shares; the sum of each row is 1.
+    values : array, [n, tracks]
+        Logits.
+
+    Returns
+    -------
+    dict
+        cross_entropy and KL_divergence (nats a row), D2 (share of the divergence from the mean
+        profile that the predictions explain), and mean_fraction_R2 and mean_fraction_Pearson, of
+        the mean track number weighted by the shares: the mean ribosome load of a polysome profile,
+        up to its scale.
+
+    Raises
+    ------
+    DataError
+        If all rows are equal.
+    """
+    shares, predicted = labels.astype(np.float64), softmax(values)
+    if not np.ptp(shares, axis=0).any():
+        raise DataError(f"constant labels: all {len(labels)} profiles are equal")
+    entropy = -float(np.sum(shares * _log(shares))) / len(shares)
+    divergence = _divergence(shares, predicted)
+    numbers = np.arange(shares.shape[1])
+    centre, predicted_centre = shares @ numbers, predicted @ numbers
+    varies = np.ptp(centre) > 0
+    of_centre = regression_metrics(centre, predicted_centre) if varies else {}
+    return {
+        "cross_entropy": entropy + divergence,
+        "KL_divergence": divergence,
+        "D2": 1 - divergence / _divergence(shares, shares.mean(axis=0)),
+        "mean_fraction_R2": of_centre.get("R2", float("nan")),
+        "mean_fraction_Pearson": of_centre.get("Pearson", float("nan")),
+    }
+
+
+def _divergence(shares: Float64, predicted: Float64) -> float:
+    """Mean Kullback-Leibler divergence of rows from predictions, nats."""
+    return float(np.sum(shares * (_log(shares) - _log(predicted)))) / len(shares)
+
+
+def _log(shares: Float64) -> Float64:
+    """Natural logarithm; where a share is 0, that of the least positive number."""
+    logarithms: Float64 = np.log(np.maximum(shares, np.finfo(np.float64).tiny))
+    return logarithms
 
 
 @dataclass(frozen=True)

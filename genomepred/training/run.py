@@ -1,9 +1,12 @@
-"""From peaks and a genome to an evaluated checkpoint: what ``genomepred train`` does."""
+"""From labelled data to an evaluated checkpoint: what ``genomepred train`` does."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import copy
+import json
+import math
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +14,47 @@ from typing import Any
 import numpy as np
 import torch
 
-from genomepred.errors import DataError, DeviceError, OutputError
+from genomepred import __version__
+from genomepred.errors import DataError, DeviceError, OutputError, SignatureError
 from genomepred.models import build
-from genomepred.models.card import Card, Track
+from genomepred.models.card import Card, Track, flatten, read_card
 from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel, prepare
-from genomepred.sequences.fasta import Genome
+from genomepred.store.files import read_sidecar, write_sidecar
 from genomepred.training.data import (
     TEST,
     VALIDATION,
     Codes,
-    Mix,
+    Data,
+    Examples,
     PeakData,
-    Peaks,
-    Split,
-    load_contigs,
-    read_peaks,
+    Source,
+    open_data,
 )
-from genomepred.training.loop import Epoch, Settings, best_epoch, fit, raw_values
-from genomepred.training.metrics import Sites, au_prc, binary_metrics, find_sites, sklearn_metrics
+from genomepred.training.figures import curves, new_figure
+from genomepred.training.loop import (
+    HISTORY,
+    STATE,
+    Fit,
+    Float32,
+    Settings,
+    Weights,
+    fit,
+    raw_values,
+)
+from genomepred.training.metrics import Sites, find_sites, sklearn_metrics
+from genomepred.training.tasks import Task, find_task
 
+RUN, METRICS, CURVES = "run.json", "metrics.json", "curves.png"
+SCRATCH = ".data"
+# Fields of Source that the data's facts tell by their contents, wherever the files lie.
+_FILES = ("data", "labels", "genome", "bigwig")
 # Golden inputs: enough of each kind to show a difference, few enough to be checked in an instant.
 _GOLDEN = 4
+# Differences that an error names: enough to find the option that was changed.
+_MOST_SHOWN = 4
+# Examples whose codes are looked at together: a megabyte at a window of 250 bases.
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -43,45 +65,65 @@ class Description:
     ----------
     name : str
         The model's name.
-    track : Track
-        Its output.
+    tracks, descriptions, units : tuple of str, optional
+        Of the outputs, one a track, in order; tracks are by default the data's.
     licence, source : str, optional
         Licence of the weights; where the data come from.
     command : str, optional
         What trains the model again.
     """
 
-    name: str
-    track: Track
+    name: str = "model"
+    tracks: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
     licence: str = ""
     source: str = ""
     command: str = ""
 
+    def to_tracks(self, names: tuple[str, ...]) -> tuple[Track, ...]:
+        """The card's tracks for the data's.
+
+        Raises
+        ------
+        DataError
+            If a text is given, but not one for each track.
+        """
+        for option, texts in (
+            ("--track", self.tracks),
+            ("--description", self.descriptions),
+            ("--unit", self.units),
+        ):
+            if texts and len(texts) != len(names):
+                raise DataError(
+                    f"{len(texts)} {option} for {len(names)} tracks ({', '.join(names)}); give one "
+                    "for each, in this order, or none"
+                )
+        blank = ("",) * len(names)
+        columns = (self.tracks or names, self.descriptions or blank, self.units or blank)
+        return tuple(Track(*row) for row in zip(*columns, strict=True))
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train on peaks.
+    """What to train.
 
     Parameters
     ----------
     architecture : str
-        A key of ``MODELS`` with one bin and one track.
-    positives, genome : Path
-        FASTA of peaks, and of the genome they were called on.
-    validation, test : sequence of str
-        Regions held out, 1-based inclusive, in the peaks' contig names.
-    description : Description
+        A key of ``MODELS`` with one bin.
+    source : Source
+        Data.
+    description : Description, optional
         For the card.
     config : mapping, optional
-        Further arguments of the architecture; its window is the peaks' length.
-    mix : Mix, optional
-        Negatives.
+        Further arguments of the architecture; its window and tracks are the data's.
     settings : Settings, optional
         Of the loop.
     stride : int, optional
-        Default stride of the model.
+        Default stride of the model; by default a fifth of the window.
     min_bases : int, optional
-        By default half the window.
+        By default half the window, or fewer where the held-out examples have fewer.
     weights_dtype : torch.dtype, optional
         Type the weights are stored in.
     device : str, optional
@@ -89,22 +131,23 @@ class Plan:
     """
 
     architecture: str
-    positives: Path
-    genome: Path
-    validation: Sequence[str]
-    test: Sequence[str]
-    description: Description
+    source: Source
+    description: Description = field(default_factory=Description)
     config: Mapping[str, Any] = field(default_factory=dict)
-    mix: Mix = field(default_factory=Mix)
     settings: Settings = field(default_factory=Settings)
-    stride: int = 20
+    stride: int | None = None
     min_bases: int | None = None
     weights_dtype: torch.dtype = torch.float32
     device: str = "cpu"
 
 
 def train(plan: Plan, out: Path) -> Card:
-    """Train, evaluate on what was held out, and write ``out/best`` and ``out/history.csv``.
+    """Train, evaluate on what was held out, and write checkpoints and curves.
+
+    ``out`` gets ``best`` and ``last`` (checkpoints), ``history.csv``, ``curves.png``,
+    ``metrics.json`` and ``run.json``, which says what is trained. Until the end ``state.pt`` holds
+    what a killed training needs to go on: the same plan continues it and, on a CPU, gives the same
+    weights. A finished training is left as it is.
 
     Parameters
     ----------
@@ -122,81 +165,109 @@ def train(plan: Plan, out: Path) -> Card:
     ------
     DataError
         If the data cannot be used as asked.
+    SignatureError
+        If ``out`` was started with another plan or other data.
     OutputError
         If the folder cannot be written.
     DependencyError
-        If scikit-learn is not installed.
+        If scikit-learn or matplotlib is not installed.
     """
     # What would fail at the end fails now.
     sklearn_metrics()
-    check_target(out / "best")
-    peaks = read_peaks(plan.positives)
-    with Genome(plan.genome) as genome:
-        contigs = load_contigs(genome, peaks)
-    split = _split(plan, peaks, contigs)
-    data = PeakData(peaks, contigs, split, plan.mix, plan.settings.seed)
-    window = peaks.codes.shape[1]
-    config = {"window": window, **plan.config}
+    new_figure(1, 1)
+    for name in ("best", "last"):
+        check_target(out / name)
+    data = open_data(plan.source, out / SCRATCH)
+    tracks = plan.description.to_tracks(data.tracks)
+    config = {"window": data.window, **plan.config}
+    if len(tracks) > 1:
+        config = {"tracks": len(tracks), **config}
     torch.manual_seed(plan.settings.seed)
     model = _on_device(build(plan.architecture, **config), plan.device)
-    _check_shape(model, window)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
-    epochs = fit(model, data, au_prc, plan.settings, history=out / "history.csv")
+    _check_shape(model, data)
+    task = find_task(data.task, _training_labels(data), class_weights=plan.settings.class_weights)
+    _finished(model, model.state_dict(), task)
+    _claim(out, _identity(plan, config, data, task))
+    if (out / METRICS).exists():
+        return read_card(out / "best")
+    course = fit(model, data, task, plan.settings, out=out)
     card = Card(
         name=plan.description.name,
         architecture=plan.architecture,
         config=config,
-        window=window,
-        bin_size=window,
-        stride=plan.stride,
-        tracks=(plan.description.track,),
-        activation="sigmoid",
+        window=data.window,
+        bin_size=data.window,
+        stride=max(data.window // 5, 1) if plan.stride is None else plan.stride,
+        tracks=tracks,
+        activation=task.activation,
         base_order=model.base_order,
         n_policy=model.n_policy,
-        min_bases=window // 2 if plan.min_bases is None else plan.min_bases,
-        training=_provenance(plan, peaks, data, epochs),
+        min_bases=_min_bases(data) if plan.min_bases is None else plan.min_bases,
+        training=_provenance(plan, data, task, course),
         licence=plan.description.licence,
     )
-    golden = _golden(data)
-    save_checkpoint(out / "best", model, card, golden, weights_dtype=plan.weights_dtype)
+    golden, dtype = _golden(data), plan.weights_dtype
+    last = replace(card, metrics={"validation": _rounded(course.records[-1].metrics)})
+    save_checkpoint(
+        out / "last", _finished(model, course.last, task), last, golden, weights_dtype=dtype
+    )
+    save_checkpoint(
+        out / "best", _finished(model, course.best, task), card, golden, weights_dtype=dtype
+    )
     stored = load_model(out / "best", plan.device)  # with its weights as they were rounded
-    metrics = evaluate(stored, data, peaks, contigs)
-    card = replace(card, metrics=metrics)
-    return save_checkpoint(out / "best", stored, card, golden, weights_dtype=plan.weights_dtype)
+    card = replace(card, metrics=measure(stored, data, task))
+    card = save_checkpoint(out / "best", stored, card, golden, weights_dtype=dtype)
+    curves({plan.description.name: out / HISTORY}, task.headline, out / CURVES)
+    write_sidecar(out / METRICS, _outcome(card, task, course))
+    for left in (out / STATE, *out.glob("*.tmp")):
+        left.unlink(missing_ok=True)
+    shutil.rmtree(out / SCRATCH, ignore_errors=True)
+    return card
 
 
-def evaluate(
-    model: SequenceModel, data: PeakData, peaks: Peaks, contigs: dict[str, Codes]
-) -> dict[str, Any]:
-    """Metrics of a loaded model on what was held out, as they stand in its card.
+def measure(model: SequenceModel, data: Data, task: Task) -> dict[str, Any]:
+    """Metrics of a loaded model, as they stand in its card.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        With its card.
+    data : Data
+        Its validation and test examples are used, and the map of the test regions if it is peaks
+        of one genome.
+    task : Task
+        The data's.
 
     Returns
     -------
     dict
-        ``held_out``, from :func:`held_out_metrics`, and ``map``, from :func:`map_metrics`.
+        ``validation`` and ``test``, the latter by kind of negatives for peaks; ``map``, see
+        :func:`map_metrics`, for peaks of one genome.
     """
-    return {
-        "held_out": held_out_metrics(model, data),
-        "map": map_metrics(model, data, peaks, contigs),
+    tests = {name: _measure(model, examples, task) for name, examples in data.test().items()}
+    metrics = {
+        "validation": _measure(model, data.validation(), task),
+        "test": tests.get("test", tests),
     }
+    if isinstance(data, PeakData):
+        metrics["map"] = map_metrics(model, data)
+    return metrics
 
 
-def held_out_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
-    """Test peaks against as many negatives of each kind; figures have 4 decimals."""
-    fast = prepare(model)
-    kinds = {
-        kind: _rounded(binary_metrics(examples.labels, raw_values(fast, examples.codes)))
-        for kind, examples in data.held_out().items()
-    }
-    return {"peaks": len(data.positives[TEST]), "threshold": 0.5, **kinds}
+def _measure(model: SequenceModel, examples: Examples, task: Task) -> dict[str, Any]:
+    """Metrics of a model on examples: their number, means, then each track's."""
+    values = raw_values(prepare(model), examples.codes).reshape(len(examples), -1)
+    labels = np.asarray(examples.labels)
+    found: dict[str, Any] = {"examples": len(examples), **_rounded(task.metrics(labels, values))}
+    if labels.shape[1] > 1:
+        each = task.track_metrics(labels, values)
+        found["tracks"] = {
+            track.name: _rounded(of) for track, of in zip(model.card.tracks, each, strict=True)
+        }
+    return found
 
 
-def map_metrics(
-    model: SequenceModel, data: PeakData, peaks: Peaks, contigs: dict[str, Codes]
-) -> dict[str, Any]:
+def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
     """Sites in a scan of the test regions, by a threshold from the validation regions.
 
     Forward strand, at the card's stride; see :func:`genomepred.training.metrics.find_sites`.
@@ -206,9 +277,9 @@ def map_metrics(
     def sites(part: int) -> Sites:
         return find_sites(
             fast,
-            contigs,
+            data.contigs,
             data.regions[part],
-            peaks.regions,
+            data.peaks.regions,
             window=card.window,
             stride=card.stride,
             min_bases=card.min_bases,
@@ -232,16 +303,13 @@ def map_metrics(
     }
 
 
-def _split(plan: Plan, peaks: Peaks, contigs: Mapping[str, Codes]) -> Split:
-    lengths = {name: len(contigs.get(name, ())) for name in peaks.contigs}
-    return Split.parse(plan.validation, plan.test, lengths)
-
-
-def _check_shape(model: SequenceModel, window: int) -> None:
-    if (model.window, model.bins, model.tracks) != (window, 1, 1):
+def _check_shape(model: SequenceModel, data: Data) -> None:
+    tracks = len(data.tracks)
+    if (model.window, model.bins, model.tracks) != (data.window, 1, tracks):
         raise DataError(
-            f"the model has window {model.window}, {model.bins} bins and {model.tracks} tracks; "
-            f"peaks of {window} bases need window {window}, 1 bin and 1 track"
+            f"the model has window {model.window}, {model.bins} bin(s) and {model.tracks} "
+            f"track(s); the data need window {data.window}, 1 bin and {tracks} track(s): "
+            f"{', '.join(data.tracks)}"
         )
 
 
@@ -252,45 +320,141 @@ def _on_device(model: SequenceModel, device: str) -> SequenceModel:
         raise DeviceError(f"device {device!r} cannot be used: {error}") from error
 
 
-def _golden(data: PeakData) -> Codes:
-    """Held-out peaks and as many held-out windows of the genome."""
-    examples = data.held_out()["GC-matched"]
-    return np.concatenate([examples.codes[:_GOLDEN], examples.codes[-_GOLDEN:]])
+def _training_labels(data: Data) -> Float32:
+    """Labels ``[n, tracks]`` of an epoch."""
+    examples = data.epoch(0)
+    blocks = range(0, len(examples), _BLOCK)
+    return np.concatenate([examples.take(slice(i, i + _BLOCK)).labels for i in blocks])
 
 
-def _provenance(
-    plan: Plan, peaks: Peaks, data: PeakData, epochs: Sequence[Epoch]
-) -> dict[str, Any]:
-    best = epochs[best_epoch(list(epochs))]
-    counts = [len(positives) for positives in data.positives]
+def _identity(plan: Plan, config: Mapping[str, Any], data: Data, task: Task) -> dict[str, Any]:
+    """All that the checkpoint depends on, but for words."""
     return {
-        "data": {
-            "source": plan.description.source,
-            "positives": plan.positives.name,
-            "positives_sha256": _sha256(plan.positives),
-            "genome": plan.genome.name,
-            "genome_sha256": _sha256(plan.genome),
-        },
-        "command": plan.description.command,
-        "peaks": dict(zip(("training", "validation", "test"), counts, strict=True)),
-        "validation": list(plan.validation),
-        "test": list(plan.test),
-        "negatives_per_positive": asdict(plan.mix),
+        "model": plan.architecture,
+        "config": dict(config),
+        "source": {k: v for k, v in asdict(plan.source).items() if k not in _FILES},
+        "data": data.facts(),
+        "task": asdict(task),
         "settings": asdict(plan.settings),
-        "epochs": len(epochs),
+        "stride": plan.stride,
+        "min_bases": plan.min_bases,
+        "weights_dtype": str(plan.weights_dtype).removeprefix("torch."),
+        "device": torch.device(plan.device).type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "genomepred": __version__,
+    }
+
+
+def _claim(out: Path, identity: Mapping[str, Any]) -> None:
+    """Make the folder this training's, or refuse one of another training."""
+    path = out / RUN
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "it is a file" if out.is_file() else error.strerror
+        raise OutputError(f"{out}: cannot be used as output folder: {why}") from error
+    if not path.exists():
+        if (out / "best").exists():
+            raise OutputError(
+                f"{out / 'best'}: holds a checkpoint of an unknown training ({RUN} is absent); "
+                "choose another --out"
+            )
+        write_sidecar(path, identity)
+        return
+    then, now = (flatten(_numbered(it)) for it in (read_sidecar(path), _as_json(identity)))
+    differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    if differing:
+        shown = differing[:_MOST_SHOWN]
+        more = f" (and {len(differing) - len(shown)} more)" if len(differing) > len(shown) else ""
+        raise SignatureError(
+            f"{out} was started with "
+            + ", ".join(f"{key} {_short(then.get(key))}" for key in shown)
+            + "; now "
+            + ", ".join(f"{key} {_short(now.get(key))}" for key in shown)
+            + f"{more}: continue it as it was started, or use another --out"
+        )
+
+
+def _as_json(document: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(document))
+
+
+def _numbered(value: Any) -> Any:
+    """JSON with lists of objects as objects whose keys are their numbers."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = {str(i): item for i, item in enumerate(value)}
+    if isinstance(value, dict):
+        return {key: _numbered(item) for key, item in value.items()}
+    return value
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) < 64 else text[:12] + "..."
+
+
+def _finished(model: SequenceModel, weights: Weights, task: Task) -> SequenceModel:
+    """Copy of the model with some weights, whose raw values are in the labels' unit."""
+    finished = copy.deepcopy(model)
+    finished.load_state_dict(weights)
+    task.fold(finished)
+    return finished.eval()
+
+
+def _golden(data: Data) -> Codes:
+    """Held-out sequences: the first and last of a test set; of peaks, with real negatives."""
+    tests = data.test()
+    examples = tests.get("GC-matched") or next(iter(tests.values()))
+    rows = np.unique(np.r_[:_GOLDEN, -_GOLDEN:0] % len(examples))
+    return examples.take(rows).codes
+
+
+def _min_bases(data: Data) -> int:
+    """Half the window, or as few known bases as a held-out example has, but at least one."""
+    fewest = data.window // 2
+    for examples in (data.validation(), *data.test().values()):
+        for i in range(0, len(examples), _BLOCK):
+            known = np.count_nonzero(examples.codes[i : i + _BLOCK] < 4, axis=1)
+            fewest = min(fewest, int(known.min()))
+    return max(fewest, 1)
+
+
+def _provenance(plan: Plan, data: Data, task: Task, course: Fit) -> dict[str, Any]:
+    best = course.best_record
+    return {
+        "task": task.name,
+        "source": plan.description.source,
+        "data": data.facts(),
+        "command": plan.description.command,
+        "settings": asdict(plan.settings),
+        "standardised_by": {"mean": task.shift, "deviation": task.scale} if task.scale else None,
+        "class_weights": task.weights or None,
+        "epochs": len(course.records),
         "best_epoch": best.epoch,
-        "validation_auPRC": round(best.metric, 4),
+        f"validation_{task.headline}": _round(best.score),
         "torch": torch.__version__,
     }
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _outcome(card: Card, task: Task, course: Fit) -> dict[str, Any]:
+    """What ``metrics.json`` holds."""
+    return {
+        "name": card.name,
+        "architecture": card.architecture,
+        "task": task.name,
+        "headline": task.headline,
+        "epochs": len(course.records),
+        "best_epoch": course.best_record.epoch,
+        "weights_sha256": card.weights_sha256,
+        "metrics": card.metrics,
+    }
 
 
 def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    return {key: _round(x) if isinstance(x, float) else x for key, x in figures.items()}
+
+
+def _round(figure: float) -> float | None:
+    """Five digits, as many as a figure from some thousand examples can mean; NaN as None."""
+    return None if math.isnan(figure) else float(f"{figure:.5g}")

@@ -2,27 +2,35 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import signal
+import time
 from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
-from genomepred.errors import ModelError
+from genomepred.errors import ModelError, OutputError, PrecisionError
 from genomepred.models import build
 from genomepred.models.layers import SequenceModel
-from genomepred.training.data import Codes, Examples, labelled
-from genomepred.training.loop import Epoch, Settings, best_epoch, fit, raw_values
-from genomepred.training.metrics import au_prc, binary_metrics
+from genomepred.training.examples import Codes, Examples
+from genomepred.training.loop import HISTORY, STATE, Fit, Record, Settings, fit, raw_values
+from genomepred.training.metrics import binary_metrics
+from genomepred.training.tasks import Task, find_task
 
 W = 24
 MOTIF = np.array([1, 1, 0, 2, 1, 0, 2], np.uint8)  # CCAGCAG
+BINARY = find_task("binary")
 
 
 class Planted:
-    """Random sequences; the positives hold the motif somewhere."""
+    """Random sequences; half of them, labelled 1, hold the motif somewhere."""
+
+    window, tracks, task = W, ("motif",), "binary"
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -33,9 +41,8 @@ class Planted:
         for row in range(self.size):
             at = rng.integers(0, W - len(MOTIF))
             codes[row, at : at + len(MOTIF)] = MOTIF
-        examples = labelled(codes[: self.size], codes[self.size :])
-        order = rng.permutation(len(examples))
-        return Examples(examples.codes[order], examples.labels[order])
+        labels = (np.arange(2 * self.size) < self.size).astype(np.float32)[:, None]
+        return Examples(codes, labels).take(rng.permutation(2 * self.size))
 
     def epoch(self, number: int) -> Examples:
         return self.examples(number)
@@ -43,14 +50,24 @@ class Planted:
     def validation(self) -> Examples:
         return self.examples(999)
 
+    def test(self) -> dict[str, Examples]:
+        return {"test": self.examples(12345)}
+
+    def facts(self) -> dict[str, object]:
+        return {}
+
 
 def make_model(seed: int = 0) -> SequenceModel:
     torch.manual_seed(seed)
-    return build("tf-cnn", window=W, filters=16, kernel=8, hidden=[16])
+    return build("tf-cnn-v2", window=W, filters=16, kernel=8, hidden=[16])  # has dropout
 
 
 def weights(model: SequenceModel) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in model.state_dict().values()]
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -61,43 +78,220 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_a_planted_motif_is_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimiser", ["adam", "adamw"])
+def test_a_planted_motif_is_learned(tmp_path: Path, optimiser: str) -> None:
     model = make_model()
-    settings = Settings(epochs=6, batch_size=64, learning_rate=3e-3)
-    epochs = fit(model, Planted(1000), au_prc, settings, history=tmp_path / "history.csv")
-    held_out = Planted(500).examples(12345)
+    settings = Settings(epochs=6, batch_size=64, learning_rate=3e-3, optimiser=optimiser)
+    course = fit(model, Planted(1000), BINARY, settings, out=tmp_path)
+    held_out = Planted(500).test()["test"]
     metrics = binary_metrics(held_out.labels, raw_values(model, held_out.codes))
     assert metrics["auROC"] > 0.9
     assert not model.training
-    with open(tmp_path / "history.csv", newline="") as file:
+    with open(tmp_path / HISTORY, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["epoch"]) for row in rows] == list(range(len(epochs)))
+    assert list(rows[0]) == [
+        *("epoch", "loss", "validation_loss"),
+        *("auROC", "auPRC", "MCC", "accuracy", "sensitivity", "specificity"),
+        *("learning_rate", "seconds"),
+    ]
+    assert [int(row["epoch"]) for row in rows] == list(range(len(course.records)))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert [float(row["auPRC"]) for row in rows] == [record.score for record in course.records]
+
+
+def test_a_regression_is_learned_on_its_own_scale() -> None:
+    class Shifted(Planted):
+        def examples(self, seed: int) -> Examples:
+            found = super().examples(seed)
+            return Examples(found.codes, found.labels * 1000 - 5e4)
+
+    data = Shifted(1000)
+    task = find_task("regression", data.epoch(0).labels)
+    model = make_model()
+    course = fit(model, data, task, Settings(epochs=4, batch_size=64, learning_rate=3e-3))
+    best = course.best_record
+    assert best.metrics["R2"] > 0.4
+    assert best.validation_loss == pytest.approx(best.metrics["MSE"] / 500**2, rel=1e-3)
+    task.fold(model)
+    held_out = data.validation()
+    values = raw_values(model, held_out.codes)[:, 0]
+    assert task.metrics(held_out.labels, values)["R2"] == pytest.approx(best.score, abs=1e-4)
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
     settings = Settings(epochs=2, batch_size=32)
     first, again, other = make_model(3), make_model(3), make_model(4)
     for model in (first, again, other):
-        fit(model, Planted(100), au_prc, settings)
-    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(again), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(weights(first), weights(other), strict=True))
+        fit(model, Planted(100), BINARY, settings)
+    assert same(weights(first), weights(again))
+    assert not same(weights(first), weights(other))
+
+
+def test_another_seed_drops_other_units() -> None:
+    first, other = make_model(3), make_model(3)
+    fit(first, Planted(100), BINARY, Settings(epochs=1, batch_size=32))
+    fit(other, Planted(100), BINARY, Settings(epochs=1, batch_size=32, seed=1))
+    assert not same(weights(first), weights(other))
+
+
+class Scripted(Task):
+    """Scores that are given, whatever the model does."""
+
+    def metrics(self, labels: object, values: object) -> dict[str, float]:
+        SEEN.append(None)
+        return {"auPRC": SCORES[len(SEEN) - 1]}
+
+
+SCORES = [0.5, 0.7, 0.6, 0.7, 0.1, 0.9]
+SEEN: list[None] = []
 
 
 def test_the_weights_of_the_best_epoch_are_kept_and_training_stops_without_improvement() -> None:
-    scores = iter([0.5, 0.7, 0.6, 0.7, 0.1, 0.9])
-    seen: list[list[torch.Tensor]] = []
+    SEEN.clear()
     model = make_model()
+    settings = Settings(epochs=6, batch_size=32, patience=3)
+    course = fit(model, Planted(64), Scripted("binary"), settings)
+    assert [record.score for record in course.records] == SCORES[:5]
+    assert course.best_record.epoch == 1
+    assert same(weights(model), list(course.best.values()))
+    assert not same(weights(model), list(course.last.values()))
+    # The rate's course depends on all epochs asked for; two epochs of six are the same.
+    SEEN.clear()
+    again = make_model()
+    with pytest.raises(_StopError):
+        fit(again, _Until(64, 2), Scripted("binary"), settings)
+    assert same(weights(again), weights(model))
 
-    def metric(labels: object, values: object) -> float:
-        seen.append(weights(model))
-        return next(scores)
 
-    epochs = fit(model, Planted(64), metric, Settings(epochs=6, batch_size=32, patience=3))
-    assert [epoch.metric for epoch in epochs] == [0.5, 0.7, 0.6, 0.7, 0.1]
-    assert best_epoch(epochs) == 1
-    assert all(torch.equal(a, b) for a, b in zip(weights(model), seen[1], strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(weights(model), seen[-1], strict=True))
+class _StopError(Exception):
+    pass
+
+
+class _Until(Planted):
+    """Data that end before an epoch."""
+
+    def __init__(self, size: int, last: int) -> None:
+        super().__init__(size)
+        self.last = last
+
+    def epoch(self, number: int) -> Examples:
+        if number == self.last:
+            raise _StopError
+        return super().epoch(number)
+
+
+# Going on
+
+
+def test_a_stopped_training_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    settings = Settings(epochs=5, batch_size=32, learning_rate=3e-3)
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    whole = make_model()
+    undisturbed = fit(whole, Planted(100), BINARY, settings, out=tmp_path / "a")
+    for last in (1, 3):
+        with pytest.raises(_StopError):
+            fit(make_model(), _Until(100, last), BINARY, settings, out=tmp_path / "b")
+    model = make_model(seed=7)  # its weights come from the state
+    course = fit(model, Planted(100), BINARY, settings, out=tmp_path / "b")
+    assert same(weights(model), weights(whole))
+    assert same(list(course.last.values()), list(undisturbed.last.values()))
+    assert [r.metrics for r in course.records] == [r.metrics for r in undisturbed.records]
+    assert [r.loss for r in course.records] == [r.loss for r in undisturbed.records]
+    tables = [(tmp_path / x / HISTORY).read_text().splitlines() for x in "ab"]
+    assert [line.rpartition(",")[0] for line in tables[0]] == [
+        line.rpartition(",")[0] for line in tables[1]
+    ]
+
+
+def test_a_finished_state_trains_no_further(tmp_path: Path) -> None:
+    settings = Settings(epochs=2, batch_size=32)
+    first, again = make_model(), make_model(1)
+    fit(first, Planted(64), BINARY, settings, out=tmp_path)
+    fit(again, _Until(64, 2), BINARY, settings, out=tmp_path)
+    assert same(weights(first), weights(again))
+
+
+def test_the_state_holds_nothing_but_tensors_and_plain_values(tmp_path: Path) -> None:
+    fit(make_model(), Planted(64), BINARY, Settings(epochs=1, batch_size=32), out=tmp_path)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert set(state) == {"model", "best", "optimiser", "scaler", "step", "records"}
+    assert state["step"] == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a state", None])
+def test_a_damaged_state_is_one_line(tmp_path: Path, damage: bytes | None) -> None:
+    settings = Settings(epochs=1, batch_size=32)
+    fit(make_model(), Planted(64), BINARY, settings, out=tmp_path)
+    whole = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    with pytest.raises(OutputError, match=r"state\.pt is damaged.*delete it to start again") as e:
+        fit(make_model(), Planted(64), BINARY, settings, out=tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    settings = Settings(epochs=1, batch_size=32)
+    fit(make_model(), Planted(64), BINARY, settings, out=tmp_path)
+    other = build("tf-cnn", window=W, filters=4, hidden=[16])
+    with pytest.raises(OutputError, match="of another training") as caught:
+        fit(other, Planted(64), BINARY, settings, out=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_one_line(small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(4_180_000))
+    with pytest.raises(OutputError, match="full") as caught:
+        fit(make_model(), Planted(64), BINARY, Settings(epochs=1), out=small_disk)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+
+LONG = Settings(epochs=8, batch_size=16, learning_rate=3e-3, patience=8)
+
+
+def train_long(out: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    fit(make_model(), Planted(300), BINARY, LONG, out=out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_loses_at_most_the_running_epoch(tmp_path: Path, number: int) -> None:
+    def start() -> ForkProcess:
+        process = get_context("fork").Process(target=train_long, args=(tmp_path,))
+        process.start()
+        return process
+
+    def epochs() -> int:
+        try:
+            return len((tmp_path / HISTORY).read_text().splitlines()) - 1
+        except FileNotFoundError:
+            return 0
+
+    process = start()
+    deadline = time.monotonic() + 120
+    while epochs() < 3:
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == -number
+    done = epochs()
+    assert 3 <= done < 8
+    assert len(torch.load(tmp_path / STATE, weights_only=True)["records"]) in (done, done + 1)
+    process = start()
+    process.join()
+    assert process.exitcode == 0
+    undisturbed = fit(make_model(), Planted(300), BINARY, LONG)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert same(list(state["model"].values()), list(undisturbed.last.values()))
+    assert same(list(state["best"].values()), list(undisturbed.best.values()))
+    assert epochs() == 8
+
+
+# Steps
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
@@ -122,25 +316,71 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
         return step(self)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", recording)
-    fit(model, Planted(64), au_prc, Settings(epochs=1, batch_size=32, clip=1e-3))
+    fit(model, Planted(64), BINARY, Settings(epochs=1, batch_size=32, clip=1e-3))
     assert len(norms) == 4
     assert max(norms) <= 1e-3 * 1.001
 
 
+class Broken(Task):
+    """A loss that is no number."""
+
+    def loss(self, values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return super().loss(values, labels) * math.nan
+
+
 def test_a_loss_that_is_not_a_number_stops_the_training() -> None:
     with pytest.raises(ModelError, match=r"loss is nan at step 0; lower the learning rate"):
-        fit(
-            make_model(),
-            Planted(64),
-            au_prc,
-            Settings(epochs=1),
-            loss=lambda values, labels: functional.mse_loss(values, labels) * math.nan,
-        )
+        fit(make_model(), Planted(64), Broken("binary"), Settings(epochs=1))
+
+
+def test_predictions_that_are_not_numbers_stop_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = torch.optim.AdamW.step
+
+    def explode(self: torch.optim.AdamW, *args: object) -> object:
+        with torch.no_grad():
+            self.param_groups[0]["params"][-1].fill_(math.inf)
+        return step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", explode)
+    with pytest.raises(ModelError, match="predictions are not finite after epoch 0"):
+        fit(make_model(), Planted(64), BINARY, Settings(epochs=1))
 
 
 def test_fewer_examples_than_a_batch_are_one_batch() -> None:
-    epochs = fit(make_model(), Planted(10), au_prc, Settings(epochs=1, batch_size=512))
-    assert math.isfinite(epochs[0].loss)
+    course = fit(make_model(), Planted(10), BINARY, Settings(epochs=1, batch_size=512))
+    assert math.isfinite(course.records[0].loss)
+
+
+def test_bf16_layers_learn_with_fp32_weights() -> None:
+    model, plain = make_model(), make_model()
+    settings = Settings(epochs=3, batch_size=64, learning_rate=3e-3, precision="bf16")
+    course = fit(model, Planted(500), BINARY, settings)
+    assert course.records[-1].loss < course.records[0].loss
+    assert all(tensor.dtype != torch.bfloat16 for tensor in model.state_dict().values())
+    fit(plain, Planted(500), BINARY, Settings(epochs=3, batch_size=64, learning_rate=3e-3))
+    assert not same(weights(model), weights(plain))
+
+
+def test_fp16_needs_a_cuda_device() -> None:
+    with pytest.raises(PrecisionError, match="fp16 was asked for on device cpu"):
+        fit(make_model(), Planted(10), BINARY, Settings(precision="fp16"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["auto", "fp16", "bf16", "fp32"])
+def test_a_gpu_trains_and_goes_on_in_every_precision(tmp_path: Path, precision: str) -> None:
+    settings = Settings(epochs=4, batch_size=64, learning_rate=3e-3, precision=precision)
+    with pytest.raises(_StopError):
+        fit(make_model().cuda(), _Until(500, 2), BINARY, settings, out=tmp_path)
+    course = fit(make_model(1).cuda(), Planted(500), BINARY, settings, out=tmp_path)
+    assert len(course.records) == 4
+    assert course.records[-1].loss < course.records[0].loss
+    assert course.best_record.score > 0.7
+
+
+# Values and records
 
 
 def test_raw_values_do_not_depend_on_how_rows_are_laid_out() -> None:
@@ -153,5 +393,22 @@ def test_raw_values_do_not_depend_on_how_rows_are_laid_out() -> None:
     assert np.allclose(raw_values(model, windows, batch_size=7), expected, atol=1e-6)
 
 
+def record(epoch: int, score: float) -> Record:
+    return Record(epoch, 0.0, 0.0, {}, score, 0.0, 0.0)
+
+
 def test_of_equal_epochs_the_first_is_the_best() -> None:
-    assert best_epoch([Epoch(i, 0.0, m, 0.0, 0.0) for i, m in enumerate([0.1, 0.3, 0.3])]) == 1
+    course = Fit([record(i, score) for i, score in enumerate([0.1, 0.3, 0.3])])
+    assert course.best_record.epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "is_over"),
+    [([], False), ([0.1], False), ([0.3, 0.1], False), ([0.3, 0.1, 0.2], True), ([0] * 3, True)],
+)
+def test_training_is_over_after_the_epochs_or_the_patience(
+    scores: list[float], is_over: bool
+) -> None:
+    course = Fit([record(i, score) for i, score in enumerate(scores)])
+    assert course.is_over(Settings(epochs=9, patience=2)) == is_over
+    assert course.is_over(Settings(epochs=3, patience=9)) == (len(scores) == 3)

@@ -9,7 +9,14 @@ import torch
 from genomepred.errors import DataError
 from genomepred.models.layers import SequenceModel
 from genomepred.sequences.grid import Region
-from genomepred.training.metrics import Sites, au_prc, binary_metrics, find_sites
+from genomepred.training.metrics import (
+    Sites,
+    binary_metrics,
+    find_sites,
+    profile_metrics,
+    regression_metrics,
+    softmax,
+)
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0], np.float32)
 SCORES = np.array([3.0, 1.0, -1.0, 2.0, -2.0, -3.0, -4.0], np.float32)
@@ -36,8 +43,65 @@ def test_columns_and_rows_are_the_same() -> None:
 def test_constant_labels_have_no_metric(value: int) -> None:
     with pytest.raises(DataError, match="constant labels"):
         binary_metrics(np.full(5, value), np.arange(5))
-    with pytest.raises(DataError, match="constant labels"):
-        au_prc(np.full((5, 1), value), np.arange(5))
+    with pytest.raises(DataError, match=f"constant labels: all 5 are {value}"):
+        regression_metrics(np.full(5, value), np.arange(5))
+
+
+def test_regression_metrics_by_hand() -> None:
+    labels, predictions = np.array([1.0, 2, 3, 6]), np.array([2.0, 2, 4, 5])
+    found = regression_metrics(labels, predictions)
+    assert found["MSE"] == pytest.approx(3 / 4)
+    assert found["MAE"] == pytest.approx(3 / 4)
+    # Labels about their mean 3: -2, -1, 0, 3; predictions about 3.25: -1.25, -1.25, 0.75, 1.75.
+    assert found["R2"] == pytest.approx(1 - 3 / 14)
+    assert found["Pearson"] == pytest.approx(9 / math.sqrt(14 * 6.75))
+    # Ranks 1, 2, 3, 4 and 1.5, 1.5, 3, 4.
+    assert found["Spearman"] == pytest.approx(4.5 / math.sqrt(5 * 4.5))
+
+
+def test_constant_predictions_have_no_correlation() -> None:
+    found = regression_metrics(np.array([1.0, 2, 3]), np.full(3, 0.1, np.float32))
+    assert math.isnan(found["Pearson"])
+    assert math.isnan(found["Spearman"])
+    assert found["R2"] < 0
+
+
+def test_correlations_are_scipy_s() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 20, 300).astype(np.float32)
+    predictions = (labels + rng.integers(0, 20, 300)).astype(np.float32)
+    found = regression_metrics(labels, predictions)
+    assert found["Pearson"] == pytest.approx(stats.pearsonr(labels, predictions)[0])
+    assert found["Spearman"] == pytest.approx(stats.spearmanr(labels, predictions)[0])
+
+
+def test_profile_metrics_by_hand() -> None:
+    labels = np.array([[0.5, 0.5, 0], [0.25, 0.25, 0.5]])
+    values = np.log(np.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]])) + np.array([[3], [-7]])
+    found = profile_metrics(labels, values)
+    assert found["KL_divergence"] == pytest.approx(0.5 * math.log(2) / 2)
+    entropy = (math.log(2) + 1.5 * math.log(2)) / 2
+    assert found["cross_entropy"] == pytest.approx(entropy + found["KL_divergence"])
+    # From the mean profile 3/8, 3/8, 1/4: ln(4/3) for the first, half ln(2/3) + half ln 2.
+    spread = (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2
+    assert found["D2"] == pytest.approx(1 - found["KL_divergence"] / spread)
+    # Mean fraction: 0.5 and 1.25, predicted as 0.75 and 1.25.
+    assert found["mean_fraction_R2"] == pytest.approx(1 - 0.25**2 / (2 * 0.375**2))
+    assert found["mean_fraction_Pearson"] == pytest.approx(1)
+
+
+def test_a_profile_predicted_as_impossible_has_a_finite_divergence() -> None:
+    values = np.array([[-2000.0, 0, 0], [0, 0, -2000]])
+    found = profile_metrics(np.array([[1.0, 0, 0], [0, 0, 1]]), values)
+    assert all(math.isfinite(figure) for figure in found.values())
+    assert found["KL_divergence"] > 100
+    assert softmax(values).sum(axis=1).tolist() == [1, 1]
+
+
+def test_equal_profiles_have_no_metric() -> None:
+    with pytest.raises(DataError, match="constant labels: all 3 profiles are equal"):
+        profile_metrics(np.full((3, 2), 0.5), np.zeros((3, 2)))
 
 
 # Maps
