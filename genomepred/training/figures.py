@@ -325,8 +325,8 @@ def comparison(runs: Mapping[str, Run], metric: str, path: Path) -> None:
     Parameters
     ----------
     runs : mapping of str to Run
-        By name, from top to bottom. Thin lines and dots are seeds, strong lines and bars their
-        mean; whiskers reach one standard deviation.
+        By name, from top to bottom; parts that all of them have are drawn. Thin lines and dots are
+        seeds, strong lines and markers their mean; whiskers reach one standard deviation.
     metric : str
         Name of the metric.
     path : Path
@@ -339,10 +339,11 @@ def comparison(runs: Mapping[str, Run], metric: str, path: Path) -> None:
     OutputError
         If the picture cannot be written.
     """
-    parts = list(next(iter(runs.values())).finals)
-    figure = new_figure(7 + 3.5 * len(parts), max(4.2, 1.4 + 0.38 * len(runs)))
+    first, *others = (run.finals for run in runs.values())
+    parts = [part for part in first if all(part in finals for finals in others)]
+    figure = new_figure(6.5 + 2.5 * len(parts), max(4.2, 1.4 + 0.38 * len(runs)))
     axes, *finals = figure.subplots(
-        1, 1 + len(parts), squeeze=False, width_ratios=[1.35, *[1] * len(parts)]
+        1, 1 + len(parts), squeeze=False, width_ratios=[1.7, *[1] * len(parts)]
     )[0]
     for i, (name, run) in enumerate(runs.items()):
         look = _line(i)
@@ -362,15 +363,15 @@ def comparison(runs: Mapping[str, Run], metric: str, path: Path) -> None:
             _draw_seeds(panel, i, run.finals[part])
     _finish(axes, "epoch", f"validation {metric}")
     _whole_numbers(axes)
-    axes.set_title("learning curves (strong: mean of the seeds)", fontsize=_FONT)
+    axes.set_title("learning curves; right: best epochs", fontsize=_FONT)
     for panel, part in zip(finals, parts, strict=True):
         panel.set_yticks(range(len(runs)), list(runs) if panel is finals[0] else [])
         panel.set_ylim(len(runs) - 0.5, -0.5)
-        _finish(panel, f"{part} {metric}", "")
+        _finish(panel, f"{metric}, mean ± sd", "")
         panel.grid(axis="x", color="#E6E6E6")
         panel.set_axisbelow(True)
-        panel.locator_params(axis="x", nbins=5)
-        panel.set_title("best epoch, mean ± sd of the seeds", fontsize=_FONT)
+        panel.locator_params(axis="x", nbins=4)
+        panel.set_title(part, fontsize=_FONT)
     _save(figure, path)
 
 

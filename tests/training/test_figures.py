@@ -156,7 +156,7 @@ def test_a_comparison_names_runs_parts_and_metric(tmp_path: Path) -> None:
     }
     comparison(runs, "auROC", tmp_path / "c.svg")
     text = (tmp_path / "c.svg").read_text()
-    for part in (">k = 10<", ">run 8<", ">test auROC<", ">validation auROC<", "mean ± sd"):
+    for part in (">k = 10<", ">run 8<", ">test<", ">validation auROC<", "auROC, mean ± sd"):
         assert part in text
 
 
