@@ -1,0 +1,123 @@
+"""Gradients of a model's output by its input: as they are, times the input, integrated."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genomepred.errors import ModelError
+from genomepred.explain.windows import Output
+from genomepred.inference.engine import compute_batch
+from genomepred.models.layers import SequenceModel
+from genomepred.sequences.codes import Codes
+
+METHODS = ("gradient", "gradient-x-input", "integrated")
+# Channels of the input that integrated gradients start from.
+BASELINES = {"zeros": 0.0, "uniform": 0.25}
+
+
+class Attribution(NamedTuple):
+    """What each channel of the input contributes in one window.
+
+    ``reference`` is the output for the window, ``baseline`` that for the baseline (NaN without
+    one), ``values`` ``float32 [window, 4]`` in the order A, C, G, T. Integrated gradients sum to
+    ``reference - baseline``, up to the error of as many steps.
+    """
+
+    reference: float
+    baseline: float
+    values: NDArray[np.float32]
+
+
+class Gradients:
+    """Gradients of one output, taken through a model's ``body``.
+
+    Integrated gradients (Sundararajan et al., 2017) are averaged over the midpoints of equal steps
+    on the straight line from the baseline to the input, and multiplied with their difference.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        In evaluation mode.
+    output : Output
+        The number whose gradient is taken.
+    method : {"gradient", "gradient-x-input", "integrated"}
+    baseline : {"zeros", "uniform"}, optional
+        Of integrated gradients: all channels 0 or all 0.25.
+    steps : int, optional
+        Of integrated gradients.
+
+    Raises
+    ------
+    ModelError
+        If the model's ``encode`` does not give one channel a base.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        output: Output,
+        method: str,
+        *,
+        baseline: str = "zeros",
+        steps: int = 50,
+    ) -> None:
+        self.model, self.output, self.method = model, output, method
+        self.device = model.encoder.table.device
+        self.steps = (torch.arange(steps, device=self.device) + 0.5) / steps
+        self.baseline = BASELINES[baseline]
+        self._batch = compute_batch(model.window, self.device.type)
+        # Activations are kept for the way back, so batches are smaller than in a forward pass.
+        self._batch = max(self._batch // 4, 1)
+        self._channels = ["ACGT".index(base) for base in model.base_order]
+        with torch.no_grad():
+            shape = tuple(self._encode(np.full(model.window, 4, np.uint8)).shape[1:])
+        if shape != (4, model.window):
+            raise ModelError(
+                f"model {output.card.name!r} is given {list(shape)} numbers a window, not "
+                f"[4, {model.window}], so its gradients cannot be told by base; use ism"
+            )
+
+    def _encode(self, codes: Codes) -> Tensor:
+        return self.model.encode(torch.from_numpy(codes)[None].to(self.device))
+
+    def attribute(self, codes: Codes, bins: slice) -> Attribution:
+        """Contributions in one window.
+
+        Parameters
+        ----------
+        codes : uint8 array, [window]
+        bins : slice
+            Bins of the output that count.
+        """
+        x = self._encode(codes)
+        baseline, start = float("nan"), torch.full_like(x, self.baseline)
+        if self.method == "integrated":
+            values = torch.zeros_like(x)
+            for steps in torch.split(self.steps, self._batch):
+                points = start + steps[:, None, None] * (x - start)
+                values += self._gradient(points, bins).sum(0)
+            values *= (x - start) / len(self.steps)
+            baseline = self._value(start, bins)
+        else:
+            values = self._gradient(x, bins)
+            if self.method == "gradient-x-input":
+                values = values * x
+        canonical = np.empty((self.model.window, 4), np.float32)
+        canonical[:, self._channels] = values[0].T.cpu().numpy()
+        return Attribution(self._value(x, bins), baseline, canonical)
+
+    def _gradient(self, x: Tensor, bins: slice) -> Tensor:
+        """Gradient of each row's output, ``[batch, 4, window]``."""
+        x = x.detach().requires_grad_()
+        total = self.output.of(self.model.body(x), bins).sum()
+        (gradient,) = torch.autograd.grad(total, x)
+        return gradient
+
+    def _value(self, x: Tensor, bins: slice) -> float:
+        with torch.no_grad():
+            return float(self.output.of(self.model.body(x), bins))

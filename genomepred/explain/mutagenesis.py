@@ -1,0 +1,282 @@
+"""In-silico mutagenesis: what every single substitution does to a model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from genomepred.explain.windows import Output
+from genomepred.inference.engine import compute_batch
+from genomepred.models.card import TOLERANCE
+from genomepred.models.layers import FlattenPositions, Reach, SequenceModel, prepare, reach
+from genomepred.sequences.codes import Codes
+
+Int64 = NDArray[np.int64]
+
+
+class Effects(NamedTuple):
+    """Effects of all substitutions in one window.
+
+    ``reference`` is the output for the window as it is; ``values`` ``float32 [window, 4]`` what
+    each base (A, C, G, T) in place of the present one adds to it: 0 for the present base, NaN at
+    unknown bases.
+    """
+
+    reference: float
+    values: NDArray[np.float32]
+
+
+def effects_reference(model: SequenceModel, codes: Codes, output: Output, bins: slice) -> Effects:
+    """Effects by the definition: the model on every mutated window, one by one.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        In evaluation mode.
+    codes : uint8 array, [window]
+    output : Output
+    bins : slice
+        Bins of the output.
+    """
+    device = model.encoder.table.device
+
+    def value(codes: Codes) -> float:
+        with torch.no_grad():
+            return float(output.of(model(torch.from_numpy(codes)[None].to(device)), bins))
+
+    reference = value(codes)
+    values = np.full((len(codes), 4), np.nan, np.float32)
+    for position in np.flatnonzero(codes < 4):
+        for base in range(4):
+            mutant = codes.copy()
+            mutant[position] = base
+            same = base == codes[position]
+            values[position, base] = 0 if same else value(mutant) - reference
+    return Effects(reference, values)
+
+
+class Mutagenesis:
+    """Effects of all substitutions, in fixed batches on the fast form of a model.
+
+    A model with a trunk and a head is computed only where a substitution can change it, see
+    :class:`_Strips`; other models on whole windows.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        In evaluation mode.
+    output : Output
+        The number that effects are measured in.
+    share : bool, optional
+        False computes whole windows whatever the model is.
+    """
+
+    def __init__(self, model: SequenceModel, output: Output, *, share: bool = True) -> None:
+        self.output, self.device = output, model.encoder.table.device
+        self._model = fast_form(model)
+        shares = share and hasattr(model, "trunk") and hasattr(model, "head")
+        self._part: _Strips | _WholeWindows = (
+            _Strips(self._model, reach(model.trunk)) if shares else _WholeWindows(self._model)
+        )
+        self._batch = compute_batch(self._part.width, self.device.type)
+        # oneDNN packs weights for the shape that it meets first, which is to be the batch's.
+        self._compute(np.full((self._batch, self._part.width), 4, np.uint8))
+
+    @torch.no_grad()
+    def effects(self, codes: Codes, bins: slice) -> Effects:
+        """Effects of all substitutions in one window.
+
+        Parameters
+        ----------
+        codes : uint8 array, [window]
+        bins : slice
+            Bins of the output that count.
+        """
+        known = np.flatnonzero(codes < 4)
+        positions = np.repeat(known, 3)
+        others = (codes[known, None] + np.arange(1, 4)) % 4
+        bases = others.astype(np.uint8).ravel()
+        window = self._model.encode(torch.from_numpy(codes)[None].to(self.device))
+        reference = self.output.of(self._part.begin(window), bins)
+        values = np.full((len(codes), 4), np.nan, np.float32)
+        values[known, codes[known]] = 0
+        for first in range(0, len(positions), self._batch):
+            rows = slice(first, first + self._batch)
+            raw = self._raw(codes, positions[rows], bases[rows])
+            change = self.output.of(raw, bins) - reference
+            values[positions[rows], bases[rows]] = change.cpu().numpy()
+        return Effects(float(reference), values)
+
+    def _raw(self, codes: Codes, positions: Int64, bases: Codes) -> Tensor:
+        """Raw values of the window with each substitution, ``[substitutions, bins, tracks]``."""
+        starts, count = self._part.starts(positions), len(positions)
+        strips = np.full((self._batch, self._part.width), 4, np.uint8)  # unknown where left over
+        strips[:count] = sliding_window_view(codes, self._part.width)[starts]
+        strips[np.arange(count), positions - starts] = bases
+        return self._part.finish(self._compute(strips)[:count], positions)
+
+    @torch.no_grad()
+    def _compute(self, strips: Codes) -> Tensor:
+        return self._part.compute(self._model.encode(torch.from_numpy(strips).to(self.device)))
+
+
+@torch.no_grad()
+def fast_form(model: SequenceModel) -> SequenceModel:
+    """Prepared form of a model, or the model itself where the form does not give its values."""
+    codes = (torch.arange(model.window) % 5).to(model.encoder.table.device, torch.uint8)
+    expected = model(codes[None])
+    difference = (prepare(model, fused=True)(codes[None]) - expected).abs() / (1 + expected.abs())
+    return prepare(model, fused=True) if bool((difference <= TOLERANCE["fp32"]).all()) else model
+
+
+class _WholeWindows:
+    """Every mutated window is computed whole.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        The form of the model that computes.
+    """
+
+    def __init__(self, model: SequenceModel) -> None:
+        self.width, self._model = model.window, model
+
+    def begin(self, window: Tensor) -> Tensor:
+        """Raw values of the window as it is, encoded ``[1, 4, window]``."""
+        return self._model.body(window)
+
+    def starts(self, positions: Int64) -> Int64:
+        """Start of each substitution's strip."""
+        return np.zeros_like(positions)
+
+    def compute(self, strips: Tensor) -> Tensor:
+        """What of a model is computed on encoded strips ``[batch, 4, width]``."""
+        return self._model.body(strips)
+
+    def finish(self, computed: Tensor, positions: Int64) -> Tensor:
+        """Raw values of the mutated windows, of what was computed on their strips."""
+        return computed
+
+
+class _Strips:
+    """Only the strip of a window that a substitution can change goes through the trunk.
+
+    A substitution in pool group ``g`` (bases ``[g * pool, (g + 1) * pool)``) changes no trunk
+    positions but ``[g - after, g + before]``, and these see the bases of twice as many groups.
+    Strips start at multiples of the pool, are of one width and stop at the window's ends, where
+    the trunk's zero padding is then what it is in the whole window. The changed positions replace
+    those of the unchanged window before the head is computed; a head that begins with a linear
+    layer on the flattened features gets their difference alone.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        The form of the model that computes.
+    seen : Reach
+        Of the trunk.
+    """
+
+    def __init__(self, model: SequenceModel, seen: Reach) -> None:
+        self._trunk, self._head, self._window = model.trunk, model.head, model.window
+        self._pool = seen.pool
+        self._before, self._after = -(-seen.left // seen.pool), -(-seen.right // seen.pool)
+        # The bases beyond the window's last whole group are added to every strip, so that the
+        # strip at its end starts at a multiple of the pool as well.
+        groups = 2 * (self._before + self._after) + 1
+        self.width = min(groups * self._pool + self._window % self._pool, self._window)
+
+    def begin(self, window: Tensor) -> Tensor:
+        """Raw values of the window as it is; keeps its features."""
+        self._features = self._trunk(window)
+        self._linear = _LeadingLinear.of(self._head, self._features)
+        raw: Tensor = self._head(self._features)
+        return raw.unsqueeze(1)
+
+    def starts(self, positions: Int64) -> Int64:
+        """Start of each substitution's strip."""
+        groups = positions // self._pool - self._before - self._after
+        return np.clip(groups * self._pool, 0, self._window - self.width)
+
+    def compute(self, strips: Tensor) -> Tensor:
+        """Trunk positions of encoded strips."""
+        result: Tensor = self._trunk(strips)
+        return result
+
+    def finish(self, computed: Tensor, positions: Int64) -> Tensor:
+        """Raw values of the mutated windows, of their strips' trunk positions."""
+        patches = list(self._patches(computed, positions))
+        if self._linear is not None:
+            raw = self._linear.raw(patches)
+        else:
+            features = self._features.repeat(len(positions), 1, 1)
+            for rows, places, patch in patches:
+                features[rows, :, places] = patch
+            raw = self._head(features)
+        return raw.unsqueeze(1)
+
+    def _patches(self, computed: Tensor, positions: Int64) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows of one pool group, the trunk positions that may change, and their new values."""
+        groups, starts = positions // self._pool, self.starts(positions) // self._pool
+        bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1), len(groups)]
+        for first, last in pairwise(map(int, bounds)):
+            low = max(int(groups[first]) - self._after, 0)
+            high = min(int(groups[first]) + self._before + 1, self._features.shape[2])
+            start = int(starts[first])
+            patch = computed[first:last, :, low - start : high - start]
+            yield slice(first, last), slice(low, high), patch
+
+
+class _LeadingLinear:
+    """A head that begins with a linear layer on flattened features, computed by difference.
+
+    Parameters
+    ----------
+    weight : float tensor, [positions, channels, hidden]
+        Of the linear layer.
+    rest : nn.Sequential
+        What follows it.
+    features : float tensor, [1, channels, positions]
+        Of the unchanged window.
+    hidden : float tensor, [1, hidden]
+        What the linear layer makes of them.
+    """
+
+    def __init__(
+        self, weight: Tensor, rest: nn.Sequential, features: Tensor, hidden: Tensor
+    ) -> None:
+        self.weight, self.rest, self.features, self.hidden = weight, rest, features, hidden
+
+    @classmethod
+    def of(cls, head: nn.Module, features: Tensor) -> _LeadingLinear | None:
+        """Form of a head for these features, or None if the head does not begin so."""
+        layers = [
+            layer
+            for layer in (head if isinstance(head, nn.Sequential) else [])
+            if not isinstance(layer, nn.Dropout | nn.Identity)
+        ]
+        match layers:
+            case [FlattenPositions() | nn.Flatten() as flatten, nn.Linear() as linear, *rest]:
+                shape = features.shape[1:]
+                if isinstance(flatten, FlattenPositions):
+                    weight = linear.weight.view(-1, shape[1], shape[0]).permute(1, 2, 0)
+                else:
+                    weight = linear.weight.view(-1, *shape).permute(2, 1, 0)
+                hidden = linear(flatten(features))
+                return cls(weight.contiguous(), nn.Sequential(*rest), features, hidden)
+        return None
+
+    def raw(self, patches: Sequence[tuple[slice, slice, Tensor]]) -> Tensor:
+        """Raw values ``[rows, tracks]`` of patched features."""
+        changes = []
+        for _, places, patch in patches:
+            difference = (patch - self.features[:, :, places]).transpose(1, 2).flatten(1)
+            changes.append(difference @ self.weight[places].flatten(0, 1))
+        result: Tensor = self.rest(self.hidden + torch.cat(changes))
+        return result
