@@ -29,6 +29,7 @@ _COMMANDS = {
     "models": "genomepred.cli.models",
     "data": "genomepred.cli.data",
     "train": "genomepred.cli.train",
+    "explain": "genomepred.cli.explain",
     "doctor": "genomepred.cli.doctor",
 }
 
