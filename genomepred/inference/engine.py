@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ def multiply_adds(model: nn.Module, window: int) -> int:
 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device
     with torch.no_grad():
         model(torch.zeros(1, window, dtype=torch.uint8, device=device))
     for hook in hooks:
@@ -185,7 +186,7 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.deterministic = True
-        self._model = _in_form(model.to(device).eval(), numerics.form)
+        self._model = _in_form(model.to(device).eval(), numerics.form, device)
         self._activation = _activation(card.activation)
         self._reverse_tracks = (
             torch.tensor(card.reverse_tracks, device=device) if card.reverse_tracks else None
@@ -301,17 +302,19 @@ class Engine:
         return float(np.median(times))
 
 
-def _in_form(model: nn.Module, form: str) -> nn.Module:
+def _in_form(model: nn.Module, form: str, device: torch.device) -> nn.Module:
     if form == "eager":
         return model
-    if form in ("conv2d", "onednn"):
-        return prepare(model, fused=form == "onednn")
+    if form not in FORMS[device.type]:
+        raise ModelError(f"unknown form {form!r} of a model")
+    try:
+        prepared = prepare(model, fused=form == "onednn")
+    except Exception as error:  # a module of the user's own that cannot be copied
+        raise ModelError(f"the model cannot be rewritten: {error}") from error
     if form == "compiled":
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        prepared = prepare(model)
-        prepared.compile(dynamic=False, options={"freezing": True} if on_cpu else None)
-        return prepared
-    raise ModelError(f"unknown form {form!r} of a model")
+        options = {"freezing": True} if device.type == "cpu" else None
+        prepared.compile(dynamic=False, options=options)
+    return prepared
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -367,7 +370,12 @@ def choose_numerics(
     def difference(precision: str, form: str) -> float:
         block = sample(batch)
         reference = engine("fp32", "eager").submit(block)()
-        return _difference(engine(precision, form).submit(block)(), reference)
+        try:
+            return _difference(engine(precision, form).submit(block)(), reference)
+        except ModelError:  # a module of the user's own that only runs as written
+            if form == "eager":
+                raise
+            return float("inf")
 
     accepted = "fp32"
     for candidate in candidates:
@@ -397,14 +405,17 @@ def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> 
 
 
 def _fastest_form(engine: Callable[[str], Engine], forms: tuple[str, ...]) -> str:
-    best, best_time = forms[0], engine(forms[0]).seconds_per_batch()
-    for form in forms[1:]:
+    best, best_time = "eager", float("inf")
+    for form in forms:
         try:
             seconds = engine(form).seconds_per_batch()
-        except Exception as error:  # a missing compiler must not stop a run that works without
-            if form != "compiled":
+        except Exception as error:
+            # A module of the user's own may only run as written, and a missing compiler must not
+            # stop a run that works without.
+            if form == "compiled":
+                warnings.warn(f"torch.compile is not used: {error}", stacklevel=2)
+            elif form == "eager" or not isinstance(error, ModelError):
                 raise
-            warnings.warn(f"torch.compile is not used: {error}", stacklevel=2)
             continue
         if seconds * _PROBE_MARGIN < best_time:
             best, best_time = form, seconds

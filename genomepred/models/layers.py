@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -506,9 +506,19 @@ def _fuse_activations(layers: nn.Sequential) -> None:
             layers[i], layers[j] = OneDNNConv(conv, layers[j]), nn.Identity()
 
 
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
+    """Whether a layer is a convolution that nobody has changed, in a subclass or by a hook."""
+    return (
+        type(layer) in (nn.Conv1d, SameConv1d)
+        and getattr(layer, "padding_mode", "") == "zeros"
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+    )
+
+
 def _rewrite(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.Conv1d) and child.padding_mode == "zeros":
+        if _is_plain(child):
             setattr(module, name, ChannelsLastConv(child))
         else:
             _rewrite(child)
@@ -517,5 +527,5 @@ def _rewrite(module: nn.Module) -> None:
 def _fold_batch_norms(layers: nn.Sequential) -> None:
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
-        if isinstance(conv, nn.Conv1d) and isinstance(norm, nn.BatchNorm1d):
+        if _is_plain(conv) and isinstance(norm, nn.BatchNorm1d):
             layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()

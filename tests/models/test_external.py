@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from genomepred.errors import ModelError
+from genomepred.inference import engine
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
 from genomepred.models.external import External, make_external
@@ -228,3 +229,90 @@ def test_weights_that_share_memory_are_stored(tmp_path: Path) -> None:
     loaded = load_model(tmp_path / "tied", trust_code=str(tmp_path / "mine.py"))
     assert torch.equal(loaded(codes()), model(codes()))
     assert isinstance(loaded.module, nn.Module)
+
+
+# Forms of the engine
+
+NETWORKS = {
+    # As a user writes them: only what no form may change is `forward`.
+    "padded sequential": """
+        self.layers = nn.Sequential(
+            nn.Conv1d(4, 8, 5, padding=2), nn.BatchNorm1d(8), nn.LeakyReLU(0.1),
+            nn.Conv1d(8, 8, 3, padding='same', dilation=2), nn.ReLU())
+        self.last = nn.Conv1d(8, 2, 1)
+    def forward(self, x):
+        return self.last(self.layers(x)).mean(2)
+""",
+    "pre-activation": """
+        self.norm, self.act = nn.BatchNorm1d(4), nn.LeakyReLU(0.1)
+        self.conv = nn.Conv1d(4, 4, 5, padding=2)
+        self.last = nn.Conv1d(4, 2, 1)
+    def forward(self, x):
+        return self.last(x + self.conv(self.act(self.norm(x)))).mean(2)
+""",
+    "view of a convolution": """
+        self.conv, self.last = nn.Conv1d(4, 8, 5, padding=2), nn.Linear(160, 2)
+    def forward(self, x):
+        return self.last(self.conv(x).view(len(x), -1))
+""",
+    "use of a layer's weight": """
+        self.conv = nn.Conv1d(4, 2, 5, padding=2)
+    def forward(self, x):
+        return self.conv(x).mean(2) + self.conv.weight.sum()
+""",
+    "convolution of its own kind": """
+        class Scaled(nn.Conv1d):
+            def forward(self, x):
+                return 5 * super().forward(x)
+        self.conv = Scaled(4, 2, 5)
+    def forward(self, x):
+        return self.conv(x).mean(2)
+""",
+    "convolution that is changed as it is called": """
+        self.conv = nn.Conv1d(4, 2, 5)
+        self.conv.register_forward_hook(lambda layer, x, y: 7 * y)
+    def forward(self, x):
+        return self.conv(x).mean(2)
+""",
+    "no parameters": """
+        self.register_buffer('motif', torch.randn(2, 4, 5))
+    def forward(self, x):
+        return nn.functional.conv1d(x, self.motif).amax(2)
+""",
+    "cannot be copied": """
+        self.conv = nn.Conv1d(4, 2, 5)
+        self.cache = self.conv.weight * 2
+    def forward(self, x):
+        return self.conv(x).mean(2)
+""",
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("probing", [False, True])
+def test_whatever_form_a_run_takes_the_numbers_are_the_modules_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, probing: bool
+) -> None:
+    monkeypatch.setitem(engine.FORMS, "cpu", ("onednn", "eager", "conv2d"))
+    monkeypatch.setattr(engine, "PROBE_FROM_MULTIPLY_ADDS", 0 if probing else np.inf)
+    torch.manual_seed(0)
+    head = "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()"
+    code = f"import torch\nfrom torch import nn\n\n{head}{NETWORKS[name]}"
+    model = make_external(make_card(), str(write(tmp_path, code))).eval()
+    batch = engine.compute_batch(20, "cpu")
+    windows = np.random.default_rng(0).integers(0, 5, (batch, 20), dtype=np.uint8)
+    starts = np.arange(batch, dtype=np.int64) * 20
+    block = engine.Block(torch.from_numpy(windows.reshape(-1)), starts, 20, np.array([True]))
+    cpu, geometry = torch.device("cpu"), make_card().geometry()
+    numerics = engine.choose_numerics(
+        model, make_card(), geometry, cpu,
+        precision="auto", strand="forward", windows=1, sample=lambda _: block,
+    )  # fmt: skip
+    found = engine.Engine(model, make_card(), geometry, numerics, cpu).submit(block)()
+    with torch.no_grad():
+        expected = model(torch.from_numpy(windows)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    if name in {"padded sequential", "pre-activation"} and not probing:
+        assert numerics.form == "onednn"
+    if name in {"view of a convolution", "use of a layer's weight", "cannot be copied"}:
+        assert numerics.form == "eager"
