@@ -29,6 +29,8 @@ _COMMANDS = {
     "models": "genomepred.cli.models",
     "data": "genomepred.cli.data",
     "train": "genomepred.cli.train",
+    "evaluate": "genomepred.cli.train",
+    "sweep": "genomepred.cli.train",
     "explain": "genomepred.cli.explain",
     "doctor": "genomepred.cli.doctor",
 }

@@ -1,4 +1,4 @@
-"""Commands on training: ``train``."""
+"""Commands on training: ``train``, ``evaluate`` and ``sweep``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from genomepred.cli.options import debug_option, echo_json, json_option
+from genomepred.cli.options import debug_option, echo_json, json_option, trust_code_option
 from genomepred.models import MODELS
 from genomepred.training.source import Source
+
+if TYPE_CHECKING:
+    from genomepred.training.run import Plan
 
 Made = TypeVar("Made")
 
@@ -278,18 +281,7 @@ def _config(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
 )
 @json_option
 @debug_option
-def train(
-    architecture: str,
-    out: Path,
-    config: dict[str, Any],
-    stride: int | None,
-    min_bases: int | None,
-    weights_dtype: str,
-    device: str,
-    threads: int,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def train(out: Path, threads: int, as_json: bool, **options: Any) -> None:
     """Train a model on labelled sequences or peaks, and evaluate it on what was held out.
 
     The same command continues a training that was stopped.
@@ -297,23 +289,11 @@ def train(
     import torch
 
     from genomepred.models.card import flatten
-    from genomepred.training.loop import Settings
-    from genomepred.training.run import METRICS, Description, Plan
+    from genomepred.training.run import METRICS
     from genomepred.training.run import train as run
 
     torch.set_num_threads(threads)
-    options["command"] = shlex.join(["genomepred", *sys.argv[1:]])
-    plan = Plan(
-        architecture,
-        _made(Source, options),
-        _made(Description, options),
-        config,
-        _made(Settings, options),
-        stride,
-        min_bases,
-        getattr(torch, weights_dtype),
-        device,
-    )
+    plan = _plan(options, shlex.join(["genomepred", *sys.argv[1:]]))
     was_finished = (out / METRICS).exists()
     card = run(plan, out)
     if was_finished:
@@ -324,3 +304,190 @@ def train(
     for key, value in flatten(card.metrics).items():
         click.echo(f"{key}: {value}")
     click.echo(f"checkpoint: {out / 'best'}")
+
+
+def _plan(options: dict[str, Any], command: str) -> Plan:
+    """What the options of ``train`` ask for."""
+    import torch
+
+    from genomepred.training.loop import Settings
+    from genomepred.training.run import Description, Plan
+
+    return Plan(
+        options["architecture"],
+        _made(Source, options),
+        _made(Description, options | {"command": command}),
+        options["config"],
+        _made(Settings, options),
+        options["stride"],
+        options["min_bases"],
+        getattr(torch, options["weights_dtype"]),
+        options["device"],
+    )
+
+
+@click.command()
+@_option(
+    "--model",
+    required=True,
+    metavar="DIR_OR_NAME",
+    help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
+)
+@_option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for metrics.json, metrics.tsv, predictions.tsv, worst.tsv and a picture.",
+)
+@_with(_SOURCE_OPTIONS)
+@_option(
+    "--part",
+    default="test",
+    type=click.Choice(["test", "validation", "training", "all"]),
+    help="Examples to judge the model by; all is every row of a table.",
+)
+@_option(
+    "--bootstrap",
+    "resamples",
+    default=1000,
+    type=click.IntRange(0),
+    help="Resamples of the examples behind the 95% intervals; 0 for no intervals.",
+)
+@_option("--worst", default=20, type=click.IntRange(0), help="Worst predictions to list.")
+@_option("--device", default="cpu", help="Where to compute.")
+@trust_code_option
+@json_option
+@debug_option
+def evaluate(
+    model: str,
+    out: Path,
+    part: str,
+    resamples: int,
+    worst: int,
+    device: str,
+    trust_code: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Judge a model by labelled sequences or peaks: metrics with intervals, curves, worst examples.
+
+    The data options are those of train: the same ones give the same parts.
+    """
+    import torch
+
+    from genomepred.models.checkpoint import load_model
+    from genomepred.training.evaluation import evaluate as run
+    from genomepred.training.evaluation import lines, tell
+
+    torch.set_num_threads(1)
+    document = run(
+        load_model(model, device, trust_code),
+        _made(Source, options),
+        out,
+        part=part,
+        resamples=resamples,
+        seed=options["seed"],
+        worst=worst,
+    )
+    if as_json:
+        echo_json(document)
+        return
+    for name, found in document["sets"].items():
+        click.echo(f"{name}: {found['rows']:,} examples")
+        shown = [line for line in lines(document) if line.set == name]
+        width = max(len(line.track) for line in shown)
+        for line in shown:
+            click.echo(f"  {line.track:<{width}}  {line.metric:<21}  {tell(*line[3:])}")
+    click.echo(f"written to {out}")
+
+
+# Options of train that a sweep gives itself.
+_OF_SWEEP = {"out", "seed", "threads", "json", "debug", "help"}
+
+
+@click.command()
+@click.argument("config", type=_EXISTING)
+@_option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for RUN/seedK/ of each training, comparison.tsv and comparison.png.",
+)
+@_option(
+    "--seeds", default=1, type=click.IntRange(1), help="Trainings of each run: seeds 0, 1, ..."
+)
+@_option(
+    "--threads",
+    default=1,
+    type=click.IntRange(1),
+    help="CPU threads; another number changes the last bits.",
+)
+@json_option
+@debug_option
+def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> None:
+    """Train the runs that the JSON file CONFIG describes, and compare them.
+
+    CONFIG is {"train": OPTIONS, "runs": {NAME: OPTIONS, ...}, "metric": NAME}. OPTIONS are those
+    of train without the dashes: {"model": "linear", "epochs": 5, "set": {"KEY": VALUE}}; those of
+    a run come on top of the common ones. "metric", if given, is drawn.
+
+    The same command continues a sweep that was stopped.
+    """
+    import torch
+
+    from genomepred.training.sweep import Trial, read_config
+    from genomepred.training.sweep import sweep as run
+
+    torch.set_num_threads(threads)
+    asked = read_config(config)
+    trials = {
+        name: Trial(
+            asked.changes[name],
+            [_plan_of_run(config, name, options, seed) for seed in range(seeds)],
+        )
+        for name, options in asked.runs.items()
+    }
+    table = run(trials, out, asked.metric)
+    if as_json:
+        echo_json(json.loads(table.to_json(orient="records")))
+        return
+    click.echo(table.drop(columns="changes").set_index("run").T.to_string(float_format="%.4g"))
+    click.echo(f"written to {out}")
+
+
+def _plan_of_run(config: Path, name: str, options: dict[str, Any], seed: int) -> Plan:
+    """Plan of a run, its options read as if they stood on the command line.
+
+    Raises
+    ------
+    DataError
+        If an option is unknown, or its value not allowed.
+    """
+    from genomepred.errors import DataError
+
+    known = {option.name or "": option for option in train.params}
+    spelled = {
+        text.removeprefix("--") for o in known.values() for text in o.opts if text[:2] == "--"
+    }
+    arguments = ["--name", name]
+    for key, value in options.items():
+        if key not in spelled - _OF_SWEEP:
+            there = ", ".join(sorted(spelled - _OF_SWEEP))
+            raise DataError(f"{config}: run {name!r}: unknown option {key!r}; there are {there}")
+        arguments += _spelled(key, value)
+    arguments += ["--seed", str(seed), "--out", name]
+    try:
+        context = train.make_context("train", list(arguments))
+    except click.UsageError as error:
+        raise DataError(f"{config}: run {name!r}: {error.format_message()}") from error
+    return _plan(context.params, shlex.join(["genomepred", "train", *arguments]))
+
+
+def _spelled(key: str, value: Any) -> list[str]:
+    """An option and its value as arguments."""
+    if isinstance(value, bool):
+        return [f"--{key}" if value else f"--no-{key}"]
+    if isinstance(value, dict):
+        return [text for k, v in value.items() for text in (f"--{key}", f"{k}={json.dumps(v)}")]
+    values = value if isinstance(value, list) else [value]
+    return [text for one in values for text in (f"--{key}", str(one))]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.inference.engine import _activation, compute_batch
-from genomepred.models.card import Card
+from genomepred.models.card import Card, Track
 from genomepred.models.layers import SequenceModel, prepare
 from genomepred.store.files import publishing, write_whole
 from genomepred.training import bootstrap, figures
@@ -38,29 +38,39 @@ TASKS = ("regression", "binary", "profile")
 PARTS = ("test", "validation", "training", "all")
 _OVERALL = "-"  # stands for all tracks together in the column of tracks
 _LETTERS = np.array(list("ACGTN"))
-# Metrics that the pictures tell.
-_TOLD = {"binary": ("auROC", "auPRC"), "regression": ("R2", "Pearson", "Spearman", "MSE")}
 
 
 class Judged(NamedTuple):
-    """Examples and what a model says of them.
+    """A set of examples and what a model says of them.
 
     Parameters
     ----------
+    name, task : str
+        Of the set; what its labels are.
+    tracks : tuple of Track
+        The model's, in the order of the labels.
     parts : sequence of Examples
-        Where the sequences lie; the other fields are of all parts together.
+        Where the sequences lie; the arrays are of all parts together.
     names : array of str, [n]
     labels : float32 array, [n, tracks]
         NaN where missing.
-    raw, predictions : float32 array, [n, tracks]
-        Before and after the card's activation.
+    predictions : float32 array, [n, tracks]
+        As the model's card defines them.
+    scores : float array, [n, tracks]
+        What is measured: raw values where these have fewer ties; shares of a profile.
+    threshold : float
+        Binary: scores above it are called positive.
     """
 
+    name: str
+    task: str
+    tracks: tuple[Track, ...]
     parts: Sequence[Examples]
     names: NDArray[np.str_]
     labels: Float32
-    raw: Float32
     predictions: Float32
+    scores: Values
+    threshold: float
 
     def sequence(self, row: int) -> str:
         """Nucleotides of a row."""
@@ -125,10 +135,10 @@ def evaluate(
     with TemporaryDirectory(prefix=".scratch-", dir=out) as scratch:
         data = open_data(_for_card(source, card), Path(scratch))
     columns = check_fit(card, data, source.data)
-    judged = {
-        name: judge(model, parts, columns)
+    judged = [
+        judge(model, name, data.task, parts, columns)
         for name, parts in choose_part(data, part, source.data).items()
-    }
+    ]
     document = {
         "model": card.name,
         "weights_sha256": card.weights_sha256,
@@ -136,12 +146,9 @@ def evaluate(
         "part": part,
         "data": data.facts(),
         "bootstrap": {"resamples": resamples, "seed": seed, "interval": 0.95},
-        "sets": {
-            name: _metrics_of(one, data, card.activation, resamples, seed)
-            for name, one in judged.items()
-        },
+        "sets": {one.name: _metrics_of(one, resamples, seed) for one in judged},
     }
-    _write_results(document, judged, data, card, out, worst)
+    _write_results(document, judged, out, worst)
     return document
 
 
@@ -230,24 +237,36 @@ def choose_part(data: Data, part: str, path: Path) -> dict[str, list[Examples]]:
     return {part: data.parts[:1] if part == "training" else data.parts}
 
 
-def judge(model: SequenceModel, parts: Sequence[Examples], columns: Sequence[int]) -> Judged:
+def judge(
+    model: SequenceModel, name: str, task: str, parts: Sequence[Examples], columns: Sequence[int]
+) -> Judged:
     """Predict examples with some of a model's tracks, in its prepared form and fixed batches."""
-    fast, device = prepare(model), next(model.parameters()).device
-    batch = compute_batch(model.card.window, device.type)
+    card, device = model.card, next(model.parameters()).device
+    fast, batch = prepare(model), compute_batch(card.window, device.type)
     raw = np.concatenate([raw_values(fast, part.codes, batch)[:, 0] for part in parts])
-    predictions = _activation(model.card.activation)(torch.from_numpy(raw)).numpy()
+    predictions = _activation(card.activation)(torch.from_numpy(raw)).numpy()
     if not np.isfinite(predictions).all():
         row, track = map(int, np.argwhere(~np.isfinite(predictions))[0])
         raise ModelError(
-            f"model {model.card.name!r} predicts {predictions[row, track]} for row {row + 1} of "
+            f"model {card.name!r} predicts {predictions[row, track]} for row {row + 1} of "
             "those asked for; its weights or its input are unusable"
         )
+    raw, predictions = raw[:, columns], predictions[:, columns]
+    scores: Values = predictions
+    if task == "binary" and card.activation == "sigmoid":
+        scores = raw  # without ties near 0 and 1
+    elif task == "profile":
+        scores = predictions / predictions.sum(axis=1, keepdims=True)
     return Judged(
+        name,
+        task,
+        tuple(card.tracks[column] for column in columns),
         parts,
         np.concatenate([_names(part) for part in parts]),
         np.concatenate([part.labels for part in parts]),
-        raw[:, columns],
-        predictions[:, columns],
+        predictions,
+        scores,
+        0.0 if scores is raw else 0.5,
     )
 
 
@@ -257,29 +276,14 @@ def _names(examples: Examples) -> NDArray[np.str_]:
     return np.arange(1, len(examples) + 1).astype(np.str_)
 
 
-def _scores(one: Judged, task: str, activation: str) -> tuple[Values, float]:
-    """What is measured, ``[n, tracks]``, and above what it is called positive.
-
-    Raw values of a sigmoid have no ties near 0 and 1.
-    """
-    if task == "binary":
-        return (one.raw, 0.0) if activation == "sigmoid" else (one.predictions, 0.5)
-    if task == "profile":
-        return one.predictions / one.predictions.sum(axis=1, keepdims=True), math.nan
-    return one.predictions, math.nan
-
-
-def _metrics_of(
-    one: Judged, data: Data, activation: str, resamples: int, seed: int
-) -> dict[str, Any]:
+def _metrics_of(one: Judged, resamples: int, seed: int) -> dict[str, Any]:
     """Metrics of a set: of each track, and of all together if there are several."""
-    tracks, rows = data.tracks, len(one.labels)
-    values, threshold = _scores(one, data.task, activation)
+    rows, tracks = len(one.labels), [track.name for track in one.tracks]
     measure = bootstrap.regression
-    if data.task == "binary":
-        measure = partial(bootstrap.binary, threshold=threshold)
+    if one.task == "binary":
+        measure = partial(bootstrap.binary, threshold=one.threshold)
     draw = partial(bootstrap.bootstrap, rows=rows, resamples=resamples, seed=seed)
-    found = draw(bootstrap.by_track(measure, one.labels, values))
+    found = draw(bootstrap.by_track(measure, one.labels, one.scores))
     if not found:
         raise DataError(
             f"constant labels: in none of {len(tracks)} tracks do the {rows} labels vary, "
@@ -293,8 +297,8 @@ def _metrics_of(
             for i, track in enumerate(tracks)
         },
     }
-    if data.task == "profile":
-        whole = draw(_whole(one.labels, values))
+    if one.task == "profile":
+        whole = draw(_whole(one.labels, one.scores))
         result["overall"] = {name: _estimate(table[:, 0]) for name, table in whole.items()}
     elif len(tracks) > 1:
         result["overall"] = {name: _estimate(table[:, -1]) for name, table in found.items()}
@@ -335,21 +339,16 @@ def lines(document: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _write_results(
-    document: dict[str, Any],
-    judged: Mapping[str, Judged],
-    data: Data,
-    card: Card,
-    out: Path,
-    worst: int,
+    document: dict[str, Any], judged: Sequence[Judged], out: Path, worst: int
 ) -> None:
     write_whole(out / "metrics.json", (json.dumps(document, indent=2) + "\n").encode())
     _write_table(pd.DataFrame(lines(document), columns=Line._fields), out / "metrics.tsv")
-    tables = [_table(name, one, data.tracks) for name, one in judged.items()]
-    _write_table(pd.concat(tables), out / "predictions.tsv")
-    lists = [_worst(name, one, data, card.activation, worst) for name, one in judged.items()]
-    ranked = pd.concat(lists).sort_values("margin", ascending=False, kind="stable")[:worst]
-    _write_table(ranked.drop(columns="margin"), out / "worst.tsv")
-    _draw(document, judged, data, card, out)
+    _write_table(pd.concat([_table(one) for one in judged]), out / "predictions.tsv")
+    ranked = pd.concat([_worst(one, worst) for one in judged])
+    ranked = ranked.sort_values("margin", ascending=False, kind="stable").drop(columns="margin")
+    once = ranked.drop_duplicates(["name", "track", "sequence"])  # test sets share their peaks
+    _write_table(once[:worst], out / "worst.tsv")
+    _draw(document, judged, out)
 
 
 def _write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -357,67 +356,58 @@ def _write_table(frame: pd.DataFrame, path: Path) -> None:
         frame.to_csv(temporary, sep="\t", index=False, float_format="%.7g")
 
 
-def _table(name: str, one: Judged, tracks: Sequence[str]) -> pd.DataFrame:
+def _table(one: Judged) -> pd.DataFrame:
     """Names, labels and predictions of a set, a row each."""
-    frame = pd.DataFrame({"set": name, "name": one.names})
-    for i, track in enumerate(tracks):
-        frame[f"label_{track}"] = one.labels[:, i]
-        frame[f"prediction_{track}"] = one.predictions[:, i]
+    frame = pd.DataFrame({"set": one.name, "name": one.names})
+    for i, track in enumerate(one.tracks):
+        frame[f"label_{track.name}"] = one.labels[:, i]
+        frame[f"prediction_{track.name}"] = one.predictions[:, i]
     return frame
 
 
-def _worst(name: str, one: Judged, data: Data, activation: str, count: int) -> pd.DataFrame:
+def _worst(one: Judged, count: int) -> pd.DataFrame:
     """Rows of a set with the largest errors, of which ``margin`` gives the order."""
     errors = np.abs(one.labels - one.predictions)
-    margins = errors
-    if data.task == "binary":
-        scores, threshold = _scores(one, data.task, activation)
-        margins = (scores - threshold) * (1 - 2 * one.labels)
-    elif data.task == "profile":
+    margins, tracks = errors, np.array([track.name for track in one.tracks])
+    if one.task == "binary":
+        margins = (one.scores - one.threshold) * (1 - 2 * one.labels)
+    elif one.task == "profile":
         errors = margins = errors.sum(axis=1, keepdims=True) / 2
+        tracks = np.array([_OVERALL])
     margins = np.where(np.isnan(margins), -np.inf, margins)
     order = np.argsort(-margins, axis=None, kind="stable")[:count]
-    order = order[np.isfinite(margins.flat[order])]
-    rows, columns = np.unravel_index(order, margins.shape)
-    frame = _table(name, one, data.tracks).iloc[rows].reset_index(drop=True)
-    is_whole = margins.shape[1] == 1 < len(data.tracks)
-    frame.insert(2, "track", _OVERALL if is_whole else np.array(data.tracks)[columns])
+    rows, columns = np.unravel_index(order[np.isfinite(margins.flat[order])], margins.shape)
+    frame = _table(one).iloc[rows].reset_index(drop=True)
+    frame.insert(2, "track", tracks[columns])
     frame.insert(3, "error", errors[rows, columns])
     frame["sequence"] = [one.sequence(int(row)) for row in rows]
     frame["margin"] = margins[rows, columns]
     return frame
 
 
-def _draw(
-    document: Mapping[str, Any], judged: Mapping[str, Judged], data: Data, card: Card, out: Path
-) -> None:
-    units = {track.name: track.unit for track in card.tracks}
-    told = _TOLD["binary" if data.task == "binary" else "regression"]
+def _draw(document: Mapping[str, Any], judged: Sequence[Judged], out: Path) -> None:
+    is_binary = judged[0].task == "binary"
+    told = ("auROC", "auPRC") if is_binary else ("R2", "Pearson", "Spearman", "MSE")
     series = {}
-    for name, one in judged.items():
-        values, _ = _scores(one, data.task, card.activation)
-        for i, track in enumerate(data.tracks):
-            metrics = document["sets"][name]["tracks"][track]
-            note = (", " if data.task == "binary" else "\n").join(
-                f"{metric} {tell(metrics[metric])}" for metric in told
+    for one in judged:
+        for i, track in enumerate(one.tracks):
+            metrics = document["sets"][one.name]["tracks"][track.name]
+            notes = [f"{metric} {tell(**metrics[metric])}" for metric in told]
+            note = ", ".join(notes) if is_binary else "\n".join(notes)
+            names = [one.name] * (len(judged) > 1) + [track.name] * (len(one.tracks) > 1)
+            series[", ".join(names) or track.name] = figures.Series(
+                one.labels[:, i], one.scores[:, i], note, track.unit
             )
-            title = ", ".join(
-                text
-                for text, count in ((name, len(judged)), (track, len(data.tracks)))
-                if count > 1
-            )
-            series[title or track] = figures.Series(
-                one.labels[:, i], values[:, i], note, units.get(track, "")
-            )
-    if data.task == "binary":
+    if is_binary:
         figures.roc_pr(series, out / "roc_pr.png")
     else:
         figures.parity(series, out / "parity.png")
 
 
-def tell(estimate: Mapping[str, float | None]) -> str:
+def tell(value: float | None, low: float | None, high: float | None) -> str:
     """A metric and its interval as text."""
-    value, low, high = (math.nan if x is None else x for x in estimate.values())
-    if math.isnan(low):
+    if value is None:
+        return "undefined"
+    if low is None or high is None:
         return f"{value:.4f}"
     return f"{value:.4f} [{low:.4f}, {high:.4f}]"

@@ -1,0 +1,187 @@
+"""Sweeps: what a file may say, what the table says; trainings go on and are not repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from genomepred.errors import DataError, GenomepredError, ModelError
+from genomepred.training import sweep as module
+from genomepred.training.data import Source
+from genomepred.training.loop import Settings
+from genomepred.training.run import Plan, train
+from genomepred.training.sweep import Trial, read_config, sweep
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "sweeps"
+
+
+def written(folder: Path, document: object) -> Path:
+    (folder / "sweep.json").write_text(json.dumps(document))
+    return folder / "sweep.json"
+
+
+def test_a_run_has_the_common_options_but_for_its_own(tmp_path: Path) -> None:
+    config = read_config(
+        written(
+            tmp_path,
+            {
+                "train": {"model": "linear", "epochs": 3, "set": {"a": 1, "b": [2]}},
+                "runs": {"as-is": {}, "x": {"epochs": 5, "set": {"b": [3], "c": None}}},
+            },
+        )
+    )
+    assert config.runs["as-is"] == {"model": "linear", "epochs": 3, "set": {"a": 1, "b": [2]}}
+    assert config.runs["x"] == {
+        "model": "linear",
+        "epochs": 5,
+        "set": {"a": 1, "b": [3], "c": None},
+    }
+    assert config.changes["x"] == {"epochs": 5, "set": {"b": [3], "c": None}}
+    assert config.metric is None
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], "a sweep is"),
+        ({"train": {"model": "linear"}}, "a sweep is"),
+        ({"train": {"epochs": 1}, "runs": {"a": {}}, "seeds": 3}, "a sweep is"),
+        ({"train": {"epochs": 1}, "runs": {}}, "'runs' is {}; it must be an object, not empty"),
+        ({"train": [], "runs": {"a": {}}}, "'train' is []"),
+        ({"train": {"epochs": 1}, "runs": {"a": {}}, "metric": 3}, "'metric' is 3"),
+        ({"train": {"epochs": 1}, "runs": {"a/b": {}}}, "'a/b': name runs by letters"),
+        ({"train": {"epochs": 1}, "runs": {"a": 3}}, "'a' and its 'set' must be objects"),
+        ({"train": {"set": "k=3"}, "runs": {"a": {}}}, "'train' and its 'set' must be objects"),
+    ],
+)
+def test_what_a_file_may_not_say(tmp_path: Path, document: object, message: str) -> None:
+    path = written(tmp_path, document)
+    with pytest.raises(DataError) as error:
+        read_config(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_sweeps_are_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(DataError, match=r"bad\.json: is not JSON"):
+        read_config(tmp_path / "bad.json")
+    with pytest.raises(DataError, match=r"absent\.json: cannot be read"):
+        read_config(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_the_examples_are_sweeps(path: Path) -> None:
+    assert len(read_config(path).runs) >= 3
+
+
+def make_table(folder: Path) -> Path:
+    """A's count for the most part, in 300 sequences."""
+    rng = np.random.default_rng(0)
+    sequences = ["".join(rng.choice(list("ACGT"), 12)) for _ in range(300)]
+    labels = [text.count("A") + rng.normal() / 3 for text in sequences]
+    frame = pd.DataFrame({"sequence": sequences, "label": labels, "also": labels})
+    frame.to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv"
+
+
+def trials(table: Path, seeds: int = 2, **settings: Any) -> dict[str, Trial]:
+    """One trial of one epoch, and one of three."""
+    return {
+        f"e{epochs}": Trial(
+            {"epochs": epochs},
+            [
+                Plan(
+                    "linear",
+                    Source(table, seed=seed),
+                    settings=Settings(
+                        epochs=epochs, learning_rate=0.03, batch_size=16, seed=seed, **settings
+                    ),
+                )
+                for seed in range(seeds)
+            ],
+        )
+        for epochs in (1, 3)
+    }
+
+
+def test_a_sweep_compares_its_trials_over_their_seeds(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    table = sweep(trials(make_table(tmp_path)), out)
+    assert table.run.tolist() == ["e1", "e3"]
+    assert table.parameters.tolist() == [4 * 12 + 1] * 2
+    assert table.seeds.tolist() == [2, 2]
+    assert table.epochs.tolist() == [1, 3]
+    for _, row in table.iterrows():
+        outcomes = [
+            json.loads((out / row.run / f"seed{seed}" / "metrics.json").read_text())["metrics"]
+            for seed in range(2)
+        ]
+        for part in ("validation", "test"):
+            for metric in ("R2", "MSE", "Pearson"):
+                values = np.array([outcome[part][metric] for outcome in outcomes])
+                found = [row[f"{part} {metric} {what}"] for what in ("mean", "sd", "min", "max")]
+                expected = [values.mean(), values.std(ddof=1), values.min(), values.max()]
+                assert found == pytest.approx(expected)
+    assert table["test R2 mean"][1] > table["test R2 mean"][0]
+    stored = pd.read_csv(out / "comparison.tsv", sep="\t")
+    assert stored.columns.tolist() == table.columns.tolist()
+    assert stored["test MSE max"].to_numpy() == pytest.approx(table["test MSE max"], rel=1e-5)
+    assert stored.changes.tolist() == ['{"epochs": 1}', '{"epochs": 3}']
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, out = make_table(tmp_path), tmp_path / "out"
+    whole = sweep(trials(table), tmp_path / "whole").drop(columns="seconds")
+
+    def stopping(plan: Plan, folder: Path) -> object:
+        if folder == out / "e3" / "seed1":
+            raise KeyboardInterrupt
+        return train(plan, folder)
+
+    monkeypatch.setattr(module, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(trials(table), out)
+    assert not (out / "comparison.tsv").exists()
+    monkeypatch.undo()
+    finished = sorted(out.glob("*/*/best/model.safetensors"))
+    times = [path.stat().st_mtime_ns for path in finished]
+    assert len(finished) == 3
+    resumed = sweep(trials(table), out).drop(columns="seconds")
+    assert [path.stat().st_mtime_ns for path in finished] == times
+    pd.testing.assert_frame_equal(resumed, whole)
+
+
+def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
+    table = sweep(trials(make_table(tmp_path), seeds=1), tmp_path / "out", "MAE")
+    assert table["validation R2 sd"].isna().all()
+    assert (table["validation R2 min"] == table["validation R2 max"]).all()
+
+
+def test_what_goes_wrong_is_named_with_its_trial_and_seed(tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    bad = {"bad": Trial({}, [Plan("linear", Source(table), config={"colour": "red"})])}
+    with pytest.raises(ModelError, match=r"^bad, seed 0: .*colour"):
+        sweep(bad, tmp_path / "out")
+    with pytest.raises(DataError, match="e1, seed 0: no metric 'auROC' to draw; .*MAE"):
+        sweep(trials(table, seeds=1), tmp_path / "out", "auROC")
+    assert not (tmp_path / "out" / "e3").exists()
+
+
+def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    sweep(trials(table, seeds=1), tmp_path / "out")
+    with pytest.raises(GenomepredError, match=r"^e1, seed 0: .*clip"):
+        sweep(trials(table, seeds=1, clip=0.5), tmp_path / "out")
