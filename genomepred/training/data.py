@@ -84,10 +84,10 @@ def open_data(source: Source, scratch: Path) -> Data:
         files = read_manifest(table)
         _refuse(source, "several genomes with peaks", ("labels", "genome", "bigwig"))
     elif table is not None:
-        _refuse(source, "a table", ("labels", "genome", "bigwig"))
+        _refuse(source, "tables", ("labels", "genome", "bigwig"))
         return open_table(source, scratch)
     elif source.labels is not None:
-        _refuse(source, "a FASTA with labels", ("genome", "bigwig", "sequence"))
+        _refuse(source, "FASTA with labels", ("genome", "bigwig", "sequence"))
         return open_fasta(source, scratch)
     elif source.genome is not None:
         files = [PeakFiles("", source.genome, source.data, source.bigwig)]

@@ -31,13 +31,13 @@ class Examples:
         Codes 0-4, in memory or mapped from a file.
     labels : float32 array, [n, tracks]
         Targets; NaN where missing.
-    names : array of str, [n], optional
+    names : array of str objects, [n], optional
         A sequence's name in its file, its row, or its place (1-based inclusive).
     """
 
     codes: Codes
     labels: Float32
-    names: NDArray[np.str_] | None = None
+    names: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.codes)

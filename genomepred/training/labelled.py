@@ -48,6 +48,7 @@ _PARTS_OF_VALUES = {
     "test": TEST,
 }
 _DEFAULT_SHARE = "0.1"
+LEFT_OUT = len(PARTS)
 
 
 class LabelledData:
@@ -111,7 +112,8 @@ class LabelledData:
 
     def facts(self) -> dict[str, Any]:
         """Files, columns, transformation, numbers of examples, split and augmentation."""
-        return self._facts
+        augmentation = {"reverse_complement": self.reverse_complement, "shift": self.shift}
+        return {**self._facts, "augmentation": augmentation}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Labels:
         Their columns.
     task : str
         ``regression``, ``binary`` or ``profile``.
-    names : array of str, [n]
+    names : array of str objects, [n]
         Names of the sequences, else their rows.
     """
 
@@ -136,7 +138,7 @@ class Labels:
     values: Float32
     tracks: tuple[str, ...]
     task: str
-    names: NDArray[np.str_]
+    names: NDArray[np.object_]
 
 
 def read_labels(table: Table, source: Source) -> Labels:
@@ -155,9 +157,11 @@ def read_labels(table: Table, source: Source) -> Labels:
         raise DataError(f"{table.path}: no rows below the names of the columns")
     values, task = make_targets(parse_numbers(frame, table.path), tracks, source, table.path)
     column = table.find(None, NAME_COLUMNS)
-    rows = np.arange(1, len(frame) + 1)
-    names = table.read([column])[column] if column else rows
-    return Labels(table, values, tracks, task, np.asarray(names, np.str_))
+    if column is None:
+        names = np.arange(1, len(frame) + 1).astype(str).astype(object)
+    else:
+        names = table.read([column])[column].str.strip().to_numpy(object)
+    return Labels(table, values, tracks, task, names)
 
 
 def make_targets(
@@ -236,22 +240,20 @@ def transformed(labels: Float64, transform: str, called: Callable[[int, int], st
     return logarithms / np.log(2) if transform == "log2p1" else logarithms
 
 
-def assign_parts(
-    table: Table, rows: int, source: Source
-) -> tuple[NDArray[np.uint8], dict[str, str]]:
+def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dict[str, str]]:
     """Part of each row of a table, as ``validation`` and ``test`` of the source ask.
 
     Parameters
     ----------
-    table : Table
-    rows : int
-        How many it has.
+    labels : Labels
+        Of the table's rows; those without any are left out.
     source : Source
         ``validation``, ``test`` and ``seed`` count.
 
     Returns
     -------
     parts : uint8 array, [rows]
+        ``TRAIN``, ``VALIDATION``, ``TEST`` or ``LEFT_OUT``.
     chosen : dict
         How the rows for validation and test were chosen, in words.
 
@@ -260,6 +262,7 @@ def assign_parts(
     DataError
         If what was asked for does not exist, validation and test share rows, or a part is empty.
     """
+    table, rows = labels.table, len(labels.values)
     asked = _asked_parts(table, source)
     parts = np.full(rows, TRAIN, np.uint8)
     for part, texts in asked.items():
@@ -274,17 +277,19 @@ def assign_parts(
                     "each its own"
                 )
             parts[chosen] = part
+    usable = ~np.isnan(labels.values).all(axis=1)
+    parts[~usable] = LEFT_OUT
     free = np.random.default_rng(source.seed).permutation(np.flatnonzero(parts == TRAIN))
     for part, texts in asked.items():
-        count = round(sum(float(text) for text in texts if _is_share(text)) * rows)
+        count = round(sum(float(text) for text in texts if _is_share(text)) * usable.sum())
         parts[free[:count]] = part
         free = free[count:]
-    counts = np.bincount(parts, minlength=3)
-    if not counts.all():
+    counts = [int(np.count_nonzero(parts == part)) for part in range(len(PARTS))]
+    if not all(counts):
         found = ", ".join(f"{n} for {name}" for n, name in zip(counts, PARTS, strict=True))
         raise DataError(
-            f"{table.path}: empty split: of {rows} rows {found}; choose others with --validation "
-            "and --test"
+            f"{table.path}: empty split: of {usable.sum()} rows with labels {found}; choose others "
+            "with --validation and --test"
         )
     return parts, {PARTS[part]: ", ".join(texts) for part, texts in asked.items()}
 
@@ -367,7 +372,7 @@ def open_table(source: Source, scratch: Path) -> LabelledData:
     table = Table(source.data)
     column = table.need(source.sequence, SEQUENCE_COLUMNS, "sequences", "--sequence")
     labels = read_labels(table, source)
-    parts, chosen = assign_parts(table, len(labels.values), source)
+    parts, chosen = assign_parts(labels, source)
     lengths = (len(text) for texts in table.batches(column) for text in texts)
     window = source.window or _window(lengths, source.pad)
     codes, place = allocate((len(parts), window), scratch, "sequences"), _places(parts)
@@ -406,8 +411,8 @@ def open_fasta(source: Source, scratch: Path) -> LabelledData:
     table = Table(source.labels)
     table.need(None, NAME_COLUMNS, "names of sequences", "the header 'name'")
     labels = read_labels(table, source)
-    parts, chosen = assign_parts(table, len(labels.values), source)
-    with Genome(source.data, cache=scratch) as fasta:
+    parts, chosen = assign_parts(labels, source)
+    with Genome(source.data) as fasta:
         _check_names(labels, fasta)
         window = source.window or _window((fasta.contigs[n] for n in labels.names), source.pad)
         codes, place = allocate((len(parts), window), scratch, "sequences"), _places(parts)
@@ -421,22 +426,23 @@ def open_fasta(source: Source, scratch: Path) -> LabelledData:
 
 
 def _check_names(labels: Labels, fasta: Genome) -> None:
-    names, counts = np.unique(labels.names, return_counts=True)
-    if counts.max() > 1:
-        raise DataError(
-            f"{labels.table.path}: {names[counts.argmax()]!r} is the name of {counts.max()} rows; "
-            "each sequence needs one"
-        )
-    unlabelled = [name for name in fasta.contigs if name not in set(names.tolist())]
+    first_row: dict[str, int] = {}
+    for row, name in enumerate(labels.names, 1):
+        if first_row.setdefault(name, row) != row:
+            raise DataError(
+                f"{labels.table.path}: rows {first_row[name]} and {row} are both named {name!r}; "
+                "a sequence needs one row"
+            )
+    unlabelled = [name for name in fasta.contigs if name not in first_row]
     if unlabelled:
         raise DataError(
             f"{labels.table.path}: no label for {len(unlabelled)} of the {len(fasta.contigs)} "
             f"sequences of {fasta.path}, first {unlabelled[0]!r}; add rows or remove the sequences"
         )
-    absent = [name for name in labels.names.tolist() if name not in fasta.contigs]
+    absent = [name for name in first_row if name not in fasta.contigs]
     if absent:
         raise DataError(
-            f"{fasta.path}: no sequence for {len(absent)} of the {len(names)} labels of "
+            f"{fasta.path}: no sequence for {len(absent)} of the {len(first_row)} labels of "
             f"{labels.table.path}, first {absent[0]!r}; add sequences or remove the rows"
         )
 
@@ -469,9 +475,12 @@ def _in_parts(
     ]
     check_labels(examples, labels.tracks, labels.table.path)
     facts["columns"]["labels"] = list(labels.tracks)
-    facts["transform"] = source.transform
-    facts["examples"] = {name: len(e) for name, e in zip(PARTS, examples, strict=True)}
-    facts["padded"] = source.pad
+    facts |= {
+        "transform": source.transform,
+        "pad": source.pad,
+        "examples": {name: len(e) for name, e in zip(PARTS, examples, strict=True)},
+        "left_out": {"no label": int(np.count_nonzero(parts == LEFT_OUT))},
+    }
     return LabelledData(
         examples,
         labels.tracks,

@@ -252,7 +252,7 @@ class PeakData:
         names = [region_name(self.peaks.regions[row]) for row in self._rows[part]]
         names += [f"shuffled {name}" for name in names] * len(shuffled)
         names += map(region_name, self.contigs.regions(places, self.window))
-        return replace(examples, names=np.array(names))
+        return replace(examples, names=np.array(names, object))
 
 
 def labelled(positives: Codes, *negatives: Codes) -> Examples:
@@ -330,3 +330,7 @@ class SignalData(LabelledData):
         rng = np.random.default_rng((self.seed, number, 1))
         moved = self.peaks.shifted(TRAIN, self.places, rng)
         return replace(epoch, sources=[self.peaks.background.windows], row=moved[epoch.row])
+
+    def facts(self) -> dict[str, Any]:
+        """Files, numbers of peaks and windows, transformation, split and augmentation."""
+        return {**super().facts(), "augmentation": asdict(self.peaks.augmentation)}

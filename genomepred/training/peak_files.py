@@ -321,7 +321,7 @@ def _signal_windows(
     labels = transformed(means[kept], source.transform, lambda row, _: names[row])
     codes = allocate((len(kept), peaks.window), scratch, f"windows-{PARTS[part]}")
     gather(peaks.contigs, places[kept], codes)
-    examples = Examples(codes, labels.astype(np.float32), np.array(names))
+    examples = Examples(codes, labels.astype(np.float32), np.array(names, object))
     return _SignalWindows(places[kept], examples, len(means) - len(kept))
 
 

@@ -8,6 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genomepred.errors import DataError
+
+_CHOICES = {
+    "transform": ("none", "log1p", "log2p1"),
+    "task": ("auto", "regression", "binary", "profile"),
+    "pad": ("left", "right", None),
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -57,6 +65,11 @@ class Source:
         sequences unknown bases enter.
     seed : int, optional
         Of shares, negatives, order, strands and shifts.
+
+    Raises
+    ------
+    DataError
+        If a choice is none.
     """
 
     data: Path
@@ -77,6 +90,12 @@ class Source:
     reverse_complement: bool | None = None
     shift: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                shown = ", ".join(str(choice) for choice in allowed if choice is not None)
+                raise DataError(f"{name} {value!r} asked for; choose one of {shown}")
 
 
 def file_facts(paths: Sequence[Path]) -> list[dict[str, Any]]:

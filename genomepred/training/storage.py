@@ -10,6 +10,7 @@ import numpy as np
 
 from genomepred.errors import OutputError
 from genomepred.sequences.decode import UNKNOWN
+from genomepred.store.files import output_error, require_space
 from genomepred.training.examples import Codes
 
 # Bytes of codes kept in memory: a plant genome, or 700,000 sequences of 3 kb. More is mapped, so
@@ -45,12 +46,14 @@ def allocate(shape: tuple[int, ...], scratch: Path, name: str) -> Codes:
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # another run may still read the old one
-        offset = _create(path, shape)
-        mapped = np.memmap(path, np.uint8, "r+", offset, shape)
+        require_space(scratch, prod(shape))
+        mapped = np.memmap(path, np.uint8, "r+", _create(path, shape), shape)
     except OSError as error:
+        raise output_error(path, error) from error
+    except (RuntimeError, ValueError) as error:  # what HDF5's own errors become
+        path.unlink(missing_ok=True)
         raise OutputError(
-            f"{path}: no room for {prod(shape) / 1e9:.1f} GB of codes: "
-            f"{error.strerror or error}; free some or choose another --out"
+            f"{path}: {prod(shape) / 1e9:,.1f} GB of codes cannot be written; is the disk full?"
         ) from error
     return np.asarray(mapped)
 

@@ -110,7 +110,8 @@ def _all(length: int) -> Codes:
 def _sample(length: int, count: int, rng: np.random.Generator) -> Codes:
     """Different random sequences, sorted."""
     if length <= _LONGEST_LISTED:
-        return _all(length)[np.sort(rng.choice(4**length, count, replace=False))]
+        chosen: Codes = _all(length)[np.sort(rng.choice(4**length, count, replace=False))]
+        return chosen
     drawn: Codes = np.empty((0, length), np.uint8)
     while len(drawn) < count:
         more = rng.integers(0, 4, (count - len(drawn), length), dtype=np.uint8)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,11 @@ SPLIT_COLUMNS = ("dataset", "split")
 NAME_COLUMNS = ("name", "id", "Geneid", "gene_id")
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
 _TRUTH = {"true": "1", "false": "0"}
+# What the libraries raise for files that are not what their names say; of XML a SyntaxError.
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, SyntaxError),
+    *(BadZipFile, zlib.error, pd.errors.ParserWarning),
+)
 # Rows read at once.
 _BATCH = 1 << 16
 
@@ -163,24 +170,22 @@ class Table:
             yield from self._csv_frames([column])
 
     def _csv_frames(self, columns: list[str]) -> Iterator[pd.DataFrame]:
-        with pd.read_csv(
-            self.path,
-            header=0,
-            names=range(len(self.columns)),
-            usecols=[self.columns.index(column) for column in columns],
-            chunksize=_BATCH,
-            **self._csv,
-        ) as frames:
-            for frame in frames:
-                yield frame.rename(columns=dict(enumerate(self.columns)))
+        # All columns are parsed: of some only, rows with too many fields would go unnoticed.
+        names = range(len(self.columns))
+        with pd.read_csv(self.path, header=0, names=names, chunksize=_BATCH, **self._csv) as frames:
+            while True:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", pd.errors.ParserWarning)
+                    frame = next(frames, None)
+                if frame is None:
+                    return
+                yield frame.rename(columns=dict(enumerate(self.columns)))[columns]
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
-        except (DataError, DependencyError):
-            raise
-        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        except _UNREADABLE as error:
             reason = re.sub(r"\s+", " ", str(error)).strip()
             raise DataError(
                 f"{self.path}: cannot be read as {self._kind}: {reason}; save it again as "
@@ -247,8 +252,8 @@ def check_length(length: int, window: int, pad: str | None, where: str) -> None:
         raise DataError(f"{where}: no sequence; fill it in or remove it")
     if length > window:
         raise DataError(
-            f"{where}: mixed lengths: {length} bases, but the window has {window}; give --pad left "
-            "or --pad right, with a --window of at least the longest sequence if any"
+            f"{where}: mixed lengths: {length} bases, but the window has {window}; give a longer "
+            "--window, with --pad left or --pad right for shorter sequences"
         )
     if length < window and pad is None:
         raise DataError(
