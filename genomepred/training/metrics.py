@@ -6,7 +6,7 @@ thresholds, and unlike probabilities they have no ties near 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from genomepred.errors import DataError, DependencyError
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.grid import Region
-from genomepred.training.data import Codes
+from genomepred.training.examples import Codes
 from genomepred.training.loop import raw_values
 
 Float32 = NDArray[np.float32]
@@ -197,8 +197,8 @@ class Sites:
     ----------
     scores : float32 array, [sites]
         Raw value at the site.
-    is_known : bool array, [sites]
-        Whether the site's centre lies in a known peak.
+    found : int64 array, [sites]
+        Known peaks that the site's centre lies in; none of them holds another site's.
     peaks : int
         Known peaks that lie inside the regions.
     megabases : float
@@ -206,14 +206,19 @@ class Sites:
     """
 
     scores: Float32
-    is_known: NDArray[np.bool_]
+    found: Int64
     peaks: int
     megabases: float
 
     @property
+    def is_known(self) -> NDArray[np.bool_]:
+        """Whether each site's centre lies in a known peak."""
+        return self.found > 0
+
+    @property
     def recall(self) -> Float64:
         """Share of the peaks that the best 1, 2, ... sites find."""
-        return np.cumsum(self.is_known) / self.peaks
+        return np.cumsum(self.found) / self.peaks
 
     @property
     def precision(self) -> Float64:
@@ -222,6 +227,8 @@ class Sites:
 
     def best_threshold(self) -> float:
         """Score that maximises F1, the harmonic mean of precision and recall."""
+        if not len(self.scores):
+            return float("inf")
         precision, recall = self.precision, self.recall
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
         return float(self.scores[np.argmax(f1)])
@@ -229,18 +236,17 @@ class Sites:
     def at(self, threshold: float) -> dict[str, float]:
         """Number, precision and recall of the sites that score at least ``threshold``."""
         count = int(np.count_nonzero(self.scores >= threshold))
-        found = float(self.is_known[:count].sum())
         return {
             "sites": count,
-            "precision": found / count if count else 0.0,
-            "recall": found / self.peaks,
+            "precision": float(self.precision[count - 1]) if count else 0.0,
+            "recall": float(self.recall[count - 1]) if count else 0.0,
         }
 
     def recall_at(self, false_per_megabase: float) -> float:
         """Recall of as many best sites as bring at most so many false ones a megabase."""
         allowed = false_per_megabase * self.megabases
         kept = np.cumsum(~self.is_known) <= allowed
-        return float(self.is_known[kept].sum()) / self.peaks
+        return float(self.found[kept].sum()) / self.peaks
 
 
 def find_sites(
@@ -268,7 +274,7 @@ def find_sites(
     regions : sequence of Region
         Where to scan; windows lie inside them.
     peaks : sequence of Region
-        Known peaks of one length that do not overlap.
+        Known peaks, each one window long.
     window, stride, min_bases : int
         Of the model's card.
 
@@ -277,29 +283,30 @@ def find_sites(
     Sites
         Of all regions together.
     """
-    scores, known, total, bases = [], [], 0, 0
+    scores, found, total, bases = [], [], 0, 0
     for region in regions:
         codes = contigs[region.contig][region.start : region.end]
         centres, values = _scan(model, codes, window, stride, min_bases)
-        inside = np.array(
-            sorted(
-                (peak.start - region.start, peak.end - region.start)
-                for peak in peaks
-                if peak.contig == region.contig
-                and region.start <= peak.start
-                and peak.end <= region.end
-            ),
-            np.int64,
-        ).reshape(-1, 2)
+        inside = peaks_inside([region], peaks)
         scores.append(values)
-        known.append(_in_any(centres, inside))
+        found.append(_count_around(centres + region.start, inside))
         total += len(inside)
         bases += int(np.count_nonzero(codes < 4))
     if not total:
         raise DataError("no known peaks in the regions to map; name regions with peaks")
-    all_scores, all_known = np.concatenate(scores), np.concatenate(known)
+    all_scores, all_found = np.concatenate(scores), np.concatenate(found)
     order = np.argsort(-all_scores, kind="stable")
-    return Sites(all_scores[order], all_known[order], total, bases / 1e6)
+    return Sites(all_scores[order], all_found[order], total, bases / 1e6)
+
+
+def peaks_inside(regions: Iterable[Region], peaks: Sequence[Region]) -> list[Region]:
+    """Peaks that lie wholly in one of the regions."""
+    return [
+        peak
+        for region in regions
+        for peak in peaks
+        if peak.contig == region.contig and region.start <= peak.start and peak.end <= region.end
+    ]
 
 
 def _scan(
@@ -331,9 +338,10 @@ def local_maxima(scores: Float32, reach: int) -> NDArray[np.bool_]:
     return highest
 
 
-def _in_any(positions: Int64, spans: Int64) -> NDArray[np.bool_]:
-    """Whether each position lies in one of the sorted, disjoint spans ``[n, (start, end)]``."""
-    before = np.searchsorted(spans[:, 0], positions, side="right") - 1
-    inside = before >= 0
-    inside[inside] = positions[inside] < spans[before[inside], 1]
-    return inside
+def _count_around(positions: Int64, peaks: Sequence[Region]) -> Int64:
+    """Number of peaks, all of one contig, that hold each position."""
+    starts = np.sort(np.array([peak.start for peak in peaks], np.int64))
+    ends = np.sort(np.array([peak.end for peak in peaks], np.int64))
+    begun = np.searchsorted(starts, positions, side="right")
+    count: Int64 = begun - np.searchsorted(ends, positions, side="right")
+    return count

@@ -42,7 +42,7 @@ from genomepred.training.loop import (
     fit,
     raw_values,
 )
-from genomepred.training.metrics import Sites, find_sites, sklearn_metrics
+from genomepred.training.metrics import Sites, find_sites, peaks_inside, sklearn_metrics
 from genomepred.training.tasks import Task, find_task
 
 RUN, METRICS, CURVES = "run.json", "metrics.json", "curves.png"
@@ -187,6 +187,7 @@ def train(plan: Plan, out: Path) -> Card:
     _check_shape(model, data)
     task = find_task(data.task, _training_labels(data), class_weights=plan.settings.class_weights)
     _finished(model, model.state_dict(), task)
+    golden = _golden(data)
     _claim(out, _identity(plan, config, data, task))
     if (out / METRICS).exists():
         return read_card(out / "best")
@@ -206,7 +207,7 @@ def train(plan: Plan, out: Path) -> Card:
         training=_provenance(plan, data, task, course),
         licence=plan.description.licence,
     )
-    golden, dtype = _golden(data), plan.weights_dtype
+    dtype = plan.weights_dtype
     last = replace(card, metrics={"validation": _rounded(course.records[-1].metrics)})
     save_checkpoint(
         out / "last", _finished(model, course.last, task), last, golden, weights_dtype=dtype
@@ -233,23 +234,22 @@ def measure(model: SequenceModel, data: Data, task: Task) -> dict[str, Any]:
     model : SequenceModel
         With its card.
     data : Data
-        Its validation and test examples are used, and the map of the test regions if it is peaks
-        of one genome.
+        Its validation and test examples are used; of peaks, the map of the held-out regions too.
     task : Task
         The data's.
 
     Returns
     -------
     dict
-        ``validation`` and ``test``, the latter by kind of negatives for peaks; ``map``, see
-        :func:`map_metrics`, for peaks of one genome.
+        ``validation`` and ``test``, the latter by kind of negatives for peaks; and ``map``, see
+        :func:`map_metrics`, for peaks, unless the held-out regions of the genomes have none.
     """
     tests = {name: _measure(model, examples, task) for name, examples in data.test().items()}
     metrics = {
         "validation": _measure(model, data.validation(), task),
         "test": tests.get("test", tests),
     }
-    if isinstance(data, PeakData):
+    if isinstance(data, PeakData) and _has_map(data):
         metrics["map"] = map_metrics(model, data)
     return metrics
 
@@ -267,10 +267,17 @@ def _measure(model: SequenceModel, examples: Examples, task: Task) -> dict[str, 
     return found
 
 
+def _has_map(data: PeakData) -> bool:
+    """Whether validation and test regions of the genomes hold peaks."""
+    held_out = (data.regions[part] for part in (VALIDATION, TEST))
+    return all(peaks_inside(regions, data.peaks.regions) for regions in held_out)
+
+
 def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
     """Sites in a scan of the test regions, by a threshold from the validation regions.
 
-    Forward strand, at the card's stride; see :func:`genomepred.training.metrics.find_sites`.
+    Forward strand, at the card's stride; see :func:`genomepred.training.metrics.find_sites`. The
+    regions of several genomes are one map.
     """
     card, fast = model.card, prepare(model)
 
@@ -428,8 +435,10 @@ def _provenance(plan: Plan, data: Data, task: Task, course: Fit) -> dict[str, An
         "data": data.facts(),
         "command": plan.description.command,
         "settings": asdict(plan.settings),
-        "standardised_by": {"mean": task.shift, "deviation": task.scale} if task.scale else None,
-        "class_weights": task.weights or None,
+        "standardised_by": {"mean": list(task.shift), "deviation": list(task.scale)}
+        if task.scale
+        else None,
+        "class_weights": list(task.weights) or None,
         "epochs": len(course.records),
         "best_epoch": best.epoch,
         f"validation_{task.headline}": _round(best.score),

@@ -182,9 +182,24 @@ def test_a_region_shorter_than_a_window_has_no_sites() -> None:
     assert (sites.peaks, sites.scores[0]) == (1, 10)
 
 
+def test_a_site_finds_every_peak_around_its_centre() -> None:
+    # The site at 45-55 has its centre 50 in peaks that overlap: 46-56 and 50-60, not 52-62.
+    sites = sites_of(genome((45, 55)), 46, 50, 52, 200)
+    assert (sites.found[0], sites.peaks) == (2, 4)
+    assert sites.at(10) == {"sites": 1, "precision": 1.0, "recall": 0.5}
+
+
+def test_a_map_without_sites_has_a_threshold_that_calls_none() -> None:
+    codes = np.full(100, 4, np.uint8)
+    sites = sites_of(codes, 20)
+    assert len(sites.scores) == 0
+    assert sites.at(sites.best_threshold()) == {"sites": 0, "precision": 0.0, "recall": 0.0}
+    assert sites.recall_at(1) == 0
+
+
 def ranked(*is_known: int, peaks: int, megabases: float) -> Sites:
     scores = np.arange(len(is_known), 0, -1).astype(np.float32)
-    return Sites(scores, np.array(is_known, bool), peaks, megabases)
+    return Sites(scores, np.array(is_known), peaks, megabases)
 
 
 def test_recall_at_a_false_rate_counts_all_true_sites_before_one_false_too_many() -> None:

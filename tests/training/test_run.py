@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genomepred.errors import DataError, ModelError, OutputError, SignatureError
+from genomepred.models import MODELS
+from genomepred.models.card import read_card
+from genomepred.models.checkpoint import check_golden, load_model
+from genomepred.training import run
+from genomepred.training.data import Source, open_data
+from genomepred.training.loop import STATE, Settings
+from genomepred.training.run import METRICS, Description, Plan, train
+from genomepred.training.tasks import find_task
+
+TINY = {
+    "nucleic-transformer": {"dim": 16, "layers": 1, "heads": 2, "feedforward": 16},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def text_of(codes: np.ndarray) -> str:
+    return "".join("ACGT"[code] for code in codes)
+
+
+def make_table(folder: Path, rows: int = 300, length: int = 40) -> Path:
+    """GC content of random sequences."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, (rows, length), dtype=np.uint8)
+    content = ((codes == 1) | (codes == 2)).sum(axis=1)
+    path = folder / "table.tsv"
+    lines = [f"{text_of(row)}\t{count}" for row, count in zip(codes, content, strict=True)]
+    path.write_text("seq\tlabel\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def plan_of(folder: Path, architecture: str = "linear", **settings: object) -> Plan:
+    path = folder / "table.tsv"
+    options = {"epochs": 4, "batch_size": 32, "learning_rate": 0.03, **settings}
+    return Plan(
+        architecture,
+        Source(path if path.exists() else make_table(folder)),
+        Description("content", units=("bases",), command="genomepred train ..."),
+        TINY.get(architecture, {}),
+        Settings(**options),
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("history.csv", "curves.png")  # they hold times
+    }
+
+
+def test_the_card_says_all_that_the_weights_come_from(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    card = train(plan, tmp_path / "out")
+    assert card == read_card(tmp_path / "out" / "best")
+    training = card.training
+    assert training["command"] == "genomepred train ..."
+    assert training["data"]["data"][0]["file"] == "table.tsv"
+    assert len(training["data"]["data"][0]["sha256"]) == 64
+    assert training["data"]["examples"] == {"training": 240, "validation": 30, "test": 30}
+    assert training["settings"]["epochs"] == training["epochs"] == 4
+    assert training["standardised_by"]["mean"] == pytest.approx([20], abs=0.5)
+    assert (card.stride, card.min_bases, card.bins) == (8, 20, 1)
+    assert (card.tracks[0].name, card.tracks[0].unit) == ("label", "bases")
+    assert card.metrics["validation"]["R2"] == pytest.approx(training["validation_R2"], abs=1e-4)
+    last = read_card(tmp_path / "out" / "last")
+    assert set(last.metrics) == {"validation"}
+    json.dumps(json.loads((tmp_path / "out" / METRICS).read_text()), allow_nan=False)
+
+
+def test_the_stored_model_predicts_in_the_labels_unit(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, epochs=10)
+    train(plan, tmp_path / "out")
+    model = load_model(tmp_path / "out" / "best")
+    examples = open_data(plan.source, tmp_path).test()["test"]
+    with torch.no_grad():
+        values = model(torch.from_numpy(examples.codes)).numpy()[:, 0]
+    assert np.abs(values - examples.labels).mean() < 1  # of 20 bases, deviation 3
+    golden = torch.unique(torch.from_numpy(examples.codes[[0, 1, 2, 3, -4, -3, -2, -1]]), dim=0)
+    assert len(golden) == 8
+    assert check_golden(tmp_path / "out" / "best") == 0
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_architecture_is_trained_and_stored(tmp_path: Path, name: str) -> None:
+    plan = plan_of(tmp_path, name, epochs=1, learning_rate=1e-3)
+    card = train(plan, tmp_path / "out")
+    assert card.architecture == name
+    assert np.isfinite(card.metrics["test"]["MSE"])
+    assert check_golden(tmp_path / "out" / "best") == 0
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "where", ["_finished", "save_checkpoint", "load_model", "measure", "curves", "write_sidecar"]
+)
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_training_stopped_anywhere_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int
+) -> None:
+    plan = plan_of(tmp_path, epochs=2)
+    train(plan, tmp_path / "undisturbed")
+    real, calls = getattr(run, where), []
+
+    def stopping(*args: object, **kwargs: object) -> object:
+        calls.append(None)
+        if len(calls) == call:
+            raise _StopError
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, where, stopping)
+        try:
+            train(plan, tmp_path / "out")
+        except _StopError:
+            assert not (tmp_path / "out" / METRICS).exists()
+    train(plan, tmp_path / "out")
+    assert not (tmp_path / "out" / STATE).exists()
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+
+
+def test_a_finished_training_is_not_touched(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, epochs=1)
+    card = train(plan, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert train(plan, tmp_path / "out") == card
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_an_unfinished_training_of_other_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "fit", _raise)
+        with pytest.raises(_StopError):
+            train(plan, tmp_path / "out")
+    other = replace(plan, source=replace(plan.source, seed=3))
+    with pytest.raises(SignatureError, match="source, seed 0") as caught:
+        train(other, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    table = plan.source.data
+    table.write_text(table.read_text().replace("\t2", "\t3", 1))
+    with pytest.raises(SignatureError, match=r"data, data, 0, sha256"):
+        train(plan, tmp_path / "out")
+
+
+def _raise(*_: object, **__: object) -> None:
+    raise _StopError
+
+
+def test_padded_sequences_lower_the_known_bases_a_window_needs(tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    lines = table.read_text().splitlines()
+    lines[1:] = [line[30 if i % 2 else 0 :] for i, line in enumerate(lines[1:])]
+    table.write_text("\n".join(lines) + "\n")
+    plan = plan_of(tmp_path, epochs=1)
+    card = train(replace(plan, source=replace(plan.source, pad="left")), tmp_path / "out")
+    assert (card.window, card.min_bases) == (40, 10)
+
+
+def test_a_model_that_cannot_be_finished_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ModelError("cannot be rescaled")
+
+    monkeypatch.setattr("genomepred.training.tasks.rescale_output", refuse)
+    with pytest.raises(ModelError, match="cannot be rescaled"):
+        train(plan_of(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_for_another_number_of_tracks_are_refused() -> None:
+    with pytest.raises(DataError, match=r"1 --unit for 2 tracks \(a, b\); give one for each"):
+        Description(units=("nM",)).to_tracks(("a", "b"))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(4_180_000))
+    with pytest.raises((OutputError, ModelError), match=r"full|cannot be written") as caught:
+        train(plan_of(tmp_path, "tf-cnn", epochs=1), small_disk / "out")
+    assert "\n" not in str(caught.value)
+    assert not (small_disk / "out" / METRICS).exists()
+    (small_disk / "ballast").unlink()
+    train(plan_of(tmp_path, "tf-cnn", epochs=1), small_disk / "out")
+    assert check_golden(small_disk / "out" / "best") == 0
+
+
+# Peaks
+
+
+def make_genome(folder: Path, name: str, seed: int) -> None:
+    """A genome of 20 kb and the BED of its 60 peaks."""
+    rng = np.random.default_rng(seed)
+    genome = rng.integers(0, 4, 20_000, dtype=np.uint8)
+    lines = []
+    for i in range(60):
+        start = 100 + i * 320
+        genome[start + 10 : start + 20] = [1, 1, 0, 2, 1, 0, 2, 2, 2, 2]
+        lines.append(f"chr1\t{start}\t{start + 30}\n")
+    (folder / f"{name}.fa").write_text(f">chr1\n{text_of(genome)}\n")
+    (folder / f"{name}.bed").write_text("".join(lines))
+
+
+def peak_plan(folder: Path, validation: str, test: str, **source: object) -> Plan:
+    settings = Settings(epochs=5, batch_size=32, learning_rate=0.02)
+    options = {"window": 30, "validation": (validation,), "test": (test,), **source}
+    config = {"filters": 8, "hidden": [8]}
+    return Plan("tf-cnn", Source(**options), config=config, settings=settings)
+
+
+def test_several_genomes_are_one_map(tmp_path: Path) -> None:
+    lines = ["name\tgenome\tpeaks"]
+    for seed, name in enumerate("ab"):
+        make_genome(tmp_path, name, seed)
+        lines.append(f"{name}\t{tmp_path / name}.fa\t{tmp_path / name}.bed")
+    (tmp_path / "manifest.tsv").write_text("\n".join(lines) + "\n")
+    plan = peak_plan(
+        tmp_path, "chr1:8001-12000", "chr1:12001-20000", data=tmp_path / "manifest.tsv"
+    )
+    card = train(plan, tmp_path / "out")
+    drawn = card.metrics["map"]
+    assert drawn["regions"] == ["a:chr1:12001-20000", "b:chr1:12001-20000"]
+    assert drawn["megabases"] == 0.016
+    assert 40 < drawn["peaks"] < 50
+    assert drawn["precision"] > 0.5
+    assert drawn["recall"] > 0.2
+
+
+def test_peaks_without_a_genome_region_held_out_have_no_map(tmp_path: Path) -> None:
+    make_genome(tmp_path, "a", 0)
+    rng = np.random.default_rng(1)
+    records = [
+        f">{contig}:{i * 50}-{i * 50 + 30}\n{text_of(rng.integers(0, 4, 30))}\n"
+        for contig in ("chr2", "chr3")
+        for i in range(20)
+    ]
+    genome = "".join((tmp_path / "a.fa").read_text().split("\n")[1:])
+    for i in range(60):
+        start = 100 + i * 320
+        records.append(f">chr1:{start}-{start + 30}\n{genome[start : start + 30]}\n")
+    (tmp_path / "peaks.fa").write_text("".join(records))
+    plan = peak_plan(
+        tmp_path, "chr2", "chr3", data=tmp_path / "peaks.fa", genome=tmp_path / "a.fa",
+        matched=0, random=0,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="no negatives"):  # of the genome, in the test's regions
+        train(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    held_out = replace(plan.source, test=("chr3", "chr1:19800-20000"))
+    card = train(replace(plan, source=held_out), tmp_path / "out")
+    assert "map" not in card.metrics
+
+
+def test_the_task_of_a_card_measures_what_the_card_says(tmp_path: Path) -> None:
+    make_genome(tmp_path, "a", 0)
+    plan = peak_plan(
+        tmp_path, "chr1:8001-12000", "chr1:12001-20000", data=tmp_path / "a.bed",
+        genome=tmp_path / "a.fa",
+    )  # fmt: skip
+    card = train(plan, tmp_path / "out")
+    data = open_data(plan.source, tmp_path)
+    measured = run.measure(load_model(tmp_path / "out" / "best"), data, find_task("binary"))
+    assert measured == card.metrics
