@@ -67,7 +67,7 @@ def read_windows(inputs: Sequence[str], card: Card, column: str | None = None) -
     Each record of a FASTA, row of a table or region takes as many windows, side by side and
     centred on it together, as it needs for each of its bases to lie in a window's uncropped part:
     one if it is not longer than that. What a window reaches beyond a region is the genome's own
-    sequence; beyond a record it is unknown bases.
+    sequence; beyond a record it is unknown bases, on one side where the model was trained so.
 
     Parameters
     ----------
@@ -114,11 +114,12 @@ def _split_place(text: str) -> _Place:
 
 def _genome_windows(genome: Genome, region: str | None, card: Card) -> Iterator[Window]:
     if region is not None:
-        wanted = [parse_region(region, genome.contigs)]
-    else:
-        wanted = [Region(name, 0, length, name) for name, length in genome.contigs.items()]
-    for place in wanted:
+        place = parse_region(region, genome.contigs)
         yield from _windows_of(place, card, partial(genome.codes, place.contig))
+        return
+    for contig, length in genome.contigs.items():
+        whole = Region(contig, 0, length, contig)
+        yield from _windows_of(whole, card, partial(genome.codes, contig), _padded_side(card))
 
 
 def _table_windows(place: _Place, card: Card, column: str | None) -> Iterator[Window]:
@@ -126,20 +127,30 @@ def _table_windows(place: _Place, card: Card, column: str | None) -> Iterator[Wi
         raise SequenceError(f"{place.path} is a table; regions are cut out of a FASTA")
     for name, codes in _table_sequences(Table(place.path), column):
         whole = Region(name, 0, len(codes), name)
-        yield from _windows_of(whole, card, partial(_cut_out, codes))
+        yield from _windows_of(whole, card, partial(_cut_out, codes), _padded_side(card))
 
 
-def _windows_of(region: Region, card: Card, read: Callable[[int, int], Codes]) -> Iterator[Window]:
-    """Windows of a region, side by side and together centred on it."""
-    length, span = region.end - region.start, card.bins * card.bin_size
-    count = -(-length // span)
-    first = region.start + (length - count * span) // 2  # where the first uncropped part begins
+def _windows_of(
+    region: Region, card: Card, read: Callable[[int, int], Codes], pad: str | None = None
+) -> Iterator[Window]:
+    """Windows of a region, side by side and together centred on it, or to one side of padding."""
+    span = card.bins * card.bin_size
+    count = -(-(region.end - region.start) // span)
+    beyond = count * span - (region.end - region.start)
+    before = {"left": beyond, "right": 0, None: (beyond + 1) // 2}[pad]
+    first = region.start - before  # where the first uncropped part begins
     for begin in range(first, first + count * span, span):
         start = begin - card.crop
         low, high = max(begin, region.start), min(begin + span, region.end)
         name = region.name if count == 1 else f"{region.contig}:{low + 1}-{high}"
         codes = read(start, start + card.window)
         yield Window(name, region.contig, start, codes, (low - start, high - start))
+
+
+def _padded_side(card: Card) -> str | None:
+    """Side on which the model's training data got unknown bases, if it did."""
+    facts = card.training.get("data")
+    return facts.get("pad") if isinstance(facts, dict) else None
 
 
 def _table_sequences(table: Table, column: str | None) -> Iterator[tuple[str, Codes]]:

@@ -1,0 +1,180 @@
+"""Effects of substitutions: strips and batches give what the definition gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from genomepred.explain import mutagenesis
+from genomepred.explain.mutagenesis import Mutagenesis, effects_reference
+from genomepred.explain.windows import Output
+from genomepred.models.card import Card
+from genomepred.models.checkpoint import load_model
+from genomepred.models.layers import (
+    FlattenPositions,
+    MaxPool,
+    Reach,
+    Residual,
+    SameConv1d,
+    TanhGELU,
+)
+from tests.explain.models import BASES, Profile, Stack, card_of, make, spread
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def random_codes(length: int, seed: int = 0, unknown: float = 0.1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 4, length, dtype=np.uint8)
+    codes[rng.random(length) < unknown] = 4
+    return codes
+
+
+def assert_equal(found: mutagenesis.Effects, expected: mutagenesis.Effects) -> None:
+    assert np.array_equal(np.isnan(found.values), np.isnan(expected.values))
+    assert found.reference == pytest.approx(expected.reference, abs=1e-5)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-5, rtol=0)
+
+
+ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
+    ("linear", {"window": 20}),
+    ("motif-cnn", {"window": 19, "filters": 4}),
+    ("tf-cnn", {"window": 75, "filters": 4}),
+    ("tf-cnn", {"window": 30, "filters": 4, "blocks": 0}),
+    ("tf-cnn-v2", {"window": 71, "filters": 4}),
+    ("tf-conv-transformer", {"window": 70, "filters": 8}),
+    ("optimus5p", {"window": 41, "filters": 4}),
+    ("optimus5p", {"window": 41, "filters": 4, "convolutions": 2, "padding": "valid"}),
+    ("utr-attention", {"window": 53, "filters": 4}),
+    ("utr-attention", {"window": 54, "filters": 4, "depth": 3}),
+    ("basenji-maize", {"window": 260}),
+    ("basenji-maize", {"window": 253, "dilated_repeat": 0}),
+    ("nucleic-transformer", {"window": 24, "dim": 16, "feedforward": 16, "layers": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), ARCHITECTURES, ids=str)
+def test_every_architecture_gives_the_effects_of_the_definition(
+    name: str, config: dict[str, Any]
+) -> None:
+    model = make(name, **config)
+    output, codes = Output(model.card), random_codes(model.window)
+    expected = effects_reference(model, codes, output, BASES)
+    assert np.nanmax(np.abs(expected.values)) > 1e-3
+    assert_equal(Mutagenesis(model, output, share=True).effects(codes, BASES), expected)
+    assert_equal(Mutagenesis(model, output, share=False).effects(codes, BASES), expected)
+
+
+@st.composite
+def trunks(draw: st.DrawFn) -> nn.Sequential:
+    """Convolutions of all kinds of padding and pools of both, down to 3 channels."""
+    layers: list[nn.Module] = []
+    channels = 4
+    for _ in range(draw(st.integers(1, 3))):
+        kernel, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 2))
+        kind = draw(st.sampled_from(["same", "valid", "padded"]))
+        if kind == "same":
+            layers.append(SameConv1d(channels, 3, kernel, dilation=dilation))
+        else:
+            padding = kernel // 2 if kind == "padded" else 0
+            layers.append(nn.Conv1d(channels, 3, kernel, padding=padding, dilation=dilation))
+        channels = 3
+        layers += [nn.BatchNorm1d(3)] if draw(st.booleans()) else []
+        layers += [draw(st.sampled_from([TanhGELU(), nn.ReLU(), nn.Tanh()]))]
+        if draw(st.booleans()):
+            layers.append(MaxPool(draw(st.integers(2, 3)), round_up=draw(st.booleans())))
+        if draw(st.booleans()):
+            layers.append(Residual(nn.ReLU(), SameConv1d(3, 3, draw(st.integers(1, 3)))))
+    return nn.Sequential(*layers)
+
+
+@settings(max_examples=60)
+@given(
+    trunk=trunks(),
+    window=st.integers(40, 72),
+    seed=st.integers(0, 99),
+    flatten=st.sampled_from([FlattenPositions(), nn.Flatten()]),
+    n_policy=st.sampled_from(["zeros", "ones", "uniform"]),
+)
+def test_any_trunk_and_window_give_the_effects_of_the_definition(
+    trunk: nn.Sequential, window: int, seed: int, flatten: nn.Module, n_policy: str
+) -> None:
+    model = Stack(window, trunk, flatten, base_order="GATC", n_policy=n_policy)
+    spread(model, seed)
+    output, codes = Output(card_of(model), "track1"), random_codes(window, seed)
+    expected = effects_reference(model, codes, output, BASES)
+    assert_equal(Mutagenesis(model, output, share=True).effects(codes, BASES), expected)
+
+
+@pytest.mark.parametrize(("left", "right"), [(-1, 0), (0, -1)])
+def test_a_reach_one_base_short_would_be_noticed(
+    monkeypatch: pytest.MonkeyPatch, left: int, right: int
+) -> None:
+    trunk = nn.Sequential(nn.Conv1d(4, 3, 9, padding=4), nn.Tanh())
+    model = spread(Stack(60, trunk, nn.Flatten()))
+    output, codes = Output(card_of(model), "track0"), random_codes(60)
+    expected = effects_reference(model, codes, output, BASES).values
+    monkeypatch.setattr(mutagenesis, "reach", lambda _: Reach(1, 4 + left, 4 + right))
+    found = Mutagenesis(model, output, share=True).effects(codes, BASES).values
+    assert np.nanmax(np.abs(found - expected)) > 1e-3
+
+
+def test_strips_are_short_and_taken_only_where_that_pays() -> None:
+    long, short = make("basenji-maize", window=3000), make("optimus5p", filters=4)
+    assert Mutagenesis(long, Output(long.card)).width == 200
+    assert Mutagenesis(short, Output(short.card)).width == 50
+    assert Mutagenesis(short, Output(short.card), share=True).width < 50
+
+
+def test_bins_crop_and_base_order() -> None:
+    model = spread(Profile())
+    codes = random_codes(30)
+    for activation in ("none", "softmax"):
+        output = Output(card_of(model, activation=activation), "track2")
+        expected = effects_reference(model, codes, output, slice(2, 4))
+        assert_equal(Mutagenesis(model, output).effects(codes, slice(2, 4)), expected)
+        # Bins 2 and 3 lie on the bases 9 to 12 and see 3 more on each side.
+        touched = np.flatnonzero(np.nan_to_num(np.abs(expected.values).sum(1)) > 1e-6)
+        assert touched.min() >= 6
+        assert touched.max() < 16
+
+
+def test_a_form_with_other_values_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("motif-cnn", window=12, filters=4)
+    codes = random_codes(12)
+    expected = effects_reference(model, codes, Output(model.card), BASES)
+    other = spread(make("motif-cnn", window=12, filters=4), seed=1)
+    monkeypatch.setattr(mutagenesis, "prepare", lambda model, fused: other)
+    assert_equal(Mutagenesis(model, Output(model.card)).effects(codes, BASES), expected)
+
+
+def test_nothing_known_has_no_effects() -> None:
+    model = make("tf-cnn", window=40, filters=4)
+    found = Mutagenesis(model, Output(model.card)).effects(np.full(40, 4, np.uint8), BASES)
+    assert np.isnan(found.values).all()
+    assert np.isfinite(found.reference)
+
+
+def test_a_ctcf_site_is_lost_by_substitutions_in_its_motif() -> None:
+    model = load_model("ctcf")
+    assert isinstance(model.card, Card)
+    site = (
+        "TGCCAGGTGTGCAGCCCCTGGAGAATGACCCTAAAGTGCACCTAGGCTGCCCCCTGGCGGCAGCATGAGGTCCTCCTCCCTGG"
+        "ACTTGTAACCCTCCCAG"
+    )  # human chr22, with the motif at 47-61
+    codes = np.array(["ACGT".index(base) for base in site], np.uint8)
+    found = Mutagenesis(model, Output(model.card)).effects(codes, BASES)
+    importance = np.abs(found.values).sum(1) / 3
+    assert found.reference > 5
+    inside, outside = importance[47:61], np.delete(importance, range(45, 63))
+    assert inside.mean() > 8 * outside.mean()
+    assert (np.sort(importance)[::-1][:10] > outside.max()).all()
