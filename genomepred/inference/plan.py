@@ -10,7 +10,7 @@ from genomepred.errors import GenomepredError
 from genomepred.inference.engine import Engine, Numerics
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.setup import Options, Setup
-from genomepred.inference.shards import make_grid
+from genomepred.inference.shards import make_grid, shard_rows
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 
@@ -48,8 +48,8 @@ def plan(options: Options) -> Estimate:
     time is the engine's alone, at full use of all workers.
     """
     setup = Setup(options)
-    genomes = [_plan_genome(setup, source) for source in options.genomes]
     numerics = setup.decide(setup.random_block)
+    genomes = [_plan_genome(setup, numerics, source) for source in options.genomes]
     engine = setup.engine(numerics)
     windows = sum(genome.windows for genome in genomes) / options.shard[1]
     rows = sum(genome.rows for genome in genomes) / options.shard[1]
@@ -66,7 +66,7 @@ def plan(options: Options) -> Estimate:
     )
 
 
-def _plan_genome(setup: Setup, source: GenomePath) -> GenomePlan:
+def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> GenomePlan:
     options = setup.options
     try:
         with Genome(source.path, name=source.name, write=False) as genome:
@@ -75,7 +75,7 @@ def _plan_genome(setup: Setup, source: GenomePath) -> GenomePlan:
     except GenomepredError as error:
         return GenomePlan(source.name, 0, 0, 0, 0, 0, str(error))
     windows = sum(span.windows for span in grid.spans(0, grid.rows))
-    shards = -(-grid.rows // setup.layout.shard_rows)
+    shards = -(-grid.rows // shard_rows(setup.layout, numerics.compute_batch))
     bases = sum(contigs.values())
     return GenomePlan(source.name, len(contigs), bases, windows, grid.rows, shards)
 

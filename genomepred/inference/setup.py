@@ -24,6 +24,7 @@ from genomepred.inference.engine import (
     choose_numerics,
     compute_batch,
     find_device,
+    multiply_adds,
 )
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
@@ -41,8 +42,10 @@ T = TypeVar("T")
 # Compute batches handed to the device at a time, unless --batch-size says otherwise. One thread, a
 # single linear layer at stride 20: 4, 16, 64 a block gave 22-25, 28, 29-32 million bases/s.
 _BATCHES_A_BLOCK = {"cpu": 16, "cuda": 2}
-# A worker costs about 4 s of start-up on one core; it is started only for work worth that.
+# A worker costs about 4 s of start-up on one core; it is started only for work worth that: so many
+# windows, which reading and writing take, or the multiply-adds of so many of the two-block CNN.
 _WINDOWS_A_WORKER = 100_000
+_MULTIPLY_ADDS_A_WORKER = 2.5e11
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,11 @@ class Setup:
             return max(self.options.jobs, 1)
         if self.device.type == "cuda":
             return torch.cuda.device_count() if self.options.device in ("auto", "cuda") else 1
-        return max(1, min(len(os.sched_getaffinity(0)), int(self.windows / _WINDOWS_A_WORKER)))
+        most, worth = len(os.sched_getaffinity(0)), self.windows / _WINDOWS_A_WORKER
+        if worth < most:
+            work = self.windows * multiply_adds(self.model, self.geometry.window)
+            worth = max(worth, work / _MULTIPLY_ADDS_A_WORKER)
+        return max(1, min(most, int(worth)))
 
     def open(self) -> RunPlan:
         """Create the run in its output folder, or join the one that is there."""

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ class RunPlan:
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
+    def shard_rows(self) -> int:
+        """Rows of a shard."""
+        return shard_rows(self.layout, self.signature["compute_batch"])
+
+    @property
     def cache(self) -> Path:
         """Folder of indexes and expanded sequences."""
         return self.out / CACHE
@@ -87,6 +93,14 @@ class RunPlan:
     def grid(self, contigs: dict[str, int]) -> Grid:
         """Grid of a genome with the given contig lengths."""
         return make_grid(contigs, self.geometry, self.regions, self.centre, self.regions_called)
+
+
+def shard_rows(layout: Layout, compute_batch: int) -> int:
+    """Rows of a shard: whole chunks, windows and compute batches.
+
+    A compute batch that two shards cut would be computed twice.
+    """
+    return lcm(layout.shard_rows, compute_batch * layout.bins)
 
 
 def make_grid(
@@ -315,7 +329,7 @@ class GenomeWork:
     def ranges(self) -> list[tuple[int, int]]:
         """Row ranges of all shards."""
         assert self.grid is not None
-        rows, step = self.grid.rows, self.plan.layout.shard_rows
+        rows, step = self.grid.rows, self.plan.shard_rows
         return [(first, min(first + step, rows)) for first in range(0, rows, step)]
 
     def part(self, first: int, last: int) -> Path:
