@@ -1,0 +1,281 @@
+"""The commands evaluate and sweep, from files to files."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from genomepred.cli import cli
+from genomepred.cli.train import _plan_of_run, evaluate, sweep
+from genomepred.errors import DataError, ModelError
+from genomepred.models.card import Card, Track, read_card
+from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.external import make_external
+from genomepred.training.evaluation import PARTS
+from genomepred.training.sweep import read_config
+from tests.checkpoints import make_checkpoint
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "sweeps"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def done(*arguments: object) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return result
+
+
+def make_table(folder: Path, window: int = 40, rows: int = 60) -> Path:
+    rng = np.random.default_rng(0)
+    sequences = ["".join(rng.choice(list("ACGT"), window)) for _ in range(rows)]
+    labels = [int(text.count("C") > window // 4) for text in sequences]
+    frame = pd.DataFrame({"seq": sequences, "label": labels})
+    frame.to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv"
+
+
+def test_metrics_are_printed_and_written(tmp_path: Path) -> None:
+    model, table = make_checkpoint(tmp_path / "tiny", window=40), make_table(tmp_path)
+    call = ("evaluate", "--model", model, "--data", table, "--part", "all", "--bootstrap", 50)
+    shown = done(*call, "--out", tmp_path / "out").stdout
+    assert "all: 60 examples" in shown
+    document = json.loads(done(*call, "--out", tmp_path / "out2", "--json").stdout)
+    assert document == json.loads((tmp_path / "out2" / "metrics.json").read_text())
+    estimate = document["sets"]["all"]["tracks"]["score"]["auROC"]
+    line = f"auROC {estimate['value']:.4f} [{estimate['low']:.4f}, {estimate['high']:.4f}]"
+    assert line in " ".join(shown.split())
+    for name in ("metrics.json", "metrics.tsv", "predictions.tsv", "worst.tsv", "roc_pr.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    # --seed is of the resamples too.
+    other = json.loads(done(*call, "--out", tmp_path / "out3", "--json", "--seed", 1).stdout)
+    found = other["sets"]["all"]["tracks"]["score"]["auROC"]
+    assert found["value"] == estimate["value"]
+    assert found["low"] != estimate["low"]
+
+
+def test_peaks_are_judged_by_kind_of_negatives(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    genome = "".join(rng.choice(list("ACGT"), 20_000))
+    peaks = [(start, start + 40) for start in range(100, 19_000, 240)]
+    (tmp_path / "genome.fa").write_text(f">7\n{genome}\n")
+    (tmp_path / "peaks.bed").write_text("".join(f"chr7\t{a}\t{b}\n" for a, b in peaks))
+    model = make_checkpoint(tmp_path / "tiny", window=40)
+    call = (
+        "evaluate", "--model", model, "--data", tmp_path / "peaks.bed",
+        "--genome", tmp_path / "genome.fa", "--validation", "chr7:1-5000",
+        "--test", "chr7:5001-12000", "--bootstrap", 20, "--out", tmp_path / "out",
+    )  # fmt: skip
+    shown = done(*call).stdout
+    inside = sum(a < 12_000 and b > 5000 for a, b in peaks)
+    for kind in ("dinucleotide-shuffled", "GC-matched", "random"):
+        assert f"{kind}: {2 * inside} examples" in shown
+    predictions = pd.read_csv(tmp_path / "out" / "predictions.tsv", sep="\t")
+    assert (
+        predictions.groupby("set").label_score.agg(["sum", "size"]).to_numpy().tolist()
+        == [[inside, 2 * inside]] * 3
+    )
+    worst = pd.read_csv(tmp_path / "out" / "worst.tsv", sep="\t")
+    assert len(worst) == 20
+    assert not worst.duplicated(["name", "sequence"]).any()  # peaks are in all three sets
+    assert "validation: " in done(*call, "--part", "validation").stdout
+    error = run(*call, "--part", "all").exception
+    assert isinstance(error, DataError)
+    assert "drawn anew" in str(error)
+
+
+@pytest.mark.slow
+def test_the_bundled_model_is_what_its_card_says(tmp_path: Path, shared_data: Path) -> None:
+    document = json.loads(
+        done(
+            "evaluate", "--model", "ctcf", "--data", shared_data / "labels/ctcf_peaks_100bp.fa.gz",
+            "--genome", shared_data / "genomes/hs37_chr20.fa.gz",
+            "--validation", "chr9", "--validation", "chr21",
+            "--validation", "chr20:20000001-31500000",
+            "--test", "chr22", "--test", "chr20:31500001-63025520",
+            "--bootstrap", 100, "--out", tmp_path, "--json",
+        ).stdout
+    )  # fmt: skip
+    card = read_card("ctcf").metrics["held_out"]
+    for kind, found in document["sets"].items():
+        assert found["rows"] == 2 * card["peaks"]
+        for metric, estimate in found["tracks"]["CTCF"].items():
+            assert estimate["value"] == pytest.approx(card[kind][metric], abs=1.5e-4), metric
+            assert estimate["low"] < estimate["value"] < estimate["high"]
+
+
+def test_a_model_with_code_of_its_own_is_judged_if_the_code_is_trusted(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n"
+        "class Mean(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.conv = nn.Conv1d(4, 1, 3)\n\n"
+        "    def forward(self, x):\n        return self.conv(x).mean(2)\n"
+    )
+    card = Card(
+        name="mine", architecture="external", config={}, window=40, bin_size=40, stride=40,
+        tracks=(Track("a"),), activation="sigmoid", input="onehot_channels_first",
+    )  # fmt: skip
+    model = make_external(card, str(tmp_path / "mine.py"))
+    save_checkpoint(tmp_path / "mine", model, card, np.zeros((2, 40), np.uint8))
+    call = (
+        "evaluate", "--model", tmp_path / "mine", "--data", make_table(tmp_path),
+        "--part", "all", "--bootstrap", 0, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert isinstance(run(*call).exception, ModelError)
+    assert not (tmp_path / "out").exists()
+    shown = done(*call, "--trust-code", tmp_path / "mine.py").stdout
+    assert "auROC" in shown
+    assert "[" not in shown  # no resamples, no intervals
+
+
+def test_misfits_are_one_line(tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    error = run("evaluate", "--model", "ctcf", "--data", table, "--out", tmp_path / "o").exception
+    assert isinstance(error, ModelError)
+    assert "give --pad left or --pad right to fill them up to 100" in str(error)
+    assert "\n" not in str(error)
+    done("evaluate", "--model", "ctcf", "--data", table, "--out", tmp_path / "o", "--pad", "left")
+    error = run("evaluate", "--model", "absent", "--data", table, "--out", "o").exception
+    assert "bundled are" in str(error)
+
+
+def test_the_parts_are_those_of_the_library() -> None:
+    (part,) = (option for option in evaluate.params if option.name == "part")
+    assert tuple(part.type.choices) == PARTS  # type: ignore[attr-defined]
+
+
+def test_the_module_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, genomepred.cli.train; "
+        "print([m for m in ('torch', 'numba', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+# sweep
+
+
+def write(folder: Path, runs: object, **train: object) -> Path:
+    common = {"model": "linear", "data": "table.csv", "epochs": 2, "batch-size": 8, **train}
+    (folder / "sweep.json").write_text(json.dumps({"train": common, "runs": runs}))
+    return folder / "sweep.json"
+
+
+def test_a_sweep_trains_its_runs_as_train_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_table(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write(
+        tmp_path,
+        {"slow": {"learning-rate": 1e-5}, "cnn": {"model": "tf-cnn", "set": {"hidden": [4]}}},
+        shift=1,
+    )
+    shown = done("sweep", "sweep.json", "--out", "out", "--seeds", 2).stdout
+    assert "test auPRC mean" in shown
+    card = read_card(Path("out/cnn/seed1/best"))
+    assert card.name == "cnn"
+    assert card.config == {"window": 40, "hidden": [4]}
+    assert card.training["settings"]["seed"] == 1
+    # The card's command trains the same model again.
+    command = shlex.split(card.training["command"].replace("--out cnn", "--out again"))
+    done(*command[1:])
+    assert read_card(Path("again/best")).weights_sha256 == card.weights_sha256
+    rows = json.loads(done("sweep", "sweep.json", "--out", "out", "--seeds", 2, "--json").stdout)
+    assert [row["run"] for row in rows] == ["slow", "cnn"]
+    assert rows[0]["seeds"] == 2
+    assert len(pd.read_csv("out/comparison.tsv", sep="\t")) == 2
+    assert Path("out/comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("run_options", "message"),
+    [
+        ({"epoch": 3}, "run 'a': unknown option 'epoch'; there are batch-size, bigwig, class-w"),
+        ({"seed": 3}, "unknown option 'seed'"),
+        ({"out": "x"}, "unknown option 'out'"),
+        ({"epochs": "many"}, "run 'a': Invalid value for '--epochs'"),
+        ({"model": "nothing"}, "run 'a': Invalid value for '--model'"),
+        ({"data": "absent.csv"}, "run 'a': Invalid value for '--data'"),
+        ({"reverse-complement": 3}, "run 'a': "),
+    ],
+)
+def test_wrong_options_of_a_run_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_options: object, message: str
+) -> None:
+    make_table(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, {"a": run_options})
+    error = run("sweep", path, "--out", "out").exception
+    assert isinstance(error, DataError)
+    assert str(error).startswith(f"{path}: ")
+    assert message in str(error)
+    assert "\n" not in str(error)
+    assert not Path("out").exists()
+
+
+def test_options_are_spelled_as_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_table(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    options = {
+        "model": "tf-cnn",
+        "data": "table.csv",
+        "target": ["a", "b"],
+        "set": {"hidden": [8, 4], "filters": 3},
+        "reverse-complement": False,
+        "test": "1-20",
+        "learning-rate": 5e-4,
+        "description": ["one -- thing", "-another"],
+    }
+    plan = _plan_of_run(Path("x.json"), "run", options, 3)
+    assert plan.config == {"hidden": [8, 4], "filters": 3}
+    assert plan.source.targets == ("a", "b")
+    assert plan.source.test == ("1-20",)
+    assert plan.source.reverse_complement is False
+    assert (plan.source.seed, plan.settings.seed, plan.settings.learning_rate) == (3, 3, 5e-4)
+    assert plan.description.name == "run"
+    assert plan.description.descriptions == ("one -- thing", "-another")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_the_examples_are_trainings_of_models_that_exist(
+    path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genomepred.models import build
+
+    monkeypatch.chdir(ROOT)
+    for name, options in read_config(path).runs.items():
+        plan = _plan_of_run(path, name, options, 0)
+        assert (ROOT / plan.source.data).exists()
+        build(plan.architecture, window=100, **plan.config)
+
+
+def test_help_of_sweep_shows_the_file() -> None:
+    assert '"runs"' in (sweep.help or "")
