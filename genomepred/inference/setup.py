@@ -199,7 +199,7 @@ class Setup:
         window = self.geometry.window
         codes = np.random.default_rng(0).integers(0, 4, windows * window, dtype=np.uint8)
         starts = np.arange(windows, dtype=np.int64) * window
-        batches = windows // compute_batch(window, self.device.type)
+        batches = windows // compute_batch(window, self.device.type, self.geometry.bins)
         return Block(torch.from_numpy(codes), starts, window, np.ones(batches, np.bool_))
 
     def engine(self, numerics: Numerics) -> Engine:

@@ -254,11 +254,12 @@ def test_precision_guard_refuses_what_is_not_finite(model):
         choose(overflowing, precision="bf16")
 
 
-def test_compute_batch_depends_on_window_and_device_only():
+def test_compute_batch_depends_on_window_bins_and_device_only():
     assert [compute_batch(w, "cpu") for w in (50, 100, 200, 3000, 15_000, 200_000)] == [
         *[256, 256, 128, 8, 2, 1]
     ]
-    assert compute_batch(100, "cuda") == 8192
+    assert [compute_batch(w, "cpu", 2) for w in (100, 1_400, 5_400, 30_000)] == [64, 4, 1, 1]
+    assert compute_batch(100, "cuda") == compute_batch(100, "cuda", 2) == 8192
 
 
 def test_multiply_adds_are_counted(model):
