@@ -119,6 +119,15 @@ def _tracks(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> t
     return tuple(Track(name, description) for name, _, description in parts)
 
 
+def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    parts = value.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f"{value!r} is not track numbers, as 1,0,2")
+    return tuple(map(int, parts))
+
+
 @models.command("import")
 @click.argument("weights", type=_FILE)
 @_option("--to", required=True, type=click.Path(path_type=Path), help="Folder of the checkpoint.")
@@ -162,6 +171,12 @@ def _tracks(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> t
 )
 @_option(
     "--activation", default="none", type=click.Choice(ACTIVATIONS), help="Applied to the outputs."
+)
+@_option(
+    "--reverse-tracks",
+    callback=_numbers,
+    metavar="N,N,...",
+    help="Track (from 0) that each is on the other strand.  [default: itself]",
 )
 @_option("--stride", type=click.IntRange(1), help="Default stride.  [default: bases of output]")
 @_option(

@@ -61,7 +61,7 @@ class Request:
         Of a trusted class; of an architecture, ``window`` is one of its arguments.
     base_order, n_policy : str, optional
         By default those of the architecture, or ``ACGT`` and zeros.
-    input, activation, stride, min_bases, licence : optional
+    input, activation, reverse_tracks, stride, min_bases, licence : optional
         As on the card. The stride is by default the bases that a window describes.
     golden : path, optional
         FASTA to cut golden inputs from; by default the bundled human sequence.
@@ -80,6 +80,7 @@ class Request:
     n_policy: str | None = None
     input: str | None = None
     activation: str = "none"
+    reverse_tracks: tuple[int, ...] | None = None
     stride: int | None = None
     min_bases: int = 1
     licence: str = ""
@@ -217,6 +218,7 @@ def _card(
         stride=request.stride or inner,
         tracks=tracks,
         activation=request.activation,
+        reverse_tracks=request.reverse_tracks,
         input=input_,
         base_order=base_order,
         n_policy=n_policy,
