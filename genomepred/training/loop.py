@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from genomepred.errors import DeviceError, ModelError, OutputError, PrecisionError
+from genomepred.errors import DeviceError, ModelError, OutputError
 from genomepred.models.layers import SequenceModel, channels_last, prepare
 from genomepred.store.files import write_whole
 
@@ -69,8 +69,8 @@ class Settings:
     patience : int, optional
         Epochs without improvement after which training stops.
     precision : {"auto", "fp32", "fp16", "bf16"}, optional
-        Of the layers in training; weights, loss and validation are fp32. ``auto`` is fp32 on a CPU
-        and, on a GPU, bf16 where it has it, else fp16, whose loss is scaled.
+        Of the layers in training; weights, loss and validation are fp32, and the loss is scaled in
+        fp16. ``auto`` is fp32 on a CPU and, on a CUDA device, bf16 where it has it, else fp16.
     class_weights : str, optional
         See :func:`genomepred.training.tasks.find_task`.
     seed : int, optional
@@ -189,8 +189,8 @@ def fit(
     ------
     ModelError
         If the loss or the predictions become NaN or infinite.
-    PrecisionError, DeviceError
-        If the device cannot compute in the precision, or its memory is full.
+    DeviceError
+        If the device's memory is full.
     OutputError
         If the folder cannot be written, or its state is damaged.
     """
@@ -337,16 +337,11 @@ class _Trainer:
 
 def _precision(asked: str, device: torch.device) -> str:
     """The precision to compute in, ``auto`` decided."""
+    if asked != "auto":
+        return asked
     if device.type != "cuda":
-        if asked == "fp16":
-            raise PrecisionError(
-                f"precision fp16 was asked for on device {device}; train in fp16 on a CUDA device, "
-                "or in bf16 or fp32"
-            )
-        return "fp32" if asked == "auto" else asked
-    if asked == "auto":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return asked
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _reseed(seed: int, epoch: int) -> None:

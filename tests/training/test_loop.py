@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -14,11 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-from genomepred.errors import ModelError, OutputError, PrecisionError
+from genomepred.errors import ModelError, OutputError
 from genomepred.models import build
 from genomepred.models.layers import SequenceModel
 from genomepred.training.examples import Codes, Examples
-from genomepred.training.loop import HISTORY, STATE, Fit, Record, Settings, fit, raw_values
+from genomepred.training.loop import (
+    HISTORY,
+    STATE,
+    Fit,
+    Record,
+    Settings,
+    _Trainer,
+    fit,
+    raw_values,
+)
 from genomepred.training.metrics import binary_metrics
 from genomepred.training.tasks import Task, find_task
 
@@ -353,19 +363,32 @@ def test_fewer_examples_than_a_batch_are_one_batch() -> None:
     assert math.isfinite(course.records[0].loss)
 
 
-def test_bf16_layers_learn_with_fp32_weights() -> None:
-    model, plain = make_model(), make_model()
-    settings = Settings(epochs=3, batch_size=64, learning_rate=3e-3, precision="bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_with_fp32_weights_and_goes_on_to_the_same_end(
+    tmp_path: Path, precision: str
+) -> None:
+    model, stopped, plain = make_model(), make_model(), make_model()
+    settings = Settings(epochs=3, batch_size=64, learning_rate=3e-3, precision=precision)
     course = fit(model, Planted(500), BINARY, settings)
     assert course.records[-1].loss < course.records[0].loss
+    assert all(tensor.dtype != torch.float16 for tensor in model.state_dict().values())
     assert all(tensor.dtype != torch.bfloat16 for tensor in model.state_dict().values())
-    fit(plain, Planted(500), BINARY, Settings(epochs=3, batch_size=64, learning_rate=3e-3))
+    fit(plain, Planted(500), BINARY, replace(settings, precision="auto"))
     assert not same(weights(model), weights(plain))
+    with pytest.raises(_StopError):
+        fit(stopped, _Until(500, 2), BINARY, settings, out=tmp_path)
+    fit(stopped, Planted(500), BINARY, settings, out=tmp_path)
+    assert same(weights(model), weights(stopped))
 
 
-def test_fp16_needs_a_cuda_device() -> None:
-    with pytest.raises(PrecisionError, match="fp16 was asked for on device cpu"):
-        fit(make_model(), Planted(10), BINARY, Settings(precision="fp16"))
+def test_steps_whose_scaled_gradients_overflow_are_left_out(tmp_path: Path) -> None:
+    model = make_model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    trainer = _Trainer(model, BINARY, Settings(precision="fp16"))
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**127})
+    trainer._step(Planted(32).epoch(0), 1)
+    assert same(before, list(model.parameters()))
+    assert trainer.scaler.get_scale() == 2.0**126
 
 
 @pytest.mark.gpu
