@@ -17,7 +17,7 @@ from genomepred.inference.engine import FORMS, Block, Engine, Numerics
 from genomepred.models import MODELS, build
 from genomepred.models.card import TOLERANCE, Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
-from genomepred.models.layers import SequenceModel, prepare, reach, rescale_output
+from genomepred.models.layers import SequenceModel, channels_last, prepare, reach, rescale_output
 
 # Small, with what the default has: blocks of each kind, even kernels.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -133,6 +133,18 @@ def test_the_prepared_form_equals_the_model(name: str, fused: bool) -> None:
         expected = model(codes)
         assert torch.allclose(prepared(codes), expected, rtol=0, atol=1e-5)
         assert torch.allclose(prepared(codes[:1]), expected[:1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_form_for_training_has_the_outputs_and_the_gradients_of_the_model(name: str) -> None:
+    model, codes = small(name), codes_like(8)
+    expected = model(codes)
+    gradients = torch.autograd.grad(expected.square().mean(), list(model.parameters()))
+    values = channels_last(model)(codes)
+    assert torch.allclose(values, expected, rtol=0, atol=1e-5)
+    values.square().mean().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
