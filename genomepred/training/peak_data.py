@@ -125,14 +125,15 @@ class PeakData:
         for name, rows in zip(PARTS, self._rows, strict=True):
             if not len(rows):
                 raise DataError(
-                    f"{peaks.source}: no peaks for {name}; its regions must hold some of "
-                    f"{some(peaks.contigs)}"
+                    f"{peaks.source}: no peaks for {name}; choose regions with --validation and "
+                    f"--test so that each part has some of those on {some(peaks.contigs)}"
                 )
         self.positives = [peaks.codes[rows] for rows in self._rows]
         lengths = {name: len(codes) for name, codes in contigs.items()}
         self.regions = split.regions(lengths)
         self.background = Background(contigs, [*peaks.regions, *peaks.spans], self.window)
-        self._prefixes = [f"{genome}:" if genome else "" for genome in genomes]
+        prefixes = [f"{genome}:" if genome else "" for genome in genomes]
+        self._groups = [self._by_genome(part, prefixes) for part in range(3)]
 
     @property
     def window(self) -> int:
@@ -213,7 +214,7 @@ class PeakData:
         return np.concatenate(
             [
                 self.background.matched(regions, positives[rows], rng)
-                for rows, regions in self._by_genome(part)
+                for rows, regions in self._groups[part]
             ]
         )
 
@@ -222,15 +223,15 @@ class PeakData:
         return np.concatenate(
             [
                 self.background.random(regions, count * len(rows), rng)
-                for rows, regions in self._by_genome(part)
+                for rows, regions in self._groups[part]
             ]
         )
 
-    def _by_genome(self, part: int) -> list[tuple[Int64, list[Region]]]:
+    def _by_genome(self, part: int, prefixes: list[str]) -> list[tuple[Int64, list[Region]]]:
         """Peaks of a part on each genome that has any, and its regions."""
         contigs = [self.peaks.regions[row].contig for row in self._rows[part]]
         groups = []
-        for prefix in self._prefixes:
+        for prefix in prefixes:
             rows = np.flatnonzero([contig.startswith(prefix) for contig in contigs])
             regions = [r for r in self.regions[part] if r.contig.startswith(prefix)]
             groups += [(rows, regions)] if len(rows) else []

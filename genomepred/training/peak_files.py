@@ -292,8 +292,11 @@ def open_signals(files: Sequence[PeakFiles], source: Source, scratch: Path) -> S
         "background_per_peak": source.matched,
         "transform": source.transform,
         "examples": {name: len(part) for name, part in zip(PARTS, parts, strict=True)},
+        "left_out": {
+            **facts["left_out"],
+            "windows without a signal": sum(part.without for part in windows),
+        },
     }
-    facts["left_out"]["windows without a signal"] = sum(part.without for part in windows)
     return SignalData(peaks, windows[TRAIN].places, parts, tracks, facts)
 
 

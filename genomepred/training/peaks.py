@@ -254,10 +254,22 @@ class Split:
 
     def regions(self, lengths: Mapping[str, int]) -> list[list[Region]]:
         """Regions of the given contigs that belong to each part and to no other."""
-        whole = [Region(contig, 0, length) for contig, length in lengths.items()]
-        test = _intersect(whole, self.test)
-        validation = _subtract(_intersect(whole, self.validation), self.test)
-        return [_subtract(_subtract(whole, self.test), self.validation), validation, test]
+        validation, test = _by_contig(self.validation), _by_contig(self.test)
+        parts: list[list[Region]] = [[], [], []]
+        for contig, length in lengths.items():
+            whole = [Region(contig, 0, length)]
+            held, tested = validation.get(contig, []), test.get(contig, [])
+            parts[TRAIN] += _subtract(_subtract(whole, tested), held)
+            parts[VALIDATION] += _subtract(_intersect(whole, held), tested)
+            parts[TEST] += _intersect(whole, tested)
+        return parts
+
+
+def _by_contig(regions: Sequence[Region]) -> dict[str, list[Region]]:
+    found: dict[str, list[Region]] = {}
+    for region in regions:
+        found.setdefault(region.contig, []).append(region)
+    return found
 
 
 def _parse_regions(text: str, known: Mapping[str, int], genomes: Sequence[str]) -> Sequence[Region]:

@@ -75,6 +75,8 @@ def _records(path: Path, file: Any, contig: str) -> NDArray[Any]:
 
 def _means(records: NDArray[Any], starts: Int64, ends: Int64) -> Float64:
     """Means over ``[start, end)`` of sorted records, which do not overlap."""
+    if not len(records):
+        return np.full(len(starts), np.nan)
     sizes = records["end"] - records["start"]
     covered = np.concatenate([[0], np.cumsum(sizes)])
     total = np.concatenate([[0.0], np.cumsum(sizes * records["value"])])
@@ -83,9 +85,9 @@ def _means(records: NDArray[Any], starts: Int64, ends: Int64) -> Float64:
         """Bases with a value before a position, and the sum of their values."""
         record = np.searchsorted(records["start"], position, side="left") - 1
         inside = np.minimum(position - records["start"][record], sizes[record])
-        inside = np.where(record < 0, 0, inside)
-        known = covered[record] * (record >= 0) + inside
-        return known, np.where(record < 0, 0, total[record] + inside * records["value"][record])
+        known = covered[record] + inside
+        sums = total[record] + inside * records["value"][record]
+        return np.where(record < 0, 0, known), np.where(record < 0, 0.0, sums)
 
     (known_from, sum_from), (known_to, sum_to) = before(starts), before(ends)
     known = known_to - known_from
