@@ -435,7 +435,7 @@ def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> N
     """
     import torch
 
-    from genomepred.training.sweep import Trial, read_config
+    from genomepred.training.sweep import Trial, read_config, summary
     from genomepred.training.sweep import sweep as run
 
     torch.set_num_threads(threads)
@@ -451,7 +451,8 @@ def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> N
     if as_json:
         echo_json(json.loads(table.to_json(orient="records")))
         return
-    click.echo(table.drop(columns="changes").set_index("run").T.to_string(float_format="%.4g"))
+    for row in summary(table):
+        click.echo(row)
     click.echo(f"written to {out}")
 
 

@@ -341,7 +341,7 @@ def comparison(runs: Mapping[str, Run], metric: str, path: Path) -> None:
     """
     first, *others = (run.finals for run in runs.values())
     parts = [part for part in first if all(part in finals for finals in others)]
-    figure = new_figure(6.5 + 2.5 * len(parts), max(4.2, 1.4 + 0.38 * len(runs)))
+    figure = new_figure(6.5 + 2.5 * len(parts), max(3.4, 1.4 + 0.38 * len(runs)))
     axes, *finals = figure.subplots(
         1, 1 + len(parts), squeeze=False, width_ratios=[1.7, *[1] * len(parts)]
     )[0]

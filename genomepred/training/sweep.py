@@ -231,6 +231,26 @@ def _row(name: str, trial: Trial, results: Sequence[Result]) -> dict[str, Any]:
     return row | {"changes": json.dumps(dict(trial.changes))}
 
 
+def summary(table: pd.DataFrame) -> list[str]:
+    """Lines that show a sweep's table: a column a trial, metrics as mean ± standard deviation."""
+    shown: dict[str, list[str]] = {"": list(table.run)}
+    for name in ("parameters", "seeds", "epochs", "seconds"):
+        shown[name] = [f"{value:,.6g}" for value in table[name]]
+    for column in table.columns[table.columns.str.endswith(" mean")]:
+        name = column.removesuffix(" mean")
+        shown[name] = [
+            f"{mean:.4f}" if math.isnan(sd) else f"{mean:.4f} ± {sd:.4f}"
+            for mean, sd in zip(table[column], table[f"{name} sd"], strict=True)
+        ]
+    first = max(map(len, shown))
+    widths = [max(map(len, column)) for column in zip(*shown.values(), strict=True)]
+    return [
+        name.ljust(first)
+        + "".join(f"  {text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        for name, texts in shown.items()
+    ]
+
+
 def _spread(values: figures.Float64) -> dict[str, float]:
     known = values[~np.isnan(values)]
     if not known.size:

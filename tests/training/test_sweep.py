@@ -15,7 +15,7 @@ from genomepred.training import sweep as module
 from genomepred.training.data import Source
 from genomepred.training.loop import Settings
 from genomepred.training.run import Plan, train
-from genomepred.training.sweep import Trial, read_config, sweep
+from genomepred.training.sweep import Trial, read_config, summary, sweep
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -138,6 +138,11 @@ def test_a_sweep_compares_its_trials_over_their_seeds(tmp_path: Path) -> None:
     assert stored["test MSE max"].to_numpy() == pytest.approx(table["test MSE max"], rel=1e-5)
     assert stored.changes.tolist() == ['{"epochs": 1}', '{"epochs": 3}']
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    lines = summary(table)
+    assert lines[0].split() == ["e1", "e3"]
+    (shown,) = (line for line in lines if line.startswith("test R2 "))
+    assert f"{table['test R2 mean'][1]:.4f} ± {table['test R2 sd'][1]:.4f}" in shown
+    assert len(set(map(len, lines))) == 1
 
 
 def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
@@ -166,6 +171,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
 
 def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
     table = sweep(trials(make_table(tmp_path), seeds=1), tmp_path / "out", "MAE")
+    assert "±" not in "".join(summary(table))
     assert table["validation R2 sd"].isna().all()
     assert (table["validation R2 min"] == table["validation R2 max"]).all()
 
