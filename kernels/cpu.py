@@ -30,8 +30,11 @@ from torch.nn import functional
 
 SYMBOLS = 6  # four bases, unknown, outside
 LANES = 8  # channels are padded to a multiple: one AVX register of float32
-# Largest table of one group. One core, 1 MiB of L2; see benchmarks/kernels.py --sizes.
-TABLE_BYTES = 256 << 10
+# Taps a group, and the largest table of one group. Measured on one core with 1 MiB of L2: three
+# taps were best or within 5% for 4->8 k15 (1/2/3/4/5 taps: 7.2/4.8/4.4/5.7/11.5 ns a position,
+# building the tables included), 4->64 k10 (28/22/21/26/45) and 4->120 k8 (64/53/51/56/142).
+MAX_SIZE = 3
+TABLE_BYTES = 128 << 10
 TILE_VALUES = 4096  # float32 values worked on at once: a third of an L1 cache of 48 KiB
 
 _RELU, _GELU, _GELU_TANH, _GELU_SIGMOID = (
@@ -286,7 +289,7 @@ def kmer_size(taps: int, channels: int) -> int:
     It depends on nothing else, so that a value does not depend on the batch.
     """
     size, width = 1, _padded(channels)
-    while size < min(taps, 5) and SYMBOLS ** (size + 1) * width * 4 <= TABLE_BYTES:
+    while size < min(taps, MAX_SIZE) and SYMBOLS ** (size + 1) * width * 4 <= TABLE_BYTES:
         size += 1
     groups = -(-taps // size)
     return -(-taps // groups)

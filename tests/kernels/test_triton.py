@@ -1,0 +1,70 @@
+"""The Triton kernels without a GPU: under the interpreter, and compiled for GPUs not here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernels.compile_ahead import SHARED_KIB, TENSOR_CORES
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="triton is not installed (Linux only; pip install 'triton>=3.7')",
+)
+
+
+def run(*arguments: str, **environment: str) -> str:
+    """Standard output of a Python process that must succeed."""
+    command = [sys.executable, *arguments]
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env | environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    return done.stdout
+
+
+def interpret(*options: str) -> str:
+    """Closing line of the interpreter suite."""
+    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/interpreted.py")
+    return run(*suite, *options, TRITON_INTERPRET="1").splitlines()[-1]
+
+
+def test_interpreter() -> None:
+    assert "passed" in interpret("-m", "not slow")
+
+
+@pytest.mark.slow
+def test_interpreter_full_product() -> None:
+    assert "passed" in interpret("-m", "slow")
+
+
+def check_compiled(output: str) -> None:
+    """Every case compiled, without spilling, within shared memory, onto the right units."""
+    results: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
+    assert results
+    wrong = [r for r in results if "error" in r or r["spilled"] or r["registers"] > 255]
+    assert not wrong
+    for result in results:
+        capability = result["capability"]
+        assert result["shared"] <= SHARED_KIB[capability] << 10, result
+        expected = "GEMM" in result["tiles"] or "TENSOR" in result["tiles"]
+        assert (result["tensor_cores"] > 0) == expected, result
+        assert not expected or capability >= TENSOR_CORES, result
+
+
+def test_compiled_ahead_of_time() -> None:
+    check_compiled(run("-m", "tests.kernels.compile_ahead"))
+
+
+@pytest.mark.slow
+def test_compiled_ahead_of_time_every_type() -> None:
+    check_compiled(run("-m", "tests.kernels.compile_ahead", "--all"))
