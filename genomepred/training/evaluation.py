@@ -409,5 +409,10 @@ def tell(value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
         return "undefined"
     if low is None or high is None:
-        return f"{value:.4f}"
-    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+        return _short(value)
+    return f"{_short(value)} [{_short(low)}, {_short(high)}]"
+
+
+def _short(number: float) -> str:
+    """Four decimals, or three digits where these would be lost."""
+    return f"{number:.2e}" if 0 < abs(number) < 1e-3 else f"{number:.4f}"

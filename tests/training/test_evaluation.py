@@ -17,7 +17,7 @@ from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel
 from genomepred.training.data import Source
-from genomepred.training.evaluation import check_fit, evaluate
+from genomepred.training.evaluation import check_fit, evaluate, tell
 
 sklearn = pytest.importorskip("sklearn.metrics")
 stats = pytest.importorskip("scipy.stats")
@@ -294,3 +294,9 @@ def test_labels_transformed_otherwise_than_in_training_are_refused(tmp_path: Pat
     evaluate(model, Source(table, transform="log2p1"), tmp_path / "out", part="all", resamples=0)
     labels = written(tmp_path / "out")[2].label_label
     assert sorted(labels) == pytest.approx(np.log2(np.arange(ROWS) + 1), rel=1e-5)
+
+
+def test_metrics_are_told_with_the_digits_they_need() -> None:
+    assert tell(0.91234, 0.9, -0.00012) == "0.9123 [0.9000, -1.20e-04]"
+    assert tell(0.0, None, None) == "0.0000"
+    assert tell(None, None, None) == "undefined"

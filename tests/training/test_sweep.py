@@ -149,31 +149,34 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, out = make_table(tmp_path), tmp_path / "out"
-    whole = sweep(trials(table), tmp_path / "whole").drop(columns="seconds")
+    whole = sweep(trials(table, seeds=1), tmp_path / "whole").drop(columns="seconds")
 
     def stopping(plan: Plan, folder: Path) -> object:
-        if folder == out / "e3" / "seed1":
+        if folder == out / "e3" / "seed0":
             raise KeyboardInterrupt
         return train(plan, folder)
 
     monkeypatch.setattr(module, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
-        sweep(trials(table), out)
+        sweep(trials(table, seeds=1), out)
     assert not (out / "comparison.tsv").exists()
     monkeypatch.undo()
-    finished = sorted(out.glob("*/*/best/model.safetensors"))
-    times = [path.stat().st_mtime_ns for path in finished]
-    assert len(finished) == 3
-    resumed = sweep(trials(table), out).drop(columns="seconds")
-    assert [path.stat().st_mtime_ns for path in finished] == times
+    finished = out / "e1" / "seed0" / "best" / "model.safetensors"
+    time = finished.stat().st_mtime_ns
+    resumed = sweep(trials(table, seeds=1), out).drop(columns="seconds")
+    assert finished.stat().st_mtime_ns == time
     pd.testing.assert_frame_equal(resumed, whole)
 
 
 def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
-    table = sweep(trials(make_table(tmp_path), seeds=1), tmp_path / "out", "MAE")
+    table = sweep(one_trial(make_table(tmp_path)), tmp_path / "out", "MAE")
     assert "±" not in "".join(summary(table))
     assert table["validation R2 sd"].isna().all()
     assert (table["validation R2 min"] == table["validation R2 max"]).all()
+
+
+def one_trial(table: Path, **settings: Any) -> dict[str, Trial]:
+    return {"e1": trials(table, seeds=1, **settings)["e1"]}
 
 
 def test_what_goes_wrong_is_named_with_its_trial_and_seed(tmp_path: Path) -> None:
@@ -188,6 +191,6 @@ def test_what_goes_wrong_is_named_with_its_trial_and_seed(tmp_path: Path) -> Non
 
 def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     table = make_table(tmp_path)
-    sweep(trials(table, seeds=1), tmp_path / "out")
+    sweep(one_trial(table), tmp_path / "out")
     with pytest.raises(GenomepredError, match=r"^e1, seed 0: .*clip"):
-        sweep(trials(table, seeds=1, clip=0.5), tmp_path / "out")
+        sweep(one_trial(table, clip=0.5), tmp_path / "out")
