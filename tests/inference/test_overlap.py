@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from genomepred.inference import overlap
+from genomepred.inference.overlap import (
+    CannotShareError,
+    Sharing,
+    block_multiply_adds,
+    phases_of,
+    window_multiply_adds,
+)
+from genomepred.models import MODELS, build
+from genomepred.models.layers import (
+    AttentionPool,
+    FlattenPositions,
+    MaxPool,
+    Residual,
+    SameConv1d,
+    ScaledGELU,
+    SequenceModel,
+    TanhGELU,
+    prepare,
+)
+
+
+class Drawn(SequenceModel):
+    """A model of any trunk and head."""
+
+    def __init__(self, window: int, trunk: nn.Sequential, head: nn.Module) -> None:
+        super().__init__(window, 2)
+        self.trunk, self.head = trunk, head
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.trunk(x)).unsqueeze(1)
+
+
+class Largest(nn.Module):
+    """A head that is neither linear nor attention."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.amax(dim=2)
+
+
+def settle(model: SequenceModel) -> SequenceModel:
+    """A model in evaluation mode whose BatchNorms do something."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def random_codes(count: int, seed: int = 0) -> torch.Tensor:
+    """Random codes with a stretch of unknown bases."""
+    codes = torch.randint(0, 4, (count,), generator=torch.Generator().manual_seed(seed))
+    codes[count // 3 : count // 3 + count // 10] = 4
+    return codes.to(torch.uint8)
+
+
+def by_window(model: SequenceModel, codes: torch.Tensor, stride: int) -> torch.Tensor:
+    """The definition: every window by itself."""
+    with torch.no_grad():
+        return torch.cat(
+            [model(codes) for codes in codes.unfold(0, model.window, stride).split(64)]
+        )
+
+
+def shared(model: SequenceModel, codes: torch.Tensor, stride: int, windows: int) -> torch.Tensor:
+    with torch.no_grad():
+        return Sharing(model, stride, windows)(codes)
+
+
+def compare(
+    model: SequenceModel,
+    stride: int,
+    *,
+    form: str = "eager",
+    windows: int = 24,
+    codes: torch.Tensor | None = None,
+) -> None:
+    """Equal to 1e-5 of the output's scale, and to rounding in double precision."""
+    windows = -(-windows // phases_of(model, stride)) * phases_of(model, stride)
+    if codes is None:
+        codes = random_codes((windows - 1) * stride + model.window)
+    wanted = by_window(model, codes, stride)
+    used = model if form == "eager" else prepare(model, fused=form == "onednn")
+    found = shared(used, codes, stride, windows)
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    exact = copy.deepcopy(model).double()
+    wanted = by_window(exact, codes, stride)
+    found = shared(exact, codes, stride, windows)
+    assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+
+
+# Models of the set
+
+SETS = {
+    "basenji-maize": [{"window": 600}, {"window": 333, "dilated_repeat": 1}],
+    "motif-cnn": [{"window": 20, "kernel": 5}],
+    "optimus5p": [{"window": 50, "filters": 16}, {"window": 54, "filters": 8, "padding": "valid"}],
+    "tf-cnn": [{"window": 100, "filters": 16}, {"window": 101, "filters": 8, "blocks": 3}],
+    "tf-cnn-v2": [{"window": 100, "filters": 16}],
+    "tf-conv-transformer": [{"window": 60, "filters": 16}],
+    "utr-attention": [{"window": 50, "filters": 16}, {"window": 99, "filters": 8, "depth": 3}],
+}
+CASES = [(name, config) for name, configs in SETS.items() for config in configs]
+
+
+def model_of(name: str, config: dict[str, object]) -> SequenceModel:
+    torch.manual_seed(0)
+    return settle(build(name, tracks=2, **config))
+
+
+def test_every_model_with_a_trunk_is_compared() -> None:
+    without = {"linear", "nucleic-transformer"}
+    assert set(SETS) | without == set(MODELS)
+    for name in without:
+        config = {"dim": 8, "layers": 1} if name != "linear" else {}
+        with pytest.raises(CannotShareError, match="no trunk"):
+            Sharing(build(name, window=40, **config), 4, 8)
+
+
+@pytest.mark.parametrize("form", ["eager", "conv2d", "onednn"])
+@pytest.mark.parametrize(("name", "config"), CASES, ids=lambda x: x if isinstance(x, str) else "")
+def test_shared_equals_by_window(name: str, config: dict[str, object], form: str) -> None:
+    model = model_of(name, config)
+    for stride in (1, 4, 7, 10, model.window // 2, model.window - 1, model.window):
+        compare(model, stride, form=form)
+
+
+def test_a_stride_of_the_published_setting() -> None:
+    compare(settle(build("basenji-maize")), 104, form="conv2d", windows=16)
+
+
+@pytest.mark.parametrize("fill", [0, 4])
+def test_windows_of_nothing_but_one_code(fill: int) -> None:
+    """As beyond a contig's ends."""
+    model = model_of(*CASES[0])
+    codes = torch.full((23 * 10 + model.window,), fill, dtype=torch.uint8)
+    codes[300:600] = random_codes(300)
+    compare(model, 10, codes=codes)
+
+
+def test_the_other_strand_is_one_more_block() -> None:
+    """Window ``i`` of the reverse complement is window ``windows - 1 - i`` of its block."""
+    model = model_of(*CASES[0])
+    stride, windows = 6, 24
+    codes = random_codes((windows - 1) * stride + model.window)
+    complement = torch.tensor([3, 2, 1, 0, 4], dtype=torch.uint8)
+    cut = codes.unfold(0, model.window, stride)
+    with torch.no_grad():
+        wanted = model(complement[cut.long()].flip(1))
+    found = shared(model, complement[codes.long()].flip(0), stride, windows).flip(0)
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+# Random architectures
+
+
+@st.composite
+def local_layers(draw: st.DrawFn, channels: int) -> tuple[list[nn.Module], int]:
+    """One convolution of any padding, stride and dilation, or a pool; and its channels."""
+    if draw(st.booleans()):
+        return [MaxPool(draw(st.integers(1, 3)), draw(st.booleans()))], channels
+    kernel, dilation = draw(st.integers(1, 7)), draw(st.integers(1, 3))
+    wider = draw(st.integers(1, 5))
+    padding = draw(st.sampled_from(["module", "same", "valid", 0, 1, 2, 4]))
+    if padding == "module":
+        return [SameConv1d(channels, wider, kernel, dilation=dilation)], wider
+    stride = 1 if padding == "same" else draw(st.integers(1, 3))
+    bias = draw(st.booleans())
+    return [nn.Conv1d(channels, wider, kernel, stride, padding, dilation, bias=bias)], wider
+
+
+@st.composite
+def residuals(draw: st.DrawFn, channels: int) -> nn.Module:
+    """A branch that keeps the shape."""
+    inner = draw(st.integers(1, 4))
+    kernel, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    first: nn.Module = SameConv1d(channels, inner, kernel, dilation=dilation)
+    back: nn.Module = SameConv1d(inner, channels, draw(st.integers(1, 3)))
+    if draw(st.booleans()):  # the first shortens, the second lengthens
+        width = dilation * (kernel - 1)
+        first = nn.Conv1d(channels, inner, kernel, dilation=dilation)
+        back = nn.Conv1d(inner, channels, width + 1, padding=width)
+    return Residual(nn.ReLU(), first, nn.BatchNorm1d(inner), TanhGELU(), back, nn.Dropout(0.5))
+
+
+POINTWISE = (ScaledGELU, nn.ReLU, TanhGELU, nn.SiLU)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> SequenceModel:
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    window, channels = draw(st.integers(20, 150)), 4
+    layers: list[nn.Module] = []
+    for _ in range(draw(st.integers(1, 5))):
+        if draw(st.integers(0, 3)) == 0:
+            layers.append(draw(residuals(channels)))
+        else:
+            local, channels = draw(local_layers(channels))
+            layers += local
+        if draw(st.booleans()):
+            layers.append(nn.BatchNorm1d(channels))
+        if draw(st.booleans()):
+            layers.append(draw(st.sampled_from(POINTWISE))())
+    trunk = nn.Sequential(*layers)
+    try:
+        positions = trunk.eval()(torch.zeros(1, 4, window)).shape[2]
+    except RuntimeError:  # the window is too short for these layers
+        positions = 0
+    assume(positions > 0)
+    heads: dict[str, nn.Module] = {
+        "flat": nn.Sequential(FlattenPositions(), nn.Linear(channels * positions, 2)),
+        "hidden": nn.Sequential(
+            *(FlattenPositions(), nn.Linear(channels * positions, 3), nn.ReLU(), nn.Linear(3, 2))
+        ),
+        "attention": nn.Sequential(AttentionPool(channels), nn.Linear(channels, 2)),
+        "other": nn.Sequential(Largest(), nn.Linear(channels, 2)),
+    }
+    head = heads[draw(st.sampled_from(sorted(heads)))]
+    for pool in head.modules():
+        if isinstance(pool, AttentionPool):  # scores far apart, as after training
+            nn.init.normal_(pool.score.weight, std=30)
+    return settle(Drawn(window, trunk, head))
+
+
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking models takes minutes
+)
+@given(models(), st.data())
+def test_any_architecture_at_any_stride(model: SequenceModel, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, model.window))
+    form = data.draw(st.sampled_from(["eager", "conv2d", "onednn"]))
+    try:
+        block_multiply_adds(model, stride, 1)
+    except CannotShareError:
+        assume(False)
+    compare(model, stride, form=form, windows=data.draw(st.integers(1, 12)))
+
+
+def test_edges_that_meet_cannot_be_shared() -> None:
+    model = settle(build("optimus5p", window=10, filters=4))
+    with pytest.raises(CannotShareError, match="padding touches all positions"):
+        Sharing(model, 2, 8)
+
+
+def test_layers_that_are_not_known_cannot_be_shared() -> None:
+    trunk = nn.Sequential(nn.Conv1d(4, 2, 3), nn.Softmax(dim=2))
+    model = Drawn(20, trunk, nn.Sequential(FlattenPositions(), nn.Linear(36, 2)))
+    with pytest.raises(CannotShareError, match="Softmax"):
+        Sharing(model, 2, 8)
+
+
+def test_windows_of_a_block_fill_whole_phases() -> None:
+    with pytest.raises(ValueError, match="no multiple of 4 phases"):
+        Sharing(model_of("tf-cnn", {"window": 100, "filters": 4}), 5, 6)
+
+
+# Work, and what a window depends on
+
+
+def test_phases_are_starts_modulo_the_pool() -> None:
+    model = build("tf-cnn", window=100, filters=4)  # pool 4
+    assert [phases_of(model, stride) for stride in (4, 8, 2, 6, 1, 3)] == [1, 1, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("stride", [8, 5])
+def test_counted_work_is_done_work(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("basenji-maize", {"window": 300})
+    done = 0
+
+    def counted(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        nonlocal done
+        y = call(layer, x)
+        if isinstance(layer, nn.Conv1d):
+            done += y.numel() * layer.weight[0].numel()
+        return y
+
+    call = overlap.call
+    monkeypatch.setattr(overlap, "call", counted)
+    windows = 32
+    codes = random_codes((windows - 1) * stride + 300)
+    shared(model, codes, stride, windows)
+    (linear,) = (layer for layer in model.head if isinstance(layer, nn.Linear))
+    assert done + windows * linear.weight.numel() == block_multiply_adds(model, stride, windows)
+
+
+def test_work_a_window_falls_with_the_stride() -> None:
+    """Nearly flat a base: what is left beside the block are edges and head."""
+    model = build("basenji-maize")
+    naive = window_multiply_adds(model)
+    assert naive == 4 * 8 * 15 * 3000 + 8 * 16 * 5 * 1500 + 375 * (
+        2 * 16 * 32 * 5 + 2 * (32 * 16 * 3 + 16 * 32) + 32 * 32 + 32 + 1
+    )
+    saved = {
+        stride: naive * 1024 / block_multiply_adds(model, stride, 1024)
+        for stride in (1504, 752, 376, 104, 48)
+    }
+    assert sorted(saved, key=saved.__getitem__) == list(saved)
+    assert saved[104] > 19
+
+
+@pytest.mark.parametrize("form", ["eager", "conv2d", "onednn"])
+@pytest.mark.parametrize(("name", "config"), CASES, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_window_depends_on_its_slot_and_on_no_other_base(
+    name: str, config: dict[str, object], form: str
+) -> None:
+    """What makes resumed, sharded and BED runs equal to the bit."""
+    model = model_of(name, config)
+    used = model if form == "eager" else prepare(model, fused=form == "onednn")
+    stride, windows = 9, 64
+    sharing = Sharing(used, stride, windows)
+    codes, others = (random_codes(sharing.bases, seed) for seed in (1, 2))
+    with torch.no_grad():
+        whole = sharing(codes)
+        for slot in (0, 1, windows // 2, windows - 1):
+            part = slice(slot * stride, slot * stride + model.window)
+            mixed = others.clone()
+            mixed[part] = codes[part]
+            assert torch.equal(sharing(mixed)[slot], whole[slot])
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model = prepare(model_of("tf-cnn", {"window": 100, "filters": 16}), fused=True)
+    codes = random_codes(64 * 100).view(64, 100)
+    with torch.no_grad():
+        before = model(codes)
+        shared(model, random_codes(7 * 10 + 100), 10, 8)
+        assert torch.equal(model(codes), before)
