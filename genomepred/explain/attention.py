@@ -24,11 +24,13 @@ class Attention(NamedTuple):
     ``maps`` is a list of ``float32 [heads, queries, positions]``, one a layer: row ``i`` is what
     query ``i`` takes from each position and sums to 1. ``received`` ``float32 [layers, window]``
     is each base's share of all that is taken in a layer, a position's share being spread evenly
-    over its bases; a layer's shares sum to 1.
+    over its bases; a layer's shares sum to 1. ``even`` ``float32 [window]`` is what each base would
+    receive if all positions were attended to alike: less where fewer k-mers hold it.
     """
 
     maps: list[Float32]
     received: Float32
+    even: Float32
 
 
 @runtime_checkable
@@ -70,7 +72,9 @@ def attend(model: SequenceModel, codes: Codes) -> Attention:
         layers = model.attention(window) if isinstance(model, HasAttention) else []
     maps = [layer[0].float().cpu().numpy() for layer in layers]
     received = [_spread(m.mean((0, 1)), *places(model, m.shape[2]), model.window) for m in maps]
-    return Attention(maps, np.array(received))
+    count = maps[0].shape[2] if maps else 0
+    even = np.full(count, 1 / max(count, 1), np.float32)
+    return Attention(maps, np.array(received), _spread(even, *places(model, count), model.window))
 
 
 def places(model: SequenceModel, positions: int) -> tuple[Int64, Int64]:

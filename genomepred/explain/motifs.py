@@ -233,8 +233,12 @@ class _Sites:
         known = (seen < 4).all(1)
         self._sum += values[:, known].sum(1, dtype=np.float64)
         self.count += int(known.sum())
-        values = np.where(at_peaks & known, values, -np.inf)
-        rows = _highest(values, self._most)
+        # Only what is above the lowest site kept so far is looked at: soon that is little.
+        full = self._activations.shape[1] == self._most
+        lowest = self._activations.min(1, keepdims=True) if full else -np.inf
+        candidates = at_peaks & known & (values > lowest)
+        values = np.where(candidates, values, -np.inf)
+        rows = _highest(values, min(int(candidates.sum(1).max()), self._most))
         merged = np.concatenate([self._activations, np.take_along_axis(values, rows, 1)], 1)
         merged_codes = np.concatenate([self._codes, seen[rows]], 1)
         kept = _highest(merged, self._most)
@@ -256,8 +260,9 @@ class _Sites:
 
 def _highest(values: Float32, most: int) -> NDArray[np.int64]:
     """Columns of the ``most`` highest values of each row."""
-    if values.shape[1] <= most:
-        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    if most == 0 or values.shape[1] <= most:
+        columns = np.arange(min(values.shape[1], most))
+        return np.broadcast_to(columns, (len(values), len(columns)))
     return np.argpartition(-values, most - 1, axis=1)[:, :most]
 
 

@@ -20,8 +20,8 @@ from genomepred.sequences.codes import Codes
 
 Int64 = NDArray[np.int64]
 
-# Longest strip that pays, in windows. Measured, one thread: strips of 0.60 windows take 0.81 of the
-# time of whole ones (tf-cnn), of 0.76 take 1.4 (utr-attention), of 0.86 take 1.2 (optimus5p).
+# Longest strip that pays, in windows. Measured, one thread: strips of 0.60 windows take 0.73 of the
+# time of whole ones (tf-cnn), of 0.76 take 1.2 (utr-attention), of 0.86 as long (optimus5p).
 _LONGEST_STRIP = 0.7
 
 
