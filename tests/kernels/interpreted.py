@@ -101,9 +101,10 @@ def test_steps_of_the_block(kind: Any, channels_in: int, dilation: int) -> None:
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_codes_beyond_32_bits(kind: Any) -> None:
-    problem = cases.codes_problem(CODES_ROW | {"kind": kind, "samples": 2})
-    codes, far = problem.arguments["codes"], 2**31 + 11
-    block = torch.empty(far + codes.shape[1], dtype=torch.uint8)
+    # Neither the number of the sample nor the stride is large: their product is.
+    problem = cases.codes_problem(CODES_ROW | {"kind": kind, "samples": 3})
+    codes, far = problem.arguments["codes"], 2**30 + 11
+    block = torch.empty(2 * far + codes.shape[1], dtype=torch.uint8)
     problem.arguments["codes"] = block.as_strided(codes.shape, (far, 1)).copy_(codes)
     launches.launch_codes(problem)
 
@@ -111,10 +112,10 @@ def test_codes_beyond_32_bits(kind: Any) -> None:
 @pytest.mark.parametrize("launch", [launches.launch_block, launches.launch_pointwise])
 def test_rows_beyond_32_bits(launch: Any) -> None:
     make = cases.block_problem if launch is launches.launch_block else cases.pointwise_problem
-    problem = make(BLOCK_ROW | {"samples": 2, "residual": True})
+    problem = make(BLOCK_ROW | {"samples": 3, "residual": True})
     for name in ("x", "residual"):
-        x, far = problem.arguments[name], 2**31 + 16
-        block = torch.empty(far + x[0].numel(), dtype=x.dtype)
+        x, far = problem.arguments[name], 2**30 + 16
+        block = torch.empty(2 * far + x[0].numel(), dtype=x.dtype)
         strides = (far, x.shape[2], 1)
         problem.arguments[name] = block.as_strided(x.shape, strides).copy_(x)
     launch(problem)
