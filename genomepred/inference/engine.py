@@ -194,7 +194,7 @@ class Engine:
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.deterministic = True
         self._model = _in_form(model.to(device).eval(), numerics.form, device)
-        self._activation = _activation(card.activation)
+        self._activation = activation_function(card.activation)
         self._reverse_tracks = (
             torch.tensor(card.reverse_tracks, device=device) if card.reverse_tracks else None
         )
@@ -324,7 +324,8 @@ def _in_form(model: nn.Module, form: str, device: torch.device) -> nn.Module:
     return prepared
 
 
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """Function of a card's ``activation``: raw values ``[..., tracks]`` -> predictions."""
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "none": lambda x: x,
         "sigmoid": torch.sigmoid,

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from genomepred.errors import DataError, ModelError, OutputError
-from genomepred.inference.engine import _activation, compute_batch
+from genomepred.inference.engine import activation_function, compute_batch
 from genomepred.models.card import Card, Track
 from genomepred.models.layers import SequenceModel, prepare
 from genomepred.store.files import publishing, write_whole
@@ -244,7 +244,7 @@ def judge(
     card, device = model.card, next(model.parameters()).device
     fast, batch = prepare(model), compute_batch(card.window, device.type)
     raw = np.concatenate([raw_values(fast, part.codes, batch)[:, 0] for part in parts])
-    predictions = _activation(card.activation)(torch.from_numpy(raw)).numpy()
+    predictions = activation_function(card.activation)(torch.from_numpy(raw)).numpy()
     if not np.isfinite(predictions).all():
         row, track = map(int, np.argwhere(~np.isfinite(predictions))[0])
         raise ModelError(
