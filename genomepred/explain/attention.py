@@ -49,31 +49,35 @@ def attention_layers(model: SequenceModel) -> int:
     ModelError
         If it has none.
     """
-    layers = len(attend(model, np.zeros(model.window, np.uint8)).maps)
-    if not layers:
-        raise ModelError(
-            f"model {model.card.name!r} ({model.card.architecture}) has no attention to show; use "
-            "ism or gradients"
-        )
-    return layers
+    return len(attend(model, np.zeros(model.window, np.uint8)).maps)
 
 
 def attend(model: SequenceModel, codes: Codes) -> Attention:
-    """Attention maps of one window; none if the model has no attention.
+    """Attention maps of one window.
 
     Parameters
     ----------
     model : SequenceModel
         In evaluation mode.
     codes : uint8 array, [window]
+
+    Raises
+    ------
+    ModelError
+        If the model has no attention.
     """
-    window = torch.from_numpy(codes)[None].to(model.encoder.table.device)
+    window = torch.from_numpy(codes)[None].to(model.device)
     with torch.no_grad():
         layers = model.attention(window) if isinstance(model, HasAttention) else []
+    if not layers:
+        raise ModelError(
+            f"model {model.card.name!r} ({model.card.architecture}) has no attention to show; use "
+            "ism or gradients"
+        )
     maps = [layer[0].float().cpu().numpy() for layer in layers]
     received = [_spread(m.mean((0, 1)), *places(model, m.shape[2]), model.window) for m in maps]
-    count = maps[0].shape[2] if maps else 0
-    even = np.full(count, 1 / max(count, 1), np.float32)
+    count = maps[0].shape[2]
+    even = np.full(count, 1 / count, np.float32)
     return Attention(maps, np.array(received), _spread(even, *places(model, count), model.window))
 
 

@@ -49,7 +49,7 @@ def effects_reference(model: SequenceModel, codes: Codes, output: Output, bins: 
     bins : slice
         Bins of the output.
     """
-    device = model.encoder.table.device
+    device = model.device
 
     def value(codes: Codes) -> float:
         with torch.no_grad():
@@ -88,7 +88,7 @@ class Mutagenesis:
     """
 
     def __init__(self, model: SequenceModel, output: Output, *, share: bool | None = None) -> None:
-        self.output, self.device = output, model.encoder.table.device
+        self.output, self.device = output, model.device
         self._model = fast_form(model)
         self._part: _Strips | _WholeWindows = _WholeWindows(self._model)
         if share is not False and hasattr(model, "trunk"):
@@ -141,7 +141,7 @@ class Mutagenesis:
 @torch.no_grad()
 def fast_form(model: SequenceModel) -> SequenceModel:
     """Prepared form of a model, or the model itself where the form does not give its values."""
-    codes = (torch.arange(model.window) % 5).to(model.encoder.table.device, torch.uint8)
+    codes = (torch.arange(model.window) % 5).to(model.device, torch.uint8)
     expected = model(codes[None])
     difference = (prepare(model, fused=True)(codes[None]) - expected).abs() / (1 + expected.abs())
     return prepare(model, fused=True) if bool((difference <= TOLERANCE["fp32"]).all()) else model

@@ -125,6 +125,11 @@ class SequenceModel(nn.Module):
         return self.body(self.encode(codes))
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is; of one without parameters too."""
+        return self.encoder.table.device
+
+    @property
     def pool(self) -> int:
         """Bases from one trunk position to the next."""
         return reach(self.trunk).pool

@@ -68,6 +68,7 @@ def test_a_pooled_position_that_hangs_over_the_window_stays_inside() -> None:
     [
         ("tf-cnn", {"window": 40, "filters": 4}),
         ("tf-conv-transformer", {"window": 40, "filters": 8, "transformer_blocks": 0}),
+        ("linear", {"window": 40}),  # has no trunk either
     ],
     ids=str,
 )
