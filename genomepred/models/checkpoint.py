@@ -204,10 +204,9 @@ def _state(model: SequenceModel) -> dict[str, Tensor]:
 
 
 def _outputs(model: SequenceModel, codes: Tensor) -> Tensor:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     # TF32 convolutions would miss the fp32 tolerance.
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        outputs: Tensor = model(codes.to(device)).float().cpu()
+        outputs: Tensor = model(codes.to(model.device)).float().cpu()
     return outputs.contiguous()
 
 

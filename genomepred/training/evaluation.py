@@ -241,8 +241,8 @@ def judge(
     model: SequenceModel, name: str, task: str, parts: Sequence[Examples], columns: Sequence[int]
 ) -> Judged:
     """Predict examples with some of a model's tracks, in its prepared form and fixed batches."""
-    card, device = model.card, next(model.parameters()).device
-    fast, batch = prepare(model), compute_batch(card.window, device.type)
+    card, fast = model.card, prepare(model)
+    batch = compute_batch(card.window, model.device.type)
     raw = np.concatenate([raw_values(fast, part.codes, batch)[:, 0] for part in parts])
     predictions = activation_function(card.activation)(torch.from_numpy(raw)).numpy()
     if not np.isfinite(predictions).all():

@@ -145,8 +145,13 @@ class Fit:
 
     @property
     def best_record(self) -> Record:
-        """The first record with the highest score."""
-        return max(self.records, key=lambda record: record.score)
+        """The first record with the highest score, or of undefined (NaN) ones the lowest loss."""
+
+        def rank(record: Record) -> tuple[bool, float]:
+            is_defined = not math.isnan(record.score)
+            return is_defined, record.score if is_defined else -record.validation_loss
+
+        return max(self.records, key=rank)
 
     def is_over(self, settings: Settings) -> bool:
         """Whether no epoch is left, or too many have passed without improvement."""
@@ -223,7 +228,7 @@ class _Trainer:
     def __init__(self, model: SequenceModel, task: Task, settings: Settings) -> None:
         self.model, self.task, self.settings = model, task, settings
         self.compute = channels_last(model)  # shares the parameters
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self.optimiser = OPTIMISERS[settings.optimiser](
             model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -353,17 +358,16 @@ def _copy(model: nn.Module) -> Weights:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def raw_values(model: nn.Module, codes: Codes, batch_size: int = 512) -> Float32:
+def raw_values(model: SequenceModel, codes: Codes, batch_size: int = 512) -> Float32:
     """Raw values ``float32 [n, bins, tracks]`` of a model for codes ``uint8 [n, window]``.
 
     ``codes`` may be a view with overlapping rows; it is copied a batch at a time.
     """
-    device = next(model.parameters()).device
     batches = []
     with torch.inference_mode():
         for first in range(0, len(codes), batch_size):
             batch = torch.from_numpy(codes[first : first + batch_size].copy())
-            batches.append(model(batch.to(device)).float().cpu().numpy())
+            batches.append(model(batch.to(model.device)).float().cpu().numpy())
     return np.concatenate(batches)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from genomepred.errors import DataError, DependencyError
+from genomepred.models.layers import SequenceModel
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.grid import Region
 from genomepred.training.examples import Codes
@@ -250,7 +250,7 @@ class Sites:
 
 
 def find_sites(
-    model: nn.Module,
+    model: SequenceModel,
     contigs: dict[str, Codes],
     regions: Sequence[Region],
     peaks: Sequence[Region],
@@ -267,7 +267,7 @@ def find_sites(
 
     Parameters
     ----------
-    model : nn.Module
+    model : SequenceModel
         Of one bin and one track; prepared for speed if wished. Forward strand only.
     contigs : dict of str to uint8 array
         Codes.
@@ -310,7 +310,7 @@ def peaks_inside(regions: Iterable[Region], peaks: Sequence[Region]) -> list[Reg
 
 
 def _scan(
-    model: nn.Module, codes: Codes, window: int, stride: int, min_bases: int
+    model: SequenceModel, codes: Codes, window: int, stride: int, min_bases: int
 ) -> tuple[Int64, Float32]:
     """Centres and scores of the sites of one region."""
     if len(codes) < window:

@@ -416,13 +416,35 @@ def test_raw_values_do_not_depend_on_how_rows_are_laid_out() -> None:
     assert np.allclose(raw_values(model, windows, batch_size=7), expected, atol=1e-6)
 
 
-def record(epoch: int, score: float) -> Record:
-    return Record(epoch, 0.0, 0.0, {}, score, 0.0, 0.0)
+def record(epoch: int, score: float, loss: float = 0.0) -> Record:
+    return Record(epoch, 0.0, loss, {}, score, 0.0, 0.0)
 
 
 def test_of_equal_epochs_the_first_is_the_best() -> None:
     course = Fit([record(i, score) for i, score in enumerate([0.1, 0.3, 0.3])])
     assert course.best_record.epoch == 1
+
+
+def test_an_undefined_score_is_below_all_others() -> None:
+    scores = [math.nan, -0.2, math.nan, -0.1]
+    records = [record(i, score, loss=-i) for i, score in enumerate(scores)]
+    assert [Fit(records[: i + 1]).best_record.epoch for i in range(4)] == [0, 1, 1, 3]
+    # Where none is defined the loss is all that is known.
+    losses = [0.5, 0.3, 0.4, 0.3]
+    undefined = Fit([record(i, math.nan, loss) for i, loss in enumerate(losses)])
+    assert undefined.best_record.epoch == 1
+    assert undefined.is_over(Settings(epochs=9, patience=2))
+
+
+def test_a_training_whose_first_score_is_undefined_keeps_the_best_defined_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    SEEN.clear()
+    monkeypatch.setattr("tests.training.test_loop.SCORES", [math.nan, 0.2, 0.1])
+    model = make_model()
+    course = fit(model, Planted(64), Scripted("binary"), Settings(epochs=3, batch_size=32))
+    assert course.best_record.epoch == 1
+    assert same(weights(model), list(course.best.values()))
 
 
 @pytest.mark.parametrize(
