@@ -306,7 +306,7 @@ def test_whatever_form_a_run_takes_the_numbers_are_the_modules_own(
     cpu, geometry = torch.device("cpu"), make_card().geometry()
     numerics = engine.choose_numerics(
         model, make_card(), geometry, cpu,
-        precision="auto", strand="forward", windows=1, sample=lambda _: block,
+        precision="auto", strand="forward", windows=1, sample=lambda *_: block,
     )  # fmt: skip
     found = engine.Engine(model, make_card(), geometry, numerics, cpu).submit(block)()
     with torch.no_grad():
