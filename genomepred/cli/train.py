@@ -393,7 +393,9 @@ def evaluate(
         echo_json(document)
         return
     for name, found in document["sets"].items():
-        click.echo(f"{name}: {found['rows']:,} examples")
+        (left_out,) = found["left_out"].values()
+        note = f"; {left_out:,} more have too few known bases for a prediction" if left_out else ""
+        click.echo(f"{name}: {found['rows']:,} examples{note}")
         shown = [line for line in lines(document) if line.set == name]
         width = max(len(line.track) for line in shown)
         for line in shown:

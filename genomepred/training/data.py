@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-def open_data(source: Source, scratch: Path) -> Data:
+def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
     """Read what training and evaluation need of the source's files.
 
     Parameters
@@ -62,6 +62,8 @@ def open_data(source: Source, scratch: Path) -> Data:
         Files, and what to make of them.
     scratch : Path
         Folder for codes that outgrow memory; made if needed.
+    split : bool, optional
+        Whether labelled sequences are split; otherwise all are test examples.
 
     Returns
     -------
@@ -85,10 +87,10 @@ def open_data(source: Source, scratch: Path) -> Data:
         _refuse(source, "several genomes with peaks", ("labels", "genome", "bigwig"))
     elif table is not None:
         _refuse(source, "tables", ("labels", "genome", "bigwig"))
-        return open_table(source, scratch)
+        return open_table(source, scratch, split)
     elif source.labels is not None:
         _refuse(source, "FASTA with labels", ("genome", "bigwig", "sequence"))
-        return open_fasta(source, scratch)
+        return open_fasta(source, scratch, split)
     elif source.genome is not None:
         files = [PeakFiles("", source.genome, source.data, source.bigwig)]
     else:

@@ -27,11 +27,13 @@ from genomepred.models.layers import SequenceModel, prepare
 from genomepred.store.files import publishing, write_whole
 from genomepred.training import bootstrap, figures
 from genomepred.training.data import Data, Examples, LabelledData, Source, open_data
+from genomepred.training.examples import known_bases
 from genomepred.training.loop import raw_values
 from genomepred.training.tables import TABLE
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 Values = NDArray[np.floating[Any]]
 
 TASKS = ("regression", "binary", "profile")
@@ -50,7 +52,9 @@ class Judged(NamedTuple):
     tracks : tuple of Track
         The model's, in the order of the labels.
     parts : sequence of Examples
-        Where the sequences lie; the arrays are of all parts together.
+        Where the sequences lie.
+    rows : int64 array, [n]
+        Which of them, all parts together, have a prediction.
     names : array of str, [n]
     labels : float32 array, [n, tracks]
         NaN where missing.
@@ -66,19 +70,26 @@ class Judged(NamedTuple):
     task: str
     tracks: tuple[Track, ...]
     parts: Sequence[Examples]
+    rows: Int64
     names: NDArray[np.str_]
     labels: Float32
     predictions: Float32
     scores: Values
     threshold: float
 
-    def sequence(self, row: int) -> str:
-        """Nucleotides of a row."""
+    @property
+    def left_out(self) -> int:
+        """Examples with too few known bases for a prediction."""
+        return sum(map(len, self.parts)) - len(self.rows)
+
+    def sequence(self, index: int) -> str:
+        """Nucleotides of an example with a prediction."""
+        row = int(self.rows[index])
         for part in self.parts:
             if row < len(part):
                 return "".join(_LETTERS[part.codes[row]])
             row -= len(part)
-        raise IndexError(row)
+        raise IndexError(index)
 
 
 def evaluate(
@@ -102,7 +113,7 @@ def evaluate(
     out : Path
         Folder for the results; made if absent.
     part : {"test", "validation", "training", "all"}, optional
-        Which examples of the split; ``all`` is every row of a table.
+        Which examples of the split; ``all`` is every row of a table, which is then not split.
     resamples : int, optional
         Bootstrap resamples of the rows behind the 95% intervals; 0 gives none.
     seed : int, optional
@@ -133,7 +144,7 @@ def evaluate(
         raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
     card = model.card
     with TemporaryDirectory(prefix=".scratch-", dir=out) as scratch:
-        data = open_data(_for_card(source, card), Path(scratch))
+        data = open_data(_for_card(source, card), Path(scratch), split=part != "all")
     columns = check_fit(card, data, source.data)
     judged = [
         judge(model, name, data.task, parts, columns)
@@ -234,21 +245,38 @@ def choose_part(data: Data, part: str, path: Path) -> dict[str, list[Examples]]:
             f"--part {part}: {path} holds peaks, whose negatives in training are drawn anew every "
             "epoch; choose test or validation"
         )
-    return {part: data.parts[:1] if part == "training" else data.parts}
+    return {part: data.parts[:1] if part == "training" else list(filter(len, data.parts))}
 
 
 def judge(
     model: SequenceModel, name: str, task: str, parts: Sequence[Examples], columns: Sequence[int]
 ) -> Judged:
-    """Predict examples with some of a model's tracks, in its prepared form and fixed batches."""
+    """Predict examples with some of a model's tracks, in its prepared form and fixed batches.
+
+    As in predictions of a genome, windows with fewer known bases than the card asks have none.
+
+    Raises
+    ------
+    DataError
+        If no example has enough known bases.
+    ModelError
+        If a prediction is not finite.
+    """
     card, fast = model.card, prepare(model)
     batch = compute_batch(card.window, model.device.type)
-    raw = np.concatenate([raw_values(fast, part.codes, batch)[:, 0] for part in parts])
+    known = np.concatenate([known_bases(part.codes) for part in parts])
+    rows = np.flatnonzero(known >= card.min_bases)
+    if not len(rows):
+        raise DataError(
+            f"{name}: none of {len(known)} sequences has the {card.min_bases} known bases that "
+            f"model {card.name!r} asks, the most are {known.max()}; give longer sequences"
+        )
+    raw = np.concatenate([raw_values(fast, part.codes, batch)[:, 0] for part in parts])[rows]
     predictions = activation_function(card.activation)(torch.from_numpy(raw)).numpy()
     if not np.isfinite(predictions).all():
         row, track = map(int, np.argwhere(~np.isfinite(predictions))[0])
         raise ModelError(
-            f"model {card.name!r} predicts {predictions[row, track]} for row {row + 1} of "
+            f"model {card.name!r} predicts {predictions[row, track]} for row {rows[row] + 1} of "
             "those asked for; its weights or its input are unusable"
         )
     raw, predictions = raw[:, columns], predictions[:, columns]
@@ -262,8 +290,9 @@ def judge(
         task,
         tuple(card.tracks[column] for column in columns),
         parts,
-        np.concatenate([_names(part) for part in parts]),
-        np.concatenate([part.labels for part in parts]),
+        rows,
+        np.concatenate([_names(part) for part in parts])[rows],
+        np.concatenate([part.labels for part in parts])[rows],
         predictions,
         scores,
         0.0 if scores is raw else 0.5,
@@ -291,6 +320,7 @@ def _metrics_of(one: Judged, resamples: int, seed: int) -> dict[str, Any]:
         )
     result: dict[str, Any] = {
         "rows": rows,
+        "left_out": {"too few known bases": one.left_out},
         "labels": {t: int(n) for t, n in zip(tracks, (~np.isnan(one.labels)).sum(0), strict=True)},
         "tracks": {
             track: {name: _estimate(table[:, i]) for name, table in found.items()}

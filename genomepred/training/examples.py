@@ -19,6 +19,8 @@ Rows = slice | Int64
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PARTS = ("training", "validation", "test")
+# Examples whose codes are looked at together: a megabyte at a window of 250 bases.
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,13 @@ class Epoch:
             codes = shifted(codes, self.shift[rows])
         codes[reverse] = reverse_complement(codes[reverse])
         return Examples(codes, self.labels[rows])
+
+
+def known_bases(codes: Codes) -> Int64:
+    """Number of known bases (codes 0-3) of each window ``[n, window]``, ``[n]``."""
+    blocks = (codes[i : i + _BLOCK] for i in range(0, len(codes), _BLOCK))
+    counts = [np.count_nonzero(block < UNKNOWN, axis=1) for block in blocks]
+    return np.concatenate([np.empty(0, np.int64), *counts])
 
 
 def shifted(codes: Codes, shift: Int64) -> Codes:

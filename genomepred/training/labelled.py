@@ -294,6 +294,23 @@ def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dic
     return parts, {PARTS[part]: ", ".join(texts) for part, texts in asked.items()}
 
 
+def _unsplit(labels: Labels) -> NDArray[np.uint8]:
+    """Every row with a label as a test example.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    usable = ~np.isnan(labels.values).all(axis=1)
+    if not usable.any():
+        raise DataError(
+            f"{labels.table.path}: none of the {len(labels.values)} rows has a label in "
+            f"{', '.join(map(repr, labels.tracks[:4]))}; fill them in, or name another --target"
+        )
+    return np.where(usable, TEST, LEFT_OUT).astype(np.uint8)
+
+
 def _asked_parts(table: Table, source: Source) -> dict[int, Sequence[str]]:
     """Choices of rows for test and validation: those given, a column's, or a share."""
     asked: dict[int, Sequence[str]] = {TEST: source.test, VALIDATION: source.validation}
@@ -354,7 +371,7 @@ def _chosen_rows(table: Table, text: str, rows: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def open_table(source: Source, scratch: Path) -> LabelledData:
+def open_table(source: Source, scratch: Path, split: bool = True) -> LabelledData:
     """Data of a table with sequences and labels.
 
     Parameters
@@ -363,6 +380,8 @@ def open_table(source: Source, scratch: Path) -> LabelledData:
         What to read; ``data`` is the table.
     scratch : Path
         Folder for codes that outgrow memory.
+    split : bool, optional
+        Whether the rows are split; otherwise all are test examples.
 
     Raises
     ------
@@ -372,7 +391,7 @@ def open_table(source: Source, scratch: Path) -> LabelledData:
     table = Table(source.data)
     column = table.need(source.sequence, SEQUENCE_COLUMNS, "sequences", "--sequence")
     labels = read_labels(table, source)
-    parts, chosen = assign_parts(labels, source)
+    parts, chosen = assign_parts(labels, source) if split else (_unsplit(labels), {})
     lengths = (len(text) for texts in table.batches(column) for text in texts)
     window = source.window or _window(lengths, source.pad)
     codes, place = allocate((len(parts), window), scratch, "sequences"), _places(parts)
@@ -390,7 +409,7 @@ def open_table(source: Source, scratch: Path) -> LabelledData:
     return _in_parts(codes, labels, parts, source, facts)
 
 
-def open_fasta(source: Source, scratch: Path) -> LabelledData:
+def open_fasta(source: Source, scratch: Path, split: bool = True) -> LabelledData:
     """Data of a FASTA whose sequences have their labels in a table.
 
     Parameters
@@ -399,6 +418,8 @@ def open_fasta(source: Source, scratch: Path) -> LabelledData:
         What to read; ``data`` is the FASTA, ``labels`` the table, with the sequences' names.
     scratch : Path
         Folder for codes that outgrow memory.
+    split : bool, optional
+        Whether the sequences are split; otherwise all are test examples.
 
     Raises
     ------
@@ -411,7 +432,7 @@ def open_fasta(source: Source, scratch: Path) -> LabelledData:
     table = Table(source.labels)
     table.need(None, NAME_COLUMNS, "names of sequences", "the header 'name'")
     labels = read_labels(table, source)
-    parts, chosen = assign_parts(labels, source)
+    parts, chosen = assign_parts(labels, source) if split else (_unsplit(labels), {})
     with Genome(source.data) as fasta:
         _check_names(labels, fasta)
         window = source.window or _window((fasta.contigs[n] for n in labels.names), source.pad)
@@ -473,7 +494,8 @@ def _in_parts(
         Examples(codes[a:b], labels.values[order[a:b]], labels.names[order[a:b]])
         for a, b in pairwise(bounds)
     ]
-    check_labels(examples, labels.tracks, labels.table.path)
+    if facts["split"]:
+        check_labels(examples, labels.tracks, labels.table.path)
     facts["columns"]["labels"] = list(labels.tracks)
     facts |= {
         "transform": source.transform,

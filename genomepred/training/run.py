@@ -31,6 +31,7 @@ from genomepred.training.data import (
     Source,
     open_data,
 )
+from genomepred.training.examples import known_bases
 from genomepred.training.figures import curves, new_figure
 from genomepred.training.loop import (
     HISTORY,
@@ -53,7 +54,7 @@ _FILES = ("data", "labels", "genome", "bigwig")
 _GOLDEN = 4
 # Differences that an error names: enough to find the option that was changed.
 _MOST_SHOWN = 4
-# Examples whose codes are looked at together: a megabyte at a window of 250 bases.
+# Examples whose labels are gathered together.
 _BLOCK = 4096
 
 
@@ -421,9 +422,7 @@ def _min_bases(data: Data) -> int:
     """Half the window, or as few known bases as a held-out example has, but at least one."""
     fewest = data.window // 2
     for examples in (data.validation(), *data.test().values()):
-        for i in range(0, len(examples), _BLOCK):
-            known = np.count_nonzero(examples.codes[i : i + _BLOCK] < 4, axis=1)
-            fewest = min(fewest, int(known.min()))
+        fewest = min(fewest, int(known_bases(examples.codes).min()))
     return max(fewest, 1)
 
 

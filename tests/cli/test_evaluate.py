@@ -77,6 +77,16 @@ def test_metrics_are_printed_and_written(tmp_path: Path) -> None:
     assert found["low"] != estimate["low"]
 
 
+def test_sequences_without_a_prediction_are_counted(tmp_path: Path) -> None:
+    model, table = make_checkpoint(tmp_path / "tiny", window=40), make_table(tmp_path)
+    frame = pd.read_csv(table)
+    frame.loc[:2, "seq"] = "N" * 21 + "ACGTACGTACGTACGTACG"
+    frame.to_csv(table, index=False)
+    call = ("evaluate", "--model", model, "--data", table, "--part", "all", "--bootstrap", 0)
+    shown = done(*call, "--out", tmp_path / "out").stdout
+    assert "all: 57 examples; 3 more have too few known bases for a prediction\n" in shown
+
+
 def test_peaks_are_judged_by_kind_of_negatives(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     genome = "".join(rng.choice(list("ACGT"), 20_000))
@@ -153,7 +163,7 @@ def test_a_model_with_code_of_its_own_is_judged_if_the_code_is_trusted(tmp_path:
 
 
 def test_misfits_are_one_line(tmp_path: Path) -> None:
-    table = make_table(tmp_path)
+    table = make_table(tmp_path, window=60)
     error = run("evaluate", "--model", "ctcf", "--data", table, "--out", tmp_path / "o").exception
     assert isinstance(error, ModelError)
     assert "give --pad left or --pad right to fill them up to 100" in str(error)

@@ -15,6 +15,7 @@ from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.models.external import make_external
 from genomepred.models.layers import SequenceModel
 from genomepred.training.data import Source
 from genomepred.training.evaluation import check_fit, evaluate, tell
@@ -193,9 +194,72 @@ def test_parts_share_the_rows_among_them(tmp_path: Path) -> None:
         names[part] = predictions.name.tolist()
         assert list(document["sets"]) == [part]
         assert metrics.low.isna().all()
-    assert sorted(names["all"]) == sorted(f"seq{i}" for i in range(ROWS))
-    assert names["training"] + names["validation"] + names["test"] == names["all"]
+    assert names["all"] == [f"seq{i}" for i in range(ROWS)]
+    assert sorted(names["training"] + names["validation"] + names["test"]) == sorted(names["all"])
     assert (len(names["validation"]), len(names["test"])) == (12, 12)
+
+
+def test_all_rows_need_no_split(tmp_path: Path) -> None:
+    model = make_model(tmp_path, "label")
+    frame = pd.read_csv(make_table(tmp_path, model, "regression")).head(4)
+    frame["dataset"] = ["mine", "yours", "mine", "mine"]
+    frame.loc[2, "label"] = None
+    frame.to_csv(tmp_path / "few.csv", index=False)
+    evaluate(model, Source(tmp_path / "few.csv"), tmp_path / "a", part="all", resamples=9)
+    document, _, predictions, _ = written(tmp_path / "a")
+    assert predictions.name.tolist() == ["seq0", "seq1", "seq3"]
+    assert document["data"]["left_out"] == {"no label": 1}
+    fasta, labels = tmp_path / "few.fa", tmp_path / "labels.csv"
+    fasta.write_text("".join(f">{row.name_}\n{row.sequence}\n" for row in frame.rename(
+        columns={"name": "name_"}).itertuples()))  # fmt: skip
+    frame.drop(columns="sequence").to_csv(labels, index=False)
+    evaluate(model, Source(fasta, labels=labels), tmp_path / "b", part="all", resamples=9)
+    assert written(tmp_path / "b")[2].equals(predictions)
+    frame["label"] = None
+    frame.to_csv(tmp_path / "few.csv", index=False)
+    with pytest.raises(DataError, match="none of the 4 rows has a label in 'label'"):
+        evaluate(model, Source(tmp_path / "few.csv"), tmp_path / "c", part="all")
+
+
+def test_sequences_with_too_few_known_bases_have_no_prediction(tmp_path: Path) -> None:
+    model = make_model(tmp_path, "label")
+    model.card = Card(**{**vars(model.card), "min_bases": 15})
+    table = make_table(tmp_path, model, "regression")
+    frame = pd.read_csv(table)
+    short = frame.index % 3 == 1
+    frame["sequence"] = frame.sequence.str.replace("N", "A")
+    frame.loc[short, "sequence"] = "NNNNNN" + frame.sequence[short].str[6:]
+    frame.loc[frame.index % 3 == 2, "sequence"] = "NNNNN" + frame.sequence.str[5:]
+    frame.to_csv(table, index=False)
+    result = evaluate(model, Source(table), tmp_path / "out", part="all", resamples=0)
+    assert result["sets"]["all"]["rows"] == 80
+    assert result["sets"]["all"]["left_out"] == {"too few known bases": 40}
+    _, _, predictions, worst = written(tmp_path / "out")
+    kept = frame[~short].set_index("name")
+    assert predictions.name.tolist() == kept.index.tolist()
+    expected = predict(model, kept.sequence)[:, 0]
+    assert predictions.prediction_label.to_numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert worst.sequence.tolist() == kept.sequence[worst.name].tolist()
+    frame[short].to_csv(table, index=False)
+    with pytest.raises(DataError, match="none of 40 sequences has the 15 known bases .* are 14;"):
+        evaluate(model, Source(table), tmp_path / "none", part="all")
+
+
+def test_a_module_without_parameters_is_judged(tmp_path: Path) -> None:
+    code = "    def forward(self, x):\n        return x[:, 1:3].sum((1, 2))\n"  # C and G
+    code = "from torch import nn\n\nclass GC(nn.Module):\n" + code
+    (tmp_path / "gc.py").write_text(code)
+    card = Card(
+        name="gc", architecture="external", config={}, window=W, bin_size=W, stride=W,
+        tracks=(Track("label"),), activation="none", input="onehot_channels_first",
+    )  # fmt: skip
+    trust = str(tmp_path / "gc.py")
+    save_checkpoint(tmp_path / "gc", make_external(card, trust), card, np.full((2, W), 1, np.uint8))
+    model = load_model(tmp_path / "gc", trust_code=trust)
+    table = make_table(tmp_path, make_model(tmp_path, "label"), "regression")
+    evaluate(model, Source(table), tmp_path / "out", part="all", resamples=0)
+    counts = pd.read_csv(table).sequence.str.count("[CG]").tolist()
+    assert written(tmp_path / "out")[2].prediction_label.tolist() == counts
 
 
 def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
