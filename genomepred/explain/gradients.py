@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genomepred.errors import ModelError
-from genomepred.explain.windows import Output
+from genomepred.explain.windows import Output, Window
 from genomepred.inference.engine import compute_batch
 from genomepred.models.layers import SequenceModel
 from genomepred.sequences.codes import Codes
@@ -67,15 +69,16 @@ class Gradients:
         steps: int = 50,
     ) -> None:
         self.model, self.output, self.method = model, output, method
-        self.device = model.encoder.table.device
+        self.device = model.device
         self.steps = (torch.arange(steps, device=self.device) + 0.5) / steps
         self.baseline = BASELINES[baseline]
         self._batch = compute_batch(model.window, self.device.type)
-        # Activations are kept for the way back, so batches are smaller than in a forward pass.
-        self._batch = max(self._batch // 4, 1)
+        if self.device.type == "cuda":  # whose memory is to hold activations for the way back
+            self._batch = max(self._batch // 4, 1)
+        self._windows = max(self._batch // steps, 1) if method == "integrated" else self._batch
         self._channels = ["ACGT".index(base) for base in model.base_order]
         with torch.no_grad():
-            shape = tuple(self._encode(np.full(model.window, 4, np.uint8)).shape[1:])
+            shape = tuple(self._encode(np.full((1, model.window), 4, np.uint8)).shape[1:])
         if shape != (4, model.window):
             raise ModelError(
                 f"model {output.card.name!r} is given {list(shape)} numbers a window, not "
@@ -83,33 +86,40 @@ class Gradients:
             )
 
     def _encode(self, codes: Codes) -> Tensor:
-        return self.model.encode(torch.from_numpy(codes)[None].to(self.device))
+        return self.model.encode(torch.from_numpy(codes).to(self.device))
 
-    def attribute(self, codes: Codes, bins: slice) -> Attribution:
-        """Contributions in one window.
+    def each(self, windows: Iterable[Window]) -> Iterator[tuple[Window, Attribution]]:
+        """Windows with their contributions, in order; computed in batches."""
+        for bins, group in groupby(windows, self.output.bins):
+            while batch := list(islice(group, self._windows)):
+                codes = np.stack([window.codes for window in batch])
+                yield from zip(batch, self.attribute(codes, bins), strict=True)
+
+    def attribute(self, codes: Codes, bins: slice) -> list[Attribution]:
+        """Contributions in windows that are computed together.
 
         Parameters
         ----------
-        codes : uint8 array, [window]
+        codes : uint8 array, [n, window]
         bins : slice
             Bins of the output that count.
         """
         x = self._encode(codes)
-        baseline, start = float("nan"), torch.full_like(x, self.baseline)
+        baselines, start = [float("nan")] * len(x), torch.full_like(x, self.baseline)
         if self.method == "integrated":
             values = torch.zeros_like(x)
             for steps in torch.split(self.steps, self._batch):
-                points = start + steps[:, None, None] * (x - start)
-                values += self._gradient(points, bins).sum(0)
+                points = start[:, None] + steps[:, None, None] * (x - start)[:, None]
+                values += self._gradient(points.flatten(0, 1), bins).view_as(points).sum(1)
             values *= (x - start) / len(self.steps)
-            baseline = self._value(start, bins)
+            baselines = self._values(start[:1], bins) * len(x)
         else:
             values = self._gradient(x, bins)
             if self.method == "gradient-x-input":
                 values = values * x
-        canonical = np.empty((self.model.window, 4), np.float32)
-        canonical[:, self._channels] = values[0].T.cpu().numpy()
-        return Attribution(self._value(x, bins), baseline, canonical)
+        canonical = np.empty((len(x), self.model.window, 4), np.float32)
+        canonical[:, :, self._channels] = values.transpose(1, 2).cpu().numpy()
+        return list(map(Attribution, self._values(x, bins), baselines, canonical))
 
     def _gradient(self, x: Tensor, bins: slice) -> Tensor:
         """Gradient of each row's output, ``[batch, 4, window]``."""
@@ -118,6 +128,8 @@ class Gradients:
         (gradient,) = torch.autograd.grad(total, x)
         return gradient
 
-    def _value(self, x: Tensor, bins: slice) -> float:
-        with torch.no_grad():
-            return float(self.output.of(self.model.body(x), bins))
+    @torch.no_grad()
+    def _values(self, x: Tensor, bins: slice) -> list[float]:
+        """Each row's output."""
+        values: list[float] = self.output.of(self.model.body(x), bins).tolist()
+        return values

@@ -21,6 +21,8 @@ from genomepred.store.files import publishing
 _FORMAT_VERSION = 1
 # Numbers of one chunk, at most: what is read for a single window stays small.
 _CHUNK = 1 << 16
+# Numbers gathered before they are written: one by one, rows took longer than their gradients.
+_BLOCK = 1 << 20
 
 
 class Results:
@@ -72,6 +74,8 @@ class Results:
         self._columns = columns
         self._names: list[str] = []
         self._contigs: list[str] = []
+        self._rows: list[dict[str, NDArray[Any]]] = []
+        self._line = "%s%d\t%s\t" + "\t".join(["%.6g"] * len(columns)) + "\n"
         self._stack = ExitStack()
 
     def __enter__(self) -> Results:
@@ -88,15 +92,16 @@ class Results:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None and not self.windows:
-            kind, error = DataError, DataError("the input holds no sequences; nothing is written")
-            self._stack.__exit__(kind, error, None)
-            raise error
-        if kind is None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, traceback)
+            return
+        with self._stack:
+            if not self.windows:
+                raise DataError("the input holds no sequences; nothing is written")
+            self._write_rows()
             for name, texts in (("names", self._names), ("contigs", self._contigs)):
                 encoded = [text.encode() for text in texts]
                 self._file[name] = np.array(encoded, f"S{max(map(len, encoded), default=1)}")
-        self._stack.__exit__(kind, error, traceback)
 
     @property
     def windows(self) -> int:
@@ -121,37 +126,47 @@ class Results:
         """
         self._names.append(window.name)
         self._contigs.append(window.contig)
-        rows = {
+        row = {
             "starts": np.int64(window.start),
             "asked": np.array(window.asked, np.int32),
             "codes": window.codes,
             **arrays,
         }
-        for name, row in rows.items():
-            self._append(name, np.asarray(row))
-        for place in np.flatnonzero(window.codes < 4).tolist():
-            numbers = "\t".join(f"{value:.6g}" for value in lines[place].tolist())
-            base = "ACGT"[window.codes[place]]
-            start = window.start + place
-            print(window.name, window.contig, start, base, numbers, sep="\t", file=self._table)
+        self._rows.append({name: np.asarray(values) for name, values in row.items()})
+        if len(self._rows) * sum(values.size for values in self._rows[-1].values()) >= _BLOCK:
+            self._write_rows()
+        known = np.flatnonzero(window.codes < 4)
+        bases = (window.start + known, window.codes[known], lines[known])
+        begin, line = f"{window.name}\t{window.contig}\t", self._line
+        self._table.writelines(
+            line % (begin, start, "ACGT"[code], *numbers)
+            for start, code, numbers in zip(*(column.tolist() for column in bases), strict=True)
+        )
 
-    def _append(self, name: str, row: NDArray[np.generic]) -> None:
-        if name not in self._file:
-            chunk = max(1, _CHUNK // max(row.size, 1))
-            self._file.create_dataset(
-                name,
-                (0, *row.shape),
-                row.dtype,
-                maxshape=(None, *row.shape),
-                chunks=(chunk, *row.shape),
-                compression="gzip",
-                compression_opts=4,
-                shuffle=True,
-                fletcher32=True,
-            )
-        data = self._file[name]
-        data.resize(self.windows, axis=0)
-        data[self.windows - 1] = row
+    def _write_rows(self) -> None:
+        """Append the gathered rows to their datasets."""
+        for name in self._rows[0] if self._rows else ():
+            rows = np.stack([row[name] for row in self._rows])
+            if name not in self._file:
+                self._create(name, rows)
+            data = self._file[name]
+            data.resize(self.windows, axis=0)
+            data[self.windows - len(rows) :] = rows
+        self._rows.clear()
+
+    def _create(self, name: str, rows: NDArray[Any]) -> None:
+        shape = rows.shape[1:]
+        self._file.create_dataset(
+            name,
+            (0, *shape),
+            rows.dtype,
+            maxshape=(None, *shape),
+            chunks=(max(1, _CHUNK // max(rows[0].size, 1)), *shape),
+            compression="gzip",
+            compression_opts=4,
+            shuffle=True,
+            fletcher32=True,
+        )
 
 
 def make_folder(folder: Path) -> None:

@@ -129,8 +129,7 @@ def gradients(
     if method == "integrated":
         about |= {"baseline": baseline, "steps": steps}
     with Results(out, "gradients", model.card, ("A", "C", "G", "T"), about) as results:
-        for window in _progress(windows, "gradients"):
-            found = attributor.attribute(window.codes, output.bins(window))
+        for window, found in attributor.each(_progress(windows, "gradients")):
             arrays: dict[str, NDArray[np.float32] | np.float32] = {"values": found.values}
             arrays["reference"] = np.float32(found.reference)
             if method == "integrated":

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genomepred.errors import ModelError
-from genomepred.explain.gradients import METHODS, Gradients
-from genomepred.explain.windows import Output
+from genomepred.explain.gradients import METHODS, Attribution, Gradients
+from genomepred.explain.windows import Output, Window
 from genomepred.models import build
+from genomepred.sequences.codes import Codes
 from tests.explain.models import BASES, Profile, card_of, make, spread
 
 
@@ -27,7 +28,9 @@ def test_gradients_of_a_linear_model_are_its_weights_in_canonical_order() -> Non
     weight = model.linear.weight.detach().numpy().reshape(9, 4)[:, ::-1]  # to A, C, G, T
     one_hot = np.vstack([np.eye(4), [0.25] * 4])[codes]
     find = {
-        method: Gradients(model, output, method, baseline="uniform").attribute(codes, BASES)
+        method: Gradients(model, output, method, baseline="uniform").attribute(codes[None], BASES)[
+            0
+        ]
         for method in METHODS
     }
     np.testing.assert_allclose(find["gradient"].values, weight, atol=1e-6)
@@ -40,7 +43,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     model = spread(Profile()).double()
     output = Output(card_of(model, activation="softmax"), "track1")
     codes = np.random.default_rng(0).integers(0, 5, 30, dtype=np.uint8)
-    found = Gradients(model, output, "gradient").attribute(codes, slice(1, 4)).values
+    found = Gradients(model, output, "gradient").attribute(codes[None], slice(1, 4))[0].values
     x = model.encode(torch.from_numpy(codes)[None]).double()
     for place, channel in [(4, 0), (9, 3), (15, 1), (20, 2)]:
         sides = []
@@ -64,7 +67,7 @@ def test_integrated_gradients_sum_to_the_difference_from_the_baseline(
     model = make(name, window=64)
     codes = np.random.default_rng(seed).integers(0, 5, 64, dtype=np.uint8)
     integrated = Gradients(model, Output(model.card), "integrated", baseline=baseline, steps=400)
-    found = integrated.attribute(codes, BASES)
+    (found,) = integrated.attribute(codes[None], BASES)
     with torch.no_grad():
         assert found.reference == pytest.approx(float(model(torch.from_numpy(codes)[None])))
         start = torch.full((1, 4, 64), 0.25 if baseline == "uniform" else 0.0)
@@ -78,20 +81,53 @@ def test_more_steps_come_closer() -> None:
     codes = np.random.default_rng(0).integers(0, 4, 64, dtype=np.uint8)
     errors = []
     for steps in (2, 20, 500):
-        found = Gradients(model, Output(model.card), "integrated", steps=steps).attribute(
-            codes, BASES
-        )
+        integrated = Gradients(model, Output(model.card), "integrated", steps=steps)
+        (found,) = integrated.attribute(codes[None], BASES)
         errors.append(abs(float(found.values.sum()) - (found.reference - found.baseline)))
     assert errors[0] > errors[1] > errors[2]
 
 
 def test_the_number_of_steps_in_a_batch_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("tf-cnn", window=64)
-    codes = np.random.default_rng(0).integers(0, 4, 64, dtype=np.uint8)
+    codes = np.random.default_rng(0).integers(0, 4, (2, 64), dtype=np.uint8)
     gradients = Gradients(model, Output(model.card), "integrated", steps=11)
-    expected = gradients.attribute(codes, BASES).values
+    expected = gradients.attribute(codes, BASES)
     monkeypatch.setattr(gradients, "_batch", 3)
-    np.testing.assert_allclose(gradients.attribute(codes, BASES).values, expected, atol=1e-6)
+    for found, wanted in zip(gradients.attribute(codes, BASES), expected, strict=True):
+        np.testing.assert_allclose(found.values, wanted.values, atol=1e-6)
+        assert (found.reference, found.baseline) == (wanted.reference, wanted.baseline)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_windows_are_computed_together_and_keep_their_order(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = spread(Profile())
+    model.card = card_of(model)
+    rng = np.random.default_rng(0)
+    windows = [
+        Window(f"w{i}", "c", 0, rng.integers(0, 5, 30, dtype=np.uint8), (5, 25 if i < 250 else 9))
+        for i in range(300)
+    ]
+    gradients = Gradients(model, Output(model.card, "track1"), method, steps=5)
+    single = Gradients(model, Output(model.card, "track1"), method, steps=5)
+    monkeypatch.setattr(single, "_windows", 1)
+    sizes: list[int] = []
+    attribute = gradients.attribute
+
+    def counted(codes: Codes, bins: slice) -> list[Attribution]:
+        sizes.append(len(codes))
+        return attribute(codes, bins)
+
+    monkeypatch.setattr(gradients, "attribute", counted)
+    pairs = list(zip(gradients.each(iter(windows)), single.each(iter(windows)), strict=True))
+    assert [window for (window, _), _ in pairs] == windows
+    for (_, found), (_, alone) in pairs:
+        np.testing.assert_allclose(found.values, alone.values, atol=1e-5)
+        np.testing.assert_allclose(found.reference, alone.reference, atol=1e-5)
+        np.testing.assert_allclose(found.baseline, alone.baseline, atol=1e-5)
+    # 250 windows of ten bins, then 50 of two; batches of 256 rows.
+    assert sizes == ([51] * 4 + [46, 50] if method == "integrated" else [250, 50])
 
 
 def test_a_model_given_codes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from genomepred.errors import DataError, DependencyError
-from genomepred.explain import run
+from genomepred.errors import DataError, DependencyError, OutputError
+from genomepred.explain import results, run
 from genomepred.explain.figures import _legible_part, most_important
 from genomepred.explain.gradients import Gradients
 from genomepred.explain.motifs import read_meme
@@ -91,10 +91,31 @@ def test_gradients_write_their_values(model: SequenceModel, tmp_path: Path, meth
     assert len(report.files) == 3
     with h5py.File(tmp_path / "gradients.h5") as file:
         attributor = Gradients(model, output, method, steps=7)
-        for window, values in zip(windows, file["values"], strict=True):
-            np.testing.assert_array_equal(values, attributor.attribute(window.codes, BASES).values)
+        expected = [attributor.attribute(window.codes[None], BASES)[0] for window in windows]
+        np.testing.assert_allclose(file["values"], [e.values for e in expected], atol=1e-6)
+        np.testing.assert_allclose(file["reference"], [e.reference for e in expected], atol=1e-6)
         assert file.attrs["method"] == method
         assert ("baseline" in file) == (method == "integrated")
+
+
+def test_rows_are_the_same_however_many_are_written_at_once(
+    model: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows, output = some_windows(40, 5), Output(model.card)
+    run.gradients(model, windows, output, tmp_path / "a", pictures=0)
+    monkeypatch.setattr(results, "_BLOCK", 2 * (40 * 5 + 5))  # two windows
+    run.gradients(model, windows, output, tmp_path / "b", pictures=0)
+    with (
+        h5py.File(tmp_path / "a" / "gradients.h5") as a,
+        h5py.File(tmp_path / "b" / "gradients.h5") as b,
+    ):
+        assert set(a) == set(b)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+        assert a["codes"].shape == (5, 40)
+        assert a["values"].fletcher32
+    tables = [(tmp_path / out / "gradients.tsv").read_bytes() for out in "ab"]
+    assert tables[0] == tables[1]
 
 
 def test_long_windows_show_their_most_important_part(tmp_path: Path) -> None:
@@ -166,3 +187,10 @@ def test_pictures_need_their_library_before_the_work(
     with pytest.raises(DependencyError, match=r"genomepred\[plot\], or use --pictures 0"):
         run.ism(model, some_windows(40), Output(model.card), tmp_path)
     assert run.ism(model, some_windows(40), Output(model.card), tmp_path, pictures=0).windows == 3
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(model: SequenceModel, small_disk: Path) -> None:
+    windows = some_windows(40, 2) * 20_000
+    with pytest.raises(OutputError, match=r"gradients\.(h5|tsv): the disk or quota of .* is full"):
+        run.gradients(model, windows, Output(model.card), small_disk, 0, method="gradient")
+    assert list(small_disk.iterdir()) == []
