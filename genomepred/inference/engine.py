@@ -13,8 +13,8 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from math import gcd
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genomepred.errors import DeviceError, ModelError, PrecisionError
+from genomepred.inference.overlap import Sharing
+from genomepred.inference.overlap_work import Blocks, multiply_adds
 from genomepred.models.card import Card
 from genomepred.models.layers import prepare
 from genomepred.sequences.grid import Geometry
@@ -67,12 +69,16 @@ class Numerics:
         Windows of every call of the model.
     strand : {"forward", "reverse", "mean", "each"}
         Strands that are predicted, and how they are combined.
+    overlap : {"naive", "share"}
+        Whether every window is computed by itself, or a compute batch from one block of sequence
+        (see :mod:`genomepred.inference.overlap`).
     """
 
     precision: str
     form: str
     compute_batch: int
     strand: str
+    overlap: str = "naive"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +91,8 @@ class Block:
         On the CPU, pinned when bound for a GPU.
     starts : int64 array, [slots]
         Where each slot's window starts in ``codes``; slots are a multiple of the compute batch.
+        An engine that shares overlap takes the first of each compute batch and the geometry's
+        stride.
     stride : int
         Distance between the starts if it is the same for all slots, otherwise 0.
     needed : bool array, [slots / compute batch]
@@ -138,26 +146,6 @@ def compute_batch(window: int, device_type: str, bins: int = 1) -> int:
     return min(1 << (fitting.bit_length() - 1), _BATCH_WINDOWS[device_type])
 
 
-def multiply_adds(model: nn.Module, window: int) -> int:
-    """Multiply-adds of one window on one strand, counted in convolutions and linear layers."""
-    total = 0
-
-    def count(layer: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        total += out.numel() * weight[0].numel()
-
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    device = next(chain(model.parameters(), model.buffers())).device
-    with torch.no_grad():
-        model(torch.zeros(1, window, dtype=torch.uint8, device=device))
-    for hook in hooks:
-        hook.remove()
-    return total
-
-
 class Engine:
     """Runs one model on one device.
 
@@ -199,7 +187,11 @@ class Engine:
             torch.tensor(card.reverse_tracks, device=device) if card.reverse_tracks else None
         )
         self._complement = torch.tensor([3, 2, 1, 0, 4], dtype=torch.uint8, device=device)
-        shape = (numerics.compute_batch, geometry.window)
+        shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
+        self._shared = numerics.overlap == "share"
+        if self._shared:
+            sharing = Sharing(self._model, geometry.stride, numerics.compute_batch)
+            self._model, shape = sharing, (sharing.bases,)
         self._buffer = torch.full(shape, 4, dtype=torch.uint8, device=device)
         self._offsets = torch.arange(geometry.window, device=device)
         self._warm = False
@@ -245,7 +237,11 @@ class Engine:
         return result
 
     def _cut(self, codes: Tensor, block: Block, slot: int) -> None:
-        """Fill the buffer with the windows of one compute batch."""
+        """Fill the buffer with the windows of one compute batch, or the sequence they lie in."""
+        if self._shared:
+            start = int(block.starts[slot])
+            self._buffer.copy_(codes[start : start + len(self._buffer)])
+            return
         batch, window = self._buffer.shape
         if block.stride:
             shape, strides = (batch, window), (block.stride, 1)
@@ -280,8 +276,9 @@ class Engine:
         return result.clone() if self.numerics.strand in ("mean", "each") else result
 
     def _reverse(self) -> Tensor:
-        self._buffer.copy_(self._complement[self._buffer.long()].flip(1))
-        result = self._forward().flip(1)
+        self._buffer.copy_(self._complement[self._buffer.long()].flip(-1))
+        # On the other strand of a block its windows stand in the opposite order.
+        result = self._forward().flip((0, 1) if self._shared else 1)
         return result if self._reverse_tracks is None else result[..., self._reverse_tracks]
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -345,7 +342,8 @@ def choose_numerics(
     precision: str,
     strand: str,
     windows: float,
-    sample: Callable[[int], Block],
+    sample: Callable[[int, bool], Block],
+    blocks: Blocks | None = None,
 ) -> Numerics:
     """Decide form and precision for a run.
 
@@ -357,7 +355,10 @@ def choose_numerics(
     windows : float
         Windows that each worker will compute, about: decides whether probing forms can pay.
     sample : callable
-        Given a compute batch, returns a block of fixed grid rows for the guard.
+        Given a compute batch, and whether its windows follow each other as the grid's do, returns
+        a block of fixed grid rows for the guard.
+    blocks : Blocks, optional
+        Blocks to share overlap by; the guard may decide against them.
 
     Raises
     ------
@@ -372,11 +373,12 @@ def choose_numerics(
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
             candidates = ("fp16", "fp32")  # bfloat16 is emulated, slowly, before sm_80
 
-    def engine(precision: str, form: str) -> Engine:
-        return Engine(model, card, geometry, Numerics(precision, form, batch, strand), device)
+    def engine(precision: str, form: str, batch: int = batch, overlap: str = "naive") -> Engine:
+        numerics = Numerics(precision, form, batch, strand, overlap)
+        return Engine(model, card, geometry, numerics, device)
 
     def difference(precision: str, form: str) -> float:
-        block = sample(batch)
+        block = sample(batch, False)
         reference = engine("fp32", "eager").submit(block)()
         try:
             return _difference(engine(precision, form).submit(block)(), reference)
@@ -384,6 +386,13 @@ def choose_numerics(
             if form == "eager":
                 raise
             return float("inf")
+
+    def difference_shared(precision: str, form: str, windows: int) -> float:
+        block = sample(windows, True)
+        alone = gcd(windows, batch)  # both are multiples of powers of two
+        batches = replace(block, needed=np.ones(windows // alone, np.bool_))
+        reference = engine("fp32", "eager", alone).submit(batches)()
+        return _difference(engine(precision, form, windows, "share").submit(block)(), reference)
 
     accepted = "fp32"
     for candidate in candidates:
@@ -398,9 +407,12 @@ def choose_numerics(
                 f"{card.tolerance[candidate]:.2g}; use --precision auto or fp32"
             )
     form = FORMS[device.type][0]
+    tolerance = card.tolerance[accepted]
+    if blocks and difference_shared(accepted, form, blocks.windows) <= tolerance:
+        return Numerics(accepted, form, blocks.windows, strand, "share")
     if windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS:
         form = _fastest_form(lambda form: engine(accepted, form), FORMS[device.type])
-    if difference(accepted, form) > card.tolerance[accepted]:
+    if difference(accepted, form) > tolerance:
         form = "eager"
     return Numerics(accepted, form, batch, strand)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genomepred.errors import GenomepredError
+from genomepred.inference import pipeline
 from genomepred.inference.engine import Engine, Numerics
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.setup import Options, Setup
@@ -25,16 +26,21 @@ class GenomePlan:
     windows: int
     rows: int
     shards: int
+    batches: int
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do: see :func:`plan`."""
+    """What a run would do: see :func:`plan`.
+
+    ``saving`` is how many times the multiply-adds it would take without sharing overlap.
+    """
 
     genomes: list[GenomePlan]
     numerics: Numerics
     workers: int
+    saving: float
     samples: bool
     bytes_on_disk: int
     seconds: float
@@ -47,18 +53,19 @@ def plan(options: Options) -> Estimate:
     The probe times a few compute batches and compresses the predictions of random sequence; the
     time is the engine's alone, at full use of all workers.
     """
-    setup = Setup(options)
+    setup = Setup(options, writes=False)
     numerics = setup.decide(setup.random_block)
     genomes = [_plan_genome(setup, numerics, source) for source in options.genomes]
     engine = setup.engine(numerics)
-    windows = sum(genome.windows for genome in genomes) / options.shard[1]
+    batches = sum(genome.batches for genome in genomes) / options.shard[1]
     rows = sum(genome.rows for genome in genomes) / options.shard[1]
-    seconds = windows / numerics.compute_batch * engine.seconds_per_batch() / setup.workers
+    seconds = batches * engine.seconds_per_batch() / setup.workers
     bases = sum(genome.bases for genome in genomes) / options.shard[1]
     return Estimate(
         genomes=genomes,
         numerics=numerics,
         workers=setup.workers,
+        saving=setup.saving(numerics),
         samples=setup.geometry.samples,
         bytes_on_disk=int(rows * _bytes_per_row(setup, engine)) if rows else 0,
         seconds=seconds,
@@ -73,20 +80,30 @@ def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> Genome
             contigs = genome.contigs
         grid = make_grid(contigs, setup.geometry, options.regions, options.centre)
     except GenomepredError as error:
-        return GenomePlan(source.name, 0, 0, 0, 0, 0, str(error))
+        return GenomePlan(source.name, 0, 0, 0, 0, 0, 0, str(error))
     windows = sum(span.windows for span in grid.spans(0, grid.rows))
     shards = -(-grid.rows // shard_rows(setup.layout, numerics.compute_batch))
+    shared = numerics.overlap == "share"
+    batch = numerics.compute_batch
+    batches = pipeline.compute_batches(
+        grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
+    )
     bases = sum(contigs.values())
-    return GenomePlan(source.name, len(contigs), bases, windows, grid.rows, shards)
+    return GenomePlan(source.name, len(contigs), bases, windows, grid.rows, shards, batches)
 
 
 def _bytes_per_row(setup: Setup, engine: Engine) -> float:
     """Stored bytes of a row, from one chunk of predictions of random sequence."""
-    layout, batch = setup.layout, engine.numerics.compute_batch
+    layout, numerics = setup.layout, engine.numerics
     if layout.compression == "none":
         return float(layout.tracks * np.dtype(layout.dtype).itemsize)
     rows = min(layout.chunk_rows, 4096)
-    block = setup.random_block(-(-rows // (batch * setup.geometry.bins)) * batch)
-    values = engine.submit(block)().reshape(-1, layout.tracks)[: layout.chunk_rows]
+    batches = -(-rows // (numerics.compute_batch * setup.geometry.bins))
+    blocks = (
+        setup.random_block(numerics.compute_batch, numerics.overlap == "share", seed)
+        for seed in range(batches)
+    )
+    values = np.concatenate([engine.submit(block)().reshape(-1, layout.tracks) for block in blocks])
+    values = values[: layout.chunk_rows]
     # The chunk is padded with NaN, which compresses to next to nothing.
     return len(encode_chunk(values, layout)) / len(values)

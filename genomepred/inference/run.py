@@ -65,6 +65,7 @@ def predict(
     shard: tuple[int, int] = (1, 1),
     jobs: int | None = None,
     trust_code: str | None = None,
+    overlap: str = "auto",
     progress: bool = False,
 ) -> list[GenomeResult]:
     """Predict genomes into ``out``, one HDF5 file each; call again to continue after a crash.
@@ -103,6 +104,9 @@ def predict(
     trust_code : str, optional
         Code of a model that comes with its own, which is executed: ``PATH[:CLASS]`` of a Python
         file, or ``MODULE:CLASS`` of an installed module.
+    overlap : {"auto", "share", "naive"}
+        Whether a base is convolved once for all windows that see it. ``auto``: where that is
+        clearly faster; the values are the same within 1e-5 of their scale.
     progress : bool
         Show progress on stderr.
 
@@ -135,6 +139,7 @@ def predict(
         shard=shard,
         jobs=jobs,
         trust_code=trust_code,
+        overlap=overlap,
     )
     return run(options, progress).genomes
 
@@ -185,6 +190,7 @@ def _compute(
         form=plan.signature["form"],
         compute_batch=plan.signature["compute_batch"],
         strand=plan.signature["strand"],
+        overlap=plan.signature["overlap"],
     )
     engine = setup.engine(numerics)
     works = [GenomeWork(source, plan, k) for k, source in enumerate(setup.options.genomes)]

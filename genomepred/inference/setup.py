@@ -7,14 +7,20 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
-from genomepred.errors import GenomepredError, ModelError, RegionError, SequenceError
+from genomepred.errors import (
+    GenomepredError,
+    ModelError,
+    PrecisionError,
+    RegionError,
+    SequenceError,
+)
 from genomepred.inference import pipeline
 from genomepred.inference.engine import (
     STRANDS,
@@ -24,9 +30,15 @@ from genomepred.inference.engine import (
     choose_numerics,
     compute_batch,
     find_device,
-    multiply_adds,
 )
 from genomepred.inference.inputs import GenomePath
+from genomepred.inference.overlap_work import (
+    OVERLAPS,
+    Blocks,
+    Filled,
+    choose_blocks,
+    multiply_adds,
+)
 from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
 from genomepred.inference.signature import RUN_FILE, facts, open_run
 from genomepred.models.card import Card
@@ -67,6 +79,7 @@ class Options:
     shard: tuple[int, int] = (1, 1)
     jobs: int | None = None
     trust_code: str | None = None
+    overlap: str = "auto"
 
     def __post_init__(self) -> None:
         i, n = self.shard
@@ -74,6 +87,10 @@ class Options:
             raise ModelError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
         if self.strand not in STRANDS:
             raise ModelError(f"--strand {self.strand!r}: one of {', '.join(STRANDS)}")
+        if self.overlap not in OVERLAPS:
+            raise ModelError(f"--overlap {self.overlap!r}: one of {', '.join(OVERLAPS)}")
+        if self.overlap == "share" and self.centre:
+            raise ModelError("--overlap share: windows of --centre lie anywhere; leave it out")
         if self.regions is not None and not self.regions.is_file():
             raise RegionError(f"--regions {self.regions}: no such file, or no regular one")
         if self.centre and self.regions is None:
@@ -81,10 +98,18 @@ class Options:
 
 
 class Setup:
-    """Model, device and layout of a run, before anything is written."""
+    """Model, device and layout of a run, before anything is written.
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    Parameters
+    ----------
+    options : Options
+        What is asked for.
+    writes : bool, optional
+        Whether indexes of genomes may be kept in the output folder.
+    """
+
+    def __init__(self, options: Options, writes: bool = True) -> None:
+        self.options, self._writes = options, writes
         self.device = find_device(options.device)
         self.model = load_model(options.model, trust_code=options.trust_code)
         card = self.model.card
@@ -112,6 +137,8 @@ class Setup:
         most, worth = len(os.sched_getaffinity(0)), self.windows / _WINDOWS_A_WORKER
         if worth < most:
             work = self.windows * multiply_adds(self.model, self.geometry.window)
+            blocks = self._choose_blocks(lambda windows: 1.0)
+            work /= blocks.saving if blocks is not None else 1
             worth = max(worth, work / _MULTIPLY_ADDS_A_WORKER)
         return max(1, min(most, int(worth)))
 
@@ -119,7 +146,7 @@ class Setup:
         """Create the run in its output folder, or join the one that is there."""
         options = self.options
         names = [genome.name for genome in options.genomes]
-        about = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
+        about: dict[str, Any] = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
         expected = facts(
             self.card,
             self.geometry,
@@ -130,10 +157,17 @@ class Setup:
             centre=options.centre,
             code_sha256=self.model.code.sha256 if isinstance(self.model, External) else None,
         )
-        asked = {"precision": options.precision} if options.precision != "auto" else {}
+        choices = {"precision": options.precision, "overlap": options.overlap}
+        asked = {name: choice for name, choice in choices.items() if choice != "auto"}
         if options.regions is not None and not (options.out / RUN_FILE).exists():
             self._with_first_genome(lambda genome, grid: None)  # a wrong BED must start no run
-        signature = open_run(options.out, expected, asked, lambda: self.decide(self._sample), about)
+
+        def decide() -> Numerics:
+            numerics = self.decide(self._sample)
+            about["saving"] = self.saving(numerics)
+            return numerics
+
+        signature = open_run(options.out, expected, asked, decide, about)
         i, n = options.shard
         return RunPlan(
             out=options.out,
@@ -152,9 +186,42 @@ class Setup:
         """Whether anything but float32 may be used: then real windows decide, else random do."""
         return self.device.type != "cpu" or self.options.precision not in ("auto", "fp32")
 
-    def decide(self, sample: Callable[[int], Block]) -> Numerics:
-        """Choose precision and form by probing (see :func:`engine.choose_numerics`)."""
-        return choose_numerics(
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        """Blocks to share overlap by, unless a guard decides against them; None: no sharing."""
+        blocks = self._choose_blocks(lambda windows: 1.0)
+        if blocks is None:
+            return None
+
+        def choose(genome: Genome, grid: Grid) -> list[Blocks | None]:
+            """Short contigs, and regions far apart, leave blocks half empty."""
+            grids = (Grid.whole(genome.contigs, self.geometry), grid)
+            contigs, batches = list(genome.contigs), _BATCHES_A_BLOCK[self.device.type]
+            fills = [partial(pipeline.filled, g, contigs, batches=batches) for g in grids]
+            return [self._choose_blocks(*fills)]
+
+        found = self._with_first_genome(choose)
+        return blocks if found is None else found[0]
+
+    def _choose_blocks(self, whole: Filled, asked: Filled | None = None) -> Blocks | None:
+        overlap = "naive" if self.options.centre else self.options.overlap
+        kind = self.device.type
+        return choose_blocks(self.model, self.geometry, kind, overlap, whole, asked)
+
+    def saving(self, numerics: Numerics) -> float:
+        """How many times the work of a run it would be without sharing, in multiply-adds."""
+        blocks = self.blocks if numerics.overlap == "share" else None
+        return blocks.saving if blocks is not None else 1.0
+
+    def decide(self, sample: Callable[[int, bool], Block]) -> Numerics:
+        """Choose overlap, precision and form (see :func:`engine.choose_numerics`).
+
+        Raises
+        ------
+        PrecisionError
+            If the precision or the sharing that is asked for differs too much from the model.
+        """
+        numerics = choose_numerics(
             self.model,
             self.card,
             self.geometry,
@@ -163,11 +230,19 @@ class Setup:
             strand=self.options.strand,
             windows=self.windows / self.workers,
             sample=sample if self._guards_precision else self.random_block,
+            blocks=self.blocks,
         )
+        if self.options.overlap == "share" and numerics.overlap != "share":
+            raise PrecisionError(
+                f"--overlap share: {self.card.name!r} differs from its windows by themselves by "
+                "more than its card allows; use --overlap auto or naive"
+            )
+        return numerics
 
-    def _sample(self, windows: int) -> Block:
-        """Windows evenly spread over the grid of the first genome that can be read."""
-        block = self._with_first_genome(partial(pipeline.sample, windows=windows))
+    def _sample(self, windows: int, consecutive: bool) -> Block:
+        """Windows of the first genome that can be read: from its middle, or all over it."""
+        sample = pipeline.sample_shared if consecutive else pipeline.sample
+        block = self._with_first_genome(partial(sample, windows=windows))
         if block is None:
             raise GenomepredError(
                 f"--precision {self.options.precision}: no genome can be read to check it on"
@@ -184,23 +259,26 @@ class Setup:
         """
         options = self.options
         for name, path in options.genomes:
-            cache = options.out / CACHE
+            cache = options.out / CACHE if self._writes else None
             with (
                 contextlib.suppress(SequenceError),
-                Genome(path, name=name, cache=cache) as genome,
+                Genome(path, name=name, cache=cache, write=self._writes) as genome,
             ):
                 grid = make_grid(genome.contigs, self.geometry, options.regions, options.centre)
                 if grid.rows:
                     return use(genome, grid)
         return None
 
-    def random_block(self, windows: int) -> Block:
-        """Windows of random sequence, for estimates."""
-        window = self.geometry.window
-        codes = np.random.default_rng(0).integers(0, 4, windows * window, dtype=np.uint8)
-        starts = np.arange(windows, dtype=np.int64) * window
-        batches = windows // compute_batch(window, self.device.type, self.geometry.bins)
-        return Block(torch.from_numpy(codes), starts, window, np.ones(batches, np.bool_))
+    def random_block(self, windows: int, consecutive: bool = False, seed: int = 0) -> Block:
+        """Windows of random sequence, side by side or ``consecutive`` ones of a grid."""
+        window, stride = self.geometry.window, self.geometry.window
+        batch = compute_batch(window, self.device.type, self.geometry.bins)
+        if consecutive:
+            stride, batch = self.geometry.stride, windows
+        size = (windows - 1) * stride + window
+        codes = np.random.default_rng(seed).integers(0, 4, size, dtype=np.uint8)
+        starts = np.arange(windows, dtype=np.int64) * stride
+        return Block(torch.from_numpy(codes), starts, stride, np.ones(windows // batch, np.bool_))
 
     def engine(self, numerics: Numerics) -> Engine:
         """The engine that obeys the given numerics."""

@@ -29,7 +29,7 @@ from genomepred.store.hdf5 import Layout
 
 RUN_FILE = "run.json"
 # What is chosen by probing when a run starts; the rest follows from input and environment.
-_DECIDED = ("precision", "form", "compute_batch")
+_DECIDED = ("precision", "form", "compute_batch", "overlap")
 
 
 def facts(
@@ -97,7 +97,7 @@ def open_run(
     expected : mapping
         What this process would use (see :func:`facts`).
     asked : mapping
-        Of what is otherwise decided, what the user has fixed (``precision``).
+        Of what is otherwise decided, what the user has fixed (``precision``, ``overlap``).
     decide : callable
         Chooses the rest; called only if the run is new.
     about : mapping

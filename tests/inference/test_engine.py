@@ -221,7 +221,7 @@ def choose(model, *, precision="auto", windows=0.0, tolerance=None):
         precision=precision,
         strand="forward",
         windows=windows,
-        sample=lambda batch: block_of(random_windows(batch), [True]),
+        sample=lambda batch, consecutive: block_of(random_windows(batch), [True]),
     )
 
 

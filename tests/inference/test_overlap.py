@@ -8,13 +8,16 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from genomepred.errors import ModelError
 from genomepred.inference import overlap
-from genomepred.inference.overlap import (
+from genomepred.inference.overlap import Sharing
+from genomepred.inference.overlap_work import (
     CannotShareError,
-    Sharing,
+    best_blocks,
     block_multiply_adds,
+    choose_blocks,
+    multiply_adds,
     phases_of,
-    window_multiply_adds,
 )
 from genomepred.models import MODELS, build
 from genomepred.models.layers import (
@@ -28,6 +31,7 @@ from genomepred.models.layers import (
     TanhGELU,
     prepare,
 )
+from genomepred.sequences.grid import Geometry
 
 
 class Drawn(SequenceModel):
@@ -67,9 +71,7 @@ def random_codes(count: int, seed: int = 0) -> torch.Tensor:
 def by_window(model: SequenceModel, codes: torch.Tensor, stride: int) -> torch.Tensor:
     """The definition: every window by itself."""
     with torch.no_grad():
-        return torch.cat(
-            [model(codes) for codes in codes.unfold(0, model.window, stride).split(64)]
-        )
+        return torch.cat([model(cut) for cut in codes.unfold(0, model.window, stride).split(64)])
 
 
 def shared(model: SequenceModel, codes: torch.Tensor, stride: int, windows: int) -> torch.Tensor:
@@ -299,7 +301,7 @@ def test_counted_work_is_done_work(stride: int, monkeypatch: pytest.MonkeyPatch)
 def test_work_a_window_falls_with_the_stride() -> None:
     """Nearly flat a base: what is left beside the block are edges and head."""
     model = build("basenji-maize")
-    naive = window_multiply_adds(model)
+    naive = multiply_adds(model, 3000)
     assert naive == 4 * 8 * 15 * 3000 + 8 * 16 * 5 * 1500 + 375 * (
         2 * 16 * 32 * 5 + 2 * (32 * 16 * 3 + 16 * 32) + 32 * 32 + 32 + 1
     )
@@ -338,3 +340,47 @@ def test_the_model_stays_as_it_is() -> None:
         before = model(codes)
         shared(model, random_codes(7 * 10 + 100), 10, 8)
         assert torch.equal(model(codes), before)
+
+
+# The choice
+
+
+def full(windows: int) -> float:
+    return 1.0
+
+
+def test_blocks_are_chosen_where_they_clearly_save() -> None:
+    model = build("basenji-maize")
+    choose = {
+        (overlap, stride): choose_blocks(model, Geometry(3000, stride), "cpu", overlap, full)
+        for overlap in ("auto", "share", "naive")
+        for stride in (104, 3000)
+    }
+    shared, apart = choose["auto", 104], choose["share", 3000]
+    assert shared is not None
+    assert shared == choose["share", 104]
+    assert shared.saving > 18
+    assert shared.windows * 104 >= 16 * (3000 - 104)
+    assert apart is not None
+    assert apart.saving < 1
+    assert choose["auto", 3000] is choose["naive", 104] is choose["naive", 3000] is None
+
+
+def test_what_cannot_be_shared_is_refused_only_if_asked_for() -> None:
+    linear = build("linear", window=40)
+    assert choose_blocks(linear, Geometry(40, 4), "cpu", "auto", full) is None
+    with pytest.raises(ModelError, match="--overlap share: Linear has no trunk.*auto or naive"):
+        choose_blocks(linear, Geometry(40, 4), "cpu", "share", full)
+    sampling = Geometry(3000, 3001)
+    assert choose_blocks(build("basenji-maize"), sampling, "cpu", "auto", full) is None
+    with pytest.raises(ModelError, match="windows do not overlap at stride 3001"):
+        choose_blocks(build("basenji-maize"), sampling, "cpu", "share", full)
+
+
+def test_blocks_that_stay_half_empty_are_smaller_or_not_worth_it() -> None:
+    model = build("basenji-maize")
+    always = best_blocks(model, 104, "cpu", full)
+    few = best_blocks(model, 104, "cpu", lambda windows: min(40 / windows, 1))  # 40 a contig
+    assert few.windows < always.windows
+    assert few.saving < always.saving
+    assert choose_blocks(model, Geometry(3000, 104), "cpu", "auto", lambda w: 1 / w) is None

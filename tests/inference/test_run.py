@@ -222,11 +222,14 @@ def test_a_shard_claimed_by_another_process_is_left_to_it(genome, model, tmp_pat
     assert run(genome, model, out) == wanted  # waits for the claim, then computes it
 
 
-def test_bed_regions_hold_the_bytes_of_the_whole_grid(genome, model, tmp_path, small_shards):
-    run(genome, model, tmp_path / "whole")
+@pytest.mark.parametrize("overlap", ["naive", "share"])
+def test_bed_regions_hold_the_bytes_of_the_whole_grid(
+    genome, model, tmp_path, small_shards, overlap
+):
+    run(genome, model, tmp_path / "whole", overlap=overlap)
     bed = tmp_path / "some.bed"
     bed.write_text("b\t100\t180\nshort\t1\t2\na\t4000\t6100\na\t6090\t7000\nb\t4900\t4930\tx\n")
-    run(genome, model, tmp_path / "part", regions=bed)
+    run(genome, model, tmp_path / "part", regions=bed, overlap=overlap)
     with (
         PredictionStore(tmp_path / "whole" / "virus.h5") as whole,
         PredictionStore(tmp_path / "part" / "virus.h5") as part,
@@ -629,5 +632,40 @@ def test_sidecars_tell_what_was_done(genome, model, tmp_path):
     assert sidecar["sha256"] == sha256(tmp_path / "virus.h5")
     assert sidecar["outcome"] == "finished"
     assert sidecar["genome"]["path"] == str(genome)
-    assert signature["compute_batch"] == 256
+    assert signature["overlap"] == "share"
+    assert signature["compute_batch"] == 512
     assert signature["threads"] == 1
+
+
+@pytest.mark.parametrize("strand", ["forward", "reverse", "mean", "each"])
+def test_shared_overlap_changes_no_value(genome, model, tmp_path, strand):
+    for overlap in ("share", "naive"):
+        run(genome, model, tmp_path / overlap, overlap=overlap, strand=strand, stride=7)
+    with (
+        PredictionStore(tmp_path / "share" / "virus.h5") as shared,
+        PredictionStore(tmp_path / "naive" / "virus.h5") as alone,
+    ):
+        found, wanted = shared.read(0, shared.rows), alone.read(0, alone.rows)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+    scale = np.nanmax(np.abs(wanted))
+    assert np.nanmax(np.abs(found - wanted)) <= 1e-5 * scale
+    assert np.nanstd(wanted) > 0.01
+
+
+def test_how_overlap_is_shared_is_part_of_a_run(genome, model, tmp_path):
+    run(genome, model, tmp_path, overlap="share")
+    document = json.loads((tmp_path / "run.json").read_text())
+    assert document["signature"]["overlap"] == "share"
+    assert document["saving"] > 1.5
+    with pytest.raises(SignatureError, match="started with overlap share; now overlap naive"):
+        run(genome, model, tmp_path, overlap="naive")
+    assert run(genome, model, tmp_path, overlap="auto") == files(tmp_path)
+
+
+def test_sharing_is_refused_where_windows_lie_anywhere(genome, model, tmp_path):
+    bed = tmp_path / "sites.bed"
+    bed.write_text("a\t100\t101\n")
+    with pytest.raises(ModelError, match="--overlap share: windows of --centre lie anywhere"):
+        run(genome, model, tmp_path / "o", regions=bed, centre=True, overlap="share")
+    with pytest.raises(ModelError, match="windows do not overlap at stride 101"):
+        run(genome, model, tmp_path / "o", stride=101, overlap="share")

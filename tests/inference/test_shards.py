@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,18 @@ def test_processes_are_started_for_work_whether_of_many_windows_or_of_large_ones
     model = make_checkpoint(tmp_path / "tiny", window=1_000)
     (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 25_000 + "\n")
     options = setup.Options(
-        genomes=(GenomePath("a", tmp_path / "a.fa"),), model=str(model), out=tmp_path, stride=100
+        genomes=(GenomePath("a", tmp_path / "a.fa"),),
+        model=str(model),
+        out=tmp_path,
+        stride=100,
+        overlap="naive",
     )
     windows = 1_000
     assert setup.Setup(options).workers == 1
     work = windows * multiply_adds(load_model(model), 1_000)
     monkeypatch.setattr(setup, "_MULTIPLY_ADDS_A_WORKER", work / 3.1)
     assert setup.Setup(options).workers == 3
+    assert setup.Setup(replace(options, overlap="share")).workers == 1
     monkeypatch.setattr(setup, "_WINDOWS_A_WORKER", windows / 5.1)
     assert setup.Setup(options).workers == 5
     monkeypatch.setattr(setup, "_WINDOWS_A_WORKER", 1)
