@@ -40,24 +40,27 @@ def list_models(as_json: bool) -> None:
         bundled = {name: json.loads(card.to_json()) for name, card in cards.items()}
         echo_json({"bundled": bundled, "architectures": first_lines})
         return
+    width = max(map(len, [*cards, *first_lines]))
     click.echo("bundled models (--model NAME of predict):")
     for name, card in cards.items():
         tracks = ", ".join(track.name for track in card.tracks)
-        click.echo(f"  {name:<12} {card.architecture}, window {card.window}, tracks: {tracks}")
+        click.echo(
+            f"  {name:<{width}}  {card.architecture}, window {card.window}, tracks: {tracks}"
+        )
     click.echo("architectures (--model NAME of train):")
     for name, line in first_lines.items():
-        click.echo(f"  {name:<12} {line}")
+        click.echo(f"  {name:<{width}}  {line}")
 
 
 def _first_line(home: str) -> str:
-    """First line of the docstring of a ``module:class``, read without importing torch."""
+    """First line of the docstring of a ``module:class`` as plain text, without importing torch."""
     module, _, name = home.partition(":")
     found = find_spec(module)
     assert found is not None
     assert found.origin is not None
     tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    return (ast.get_docstring(classes[name]) or "").split("\n")[0]
+    return (ast.get_docstring(classes[name]) or "").split("\n")[0].replace("``", "")
 
 
 @models.command()
@@ -89,8 +92,11 @@ def show(model: str, as_json: bool) -> None:
 def check(model: str, device: str, trust_code: str | None, as_json: bool) -> None:
     """Check that MODEL is whole and reproduces its golden outputs on this machine."""
     from genomepred.models.checkpoint import check_golden, load_model
+    from genomepred.models.external import told_of_code
 
     loaded = load_model(model, device, trust_code)
+    if note := told_of_code(loaded):
+        click.echo(f"genomepred: note: {note}", err=True)
     worst, allowed = check_golden(loaded), loaded.card.tolerance["fp32"]
     if as_json:
         echo_json(

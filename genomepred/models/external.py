@@ -128,6 +128,19 @@ class External(SequenceModel):
         return self.module.load_state_dict(state_dict, *args, **kwargs)
 
 
+def told_of_code(model: SequenceModel) -> str:
+    """A line on trusted code that is not the file of which the card tells; else nothing."""
+    imported = model.card.training.get("imported")
+    then = imported.get("code_sha256") if isinstance(imported, dict) else None
+    if not isinstance(model, External) or then in (None, model.code.sha256):
+        return ""
+    return (
+        f"{model.code.file}: sha256 is {model.code.sha256[:12]}..., but model {model.card.name!r} "
+        f"was imported with code of sha256 {str(then)[:12]}...; golden outputs tell whether it "
+        "computes the same"
+    )
+
+
 def _shape(values: Any) -> str:
     if isinstance(values, Tensor):
         return str(list(values.shape))

@@ -29,7 +29,13 @@ def test_list_shows_bundled_models_and_architectures() -> None:
     assert document["bundled"]["ctcf"]["window"] == 100
     assert set(document["architectures"]) == set(MODELS)
     for name, line in document["architectures"].items():
-        assert line == (model_class(name).__doc__ or "").split("\n")[0]
+        first = (model_class(name).__doc__ or "").split("\n")[0]
+        assert line == first.replace("``", "")
+    assert "`" not in shown.stdout
+    lines = [line for line in shown.stdout.splitlines() if line.startswith("  ")]
+    width = max(map(len, MODELS)) + 4  # two blanks on either side
+    assert {line[width - 2 : width] for line in lines} == {"  "}
+    assert all(line[width] != " " for line in lines)
 
 
 def test_show_prints_the_whole_card() -> None:
@@ -87,7 +93,16 @@ def test_import_makes_a_checkpoint_that_check_accepts(tmp_path: Path) -> None:
     assert (card.base_order, card.n_policy, card.activation) == ("TGCA", "uniform", "softplus")
     assert card.tracks == (Track("a", "first output"), Track("b"))
     assert (card.config, card.reverse_tracks) == ({"tracks": 2}, (1, 0))
-    assert run("models", "check", tmp_path / "mine", *trust).exit_code == 0
+    checked = run("models", "check", tmp_path / "mine", *trust)
+    assert (checked.exit_code, checked.stderr) == (0, "")
+    (tmp_path / "mine.py").write_text(CODE + "\n# another version\n")
+    checked = run("models", "check", tmp_path / "mine", *trust)
+    assert checked.exit_code == 0
+    assert "mine.py: sha256 is " in checked.stderr
+    assert f"imported with code of sha256 {card.training['imported']['code_sha256'][:12]}..." in (
+        checked.stderr
+    )
+    assert checked.stderr.count("\n") == 1
     assert isinstance(run("models", "check", tmp_path / "mine").exception, ModelError)
 
 
