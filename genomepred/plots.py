@@ -71,7 +71,7 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
     try:
         import matplotlib.figure  # noqa: F401  (before the work, not after it)
     except ImportError as error:
-        raise DependencyError("plot needs matplotlib; install genomepred[plot]") from error
+        raise DependencyError("plot needs matplotlib: pip install 'genomepred[plot]'") from error
     columns = store.columns(tracks)
     start, end, values = _drawn_rows(store, region)
     edges = np.linspace(region.start, region.end, min(_PIXELS, region.end - region.start) + 1)

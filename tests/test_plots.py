@@ -147,6 +147,6 @@ def test_what_cannot_be_drawn(
     with pytest.raises(OutputError, match="there is no folder"):
         plot_region(store, region, [], tmp_path / "absent" / "x.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(DependencyError, match=r"install genomepred\[plot\]"):
+    with pytest.raises(DependencyError, match=r"pip install 'genomepred\[plot\]'"):
         plot_region(store, region, [], tmp_path / "x.png")
     assert not list(tmp_path.glob("x.*"))

@@ -52,7 +52,8 @@ def require_plotting() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise DependencyError(
-            "pictures need matplotlib and logomaker; install genomepred[plot], or use --pictures 0"
+            "pictures need matplotlib and logomaker: pip install 'genomepred[plot]', or use "
+            "--pictures 0"
         ) from error
 
 

@@ -21,5 +21,5 @@ def require() -> None:
         import zstandard  # noqa: F401
     except ImportError as error:
         raise DependencyError(
-            f"compression zstd needs {error.name}; install genomepred[zstd]"
+            f"compression zstd needs {error.name}: pip install 'genomepred[zstd]'"
         ) from error

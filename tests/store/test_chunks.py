@@ -202,5 +202,5 @@ def test_zstd_names_the_extra_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DependencyError, match=rf"needs {module}; install genomepred\[zstd\]"):
+    with pytest.raises(DependencyError, match=rf"needs {module}: pip install 'genomepred\[zstd\]'"):
         Layout(1, compression="zstd")

@@ -301,7 +301,7 @@ def test_zstd_files_name_the_extra_that_reads_them(
     with PredictionStore(path) as store:
         assert store.summary()["compression"] == "zstd"
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
-    with pytest.raises(DependencyError, match=r"install genomepred\[zstd\]"):
+    with pytest.raises(DependencyError, match=r"pip install 'genomepred\[zstd\]'"):
         PredictionStore(path)
 
 
