@@ -230,7 +230,8 @@ def attention(
     """Show the attention maps of a transformer.
 
     Writes attention.h5 (maps of every layer and head, and what each base receives),
-    attention.tsv and pictures.
+    attention.tsv and pictures. Maps are kept whole, as float16: a window takes 2 x layers x heads
+    x queries x positions bytes, somewhat less once compressed.
     """
     from genomepred.explain import run
 

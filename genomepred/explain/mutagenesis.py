@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from genomepred.explain.windows import Output
 from genomepred.inference.engine import compute_batch
-from genomepred.models.card import TOLERANCE
-from genomepred.models.layers import FlattenPositions, Reach, SequenceModel, prepare, reach
+from genomepred.models.layers import FlattenPositions, Reach, SequenceModel, fast_form, reach
 from genomepred.sequences.codes import Codes
 
 Int64 = NDArray[np.int64]
@@ -136,15 +135,6 @@ class Mutagenesis:
     @torch.no_grad()
     def _compute(self, strips: Codes) -> Tensor:
         return self._part.compute(self._model.encode(torch.from_numpy(strips).to(self.device)))
-
-
-@torch.no_grad()
-def fast_form(model: SequenceModel) -> SequenceModel:
-    """Prepared form of a model, or the model itself where the form does not give its values."""
-    codes = (torch.arange(model.window) % 5).to(model.device, torch.uint8)
-    expected = model(codes[None])
-    difference = (prepare(model, fused=True)(codes[None]) - expected).abs() / (1 + expected.abs())
-    return prepare(model, fused=True) if bool((difference <= TOLERANCE["fp32"]).all()) else model
 
 
 class _WholeWindows:

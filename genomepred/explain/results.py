@@ -61,16 +61,7 @@ class Results:
     ) -> None:
         make_folder(folder)
         self.paths = [folder / f"{kind}.h5", folder / f"{kind}.tsv"]
-        self._attributes = {
-            "format": "genomepred explain",
-            "format_version": _FORMAT_VERSION,
-            "kind": kind,
-            "model": card.name,
-            "weights_sha256": card.weights_sha256,
-            "window": card.window,
-            "package_version": __version__,
-            **attributes,
-        }
+        self._attributes = {**file_attributes(kind, card), **attributes}
         self._columns = columns
         self._names: list[str] = []
         self._contigs: list[str] = []
@@ -167,6 +158,19 @@ class Results:
             shuffle=True,
             fletcher32=True,
         )
+
+
+def file_attributes(kind: str, card: Card) -> dict[str, str | int]:
+    """Root attributes of every HDF5 file of an explanation."""
+    return {
+        "format": "genomepred explain",
+        "format_version": _FORMAT_VERSION,
+        "kind": kind,
+        "model": card.name,
+        "weights_sha256": card.weights_sha256,
+        "window": card.window,
+        "package_version": __version__,
+    }
 
 
 def make_folder(folder: Path) -> None:

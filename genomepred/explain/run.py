@@ -26,7 +26,7 @@ from genomepred.explain.motifs import (
     write_meme,
 )
 from genomepred.explain.mutagenesis import Mutagenesis
-from genomepred.explain.results import Results, make_folder
+from genomepred.explain.results import Results, file_attributes, make_folder
 from genomepred.explain.windows import Output, Window
 from genomepred.models.layers import SequenceModel
 from genomepred.store.files import publishing, write_whole
@@ -260,9 +260,7 @@ def _filter_table(found: Filters, matches: list[Match] | None) -> str:
 
 def _write_filters(path: Path, model: SequenceModel, found: Filters) -> None:
     with h5py.File(path, "w-") as file:
-        file.attrs["format"], file.attrs["kind"] = "genomepred explain", "filters"
-        file.attrs["model"] = model.card.name
-        file.attrs["weights_sha256"] = model.card.weights_sha256
+        file.attrs.update(file_attributes("filters", model.card))
         file["weights"] = found.weights
         file["motifs"] = np.stack([motif.probabilities for motif in found.motifs])
         file["sites"] = [motif.sites for motif in found.motifs]

@@ -18,6 +18,7 @@ from genomepred.explain.figures import _legible_part, most_important
 from genomepred.explain.gradients import Gradients
 from genomepred.explain.motifs import read_meme
 from genomepred.explain.mutagenesis import Mutagenesis
+from genomepred.explain.results import file_attributes
 from genomepred.explain.windows import Output, Window
 from genomepred.models.layers import SequenceModel
 from tests.explain.models import BASES, make
@@ -162,6 +163,8 @@ def test_filters_write_motifs_matches_and_one_picture(model: SequenceModel, tmp_
     assert (table["offset"] == 0).all()
     motifs = read_meme(second.files[0])
     with h5py.File(second.files[2]) as file:
+        assert dict(file.attrs) == file_attributes("filters", model.card)
+        assert {"format_version", "package_version"} <= set(file.attrs)
         probabilities = [motif.probabilities for motif in motifs]
         np.testing.assert_allclose(file["motifs"], probabilities, atol=1e-5)
         assert list(file["sites"]) == [motif.sites for motif in motifs]
@@ -180,12 +183,25 @@ def test_nothing_half_written_is_left(model: SequenceModel, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("library", ["logomaker", "matplotlib"])
 def test_pictures_need_their_library_before_the_work(
-    model: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "logomaker", None)
-    with pytest.raises(DependencyError, match=r"genomepred\[plot\], or use --pictures 0"):
-        run.ism(model, some_windows(40), Output(model.card), tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == library]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, library, None)
+    unread = iter([pytest.fail])  # no window is taken
+    hint = r"pip install 'genomepred\[plot\]', or use --pictures 0"
+    for kind, arguments in (
+        (run.ism, (Output(model.card), tmp_path / "new")),
+        (run.gradients, (Output(model.card), tmp_path / "new")),
+        (run.attention, (tmp_path / "new",)),
+        (run.filters, (tmp_path / "new",)),
+    ):
+        with pytest.raises(DependencyError, match=hint):
+            kind(model, unread, *arguments)
+    assert len(list(unread)) == 1
+    assert not (tmp_path / "new").exists()
     assert run.ism(model, some_windows(40), Output(model.card), tmp_path, pictures=0).windows == 3
 
 
