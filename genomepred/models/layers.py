@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genomepred.errors import ModelError
-from genomepred.models.card import N_POLICIES, Card
+from genomepred.models.card import N_POLICIES, TOLERANCE, Card
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -500,6 +500,40 @@ def prepare(model: Model, *, fused: bool = False) -> Model:
         if isinstance(module, nn.Sequential):
             _fuse_activations(module)
     return prepared
+
+
+# Random windows on which a form of a model must agree with the model.
+_COMPARED = 8
+
+
+@torch.no_grad()
+def fast_form(model: SequenceModel) -> SequenceModel:
+    """Prepared and fused form of a model, or the model itself where that is another function.
+
+    A module of a user's own may use its layers otherwise than by calling each after the one before
+    it; what :func:`prepare` makes of it then fails or gives other values, here on random windows.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        In evaluation mode.
+
+    Returns
+    -------
+    SequenceModel
+        Equal within the tolerance of float32. Nothing was computed with it, see
+        :class:`OneDNNConv`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(5, (_COMPARED, model.window), generator=generator, dtype=torch.uint8)
+    codes[: _COMPARED // 2].clamp_(max=3)  # half of the windows without unknown bases
+    codes = codes.to(model.device)
+    expected = model(codes)
+    try:
+        difference = (prepare(model, fused=True)(codes) - expected).abs() / (1 + expected.abs())
+    except Exception:  # whatever the user's code raises
+        return model
+    return prepare(model, fused=True) if bool((difference <= TOLERANCE["fp32"]).all()) else model
 
 
 def _fuse_activations(layers: nn.Sequential) -> None:

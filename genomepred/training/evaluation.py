@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.inference.engine import activation_function, compute_batch
 from genomepred.models.card import Card, Track
-from genomepred.models.layers import SequenceModel, prepare
+from genomepred.models.layers import SequenceModel, fast_form
 from genomepred.store.files import publishing, write_whole
 from genomepred.training import bootstrap, figures
 from genomepred.training.data import Data, Examples, LabelledData, Source, open_data
@@ -251,7 +251,7 @@ def choose_part(data: Data, part: str, path: Path) -> dict[str, list[Examples]]:
 def judge(
     model: SequenceModel, name: str, task: str, parts: Sequence[Examples], columns: Sequence[int]
 ) -> Judged:
-    """Predict examples with some of a model's tracks, in its prepared form and fixed batches.
+    """Predict examples with some of a model's tracks, in its fast form.
 
     As in predictions of a genome, windows with fewer known bases than the card asks have none.
 
@@ -262,7 +262,7 @@ def judge(
     ModelError
         If a prediction is not finite.
     """
-    card, fast = model.card, prepare(model)
+    card, fast = model.card, fast_form(model)
     batch = compute_batch(card.window, model.device.type)
     known = np.concatenate([known_bases(part.codes) for part in parts])
     rows = np.flatnonzero(known >= card.min_bases)

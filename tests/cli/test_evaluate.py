@@ -24,6 +24,7 @@ from genomepred.models.external import make_external
 from genomepred.training.evaluation import PARTS
 from genomepred.training.sweep import read_config
 from tests.checkpoints import make_checkpoint
+from tests.models.as_written import AS_WRITTEN, make_as_written
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -160,6 +161,22 @@ def test_a_model_with_code_of_its_own_is_judged_if_the_code_is_trusted(tmp_path:
     shown = done(*call, "--trust-code", tmp_path / "mine.py").stdout
     assert "auROC" in shown
     assert "[" not in shown  # no resamples, no intervals
+
+
+@pytest.mark.parametrize("name", AS_WRITTEN)
+def test_a_module_that_only_runs_as_written_is_judged_by_its_own_values(
+    tmp_path: Path, name: str
+) -> None:
+    model, options = make_as_written(tmp_path, name)
+    table = make_table(tmp_path, window=20)
+    call = ("--data", table, "--part", "all", "--bootstrap", 0, "--out", tmp_path / "out")
+    done("evaluate", *options, *call)
+    found = pd.read_csv(tmp_path / "out" / "predictions.tsv", sep="\t").prediction_label
+    codes = [["ACGT".index(base) for base in text] for text in pd.read_csv(table).seq]
+    with torch.no_grad():
+        expected = model(torch.tensor(codes, dtype=torch.uint8))[:, 0, 0].numpy()
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_misfits_are_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ from click.testing import CliRunner, Result
 from genomepred.cli import cli
 from genomepred.demo import SEQUENCE
 from genomepred.errors import GenomepredError, ModelError, RegionError, SequenceError
+from genomepred.explain.mutagenesis import effects_reference
+from genomepred.explain.windows import Output
 from tests.checkpoints import make_checkpoint
+from tests.models.as_written import AS_WRITTEN, make_as_written
 from tests.models.test_external import checkpoint  # noqa: F401  (a fixture)
 
 SITE = f"{SEQUENCE}:22:20000001-21000000:445168-445181"  # a motif of CTCF
@@ -76,6 +79,19 @@ def test_tables_tracks_and_trusted_code(checkpoint: Path, tmp_path: Path) -> Non
         assert file["names"][0] == b"x"
         assert file.attrs["track"] == "b"
         assert np.abs(file["values"]).max() > 0
+
+
+@pytest.mark.parametrize("name", AS_WRITTEN)
+def test_a_module_that_only_runs_as_written_is_explained(tmp_path: Path, name: str) -> None:
+    model, options = make_as_written(tmp_path, name)
+    (tmp_path / "t.csv").write_text("name,seq\nx,ACGTTGCANNACGTACCAGT\n")
+    given = ["--input", str(tmp_path / "t.csv"), "--pictures", "0", "--out", str(tmp_path)]
+    run("ism", *options, *given)
+    with h5py.File(tmp_path / "ism.h5") as file:
+        codes, found = file["codes"][0], file["values"][0]
+    expected = effects_reference(model, codes, Output(model.card), slice(0, 1)).values
+    assert np.nanmax(np.abs(expected)) > 0.01
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

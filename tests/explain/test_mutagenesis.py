@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from genomepred.models.layers import (
     TanhGELU,
 )
 from tests.explain.models import BASES, Profile, Stack, card_of, make, spread
+from tests.models.as_written import AS_WRITTEN, make_as_written
 
 
 @pytest.fixture(autouse=True)
@@ -148,13 +150,13 @@ def test_bins_crop_and_base_order() -> None:
         assert touched.max() < 16
 
 
-def test_a_form_with_other_values_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make("motif-cnn", window=12, filters=4)
-    codes = random_codes(12)
-    expected = effects_reference(model, codes, Output(model.card), BASES)
-    other = spread(make("motif-cnn", window=12, filters=4), seed=1)
-    monkeypatch.setattr(mutagenesis, "prepare", lambda model, fused: other)
-    assert_equal(Mutagenesis(model, Output(model.card)).effects(codes, BASES), expected)
+@pytest.mark.parametrize("name", AS_WRITTEN)
+def test_modules_that_only_run_as_written_give_their_own_effects(tmp_path: Path, name: str) -> None:
+    model, _ = make_as_written(tmp_path, name)
+    codes, output = random_codes(20), Output(model.card)
+    expected = effects_reference(model, codes, output, BASES)
+    assert np.nanmax(np.abs(expected.values)) > 0.05
+    assert_equal(Mutagenesis(model, output).effects(codes, BASES), expected)
 
 
 def test_nothing_known_has_no_effects() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from genomepred.errors import ModelError
-from genomepred.models import build
+from genomepred.models import build, layers
 from genomepred.models.layers import (
     AttentionPool,
     ChannelsLastConv,
     FlattenPositions,
     MaxPool,
+    OneDNNConv,
     OneHot,
     Residual,
     SameConv1d,
@@ -22,11 +24,13 @@ from genomepred.models.layers import (
     SequenceModel,
     TanhGELU,
     channels_last,
+    fast_form,
     prepare,
     reach,
     rescale_output,
     same_padding,
 )
+from tests.models.as_written import AS_WRITTEN, make_as_written
 
 
 def codes_like(batch: int, window: int, seed: int = 0) -> torch.Tensor:
@@ -436,3 +440,22 @@ def test_training_the_channels_last_form_trains_the_model_itself() -> None:
     model(codes).sum().backward()
     for a, b in zip(ours, model.parameters(), strict=True):
         assert torch.allclose(a, b.grad, atol=1e-5)
+
+
+def test_the_fast_form_is_the_fused_one_where_it_is_the_same_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, other = build("tf-cnn", window=40).eval(), build("tf-cnn", window=40).eval()
+    found = fast_form(model)
+    assert sum(isinstance(layer, OneDNNConv) for layer in found.modules()) == 2
+    assert not any(layer._packed for layer in found.modules() if isinstance(layer, OneDNNConv))
+    monkeypatch.setattr(layers, "prepare", lambda model, fused: other)
+    assert fast_form(model) is model
+
+
+@pytest.mark.parametrize("name", AS_WRITTEN)
+def test_modules_that_only_run_as_written_are_their_own_fast_form(
+    tmp_path: Path, name: str
+) -> None:
+    model, _ = make_as_written(tmp_path, name)
+    assert fast_form(model) is model
