@@ -7,8 +7,8 @@ need no special edges. A value never depends on the batch it is computed in.
 
 What LLVM makes of it (AVX-512): the row sums are vector loads and additions that stay in
 registers over the groups, because :func:`_sum_rows` says so; the activations, plain loops over
-contiguous memory, become straight vector code without a branch (tanh-GELU: 0.3 ns a value, a
-fifth of torch's).
+contiguous memory, become straight vector code without a branch (tanh-GELU: 0.24 ns a value, a
+seventh of torch's).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from torch.nn import functional
 
 SYMBOLS = 6  # four bases, unknown, outside
 LANES = 8  # channels are padded to a multiple: one AVX register of float32
-# Taps a group, and the largest table of one group. Measured on one core with 1 MiB of L2: three
-# taps were best or within 5% for 4->8 k15 (1/2/3/4/5 taps: 7.2/4.8/4.4/5.7/11.5 ns a position,
-# building the tables included), 4->64 k10 (28/22/21/26/45) and 4->120 k8 (64/53/51/56/142).
+# Taps a group, and the largest table of one group: an L1 cache. Measured with --sizes of
+# benchmarks/kernels.py on one core with 48 KiB of L1, building the tables included, 1/2/3/4/5 taps
+# a group in ns a position: 4->8 k15 6.0/4.7/4.5/8.5/26, 4->64 k10 at W=200 14.6/11.1/12.9/16.7/32.
 MAX_SIZE = 3
-TABLE_BYTES = 128 << 10
+TABLE_BYTES = 48 << 10
 TILE_VALUES = 4096  # float32 values worked on at once: a third of an L1 cache of 48 KiB
 
 _RELU, _GELU, _GELU_TANH, _GELU_SIGMOID = (
@@ -45,7 +45,9 @@ _NO_POOL = POOLS.index("none")
 f32 = np.float32
 _ONE, _HALF, _ZERO = f32(1), f32(0.5), f32(0)
 _LOG2E = f32(1.4426950408889634)
-_TANH_SCALE, _TANH_CUBE = f32(2 * (2 / np.pi) ** 0.5), f32(0.044715)
+# tanh-GELU is x / (1 + 2**(x * (_TANH + _TANH_CUBE * x * x))).
+_TANH = f32(-2 * (2 / np.pi) ** 0.5 / np.log(2))
+_TANH_CUBE = f32(-2 * (2 / np.pi) ** 0.5 / np.log(2) * 0.044715)
 _ROOT_HALF = f32(0.5**0.5)
 # 2**f for |f| <= 1/2 as a Taylor polynomial in f * ln 2: relative error 3e-7.
 _E1, _E2, _E3, _E4, _E5, _E6 = (
@@ -66,6 +68,18 @@ def _float_of_bits(_typing: Any, _x: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _clamp(_typing: Any, _x: Any, _low: Any, _high: Any) -> Any:
+    """Bounded x, NaN to ``low``: two instructions, where conditional expressions are five."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        x, low, high = args
+        x = builder.select(builder.fcmp_ordered(">", x, low), x, low)
+        return builder.select(builder.fcmp_ordered("<", x, high), x, high)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
@@ -126,9 +140,8 @@ _fast = {"nogil": True, "cache": True, "fastmath": {"contract"}, "error_model": 
 @njit(**_fast)
 def _exp2(x: Any) -> Any:
     """2**x, x clamped to where it is a normal number."""
-    x = x if x > f32(-126) else f32(-126)
-    x = x if x < f32(126) else f32(126)
-    whole = np.floor(x + _HALF)
+    x = _clamp(x, f32(-126), f32(126))
+    whole = np.rint(x)
     f = x - whole
     p = _E6 * f + _E5
     p = p * f + _E4
@@ -163,7 +176,7 @@ def _activate(x: Any, activation: int, factor: Any) -> None:
     elif activation == _GELU_TANH:
         for i in range(x.size):
             v = x[i]
-            x[i] = v / (_ONE + _exp2(-_LOG2E * _TANH_SCALE * (v + _TANH_CUBE * v * v * v)))
+            x[i] = v / (_ONE + _exp2(v * (_TANH + _TANH_CUBE * (v * v))))
     elif activation == _GELU_SIGMOID:
         for i in range(x.size):
             v = x[i]
@@ -274,12 +287,15 @@ def _codes_conv(
         _row_starts(codes[sample], left, size, width, symbols, starts)
         for first in range(0, length, len(tile)):
             count = min(len(tile), length - first)
-            _sum_tile(tables, starts, size, tile, first, count)
-            _activate(tile[:count].reshape(-1), activation, factor)
             rows = out[sample, first : first + count]
             if pool != _NO_POOL:
                 rows = out[sample, first // 2 : (first + count + 1) // 2]
-            _pool(tile, count, pool, rows)
+            whole = pool == _NO_POOL and width == out.shape[2]  # no copy is needed
+            work = rows if whole else tile[:count]
+            _sum_tile(tables, starts, size, work, first, count)
+            _activate(work.reshape(-1), activation, factor)
+            if not whole:
+                _pool(tile, count, pool, rows)
             _activate(rows.reshape(-1), next_activation, next_factor)
 
 
