@@ -330,7 +330,7 @@ def _readme(card: Card) -> str:
         f"`{card.architecture}`, window {card.window}, default stride {card.stride}, "
         f"{card.bins} bin(s) of {card.bin_size} bases, activation {card.activation}.\n"
         f"Licence: {card.licence or 'not stated'}.\n\n"
-        f"```\ngenomepred predict --genomes GENOME.fa --model {card.name} --out OUT{trust}\n```\n\n"
+        f"```\ngenomepred predict --genomes GENOME.fa --model THIS_FOLDER --out OUT{trust}\n```\n\n"
         f"| track | description | unit |\n| --- | --- | --- |\n{tracks}{tables}"
     )
 

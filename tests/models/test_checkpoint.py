@@ -114,6 +114,7 @@ def test_the_readme_shows_the_card(checkpoint: Path) -> None:
     text = (checkpoint / "README.md").read_text()
     for part in ("# toy", "tf-cnn", "CTCF", "auROC", "MIT", "nested, a"):
         assert part in text
+    assert "--model THIS_FOLDER" in text  # a name is only known of bundled models
 
 
 # Tampering
