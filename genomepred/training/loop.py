@@ -201,6 +201,8 @@ def fit(
     """
     trainer = _Trainer(model, task, settings)
     course = Fit() if out is None else trainer.resume(out / STATE)
+    if out is not None and course.records:  # killed between the state and its line
+        _write_history(out / HISTORY, course.records)
     validation = data.validation()
     bar: tqdm[Any] = tqdm(
         total=settings.epochs, initial=len(course.records), desc="training", unit="epoch"

@@ -284,10 +284,9 @@ def find_sites(
         Of all regions together.
     """
     scores, found, total, bases = [], [], 0, 0
-    for region in regions:
+    for region, inside in zip(regions, peaks_inside(regions, peaks), strict=True):
         codes = contigs[region.contig][region.start : region.end]
         centres, values = _scan(model, codes, window, stride, min_bases)
-        inside = peaks_inside([region], peaks)
         scores.append(values)
         found.append(_count_around(centres + region.start, inside))
         total += len(inside)
@@ -299,14 +298,18 @@ def find_sites(
     return Sites(all_scores[order], all_found[order], total, bases / 1e6)
 
 
-def peaks_inside(regions: Iterable[Region], peaks: Sequence[Region]) -> list[Region]:
-    """Peaks that lie wholly in one of the regions."""
-    return [
-        peak
-        for region in regions
-        for peak in peaks
-        if peak.contig == region.contig and region.start <= peak.start and peak.end <= region.end
-    ]
+def peaks_inside(regions: Iterable[Region], peaks: Sequence[Region]) -> list[Int64]:
+    """Starts and ends ``[peaks, 2]`` of the peaks that lie wholly in each of the regions."""
+    by_contig: dict[str, list[tuple[int, int]]] = {}
+    for peak in peaks:
+        by_contig.setdefault(peak.contig, []).append((peak.start, peak.end))
+    bounds = {contig: np.array(pairs, np.int64) for contig, pairs in by_contig.items()}
+    none = np.empty((0, 2), np.int64)
+    inside = []
+    for region in regions:
+        here = bounds.get(region.contig, none)
+        inside.append(here[(here[:, 0] >= region.start) & (here[:, 1] <= region.end)])
+    return inside
 
 
 def _scan(
@@ -338,10 +341,9 @@ def local_maxima(scores: Float32, reach: int) -> NDArray[np.bool_]:
     return highest
 
 
-def _count_around(positions: Int64, peaks: Sequence[Region]) -> Int64:
-    """Number of peaks, all of one contig, that hold each position."""
-    starts = np.sort(np.array([peak.start for peak in peaks], np.int64))
-    ends = np.sort(np.array([peak.end for peak in peaks], np.int64))
+def _count_around(positions: Int64, peaks: Int64) -> Int64:
+    """Number of peaks, starts and ends ``[peaks, 2]`` on one contig, that hold each position."""
+    starts, ends = np.sort(peaks, axis=0).T
     begun = np.searchsorted(starts, positions, side="right")
     count: Int64 = begun - np.searchsorted(ends, positions, side="right")
     return count

@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import re
+import secrets
 import shutil
+import socket
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from genomepred import __version__
 from genomepred.errors import DataError, DeviceError, OutputError, SignatureError
@@ -20,7 +27,7 @@ from genomepred.models import build
 from genomepred.models.card import Card, Track, flatten, read_card
 from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel, prepare
-from genomepred.store.files import read_sidecar, write_sidecar
+from genomepred.store.files import output_error, read_sidecar, write_sidecar
 from genomepred.training.data import (
     TEST,
     VALIDATION,
@@ -44,6 +51,8 @@ from genomepred.training.loop import (
     raw_values,
 )
 from genomepred.training.metrics import Sites, find_sites, peaks_inside, sklearn_metrics
+from genomepred.training.precision import precision_differences, tolerances
+from genomepred.training.source import file_facts
 from genomepred.training.tasks import Task, find_task
 
 RUN, METRICS, CURVES = "run.json", "metrics.json", "curves.png"
@@ -178,6 +187,8 @@ def train(plan: Plan, out: Path) -> Card:
     new_figure(1, 1)
     for name in ("best", "last"):
         check_target(out / name)
+    if _is_finished(plan, out):
+        return _leave(plan, out)
     data = open_data(plan.source, out / SCRATCH)
     tracks = plan.description.to_tracks(data.tracks)
     config = {"window": data.window, **plan.config}
@@ -191,7 +202,7 @@ def train(plan: Plan, out: Path) -> Card:
     golden = _golden(data)
     _claim(out, _identity(plan, config, data, task))
     if (out / METRICS).exists():
-        return read_card(out / "best")
+        return _leave(plan, out)
     course = fit(model, data, task, plan.settings, out=out)
     card = Card(
         name=plan.description.name,
@@ -217,14 +228,40 @@ def train(plan: Plan, out: Path) -> Card:
         out / "best", _finished(model, course.best, task), card, golden, weights_dtype=dtype
     )
     stored = load_model(out / "best", plan.device)  # with its weights as they were rounded
-    card = replace(card, metrics=measure(stored, data, task))
+    differences = precision_differences(stored, data.validation())
+    card = replace(
+        card,
+        metrics=measure(stored, data, task),
+        tolerance=tolerances(differences),
+        training={**card.training, "measured_difference": _rounded(differences)},
+    )
     card = save_checkpoint(out / "best", stored, card, golden, weights_dtype=dtype)
     curves({plan.description.name: out / HISTORY}, task.headline, out / CURVES)
     write_sidecar(out / METRICS, _outcome(card, task, course))
-    for left in (out / STATE, *out.glob("*.tmp")):
-        left.unlink(missing_ok=True)
-    shutil.rmtree(out / SCRATCH, ignore_errors=True)
+    _tidy(out)
     return card
+
+
+def _tidy(out: Path) -> None:
+    """Remove what only a training that goes on needs, and what its killed processes have left."""
+    (out / STATE).unlink(missing_ok=True)
+    shutil.rmtree(out / SCRATCH, ignore_errors=True)
+    stems = "|".join(Path(name).stem for name in (RUN, STATE, HISTORY, CURVES, METRICS))
+    name = re.compile(rf"({stems})\.{re.escape(socket.gethostname())}\.(\d+)\.[0-9a-f]+\.tmp")
+    for path in out.glob("*.tmp"):
+        found = name.fullmatch(path.name)
+        if found and not _is_alive(int(found[2])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def measure(model: SequenceModel, data: Data, task: Task) -> dict[str, Any]:
@@ -270,8 +307,10 @@ def _measure(model: SequenceModel, examples: Examples, task: Task) -> dict[str, 
 
 def _has_map(data: PeakData) -> bool:
     """Whether validation and test regions of the genomes hold peaks."""
-    held_out = (data.regions[part] for part in (VALIDATION, TEST))
-    return all(peaks_inside(regions, data.peaks.regions) for regions in held_out)
+    return all(
+        any(map(len, peaks_inside(data.regions[part], data.peaks.regions)))
+        for part in (VALIDATION, TEST)
+    )
 
 
 def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
@@ -338,11 +377,18 @@ def _training_labels(data: Data) -> Float32:
 def _identity(plan: Plan, config: Mapping[str, Any], data: Data, task: Task) -> dict[str, Any]:
     """All that the checkpoint depends on, but for words."""
     return {
-        "model": plan.architecture,
+        **_asked(plan),
         "config": dict(config),
-        "source": {k: v for k, v in asdict(plan.source).items() if k not in _FILES},
         "data": data.facts(),
         "task": asdict(task),
+    }
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    """Of that, what is known without the data."""
+    return {
+        "model": plan.architecture,
+        "source": {k: v for k, v in asdict(plan.source).items() if k not in _FILES},
         "settings": asdict(plan.settings),
         "stride": plan.stride,
         "min_bases": plan.min_bases,
@@ -368,8 +414,7 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
                 f"{out / 'best'}: holds a checkpoint of an unknown training ({RUN} is absent); "
                 "choose another --out"
             )
-        write_sidecar(path, identity)
-        return
+        _create(path, identity)
     then, now = (flatten(_numbered(it)) for it in (read_sidecar(path), _as_json(identity)))
     differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if differing:
@@ -382,6 +427,80 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
             + ", ".join(f"{key} {_short(now.get(key))}" for key in shown)
             + f"{more}: continue it as it was started, or use another --out"
         )
+
+
+def _create(path: Path, identity: Mapping[str, Any]) -> None:
+    """Create the file complete and at once; if another process was first, its file stays."""
+    owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = path.with_name(f"{path.stem}.{owner}.tmp")
+    try:
+        write_sidecar(temporary, identity)
+        try:
+            os.link(temporary, path)
+        except PermissionError:  # a file system without hard links
+            with path.open("xb") as file:
+                file.write(temporary.read_bytes())
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _is_finished(plan: Plan, out: Path) -> bool:
+    """Whether the folder has this training's results, as far as its files and options tell.
+
+    What :func:`_identity` says of the data follows from them, so that nothing need be encoded. Of
+    several genomes the manifest does not tell all, and the answer is no.
+    """
+    if not (out / METRICS).exists() or not (out / RUN).exists():
+        return False
+    then, source = read_sidecar(out / RUN), plan.source
+    paths = [source.data, source.labels, source.genome, *source.bigwig]
+    data, config = then.get("data", {}), then.get("config", {})
+    files = [*data.get("data", []), *data.get("signals", [])]
+    now = _as_json(_asked(plan))
+    return (
+        {key: then.get(key) for key in now} == now
+        and {key: config.get(key) for key in plan.config} == _as_json(plan.config)
+        and set(config) - set(plan.config) <= {"window", "tracks"}
+        and _sorted(files) == _sorted(file_facts([path for path in paths if path is not None]))
+    )
+
+
+def _sorted(files: list[dict[str, str]]) -> list[str]:
+    return sorted(json.dumps(file, sort_keys=True) for file in files)
+
+
+def _leave(plan: Plan, out: Path) -> Card:
+    """The card of a finished training; says which words about it are ignored."""
+    _tidy(out)
+    card, asked = read_card(out / "best"), plan.description
+    words = {
+        "--name": (card.name, asked.name),
+        "--licence": (card.licence, asked.licence),
+        "--source": (card.training.get("source", ""), asked.source),
+    }
+    for option, field_name, texts in (
+        ("--track", "name", asked.tracks),
+        ("--description", "description", asked.descriptions),
+        ("--unit", "unit", asked.units),
+    ):
+        there = tuple(getattr(track, field_name) for track in card.tracks)
+        if texts or (field_name != "name" and any(there)):
+            words[option] = (", ".join(there), ", ".join(texts))
+    ignored = [
+        f"{option} {now!r} (is {then!r})" for option, (then, now) in words.items() if then != now
+    ]
+    if ignored:
+        tqdm.write(
+            f"{out}: this training is finished and its card is left as it is; ignored: "
+            + ", ".join(ignored),
+            sys.stderr,
+        )
+    return card
 
 
 def _as_json(document: Mapping[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from genomepred.training.metrics import (
     Sites,
     binary_metrics,
     find_sites,
+    peaks_inside,
     profile_metrics,
     regression_metrics,
     softmax,
@@ -171,6 +173,35 @@ def test_peaks_that_reach_out_of_the_region_do_not_count() -> None:
     assert sites_of(genome((150, 160)), 95, 150, start=100).peaks == 1
     with pytest.raises(DataError, match="no known peaks"):
         sites_of(genome(), 95, start=100)
+
+
+def test_peaks_of_regions_are_those_of_the_definition() -> None:
+    rng = np.random.default_rng(0)
+
+    def drawn(count: int, longest: int) -> list[Region]:
+        starts, lengths = rng.integers(0, 200, count), rng.integers(1, longest, count)
+        contigs = rng.integers(0, 5, count)
+        return [
+            Region(f"c{c}", s, s + n)
+            for c, s, n in zip(contigs.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        ]
+
+    peaks = drawn(200, 20)
+    regions = [*drawn(30, 100), Region("no peaks here", 0, 100)]
+    for region, found in zip(regions, peaks_inside(regions, peaks), strict=True):
+        assert found.tolist() == [
+            [p.start, p.end]
+            for p in peaks
+            if p.contig == region.contig and region.start <= p.start and p.end <= region.end
+        ]
+
+
+def test_many_scaffolds_with_many_peaks_take_no_time() -> None:
+    regions = [Region(f"s{i}", 0, 1000) for i in range(100_000)]
+    peaks = [Region(f"s{3 * i}", 10, 40) for i in range(30_000)]
+    began = time.perf_counter()
+    assert sum(map(len, peaks_inside(regions, peaks))) == 30_000
+    assert time.perf_counter() - began < 5  # pair by pair it took minutes
 
 
 def test_a_region_shorter_than_a_window_has_no_sites() -> None:

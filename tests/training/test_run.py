@@ -1,22 +1,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from genomepred.errors import DataError, ModelError, OutputError, SignatureError
 from genomepred.models import MODELS
-from genomepred.models.card import read_card
+from genomepred.models.card import TOLERANCE, read_card
 from genomepred.models.checkpoint import check_golden, load_model
-from genomepred.training import run
+from genomepred.training import loop, run, storage
 from genomepred.training.data import Source, open_data
 from genomepred.training.loop import STATE, Settings
-from genomepred.training.run import METRICS, Description, Plan, train
+from genomepred.training.run import METRICS, RUN, SCRATCH, Description, Plan, train
 from genomepred.training.tasks import find_task
 
 TINY = {
@@ -113,19 +119,22 @@ class _StopError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("where", "call"),
+    ("where", "call", "epochs"),
     [
-        *[("write_sidecar", 1), ("_finished", 2)],
-        *[("save_checkpoint", 1), ("save_checkpoint", 2), ("measure", 1), ("save_checkpoint", 3)],
-        *[("curves", 1), ("write_sidecar", 2)],
+        *[("loop._write_history", 1, 1), ("loop._write_history", 1, 2)],
+        *[("loop._write_history", 2, 2), ("run.write_sidecar", 1, 2), ("run._finished", 2, 2)],
+        *[("run.save_checkpoint", 1, 2), ("run.save_checkpoint", 2, 2), ("run.measure", 1, 2)],
+        *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("run.write_sidecar", 2, 2)],
     ],
 )
 def test_a_training_stopped_anywhere_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int, epochs: int
 ) -> None:
-    plan = plan_of(tmp_path, epochs=2)
+    plan = plan_of(tmp_path, epochs=epochs)
     train(plan, tmp_path / "undisturbed")
-    real, calls = getattr(run, where), []
+    place, name = where.split(".")
+    module = {"run": run, "loop": loop}[place]
+    real, calls = getattr(module, name), []
 
     def stopping(*args: object, **kwargs: object) -> object:
         calls.append(None)
@@ -134,13 +143,20 @@ def test_a_training_stopped_anywhere_ends_the_same(
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, where, stopping)
+        patch.setattr(module, name, stopping)
         with pytest.raises(_StopError):
             train(plan, tmp_path / "out")
     assert not (tmp_path / "out" / METRICS).exists()
     train(plan, tmp_path / "out")
     assert not (tmp_path / "out" / STATE).exists()
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+    histories = [
+        pd.read_csv(tmp_path / folder / "history.csv").drop(columns="seconds")
+        for folder in ("out", "undisturbed")
+    ]
+    assert len(histories[0]) == epochs
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 0
 
 
 def test_a_finished_training_is_not_touched(tmp_path: Path) -> None:
@@ -149,6 +165,95 @@ def test_a_finished_training_is_not_touched(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     assert train(plan, tmp_path / "out") == card
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_a_finished_training_is_known_without_reading_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, epochs=1)
+    card = train(plan, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "open_data", _raise)
+        assert train(plan, tmp_path / "out") == card
+        for other in (
+            replace(plan, stride=3),
+            replace(plan, config={"tracks": 1}),
+            replace(plan, source=replace(plan.source, seed=1)),
+            replace(plan, settings=replace(plan.settings, epochs=2)),
+        ):
+            with pytest.raises(_StopError):
+                train(other, tmp_path / "out")
+        plan.source.data.write_text(plan.source.data.read_text().replace("\t2", "\t3", 1))
+        with pytest.raises(_StopError):
+            train(plan, tmp_path / "out")
+
+
+def test_what_a_kill_after_the_metrics_leaves_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
+    monkeypatch.setattr(storage, "MOST_IN_MEMORY", 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_tidy", _raise)
+        with pytest.raises(_StopError):
+            train(plan, out)
+    assert (out / STATE).exists()
+    assert (out / SCRATCH / "sequences.h5").exists()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    (out / f"state.{host}.{ended.pid}.0123abcd.tmp").touch()  # of a killed process
+    others = [f"state.{host}.{os.getpid()}.0123abcd.tmp", "state.elsewhere.7.0123abcd.tmp"]
+    for name in (*others, "notes.tmp"):
+        (out / name).touch()
+    train(plan, out)
+    assert not (out / STATE).exists()
+    assert not (out / SCRATCH).exists()
+    assert {path.name for path in out.glob("*.tmp")} == {*others, "notes.tmp"}
+
+
+def test_words_that_a_finished_training_ignores_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tmp_path, epochs=1)
+    card = train(plan, tmp_path / "out")
+    train(plan, tmp_path / "out")
+    assert "left as it is" not in capsys.readouterr().err
+    words = Description("other", units=("bases",), descriptions=("G and C",), licence="MIT")
+    assert train(replace(plan, description=words), tmp_path / "out") == card
+    told = capsys.readouterr()
+    assert "left as it is" in told.err
+    assert "--name 'other' (is 'content')" in told.err
+    assert "--licence 'MIT' (is '')" in told.err
+    assert "--description 'G and C' (is '')" in told.err
+    assert "--unit" not in told.err
+    assert told.out == ""
+
+
+def test_of_two_processes_that_start_at_once_the_first_one_s_plan_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
+    real = run.write_sidecar
+
+    def overtaken(path: Path, document: Mapping[str, Any]) -> None:
+        real(path, document)
+        real(out / RUN, {**document, "stride": 7})  # another process, meanwhile
+
+    monkeypatch.setattr(run, "write_sidecar", overtaken)
+    with pytest.raises(SignatureError, match="started with stride 7; now stride unset"):
+        train(plan, out)
+    assert [path.name for path in out.iterdir()] == [RUN]
+    assert json.loads((out / RUN).read_text())["stride"] == 7
+
+
+def test_the_card_has_the_measured_differences_of_precisions(tmp_path: Path) -> None:
+    card = train(plan_of(tmp_path, "tf-cnn", epochs=1), tmp_path / "out")
+    found = card.training["measured_difference"]
+    assert 0 < found["fp16"] < found["bf16"] < 0.1
+    assert card.tolerance["fp16"] >= 2 * found["fp16"]
+    assert card.tolerance["bf16"] >= 2 * found["bf16"]
+    assert card.tolerance["fp32"] == TOLERANCE["fp32"]
 
 
 def test_an_unfinished_training_of_other_data_is_refused(

@@ -1,0 +1,74 @@
+"""How far fp16 and bf16 lie from fp32 for a trained model, and what its card tolerates of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from genomepred.inference.engine import activation_function
+from genomepred.models.card import TOLERANCE
+from genomepred.models.layers import SequenceModel
+from genomepred.training.examples import Examples
+from genomepred.training.loop import PRECISIONS, Float32, raw_values
+
+# Held-out windows on which they are compared.
+_COMPARED = 256
+# A precision that differs by more than this is no match for fp32: its tolerance is not raised.
+_MOST_TOLERATED = 0.1
+
+
+def precision_differences(model: SequenceModel, examples: Examples) -> dict[str, float]:
+    """Largest ``|difference| / (1 + |fp32|)`` of fp16 and bf16 predictions.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        With its card, whose activation is applied.
+    examples : Examples
+        As many as 256 of them are predicted, evenly spread.
+
+    Returns
+    -------
+    dict
+        ``fp16`` and ``bf16``; infinite where a prediction is not finite.
+    """
+    rows = np.unique(np.linspace(0, len(examples) - 1, _COMPARED).astype(np.int64))
+    codes, activation = examples.take(rows).codes, activation_function(model.card.activation)
+
+    def predictions() -> Float32:
+        return activation(torch.from_numpy(raw_values(model, codes))).numpy()
+
+    reference, found = predictions(), {}
+    for name, dtype in PRECISIONS.items():
+        if dtype is None:
+            continue
+        with torch.autocast(model.device.type, dtype):
+            values = predictions()
+        with np.errstate(all="ignore"):
+            worst = float(np.max(np.abs(values - reference) / (1 + np.abs(reference))))
+        found[name] = worst if math.isfinite(worst) else math.inf
+    return found
+
+
+def tolerances(differences: Mapping[str, float]) -> dict[str, float]:
+    """Tolerances of a card: the usual ones, or twice the measured differences where that is more.
+
+    Twice, rounded up to two digits, because other windows differ by more than those measured.
+    Above 0.1 the usual one stays, so that the precision is refused.
+    """
+    found = dict(TOLERANCE)
+    for name, difference in differences.items():
+        doubled = _two_digits_up(2 * difference)
+        if TOLERANCE[name] < doubled <= _MOST_TOLERATED:
+            found[name] = doubled
+    return found
+
+
+def _two_digits_up(figure: float) -> float:
+    if not 0 < figure < math.inf:
+        return figure
+    unit = math.floor(math.log10(figure)) - 1
+    return float(f"{math.ceil(figure / 10.0**unit)}e{unit}")
