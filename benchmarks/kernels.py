@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measure import median, write_json
 from genomepred.kernels import cpu
 from genomepred.kernels.bias_act_pool import bias_act_pool, bias_act_pool_reference
 from genomepred.kernels.codes_conv import codes_conv, codes_conv_reference, codes_table
 from genomepred.kernels.conv_block import conv_block, conv_block_reference
-
-from benchmarks.measure import median, write_json
 from genomepred.models.layers import OneHot, SameConv1d, channels_last
 from tests.kernels.cases import DTYPES, TOLERANCES, difference
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from genomepred.kernels.bias_act_pool import (
     DTYPES,
     bias_act_pool_reference,
@@ -18,7 +20,6 @@ from genomepred.kernels.bias_act_pool import (
     pooled_length,
     wide,
 )
-from torch import Tensor
 
 UNKNOWN = 4  # the code of an unknown base; larger codes mean the same
 _POLICIES = {"zeros": 0.0, "ones": 1.0, "uniform": 0.25}

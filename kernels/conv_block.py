@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import Optional
 
 import torch
+from torch import Tensor
+from torch.nn import functional
+
 from genomepred.kernels.bias_act_pool import (
     DTYPES,
     bias_act_pool_reference,
@@ -20,8 +23,6 @@ from genomepred.kernels.bias_act_pool import (
     wide,
 )
 from genomepred.kernels.codes_conv import convolved_length
-from torch import Tensor
-from torch.nn import functional
 
 
 def conv_block_reference(

@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, empty_outputs
-from genomepred.kernels.codes_conv import convolved_length
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -27,6 +25,9 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, empty_outputs
+from genomepred.kernels.codes_conv import convolved_length
 
 SYMBOLS = 6  # four bases, unknown, outside
 LANES = 8  # channels are padded to a multiple: one AVX register of float32

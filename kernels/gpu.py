@@ -20,9 +20,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from genomepred.kernels.bias_act_pool import pooled_length
 from genomepred.kernels.codes_conv import convolved_length
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, bias_act_pool_reference
 from genomepred.kernels.codes_conv import codes_conv_reference, codes_table
 from genomepred.kernels.conv_block import conv_block_reference
-from torch import Tensor
 
 # |difference| / (1 + |reference|) against float64 on the same rounded inputs. Seen: float32 5e-7,
 # float16 4e-4; bfloat16 9e-3, the interpreter truncating where a GPU rounds.

@@ -71,9 +71,10 @@ def _cases(gpu: Any, everything: bool) -> Iterator[Case]:
 def compile_case(case: Case) -> dict[str, Any]:
     """Compile one case in this process."""
     import triton
-    from genomepred.kernels import gpu
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from genomepred.kernels import gpu
 
     kernel = getattr(gpu, case.kernel)
     tile = getattr(gpu, case.tiles)[case.channels]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from genomepred.kernels import gpu
-from genomepred.kernels.bias_act_pool import POOLS
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+from genomepred.kernels import gpu
+from genomepred.kernels.bias_act_pool import POOLS
 from tests.kernels import cases, launches
 
 torch.set_num_threads(1)

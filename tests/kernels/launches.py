@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from genomepred.kernels import gpu
 from torch import Tensor
 
+from genomepred.kernels import gpu
 from tests.kernels.cases import Problem, Row
 
 

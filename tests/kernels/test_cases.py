@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from genomepred.kernels.codes_conv import codes_conv_reference
 
+from genomepred.kernels.codes_conv import codes_conv_reference
 from tests.kernels import cases
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from genomepred.kernels import cpu
-from genomepred.kernels.codes_conv import codes_conv, codes_conv_reference, codes_table
 from torch import nn
 
+from genomepred.kernels import cpu
+from genomepred.kernels.codes_conv import codes_conv, codes_conv_reference, codes_table
 from genomepred.models.layers import MaxPool, OneHot, SameConv1d
 from tests.kernels import cases
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from genomepred.kernels.bias_act_pool import bias_act_pool, bias_act_pool_reference
-from genomepred.kernels.conv_block import conv_block, conv_block_reference
 from torch import nn
 
+from genomepred.kernels.bias_act_pool import bias_act_pool, bias_act_pool_reference
+from genomepred.kernels.conv_block import conv_block, conv_block_reference
 from genomepred.models.layers import MaxPool, SameConv1d
 from tests.kernels import cases
 
