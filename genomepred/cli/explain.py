@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from genomepred.cli.options import debug_option, echo_json, json_option, trust_code_option
+from genomepred.cli.options import (
+    debug_option,
+    device_option,
+    echo_json,
+    json_option,
+    trust_code_option,
+)
 
 if TYPE_CHECKING:
     from genomepred.explain.run import Report
@@ -55,12 +61,7 @@ def _common(command: Command) -> Command:
             show_default=True,
             help="Windows to draw: the first so many, in a PNG each.",
         ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
-        ),
+        device_option,
         trust_code_option,
         json_option,
         debug_option,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ import click
 from genomepred.cli.options import (
     config_option,
     debug_option,
+    device_option,
     echo_json,
     json_option,
+    option,
     trust_code_option,
 )
 from genomepred.models import MODELS
@@ -85,16 +86,18 @@ def show(model: str, as_json: bool) -> None:
 
 @models.command()
 @click.argument("model")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute.")
+@device_option
 @trust_code_option
 @json_option
 @debug_option
 def check(model: str, device: str, trust_code: str | None, as_json: bool) -> None:
     """Check that MODEL is whole and reproduces its golden outputs on this machine."""
+    from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import check_golden, load_model
     from genomepred.models.external import told_of_code
 
-    loaded = load_model(model, device, trust_code)
+    found = find_device(device)
+    loaded = load_model(model, found, trust_code)
     if note := told_of_code(loaded):
         click.echo(f"genomepred: note: {note}", err=True)
     worst, allowed = check_golden(loaded), loaded.card.tolerance["fp32"]
@@ -102,7 +105,7 @@ def check(model: str, device: str, trust_code: str | None, as_json: bool) -> Non
         echo_json(
             {
                 "model": loaded.card.name,
-                "device": device,
+                "device": str(found),
                 "weights_sha256": loaded.card.weights_sha256,
                 "largest_difference": worst,
                 "tolerance": allowed,
@@ -111,13 +114,12 @@ def check(model: str, device: str, trust_code: str | None, as_json: bool) -> Non
         return
     click.echo(f"{loaded.card.name}: weights match sha256 {loaded.card.weights_sha256}")
     click.echo(
-        f"{loaded.card.name}: golden outputs on {device} differ by at most {worst:.3g} "
+        f"{loaded.card.name}: golden outputs on {found} differ by at most {worst:.3g} "
         f"(tolerance {allowed:g}, |difference| / (1 + |golden|))"
     )
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_option = partial(click.option, show_default=True)
 
 
 def _tracks(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Track, ...]:
@@ -136,8 +138,8 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 @models.command("import")
 @click.argument("weights", type=_FILE)
-@_option("--to", required=True, type=click.Path(path_type=Path), help="Folder of the checkpoint.")
-@_option(
+@option("--to", required=True, type=click.Path(path_type=Path), help="Folder of the checkpoint.")
+@option(
     "--architecture",
     type=click.Choice(sorted(MODELS)),
     help="Architecture of the package that the weights belong to.  [default: optimus5p for Keras "
@@ -145,14 +147,14 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 )
 @trust_code_option
 @config_option
-@_option(
+@option(
     "--key-map",
     type=_FILE,
     help="JSON object, old name or prefix of a tensor: new one, or null to leave it out.  "
     "[default: the names fit]",
 )
-@_option("--name", help="Name on the card.  [default: that of the folder]")
-@_option(
+@option("--name", help="Name on the card.  [default: that of the folder]")
+@option(
     "--track",
     "tracks",
     multiple=True,
@@ -160,39 +162,39 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
     metavar="NAME[=DESCRIPTION]",
     help="Output; repeatable, in order.  [default: score, or track1, track2, ...]",
 )
-@_option("--window", type=click.IntRange(1), help="Bases seen.  [default: the architecture's]")
-@_option("--crop", type=click.IntRange(0), help="Bases without output at each end.  [default: 0]")
-@_option("--bins", type=click.IntRange(1), help="Output positions of a window.  [default: 1]")
-@_option(
+@option("--window", type=click.IntRange(1), help="Bases seen.  [default: the architecture's]")
+@option("--crop", type=click.IntRange(0), help="Bases without output at each end.  [default: 0]")
+@option("--bins", type=click.IntRange(1), help="Output positions of a window.  [default: 1]")
+@option(
     "--input",
     "input_",
     type=click.Choice(INPUTS),
     help="What your module is called with.  [default: codes]",
 )
-@_option("--base-order", help="Base of each channel or code.  [default: the architecture's, ACGT]")
-@_option(
+@option("--base-order", help="Base of each channel or code.  [default: the architecture's, ACGT]")
+@option(
     "--n-policy",
     type=click.Choice(sorted(N_POLICIES)),
     help="One-hot of an unknown base.  [default: the architecture's, zeros]",
 )
-@_option(
+@option(
     "--activation", default="none", type=click.Choice(ACTIVATIONS), help="Applied to the outputs."
 )
-@_option(
+@option(
     "--reverse-tracks",
     callback=_numbers,
     metavar="N,N,...",
     help="Track (from 0) that each is on the other strand.  [default: itself]",
 )
-@_option("--stride", type=click.IntRange(1), help="Default stride.  [default: bases of output]")
-@_option(
+@option("--stride", type=click.IntRange(1), help="Default stride.  [default: bases of output]")
+@option(
     "--min-bases",
     default=1,
     type=click.IntRange(0),
     help="Known bases below which a window has no prediction.",
 )
-@_option("--licence", default="", help="Licence of the weights.")
-@_option(
+@option("--licence", default="", help="Licence of the weights.")
+@option(
     "--golden",
     type=_FILE,
     help="FASTA to cut golden inputs from.  [default: human chr22:20-21 Mb, bundled]",

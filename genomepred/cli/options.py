@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from typing import Any
 
 import click
+
+option = partial(click.option, show_default=True)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document to stdout.  [default: off]"
@@ -17,6 +20,12 @@ debug_option = click.option(
     is_flag=True,
     expose_value=False,
     help="Show the traceback of an error.  [default: one line]",
+)
+# Read by inference.engine.find_device.
+device_option = option(
+    "--device",
+    default="auto",
+    help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
 )
 trust_code_option = click.option(
     "--trust-code",

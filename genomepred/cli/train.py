@@ -7,13 +7,21 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from genomepred.cli.options import debug_option, echo_json, json_option, trust_code_option
+from genomepred.cli.options import (
+    config_option,
+    debug_option,
+    device_option,
+    echo_json,
+    json_option,
+    option,
+    trust_code_option,
+)
 from genomepred.models import MODELS
 from genomepred.training.source import Source
 
@@ -23,11 +31,10 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 _EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
-_option = partial(click.option, show_default=True)
 
-# One for each field of Source.
+# Fields of Source that say what the examples are.
 _SOURCE_OPTIONS = [
-    _option(
+    option(
         "--data",
         required=True,
         type=_EXISTING,
@@ -35,145 +42,149 @@ _SOURCE_OPTIONS = [
         "narrowPeak, or FASTA with headers CONTIG:START-END), or manifest of several genomes "
         "(.tsv: name, genome, peaks).",
     ),
-    _option(
+    option(
         "--labels",
         type=_EXISTING,
         help="Table of the FASTA's names and labels.  [default: none]",
     ),
-    _option(
+    option(
         "--genome",
         type=_EXISTING,
         help="FASTA of (part of) the peaks' genome.  [default: none]",
     ),
-    _option(
+    option(
         "--bigwig",
         multiple=True,
         type=_EXISTING,
         help="Signal whose mean over a window is its label; repeatable, a track each.  [default: "
         "peaks are 1, other windows 0]",
     ),
-    _option(
+    option(
         "--sequence",
         help="Column of sequences.  [default: the first of sequence, seq, seqs, utr]",
     ),
-    _option(
+    option(
         "--target",
         "targets",
         multiple=True,
         help="Column of labels; repeatable, a track each.  [default: the first of label, labels, "
         "target, rl, mrl, TPM]",
     ),
-    _option(
+    option(
         "--transform",
         default="none",
         type=click.Choice(["none", "log1p", "log2p1"]),
         help="Of the labels: ln(1 + y) or log2(1 + y).",
     ),
-    _option(
+    option(
         "--task",
         default="auto",
         type=click.Choice(["auto", "regression", "binary", "profile"]),
         help="auto: binary if all labels are 0 or 1, else regression. profile: the labels are "
         "shares of one whole.",
     ),
-    _option(
+    option(
         "--window",
         type=click.IntRange(1),
         help="Bases of an example.  [default: the longest sequence; the peaks' length]",
     ),
-    _option(
+    option(
         "--pad",
         type=click.Choice(["left", "right"]),
         help="Side on which shorter sequences get N.  [default: all must be equally long]",
     ),
-    _option(
+    option(
         "--validation",
         multiple=True,
         help="Examples that choose the best epoch. Peaks: region, CONTIG or CONTIG:START-END. "
         "Tables: COLUMN=VALUE, rows FIRST-LAST, or a share such as 0.1. Repeatable.  [default: "
         "column dataset or split, else 0.1]",
     ),
-    _option(
+    option(
         "--test",
         multiple=True,
         help="Examples kept from training altogether, like --validation; repeatable.  [default: "
         "as for --validation]",
     ),
-    _option(
+    option(
         "--shuffled",
         default=1,
         type=click.IntRange(0),
         help="Dinucleotide-shuffled negatives a peak.",
     ),
-    _option("--matched", default=1, type=click.IntRange(0), help="GC-matched windows a peak."),
-    _option("--random", default=4, type=click.IntRange(0), help="Random windows a peak."),
-    _option(
+    option("--matched", default=1, type=click.IntRange(0), help="GC-matched windows a peak."),
+    option("--random", default=4, type=click.IntRange(0), help="Random windows a peak."),
+]
+
+# The rest of Source: what is drawn in training.
+_SAMPLING_OPTIONS = [
+    option(
         "--reverse-complement/--no-reverse-complement",
         default=None,
         help="Show examples on a random strand.  [default: on for peaks, off for tables]",
     ),
-    _option(
+    option(
         "--shift",
         default=0,
         type=click.IntRange(0),
         help="Most bases by which training moves windows at random.",
     ),
-    _option("--seed", default=0, type=click.IntRange(0), help="Of weights, order and sampling."),
+    option("--seed", default=0, type=click.IntRange(0), help="Of weights, order and sampling."),
 ]
 
 # One for each field of Settings but the seed, which Source has.
 _SETTINGS_OPTIONS = [
-    _option("--epochs", default=10, type=click.IntRange(1), help="Passes at most."),
-    _option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step."),
-    _option(
+    option("--epochs", default=10, type=click.IntRange(1), help="Passes at most."),
+    option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step."),
+    option(
         "--optimiser",
         default="adamw",
         type=click.Choice(["adamw", "adam"]),
         help="Adam with decoupled weight decay, or with L2.",
     ),
-    _option(
+    option(
         "--learning-rate",
         default=1e-3,
         type=click.FloatRange(0, min_open=True),
         help="Highest rate.",
     ),
-    _option(
+    option(
         "--weight-decay",
         default=1e-2,
         type=click.FloatRange(0),
         help="Weight decay of the optimiser.",
     ),
-    _option(
+    option(
         "--schedule",
         default="cosine",
         type=click.Choice(["cosine", "constant"]),
         help="Course of the learning rate.",
     ),
-    _option(
+    option(
         "--warmup",
         default=0.02,
         type=click.FloatRange(0, 1),
         help="Share of the steps in which the rate rises from zero.",
     ),
-    _option(
+    option(
         "--clip",
         default=1.0,
         type=click.FloatRange(0, min_open=True),
         help="Largest norm of a step's gradient.",
     ),
-    _option(
+    option(
         "--patience",
         default=3,
         type=click.IntRange(1),
         help="Epochs without improvement before training stops.",
     ),
-    _option(
+    option(
         "--precision",
         default="auto",
         type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
         help="Of the layers in training. auto: fp32 on a CPU; bf16, else fp16, on a GPU.",
     ),
-    _option(
+    option(
         "--class-weights",
         default="none",
         help="Weight of positive labels: none, balanced, or a number, one or one a track with "
@@ -182,27 +193,27 @@ _SETTINGS_OPTIONS = [
 ]
 
 _DESCRIPTION_OPTIONS = [
-    _option("--name", default="model", help="Name on the card."),
-    _option(
+    option("--name", default="model", help="Name on the card."),
+    option(
         "--track",
         "tracks",
         multiple=True,
         help="Name of an output; repeatable, one a track.  [default: the columns of the labels]",
     ),
-    _option(
+    option(
         "--description",
         "descriptions",
         multiple=True,
         help="Description of an output; repeatable, one a track.  [default: none]",
     ),
-    _option(
+    option(
         "--unit",
         "units",
         multiple=True,
         help="Unit of an output; repeatable, one a track.  [default: none]",
     ),
-    _option("--licence", default="", help="Licence on the card."),
-    _option("--source", default="", help="Origin of the data, for the card."),
+    option("--licence", default="", help="Licence on the card."),
+    option("--source", default="", help="Origin of the data, for the card."),
 ]
 
 
@@ -217,63 +228,44 @@ def _made(kind: type[Made], options: dict[str, Any]) -> Made:
     return kind(**{name: options[name] for name in names if name in options})
 
 
-def _config(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    config = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        try:
-            config[key] = json.loads(text)
-        except ValueError:
-            config[key] = text
-        if not equals:
-            raise click.BadParameter(f"{value!r} is not KEY=VALUE")
-    return config
-
-
 @click.command()
-@_option(
+@option(
     "--model",
     "architecture",
     required=True,
     type=click.Choice(sorted(MODELS)),
     help="Architecture.",
 )
-@_option(
+@option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the checkpoints best/ and last/, history.csv, curves.png and metrics.json.",
 )
-@_option(
-    "--set",
-    "config",
-    multiple=True,
-    callback=_config,
-    metavar="KEY=VALUE",
-    help="Argument of the architecture; repeatable.  [default: its own]",
-)
+@config_option
 @_with(_SOURCE_OPTIONS)
+@_with(_SAMPLING_OPTIONS)
 @_with(_SETTINGS_OPTIONS)
 @_with(_DESCRIPTION_OPTIONS)
-@_option(
+@option(
     "--stride",
     type=click.IntRange(1),
     help="Default stride on the card.  [default: a fifth of the window]",
 )
-@_option(
+@option(
     "--min-bases",
     type=click.IntRange(1),
     help="Known bases below which a window has no prediction.  [default: half the window, or fewer "
     "if held-out examples have fewer]",
 )
-@_option(
+@option(
     "--weights-dtype",
     default="float32",
     type=click.Choice(["float32", "float16", "bfloat16"]),
     help="Type the weights are stored in.",
 )
-@_option("--device", default="cpu", help="Where to train.")
-@_option(
+@device_option
+@option(
     "--threads",
     default=1,
     type=click.IntRange(1),
@@ -310,6 +302,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
     """What the options of ``train`` ask for."""
     import torch
 
+    from genomepred.inference.engine import find_device
     from genomepred.training.loop import Settings
     from genomepred.training.run import Description, Plan
 
@@ -322,39 +315,45 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
         options["stride"],
         options["min_bases"],
         getattr(torch, options["weights_dtype"]),
-        options["device"],
+        str(find_device(options["device"])),
     )
 
 
 @click.command()
-@_option(
+@option(
     "--model",
     required=True,
     metavar="DIR_OR_NAME",
     help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
 )
-@_option(
+@option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for metrics.json, metrics.tsv, predictions.tsv, worst.tsv and a picture.",
 )
 @_with(_SOURCE_OPTIONS)
-@_option(
+@option(
     "--part",
     default="test",
     type=click.Choice(["test", "validation", "training", "all"]),
     help="Examples to judge the model by; all is every row of a table.",
 )
-@_option(
+@option(
     "--bootstrap",
     "resamples",
     default=1000,
     type=click.IntRange(0),
     help="Resamples of the examples behind the 95% intervals; 0 for no intervals.",
 )
-@_option("--worst", default=20, type=click.IntRange(0), help="Worst predictions to list.")
-@_option("--device", default="cpu", help="Where to compute.")
+@option(
+    "--seed",
+    type=click.IntRange(0),
+    help="Of shares, negatives and resamples.  [default: that of training on the same files, else "
+    "0]",
+)
+@option("--worst", default=20, type=click.IntRange(0), help="Worst predictions to list.")
+@device_option
 @trust_code_option
 @json_option
 @debug_option
@@ -363,6 +362,7 @@ def evaluate(
     out: Path,
     part: str,
     resamples: int,
+    seed: int | None,
     worst: int,
     device: str,
     trust_code: str | None,
@@ -371,22 +371,25 @@ def evaluate(
 ) -> None:
     """Judge a model by labelled sequences or peaks: metrics with intervals, curves, worst examples.
 
-    The data options are those of train: the same ones give the same parts.
+    The data options are those of train. On the files of the model's own training its columns, split
+    and seed are taken from its card, and others refused: they would put training examples into the
+    test.
     """
     import torch
 
+    from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import load_model
     from genomepred.training.evaluation import evaluate as run
     from genomepred.training.evaluation import lines, tell
 
     torch.set_num_threads(1)
     document = run(
-        load_model(model, device, trust_code),
+        load_model(model, find_device(device), trust_code),
         _made(Source, options),
         out,
         part=part,
         resamples=resamples,
-        seed=options["seed"],
+        seed=seed,
         worst=worst,
     )
     if as_json:
@@ -409,16 +412,14 @@ _OF_SWEEP = {"out", "seed", "threads", "json", "debug", "help"}
 
 @click.command()
 @click.argument("config", type=_EXISTING)
-@_option(
+@option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for RUN/seedK/ of each training, comparison.tsv and comparison.png.",
 )
-@_option(
-    "--seeds", default=1, type=click.IntRange(1), help="Trainings of each run: seeds 0, 1, ..."
-)
-@_option(
+@option("--seeds", default=1, type=click.IntRange(1), help="Trainings of each run: seeds 0, 1, ...")
+@option(
     "--threads",
     default=1,
     type=click.IntRange(1),

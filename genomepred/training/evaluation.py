@@ -29,6 +29,7 @@ from genomepred.training import bootstrap, figures
 from genomepred.training.data import Data, Examples, LabelledData, Source, open_data
 from genomepred.training.examples import known_bases
 from genomepred.training.loop import raw_values
+from genomepred.training.provenance import as_trained
 from genomepred.training.tables import TABLE
 
 Float32 = NDArray[np.float32]
@@ -99,7 +100,7 @@ def evaluate(
     *,
     part: str = "test",
     resamples: int = 1000,
-    seed: int = 0,
+    seed: int | None = None,
     worst: int = 20,
 ) -> dict[str, Any]:
     """Judge a loaded model by the data a source names, and write all results.
@@ -110,6 +111,7 @@ def evaluate(
         With its card, of one bin.
     source : Source
         As in training. A table's sequences are padded to the model's window if ``pad`` says where.
+        If the files are those of the model's training, what is not given is as in it.
     out : Path
         Folder for the results; made if absent.
     part : {"test", "validation", "training", "all"}, optional
@@ -117,7 +119,8 @@ def evaluate(
     resamples : int, optional
         Bootstrap resamples of the rows behind the 95% intervals; 0 gives none.
     seed : int, optional
-        Of the resamples.
+        Of resamples, shares and negatives, instead of the source's; by default that of the model's
+        training on the same files, else 0.
     worst : int, optional
         Worst predictions that are listed.
 
@@ -129,7 +132,7 @@ def evaluate(
     Raises
     ------
     DataError
-        If the data cannot be used as asked.
+        If the data cannot be used as asked, or are those of the model's training in other parts.
     ModelError
         If the model's window, tracks or bins do not fit the data.
     DependencyError
@@ -142,9 +145,10 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
-    card = model.card
+    card, split = model.card, part != "all"
+    source = _for_card(as_trained(source, card, seed, split=split), card)
     with TemporaryDirectory(prefix=".scratch-", dir=out) as scratch:
-        data = open_data(_for_card(source, card), Path(scratch), split=part != "all")
+        data = open_data(source, Path(scratch), split=split)
     columns = check_fit(card, data, source.data)
     judged = [
         judge(model, name, data.task, parts, columns)
@@ -156,8 +160,8 @@ def evaluate(
         "task": data.task,
         "part": part,
         "data": data.facts(),
-        "bootstrap": {"resamples": resamples, "seed": seed, "interval": 0.95},
-        "sets": {one.name: _metrics_of(one, resamples, seed) for one in judged},
+        "bootstrap": {"resamples": resamples, "seed": source.seed, "interval": 0.95},
+        "sets": {one.name: _metrics_of(one, resamples, source.seed) for one in judged},
     }
     _write_results(document, judged, out, worst)
     return document

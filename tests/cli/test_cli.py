@@ -9,7 +9,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from genomepred.cli import cli
+from genomepred.errors import DeviceError
 from tests.checkpoints import make_checkpoint
 from tests.cli.reference import commands, reference
 
@@ -76,6 +79,25 @@ def test_the_same_option_means_the_same_everywhere():
                 if isinstance(option, click.Option):
                     texts.setdefault(option.opts[0], set()).add((option.help, option.default))
     assert all(len(variants) == 1 for variants in texts.values())
+
+
+def test_a_device_is_named_alike_everywhere(model):
+    told = {}
+    for path, command in commands():
+        for option in command.params:
+            if option.name == "device":
+                told[" ".join(path[1:])] = (option.help, option.default)
+    assert told.keys() >= {"predict", "plan", "train", "evaluate", "models check", "explain ism"}
+    assert len(set(told.values())) == 1
+    for arguments in (
+        ("models", "check", model),
+        ("evaluate", "--model", model, "--data", __file__, "--out", "out"),
+        ("train", "--model", "linear", "--data", __file__, "--out", "out"),
+        ("explain", "ism", "--model", model, "--input", __file__, "--out", "out"),
+    ):
+        error = CliRunner().invoke(cli, [*map(str, arguments), "--device", "tpu"]).exception
+        assert isinstance(error, DeviceError)
+        assert "'tpu': write auto, cpu, cuda or cuda:N" in str(error)
 
 
 def test_command_reference_is_up_to_date():

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from genomepred.models.card import Card, Track, read_card
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.training.evaluation import PARTS
+from genomepred.training.source import Source
 from genomepred.training.sweep import read_config
 from tests.checkpoints import make_checkpoint
 from tests.models.as_written import AS_WRITTEN, make_as_written
@@ -179,6 +181,46 @@ def test_a_module_that_only_runs_as_written_is_judged_by_its_own_values(
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_files_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [("".join(rng.choice(list("ACGT"), 12)), rng.normal(), rng.normal()) for _ in range(200)]
+    table = tmp_path / "noise.csv"
+    pd.DataFrame(rows, columns=["bases", "label", "noise"]).to_csv(table, index=False)
+    done(
+        "train", "--model", "linear", "--data", table, "--sequence", "bases", "--target", "noise",
+        "--validation", "0.2", "--test", "0.25", "--seed", 1, "--epochs", 1, "--device", "cpu",
+        "--out", tmp_path / "m",
+    )  # fmt: skip
+    stated = read_card(tmp_path / "m" / "best").metrics["test"]
+    call = ("evaluate", "--model", tmp_path / "m" / "best", "--out", tmp_path / "o", "--json")
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(table.read_bytes())
+    same = ("--sequence", "bases", "--target", "noise", "--seed", 1, "--test", "0.25")
+    for asked in (("--data", copy), ("--data", table, *same)):
+        document = json.loads(done(*call, *asked).stdout)
+        found = document["sets"]["test"]
+        assert found["rows"] == stated["examples"] == 50
+        assert found["tracks"]["noise"]["R2"]["value"] == pytest.approx(stated["R2"], abs=1e-4)
+        assert document["bootstrap"]["seed"] == 1
+    for other, was in {
+        "--seed 0": "--seed 1",
+        "--test 0.1": "--test 0.25",
+        "--test 0.1 --test 1-3": "--test 0.25",
+        "--validation 1-40": "--validation 0.2",
+        "--target label": "--target noise",
+    }.items():
+        error = run(*call, "--data", table, *other.split()).exception
+        assert isinstance(error, DataError)
+        assert f"{other} was asked, but" in str(error)
+        assert f"was trained on this file with {was}; leave it out" in str(error)
+    everything = ("--data", table, "--part", "all", "--seed", 5, "--test", "1-5")
+    document = json.loads(done(*call, *everything).stdout)
+    assert (document["sets"]["all"]["rows"], document["bootstrap"]["seed"]) == (200, 5)
+    with copy.open("a") as file:  # another file
+        file.write("ACGTACGTACGT,0.5,0.25\n")
+    done(*call, "--data", copy, "--sequence", "bases", "--target", "label", "--seed", 3)
+
+
 def test_misfits_are_one_line(tmp_path: Path) -> None:
     table = make_table(tmp_path, window=60)
     error = run("evaluate", "--model", "ctcf", "--data", table, "--out", tmp_path / "o").exception
@@ -188,6 +230,13 @@ def test_misfits_are_one_line(tmp_path: Path) -> None:
     done("evaluate", "--model", "ctcf", "--data", table, "--out", tmp_path / "o", "--pad", "left")
     error = run("evaluate", "--model", "absent", "--data", table, "--out", "o").exception
     assert "bundled are" in str(error)
+
+
+def test_options_are_those_that_act_in_it() -> None:
+    given = {option.name for option in evaluate.params}
+    assert {field.name for field in fields(Source)} - given == {"reverse_complement", "shift"}
+    (seed,) = (option for option in evaluate.params if option.name == "seed")
+    assert seed.default is None
 
 
 def test_the_parts_are_those_of_the_library() -> None:

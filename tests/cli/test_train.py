@@ -251,7 +251,7 @@ def test_words_may_differ(tmp_path: Path) -> None:
         ("--set", "filters", "KEY=VALUE"),
         ("--track", "second", "2 --track for 1 tracks"),
         ("--class-weights", "1,2", "one positive number or 1 of them"),
-        ("--device", "abacus", "device 'abacus' cannot be used"),
+        ("--device", "abacus", "'abacus': write auto, cpu, cuda"),
     ],
 )
 def test_wrong_requests_are_refused_in_one_line(
