@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from genomepred.explain.windows import Output
 from genomepred.inference.engine import compute_batch
-from genomepred.models.layers import FlattenPositions, Reach, SequenceModel, fast_form, reach
+from genomepred.models.layers import (
+    FlattenPositions,
+    Reach,
+    SequenceModel,
+    fast_form,
+    reach,
+    without_tf32,
+)
 from genomepred.sequences.codes import Codes
 
 Int64 = NDArray[np.int64]
@@ -100,6 +107,7 @@ class Mutagenesis:
         self._compute(np.full((self._batch, self.width), 4, np.uint8))
 
     @torch.no_grad()
+    @without_tf32()
     def effects(self, codes: Codes, bins: slice) -> Effects:
         """Effects of all substitutions in one window.
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.inference.engine import activation_function, compute_batch
 from genomepred.models.card import Card, Track
-from genomepred.models.layers import SequenceModel, fast_form
+from genomepred.models.layers import SequenceModel, fast_form, without_tf32
 from genomepred.store.files import publishing, write_whole
 from genomepred.training import bootstrap, figures
 from genomepred.training.data import Data, Examples, LabelledData, Source, open_data
@@ -275,7 +275,8 @@ def judge(
             f"{name}: none of {len(known)} sequences has the {card.min_bases} known bases that "
             f"model {card.name!r} asks, the most are {known.max()}; give longer sequences"
         )
-    raw = np.concatenate([raw_values(fast, part.codes, batch)[:, 0] for part in parts])[rows]
+    with without_tf32():
+        raw = np.concatenate([raw_values(fast, part.codes, batch)[:, 0] for part in parts])[rows]
     predictions = activation_function(card.activation)(torch.from_numpy(raw)).numpy()
     if not np.isfinite(predictions).all():
         row, track = map(int, np.argwhere(~np.isfinite(predictions))[0])

@@ -159,6 +159,16 @@ def test_modules_that_only_run_as_written_give_their_own_effects(tmp_path: Path,
     assert_equal(Mutagenesis(model, output).effects(codes, BASES), expected)
 
 
+def test_no_number_comes_from_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model, seen = make("motif-cnn", window=12, filters=4), []
+    model.head.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    Mutagenesis(model, Output(model.card)).effects(random_codes(12), BASES)
+    assert len(seen) > 2
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_nothing_known_has_no_effects() -> None:
     model = make("tf-cnn", window=40, filters=4)
     found = Mutagenesis(model, Output(model.card)).effects(np.full(40, 4, np.uint8), BASES)
