@@ -26,6 +26,7 @@ from genomepred.training.evaluation import PARTS
 from genomepred.training.source import Source
 from genomepred.training.sweep import read_config
 from tests.checkpoints import make_checkpoint
+from tests.cli.test_train import train
 from tests.models.as_written import AS_WRITTEN, make_as_written
 
 pytest.importorskip("sklearn")
@@ -219,6 +220,23 @@ def test_files_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
     with copy.open("a") as file:  # another file
         file.write("ACGTACGTACGT,0.5,0.25\n")
     done(*call, "--data", copy, "--sequence", "bases", "--target", "label", "--seed", 3)
+
+
+def test_peaks_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
+    assert train(tmp_path, "m", "--seed", "3", "--device", "cpu").exit_code == 0
+    stated = read_card(tmp_path / "m" / "best").metrics["test"]
+    call = (
+        "evaluate", "--model", tmp_path / "m" / "best", "--data", tmp_path / "peaks.fa",
+        "--genome", tmp_path / "genome.fa", "--bootstrap", 0, "--out", tmp_path / "o",
+    )  # fmt: skip
+    found = json.loads(done(*call, "--json").stdout)["sets"]
+    for kind, metrics in stated.items():
+        assert found[kind]["rows"] == metrics["examples"]
+        score = found[kind]["tracks"]["motif"]["auROC"]["value"]
+        assert score == pytest.approx(metrics["auROC"], abs=1e-4)
+    error = run(*call, "--test", "chr7:1-9000").exception
+    assert isinstance(error, DataError)
+    assert "with --test chr7:30001-40000; leave it out" in str(error)
 
 
 def test_misfits_are_one_line(tmp_path: Path) -> None:
