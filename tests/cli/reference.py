@@ -26,7 +26,9 @@ def reference() -> str:
     """The page."""
     parts = ["# Commands\n\nEvery command's own help (`make docs` writes this page).\n"]
     for path, command in commands():
-        context = click.Context(command, info_name=" ".join(path), terminal_width=100)
+        # click keeps a command's first help option: it is to be the one that users meet.
+        names = {**cli.context_settings, "info_name": " ".join(path)}
+        context = click.Context(command, terminal_width=100, **names)
         parts.append(f"## {' '.join(path)}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
