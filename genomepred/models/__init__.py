@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,13 @@ def build(name: str, **config: Any) -> SequenceModel:
     found = model_class(name)
     try:
         inspect.signature(found).bind(**config)
-        return found(**config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            model = found(**config)
+        empty = [name for name, weights in model.named_parameters() if not weights.numel()]
+        if empty:
+            raise ValueError(f"{empty[0]} would be empty, so a size must be larger")
+        return model
     except (TypeError, ValueError, RuntimeError) as error:
         allowed = ", ".join(inspect.signature(found).parameters)
         raise ModelError(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from genomepred.errors import DeviceError, ModelError, OutputError
+from genomepred.errors import DataError, DeviceError, ModelError, OutputError
 from genomepred.models.layers import SequenceModel, channels_last, prepare
 from genomepred.store.files import write_whole
 
@@ -75,6 +75,11 @@ class Settings:
         See :func:`genomepred.training.tasks.find_task`.
     seed : int, optional
         Of weights and dropout.
+
+    Raises
+    ------
+    DataError
+        If a number is not finite.
     """
 
     epochs: int = 10
@@ -89,6 +94,12 @@ class Settings:
     precision: str = "auto"
     class_weights: str = "none"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "warmup", "clip"):
+            if not math.isfinite(value := getattr(self, name)):
+                option = name.replace("_", "-")
+                raise DataError(f"--{option} {value} asked for; give a finite number")
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step, counted from 0, of ``steps`` in all."""

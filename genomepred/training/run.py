@@ -199,11 +199,6 @@ def train(plan: Plan, out: Path) -> Card:
     _check_shape(model, data)
     task = find_task(data.task, _training_labels(data), class_weights=plan.settings.class_weights)
     _finished(model, model.state_dict(), task)
-    golden = _golden(data)
-    _claim(out, _identity(plan, config, data, task))
-    if (out / METRICS).exists():
-        return _leave(plan, out)
-    course = fit(model, data, task, plan.settings, out=out)
     card = Card(
         name=plan.description.name,
         architecture=plan.architecture,
@@ -216,9 +211,14 @@ def train(plan: Plan, out: Path) -> Card:
         base_order=model.base_order,
         n_policy=model.n_policy,
         min_bases=_min_bases(data) if plan.min_bases is None else plan.min_bases,
-        training=_provenance(plan, data, task, course),
         licence=plan.description.licence,
     )
+    golden = _golden(data)
+    _claim(out, _identity(plan, config, data, task))
+    if (out / METRICS).exists():
+        return _leave(plan, out)
+    course = fit(model, data, task, plan.settings, out=out)
+    card = replace(card, training=_provenance(plan, data, task, course))
     dtype = plan.weights_dtype
     last = replace(card, metrics={"validation": _rounded(course.records[-1].metrics)})
     save_checkpoint(

@@ -59,7 +59,7 @@ def read_config(path: Path) -> Config:
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}") from error
     _check_config(document, path)
     common = document["train"]

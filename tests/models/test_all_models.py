@@ -83,6 +83,12 @@ def test_every_architecture_is_tested() -> None:
     assert sorted(CONFIGS) == NAMES
 
 
+@pytest.mark.filterwarnings("error")
+def test_layers_without_weights_are_refused() -> None:
+    with pytest.raises(ModelError, match="'motif-cnn' does not accept .*: .*weight would be empty"):
+        build("motif-cnn", window=40, filters=0)
+
+
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ModelError, match=re.escape(f"'resnet'; there are {', '.join(NAMES)}")):
         build("resnet")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from genomepred.errors import ModelError, OutputError
+from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.models import build
 from genomepred.models.layers import SequenceModel
 from genomepred.training.examples import Codes, Examples
@@ -336,6 +336,13 @@ class Broken(Task):
 
     def loss(self, values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return super().loss(values, labels) * math.nan
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "warmup", "clip"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_settings_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    with pytest.raises(DataError, match=f"--{name.replace('_', '-')} {value} asked for"):
+        Settings(**{name: value})
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training() -> None:

@@ -105,6 +105,13 @@ def test_the_stored_model_predicts_in_the_labels_unit(tmp_path: Path) -> None:
     assert check_golden(tmp_path / "out" / "best") == 0
 
 
+def test_what_no_card_can_say_is_refused_before_the_training(tmp_path: Path) -> None:
+    plan = replace(plan_of(tmp_path), min_bases=41)
+    with pytest.raises(ModelError, match="'min_bases' is 41; allowed: at most the window, 40"):
+        train(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_architecture_is_trained_and_stored(tmp_path: Path, name: str) -> None:
     plan = plan_of(tmp_path, name, epochs=1, learning_rate=1e-3)
