@@ -24,7 +24,7 @@ from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.inference.engine import activation_function, compute_batch
 from genomepred.models.card import Card, Track
 from genomepred.models.layers import SequenceModel, fast_form, without_tf32
-from genomepred.store.files import publishing, write_whole
+from genomepred.store.files import output_error, publishing, write_whole
 from genomepred.training import bootstrap, figures
 from genomepred.training.data import Data, Examples, LabelledData, Source, open_data
 from genomepred.training.examples import known_bases
@@ -376,7 +376,11 @@ def lines(document: Mapping[str, Any]) -> Iterator[Line]:
 def _write_results(
     document: dict[str, Any], judged: Sequence[Judged], out: Path, worst: int
 ) -> None:
-    write_whole(out / "metrics.json", (json.dumps(document, indent=2) + "\n").encode())
+    summary = out / "metrics.json"  # written last: where it is, all the rest is of the same call
+    try:
+        summary.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(summary, error) from error
     _write_table(pd.DataFrame(lines(document), columns=Line._fields), out / "metrics.tsv")
     _write_table(pd.concat([_table(one) for one in judged]), out / "predictions.tsv")
     ranked = pd.concat([_worst(one, worst) for one in judged])
@@ -384,6 +388,7 @@ def _write_results(
     once = ranked.drop_duplicates(["name", "track", "sequence"])  # test sets share their peaks
     _write_table(once[:worst], out / "worst.tsv")
     _draw(document, judged, out)
+    write_whole(summary, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def _write_table(frame: pd.DataFrame, path: Path) -> None:

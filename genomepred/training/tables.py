@@ -219,6 +219,8 @@ def encode_rows(
         If a sequence is missing, has a character that is no nucleotide, or another length.
     """
     window = out.shape[1]
+    # "NA" and "NaN" are of IUPAC codes, and yet no sequences.
+    texts = ["" if len(text) < 4 and text.lower() in _MISSING else text for text in texts]
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     codes = CODE_OF_BYTE[np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)]
     ends = np.cumsum(lengths)
@@ -230,7 +232,7 @@ def encode_rows(
             f"{called(row)}: {texts[row][place]!r} at position {place + 1} is no "
             "nucleotide; sequences are of ACGTU and IUPAC codes"
         )
-    misfit = (lengths == 0) | (lengths > window) if pad else lengths != window
+    misfit = (lengths == 0) | ((lengths > window) if pad else (lengths != window))
     if misfit.any():
         row = int(np.argmax(misfit))
         check_length(int(lengths[row]), window, pad, called(row))

@@ -142,6 +142,7 @@ def test_rows_of_a_table_are_sequences(tmp_path: Path) -> None:
         (["{fasta}:chr1:60-80"], RegionError, "which has bases 1-70"),
         (["{table}:x"], SequenceError, "is a table; regions are cut out of a FASTA"),
         (["{table}"], DataError, "row 1, column 'seq': 'J' at position 3 is no nucleotide"),
+        (["{gap}"], DataError, "row 1, column 'seq': no sequence; fill it in or remove it"),
         (["{fasta}:chr1:1-2", "gone"], SequenceError, "no input 'gone'"),
     ],
 )
@@ -150,8 +151,11 @@ def test_what_cannot_be_read_is_named(
 ) -> None:
     table = tmp_path / "t.tsv"
     table.write_text("seq\nACJT\n")
+    gap = tmp_path / "gap.tsv"
+    gap.write_text("seq\tother\n\t1\n")
+    places = {"fasta": fasta, "table": table, "gap": gap}
     with pytest.raises(error, match=message):
-        next(read_windows([text.format(fasta=fasta, table=table) for text in inputs], card()))
+        next(read_windows([text.format(**places) for text in inputs], card()))
 
 
 def test_the_output_is_one_track_summed_over_the_bins_asked_for() -> None:

@@ -17,6 +17,7 @@ from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.models.layers import SequenceModel
+from genomepred.training import figures
 from genomepred.training.data import Source
 from genomepred.training.evaluation import check_fit, evaluate, tell
 
@@ -344,6 +345,26 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         evaluate(make_model(tmp_path, "label"), Source(tmp_path / "t.csv"), tmp_path / "file")
+
+
+def test_a_stopped_evaluation_does_not_look_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = make_model(tmp_path, "label"), tmp_path / "out"
+    table = make_table(tmp_path, model, "regression")
+    evaluate(model, Source(table), out, part="all", resamples=0)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "parity", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, Source(table), out, part="all", resamples=0)
+    assert not (out / "metrics.json").exists()
+    assert not list(out.glob("*.tmp"))
+    (out / "metrics.json").mkdir()
+    with pytest.raises(OutputError, match=r"metrics\.json"):
+        evaluate(model, Source(table), out, part="all", resamples=0)
 
 
 def trained_on(model: SequenceModel, **training: object) -> SequenceModel:
