@@ -29,19 +29,21 @@ from genomepred.sequences.grid import Geometry
 
 OVERLAPS = ("auto", "share", "naive")
 
-# Bases of a block, if its windows are not too many: so that activations stay in the cache (CPU) or
-# launches are worth their time (CUDA). One thread, basenji-maize at stride 104, us a window for
-# 256 / 512 / 1,024 windows: 17.0 / 13.0 / 15.6; the two-block CNN, W = 200, stride 25: 43 / 37 /
-# 40; utr-attention, W = 50, stride 4: 11.0 / 8.9 / 11.9.
-_BLOCK_BASES = {"cpu": 32_768, "cuda": 1_048_576}
+# Values of the largest layer of a block, and its windows: enough that calls of small layers are
+# worth their time, few enough that activations stay in the cache, and that glibc does not hand
+# their memory back to be faulted in again (CPU), or that they fit (CUDA). One thread, us a window
+# for values / windows: basenji-maize, stride 104: 16.2 for 236k / 256, 12.7 for 449k / 512, 15.7
+# for 875k / 1,024; stride 103: 42 for 0.9M / 256, 92 for 1.8M / 512; the two-block CNN, W = 200,
+# stride 25: 43 for 421k / 256, 34 for 830k / 512, 38 for 1.6M / 1,024.
+_BLOCK_VALUES = {"cpu": 1_048_576, "cuda": 268_435_456}
 _BLOCK_WINDOWS = {"cpu": 512, "cuda": 8_192}
-# The bases that a block has beyond `stride` a window, `window - stride`, are at most this share.
-_BLOCK_REST = 1 / 16
 _FEWEST_WINDOWS = 32
-# Time of a multiply-add of a block, in terms of one of a window by itself. CPU, one thread: 1.0
-# (basenji-maize, stride 104), 1.1 to 1.4 (two-block CNN, strides 25 and 4), 1.4 (utr-attention,
-# stride 4), 1.1 (optimus5p, stride 4). CUDA: not measured; sharing is left to where it saves most.
-_TIME = {"cpu": 1.4, "cuda": 3.0}
+# How many times fewer multiply-adds pay: a block's take longer than those of windows by
+# themselves, and what is gained must be clear. CPU, one thread, against the default form: 1.0 times
+# as long (basenji-maize, stride 104), 1.0 to 1.4 (two-block CNN, strides 100 to 4), 1.4
+# (utr-attention, stride 12 to 4), 1.0 to 1.2 (optimus5p, stride 12 to 1). CUDA: not measured;
+# sharing is left to where it saves most.
+_PAYS = {"cpu": 1.5, "cuda": 4.0}
 
 
 class CannotShareError(ModelError):
@@ -150,10 +152,21 @@ class Place:
 
 
 class Followed(NamedTuple):
-    """Place after layers, and the multiply-adds of their convolutions for one block."""
+    """Where layers lead, for one block.
+
+    Parameters
+    ----------
+    place : Place
+        Place after the layers.
+    multiply_adds : int
+        Of their convolutions.
+    values : int
+        Of their largest output.
+    """
 
     place: Place
     multiply_adds: int
+    values: int
 
 
 def follow(layer: nn.Module, place: Place) -> Followed:
@@ -164,21 +177,22 @@ def follow(layer: nn.Module, place: Place) -> Followed:
     CannotShareError
         If padding touches all positions of a window.
     """
-    work = 0
+    work = values = 0
     if isinstance(layer, nn.Sequential):
         for child in layer:
-            place, more = follow(child, place)
-            work += more
+            place, more, largest = follow(child, place)
+            work, values = work + more, max(values, largest)
     elif isinstance(layer, Residual):
-        branch, work = follow(layer.branch, place)
+        branch, work, values = follow(layer.branch, place)
         place = place.beside(branch)
     elif (conv := conv_of(layer)) is not None:
         place = place.after(taps_of(layer))
         edges = place.windows * (place.left + place.right)
         work = (place.phases * place.count + edges) * conv.weight.numel()
+        values = max(place.phases * place.count, edges) * conv.out_channels
     elif isinstance(layer, MaxPool):
         place = place.after(taps_of(layer))
-    return Followed(place, work)
+    return Followed(place, work, values)
 
 
 def convolutions(layer: nn.Module) -> dict[nn.Module, nn.Conv1d]:
@@ -299,7 +313,7 @@ def choose_blocks(
     if asked is not None:
         part = asked(blocks.windows) / whole(blocks.windows)
         blocks = blocks._replace(saving=blocks.saving * part)
-    return blocks if overlap == "share" or blocks.saving >= _TIME[device_type] else None
+    return blocks if overlap == "share" or blocks.saving >= _PAYS[device_type] else None
 
 
 def best_blocks(model: SequenceModel, stride: int, device_type: str, filled: Filled) -> Blocks:
@@ -310,19 +324,19 @@ def best_blocks(model: SequenceModel, stride: int, device_type: str, filled: Fil
     CannotShareError
         If windows of the model cannot be computed from a block.
     """
-    bases = max(_BLOCK_BASES[device_type], int((model.window - stride) / _BLOCK_REST))
-    most = min(-(-bases // stride), _BLOCK_WINDOWS[device_type])
     alone = multiply_adds(model, model.window)
-    sizes = [phases_of(model, stride)]
-    while sizes[-1] < max(most, _FEWEST_WINDOWS):
-        sizes.append(2 * sizes[-1])
-
-    def saving(windows: int) -> float:
+    windows = phases_of(model, stride)
+    while windows < _FEWEST_WINDOWS:
+        windows *= 2
+    found: list[Blocks] = []
+    while windows <= _BLOCK_WINDOWS[device_type] or not found:
+        place = Place.of_bases(model, stride, windows)
+        if found and follow(model.trunk, place).values > _BLOCK_VALUES[device_type]:
+            break
         work = block_multiply_adds(model, stride, windows)
-        return windows * alone * filled(windows) / work
-
-    sizes = [windows for windows in sizes if windows >= _FEWEST_WINDOWS]
-    return max((Blocks(windows, saving(windows)) for windows in sizes), key=lambda b: b.saving)
+        found.append(Blocks(windows, windows * alone * filled(windows) / work))
+        windows *= 2
+    return max(found, key=lambda blocks: blocks.saving)
 
 
 def block_multiply_adds(model: SequenceModel, stride: int, windows: int) -> int:
@@ -333,7 +347,7 @@ def block_multiply_adds(model: SequenceModel, stride: int, windows: int) -> int:
     CannotShareError
         If windows of the model cannot be computed from a block.
     """
-    place, work = follow(sharable(model).trunk, Place.of_bases(model, stride, windows))
+    place, work, _ = follow(sharable(model).trunk, Place.of_bases(model, stride, windows))
     channels = [4, *(conv.out_channels for conv in convolutions(model.trunk).values())][-1]
     features = next(model.parameters()).new_zeros(1, channels, place.length)
     return work + windows * counted(model.head, features)

@@ -1,0 +1,257 @@
+"""Overlap shared against every window by itself: the model as written, prepared, and shared.
+
+One thread, real sequence of two genomes, random weights. Each round takes another stretch of
+sequence: the same windows go through the engine as written (eager), in the form that is used on a
+CPU by default (prepared), and shared, in turn. Outputs are compared before anything is timed.
+Strides are multiples of the model's pool, and next to some of them an odd one, which groups the
+windows by phase. With --whole, whole commands over all of chromosome 20 follow.
+
+    python benchmarks/overlap.py --data FOLDER_OF_REAL_DATA [--json FILE] [--picture FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from math import lcm
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import interleaved, median, write_json
+from genomepred import Genome
+from genomepred.inference.engine import Block, Engine, Numerics, compute_batch
+from genomepred.inference.overlap_work import choose_blocks, multiply_adds, phases_of
+from genomepred.models import build
+from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.layers import SequenceModel
+
+MODELS = {"basenji-maize": 3000, "tf-cnn": 200, "optimus5p": 50, "utr-attention": 50}
+DIVISORS = (2, 4, 8, 16, 32, 64)  # strides are the window divided by these
+PUBLISHED = ("basenji-maize", 104)  # the stride of an epigenome map
+# File, contig and stretch; chr20 beyond its centromere.
+STRETCHES = {
+    "rice": ("rice_chr2_1M.fa.gz", None, 0, 1_000_000),
+    "chr20": ("hs37_chr20.fa.gz", "20", 33_000_000, 37_000_000),
+}
+DIFFERENCE = 1e-5  # of the outputs' scale
+CPU = torch.device("cpu")
+
+
+def make_model(name: str) -> SequenceModel:
+    torch.manual_seed(0)
+    model = build(name, window=MODELS[name]).eval()
+    window = model.window
+    model.card = Card(
+        name=name,
+        architecture=name,
+        config={"window": window},
+        window=window,
+        bin_size=window,
+        stride=window,
+        tracks=(Track("score"),),
+        activation="none",
+    )
+    return model
+
+
+def strides(name: str) -> list[int]:
+    """Multiples of the pool, descending, and an odd stride beside every second one."""
+    pool, window = make_model(name).pool, MODELS[name]
+    even = {max(window // divisor // pool, 1) * pool for divisor in DIVISORS}
+    if name == PUBLISHED[0]:
+        even.add(PUBLISHED[1])
+    odd = {stride - 1 for stride in sorted(even)[::2] if pool > 1}
+    return sorted(even | odd, reverse=True)
+
+
+def stretches(data: Path, where: str, bases: int) -> Iterator[torch.Tensor]:
+    """Codes ``[bases]`` from one place after the other, without end."""
+    file, contig, start, end = STRETCHES[where]
+    with Genome(data / "genomes" / file) as genome:
+        codes = torch.from_numpy(genome.codes(contig or next(iter(genome.contigs)), start, end))
+    while True:
+        yield from codes.unfold(0, bases, bases)
+
+
+def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
+    """One model at one stride: counted work, seconds a window, ratios."""
+    model = make_model(name)
+    geometry = model.card.geometry(stride)
+    blocks = choose_blocks(model, geometry, "cpu", "share", full)
+    assert blocks is not None
+    batch = compute_batch(model.window, "cpu")
+    numerics = {
+        "eager": Numerics("fp32", "eager", batch, "forward"),
+        "prepared": Numerics("fp32", "onednn", batch, "forward"),
+        "shared": Numerics("fp32", "onednn", blocks.windows, "forward", "share"),
+    }
+    engines = {
+        form: Engine(model, model.card, geometry, chosen, CPU) for form, chosen in numerics.items()
+    }
+    windows = lcm(blocks.windows, batch)
+    bases = (windows - 1) * stride + model.window
+    alone = multiply_adds(model, model.window)
+    row = {
+        "model": name,
+        "window": model.window,
+        "stride": stride,
+        "phases": phases_of(model, stride),
+        "windows_of_a_block": blocks.windows,
+        "auto": "naive" if choose_blocks(model, geometry, "cpu", "auto", full) is None else "share",
+        "multiply_adds_of_a_window": {"alone": alone, "shared": alone / blocks.saving},
+        "saving": blocks.saving,
+    }
+    for where in STRETCHES:
+        pieces = stretches(data, where, bases)
+        compare(engines, codes=next(pieces), stride=stride, windows=windows)
+        seconds: dict[str, list[float]] = {form: [] for form in engines}
+        for codes in islice(pieces, rounds):
+            calls = {
+                form: partial(submit, engine, codes, stride, windows)
+                for form, engine in engines.items()
+            }
+            for form, times in interleaved(calls, 1).items():
+                seconds[form].append(times[0] / windows)
+        row[where] = summary(seconds, stride)
+    return row
+
+
+def full(windows: int) -> float:
+    return 1.0
+
+
+def submit(engine: Engine, codes: torch.Tensor, stride: int, windows: int) -> NDArray[np.float32]:
+    starts = np.arange(windows, dtype=np.int64) * stride
+    needed = np.ones(windows // engine.numerics.compute_batch, np.bool_)
+    return engine.submit(Block(codes, starts, stride, needed))()
+
+
+def compare(engines: dict[str, Engine], codes: torch.Tensor, stride: int, windows: int) -> None:
+    """Stop unless all engines give the same."""
+    values = {form: submit(engine, codes, stride, windows) for form, engine in engines.items()}
+    scale = np.abs(values["eager"]).max()
+    for form, found in values.items():
+        difference = np.abs(found - values["eager"]).max() / scale
+        if not difference <= DIFFERENCE:
+            raise SystemExit(f"{form} differs by {difference:.2g} of the scale; nothing was timed")
+
+
+def summary(seconds: dict[str, list[float]], stride: int) -> dict[str, Any]:
+    """Medians of seconds a window and bases a second, and of the rounds' own ratios."""
+    middle = {form: median(times) for form, times in seconds.items()}
+
+    def ratio(to: str) -> float:
+        return median([b / a for a, b in zip(seconds["shared"], seconds[to], strict=True)])
+
+    return {
+        "seconds_per_window": middle,
+        "bases_per_second": {form: stride / time for form, time in middle.items()},
+        "shared_against": {"eager": ratio("eager"), "prepared": ratio("prepared")},
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    """One line a stretch of sequence."""
+    work = row["multiply_adds_of_a_window"]
+    about = (
+        f"{row['model']:14}{row['stride']:6}{row['phases']:4}{row['auto']:>7}"
+        f"{work['alone'] / 1e6:8.2f}{work['shared'] / 1e6:8.3f}{row['saving']:7.2f}"
+    )
+    for where in STRETCHES:
+        found = row[where]
+        rates = "".join(f"{rate / 1e6:9.3f}" for rate in found["bases_per_second"].values())
+        against = "".join(f"{ratio:9.2f}" for ratio in found["shared_against"].values())
+        print(f"{about}  {where:7}{rates}{against}", flush=True)
+
+
+HEADER = (
+    f"{'model':14}{'stride':>6}{'ph':>4}{'auto':>7}{'M madds':>8}{'shared':>8}{'saving':>7}  "
+    f"{'':7}{'Mb/s':>9}{'prep.':>9}{'shared':>9}{'x eager':>9}{'x prep.':>9}"
+)
+
+
+def whole_commands(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of whole commands on all of chromosome 20, start-up and writing included."""
+    name, stride = PUBLISHED
+    model = make_model(name)
+    codes = np.random.default_rng(0).integers(0, 4, (2, model.window), dtype=np.uint8)
+    save_checkpoint(folder / name, model, replace(model.card, stride=stride), codes)
+    genome, out = data / "genomes" / STRETCHES["chr20"][0], folder / "out"
+
+    def command(overlap: str) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        options = ["--model", str(folder / name), "--out", str(out), "--overlap", overlap]
+        words = [sys.executable, "-m", "genomepred", "predict", "--genomes", str(genome)]
+        subprocess.run([*words, *options], check=True, capture_output=True)
+
+    calls = {overlap: partial(command, overlap) for overlap in ("share", "naive")}
+    seconds = interleaved(calls, rounds)
+    with Genome(genome) as opened:
+        bases = sum(opened.contigs.values())
+    for overlap, times in seconds.items():
+        rate = bases / median(times) / 1e6
+        print(f"{name}, stride {stride}, whole command, {overlap}: {rate:.3f} Mb/s")
+    return {"model": name, "stride": stride, "bases": bases, "seconds": seconds}
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time a base against how many windows see it."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(MODELS), figsize=(4 * len(MODELS), 3.5), layout="constrained"
+    )
+    for axis, name in zip(axes, MODELS, strict=True):
+        whole = [row for row in rows if row["model"] == name and row["phases"] == 1]
+        overlap = [row["window"] / row["stride"] for row in whole]
+        for form, label in (("prepared", "window by window"), ("shared", "shared")):
+            times = [1e6 / row["chr20"]["bases_per_second"][form] for row in whole]
+            axis.loglog(overlap, times, marker="o", label=label)
+        axis.set_title(f"{name}, window {MODELS[name]}")
+        axis.set_xlabel("windows that see a base")
+    axes[0].set_ylabel("us a base, one thread")
+    axes[0].legend(frameon=False)
+    figure.savefig(path)
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the real data")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of all calls  [default: 9]")
+    parser.add_argument("--whole", type=int, default=0, help="rounds of commands  [default: 0]")
+    parser.add_argument("--json", type=Path, help="write results with machine and commit")
+    parser.add_argument("--picture", type=Path, help="draw the cost of a base")
+    arguments = parser.parse_args()
+    print(HEADER)
+    rows = []
+    for name in arguments.models:
+        for stride in strides(name):
+            rows.append(measure(name, stride, arguments.data, arguments.rounds))
+            show(rows[-1])
+    results: dict[str, Any] = {"rounds": arguments.rounds, "rows": rows}
+    if arguments.whole:
+        with tempfile.TemporaryDirectory() as folder:
+            results["whole"] = whole_commands(arguments.data, Path(folder), arguments.whole)
+    if arguments.picture is not None:
+        draw(rows, arguments.picture)
+    write_json(arguments.json, results)
+
+
+if __name__ == "__main__":
+    main()
