@@ -30,12 +30,15 @@ class Contigs(dict[str, Codes]):
     ----------
     joined : uint8 array
         All contigs; 4 until they are filled in.
+    scratch : Path
+        The folder.
     offset : dict of str to int
         Place of each contig's first base in ``joined``.
     """
 
     def __init__(self, lengths: Mapping[str, int], margin: int, scratch: Path) -> None:
         ends = np.cumsum([length + margin for length in lengths.values()], dtype=np.int64)
+        self.scratch = scratch
         self.joined = allocate(
             (margin + int(ends[-1]) if len(ends) else margin,), scratch, "contigs"
         )

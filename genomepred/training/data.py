@@ -18,7 +18,7 @@ from genomepred.training.examples import (
     Examples,
 )
 from genomepred.training.labelled import LabelledData, open_fasta, open_table
-from genomepred.training.peak_data import Mix, PeakData, labelled
+from genomepred.training.peak_data import Mix, PeakData
 from genomepred.training.peak_files import (
     MANIFEST_COLUMNS,
     PeakFiles,
@@ -45,7 +45,6 @@ __all__ = [
     "Peaks",
     "Source",
     "Split",
-    "labelled",
     "load_contigs",
     "match_names",
     "open_data",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.decode import UNKNOWN
@@ -15,6 +18,7 @@ from genomepred.sequences.decode import UNKNOWN
 Codes = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
+UInt64 = NDArray[np.uint64]
 Rows = slice | Int64
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -137,6 +141,57 @@ class Epoch:
             codes = shifted(codes, self.shift[rows])
         codes[reverse] = reverse_complement(codes[reverse])
         return Examples(codes, self.labels[rows])
+
+
+def gather(codes: Codes, rows: Int64, out: Codes) -> None:
+    """Copy rows ``[n]`` of codes, some at a time as both may be mapped from files."""
+    for first in range(0, len(rows), _BLOCK):
+        out[first : first + _BLOCK] = codes[rows[first : first + _BLOCK]]
+
+
+@njit(nogil=True, cache=True)
+def _hash(codes: Any, factors: Any, out: Any) -> None:
+    for i in range(len(codes)):
+        row = codes[i]
+        first, last = 0, len(row) - 1
+        while first <= last and row[first] == 4:
+            first += 1
+        while last >= first and row[last] == 4:
+            last -= 1
+        forward, reverse = np.uint64(0), np.uint64(0)
+        for j in range(first, last + 1):
+            code = row[j]
+            forward += factors[j - first] * np.uint64(code + 1)
+            reverse += factors[last - j] * np.uint64(4 - code if code < 4 else 5)
+        out[i] = min(forward, reverse)
+
+
+def sequence_hashes(codes: Codes) -> UInt64:
+    """A number for each row ``[n, window]`` that is the same for its reverse complement.
+
+    Unknown bases at the ends do not count: they are padding. Of a million different sequences two
+    are equal with a chance of some 1e-7.
+    """
+    factors = np.random.default_rng(0).integers(1 << 63, size=codes.shape[1], dtype=np.uint64)
+    hashes = np.empty(len(codes), np.uint64)
+    _hash(codes, factors * np.uint64(2) + np.uint64(1), hashes)  # odd, or differences could vanish
+    return hashes
+
+
+def count_repeats(training: UInt64, held_out: Sequence[UInt64]) -> int:
+    """Training sequences, by their hashes, that validation or test have too."""
+    return int(np.count_nonzero(np.isin(training, np.concatenate(held_out))))
+
+
+def warn_of_repeats(source: str, repeats: int, count: int) -> None:
+    """Say on stderr that some training sequences are held-out ones too."""
+    if repeats:
+        tqdm.write(
+            f"{source}: {repeats:,} of {count:,} training sequences are, on either strand, one of "
+            "validation or test too: the metrics will flatter the model; remove them or split "
+            "otherwise",
+            sys.stderr,
+        )
 
 
 def known_bases(codes: Codes) -> Int64:

@@ -25,6 +25,9 @@ from genomepred.training.examples import (
     Examples,
     Float32,
     Int64,
+    count_repeats,
+    sequence_hashes,
+    warn_of_repeats,
 )
 from genomepred.training.source import Source, file_facts
 from genomepred.training.storage import allocate
@@ -496,6 +499,10 @@ def _in_parts(
     ]
     if facts["split"]:
         check_labels(examples, labels.tracks, labels.table.path)
+        hashes = [sequence_hashes(part.codes) for part in examples]
+        repeats = count_repeats(hashes[TRAIN], hashes[VALIDATION:])
+        warn_of_repeats(str(source.data), repeats, len(hashes[TRAIN]))
+        facts["training_also_held_out"] = repeats
     facts["columns"]["labels"] = list(labels.tracks)
     facts |= {
         "transform": source.transform,

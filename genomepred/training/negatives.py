@@ -2,7 +2,8 @@
 
 A window is matched in GC and in mappable share, which here means the share of known bases: codes
 drop the case, and with it what an assembly masks as repeats. Peaks and windows alike have at least
-90% known bases, so that a pair differs by 10 percentage points at most.
+90% known bases; a peak with unknown ones is matched in both numbers together. One without is
+matched in GC alone, as nearly every window of a genome has none either.
 """
 
 from __future__ import annotations
@@ -136,6 +137,12 @@ def unknown_counts(codes: Codes, starts: Int64, window: int) -> Int64:
     return counts
 
 
+def _both_counts(codes: Codes, starts: Int64, window: int) -> Int64:
+    """Numbers of C or G and of unknown bases ``[n, 2]``."""
+    counts = gc_counts(codes, starts, window), unknown_counts(codes, starts, window)
+    return np.stack(counts, axis=1)
+
+
 def rows_of(codes: Codes) -> tuple[Codes, Int64, int]:
     """Rows ``[n, window]`` as stretches of one array: codes, starts and window."""
     n, window = codes.shape
@@ -173,6 +180,36 @@ def match_counts(wanted: Int64, offered: Int64, rng: np.random.Generator) -> Int
         place[i] = np.argmin(distance)
         free[place[i]] = False
     chosen: Int64 = order[place]
+    return chosen
+
+
+def match_pairs(wanted: Int64, offered: Int64, rng: np.random.Generator) -> Int64:
+    """Choose, for each wanted pair of counts, the nearest offer left, by the sum of differences.
+
+    Parameters
+    ----------
+    wanted, offered : int64 array, [n, 2]
+        Counts; there are at least as many offers.
+    rng : numpy.random.Generator
+        Chooses among equal offers.
+
+    Returns
+    -------
+    int64 array, [wanted]
+        Index of a different offer for each.
+    """
+    order = rng.permutation(len(offered))
+    order = order[np.lexsort(offered[order].T)]
+    pairs, first, left = np.unique(
+        offered[order][:, ::-1], axis=0, return_index=True, return_counts=True
+    )
+    chosen = np.empty(len(wanted), np.int64)
+    for i, pair in enumerate(wanted[:, ::-1]):
+        distance = np.abs(pairs - pair).sum(axis=1)
+        distance[left == 0] = np.iinfo(np.int64).max
+        nearest = np.argmin(distance)
+        left[nearest] -= 1
+        chosen[i] = order[first[nearest] + left[nearest]]
     return chosen
 
 
@@ -233,25 +270,48 @@ class Background:
         return found[:count]
 
     def matched(
-        self, regions: Sequence[Region], sequences: Codes, rng: np.random.Generator
+        self, regions: Sequence[Region], codes: Codes, rows: Int64, rng: np.random.Generator
     ) -> Int64:
-        """Places of as many different windows inside the regions, with the sequences' GC counts.
+        """Places of a different window inside the regions for each row, with its GC count.
+
+        A row with unknown bases is matched in their number too.
+
+        Parameters
+        ----------
+        regions : sequence of Region
+            Where the windows lie.
+        codes : uint8 array, [n, window]
+            Sequences.
+        rows : int64 array
+            Those of them to be matched.
+        rng : numpy.random.Generator
+            Draws the candidates.
+
+        Returns
+        -------
+        int64 array, [rows]
 
         Raises
         ------
         DataError
-            If the regions have fewer different windows than there are sequences.
+            If the regions have fewer different windows than there are rows.
         """
-        places = np.sort(self.random(regions, _CANDIDATES * len(sequences), rng))
+        places = np.sort(self.random(regions, _CANDIDATES * len(rows), rng))
         places = places[np.diff(places, prepend=-1) > 0]  # np.unique takes five times as long
-        if len(places) < len(sequences):
+        if len(places) < len(rows):
             raise DataError(
-                f"only {len(places)} different windows to match {len(sequences)} sequences in GC; "
+                f"only {len(places)} different windows to match {len(rows)} sequences in GC; "
                 "give larger regions for negatives"
             )
-        wanted = gc_counts(*rows_of(sequences))
-        offered = gc_counts(self.contigs.joined, places, self.window)
-        return places[match_counts(wanted, offered, rng)]
+        wanted = _both_counts(codes.reshape(-1), rows * self.window, self.window)
+        offered = _both_counts(self.contigs.joined, places, self.window)
+        is_known = wanted[:, 1] == 0
+        chosen = np.empty(len(rows), np.int64)
+        chosen[is_known] = match_counts(wanted[is_known, 0], offered[:, 0], rng)
+        if not is_known.all():
+            free = np.setdiff1d(np.arange(len(places)), chosen[is_known])
+            chosen[~is_known] = free[match_pairs(wanted[~is_known], offered[free], rng)]
+        return places[chosen]
 
     def _places(self, regions: Sequence[Region]) -> tuple[Int64, Int64]:
         """First place in each region, and the running total of their numbers of places."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,20 @@ from genomepred.training.examples import (
     Examples,
     Float32,
     Int64,
+    count_repeats,
+    gather,
+    sequence_hashes,
 )
 from genomepred.training.labelled import LabelledData
 from genomepred.training.negatives import Background, shuffle_dinucleotides
 from genomepred.training.peaks import Peaks, Split
+from genomepred.training.storage import allocate
 
 # Random windows a validation peak: most of a genome is no peak, and the best epoch is the one
 # that tells peaks from it. 25 a peak take a few seconds a pass.
 _VALIDATION_RANDOM = 25
+# Peaks that are shuffled together.
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,8 @@ class PeakData:
 
     Attributes
     ----------
-    positives : list of uint8 array, each [n, window]
-        Peaks for training, validation and test.
+    repeats : int
+        Training peaks whose sequence, on either strand, validation or test have too.
     regions : list of list of Region
         What of the contigs belongs to each part.
 
@@ -128,7 +135,9 @@ class PeakData:
                     f"{peaks.source}: no peaks for {name}; choose regions with --validation and "
                     f"--test so that each part has some of those on {some(peaks.contigs)}"
                 )
-        self.positives = [peaks.codes[rows] for rows in self._rows]
+        hashes = sequence_hashes(peaks.codes)
+        training, *held_out = (hashes[rows] for rows in self._rows)
+        self.repeats = count_repeats(training, held_out)
         lengths = {name: len(codes) for name, codes in contigs.items()}
         self.regions = split.regions(lengths)
         self.background = Background(contigs, [*peaks.regions, *peaks.spans], self.window)
@@ -140,16 +149,26 @@ class PeakData:
         """Bases of a peak."""
         return int(self.peaks.codes.shape[1])
 
+    def positives(self, part: int) -> Codes:
+        """Sequences ``[n, window]`` of a part's peaks: a copy."""
+        return self.peaks.codes[self._rows[part]]
+
     def epoch(self, number: int) -> Epoch:
         """Training examples of one epoch: fresh negatives, random strands, random order."""
         rng = np.random.default_rng((self.seed, number))
-        positives = self.positives[TRAIN]
-        shuffled, places = self._negatives(TRAIN, self.mix, rng)
-        sources = [positives, *shuffled, self.background.windows]
-        sizes = [*(len(codes) for codes in sources[:-1]), len(places)]
-        source = np.repeat(np.arange(len(sources), dtype=np.uint8), sizes)
-        row = np.concatenate([*map(np.arange, sizes[:-1]), places])
-        labels = _labels(len(positives), len(row))
+        peaks = self._rows[TRAIN]
+        shape = len(peaks), self.window
+        shuffled = [
+            allocate(shape, self.contigs.scratch, f"shuffled-{i}") for i in range(self.mix.shuffled)
+        ]
+        for out in shuffled:
+            self._shuffle(TRAIN, rng, out)
+        places = self._real(TRAIN, self.mix, rng)
+        sources = [self.peaks.codes, *shuffled, self.background.windows]
+        rows = [peaks, *(np.arange(len(codes)) for codes in shuffled), places]
+        source = np.repeat(np.arange(len(sources), dtype=np.uint8), list(map(len, rows)))
+        row = np.concatenate(rows)
+        labels = _labels(len(peaks), len(row))
         order = rng.permutation(len(row))
         reverse = np.zeros(len(row), bool)
         if self.augmentation.reverse_complement:
@@ -184,36 +203,45 @@ class PeakData:
 
     def validation(self) -> Examples:
         """Validation examples, always the same: the epoch's kinds, with more random windows."""
+        return self._validation
+
+    @cached_property
+    def _validation(self) -> Examples:
         rng = np.random.default_rng((self.seed, 0, VALIDATION))
         random = _VALIDATION_RANDOM if self.mix.random else 0
-        return self._examples(VALIDATION, replace(self.mix, random=random), rng)
+        return self._examples(VALIDATION, replace(self.mix, random=random), rng, "validation")
 
     def test(self) -> dict[str, Examples]:
-        """Test peaks against as many test negatives, by kind of negative."""
+        """Test peaks against as many test negatives, by kind of negative; always the same."""
+        return dict(self._test)
+
+    @cached_property
+    def _test(self) -> dict[str, Examples]:
         rng = np.random.default_rng((self.seed, 0, TEST))
         kinds = {
             "dinucleotide-shuffled": Mix(1, 0, 0),
             "GC-matched": Mix(0, 1, 0),
             "random": Mix(0, 0, 1),
         }
-        return {name: self._examples(TEST, mix, rng) for name, mix in kinds.items()}
+        return {name: self._examples(TEST, mix, rng, f"test-{name}") for name, mix in kinds.items()}
 
     def facts(self) -> dict[str, Any]:
         """Files, numbers of peaks in each part, negatives and augmentation."""
-        counts = [len(positives) for positives in self.positives]
+        counts = [len(rows) for rows in self._rows]
         return {
             **self._facts,
             "peaks": dict(zip(PARTS, counts, strict=True)),
+            "training_also_held_out": self.repeats,
             "negatives_per_positive": asdict(self.mix),
             "augmentation": asdict(self.augmentation),
         }
 
     def matched(self, part: int, rng: np.random.Generator) -> Int64:
-        """Places of a different window for each of a part's peaks, with its GC."""
-        positives = self.positives[part]
+        """Places of a different window for each of a part's peaks, with its GC and N."""
+        peaks = self._rows[part]
         return np.concatenate(
             [
-                self.background.matched(regions, positives[rows], rng)
+                self.background.matched(regions, self.peaks.codes, peaks[rows], rng)
                 for rows, regions in self._groups[part]
             ]
         )
@@ -237,35 +265,33 @@ class PeakData:
             groups += [(rows, regions)] if len(rows) else []
         return groups
 
-    def _negatives(
-        self, part: int, mix: Mix, rng: np.random.Generator
-    ) -> tuple[list[Codes], Int64]:
-        """Shuffled sequences, and places of real windows."""
-        shuffled = [shuffle_dinucleotides(self.positives[part], rng) for _ in range(mix.shuffled)]
+    def _shuffle(self, part: int, rng: np.random.Generator, out: Codes) -> None:
+        """Fill ``out`` with a part's peaks, their dinucleotides shuffled."""
+        rows = self._rows[part]
+        for first in range(0, len(rows), _BLOCK):
+            codes = self.peaks.codes[rows[first : first + _BLOCK]]
+            out[first : first + _BLOCK] = shuffle_dinucleotides(codes, rng)
+
+    def _real(self, part: int, mix: Mix, rng: np.random.Generator) -> Int64:
+        """Places of windows of the genomes: matched ones, then random ones."""
         places = [self.matched(part, rng) for _ in range(mix.matched)]
         places += [self._random(part, mix.random, rng)] if mix.random else []
-        return shuffled, np.concatenate([np.empty(0, np.int64), *places])
+        return np.concatenate([np.empty(0, np.int64), *places])
 
-    def _examples(self, part: int, mix: Mix, rng: np.random.Generator) -> Examples:
-        positives = self.positives[part]
-        shuffled, places = self._negatives(part, mix, rng)
-        examples = labelled(positives, *shuffled, self.background.windows[places])
-        names = [region_name(self.peaks.regions[row]) for row in self._rows[part]]
-        names += [f"shuffled {name}" for name in names] * len(shuffled)
+    def _examples(self, part: int, mix: Mix, rng: np.random.Generator, name: str) -> Examples:
+        """Peaks, then each kind of negatives, as codes of that name."""
+        rows, n = self._rows[part], len(self._rows[part])
+        labels = _labels(n, n * (1 + mix.shuffled + mix.matched + mix.random))
+        codes = allocate((len(labels), self.window), self.contigs.scratch, name)
+        gather(self.peaks.codes, rows, codes[:n])
+        for i in range(mix.shuffled):
+            self._shuffle(part, rng, codes[(1 + i) * n : (2 + i) * n])
+        places = self._real(part, mix, rng)
+        gather(self.background.windows, places, codes[len(codes) - len(places) :])
+        names = [region_name(self.peaks.regions[row]) for row in rows]
+        names += [f"shuffled {name}" for name in names] * mix.shuffled
         names += map(region_name, self.contigs.regions(places, self.window))
-        return replace(examples, names=np.array(names, object))
-
-
-def labelled(positives: Codes, *negatives: Codes) -> Examples:
-    """Examples of one binary track: label 1 for the positives, which come first, 0 for the rest.
-
-    Raises
-    ------
-    DataError
-        If all labels would be equal.
-    """
-    codes = np.concatenate([positives, *negatives])
-    return Examples(codes, _labels(len(positives), len(codes)))
+        return Examples(codes, labels, np.array(names, object))
 
 
 def _labels(positives: int, count: int) -> Float32:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,12 +11,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from genomepred.errors import DataError
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
 from genomepred.training.contigs import Contigs, match_names, some
-from genomepred.training.examples import PARTS, TEST, TRAIN, VALIDATION, Codes, Examples, Int64
+from genomepred.training.examples import (
+    PARTS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Codes,
+    Examples,
+    Int64,
+    count_repeats,
+    gather,
+    sequence_hashes,
+    warn_of_repeats,
+)
 from genomepred.training.labelled import Float64, check_labels, part_of, transformed
 from genomepred.training.negatives import MOST_UNKNOWN, rows_of, unknown_counts
 from genomepred.training.peak_data import (
@@ -30,9 +44,6 @@ from genomepred.training.signals import window_means
 from genomepred.training.source import Source, file_facts
 from genomepred.training.storage import allocate
 from genomepred.training.tables import SPLIT_COLUMNS, Table
-
-# Windows gathered at once.
-_BLOCK = 1 << 14
 
 BED = re.compile(r"\.(bed|narrowPeak|broadPeak)(\.gz)?$", re.IGNORECASE)
 MANIFEST_COLUMNS = ("name", "genome", "peaks")
@@ -108,6 +119,13 @@ def open_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path) -> Pea
     RegionError
         If a region to hold out does not exist.
     """
+    data = _read_peaks(files, source, scratch)
+    count = data.facts()["peaks"][PARTS[TRAIN]]
+    warn_of_repeats(str(source.data), data.repeats, count)
+    return data
+
+
+def _read_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path) -> PeakData:
     with ExitStack() as stack:
         loaded = []
         for each in files:
@@ -184,6 +202,19 @@ def _load(files: PeakFiles, genome: Genome, window: int | None) -> _Loaded:
         regions.append(Region(record.contig, start, start + window))
         spans.append(record)
     absent = len(bed.records) - len(regions)
+    missing = [label for label in labels if label not in names]
+    if 2 * absent > len(bed.records):
+        raise DataError(
+            f"{files.peaks}: {absent:,} of {len(bed.records):,} peaks lie on contigs that "
+            f"{genome.path} does not have: {some(missing)}; it has {some(list(genome.contigs))}; "
+            "use the genome the peaks were called on, or remove the others"
+        )
+    if absent:
+        tqdm.write(
+            f"{files.peaks}: {absent:,} of {len(bed.records):,} peaks are left out: {genome.path} "
+            f"has no {some(missing)}; it has {some(list(genome.contigs))}",
+            sys.stderr,
+        )
     return _Loaded(files, genome, names, regions, None, spans, absent)
 
 
@@ -217,7 +248,7 @@ def _join(
             codes[rows] = one.codes
         else:
             places = np.array([contigs.place(region) for region in regions[rows]], np.int64)
-            gather(contigs, places, codes[rows])
+            gather(_windows(contigs, window), places, codes[rows])
         first = rows.stop
     known = unknown_counts(*rows_of(codes)) <= MOST_UNKNOWN * window
     is_first = np.zeros(len(regions), bool)
@@ -231,15 +262,15 @@ def _join(
     kept = np.flatnonzero(known & is_first)
     if len(kept) < len(regions):
         spans += regions
-        regions, codes = [regions[row] for row in kept], codes[kept]
+        regions = [regions[row] for row in kept]
+        gather(codes, kept, codes[: len(kept)])  # in place: a row only moves up
+        codes = codes[: len(kept)]
     return Peaks(regions, codes, source, spans), left_out
 
 
-def gather(contigs: Contigs, places: Int64, out: Codes) -> None:
-    """Windows at places of the joined contigs, some at a time as they may be mapped from a file."""
-    windows = np.lib.stride_tricks.sliding_window_view(contigs.joined, out.shape[1])
-    for first in range(0, len(places), _BLOCK):
-        out[first : first + _BLOCK] = windows[places[first : first + _BLOCK]]
+def _windows(contigs: Contigs, window: int) -> Codes:
+    """The window at each place of the joined contigs: a view."""
+    return np.lib.stride_tricks.sliding_window_view(contigs.joined, window)
 
 
 def _renamed(region: Region, files: PeakFiles) -> Region:
@@ -278,13 +309,16 @@ def open_signals(files: Sequence[PeakFiles], source: Source, scratch: Path) -> S
     DataError
         As of :func:`open_peaks`, or if the labels are constant or cannot be transformed.
     """
-    peaks = open_peaks(files, source, scratch)
+    peaks = _read_peaks(files, source, scratch)
     tracks = tuple(path.stem for path in files[0].bigwig) if not files[0].name else ("signal",)
     if len(set(tracks)) < len(tracks):
         raise DataError(f"two bigWigs are named {some(tracks)}; give each track another file name")
     windows = [_signal_windows(part, peaks, files, source, scratch) for part in range(len(PARTS))]
     parts = [part.examples for part in windows]
     check_labels(parts, tracks, files[0].bigwig[0])
+    training, *held_out = (sequence_hashes(part.codes) for part in parts)
+    repeats = count_repeats(training, held_out)
+    warn_of_repeats(str(source.data), repeats, len(training))
     facts = peaks.facts()
     del facts["negatives_per_positive"]
     facts |= {
@@ -292,6 +326,7 @@ def open_signals(files: Sequence[PeakFiles], source: Source, scratch: Path) -> S
         "background_per_peak": source.matched,
         "transform": source.transform,
         "examples": {name: len(part) for name, part in zip(PARTS, parts, strict=True)},
+        "training_also_held_out": repeats,
         "left_out": {
             **facts["left_out"],
             "windows without a signal": sum(part.without for part in windows),
@@ -323,7 +358,7 @@ def _signal_windows(
     names = [region_name(regions[row]) for row in kept]
     labels = transformed(means[kept], source.transform, lambda row, _: names[row])
     codes = allocate((len(kept), peaks.window), scratch, f"windows-{PARTS[part]}")
-    gather(peaks.contigs, places[kept], codes)
+    gather(peaks.background.windows, places[kept], codes)
     examples = Examples(codes, labels.astype(np.float32), np.array(names, object))
     return _SignalWindows(places[kept], examples, len(means) - len(kept))
 

@@ -14,6 +14,8 @@ from genomepred.errors import DataError, RegionError
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
+from genomepred.training import examples as examples_module
+from genomepred.training import peak_data as peak_data_module
 from genomepred.training import storage
 from genomepred.training.data import (
     TEST,
@@ -26,7 +28,6 @@ from genomepred.training.data import (
     PeakData,
     Source,
     Split,
-    labelled,
     load_contigs,
     open_data,
     read_peaks,
@@ -107,14 +108,14 @@ def test_nothing_held_out_is_ever_trained_on(tmp_path: Path) -> None:
     data = make_data(tmp_path)
     # chr1 0-2000 and 3000-4000 are for training; windows lie inside wholly.
     allowed = set(range(2000 - W + 1)) | set(range(3000, 4000 - W + 1))
-    held_out = {row.tobytes() for part in (VALIDATION, TEST) for row in data.positives[part]}
+    held_out = {row.tobytes() for part in (VALIDATION, TEST) for row in data.positives(part)}
     for number in range(5):
         examples = whole(data.epoch(number))
         both = np.concatenate([examples.codes, reverse_complement(examples.codes)])
         assert not held_out & {row.tobytes() for row in both}
-        n = len(data.positives[TRAIN])
+        n = len(data.positives(TRAIN))
         rng = np.random.default_rng((0, number))
-        plain = data._examples(TRAIN, data.mix, rng)  # the same, before strands and order
+        plain = data._examples(TRAIN, data.mix, rng, "")  # the same, before strands and order
         assert set(places(data, plain.codes[2 * n :])) <= allowed
         assert sorted(map(bytes, canonical(plain.codes))) == sorted(
             map(bytes, canonical(examples.codes))
@@ -130,21 +131,21 @@ def canonical(codes: Codes) -> Codes:
 
 def test_validation_and_test_stay_in_their_regions(tmp_path: Path) -> None:
     data = make_data(tmp_path)
-    validation, n = data.validation(), len(data.positives[VALIDATION])
+    validation, n = data.validation(), len(data.positives(VALIDATION))
     assert set(places(data, validation.codes[2 * n :])) <= set(range(2000, 3000 - W + 1))
     for kind in ("GC-matched", "random"):
         examples = data.test()[kind]
-        n = len(data.positives[TEST])
-        assert np.array_equal(examples.codes[:n], data.positives[TEST])
+        n = len(data.positives(TEST))
+        assert np.array_equal(examples.codes[:n], data.positives(TEST))
         assert set(places(data, examples.codes[n:])) <= set(range(4000, 6000 - W + 1))
 
 
 def test_examples_come_in_the_proportions_asked_for(tmp_path: Path) -> None:
     data = make_data(tmp_path, Mix(2, 1, 3))
-    n = len(data.positives[TRAIN])
+    n = len(data.positives(TRAIN))
     examples = whole(data.epoch(0))
     assert (len(examples), examples.labels.sum()) == (n * 7, n)
-    assert [len(e) for e in data.test().values()] == [2 * len(data.positives[TEST])] * 3
+    assert [len(e) for e in data.test().values()] == [2 * len(data.positives(TEST))] * 3
     matched = data.test()["GC-matched"]
     half = len(matched) // 2
     wanted, found = (gc_counts(*rows_of(part)) for part in np.split(matched.codes, [half]))
@@ -155,7 +156,7 @@ def test_examples_come_in_the_proportions_asked_for(tmp_path: Path) -> None:
 def test_labels_follow_their_sequences_into_the_epoch(tmp_path: Path) -> None:
     data = make_data(tmp_path)
     examples = whole(data.epoch(3))
-    peaks = {row.tobytes() for row in data.positives[TRAIN]}
+    peaks = {row.tobytes() for row in data.positives(TRAIN)}
     is_peak = [
         row.tobytes() in peaks or flipped.tobytes() in peaks
         for row, flipped in zip(examples.codes, reverse_complement(examples.codes), strict=True)
@@ -186,8 +187,6 @@ def test_constant_labels_are_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path, Mix(0, 0, 0))
     with pytest.raises(DataError, match="constant labels: .* and 0 negatives"):
         data.epoch(0)
-    with pytest.raises(DataError, match="constant labels: 0 positives"):
-        labelled(np.empty((0, 4), np.uint8), np.zeros((3, 4), np.uint8))
 
 
 def test_the_real_peaks_agree_with_the_real_genome(shared_data: Path) -> None:
@@ -204,7 +203,7 @@ def test_the_real_peaks_agree_with_the_real_genome(shared_data: Path) -> None:
 def test_peaks_move_along_the_genome_inside_their_part(tmp_path: Path) -> None:
     most = 60
     data = make_data(tmp_path, augmentation=Augmentation(True, most))
-    positives = data.positives[TRAIN]
+    positives = data.positives(TRAIN)
     regions = [data.peaks.regions[row] for row in data._rows[TRAIN]]
     offsets = []
     for number in range(20):
@@ -231,10 +230,10 @@ def test_strands_are_left_alone_when_asked(tmp_path: Path) -> None:
     data = make_data(tmp_path, augmentation=Augmentation(reverse_complement=False))
     examples = whole(data.epoch(0))
     found = {row.tobytes() for row in examples.codes[examples.labels[:, 0] == 1]}
-    assert found == {row.tobytes() for row in data.positives[TRAIN]}
+    assert found == {row.tobytes() for row in data.positives(TRAIN)}
     both = whole(make_data(tmp_path).epoch(0))
     found = {row.tobytes() for row in both.codes[both.labels[:, 0] == 1]}
-    assert 0 < len(found & {row.tobytes() for row in data.positives[TRAIN]}) < len(found)
+    assert 0 < len(found & {row.tobytes() for row in data.positives(TRAIN)}) < len(found)
 
 
 # BED and narrowPeak on a genome
@@ -272,7 +271,7 @@ def test_windows_of_peaks_are_centred_on_their_summits(tmp_path: Path) -> None:
     data = open_peak_data(peak_source(tmp_path), tmp_path)
     assert (data.window, data.task, data.tracks) == (20, "binary", ("peak",))
     expected = {GENOME[s + 7 - 10 : s + 7 + 10].tobytes() for s in STARTS}
-    assert {row.tobytes() for part in data.positives for row in part} == expected
+    assert {row.tobytes() for part in range(3) for row in data.positives(part)} == expected
     examples = data.test()["random"]
     names = examples.names
     assert names is not None
@@ -313,16 +312,16 @@ def test_peaks_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
         "more than 10% unknown bases": 2,
         "window of another peak": 1,
     }
-    assert sum(map(len, data.positives)) == len(STARTS) - 1
-    for part in data.positives:
-        assert unknown_counts(*rows_of(part)).max() <= 2
+    assert sum(len(data.positives(part)) for part in range(3)) == len(STARTS) - 1
+    for part in range(3):
+        assert unknown_counts(*rows_of(data.positives(part))).max() <= 2
 
 
 def test_a_window_may_reach_out_of_its_contig(tmp_path: Path) -> None:
     source = peak_source(tmp_path, window=40)
     end = "chr1\t19970\t20000\tp\t0\t.\t1\t2\t3\t13\n"  # [19963, 20003)
     write_bed(source.data, extra=end)
-    last = open_peak_data(source, tmp_path).positives[TEST][-1]
+    last = open_peak_data(source, tmp_path).positives(TEST)[-1]
     assert last.tolist() == [*GENOME[19963:].tolist(), 4, 4, 4]
 
 
@@ -351,6 +350,74 @@ def test_bad_peak_files_and_options_are_refused_in_one_line(
     with pytest.raises(error, match=message) as caught:
         open_data(source, tmp_path).epoch(0)
     assert "\n" not in str(caught.value)
+
+
+def test_peaks_on_contigs_of_another_name_are_told_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = peak_source(tmp_path)
+    strange = [f"scaffold{i}\t5\t35\n" for i in range(len(STARTS))]
+    write_bed(source.data, extra="".join(strange))
+    data = open_peak_data(source, tmp_path)  # half of them, not more
+    assert data.facts()["left_out"]["contig not in the genome"] == len(STARTS)
+    told = capsys.readouterr().err
+    assert f"{len(STARTS)} of {2 * len(STARTS)} peaks are left out" in told
+    assert "genome.fa has no scaffold0, scaffold1, scaffold2, scaffold3 and" in told
+    assert told.endswith("it has chr1\n")
+    write_bed(source.data, extra="".join(strange) + "scaffold0\t50\t80\n")
+    with pytest.raises(DataError, match=r"127 of 253 peaks lie on .* have: scaffold0.*has chr1;"):
+        open_data(source, tmp_path)
+
+
+def test_peaks_with_sequences_of_their_own_need_no_contig(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    positives, genome = make_world(tmp_path)  # peaks on chr2, too, which the genome has not
+    source = Source(positives, genome=genome, validation=VALIDATION_REGIONS, test=TEST_REGIONS)
+    data = open_peak_data(source, tmp_path)
+    assert "chr2" not in data.contigs
+    assert any(region.contig == "chr2" for region in data.peaks.regions)
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_training_peaks_that_are_held_out_ones_too_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = peak_source(tmp_path)
+    plain = open_peak_data(source, tmp_path)
+    assert plain.facts()["training_also_held_out"] == 0
+    assert "flatter" not in capsys.readouterr().err
+    codes = GENOME.copy()
+    codes[15_097:15_117] = codes[97:117]  # a test peak's window is a training peak's
+    start = next(s for s in STARTS if s > 8_000)
+    window = slice(start - 3, start + 17)
+    codes[window] = reverse_complement(codes[247:267][None])[0]  # on the other strand
+    write_genome(source.genome or Path(), codes)
+    data = open_peak_data(source, tmp_path)
+    assert data.facts()["training_also_held_out"] == 2
+    training = data.facts()["peaks"]["training"]
+    assert f"2 of {training} training sequences are, on either strand" in capsys.readouterr().err
+
+
+def test_held_out_examples_are_made_once_and_mapped_where_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = peak_source(tmp_path)
+    write_bed(source.data, extra="chr1\t95\t135\tp\t0\t.\t1\t2\t3\t12\n")  # the first's window
+    in_memory = open_peak_data(source, tmp_path / "a")
+    monkeypatch.setattr(storage, "MOST_IN_MEMORY", 1000)
+    monkeypatch.setattr(examples_module, "_BLOCK", 7)
+    monkeypatch.setattr(peak_data_module, "_BLOCK", 5)
+    mapped = open_peak_data(source, tmp_path / "b")
+    assert mapped.validation() is mapped.validation()
+    for name, examples in mapped.test().items():
+        assert mapped.test()[name] is examples
+        assert digest(examples) == digest(in_memory.test()[name])
+    assert digest(mapped.validation()) == digest(in_memory.validation())
+    assert digest(whole(mapped.epoch(1))) == digest(whole(in_memory.epoch(1)))
+    assert {"validation.h5", "test-random.h5", "shuffled-0.h5"} <= {
+        path.name for path in (tmp_path / "b").iterdir()
+    }
 
 
 def test_no_contig_in_common_shows_both_sides(tmp_path: Path) -> None:
@@ -426,7 +493,7 @@ def test_a_column_keeps_whole_genomes_for_the_test(tmp_path: Path) -> None:
     manifest = write_cohort(tmp_path, dataset=["train", "test"])
     source = Source(manifest, window=20, validation=("Chr01:8001-12000",))
     data = open_peak_data(source, tmp_path)
-    assert len(data.positives[TEST]) == len(STARTS)
+    assert len(data.positives(TEST)) == len(STARTS)
     names = data.test()["GC-matched"].names
     assert names is not None
     assert all(name.startswith("b:Chr11:") for name in names)
@@ -472,7 +539,7 @@ def test_labels_are_means_of_signals_at_peaks_and_at_matched_background(tmp_path
     data = open_signal_data(source, tmp_path)
     assert (data.task, data.tracks, data.window) == ("regression", ("x", "y"), 20)
     assert isinstance(data, LabelledData)
-    assert len(data.parts[TRAIN]) == 3 * len(data.peaks.positives[TRAIN])
+    assert len(data.parts[TRAIN]) == 3 * len(data.peaks.positives(TRAIN))
     for examples in data.parts:
         assert examples.names is not None
         for row, name in enumerate(examples.names):

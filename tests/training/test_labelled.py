@@ -13,7 +13,7 @@ from genomepred.errors import DataError, OutputError
 from genomepred.sequences.codes import reverse_complement
 from genomepred.training import storage, tables
 from genomepred.training.data import TEST, TRAIN, VALIDATION, LabelledData, Source, open_data
-from genomepred.training.examples import PARTS, Codes, shifted
+from genomepred.training.examples import PARTS, Codes, sequence_hashes, shifted
 from tests.training.test_data import digest, whole
 
 N, W = 60, 12
@@ -423,3 +423,41 @@ def test_real_tables_open_without_options(shared_data: Path, tmp_path: Path) -> 
     source = Source(table, sequence="utr", targets=tuple(map(str, range(14))), task="profile")
     profile = open_labelled(source, tmp_path)
     assert profile.parts[TRAIN].labels.sum(axis=1) == pytest.approx(1)
+
+
+# Repeats
+
+
+def test_training_sequences_that_are_held_out_too_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, (60, 20), dtype=np.uint8)
+    codes[30:32] = codes[3]  # 3 is for validation: two equal ones
+    codes[40] = reverse_complement(codes[15:16])[0]  # 15 is for the test
+    codes[41] = codes[15]
+    codes[42, :-1] = codes[15, :-1]
+    codes[42, -1] = (codes[15, -1] + 1) % 4  # another base
+    rows = [f"{''.join('ACGT'[c] for c in row)}\t{i}" for i, row in enumerate(codes)]
+    path = tmp_path / "t.tsv"
+    path.write_text("seq\tlabel\n" + "\n".join(rows) + "\n")
+    source = Source(path, validation=("1-10",), test=("11-20",))
+    data = open_labelled(source, tmp_path)
+    assert data.facts()["training_also_held_out"] == 4
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "t.tsv: 4 of 40 training sequences are, on either strand" in told
+    clean = open_labelled(Source(path, validation=("1-3",), test=("5-10",)), tmp_path)
+    assert clean.facts()["training_also_held_out"] == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_hashes_are_equal_for_equal_sequences_on_either_strand_however_padded() -> None:
+    codes = np.random.default_rng(0).integers(0, 5, (500, 12), dtype=np.uint8)
+    codes[:, [0, -1]] = np.random.default_rng(1).integers(0, 4, (500, 2))
+    hashes = sequence_hashes(codes)
+    assert len(set(hashes.tolist())) == 500
+    assert np.array_equal(sequence_hashes(reverse_complement(codes)), hashes)
+    for before, behind in ((0, 3), (3, 0), (1, 2)):
+        padded = np.pad(codes, ((0, 0), (before, behind)), constant_values=4)
+        assert np.array_equal(sequence_hashes(padded), hashes)

@@ -16,6 +16,7 @@ from genomepred.training.negatives import (
     Background,
     gc_counts,
     match_counts,
+    match_pairs,
     rows_of,
     shuffle_dinucleotides,
     unknown_counts,
@@ -157,7 +158,9 @@ def test_windows_never_cross_from_one_contig_to_the_next() -> None:
 def test_matched_windows_are_different_and_have_the_gc_of_the_sequences() -> None:
     found = background(window=20)
     sequences = random_codes(20 * 30, 5).reshape(30, 20)
-    places = found.matched([Region("a", 0, 1000)], sequences, np.random.default_rng(0))
+    places = found.matched(
+        [Region("a", 0, 1000)], sequences, np.arange(30), np.random.default_rng(0)
+    )
     assert len(np.unique(places)) == 30
     matched = found.windows[places]
     assert np.abs(gc_counts(*rows_of(matched)) - gc_counts(*rows_of(sequences))).max() <= 1
@@ -171,8 +174,44 @@ def test_no_room_for_negatives_is_an_error_that_names_the_regions(regions: list[
         background().random(regions, 5, np.random.default_rng(0))
 
 
+def test_a_sequence_with_unknown_bases_is_matched_in_their_number_too() -> None:
+    contigs = random_codes(4000, 1)
+    contigs[::37] = 4  # most windows of 20 have one, some none
+    found = Background(Contigs.of({"a": contigs}), [], 20)
+    sequences = random_codes(20 * 40, 5).reshape(40, 20)
+    sequences[::2, 3] = 4
+    sequences[::4, 9] = 4
+    regions, rows = [Region("a", 0, 4000)], np.arange(40)
+    places = found.matched(regions, sequences, rows, np.random.default_rng(0))
+    assert len(np.unique(places)) == 40
+    unknown = [unknown_counts(*rows_of(codes)) for codes in (sequences, found.windows[places])]
+    gc = [gc_counts(*rows_of(codes)) for codes in (sequences, found.windows[places])]
+    ones = unknown[0] == 1
+    assert (unknown[1][ones] == 1).all()
+    assert (gc[1][ones] == gc[0][ones]).all()
+    # Two unknown bases no window has: the nearest have one.
+    assert (unknown[1][unknown[0] == 2] == 1).all()
+    # Those without unknown bases are matched as if they were alone, in GC.
+    alone = found.matched(regions, sequences[1::2], np.arange(20), np.random.default_rng(0))
+    wanted = gc_counts(*rows_of(sequences[1::2]))
+    assert (gc_counts(*rows_of(found.windows[alone])) == wanted).all()
+    assert (gc[1][1::2] == wanted).all()
+
+
+def test_the_nearest_pair_left_is_chosen() -> None:
+    offered = np.array([[5, 0], [5, 1], [5, 1], [6, 1], [9, 0]])
+    wanted = np.array([[5, 1], [5, 1], [5, 1], [8, 0]])
+    chosen = match_pairs(wanted, offered, np.random.default_rng(0))
+    assert set(chosen[:2]) == {1, 2}
+    assert chosen[2] in (0, 3)
+    assert chosen[3] == 4
+
+
 def test_too_few_different_windows_to_match_is_an_error() -> None:
     with pytest.raises(DataError, match="only 11 different windows to match 30"):
         background().matched(
-            [Region("a", 100, 120)], random_codes(300).reshape(30, 10), np.random.default_rng(0)
+            [Region("a", 100, 120)],
+            random_codes(300).reshape(30, 10),
+            np.arange(30),
+            np.random.default_rng(0),
         )
