@@ -69,7 +69,7 @@ class Source:
     Raises
     ------
     DataError
-        If a choice is none.
+        If a choice is none, or a column of labels is named twice.
     """
 
     data: Path
@@ -96,6 +96,9 @@ class Source:
             if (value := getattr(self, name)) not in allowed:
                 shown = ", ".join(str(choice) for choice in allowed if choice is not None)
                 raise DataError(f"{name} {value!r} asked for; choose one of {shown}")
+        twice = next((t for i, t in enumerate(self.targets) if t in self.targets[:i]), None)
+        if twice is not None:
+            raise DataError(f"{self.data}: --target {twice} asked for twice; name each column once")
 
 
 def file_facts(paths: Sequence[Path]) -> list[dict[str, Any]]:

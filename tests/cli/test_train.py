@@ -289,6 +289,14 @@ def test_an_output_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error)
 
 
+def test_a_column_that_is_asked_for_twice_is_one_line(tmp_path: Path) -> None:
+    make_table(tmp_path)
+    error = train_table(tmp_path, "--target", "gc", "--target", "gc").exception
+    assert isinstance(error, DataError)
+    assert str(error).endswith("--target gc asked for twice; name each column once")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib.figure"])
 def test_a_missing_library_is_named_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
