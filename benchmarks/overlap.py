@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import interleaved, median, write_json
 from genomepred import Genome
 from genomepred.inference.engine import Block, Engine, Numerics, compute_batch
-from genomepred.inference.overlap_work import choose_blocks, multiply_adds, phases_of
+from genomepred.inference.overlap_choice import choose_blocks
+from genomepred.inference.overlap_work import multiply_adds, phases_of
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
@@ -221,6 +222,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for form, label in (("prepared", "window by window"), ("shared", "shared")):
             times = [1e6 / row["chr20"]["bases_per_second"][form] for row in whole]
             axis.loglog(overlap, times, marker="o", label=label)
+        axis.set_xticks(DIVISORS, map(str, DIVISORS))
+        axis.minorticks_off()
         axis.set_title(f"{name}, window {MODELS[name]}")
         axis.set_xlabel("windows that see a base")
     axes[0].set_ylabel("us a base, one thread")

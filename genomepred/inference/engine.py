@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genomepred.errors import DeviceError, ModelError, PrecisionError
-from genomepred.inference.overlap import Sharing
-from genomepred.inference.overlap_work import Blocks, multiply_adds
+from genomepred.inference.overlap_choice import Blocks, share
+from genomepred.inference.overlap_work import multiply_adds
 from genomepred.models.card import Card
 from genomepred.models.layers import prepare
 from genomepred.sequences.grid import Geometry
@@ -190,7 +190,7 @@ class Engine:
         shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
         self._shared = numerics.overlap == "share"
         if self._shared:
-            sharing = Sharing(self._model, geometry.stride, numerics.compute_batch)
+            sharing = share(self._model, geometry.stride, numerics.compute_batch)
             self._model, shape = sharing, (sharing.bases,)
         self._buffer = torch.full(shape, 4, dtype=torch.uint8, device=device)
         self._offsets = torch.arange(geometry.window, device=device)

@@ -5,7 +5,6 @@ See :mod:`genomepred.inference.overlap` for what a block, an edge and a phase ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import gcd
@@ -25,25 +24,6 @@ from genomepred.models.layers import (
     reach,
     same_padding,
 )
-from genomepred.sequences.grid import Geometry
-
-OVERLAPS = ("auto", "share", "naive")
-
-# Values of the largest layer of a block, and its windows: enough that calls of small layers are
-# worth their time, few enough that activations stay in the cache, and that glibc does not hand
-# their memory back to be faulted in again (CPU), or that they fit (CUDA). One thread, us a window
-# for values / windows: basenji-maize, stride 104: 16.2 for 236k / 256, 12.7 for 449k / 512, 15.7
-# for 875k / 1,024; stride 103: 42 for 0.9M / 256, 92 for 1.8M / 512; the two-block CNN, W = 200,
-# stride 25: 43 for 421k / 256, 34 for 830k / 512, 38 for 1.6M / 1,024.
-_BLOCK_VALUES = {"cpu": 1_048_576, "cuda": 268_435_456}
-_BLOCK_WINDOWS = {"cpu": 512, "cuda": 8_192}
-_FEWEST_WINDOWS = 32
-# How many times fewer multiply-adds pay: a block's take longer than those of windows by
-# themselves, and what is gained must be clear. CPU, one thread, against the default form: 1.0 times
-# as long (basenji-maize, stride 104), 1.0 to 1.4 (two-block CNN, strides 100 to 4), 1.4
-# (utr-attention, stride 12 to 4), 1.0 to 1.2 (optimus5p, stride 12 to 1). CUDA: not measured;
-# sharing is left to where it saves most.
-_PAYS = {"cpu": 1.5, "cuda": 4.0}
 
 
 class CannotShareError(ModelError):
@@ -151,6 +131,13 @@ class Place:
         )
 
 
+class Work(NamedTuple):
+    """Multiply-adds of convolutions and linear layers, and values of their largest output."""
+
+    multiply_adds: int
+    values: int
+
+
 class Followed(NamedTuple):
     """Where layers lead, for one block.
 
@@ -255,119 +242,42 @@ def phases_of(model: SequenceModel, stride: int) -> int:
     Raises
     ------
     CannotShareError
-        As :func:`block_multiply_adds`.
+        As :func:`block_work`.
     """
     return follow(sharable(model).trunk, Place.of_bases(model, stride, 1)).place.phases
 
 
-class Blocks(NamedTuple):
-    """Windows of a block, and how many times the work of blocks they all are by themselves."""
-
-    windows: int
-    saving: float
-
-
-# Given the windows of a block, says which share of them is asked for on average.
-Filled = Callable[[int], float]
-
-
-def choose_blocks(
-    model: nn.Module,
-    geometry: Geometry,
-    device_type: str,
-    overlap: str,
-    whole: Filled,
-    asked: Filled | None = None,
-) -> Blocks | None:
-    """Blocks to share overlap by, or None where every window is computed by itself.
-
-    Parameters
-    ----------
-    model : nn.Module
-        As written.
-    geometry : Geometry
-        Windows of the grid.
-    device_type : {"cpu", "cuda"}
-        Bounds the size of blocks.
-    overlap : {"auto", "share", "naive"}
-        What is asked for. ``auto``: blocks where they are clearly faster.
-    whole, asked : callable
-        How a whole genome fills blocks, which decides on their size, and how the regions that are
-        asked for do, if there are any.
-
-    Raises
-    ------
-    ModelError
-        If sharing is asked for and impossible.
-    """
-    if overlap == "naive":
-        return None
-    try:
-        if geometry.stride > geometry.window:
-            raise CannotShareError(f"windows do not overlap at stride {geometry.stride}")
-        blocks = best_blocks(sharable(model), geometry.stride, device_type, whole)
-    except CannotShareError as error:
-        if overlap == "auto":
-            return None
-        raise ModelError(f"--overlap share: {error}; use --overlap auto or naive") from error
-    if asked is not None:
-        part = asked(blocks.windows) / whole(blocks.windows)
-        blocks = blocks._replace(saving=blocks.saving * part)
-    return blocks if overlap == "share" or blocks.saving >= _PAYS[device_type] else None
-
-
-def best_blocks(model: SequenceModel, stride: int, device_type: str, filled: Filled) -> Blocks:
-    """Blocks that save most, by counted multiply-adds.
+def block_work(model: SequenceModel, stride: int, windows: int) -> Work:
+    """Work of a block of windows; its heads' outputs are not among the largest.
 
     Raises
     ------
     CannotShareError
         If windows of the model cannot be computed from a block.
     """
-    alone = multiply_adds(model, model.window)
-    windows = phases_of(model, stride)
-    while windows < _FEWEST_WINDOWS:
-        windows *= 2
-    found: list[Blocks] = []
-    while windows <= _BLOCK_WINDOWS[device_type] or not found:
-        place = Place.of_bases(model, stride, windows)
-        if found and follow(model.trunk, place).values > _BLOCK_VALUES[device_type]:
-            break
-        work = block_multiply_adds(model, stride, windows)
-        found.append(Blocks(windows, windows * alone * filled(windows) / work))
-        windows *= 2
-    return max(found, key=lambda blocks: blocks.saving)
-
-
-def block_multiply_adds(model: SequenceModel, stride: int, windows: int) -> int:
-    """Multiply-adds of a block of windows, counted as those of a window are.
-
-    Raises
-    ------
-    CannotShareError
-        If windows of the model cannot be computed from a block.
-    """
-    place, work, _ = follow(sharable(model).trunk, Place.of_bases(model, stride, windows))
+    place, work, values = follow(sharable(model).trunk, Place.of_bases(model, stride, windows))
     channels = [4, *(conv.out_channels for conv in convolutions(model.trunk).values())][-1]
     features = next(model.parameters()).new_zeros(1, channels, place.length)
-    return work + windows * counted(model.head, features)
+    return Work(work + windows * counted(model.head, features).multiply_adds, values)
 
 
 def multiply_adds(model: nn.Module, window: int) -> int:
     """Multiply-adds of one window on one strand; of a model as written."""
     device = next(chain(model.parameters(), model.buffers())).device
-    return counted(model, torch.zeros(1, window, dtype=torch.uint8, device=device))
+    codes = torch.zeros(1, window, dtype=torch.uint8, device=device)
+    return counted(model, codes).multiply_adds
 
 
-def counted(module: nn.Module, x: Tensor) -> int:
-    """Multiply-adds of a call, counted in convolutions and linear layers."""
-    total = 0
+def counted(module: nn.Module, x: Tensor) -> Work:
+    """Work of a call."""
+    total = largest = 0
 
     def count(layer: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
+        nonlocal total, largest
         weight = layer.weight
         assert isinstance(weight, Tensor)
         total += out.numel() * weight[0].numel()
+        largest = max(largest, out.numel())
 
     layers = [m for m in module.modules() if isinstance(m, nn.Conv1d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
@@ -375,4 +285,4 @@ def counted(module: nn.Module, x: Tensor) -> int:
         module(x)
     for hook in hooks:
         hook.remove()
-    return total
+    return Work(total, largest)

@@ -32,13 +32,8 @@ from genomepred.inference.engine import (
     find_device,
 )
 from genomepred.inference.inputs import GenomePath
-from genomepred.inference.overlap_work import (
-    OVERLAPS,
-    Blocks,
-    Filled,
-    choose_blocks,
-    multiply_adds,
-)
+from genomepred.inference.overlap_choice import OVERLAPS, Blocks, Filled, choose_blocks
+from genomepred.inference.overlap_work import multiply_adds
 from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
 from genomepred.inference.signature import RUN_FILE, facts, open_run
 from genomepred.models.card import Card

@@ -11,11 +11,10 @@ from torch import nn
 from genomepred.errors import ModelError
 from genomepred.inference import overlap
 from genomepred.inference.overlap import Sharing
+from genomepred.inference.overlap_choice import best_blocks, choose_blocks
 from genomepred.inference.overlap_work import (
     CannotShareError,
-    best_blocks,
-    block_multiply_adds,
-    choose_blocks,
+    block_work,
     multiply_adds,
     phases_of,
 )
@@ -245,7 +244,7 @@ def test_any_architecture_at_any_stride(model: SequenceModel, data: st.DataObjec
     stride = data.draw(st.integers(1, model.window))
     form = data.draw(st.sampled_from(["eager", "conv2d", "onednn"]))
     try:
-        block_multiply_adds(model, stride, 1)
+        block_work(model, stride, 1)
     except CannotShareError:
         assume(False)
     compare(model, stride, form=form, windows=data.draw(st.integers(1, 12)))
@@ -295,7 +294,9 @@ def test_counted_work_is_done_work(stride: int, monkeypatch: pytest.MonkeyPatch)
     codes = random_codes((windows - 1) * stride + 300)
     shared(model, codes, stride, windows)
     (linear,) = (layer for layer in model.head if isinstance(layer, nn.Linear))
-    assert done + windows * linear.weight.numel() == block_multiply_adds(model, stride, windows)
+    assert (
+        done + windows * linear.weight.numel() == block_work(model, stride, windows).multiply_adds
+    )
 
 
 def test_work_a_window_falls_with_the_stride() -> None:
@@ -306,7 +307,7 @@ def test_work_a_window_falls_with_the_stride() -> None:
         2 * 16 * 32 * 5 + 2 * (32 * 16 * 3 + 16 * 32) + 32 * 32 + 32 + 1
     )
     saved = {
-        stride: naive * 1024 / block_multiply_adds(model, stride, 1024)
+        stride: naive * 1024 / block_work(model, stride, 1024).multiply_adds
         for stride in (1504, 752, 376, 104, 48)
     }
     assert sorted(saved, key=saved.__getitem__) == list(saved)

@@ -1,0 +1,189 @@
+"""Overlap of models with many bins: neighbouring windows as one long window.
+
+A convolutional model that crops the ends of its window, so that no bin sees padding, gives the same
+bins for a longer window, whose context at the ends is computed once. How far a bin sees is derived
+from the graph of the model's operations, which :mod:`torch.fx` records.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from genomepred.errors import ModelError
+from genomepred.inference.overlap_work import CannotShareError, Work, counted
+from genomepred.models.external import External
+from genomepred.models.layers import SequenceModel, reach
+
+_POINTWISE = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg),
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.relu, torch.sigmoid, torch.tanh, torch.exp),
+    *(functional.relu, functional.leaky_relu, functional.elu, functional.gelu, functional.silu),
+    *(functional.mish, functional.softplus),
+    *("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "exp", "contiguous"),
+}
+
+
+class LongWindow(nn.Module):
+    """Computes consecutive windows of several bins as a single one.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        What :func:`check_bins` accepts as written; its parameters are used, not copied.
+    windows : int
+        Windows, ``bins * bin_size`` bases apart.
+
+    Attributes
+    ----------
+    bases : int
+        Bases of all windows together.
+    """
+
+    def __init__(self, model: SequenceModel, windows: int) -> None:
+        super().__init__()
+        self._shape = (windows, model.bins, model.tracks)
+        self.bases = (windows - 1) * model.bins * model.bin_size + model.window
+        self.model = copy.copy(model)  # the same modules, but more bins are promised
+        self.model.window, self.model.bins = self.bases, windows * model.bins
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes ``uint8 [bases]`` -> raw values ``[windows, bins, tracks]``."""
+        values: Tensor = self.model(codes[None])
+        return values.reshape(self._shape)
+
+
+def long_work(model: SequenceModel, windows: int) -> Work:
+    """Work of consecutive windows as a single one, counted without computing."""
+    long = LongWindow(copy.deepcopy(model).to("meta"), windows)
+    return counted(long, torch.zeros(long.bases, dtype=torch.uint8, device="meta"))
+
+
+def check_bins(model: nn.Module) -> External:
+    """The model, if its bins see bases alone, as a longer window's do, and never its ends.
+
+    Raises
+    ------
+    CannotShareError
+        If they do not, or that cannot be told.
+    """
+    if not isinstance(model, External) or model.bins == 1 or model.input == "codes":
+        raise CannotShareError(f"{type(model).__name__} has no trunk and head to share")
+    output = _Graph(model).output_seen()
+    if (output.axis, output.step) != (1, model.bin_size):
+        raise CannotShareError(
+            f"a step along axis {output.axis} of its output is one of {output.step} bases; its "
+            f"bins have {model.bin_size}"
+        )
+    beyond = max(-output.first, (model.bins - 1) * output.step + output.last + 1 - model.window)
+    if beyond > 0:
+        raise CannotShareError(f"its outer bins see {beyond} bases past the window's ends")
+    try:
+        long_work(model, 2)
+    except Exception as error:  # code of the user's own may do anything
+        raise CannotShareError(f"it does not take a window of other length: {error}") from error
+    return model
+
+
+class Seen(NamedTuple):
+    """What positions of a tensor, along an axis, depend on.
+
+    Position ``j`` depends on bases ``j * step + first`` to ``j * step + last`` of the window.
+    """
+
+    axis: int
+    step: int
+    first: int
+    last: int
+
+
+class _Graph(fx.Interpreter):
+    """Follows what the tensors of a user's module have seen, without computing them."""
+
+    def __init__(self, model: External) -> None:
+        module = copy.deepcopy(model.module).to("meta")
+        try:
+            super().__init__(fx.symbolic_trace(module))
+        except Exception as error:  # code of the user's own may do anything
+            raise CannotShareError(f"its operations cannot be recorded: {error}") from error
+        self._last_axis = model.input == "onehot_channels_first"
+        shape = (1, 4, model.window) if self._last_axis else (1, model.window, 4)
+        self._input = torch.zeros(shape, device="meta")
+        self._seen: dict[fx.Node, Seen] = {}
+
+    def output_seen(self) -> Seen:
+        """What the module's output has seen."""
+        try:
+            self.run(self._input)
+        except CannotShareError:
+            raise
+        except Exception as error:
+            raise CannotShareError(f"its operations cannot be followed: {error}") from error
+        (output,) = (node for node in self._seen if node.op == "output")
+        return self._seen[output]
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run an operation and note what its result has seen."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        result = super().run_node(n)
+        sources = [self._seen[node] for node in n.all_input_nodes if node in self._seen]
+        if n.op == "placeholder" and not self._seen:
+            self._seen[n] = Seen(2 if self._last_axis else 1, 1, 0, 0)
+        elif isinstance(result, Tensor) and sources:
+            self._seen[n] = self._after(n, sources, args, kwargs)
+        return result
+
+    def _after(
+        self, n: fx.Node, sources: list[Seen], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Seen:
+        x = sources[0]
+        rank = args[0].dim() if args and isinstance(args[0], Tensor) else 0
+        if n.op == "output":
+            return x
+        if n.op == "call_module":
+            try:
+                by = reach(self.fetch_attr(str(n.target)))
+            except ModelError as error:
+                raise CannotShareError(str(error)) from error
+            if by != (1, 0, 0) and x.axis != rank - 1:
+                raise CannotShareError(f"{n.name} does not run along the sequence")
+            last = x.last + (by.right + by.pool - 1) * x.step
+            return Seen(x.axis, x.step * by.pool, x.first - by.left * x.step, last)
+        if n.target in ("transpose", torch.transpose) and not kwargs:
+            axes = list(range(rank))
+            a, b = args[1:]
+            axes[a], axes[b] = axes[b], axes[a]
+            return x._replace(axis=axes.index(x.axis))
+        if n.target in ("permute", torch.permute) and not kwargs:
+            axes = list(args[1:] if isinstance(args[1], int) else args[1])
+            return x._replace(axis=[axis % rank for axis in axes].index(x.axis))
+        if n.target is operator.getitem:
+            start = _start_of_slice(n, args[0].shape, args[1], x.axis)
+            return x._replace(first=x.first + start * x.step, last=x.last + start * x.step)
+        alike = all((s.axis, s.step) == (x.axis, x.step) for s in sources)
+        if n.target in _POINTWISE and alike:
+            first, last = min(s.first for s in sources), max(s.last for s in sources)
+            return x._replace(first=first, last=last)
+        raise CannotShareError(f"cannot tell how far its operation {n.name} sees")
+
+
+def _start_of_slice(n: fx.Node, shape: torch.Size, index: Any, axis: int) -> int:
+    """Where a slice begins along an axis, if it keeps all axes and no gaps along that one."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        items[at : at + 1] = [slice(None)] * (len(shape) - len(items) + 1)
+    items += [slice(None)] * (len(shape) - len(items))
+    if not all(isinstance(item, slice) for item in items):
+        raise CannotShareError(f"cannot tell how far its operation {n.name} sees")
+    kept: slice = items[axis]
+    start, _, step = kept.indices(shape[axis])
+    if step != 1:
+        raise CannotShareError(f"its operation {n.name} leaves positions out")
+    return start
