@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import interleaved, median, write_json
+from benchmarks.measure import ROOT, interleaved, median, write_json
 from genomepred import Genome
 from genomepred.inference.engine import Block, Engine, Numerics, compute_batch
 from genomepred.inference.overlap_choice import choose_blocks
@@ -38,9 +38,13 @@ from genomepred.inference.overlap_work import multiply_adds, phases_of
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.external import make_external
 from genomepred.models.layers import SequenceModel
 
 MODELS = {"basenji-maize": 3000, "tf-cnn": 200, "optimus5p": 50, "utr-attention": 50}
+EXAMPLE = "openspliceai"  # 5,000 bases of crop at each side of as many bins as the stride
+CROP, BINS = 5_000, (20_000, 10_000, 5_000, 2_500)
+NAMES = [*MODELS, EXAMPLE]
 DIVISORS = (2, 4, 8, 16, 32, 64)  # strides are the window divided by these
 PUBLISHED = ("basenji-maize", 104)  # the stride of an epigenome map
 # File, contig and stretch; chr20 beyond its centromere.
@@ -52,26 +56,37 @@ DIFFERENCE = 1e-5  # of the outputs' scale
 CPU = torch.device("cpu")
 
 
-def make_model(name: str) -> SequenceModel:
+def make_model(name: str, stride: int) -> SequenceModel:
     torch.manual_seed(0)
-    model = build(name, window=MODELS[name]).eval()
-    window = model.window
-    model.card = Card(
+    window = MODELS.get(name, stride + 2 * CROP)
+    card = Card(
         name=name,
-        architecture=name,
-        config={"window": window},
+        architecture="external" if name == EXAMPLE else name,
+        config={} if name == EXAMPLE else {"window": window},
         window=window,
         bin_size=window,
-        stride=window,
+        stride=stride,
         tracks=(Track("score"),),
         activation="none",
     )
-    return model
+    if name == EXAMPLE:
+        sizes = {"crop": CROP, "bins": stride, "bin_size": 1}
+        tracks = tuple(Track(track) for track in ("none", "acceptor", "donor"))
+        card = replace(card, input="onehot_channels_first", tracks=tracks, **sizes)
+        code = ROOT / "examples" / "openspliceai" / "openspliceai.py"
+        model: SequenceModel = make_external(card, f"{code}:OpenSpliceAI")
+    else:
+        model = build(name, window=window)
+    model.card = card
+    return model.eval()
 
 
 def strides(name: str) -> list[int]:
     """Multiples of the pool, descending, and an odd stride beside every second one."""
-    pool, window = make_model(name).pool, MODELS[name]
+    if name == EXAMPLE:
+        return list(BINS)
+    window = MODELS[name]
+    pool = make_model(name, window).pool
     even = {max(window // divisor // pool, 1) * pool for divisor in DIVISORS}
     if name == PUBLISHED[0]:
         even.add(PUBLISHED[1])
@@ -90,11 +105,11 @@ def stretches(data: Path, where: str, bases: int) -> Iterator[torch.Tensor]:
 
 def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
     """One model at one stride: counted work, seconds a window, ratios."""
-    model = make_model(name)
+    model = make_model(name, stride)
     geometry = model.card.geometry(stride)
     blocks = choose_blocks(model, geometry, "cpu", "share", full)
     assert blocks is not None
-    batch = compute_batch(model.window, "cpu")
+    batch = compute_batch(model.window, "cpu", model.bins)
     numerics = {
         "eager": Numerics("fp32", "eager", batch, "forward"),
         "prepared": Numerics("fp32", "onednn", batch, "forward"),
@@ -110,7 +125,7 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
         "model": name,
         "window": model.window,
         "stride": stride,
-        "phases": phases_of(model, stride),
+        "phases": 1 if name == EXAMPLE else phases_of(model, stride),
         "windows_of_a_block": blocks.windows,
         "auto": "naive" if choose_blocks(model, geometry, "cpu", "auto", full) is None else "share",
         "multiply_adds_of_a_window": {"alone": alone, "shared": alone / blocks.saving},
@@ -170,7 +185,7 @@ def show(row: dict[str, Any]) -> None:
     work = row["multiply_adds_of_a_window"]
     about = (
         f"{row['model']:14}{row['stride']:6}{row['phases']:4}{row['auto']:>7}"
-        f"{work['alone'] / 1e6:8.2f}{work['shared'] / 1e6:8.3f}{row['saving']:7.2f}"
+        f"{work['alone'] / 1e6:8.4g}{work['shared'] / 1e6:8.4g}{row['saving']:7.2f}"
     )
     for where in STRETCHES:
         found = row[where]
@@ -188,9 +203,9 @@ HEADER = (
 def whole_commands(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """Seconds of whole commands on all of chromosome 20, start-up and writing included."""
     name, stride = PUBLISHED
-    model = make_model(name)
+    model = make_model(name, stride)
     codes = np.random.default_rng(0).integers(0, 4, (2, model.window), dtype=np.uint8)
-    save_checkpoint(folder / name, model, replace(model.card, stride=stride), codes)
+    save_checkpoint(folder / name, model, model.card, codes)
     genome, out = data / "genomes" / STRETCHES["chr20"][0], folder / "out"
 
     def command(overlap: str) -> None:
@@ -213,21 +228,21 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Time a base against how many windows see it."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        1, len(MODELS), figsize=(4 * len(MODELS), 3.5), layout="constrained"
-    )
-    for axis, name in zip(axes, MODELS, strict=True):
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    size = (3.5 * len(names), 3.5)
+    figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
         whole = [row for row in rows if row["model"] == name and row["phases"] == 1]
         overlap = [row["window"] / row["stride"] for row in whole]
         for form, label in (("prepared", "window by window"), ("shared", "shared")):
             times = [1e6 / row["chr20"]["bases_per_second"][form] for row in whole]
             axis.loglog(overlap, times, marker="o", label=label)
-        axis.set_xticks(DIVISORS, map(str, DIVISORS))
+        axis.set_xticks(overlap, [f"{windows:.3g}" for windows in overlap], rotation=90)
         axis.minorticks_off()
-        axis.set_title(f"{name}, window {MODELS[name]}")
+        axis.set_title(name)
         axis.set_xlabel("windows that see a base")
-    axes[0].set_ylabel("us a base, one thread")
-    axes[0].legend(frameon=False)
+    axes[0, 0].set_ylabel("us a base, one thread")
+    axes[0, 0].legend(frameon=False)
     figure.savefig(path)
     print(f"wrote {path}")
 
@@ -235,7 +250,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the real data")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--rounds", type=int, default=9, help="rounds of all calls  [default: 9]")
     parser.add_argument("--whole", type=int, default=0, help="rounds of commands  [default: 0]")
     parser.add_argument("--json", type=Path, help="write results with machine and commit")

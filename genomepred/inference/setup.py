@@ -132,8 +132,7 @@ class Setup:
         most, worth = len(os.sched_getaffinity(0)), self.windows / _WINDOWS_A_WORKER
         if worth < most:
             work = self.windows * multiply_adds(self.model, self.geometry.window)
-            blocks = self._choose_blocks(lambda windows: 1.0)
-            work /= blocks.saving if blocks is not None else 1
+            work /= self._full_blocks.saving if self._full_blocks is not None else 1
             worth = max(worth, work / _MULTIPLY_ADDS_A_WORKER)
         return max(1, min(most, int(worth)))
 
@@ -184,8 +183,7 @@ class Setup:
     @cached_property
     def blocks(self) -> Blocks | None:
         """Blocks to share overlap by, unless a guard decides against them; None: no sharing."""
-        blocks = self._choose_blocks(lambda windows: 1.0)
-        if blocks is None:
+        if self._full_blocks is None:
             return None
 
         def choose(genome: Genome, grid: Grid) -> list[Blocks | None]:
@@ -196,7 +194,12 @@ class Setup:
             return [self._choose_blocks(*fills)]
 
         found = self._with_first_genome(choose)
-        return blocks if found is None else found[0]
+        return self._full_blocks if found is None else found[0]
+
+    @cached_property
+    def _full_blocks(self) -> Blocks | None:
+        """What :attr:`blocks` would be if every window of every block were asked for."""
+        return self._choose_blocks(lambda windows: 1.0)
 
     def _choose_blocks(self, whole: Filled, asked: Filled | None = None) -> Blocks | None:
         overlap = "naive" if self.options.centre else self.options.overlap
