@@ -39,7 +39,7 @@ from genomepred.sequences.expanded import discard
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Geometry, Grid, read_bed
 from genomepred.sequences.index import IndexFiles
-from genomepred.store.files import sync_folder, write_whole
+from genomepred.store.files import discard_abandoned, sync_folder, write_whole
 from genomepred.store.hdf5 import (
     DamagedPartError,
     Layout,
@@ -195,6 +195,7 @@ class GenomeWork:
     def _clear(self, genome: dict[str, Any]) -> None:
         """Remove what a published genome needs no more."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        discard_abandoned(self.sidecar)
         if self.plan.cache.exists():
             stamp = (genome["size"], genome["mtime_ns"])
             discard(IndexFiles(self.path, stamp, None).cached(self.plan.cache, ".codes"))

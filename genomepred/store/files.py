@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -51,6 +52,26 @@ def publishing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
         if isinstance(error, OSError):
             raise output_error(path, error) from error
         raise
+
+
+def discard_abandoned(path: Path) -> None:
+    """Remove temporaries of a path that killed processes of this host have left."""
+    stem, host = re.escape(path.stem[:120]), re.escape(socket.gethostname())
+    name = re.compile(rf"{stem}\.{host}\.(\d+)\.[0-9a-f]+\.tmp")
+    for temporary in path.parent.glob("*.tmp"):
+        found = name.fullmatch(temporary.name)
+        if found and not _is_alive(int(found[1])):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -27,7 +26,12 @@ from genomepred.models import build
 from genomepred.models.card import Card, Track, flatten, read_card
 from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel, prepare
-from genomepred.store.files import output_error, read_sidecar, write_sidecar
+from genomepred.store.files import (
+    discard_abandoned,
+    output_error,
+    read_sidecar,
+    write_sidecar,
+)
 from genomepred.training.data import (
     TEST,
     VALIDATION,
@@ -246,22 +250,8 @@ def _tidy(out: Path) -> None:
     """Remove what only a training that goes on needs, and what its killed processes have left."""
     (out / STATE).unlink(missing_ok=True)
     shutil.rmtree(out / SCRATCH, ignore_errors=True)
-    stems = "|".join(Path(name).stem for name in (RUN, STATE, HISTORY, CURVES, METRICS))
-    name = re.compile(rf"({stems})\.{re.escape(socket.gethostname())}\.(\d+)\.[0-9a-f]+\.tmp")
-    for path in out.glob("*.tmp"):
-        found = name.fullmatch(path.name)
-        if found and not _is_alive(int(found[2])):
-            path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+    for name in (RUN, STATE, HISTORY, CURVES, METRICS):
+        discard_abandoned(out / name)
 
 
 def measure(model: SequenceModel, data: Data, task: Task) -> dict[str, Any]:
