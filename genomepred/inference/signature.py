@@ -149,7 +149,7 @@ def read_run(out: Path) -> dict[str, Any]:
         if (
             not {"tracks", "genomes"} <= set(document)
             or not int(signature["compute_batch"]) > 0
-            or not isinstance(signature["form"], str)
+            or not all(isinstance(signature[name], str) for name in ("form", "overlap"))
         ):
             raise ValueError("the signature is not one")
     except OSError as error:
