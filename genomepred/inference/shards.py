@@ -580,6 +580,11 @@ class Shard:
     def fail(self, error: GenomepredError) -> None:
         """Give the genome up."""
         self.work.landed(self.first, self.last)
+        if isinstance(error, SequenceError):
+            try:  # what a file that changes under way looks like to its reader is no explanation
+                self.work.check_source(self.genome)
+            except SequenceError as changed:
+                error = changed
         self.work.fail(error)
 
 

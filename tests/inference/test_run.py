@@ -332,9 +332,12 @@ def test_a_genome_that_changed_between_runs_is_refused(genome, model, tmp_path, 
     assert files(out) == wanted
 
 
+@pytest.mark.parametrize("change", ["another base", "cut short"])
 def test_a_genome_that_changes_under_way_leaves_no_wrong_part(
-    genome, model, tmp_path, small_shards, monkeypatch
+    genome, model, tmp_path, small_shards, monkeypatch, change
 ):
+    text = genome.read_text()
+    changed = text.replace("ACGT", "ACCT") if change == "another base" else text[:-9000]
     copy, out = tmp_path / "virus.fa", tmp_path / "out"
     shutil.copy(genome, copy)
     wanted = run(copy, model, tmp_path / "whole")
@@ -342,7 +345,7 @@ def test_a_genome_that_changes_under_way_leaves_no_wrong_part(
 
     def changing(self, chunks, rows):
         if len(written) == 2:
-            copy.write_text(genome.read_text().replace("ACGT", "ACCT"))
+            copy.write_text(changed)
         written.append(rows)
         write(self, chunks, rows)
 
