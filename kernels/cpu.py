@@ -1,13 +1,15 @@
-"""CPU implementations: k-mer tables for codes, and one fused pass after a convolution.
+"""CPU implementations: k-mer tables for codes, direct convolutions, one pass for what follows.
 
 Everything runs on the calling thread. A first layer of K taps is not multiplied: taps are grouped,
 each group has a table with the sum of its taps for every k-mer, and an output row is the sum of
 one table row a group. Outside the codes is a sixth symbol whose rows add nothing, so that windows
-need no special edges. A value never depends on the batch it is computed in.
+need no special edges. Other convolutions are multiplied a tile of positions by all channels at a
+time, each tile going through all that follows before it leaves the L1 cache. A value never depends
+on the batch or the place in which it is computed: its sum always has the same order.
 
-What LLVM makes of it (AVX-512): the row sums are vector loads and additions that stay in
-registers over the groups, because :func:`_sum_rows` says so; the activations, plain loops over
-contiguous memory, become straight vector code without a branch (tanh-GELU: 0.24 ns a value, a
+What LLVM makes of it (AVX-512): the row sums and products are vector instructions whose sums stay
+in registers, because :func:`_sum_rows` and :func:`_multiply` say so; the activations, plain loops
+over contiguous memory, become straight vector code without a branch (tanh-GELU: 0.24 ns a value, a
 seventh of torch's).
 """
 
@@ -30,6 +32,7 @@ from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, empty_outputs
 from genomepred.kernels.codes_conv import convolved_length
 
 SYMBOLS = 6  # four bases, unknown, outside
+WIDE = 16  # float32 values of a vector in a direct convolution: one AVX-512 register
 LANES = 8  # channels are padded to a multiple: one AVX register of float32
 # Taps a group, and the largest table of one group: an L1 cache. Measured with --sizes of
 # benchmarks/kernels.py on one core with 48 KiB of L1, building the tables included, 1/2/3/4/5 taps
@@ -128,6 +131,91 @@ def _sum_rows(
             builder.store(builder.fadd(builder.load(total), loaded), total)
         stored = builder.store(builder.load(total), vector_at(target, place))
         stored.align = 4
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _multiply(
+    _typing: Any,
+    x: Any,
+    row: Any,
+    taps: Any,
+    tap_step: Any,
+    channels_in: Any,
+    weight: Any,
+    shift: Any,
+    width: Any,
+    out: Any,
+    positions: Any,
+    vectors: Any,
+) -> Any:
+    """A convolution at literally many positions, its sums kept in vector registers.
+
+    ``out[p * width:][:n] = shift[:n] + sum over k, c of x[p * row + k * tap_step + c] *
+    weight[(k * channels_in + c) * width:][:n]`` with ``n = 16 * vectors``. Arrays are given by
+    their float32 addresses, so that one compilation serves all layouts.
+    """
+    if not isinstance(positions, types.IntegerLiteral):
+        return None
+    whole = types.intp
+    signature = types.void(*(9 * [whole]), positions, vectors)
+    vector = ir.VectorType(ir.FloatType(), WIDE)
+    counts = positions.literal_value, vectors.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, row, taps, tap_step, channels_in, weight, shift, width, out = args[:9]
+        x, weight, shift, out = (
+            builder.inttoptr(address, ir.FloatType().as_pointer())
+            for address in (x, weight, shift, out)
+        )
+        name = f"llvm.fma.v{WIDE}f32"
+        fma = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(vector, 3 * [vector]), name
+        )
+
+        def at(base: Any, index: Any) -> Any:
+            return builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
+
+        def constant(value: int) -> Any:
+            return context.get_constant(whole, value)
+
+        def load(pointer: Any) -> Any:
+            loaded = builder.load(pointer)
+            loaded.align = 4
+            return loaded
+
+        def spread(value: Any) -> Any:
+            nothing = ir.Constant(vector, ir.Undefined)
+            first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), WIDE), None)
+            return builder.shuffle_vector(first, nothing, lanes)
+
+        each = [(p, v) for p in range(counts[0]) for v in range(counts[1])]
+        sums = {place: cgutils.alloca_once(builder, vector) for place in each}
+        for p, v in each:
+            builder.store(load(at(shift, constant(v * WIDE))), sums[p, v])
+        rows = [builder.gep(x, [builder.mul(row, constant(p))]) for p in range(counts[0])]
+        with cgutils.for_range(builder, taps) as tap:
+            tap_at = builder.mul(tap.index, tap_step)
+            weights_at = builder.mul(tap.index, channels_in)
+            with cgutils.for_range(builder, channels_in) as channel:
+                start = builder.mul(builder.add(weights_at, channel.index), width)
+                value_at = builder.add(tap_at, channel.index)
+                columns = [
+                    load(at(weight, builder.add(start, constant(v * WIDE))))
+                    for v in range(counts[1])
+                ]
+                for p in range(counts[0]):
+                    value = spread(builder.load(builder.gep(rows[p], [value_at])))
+                    for v in range(counts[1]):
+                        total = builder.load(sums[p, v])
+                        total = builder.call(fma, [value, columns[v], total])
+                        builder.store(total, sums[p, v])
+        for p, v in each:
+            place = builder.add(builder.mul(width, constant(p)), constant(v * WIDE))
+            builder.store(builder.load(sums[p, v]), at(out, place)).align = 4
         return context.get_dummy_value()
 
     return signature, generate
@@ -438,6 +526,141 @@ def bias_act_pool(
     return [out.to(x.dtype) for out in outs]
 
 
+def _multiplied(positions: int, vectors: int) -> Any:
+    """Function that convolves ``count`` positions, 16 * ``vectors`` channels, by addresses.
+
+    The last positions are computed twice rather than one by one: by the same sums.
+    """
+
+    @njit(nogil=True, cache=True)
+    def multiply(
+        x: int,
+        row: int,
+        taps: int,
+        tap_step: int,
+        channels_in: int,
+        weight: int,
+        shift: int,
+        width: int,
+        out: int,
+        count: int,
+    ) -> None:
+        for begin in range(0, count, positions):
+            if count >= positions:
+                p = min(begin, count - positions)
+                a, o = x + 4 * p * row, out + 4 * p * width
+                _multiply(
+                    a, row, taps, tap_step, channels_in, weight, shift, width, o, positions, vectors
+                )
+            else:
+                for p in range(count):
+                    a, o = x + 4 * p * row, out + 4 * p * width
+                    _multiply(
+                        a, row, taps, tap_step, channels_in, weight, shift, width, o, 1, vectors
+                    )
+
+    return multiply
+
+
+# As many sums as there are registers, but for those of the weights: of 2 * 14, 4 * 6 and others.
+_by_64, _by_32, _by_16 = _multiplied(6, 4), _multiplied(14, 2), _multiplied(14, 1)
+
+
+@njit(nogil=True, cache=True)
+def _multiply_tile(
+    x: int,
+    row: int,
+    taps: int,
+    tap_step: int,
+    channels_in: int,
+    weight: int,
+    shift: int,
+    width: int,
+    out: int,
+    count: int,
+) -> None:
+    """Convolution at ``count`` positions, all ``width`` channels (a multiple of 16)."""
+    column = 0
+    while column < width:
+        w, b, o = weight + 4 * column, shift + 4 * column, out + 4 * column
+        if width - column >= 64:
+            _by_64(x, row, taps, tap_step, channels_in, w, b, width, o, count)
+            column += 64
+        elif width - column >= 32:
+            _by_32(x, row, taps, tap_step, channels_in, w, b, width, o, count)
+            column += 32
+        else:
+            _by_16(x, row, taps, tap_step, channels_in, w, b, width, o, count)
+            column += 16
+
+
+@njit(nogil=True, cache=True)
+def _padded_rows(x: Any, begin: int, rows: Any) -> None:
+    """Rows ``begin``, ``begin + 1``, ... of x, zero where it has none."""
+    length, channels = x.shape
+    for i in range(len(rows)):
+        row, at = rows[i], begin + i
+        if 0 <= at < length:
+            source = x[at]
+            for c in range(channels):
+                row[c] = source[c]
+        else:
+            row[:] = _ZERO
+
+
+@njit(nogil=True, cache=True)
+def _conv_block(
+    x: Any,
+    weight: Any,
+    shift: Any,
+    residual: Any,
+    left: int,
+    dilation: int,
+    length: int,
+    activation: int,
+    factor: Any,
+    pool: int,
+    next_activation: int,
+    next_factor: Any,
+    out: Any,
+    kept: Any,
+) -> None:
+    """``residual`` and ``kept`` of length 0 mean that there is none."""
+    samples, rows_in, channels_in = x.shape
+    taps, _, width = weight.shape
+    channels, span = out.shape[2], dilation * (taps - 1) + 1
+    tile = np.empty((max(TILE_VALUES // width // 2, 1) * 2, width), np.float32)
+    padded = np.empty((len(tile) + span - 1, channels_in), np.float32)
+    whole = pool == _NO_POOL and width == channels and not len(residual)  # no copy is needed
+    for sample in range(samples):
+        for first in range(0, length, len(tile)):
+            count = min(len(tile), length - first)
+            start, end = first, first + count
+            if pool != _NO_POOL:
+                start, end = first // 2, (first + count + 1) // 2
+            rows = out[sample, start:end]
+            work = rows if whole else tile[:count]
+            begin = first - left
+            if begin < 0 or begin + count + span - 1 > rows_in:
+                _padded_rows(x[sample], begin, padded[: count + span - 1])
+                source, row = np.intp(padded.ctypes.data), channels_in
+            else:
+                source = np.intp(x.ctypes.data) + sample * x.strides[0] + begin * x.strides[1]
+                row = x.strides[1] // 4
+            _multiply_tile(
+                *(source, row, taps, dilation * row, channels_in, np.intp(weight.ctypes.data)),
+                *(np.intp(shift.ctypes.data), width, np.intp(work.ctypes.data), count),
+            )
+            _activate(work.reshape(-1), activation, factor)
+            if len(residual):
+                _add_tile(residual[sample, first : first + count], tile)
+            if not whole:
+                _pool(tile, count, pool, rows)
+            if len(kept):
+                kept[sample, start:end] = rows
+            _activate(rows.reshape(-1), next_activation, next_factor)
+
+
 def conv_block(
     x: Tensor,
     weight: Tensor,
@@ -451,12 +674,38 @@ def conv_block(
     next_activation: str,
     next_factor: float,
     keep: bool,
+    implementation: str = "direct",
 ) -> list[Tensor]:
     """See :func:`genomepred.kernels.conv_block.conv_block_reference`.
 
-    A (1, K) channels-last 2-D convolution by oneDNN, which has no such form in one dimension,
-    then one pass for the rest.
+    Parameters
+    ----------
+    implementation : {"direct", "onednn"}
+        ``direct``: multiplied here, in float32. ``onednn``: a (1, K) channels-last 2-D
+        convolution by oneDNN, which has no such form in one dimension, then one pass for the rest.
     """
+    epilogue = (activation, factor, pool, next_activation, next_factor)
+    if implementation == "onednn":
+        rows = _onednn(x, weight, padding, dilation)
+        return bias_act_pool(rows, shift, residual, *epilogue, keep)
+    taps, _, channels = weight.shape
+    length = convolved_length(x.shape[1], dilation * (taps - 1) + 1, padding)
+    outs = empty_outputs(x.float(), length, channels, pool, keep)
+    if more := -channels % WIDE:
+        weight, shift = functional.pad(weight, (0, more)), functional.pad(shift, (0, more))
+    nothing: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)
+    _conv_block(
+        *(x.float().numpy(), weight.float().numpy(), shift.numpy()),
+        nothing if residual is None else residual.float().numpy(),
+        *(padding[0], dilation, length, ACTIVATIONS.index(activation), f32(factor)),
+        *(POOLS.index(pool), ACTIVATIONS.index(next_activation), f32(next_factor)),
+        *(outs[0].numpy(), outs[1].numpy() if keep else nothing),
+    )
+    return [out.to(x.dtype) for out in outs]
+
+
+def _onednn(x: Tensor, weight: Tensor, padding: Sequence[int], dilation: int) -> Tensor:
+    """Convolution alone, channels-last."""
     image = x.permute(0, 2, 1).unsqueeze(2)
     if padding[0] != padding[1]:
         image, padding = functional.pad(image, tuple(padding)), (0, 0)
@@ -464,7 +713,4 @@ def conv_block(
         image, weight.permute(2, 1, 0).unsqueeze(2), None, 1, (0, padding[0]), (1, dilation)
     )
     rows = values.squeeze(2).transpose(1, 2)
-    rows = rows if rows.stride(2) == 1 else rows.contiguous()
-    return bias_act_pool(
-        rows, shift, residual, activation, factor, pool, next_activation, next_factor, keep
-    )
+    return rows if rows.stride(2) == 1 else rows.contiguous()
