@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import click
 
@@ -28,13 +29,19 @@ _EXTRAS = {
 def doctor(as_json: bool) -> None:
     """Show versions and devices, what would be used, and why."""
     report = {"versions": _versions(), "devices": _devices(), "choices": _choices()}
+    kernels = _kernels()
     if as_json:
-        echo_json(report)
+        echo_json(report | {"kernels": kernels})
         return
     for title, lines in report.items():
         click.echo(title)
         for name, text in lines.items():
             click.echo(f"  {name:<14} {text}")
+    click.echo("kernels")
+    for name, found in kernels.items():
+        click.echo(f"  {name:<14} {found['family'] or 'none'}")
+        for text in _lines(found):
+            click.echo(click.wrap_text(text, 100, " " * 17, " " * 21))
 
 
 def _versions() -> dict[str, str]:
@@ -73,6 +80,33 @@ def _devices() -> dict[str, str]:
     return found
 
 
+def _kernels() -> dict[str, dict[str, Any]]:
+    """Rules of :mod:`genomepred.kernels.dispatch` for each device, or why there are none."""
+    import torch
+
+    from genomepred.kernels.dispatch import describe_family, explain
+
+    found: dict[str, dict[str, Any]] = {}
+    gpus = [torch.device("cuda", k) for k in range(torch.cuda.device_count())]
+    for device in (torch.device("cpu"), *gpus):
+        try:
+            rules = [rule._asdict() for rule in explain(device)]
+            family, obstacle = describe_family(device), None
+        except ValueError as error:
+            rules, family, obstacle = [], None, str(error)
+        found[str(device)] = {"family": family, "obstacle": obstacle, "rules": rules}
+    return found
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    if found["obstacle"]:
+        return [f"{found['obstacle']}; auto uses convolutions of torch"]
+    return [
+        f"{rule['operation']}, {rule['shapes']}: {rule['implementation']} ({rule['why']})"
+        for rule in found["rules"]
+    ]
+
+
 def _choices() -> dict[str, str]:
     import shutil
 
@@ -89,10 +123,10 @@ def _choices() -> dict[str, str]:
             if cuda
             else "fp32: fastest and exact on a CPU"
         ),
-        "form": (
-            f"{'channels-last' if cuda else 'channels-last through oneDNN'} below "
-            f"{PROBE_FROM_MULTIPLY_ADDS:.0e} multiply-adds a worker; above, the fastest of all in "
-            "a probe" + ("" if compiler or cuda else " (compiled: no, there is no C++ compiler)")
+        "kernels": (
+            f"by the table below up to {PROBE_FROM_MULTIPLY_ADDS:.0e} multiply-adds a worker; "
+            "above, that, the model as written, or compiled, by a probe"
+            + ("" if compiler or cuda else " (compiled: no, there is no C++ compiler)")
         ),
         "workers": (
             "one a GPU" if cuda else "one a core with one thread each, if there is work for them"

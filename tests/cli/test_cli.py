@@ -151,7 +151,55 @@ def test_doctor():
     report = json.loads(genomepred("doctor", "--json").stdout)
     assert report["versions"]["torch"]
     assert "cpu" in report["devices"]
-    assert set(report["choices"]) == {"device", "precision", "form", "workers"}
+    assert set(report["choices"]) == {"device", "precision", "kernels", "workers"}
+
+
+def test_doctor_tells_which_kernel_each_shape_gets_and_why():
+    report = json.loads(genomepred("doctor", "--json").stdout)
+    text = " ".join(genomepred("doctor").stdout.split())
+    assert report["versions"]["triton"] in text
+    found = report["kernels"]["cpu"]
+    assert found["obstacle"] is None
+    rules = [(rule["operation"], rule["implementation"]) for rule in found["rules"]]
+    assert rules[0] == ("codes_conv", "kmers")
+    assert {("conv_block", "direct"), ("conv_block", "onednn")} < set(rules)
+    for rule in found["rules"]:
+        assert f"{rule['operation']}, {rule['shapes']}: {rule['implementation']}" in text
+        assert " ".join(rule["why"].split()) in text
+
+
+def test_doctor_of_a_gpu_says_what_is_missing(monkeypatch):
+    from genomepred.kernels import dispatch
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("genomepred.cli.doctor._devices", dict)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+    there = CliRunner().invoke(cli, ["doctor"]).output
+    assert "sm_90 (H100, H200)" in there
+    assert "conv_block, all others: cudnn" in there
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    absent = CliRunner().invoke(cli, ["doctor"]).output
+    assert "need triton, which is not installed" in " ".join(absent.split())
+    assert "auto uses convolutions of torch" in " ".join(absent.split())
+
+
+@pytest.mark.parametrize("command", ["doctor", "plan", "predict"])
+def test_on_a_cpu_nothing_imports_triton(command, model, tmp_path):
+    run = ("--model", model, "--out", tmp_path / "o", "--stride", 500, "--jobs", 1)
+    arguments = [command] if command == "doctor" else [command, LAMBDA, *run, "--device", "cpu"]
+    code = (
+        "import sys; from genomepred.cli import cli; "
+        "cli.main(sys.argv[1:], standalone_mode=False); print('triton' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_errors_are_one_line_with_their_own_exit_code(model, out, tmp_path):
