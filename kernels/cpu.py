@@ -15,8 +15,8 @@ seventh of torch's).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,12 +39,14 @@ LANES = 8  # channels are padded to a multiple: one AVX register of float32
 # a group in ns a position: 4->8 k15 6.0/4.7/4.5/8.5/26, 4->64 k10 at W=200 14.6/11.1/12.9/16.7/32.
 MAX_SIZE = 3
 TABLE_BYTES = 48 << 10
+TABLES_BYTES = 1 << 20  # all groups' tables: an L2 cache
 TILE_VALUES = 4096  # float32 values worked on at once: a third of an L1 cache of 48 KiB
 
 _RELU, _GELU, _GELU_TANH, _GELU_SIGMOID = (
     ACTIVATIONS.index(name) for name in ("relu", "gelu", "gelu_tanh", "gelu_sigmoid")
 )
 _NO_POOL = POOLS.index("none")
+_NOTHING: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)
 
 f32 = np.float32
 _ONE, _HALF, _ZERO = f32(1), f32(0.5), f32(0)
@@ -221,6 +223,40 @@ def _multiply(
     return signature, generate
 
 
+def _on_vectors(combine: Callable[[Any, Any, Any], Any]) -> Any:
+    """Intrinsic that combines ``lanes`` values at two float32 addresses into a third.
+
+    Rows of few channels are a few instructions so; as loops they are mostly checks of whether they
+    overlap.
+    """
+
+    @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+    def combined(_typing: Any, a: Any, b: Any, out: Any, lanes: Any) -> Any:
+        if not isinstance(lanes, types.IntegerLiteral):
+            return None
+        vector = ir.VectorType(ir.FloatType(), lanes.literal_value)
+
+        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            a, b, out = (builder.inttoptr(address, vector.as_pointer()) for address in args[:3])
+            a, b = builder.load(a), builder.load(b)
+            a.align = b.align = 4
+            builder.store(combine(builder, a, b), out).align = 4
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, types.intp, lanes), generate
+
+    return combined
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    """Maximum; NaN if either is."""
+    first = builder.or_(builder.fcmp_ordered(">", a, b), builder.fcmp_unordered("uno", a, a))
+    return builder.select(first, a, b)
+
+
+_vector_max = _on_vectors(_larger)
+_vector_sum = _on_vectors(lambda builder, a, b: builder.fadd(a, b))
+
 # -- activations ----------------------------------------------------------------------------------
 
 _fast = {"nogil": True, "cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
@@ -275,17 +311,22 @@ def _activate(x: Any, activation: int, factor: Any) -> None:
 @njit(**_fast)
 def _pool(tile: Any, count: int, pool: int, out: Any) -> None:
     """The first ``count`` rows of a tile, or the maxima of their pairs, into the rows of out."""
-    channels = out.shape[1]
+    channels, size = out.shape[1], tile.strides[0]
+    source, target = np.intp(tile.ctypes.data), np.intp(out.ctypes.data)
     for j in range(out.shape[0]):
-        row = out[j]
-        if pool == _NO_POOL:
-            only = tile[j]
-            for c in range(channels):
-                row[c] = only[c]
-        else:
-            a, b = tile[2 * j], tile[min(2 * j + 1, count - 1)]
-            for c in range(channels):
-                row[c] = a[c] if (a[c] > b[c] or a[c] != a[c]) else b[c]
+        p, q = (j, j) if pool == _NO_POOL else (2 * j, min(2 * j + 1, count - 1))
+        a, b, o = source + p * size, source + q * size, target + j * out.strides[0]
+        c = 0
+        while channels - c >= WIDE:
+            _vector_max(a + 4 * c, b + 4 * c, o + 4 * c, WIDE)
+            c += WIDE
+        if channels - c >= LANES:
+            _vector_max(a + 4 * c, b + 4 * c, o + 4 * c, LANES)
+            c += LANES
+        while c < channels:
+            x, y = tile[p, c], tile[q, c]
+            out[j, c] = x if (x > y or np.isnan(x)) else y
+            c += 1
 
 
 # -- codes convolution ----------------------------------------------------------------------------
@@ -394,7 +435,10 @@ def kmer_size(taps: int, channels: int) -> int:
     It depends on nothing else, so that a value does not depend on the batch.
     """
     size, width = 1, _padded(channels)
-    while size < min(taps, MAX_SIZE) and SYMBOLS ** (size + 1) * width * 4 <= TABLE_BYTES:
+    while size < min(taps, MAX_SIZE):
+        group = 4 * width * SYMBOLS ** (size + 1)
+        if group > TABLE_BYTES or group * -(-taps // (size + 1)) > TABLES_BYTES:
+            break
         size += 1
     groups = -(-taps // size)
     return -(-taps // groups)
@@ -402,6 +446,21 @@ def kmer_size(taps: int, channels: int) -> int:
 
 def _padded(channels: int) -> int:
     return -(-channels // LANES) * LANES
+
+
+def pack_codes(table: Tensor, shift: Tensor, size: int | None = None) -> NDArray[np.float32]:
+    """Tables of all k-mers, ``[groups, 6**size, padded channels]``, for :func:`codes_conv`.
+
+    Parameters
+    ----------
+    size : int, optional
+        Taps a group; default: :func:`kmer_size`.
+    """
+    taps, _, channels = table.shape
+    size = size or kmer_size(taps, channels)
+    tables = np.empty((-(-taps // size), SYMBOLS**size, _padded(channels)), np.float32)
+    _kmer_tables(table.float().numpy(), shift.numpy(), size, tables)
+    return tables
 
 
 def codes_conv(
@@ -415,7 +474,7 @@ def codes_conv(
     next_activation: str,
     next_factor: float,
     out: Tensor,
-    size: int | None = None,
+    tables: NDArray[np.float32] | None = None,
 ) -> None:
     """Fill ``out``; see :func:`genomepred.kernels.codes_conv.codes_conv_reference`.
 
@@ -423,28 +482,17 @@ def codes_conv(
     ----------
     out : tensor of the table's dtype, contiguous
         Sums and activations are float32 whatever the dtype.
-    size : int, optional
-        Taps a group; default: :func:`kmer_size`.
+    tables : float32 array, optional
+        What :func:`pack_codes` makes of ``table`` and ``shift``, kept from call to call.
     """
-    taps, _, channels = table.shape
-    size = size or kmer_size(taps, channels)
-    length = convolved_length(codes.shape[1], taps, padding)
-    shape = (-(-taps // size), SYMBOLS**size, _padded(channels))
-    tables = np.empty(shape, np.float32)
-    _kmer_tables(table.float().numpy(), shift.numpy(), size, tables)
+    tables = pack_codes(table, shift) if tables is None else tables
+    size = round(np.log(tables.shape[1]) / np.log(SYMBOLS))
+    length = convolved_length(codes.shape[1], table.shape[0], padding)
     filled = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     _codes_conv(
-        *(
-            codes.numpy(),
-            tables,
-            size,
-            padding[0],
-            length,
-            ACTIVATIONS.index(activation),
-            f32(factor),
-        ),
-        *(POOLS.index(pool), ACTIVATIONS.index(next_activation), f32(next_factor)),
-        filled.numpy(),
+        *(codes.numpy(), tables, size, padding[0], length),
+        *(ACTIVATIONS.index(activation), f32(factor), POOLS.index(pool)),
+        *(ACTIVATIONS.index(next_activation), f32(next_factor), filled.numpy()),
     )
     if filled is not out:
         out.copy_(filled)
@@ -463,10 +511,27 @@ def _shift_tile(x: Any, shift: Any, tile: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def _add_tile(x: Any, tile: Any) -> None:
+    """Add the rows of x, whose channels are contiguous."""
+    channels, size = x.shape[1], tile.strides[0]
+    source, target = np.intp(x.ctypes.data), np.intp(tile.ctypes.data)
     for p in range(x.shape[0]):
-        row, source = tile[p], x[p]
-        for c in range(x.shape[1]):
-            row[c] += source[c]
+        a, o = source + p * x.strides[0], target + p * size
+        c = 0
+        while channels - c >= WIDE:
+            _vector_sum(o + 4 * c, a + 4 * c, o + 4 * c, WIDE)
+            c += WIDE
+        if channels - c >= LANES:
+            _vector_sum(o + 4 * c, a + 4 * c, o + 4 * c, LANES)
+            c += LANES
+        while c < channels:
+            tile[p, c] += x[p, c]
+            c += 1
+
+
+@njit(nogil=True, cache=True)
+def _copy(x: Any, out: Any) -> None:
+    for i in range(x.size):
+        out[i] = x[i]
 
 
 @njit(nogil=True, cache=True)
@@ -498,7 +563,7 @@ def _bias_act_pool(
             rows = out[sample, begin:end]
             _pool(tile, count, pool, rows)
             if len(kept):
-                kept[sample, begin:end] = rows
+                _copy(rows.reshape(-1), kept[sample, begin:end].reshape(-1))
             _activate(rows.reshape(-1), next_activation, next_factor)
 
 
@@ -515,13 +580,12 @@ def bias_act_pool(
 ) -> list[Tensor]:
     """See :func:`genomepred.kernels.bias_act_pool.bias_act_pool_reference`; in float32."""
     outs = empty_outputs(x.float(), x.shape[1], x.shape[2], pool, keep)
-    nothing: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)
     _bias_act_pool(
         *(x.float().numpy(), shift.numpy()),
-        nothing if residual is None else residual.float().numpy(),
+        _NOTHING if residual is None else residual.float().numpy(),
         *(ACTIVATIONS.index(activation), f32(factor), POOLS.index(pool)),
         *(ACTIVATIONS.index(next_activation), f32(next_factor)),
-        *(outs[0].numpy(), outs[1].numpy() if keep else nothing),
+        *(outs[0].numpy(), outs[1].numpy() if keep else _NOTHING),
     )
     return [out.to(x.dtype) for out in outs]
 
@@ -562,8 +626,9 @@ def _multiplied(positions: int, vectors: int) -> Any:
     return multiply
 
 
-# As many sums as there are registers, but for those of the weights: of 2 * 14, 4 * 6 and others.
-_by_64, _by_32, _by_16 = _multiplied(6, 4), _multiplied(14, 2), _multiplied(14, 1)
+# As many sums as there are registers, but for those of the weights.
+_by_64, _by_32, _by_16 = _multiplied(6, 4), _multiplied(14, 2), _multiplied(28, 1)
+_POSITIONS = 84  # that are computed at once by all three
 
 
 @njit(nogil=True, cache=True)
@@ -615,8 +680,8 @@ def _conv_block(
     shift: Any,
     residual: Any,
     left: int,
+    right: int,
     dilation: int,
-    length: int,
     activation: int,
     factor: Any,
     pool: int,
@@ -629,7 +694,8 @@ def _conv_block(
     samples, rows_in, channels_in = x.shape
     taps, _, width = weight.shape
     channels, span = out.shape[2], dilation * (taps - 1) + 1
-    tile = np.empty((max(TILE_VALUES // width // 2, 1) * 2, width), np.float32)
+    length = rows_in + left + right - span + 1
+    tile = np.empty((max(TILE_VALUES // width // _POSITIONS, 1) * _POSITIONS, width), np.float32)
     padded = np.empty((len(tile) + span - 1, channels_in), np.float32)
     whole = pool == _NO_POOL and width == channels and not len(residual)  # no copy is needed
     for sample in range(samples):
@@ -657,8 +723,22 @@ def _conv_block(
             if not whole:
                 _pool(tile, count, pool, rows)
             if len(kept):
-                kept[sample, start:end] = rows
+                _copy(rows.reshape(-1), kept[sample, start:end].reshape(-1))
             _activate(rows.reshape(-1), next_activation, next_factor)
+
+
+class Packed(NamedTuple):
+    """Weights of a direct convolution, their channels padded to whole vectors."""
+
+    weight: NDArray[np.float32]
+    shift: NDArray[np.float32]
+
+
+def pack_block(weight: Tensor, shift: Tensor) -> Packed:
+    """Weights ``[K, C_in, C]`` and shift ``[C]`` for :func:`conv_block`."""
+    more = -weight.shape[2] % WIDE
+    padded = (functional.pad(tensor.float(), (0, more)).numpy() for tensor in (weight, shift))
+    return Packed(*padded)
 
 
 def conv_block(
@@ -674,34 +754,53 @@ def conv_block(
     next_activation: str,
     next_factor: float,
     keep: bool,
-    implementation: str = "direct",
+    packed: Packed | None = None,
+    outs: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """See :func:`genomepred.kernels.conv_block.conv_block_reference`.
+    """Direct convolution; see :func:`genomepred.kernels.conv_block.conv_block_reference`.
 
     Parameters
     ----------
-    implementation : {"direct", "onednn"}
-        ``direct``: multiplied here, in float32. ``onednn``: a (1, K) channels-last 2-D
-        convolution by oneDNN, which has no such form in one dimension, then one pass for the rest.
+    packed : Packed, optional
+        What :func:`pack_block` makes of ``weight`` and ``shift``, kept from call to call.
+    outs : sequence of float32 tensors, contiguous, optional
+        Filled and, but for their dtype, returned.
     """
-    epilogue = (activation, factor, pool, next_activation, next_factor)
-    if implementation == "onednn":
-        rows = _onednn(x, weight, padding, dilation)
-        return bias_act_pool(rows, shift, residual, *epilogue, keep)
     taps, _, channels = weight.shape
-    length = convolved_length(x.shape[1], dilation * (taps - 1) + 1, padding)
-    outs = empty_outputs(x.float(), length, channels, pool, keep)
-    if more := -channels % WIDE:
-        weight, shift = functional.pad(weight, (0, more)), functional.pad(shift, (0, more))
-    nothing: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)
+    packed = packed or pack_block(weight, shift)
+    if not outs:
+        length = convolved_length(x.shape[1], dilation * (taps - 1) + 1, padding)
+        outs = empty_outputs(x.float(), length, channels, pool, keep)
     _conv_block(
-        *(x.float().numpy(), weight.float().numpy(), shift.numpy()),
-        nothing if residual is None else residual.float().numpy(),
-        *(padding[0], dilation, length, ACTIVATIONS.index(activation), f32(factor)),
+        *(x.float().numpy(), *packed, _NOTHING if residual is None else residual.float().numpy()),
+        *(padding[0], padding[1], dilation, ACTIVATIONS.index(activation), f32(factor)),
         *(POOLS.index(pool), ACTIVATIONS.index(next_activation), f32(next_factor)),
-        *(outs[0].numpy(), outs[1].numpy() if keep else nothing),
+        *(outs[0].numpy(), outs[1].numpy() if keep else _NOTHING),
     )
     return [out.to(x.dtype) for out in outs]
+
+
+def conv_block_by_onednn(
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    padding: Sequence[int],
+    dilation: int,
+    activation: str,
+    factor: float,
+    pool: str,
+    next_activation: str,
+    next_factor: float,
+    keep: bool,
+) -> list[Tensor]:
+    """As :func:`conv_block`, by a (1, K) channels-last 2-D convolution of oneDNN and one pass.
+
+    oneDNN has no such form in one dimension.
+    """
+    rows = _onednn(x, weight, padding, dilation)
+    epilogue = (activation, factor, pool, next_activation, next_factor)
+    return bias_act_pool(rows, shift, residual, *epilogue, keep)
 
 
 def _onednn(x: Tensor, weight: Tensor, padding: Sequence[int], dilation: int) -> Tensor:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from genomepred.explain.windows import Output
 from genomepred.inference.engine import compute_batch
+from genomepred.models.fused import fast_form
 from genomepred.models.layers import (
     FlattenPositions,
     Reach,
     SequenceModel,
-    fast_form,
     reach,
     without_tf32,
 )
@@ -103,8 +103,6 @@ class Mutagenesis:
                 self._part = strips
         self.width = self._part.width
         self._batch = compute_batch(self.width, self.device.type)
-        # oneDNN packs weights for the shape that it meets first, which is to be the batch's.
-        self._compute(np.full((self._batch, self.width), 4, np.uint8))
 
     @torch.no_grad()
     @without_tf32()

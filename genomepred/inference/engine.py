@@ -25,7 +25,7 @@ from genomepred.errors import DeviceError, ModelError, PrecisionError
 from genomepred.inference.overlap_choice import Blocks, share
 from genomepred.inference.overlap_work import multiply_adds
 from genomepred.models.card import Card
-from genomepred.models.layers import prepare
+from genomepred.models.fused import prepare
 from genomepred.sequences.grid import Geometry
 
 STRANDS = ("forward", "reverse", "mean", "each")
@@ -312,7 +312,7 @@ def _in_form(model: nn.Module, form: str, device: torch.device) -> nn.Module:
     if form not in FORMS[device.type]:
         raise ModelError(f"unknown form {form!r} of a model")
     try:
-        prepared = prepare(model, fused=form == "onednn")
+        prepared = prepare(model, "auto" if form == "onednn" else "torch")
     except Exception as error:  # a module of the user's own that cannot be copied
         raise ModelError(f"the model cannot be rewritten: {error}") from error
     if form == "compiled":

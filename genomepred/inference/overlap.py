@@ -34,12 +34,12 @@ from genomepred.inference.overlap_work import (
     sharable,
     taps_of,
 )
+from genomepred.models.fused import Buffers, Epilogue, FusedChain, FusedConv
 from genomepred.models.layers import (
     AttentionPool,
     ChannelsLastConv,
     FlattenPositions,
     MaxPool,
-    OneDNNConv,
     Residual,
     SameConv1d,
 )
@@ -55,7 +55,7 @@ class Sharing(nn.Module):
     ----------
     model : SequenceModel
         One with a trunk and a head, in evaluation mode, as written or as
-        :func:`genomepred.models.layers.prepare` rewrites it. Its parameters are used, not copied.
+        :func:`genomepred.models.fused.prepare` rewrites it. Its parameters are used, not copied.
     stride : int
         Bases from one window to the next.
     windows : int
@@ -81,14 +81,14 @@ class Sharing(nn.Module):
         place = follow(model.trunk, self._start).place
         if windows % place.phases:
             raise ValueError(f"{windows} windows are no multiple of {place.phases} phases")
-        # One for the block and each edge: the fused form packs weights for one shape.
-        self._bare = {
-            layer: (bare(layer), bare(layer), bare(layer)) for layer in convolutions(model.trunk)
-        }
+        self._bare = {layer: bare(layer) for layer in convolutions(model.trunk)}
+        self._outputs = Buffers()
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes ``uint8 [bases]`` -> raw values ``[windows, 1, tracks]``."""
-        block = self.model.encode(codes[None]).transpose(1, 2).contiguous()
+        encoded = self.model.encode(codes[None])
+        is_codes = encoded.dim() == 2
+        block = encoded[..., None] if is_codes else encoded.transpose(1, 2).contiguous()
         none = block.new_empty(1, self._start.windows, 0, block.shape[2])
         features = self._run(self.model.trunk, Shared(self._start, block, none, none))
         values = self._head(features)  # [phases, windows of a phase, tracks]
@@ -104,32 +104,104 @@ class Sharing(nn.Module):
                 return self._add(x, self._run(layer.branch, x))
             case nn.Identity() | nn.Dropout():
                 return x
-            case MaxPool():
-                return self._local(taps_of(layer), (layer, layer, layer), x)
-        if layer in self._bare:
-            return self._local(taps_of(layer), self._bare[layer], x)
+            case FusedChain():
+                return self._chain(layer, x)
+        if isinstance(layer, MaxPool) or layer in self._bare:
+            return self._local(taps_of(layer), self._bare.get(layer, layer), x)
         left, right = (
             call_all(layer, edge) if edge.numel() else edge for edge in (x.left, x.right)
         )
         return Shared(x.place, call(layer, x.block), left, right)
 
-    def _local(self, taps: Taps, layers: Sequence[nn.Module], x: Shared) -> Shared:
-        """A convolution or pool; ``layers`` for the block, left and right edges pad nothing."""
+    def _chain(self, chain: FusedChain, x: Shared) -> Shared:
+        kept = x
+        for block in chain:
+            residual = kept if block.adds else None
+            if x.place.after(taps_of(block)).phases == x.place.phases:
+                x, before = self._block(block, x, residual)
+            else:
+                x, before = self._split(block, x, residual)
+            kept = before if block.keeps else kept
+        return x
+
+    def _block(
+        self, block: FusedConv, x: Shared, residual: Shared | None, epilogue: Epilogue | None = None
+    ) -> tuple[Shared, Shared]:
+        """A block whose pool, if it has one, splits no phase; its result and what it keeps."""
+        epilogue = epilogue or block.epilogue
+        pool = 1 if epilogue.pool == "none" else 2
+        taps = taps_of(block) if pool == block.pool else Taps(1, *block.padding, block.span)
+        place, after = x.place, x.place.after(taps)
+        begin = after.first * pool - taps.left - place.first
+        size = (after.count - 1) * pool + taps.width
+        add: list[Tensor | None] = [None, None, None]
+        if residual is not None:
+            skip, right = after.first * pool - residual.place.first, after.length - after.right
+            add[0] = residual.block[:, skip : skip + after.count * pool]
+            add[1], add[2] = residual.head(after.left * pool), residual.tail(right * pool)
+        outs = [self._call(block, x.block[:, begin : begin + size], add[0], (0, 0), epilogue, 0)]
+        none = outs[0][0].new_empty(after.phases, after.group, 0, outs[0][0].shape[2])
+        edges: list[Tensor | None] = [None, None, None]
+        if after.left:
+            edges[1] = x.head((after.left - 1) * pool - taps.left + taps.width)
+        if after.right:
+            edges[2] = x.tail((after.length - after.right) * pool - taps.left)
+        sides = (0, 0), (block.padding[0], 0), (0, block.padding[1])
+        for i in (1, 2):
+            edge, more = edges[i], add[i]
+            if edge is None:
+                outs.append([none])
+                continue
+            more = None if more is None else more.flatten(0, 1)
+            windows = self._call(block, edge.flatten(0, 1), more, sides[i], epilogue, i)
+            outs.append([out.view(after.phases, after.group, *out.shape[1:]) for out in windows])
+        return (
+            Shared(after, outs[0][0], outs[1][0], outs[2][0]),
+            Shared(after, outs[0][-1], outs[1][-1], outs[2][-1]),
+        )
+
+    def _split(self, block: FusedConv, x: Shared, residual: Shared | None) -> tuple[Shared, Shared]:
+        """A block whose pool splits phases: it is pooled, for each of them, on its own."""
+        end = block.epilogue
+        x, _ = self._block(block, x, residual, Epilogue(end.activation, end.factor))
+        pool = MaxPool(2, round_up=end.pool == "ceil")
+        kept = self._local(taps_of(pool), pool, x)
+        parts = (block.activate_next(part) for part in (kept.block, kept.left, kept.right))
+        return Shared(kept.place, *parts), kept
+
+    def _call(
+        self,
+        block: FusedConv,
+        x: Tensor,
+        residual: Tensor | None,
+        padding: tuple[int, int],
+        epilogue: Epilogue,
+        part: object,
+    ) -> list[Tensor]:
+        x = x[..., 0] if block.reads_codes else x
+        outs: Sequence[Tensor] = ()
+        if x.device.type == "cpu":
+            outs = self._outputs.take((block, part), block, x, padding, epilogue)
+        result: list[Tensor] = block(x, residual, padding, epilogue, outs)
+        return result
+
+    def _local(self, taps: Taps, layer: nn.Module, x: Shared) -> Shared:
+        """A convolution or pool; ``layer`` itself pads nothing."""
         place, after = x.place, x.place.after(taps)
         begin = after.first * taps.stride - taps.left - place.first
         size = (after.count - 1) * taps.stride + taps.width
         starts = (begin + i * place.pitch for i in range(after.phases // place.phases))
-        pieces = [call(layers[0], x.block[:, start : start + size]) for start in starts]
+        pieces = [call(layer, x.block[:, start : start + size]) for start in starts]
         block = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         left = right = block.new_empty(after.phases, after.group, 0, block.shape[2])
         if after.left:
             end = (after.left - 1) * taps.stride - taps.left + taps.width
-            left = regrouped(call_all(layers[1], x.head(end, taps.left)), after)
+            left = regrouped(call_all(layer, x.head(end, taps.left)), after)
         if after.right:
             start = (after.length - after.right) * taps.stride - taps.left
             # An incomplete last group of a pool is not padded: the pool takes it as it is.
-            zeros = 0 if isinstance(layers[2], MaxPool) else taps.right
-            right = regrouped(call_all(layers[2], x.tail(start, zeros)), after)
+            zeros = 0 if isinstance(layer, MaxPool) else taps.right
+            right = regrouped(call_all(layer, x.tail(start, zeros)), after)
         return Shared(after, block, left, right)
 
     def _add(self, x: Shared, branch: Shared) -> Shared:
@@ -154,17 +226,14 @@ class Sharing(nn.Module):
 def bare(layer: nn.Module) -> nn.Module:
     """The same convolution without padding; its parameters are those of the given one."""
     memo: dict[int, object] = {id(tensor): tensor for tensor in layer.parameters()}
-    if isinstance(layer, OneDNNConv):
-        memo[id(layer._packed)] = []  # weights packed for another shape
     twin = copy.deepcopy(layer, memo)
     conv = conv_of(twin)
     assert conv is not None
     conv.padding = (0,)
     if isinstance(conv, SameConv1d):
         conv.sides = (0, 0)
-    inner = twin.layer if isinstance(twin, OneDNNConv) else twin
-    if isinstance(inner, ChannelsLastConv):
-        inner.sides, inner.padding = None, (0, 0)
+    if isinstance(twin, ChannelsLastConv):
+        twin.sides, twin.padding = None, (0, 0)
     return twin
 
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from genomepred.errors import ModelError
+from genomepred.models.fused import FusedChain, FusedConv
 from genomepred.models.layers import (
     ChannelsLastConv,
     MaxPool,
-    OneDNNConv,
     Residual,
     SameConv1d,
     SequenceModel,
     reach,
-    same_padding,
+    zeros_beside,
 )
 
 
@@ -179,6 +179,9 @@ def follow(layer: nn.Module, place: Place) -> Followed:
         values = max(place.phases * place.count, edges) * conv.out_channels
     elif isinstance(layer, MaxPool):
         place = place.after(taps_of(layer))
+    elif isinstance(layer, FusedChain):  # counted as written
+        for block in layer:
+            place = place.after(taps_of(block))
     return Followed(place, work, values)
 
 
@@ -211,29 +214,22 @@ def sharable(model: nn.Module) -> SequenceModel:
 
 def conv_of(layer: nn.Module) -> nn.Conv1d | None:
     """The convolution within a layer, as written or rewritten."""
-    layer = layer.layer if isinstance(layer, OneDNNConv) else layer
     layer = layer.conv if isinstance(layer, ChannelsLastConv) else layer
     return layer if isinstance(layer, nn.Conv1d) else None
 
 
 def taps_of(layer: nn.Module) -> Taps:
-    """Taps of a convolution or pool."""
+    """Taps of a convolution, of a pool, or of both as one block."""
+    if isinstance(layer, FusedConv):
+        more = 1 if layer.epilogue.pool == "ceil" else 0
+        left, right = layer.padding
+        return Taps(layer.pool, left, right + more, layer.span + layer.pool - 1)
     if isinstance(layer, MaxPool):
         return Taps(layer.size, 0, layer.size - 1 if layer.round_up else 0, layer.size)
     conv = conv_of(layer)
     assert conv is not None
     width = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
-    return Taps(conv.stride[0], *zeros_of(conv), width)
-
-
-def zeros_of(conv: nn.Conv1d) -> tuple[int, int]:
-    """Zeros that a convolution puts left and right of its input."""
-    if isinstance(conv, SameConv1d):
-        return conv.sides
-    if isinstance(conv.padding, str):
-        same = same_padding(conv.kernel_size[0], conv.dilation[0])
-        return same if conv.padding == "same" else (0, 0)
-    return int(conv.padding[0]), int(conv.padding[0])
+    return Taps(conv.stride[0], *zeros_beside(conv), width)
 
 
 def phases_of(model: SequenceModel, stride: int) -> int:

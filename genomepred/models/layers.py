@@ -1,4 +1,4 @@
-"""Building blocks shared by architectures, and their rewriting for evaluation.
+"""Building blocks shared by architectures, and their form in channels-last memory.
 
 Activations inside a model are ``[batch, channels, length]``. Blocks keep the memory format of
 what they are given, so the same code runs on channels-first and on channels-last memory.
@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genomepred.errors import ModelError
-from genomepred.models.card import N_POLICIES, TOLERANCE, Card
+from genomepred.models.card import N_POLICIES, Card
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -129,6 +129,16 @@ class SequenceModel(nn.Module):
     def device(self) -> torch.device:
         """Where the model is; of one without parameters too."""
         return self.encoder.table.device
+
+    def expose_convolutions(self) -> list[nn.Sequential]:
+        """Rewrite the model, in evaluation mode, so that its first layers are convolutions.
+
+        Returns
+        -------
+        list of nn.Sequential
+            What the encoded sequence enters; the rewritten model may be given codes there.
+        """
+        return [self.trunk] if hasattr(self, "trunk") else []
 
     @property
     def pool(self) -> int:
@@ -312,66 +322,8 @@ def channels_last(model: Model) -> Model:
     """
     tensors = [*model.parameters(), *model.buffers()]
     shared = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    _rewrite(shared)
+    rewrite_channels_last(shared)
     return shared
-
-
-# Activations that oneDNN computes on a convolution's result before it leaves the registers.
-_POST_OPS: dict[type[nn.Module], tuple[str, str]] = {
-    TanhGELU: ("gelu", "tanh"),
-    nn.ReLU: ("relu", ""),
-}
-
-
-class OneDNNConv(nn.Module):
-    """A channels-last convolution and the activation after it as one oneDNN call, on a CPU.
-
-    The weights are packed for the shape of the first input, which is best given to it alone. One
-    thread, the two-block CNN at W = 100, batches of 256, medians of 30 rounds in turn on a noisy
-    machine: 55 us a window, compiled 63, channels-last 95, plain 76.
-
-    Parameters
-    ----------
-    layer : ChannelsLastConv
-        The convolution; numeric padding only.
-    activation : nn.Module
-        A key of the table above.
-    """
-
-    def __init__(self, layer: ChannelsLastConv, activation: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.post_op = layer, _POST_OPS[type(activation)]
-        self._packed: list[Tensor] = []  # opaque to state_dict
-
-    @staticmethod
-    def supports(layer: nn.Module, activation: nn.Module) -> bool:
-        """Whether the pair can be computed this way."""
-        return (
-            isinstance(layer, ChannelsLastConv)
-            and type(activation) in _POST_OPS
-            and not isinstance(layer.padding, str)
-            and layer.conv.weight.device.type == "cpu"
-            and layer.conv.weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[batch, channels_in, length]`` -> ``[batch, channels_out, length]``."""
-        layer, conv, x = self.layer, self.layer.conv, x.unsqueeze(2)
-        if layer.sides is not None:
-            x = functional.pad(x, layer.sides)
-        padding, stride, dilation = list(layer.padding), [1, conv.stride[0]], [1, conv.dilation[0]]
-        if not self._packed:
-            weight = conv.weight.detach().unsqueeze(2).to_mkldnn()
-            pack = torch._C._nn.mkldnn_reorder_conv2d_weight
-            options = (padding, stride, dilation, conv.groups, list(x.shape))
-            self._packed.append(pack(weight, *options))  # type: ignore[call-arg]
-        kind, algorithm = self.post_op
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            *(x, self._packed[0], conv.bias, padding, stride, dilation, conv.groups),
-            *(kind, [], algorithm),
-        )
-        return y.squeeze(2)
 
 
 class Reach(NamedTuple):
@@ -392,7 +344,7 @@ def reach(layers: nn.Module) -> Reach:
     ----------
     layers : nn.Module
         ``nn.Sequential``, :class:`Residual`, convolutions, :class:`MaxPool` and layers that treat
-        each position alone, in any nesting; as written or as :func:`prepare` rewrites them.
+        each position alone, in any nesting; as written or prepared.
 
     Raises
     ------
@@ -403,8 +355,43 @@ def reach(layers: nn.Module) -> Reach:
     return Reach(step, max(-first, 0), max(last - step + 1, 0))
 
 
+class Affine(nn.Module):
+    """BatchNorm in evaluation mode, where no convolution can take it in.
+
+    Parameters
+    ----------
+    norm : nn.BatchNorm1d
+        With running statistics.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        scale, shift = affine(norm)
+        dtype = norm.running_mean.dtype  # type: ignore[union-attr]
+        self.register_buffer("scale", scale.to(dtype)[:, None], persistent=False)
+        self.register_buffer("shift", shift.to(dtype)[:, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels, length]`` or ``[batch, channels]`` in and out."""
+        scale, shift = (self.scale, self.shift) if x.dim() == 3 else (self.scale.T, self.shift.T)
+        return torch.addcmul(shift, x, scale)
+
+
+def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a BatchNorm in evaluation mode, float64 ``[channels]``."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+
 _POINTWISE = (
-    *(nn.BatchNorm1d, nn.Dropout, nn.Identity),
+    *(Affine, nn.BatchNorm1d, nn.Dropout, nn.Identity),
     *(ScaledGELU, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Mish),
     *(nn.Sigmoid, nn.Tanh, nn.Softplus),
 )
@@ -412,7 +399,6 @@ _POINTWISE = (
 
 def _seen(layer: nn.Module) -> tuple[int, int, int]:
     """Step, first, last: output ``j`` depends on inputs ``j*step + first`` to ``j*step + last``."""
-    layer = layer.layer if isinstance(layer, OneDNNConv) else layer
     layer = layer.conv if isinstance(layer, ChannelsLastConv) else layer
     match layer:
         case nn.Sequential():
@@ -427,25 +413,29 @@ def _seen(layer: nn.Module) -> tuple[int, int, int]:
                 return 1, min(first, 0), max(last, 0)
         case nn.Conv1d(padding_mode="zeros"):
             width = layer.dilation[0] * (layer.kernel_size[0] - 1)
-            left = _zeros_left(layer)
+            left, _ = zeros_beside(layer)
             return layer.stride[0], -left, width - left
         case MaxPool():
             return layer.size, 0, layer.size - 1
         case _ if isinstance(layer, _POINTWISE):
             return 1, 0, 0
+    if callable(seen := getattr(layer, "seen", None)):  # as genomepred.models.fused rewrites layers
+        step, first, last = seen()
+        return step, first, last
     raise ModelError(
         f"cannot tell how far layer {layer} sees; a trunk consists of Sequential, MaxPool, "
         "zero-padded Conv1d, Residual around what keeps the length, and pointwise layers"
     )
 
 
-def _zeros_left(conv: nn.Conv1d) -> int:
+def zeros_beside(conv: nn.Conv1d) -> tuple[int, int]:
+    """Zeros that a convolution puts left and right of its input."""
     if isinstance(conv, SameConv1d):
-        return conv.sides[0]
+        return conv.sides
     if isinstance(conv.padding, str):
         same = same_padding(conv.kernel_size[0], conv.dilation[0])
-        return same[0] if conv.padding == "same" else 0
-    return int(conv.padding[0])
+        return same if conv.padding == "same" else (0, 0)
+    return int(conv.padding[0]), int(conv.padding[0])
 
 
 @torch.no_grad()
@@ -480,29 +470,6 @@ def rescale_output(model: SequenceModel, shift: ArrayLike, scale: ArrayLike) -> 
     last.bias.copy_(last.bias.double() * by + up)
 
 
-def prepare(model: Model, *, fused: bool = False) -> Model:
-    """Copy of a model in evaluation mode, rewritten for speed; equal within 1e-5.
-
-    A BatchNorm that directly follows a convolution in an ``nn.Sequential`` is folded into it,
-    and each ``nn.Conv1d`` becomes a :class:`ChannelsLastConv`; with ``fused``, where it can, a
-    :class:`OneDNNConv` that takes in the activation as well. The given model stays as it is.
-    """
-    prepared = copy.deepcopy(model).eval()
-    for module in prepared.modules():
-        if isinstance(module, nn.Sequential):
-            _fold_batch_norms(module)
-    _rewrite(prepared)
-    for module in prepared.modules():
-        if isinstance(module, ChannelsLastConv):
-            weight = module.conv.weight
-            # [out, in, K] in memory as [out, K, in]: the 2-D view of it is channels-last.
-            weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
-    for module in list(prepared.modules()) if fused else []:
-        if isinstance(module, nn.Sequential):
-            _fuse_activations(module)
-    return prepared
-
-
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Context in which a GPU computes convolutions in float32; those in TF32 miss its tolerance."""
@@ -510,52 +477,7 @@ def without_tf32() -> Iterator[None]:
         yield
 
 
-# Random windows on which a form of a model must agree with the model.
-_COMPARED = 8
-
-
-@torch.no_grad()
-def fast_form(model: SequenceModel) -> SequenceModel:
-    """Prepared and fused form of a model, or the model itself where that is another function.
-
-    A module of a user's own may use its layers otherwise than by calling each after the one before
-    it; what :func:`prepare` makes of it then fails or gives other values, here on random windows.
-
-    Parameters
-    ----------
-    model : SequenceModel
-        In evaluation mode.
-
-    Returns
-    -------
-    SequenceModel
-        Equal within the tolerance of float32. Nothing was computed with it, see
-        :class:`OneDNNConv`.
-    """
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(5, (_COMPARED, model.window), generator=generator, dtype=torch.uint8)
-    codes[: _COMPARED // 2].clamp_(max=3)  # half of the windows without unknown bases
-    codes = codes.to(model.device)
-    with without_tf32():
-        expected = model(codes)
-        try:
-            found = prepare(model, fused=True)(codes)
-        except Exception:  # whatever the user's code raises
-            return model
-    difference = (found - expected).abs() / (1 + expected.abs())
-    return prepare(model, fused=True) if bool((difference <= TOLERANCE["fp32"]).all()) else model
-
-
-def _fuse_activations(layers: nn.Sequential) -> None:
-    real = [i for i, layer in enumerate(layers) if not isinstance(layer, nn.Identity)]
-    for i, j in pairwise(real):
-        if OneDNNConv.supports(layers[i], layers[j]):
-            conv = layers[i]
-            assert isinstance(conv, ChannelsLastConv)
-            layers[i], layers[j] = OneDNNConv(conv, layers[j]), nn.Identity()
-
-
-def _is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
+def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
     """Whether a layer is a convolution that nobody has changed, in a subclass or by a hook."""
     return (
         type(layer) in (nn.Conv1d, SameConv1d)
@@ -565,16 +487,18 @@ def _is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
     )
 
 
-def _rewrite(module: nn.Module) -> None:
+def rewrite_channels_last(module: nn.Module) -> None:
+    """Replace the convolutions within a module by :class:`ChannelsLastConv`, in place."""
     for name, child in module.named_children():
-        if _is_plain(child):
+        if is_plain(child):
             setattr(module, name, ChannelsLastConv(child))
         else:
-            _rewrite(child)
+            rewrite_channels_last(child)
 
 
-def _fold_batch_norms(layers: nn.Sequential) -> None:
+def fold_batch_norms(layers: nn.Sequential) -> None:
+    """Fold each BatchNorm that directly follows a convolution into it, in place; for evaluation."""
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
-        if _is_plain(conv) and isinstance(norm, nn.BatchNorm1d):
+        if is_plain(conv) and isinstance(norm, nn.BatchNorm1d):
             layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from genomepred.models.attention import Encoder, EncoderLayer, sinusoids
 from genomepred.models.layers import SequenceModel
@@ -32,6 +33,46 @@ class KmerAggregation(nn.Module):
         x = x.transpose(1, 2)
         joined = torch.cat([conv(x) for conv in self.convs], dim=2)
         normed: Tensor = self.norm(joined.transpose(1, 2))
+        return normed
+
+
+class KmerConvolutions(nn.Module):
+    """Embedding, positions and k-mer aggregation of a one-hot, as convolutions of it.
+
+    All three are linear: what positions and the embedding of an unknown base add is a constant.
+
+    Parameters
+    ----------
+    model : NucleicTransformer
+        In evaluation mode; its LayerNorm is used, not copied.
+    """
+
+    constant: Tensor
+
+    def __init__(self, model: NucleicTransformer) -> None:
+        super().__init__()
+        self.norm, kernels = model.aggregation.norm, model.aggregation.convs
+        unknown = model.embedding.weight[4].double()
+        known = model.embedding.weight[:4].double() - unknown
+        always = (unknown + model.positions.double()).T[None]
+        layers, constants = [], []
+        for conv in kernels:
+            assert isinstance(conv, nn.Conv1d)
+            weight = conv.weight.double()
+            bias = None if conv.bias is None else conv.bias.double()
+            constants.append(functional.conv1d(always, weight, bias))
+            of_bases = nn.Conv1d(4, conv.out_channels, conv.kernel_size[0], bias=False)
+            of_bases.weight.data = torch.einsum("odk,cd->ock", weight, known).to(conv.weight)
+            layers.append(nn.Sequential(of_bases))
+        self.layers = nn.ModuleList(layers)
+        constant = torch.cat(constants, dim=2).transpose(1, 2).to(model.positions)
+        self.register_buffer("constant", constant, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What enters the layers -> aggregated k-mers ``[batch, positions, dim]``."""
+        kmers = [layer(x).transpose(1, 2) for layer in self.layers]
+        joined = kmers[0] if len(kmers) == 1 else torch.cat(kmers, dim=1)
+        normed: Tensor = self.norm(joined + self.constant)
         return normed
 
 
@@ -140,12 +181,19 @@ class NucleicTransformer(SequenceModel):
             ]
         )
         self.mean = GeM()
+        self._convolutions: KmerConvolutions | None = None
         self.linear = nn.Linear(dim, tracks)
 
     def body(self, x: Tensor) -> Tensor:
         """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""
         values: Tensor = self.linear(self.mean(self.transformer(self._kmers(x))))
         return values.unsqueeze(1)
+
+    @torch.no_grad()
+    def expose_convolutions(self) -> list[nn.Sequential]:
+        """As :meth:`SequenceModel.expose_convolutions`: of the embedded k-mers of each length."""
+        self._convolutions = KmerConvolutions(self)
+        return list(self._convolutions.layers)  # type: ignore[arg-type]
 
     def attention(self, codes: Tensor) -> list[Tensor]:
         """Attention weights of each layer, ``[batch, heads, positions, positions]``.
@@ -157,8 +205,11 @@ class NucleicTransformer(SequenceModel):
 
     def _kmers(self, x: Tensor) -> Tensor:
         """``float [batch, 4, window]`` -> aggregated k-mers ``[batch, positions, dim]``."""
+        if self._convolutions is not None:
+            kmers: Tensor = self._convolutions(x)
+            return kmers
         known = x.transpose(1, 2)
         tokens = torch.cat([known, 1 - known.sum(2, keepdim=True)], dim=2)
         embedded = tokens @ self.embedding.weight + self.positions
-        kmers: Tensor = self.aggregation(self.dropout(embedded))
-        return kmers
+        aggregated: Tensor = self.aggregation(self.dropout(embedded))
+        return aggregated

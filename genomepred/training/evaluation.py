@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.inference.engine import activation_function, compute_batch
 from genomepred.models.card import Card, Track
-from genomepred.models.layers import SequenceModel, fast_form, without_tf32
+from genomepred.models.fused import fast_form
+from genomepred.models.layers import SequenceModel, without_tf32
 from genomepred.store.files import output_error, publishing, write_whole
 from genomepred.training import bootstrap, figures
 from genomepred.training.data import Data, Examples, LabelledData, Source, open_data

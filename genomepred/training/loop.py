@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genomepred.errors import DataError, DeviceError, ModelError, OutputError
-from genomepred.models.layers import SequenceModel, channels_last, prepare
+from genomepred.models.fused import prepare
+from genomepred.models.layers import SequenceModel, channels_last
 from genomepred.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -260,7 +261,9 @@ class _Trainer:
                 f"the memory of device {self.device} is full with batches of "
                 f"{self.settings.batch_size}; use a smaller --batch-size"
             ) from error
-        values = raw_values(prepare(self.model), validation.codes).reshape(len(validation), -1)
+        values = raw_values(prepare(self.model, "torch"), validation.codes).reshape(
+            len(validation), -1
+        )
         if not np.isfinite(values).all():
             raise ModelError(f"predictions are not finite after epoch {number}; {self._advice()}")
         labels = np.asarray(validation.labels)

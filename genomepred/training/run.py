@@ -25,7 +25,8 @@ from genomepred.errors import DataError, DeviceError, OutputError, SignatureErro
 from genomepred.models import build
 from genomepred.models.card import Card, Track, flatten, read_card
 from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
-from genomepred.models.layers import SequenceModel, prepare
+from genomepred.models.fused import prepare
+from genomepred.models.layers import SequenceModel
 from genomepred.store.files import (
     discard_abandoned,
     output_error,
@@ -284,7 +285,7 @@ def measure(model: SequenceModel, data: Data, task: Task) -> dict[str, Any]:
 
 def _measure(model: SequenceModel, examples: Examples, task: Task) -> dict[str, Any]:
     """Metrics of a model on examples: their number, means, then each track's."""
-    values = raw_values(prepare(model), examples.codes).reshape(len(examples), -1)
+    values = raw_values(prepare(model, "torch"), examples.codes).reshape(len(examples), -1)
     labels = np.asarray(examples.labels)
     found: dict[str, Any] = {"examples": len(examples), **_rounded(task.metrics(labels, values))}
     if labels.shape[1] > 1:
@@ -309,7 +310,7 @@ def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
     Forward strand, at the card's stride; see :func:`genomepred.training.metrics.find_sites`. The
     regions of several genomes are one map.
     """
-    card, fast = model.card, prepare(model)
+    card, fast = model.card, prepare(model, "torch")
 
     def sites(part: int) -> Sites:
         return find_sites(

@@ -19,7 +19,7 @@ from genomepred.inference.engine import (
 )
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
-from genomepred.models.layers import prepare
+from genomepred.models.fused import prepare
 from genomepred.sequences.grid import Geometry
 from tests.checkpoints import make_checkpoint
 
@@ -196,8 +196,8 @@ def test_rewritten_forms_agree(model, form):
 
 
 def test_a_form_that_computes_something_else_is_not_used(model, monkeypatch):
-    def broken(model, *, fused):
-        return nn.Sequential(prepare(model, fused=fused), nn.Tanh())
+    def broken(model, kernels):
+        return nn.Sequential(prepare(model, kernels), nn.Tanh())
 
     monkeypatch.setattr("genomepred.inference.engine.prepare", broken)
     assert choose(model).form == "eager"

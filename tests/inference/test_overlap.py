@@ -19,6 +19,7 @@ from genomepred.inference.overlap_work import (
     phases_of,
 )
 from genomepred.models import MODELS, build
+from genomepred.models.fused import prepare
 from genomepred.models.layers import (
     AttentionPool,
     FlattenPositions,
@@ -28,7 +29,6 @@ from genomepred.models.layers import (
     ScaledGELU,
     SequenceModel,
     TanhGELU,
-    prepare,
 )
 from genomepred.sequences.grid import Geometry
 
@@ -91,7 +91,7 @@ def compare(
     if codes is None:
         codes = random_codes((windows - 1) * stride + model.window)
     wanted = by_window(model, codes, stride)
-    used = model if form == "eager" else prepare(model, fused=form == "onednn")
+    used = model if form == "eager" else prepare(model, "auto" if form == "onednn" else "torch")
     found = shared(used, codes, stride, windows)
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
@@ -321,7 +321,7 @@ def test_a_window_depends_on_its_slot_and_on_no_other_base(
 ) -> None:
     """What makes resumed, sharded and BED runs equal to the bit."""
     model = model_of(name, config)
-    used = model if form == "eager" else prepare(model, fused=form == "onednn")
+    used = model if form == "eager" else prepare(model, "auto" if form == "onednn" else "torch")
     stride, windows = 9, 64
     sharing = Sharing(used, stride, windows)
     codes, others = (random_codes(sharing.bases, seed) for seed in (1, 2))
@@ -335,7 +335,7 @@ def test_a_window_depends_on_its_slot_and_on_no_other_base(
 
 
 def test_the_model_stays_as_it_is() -> None:
-    model = prepare(model_of("tf-cnn", {"window": 100, "filters": 16}), fused=True)
+    model = prepare(model_of("tf-cnn", {"window": 100, "filters": 16}))
     codes = random_codes(64 * 100).view(64, 100)
     with torch.no_grad():
         before = model(codes)

@@ -17,7 +17,7 @@ from genomepred.inference.overlap_work import CannotShareError
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import External, make_external
-from genomepred.models.layers import prepare
+from genomepred.models.fused import prepare
 from genomepred.sequences.grid import Geometry
 
 FOLDER = Path(__file__).parents[2] / "examples" / "openspliceai"
@@ -71,7 +71,7 @@ class Mine(nn.Module):
 
 def compare(model: External, windows: int = 5) -> None:
     stride = model.bins * model.bin_size
-    for form in (model, prepare(model), prepare(model, fused=True)):
+    for form in (model, prepare(model, "torch"), prepare(model)):
         long = LongWindow(form, windows)
         generator = torch.Generator().manual_seed(1)
         codes = torch.randint(0, 5, (long.bases,), dtype=torch.uint8, generator=generator)

@@ -57,7 +57,8 @@ def test_every_size_of_group_agrees(size: int) -> None:
         }
     )
     out = torch.full(problem.expected[0].shape, float("nan"))
-    cpu.codes_conv(**problem.arguments, out=out, size=size)
+    tables = cpu.pack_codes(problem.arguments["table"], problem.arguments["shift"], size)
+    cpu.codes_conv(**problem.arguments, out=out, tables=tables)
     problem.check([out])
 
 
@@ -127,13 +128,3 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
 def test_a_table_of_nonsense_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         codes_table(*arguments)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("row", cases.pairwise(cases.CODES_AXES), ids=cases.label)
-def test_gpu_agrees_with_reference(row: cases.Row) -> None:
-    from tests.kernels import launches
-
-    problem = cases.codes_problem(row, "cuda")
-    launches.launch_codes(problem, "cuda")
-    problem.check([codes_conv(**problem.arguments)])

@@ -15,7 +15,7 @@ from genomepred.models.card import (
     read_card,
 )
 from genomepred.models.checkpoint import check_golden, load_model
-from genomepred.models.layers import prepare
+from genomepred.models.fused import prepare
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
 from genomepred.training.data import Mix, PeakData, Peaks, Split, load_contigs, read_peaks

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,27 +9,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from genomepred.errors import ModelError
-from genomepred.models import build, layers
+from genomepred.models import build
 from genomepred.models.layers import (
     AttentionPool,
     ChannelsLastConv,
     FlattenPositions,
     MaxPool,
-    OneDNNConv,
     OneHot,
     Residual,
     SameConv1d,
     ScaledGELU,
-    SequenceModel,
     TanhGELU,
     channels_last,
-    fast_form,
-    prepare,
     reach,
     rescale_output,
     same_padding,
 )
-from tests.models.as_written import AS_WRITTEN, make_as_written
 
 
 def codes_like(batch: int, window: int, seed: int = 0) -> torch.Tensor:
@@ -256,13 +250,6 @@ def test_reach_is_what_perturbing_a_base_shows(layers: list[nn.Module], share: f
     assert j not in seen_by(trunk, last + 1)
 
 
-@given(layers=st.lists(any_layer(), max_size=4))
-@settings(max_examples=30)
-def test_the_prepared_form_has_the_same_reach(layers: list[nn.Module]) -> None:
-    trunk = nn.Sequential(*layers, SameConv1d(CHANNELS, CHANNELS, 4), nn.ReLU())
-    assert reach(prepare(trunk, fused=True)) == reach(trunk)
-
-
 def test_reach_by_hand() -> None:
     assert reach(nn.Sequential()) == (1, 0, 0)
     assert reach(SameConv1d(1, 1, 10)) == (1, 4, 5)
@@ -354,80 +341,6 @@ def test_the_two_block_cnn_treats_n_as_all_ones() -> None:
 # Rewriting
 
 
-class _Mixed(SequenceModel):
-    """Everything the rewriting has to tell apart."""
-
-    def __init__(self) -> None:
-        super().__init__(30, 1)
-        self.blocks = nn.Sequential(
-            SameConv1d(4, 6, 6, bias=False),
-            nn.BatchNorm1d(6),
-            TanhGELU(),
-            MaxPool(2, round_up=True),
-            nn.Sequential(nn.BatchNorm1d(6), nn.Conv1d(6, 5, 3, padding=1), TanhGELU()),
-            nn.Conv1d(5, 5, 3, padding=1, padding_mode="circular"),
-        )
-        self.last = nn.Linear(5 * 15, 1)
-
-    def body(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.blocks(x).flatten(1)).unsqueeze(1)
-
-
-def trained(model: SequenceModel) -> SequenceModel:
-    """With statistics in its BatchNorms that differ from the initial ones."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.normal_(module.bias)
-    for seed in range(3):
-        model.train()(codes_like(16, model.window, seed))
-    return model.eval()
-
-
-@pytest.mark.parametrize(
-    "model", [build("tf-cnn", window=101), build("linear", window=50), trained(_Mixed())]
-)
-def test_the_prepared_form_equals_the_model(model: SequenceModel) -> None:
-    codes = codes_like(33, model.window)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        expected = model.eval()(codes)
-        assert torch.allclose(prepare(model)(codes), expected, rtol=0, atol=1e-5)
-        assert torch.allclose(prepare(model)(codes[:1]), expected[:1], rtol=0, atol=1e-5)
-        fused = prepare(model, fused=True)
-        assert torch.allclose(fused(codes), expected, rtol=0, atol=1e-5)
-        assert torch.allclose(fused(codes[:1]), expected[:1], rtol=0, atol=1e-5)
-        assert torch.equal(model(codes), expected)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]), "the given model stays as it is"
-
-
-def test_preparing_folds_only_the_batch_norm_that_follows_a_convolution() -> None:
-    prepared = prepare(trained(_Mixed()))
-    assert [type(layer).__name__ for layer in prepared.blocks] == [
-        "ChannelsLastConv",
-        "Identity",
-        "TanhGELU",
-        "MaxPool",
-        "Sequential",
-        "Conv1d",
-    ]
-    assert isinstance(prepared.blocks[4][0], nn.BatchNorm1d)
-
-
-def test_fusing_takes_in_activations_that_follow_a_convolution() -> None:
-    prepared = prepare(trained(_Mixed()), fused=True)
-    assert [type(layer).__name__ for layer in prepared.blocks][:4] == [
-        *["OneDNNConv", "Identity", "Identity", "MaxPool"]
-    ]
-
-
-def test_the_prepared_trunk_keeps_channels_last_memory() -> None:
-    prepared = prepare(build("tf-cnn", window=100))
-    assert prepared.trunk(prepared.encode(codes_like(2, 100))).stride(1) == 1
-
-
 def test_training_the_channels_last_form_trains_the_model_itself() -> None:
     model = build("tf-cnn", window=20, filters=4)
     fast = channels_last(model)
@@ -440,22 +353,3 @@ def test_training_the_channels_last_form_trains_the_model_itself() -> None:
     model(codes).sum().backward()
     for a, b in zip(ours, model.parameters(), strict=True):
         assert torch.allclose(a, b.grad, atol=1e-5)
-
-
-def test_the_fast_form_is_the_fused_one_where_it_is_the_same_function(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, other = build("tf-cnn", window=40).eval(), build("tf-cnn", window=40).eval()
-    found = fast_form(model)
-    assert sum(isinstance(layer, OneDNNConv) for layer in found.modules()) == 2
-    assert not any(layer._packed for layer in found.modules() if isinstance(layer, OneDNNConv))
-    monkeypatch.setattr(layers, "prepare", lambda model, fused: other)
-    assert fast_form(model) is model
-
-
-@pytest.mark.parametrize("name", AS_WRITTEN)
-def test_modules_that_only_run_as_written_are_their_own_fast_form(
-    tmp_path: Path, name: str
-) -> None:
-    model, _ = make_as_written(tmp_path, name)
-    assert fast_form(model) is model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from genomepred.models.layers import prepare
+from genomepred.models.fused import prepare
 from genomepred.models.nucleic_transformer import GeM, NucleicTransformer
 from tests.models import by_hand
 
@@ -175,8 +175,8 @@ def test_lower_precisions_stay_within_the_tolerance(dtype: torch.dtype, toleranc
 def test_the_prepared_form_equals_the_model() -> None:
     model = NucleicTransformer(21, kmers=(3, 6), **TINY).eval()
     codes = codes_like(9, 21)
-    for fused in (False, True):
-        assert torch.allclose(prepare(model, fused=fused)(codes), model(codes), rtol=0, atol=1e-5)
+    for kernels in ("torch", "auto"):
+        assert torch.allclose(prepare(model, kernels)(codes), model(codes), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

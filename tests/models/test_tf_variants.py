@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from genomepred.models.layers import SequenceModel, prepare
+from genomepred.models.fused import prepare
+from genomepred.models.layers import SequenceModel
 from genomepred.models.tf_cnn_v2 import TFCNNv2
 from genomepred.models.tf_conv_transformer import TFConvTransformer
 from tests.models import by_hand
@@ -247,8 +248,8 @@ def test_the_prepared_form_equals_the_model(kind: str) -> None:
     codes = codes_like(9, 45)
     with torch.no_grad():
         expected = model(codes)
-        for fused in (False, True):
-            found = prepare(model, fused=fused)(codes)
+        for kernels in ("torch", "auto"):
+            found = prepare(model, kernels)(codes)
             assert ((found - expected).abs() / (1 + expected.abs())).max() < 1e-5
 
 
@@ -256,7 +257,7 @@ def test_preparing_folds_the_norms_that_follow_a_convolution() -> None:
     def norms(model: nn.Module) -> int:
         return sum(isinstance(layer, nn.BatchNorm1d) for layer in prepare(model).modules())
 
-    assert norms(TFCNNv2(20)) == 1  # the second follows the activation
+    assert norms(TFCNNv2(20)) == 0
     assert norms(TFConvTransformer(20)) == 0
 
 

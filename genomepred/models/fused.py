@@ -1,0 +1,634 @@
+"""The prepared form of a model: convolutions and what follows each, as blocks of our kernels.
+
+:func:`prepare` looks for runs of layers in every ``nn.Sequential`` and replaces each by a
+:class:`FusedChain`. The model as written stays the definition.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from genomepred.kernels import dispatch
+from genomepred.kernels.bias_act_pool import activate, bias_act_pool
+from genomepred.kernels.codes_conv import codes_conv, convolved_length, pooled_length
+from genomepred.kernels.conv_block import conv_block
+from genomepred.models.card import TOLERANCE
+from genomepred.models.layers import (
+    Affine,
+    MaxPool,
+    Residual,
+    ScaledGELU,
+    SequenceModel,
+    TanhGELU,
+    affine,
+    fold_batch_norms,
+    is_plain,
+    rewrite_channels_last,
+    without_tf32,
+    zeros_beside,
+)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_IMPLEMENTATIONS = {
+    ("codes_conv", "cpu"): ("kmers",),
+    ("codes_conv", "cuda"): ("triton",),
+    ("conv_block", "cpu"): ("direct", "onednn"),
+    ("conv_block", "cuda"): ("triton", "cudnn"),
+}
+
+
+class Epilogue(NamedTuple):
+    """What a block does after its convolution, see ``bias_act_pool_reference``."""
+
+    activation: str = "none"
+    factor: float = 1.0
+    pool: str = "none"
+    next_activation: str = "none"
+    next_factor: float = 1.0
+
+
+class FusedConv(nn.Module):
+    """A convolution and everything up to the next one, by one of our kernels.
+
+    Parameters
+    ----------
+    weight : float32 tensor, [K, C_in, C] or [K, 5, C]
+        Any affine scale already in it; the latter of a block that reads codes.
+    shift : float32 tensor, [C]
+    padding : two ints
+        Zeros left and right of the input; no bases there where it reads codes.
+    dilation : int
+    epilogue : Epilogue
+    reads_codes : bool
+        Whether the input is ``uint8 [N, L]`` and not ``float [N, L, C_in]``.
+    keeps, adds : bool
+        Whether the value before the next activation is kept for a later block, and whether this
+        block adds what was kept.
+    implementation : str
+        As :func:`genomepred.kernels.dispatch.choose` calls it.
+    """
+
+    weight: Tensor
+    shift: Tensor
+    image: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        shift: Tensor,
+        padding: tuple[int, int],
+        dilation: int,
+        epilogue: Epilogue,
+        *,
+        reads_codes: bool,
+        keeps: bool,
+        adds: bool,
+        implementation: str,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.contiguous(), persistent=False)
+        self.register_buffer("shift", shift.float().contiguous(), persistent=False)
+        self.padding, self.dilation, self.epilogue = padding, dilation, epilogue
+        self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
+        self._packed: Any = None  # of cpu.pack_codes or cpu.pack_block
+        self.use(implementation)
+
+    def use(self, implementation: str) -> None:
+        """Compute by this implementation from now on."""
+        self.implementation, self._packed = implementation, None
+        if implementation == "cudnn":  # the 2-D form, channels-last, which cuDNN would make of it
+            image = self.weight.permute(2, 1, 0).unsqueeze(2)
+            image = image.contiguous(memory_format=torch.channels_last)
+            self.register_buffer("image", image, persistent=False)
+
+    @property
+    def span(self) -> int:
+        """Positions that an output of the convolution sees."""
+        return self.dilation * (self.weight.shape[0] - 1) + 1
+
+    @property
+    def pool(self) -> int:
+        """Positions of the convolution that an output takes the maximum of."""
+        return 1 if self.epilogue.pool == "none" else 2
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        padding: tuple[int, int] | None = None,
+        epilogue: Epilogue | None = None,
+        outs: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
+        """Block on codes ``uint8 [N, L]`` or features ``[N, L, C_in]``, the channels contiguous.
+
+        Parameters
+        ----------
+        residual : tensor, [N, L', C], optional
+            Added before the pool.
+        padding, epilogue : optional
+            Instead of the block's own.
+        outs : sequence of tensors, optional
+            As :meth:`empty` gives them; a CPU fills these.
+
+        Returns
+        -------
+        list of one or two tensors, [N, pooled L', C]
+            The result, then what is kept if that is another value.
+        """
+        padding, epilogue = padding or self.padding, epilogue or self.epilogue
+        keep = self._keeps_another(epilogue)
+        if self.implementation in ("kmers", "direct", "onednn"):
+            # Past the operations, whose calls take as long as a small block.
+            return self._on_cpu(x, residual, padding, epilogue, outs)
+        if self.reads_codes:
+            return [codes_conv(x, self.weight, self.shift, padding, *epilogue)]
+        if self.implementation == "cudnn":
+            y = self._by_cudnn(x, padding)
+            return list(bias_act_pool(y, self.shift, residual, *epilogue, keep=keep))
+        options = (padding, self.dilation, *epilogue)
+        return list(conv_block(x, self.weight, self.shift, residual, *options, keep=keep))
+
+    def empty(
+        self, x: Tensor, padding: tuple[int, int] | None = None, epilogue: Epilogue | None = None
+    ) -> list[Tensor]:
+        """Outputs of :meth:`forward`, unfilled."""
+        epilogue = epilogue or self.epilogue
+        length = convolved_length(x.shape[1], self.span, padding or self.padding)
+        shape = (len(x), pooled_length(length, epilogue.pool), len(self.shift))
+        return [self.weight.new_empty(shape) for _ in range(1 + self._keeps_another(epilogue))]
+
+    def activate_next(self, x: Tensor) -> Tensor:
+        """The block's last step alone."""
+        y: Tensor = activate(x, self.epilogue.next_activation, self.epilogue.next_factor)
+        return y
+
+    def _keeps_another(self, epilogue: Epilogue) -> bool:
+        return self.keeps and epilogue.next_activation != "none"
+
+    def _on_cpu(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        padding: tuple[int, int],
+        epilogue: Epilogue,
+        outs: Sequence[Tensor],
+    ) -> list[Tensor]:
+        from genomepred.kernels import cpu
+
+        if self.implementation == "kmers":
+            if self._packed is None:
+                self._packed = cpu.pack_codes(self.weight, self.shift)
+            outs = list(outs) or self.empty(x, padding, epilogue)
+            cpu.codes_conv(*(x, self.weight, self.shift, padding, *epilogue, outs[0], self._packed))
+            return outs
+        arguments = (x, self.weight, self.shift, residual, padding, self.dilation, *epilogue)
+        keep = self._keeps_another(epilogue)
+        if self.implementation == "onednn":
+            return list(cpu.conv_block_by_onednn(*arguments, keep))
+        if self._packed is None:
+            self._packed = cpu.pack_block(self.weight, self.shift)
+        if self.weight.dtype != torch.float32:
+            outs = ()
+        return list(cpu.conv_block(*arguments, keep, self._packed, outs))
+
+    def _by_cudnn(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        x = x.transpose(1, 2).unsqueeze(2)
+        if padding[0] != padding[1]:
+            x, padding = functional.pad(x, padding), (0, 0)
+        y = functional.conv2d(x, self.image, None, 1, (0, padding[0]), (1, self.dilation))
+        return y.squeeze(2).transpose(1, 2).contiguous()
+
+
+class Buffers:
+    """Outputs of blocks, kept by where they are used and by shape.
+
+    They belong to one model in one thread, and are none of its state: copies start without.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, list[Tensor]] = {}
+
+    def __deepcopy__(self, memo: object) -> Buffers:
+        return Buffers()
+
+    def take(
+        self,
+        place: object,
+        block: FusedConv,
+        x: Tensor,
+        padding: tuple[int, int] | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> list[Tensor]:
+        """Outputs of a block on ``x``; what an earlier call for the place returned is lost."""
+        key = (place, tuple(x.shape[:2]))
+        if key not in self._kept:
+            self._kept[key] = block.empty(x, padding, epilogue)
+        return self._kept[key]
+
+
+class FusedChain(nn.Module):
+    """Blocks one after the other.
+
+    On a CPU what the blocks but the last one return is kept from call to call: fresh memory takes
+    longer to be had than to be filled.
+
+    Parameters
+    ----------
+    blocks : sequence of FusedConv
+        Of them the first may read codes.
+    """
+
+    def __init__(self, blocks: Sequence[FusedConv]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self._dtype = blocks[0].weight.dtype
+        self._outputs = Buffers()
+
+    def __iter__(self) -> Iterator[FusedConv]:
+        return iter(self.blocks)  # type: ignore[arg-type]
+
+    def seen(self) -> tuple[int, int, int]:
+        """Step, first, last: see :func:`genomepred.models.layers.reach`."""
+        step, first, last = 1, 0, 0
+        kept = first, last
+        for block in self:
+            left = block.padding[0]
+            first -= left * step
+            last += (block.span - 1 - left + block.pool - 1) * step
+            step *= block.pool
+            if block.adds:
+                first, last = min(first, kept[0]), max(last, kept[1])
+            kept = (first, last) if block.keeps else kept
+        return step, first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes ``[batch, length]`` or ``[batch, channels, length]`` -> ``[batch, C, length']``.
+
+        The result is a view of channels-last memory.
+        """
+        if x.dim() == 3:
+            x = x.transpose(1, 2).to(self._dtype)
+            x = x if x.stride(2) == 1 else x.contiguous()
+        kept = None
+        for i, block in enumerate(self):
+            inner = i + 1 < len(self.blocks) and x.device.type == "cpu"
+            outs = self._outputs.take(i, block, x) if inner else ()
+            outs = block(x, kept if block.adds else None, outs=outs)
+            x, kept = outs[0], outs[-1] if block.keeps else kept
+        return x.transpose(1, 2)
+
+
+class PassCodes(nn.Module):
+    """In place of an encoder whose first convolution reads codes."""
+
+    table: Tensor
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """The codes."""
+        return codes
+
+
+@dataclass
+class _Draft:
+    """A block while the layers after its convolution are read.
+
+    ``open`` says what may still follow: ``norm``, ``activation``, ``pool``, ``next`` or nothing.
+    """
+
+    conv: nn.Conv1d
+    scale: Tensor
+    shift: Tensor
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    open: str = "norm"
+    keeps: bool = False
+    adds: bool = False
+
+    @classmethod
+    def of(cls, conv: nn.Conv1d) -> _Draft:
+        out = conv.weight.new_ones(conv.out_channels, dtype=torch.float64)
+        bias = torch.zeros_like(out) if conv.bias is None else conv.bias.detach().double()
+        return cls(conv, out, bias)
+
+    def normalise(self, norm: nn.BatchNorm1d) -> None:
+        """Take in what follows the convolution directly."""
+        self.scale, shift = affine(norm)
+        self.shift = self.shift * self.scale + shift
+        self.open = "activation"
+
+
+def _activation_of(layer: nn.Module) -> tuple[str, float] | None:
+    """Name and factor that the kernels know an activation by."""
+    if type(layer) is nn.ReLU:
+        return "relu", 1.0
+    if type(layer) in (nn.GELU, TanhGELU):
+        assert isinstance(layer, nn.GELU)
+        return ("gelu_tanh" if layer.approximate == "tanh" else "gelu"), 1.0
+    if type(layer) is ScaledGELU:
+        return "gelu_sigmoid", float(layer.a.detach())
+    return None
+
+
+class _Reader:
+    """Reads layers into drafts of blocks.
+
+    Parameters
+    ----------
+    table : float tensor, [5, 4], optional
+        The encoder's, if the first of the layers sees its one-hot.
+    """
+
+    def __init__(self, table: Tensor | None) -> None:
+        self.rows = None if table is None else table.double()
+        self.drafts: list[_Draft] = []
+
+    def take(self, layer: nn.Module) -> bool:
+        """Whether the layer could be made part of the chain."""
+        last = self.drafts[-1] if self.drafts else None
+        if _is_nothing(layer):
+            return last is not None or self.rows is not None
+        if is_plain(layer) and fusable(layer):
+            self.drafts.append(_Draft.of(layer))
+            return True
+        return self._fold_into_codes(layer) if last is None else self._follow(layer, last)
+
+    def _follow(self, layer: nn.Module, last: _Draft) -> bool:
+        """Whether the layer could be made part of the last block."""
+        if isinstance(layer, nn.BatchNorm1d):
+            return self._normalised(layer, last)
+        if (activation := _activation_of(layer)) is not None:
+            return self._activated(activation, last)
+        if isinstance(layer, MaxPool):
+            return self._pooled(layer, last)
+        return isinstance(layer, Residual) and self._residual(layer, last)
+
+    def _fold_into_codes(self, layer: nn.Module) -> bool:
+        """An activation of a one-hot is another table."""
+        if self.rows is None or _activation_of(layer) is None:
+            return False
+        self.rows = layer(self.rows.float()).double()
+        return True
+
+    @staticmethod
+    def _normalised(norm: nn.BatchNorm1d, last: _Draft) -> bool:
+        if norm.running_var is None or last.open != "norm" or last.adds:
+            return False
+        last.normalise(norm)
+        return True
+
+    @staticmethod
+    def _pooled(pool: MaxPool, last: _Draft) -> bool:
+        if pool.size != 2 or last.open in ("next", "closed"):
+            return False
+        kind = "ceil" if pool.round_up else "floor"
+        last.epilogue, last.open = last.epilogue._replace(pool=kind), "next"
+        return True
+
+    @staticmethod
+    def _activated(activation: tuple[str, float], last: _Draft) -> bool:
+        name, factor = activation
+        if last.open in ("norm", "activation") and not last.adds:
+            last.epilogue = last.epilogue._replace(activation=name, factor=factor)
+            last.open = "pool"
+        elif last.open in ("norm", "activation", "pool", "next"):
+            last.epilogue = last.epilogue._replace(next_activation=name, next_factor=factor)
+            last.open = "closed"
+        else:
+            return False
+        return True
+
+    def _residual(self, layer: Residual, last: _Draft) -> bool:
+        """A residual branch of convolutions whose input the last block can keep."""
+        if last.open == "closed" or (self.rows is not None and len(self.drafts) == 1):
+            return False
+        layers = [child for child in layer.branch if not _is_nothing(child)]
+        leading = _activation_of(layers[0]) if layers else None
+        inner = _Reader(None)
+        rest = layers[1:] if leading else layers
+        if not rest or not all(inner.take(child) for child in rest):
+            return False
+        if any(d.epilogue.pool != "none" or d.adds for d in inner.drafts):
+            return False
+        end = inner.drafts[-1]
+        if end.open == "closed":
+            return False
+        if leading:
+            name, factor = leading
+            last.epilogue = last.epilogue._replace(next_activation=name, next_factor=factor)
+        last.keeps, last.open, end.adds = True, "closed", True
+        self.drafts += inner.drafts
+        return True
+
+
+def _is_nothing(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Identity | nn.Dropout)
+
+
+def fusable(conv: nn.Conv1d) -> bool:
+    """Whether our kernels know such a convolution."""
+    return conv.stride == (1,) and conv.groups == 1 and conv.weight.dtype == torch.float32
+
+
+def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.float32) -> Model:
+    """Copy of a model in evaluation mode, rewritten for speed on the device that it is on.
+
+    Runs of layers in ``nn.Sequential`` become blocks: BatchNorm is folded, a following
+    activation, residual sum, max-pool 2 and next activation are the block's epilogue, an
+    activation of the one-hot is folded into the first layer, which reads codes. What remains is
+    rewritten for channels-last memory. In float32 the result is equal within 1e-5. The given
+    model stays as it is.
+
+    Parameters
+    ----------
+    model : nn.Module
+    kernels : str, optional
+        ``auto``, ``triton``, ``cudnn`` or ``cpu``: what the blocks' implementations are chosen
+        from (see :func:`genomepred.kernels.dispatch.choose`); their names in order, separated by
+        commas, as :func:`kernels_of` gives them; or ``torch`` for none of our kernels.
+    dtype : torch.dtype, optional
+        Of the blocks' weights and features.
+
+    Raises
+    ------
+    ValueError
+        If the kernels do not exist, or not for the model or its device.
+    """
+    prepared = copy.deepcopy(model).eval()
+    if kernels != "torch":
+        asked = kernels if kernels in dispatch.ASKED else "auto"
+        _Fusing(_device(prepared), asked, dtype).fuse_all(prepared)
+        if asked != kernels:
+            _obey(prepared, kernels)
+    for module in prepared.modules():
+        if isinstance(module, nn.Sequential):
+            fold_batch_norms(module)
+    rewrite_channels_last(prepared)
+    return prepared
+
+
+def _blocks(model: nn.Module) -> list[FusedConv]:
+    return [module for module in model.modules() if isinstance(module, FusedConv)]
+
+
+def kernels_of(prepared: nn.Module) -> str:
+    """Implementations of a prepared model's blocks in order, or ``torch`` if it has none."""
+    return ",".join(block.implementation for block in _blocks(prepared)) or "torch"
+
+
+def _obey(prepared: nn.Module, kernels: str) -> None:
+    blocks, names = _blocks(prepared), kernels.split(",")
+    if len(names) != len(blocks):
+        raise ValueError(f"kernels {kernels!r} are not those of the model's {len(blocks)} blocks")
+    for block, name in zip(blocks, names, strict=True):
+        operation = "codes_conv" if block.reads_codes else "conv_block"
+        device = block.weight.device
+        if name not in _IMPLEMENTATIONS[operation, device.type]:
+            raise ValueError(
+                f"kernels {kernels!r}: {name} does not compute {operation} on {device}"
+            )
+        block.use(name)
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+class _Fusing:
+    """Rewrites layers into chains of blocks for one device."""
+
+    def __init__(self, device: torch.device, asked: str, dtype: torch.dtype) -> None:
+        self.device, self.asked, self.dtype = device, asked, dtype
+
+    def fuse_all(self, model: nn.Module) -> None:
+        if isinstance(model, SequenceModel):
+            entries = model.expose_convolutions()
+            table = model.encoder.table
+            if entries and all(_reads_codes(layers, table) for layers in entries):
+                for layers in entries:
+                    self.fuse(layers, table)
+                model.encoder = PassCodes(table)  # type: ignore[assignment]
+        for module in list(model.modules()):
+            if isinstance(module, nn.Sequential):
+                self.fuse(module, None)
+
+    def fuse(self, layers: nn.Sequential, table: Tensor | None) -> None:
+        """Replace runs of layers by chains, in place; the others keep their positions."""
+        _move_norms(layers)
+        begin = 0
+        while begin < len(layers):
+            reader, end = _Reader(table), begin
+            while end < len(layers) and reader.take(layers[end]):
+                end += 1
+            table = None
+            if reader.drafts:
+                layers[begin] = FusedChain(self._blocks(reader))
+                for i in range(begin + 1, end):
+                    layers[i] = nn.Identity()
+            begin = max(end, begin + 1)
+
+    def _blocks(self, reader: _Reader) -> list[FusedConv]:
+        blocks: list[FusedConv] = []
+        for draft in reader.drafts:
+            rows = reader.rows if not blocks else None
+            weight = draft.conv.weight.detach().double() * draft.scale[:, None, None]
+            if rows is None:
+                weight = weight.permute(2, 1, 0)
+            else:
+                weight = torch.einsum("sc,ock->kso", rows, weight)
+            implementation = dispatch.choose(
+                "conv_block" if rows is None else "codes_conv",
+                self.device,
+                channels_in=draft.conv.in_channels,
+                channels=draft.conv.out_channels,
+                width=draft.conv.kernel_size[0],
+                dtype=self.dtype,
+                asked=self.asked,
+            )
+            blocks.append(
+                FusedConv(
+                    weight.to(self.dtype),
+                    draft.shift,
+                    zeros_beside(draft.conv),
+                    draft.conv.dilation[0],
+                    draft.epilogue,
+                    reads_codes=rows is not None,
+                    keeps=draft.keeps,
+                    adds=draft.adds,
+                    implementation=implementation,
+                )
+            )
+        return blocks
+
+
+def _reads_codes(layers: nn.Sequential, table: Tensor) -> bool:
+    """Whether the first convolution of layers could read codes."""
+    reader = _Reader(table)
+    for layer in layers:
+        if not reader.take(layer):
+            return False
+        if reader.drafts:
+            return reader.drafts[0].conv.dilation == (1,)
+    return False
+
+
+def _move_norms(layers: nn.Sequential) -> None:
+    """Replace BatchNorms that follow no convolution, behind a max-pool where they rise."""
+    for i, layer in enumerate(list(layers)):
+        before = [other for other in list(layers)[:i] if not _is_nothing(other)]
+        if not isinstance(layer, nn.BatchNorm1d) or layer.running_mean is None:
+            continue
+        if before and isinstance(before[-1], nn.Conv1d):
+            continue
+        layers[i] = moved = Affine(layer)
+        after = layers[i + 1] if i + 1 < len(layers) else None
+        if isinstance(after, MaxPool) and bool((moved.scale > 0).all()):
+            layers[i], layers[i + 1] = after, moved
+
+
+# Random windows on which a form of a model must agree with the model.
+_COMPARED = 8
+
+
+@torch.no_grad()
+def fast_form(model: SequenceModel) -> SequenceModel:
+    """Prepared form of a model, or the model itself where that is another function.
+
+    A module of a user's own may use its layers otherwise than by calling each after the one before
+    it; what :func:`prepare` makes of it then fails or gives other values, here on random windows.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        In evaluation mode.
+
+    Returns
+    -------
+    SequenceModel
+        Equal within the tolerance of float32.
+    """
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(5, (_COMPARED, model.window), generator=generator, dtype=torch.uint8)
+    codes[: _COMPARED // 2].clamp_(max=3)  # half of the windows without unknown bases
+    codes = codes.to(model.device)
+    with without_tf32():
+        expected = model(codes)
+        try:
+            prepared = prepare(model)
+            found = prepared(codes)
+        except Exception:  # whatever the user's code raises
+            return model
+    difference = (found - expected).abs() / (1 + expected.abs())
+    return prepared if bool((difference <= TOLERANCE["fp32"]).all()) else model
