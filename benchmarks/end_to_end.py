@@ -1,22 +1,23 @@
 """FASTA on disk -> finished HDF5: against the engine alone, and against what people write today.
 
-Steady state is the slope between a shorter and a longer sequence, so that imports and start-up
-cancel; the whole command is given beside it. Outputs are compared before anything is timed, and
-all contestants take turns.
+The engine alone is measured twice: every window by itself, and with shared overlap where a run
+would share it. Steady state is the slope between a shorter and a longer sequence, so that imports
+and start-up cancel; the whole command is given beside it. Outputs are compared before anything is
+timed, and all contestants take turns.
 
-    python benchmarks/end_to_end.py --data FOLDER_OF_REAL_DATA [--json FILE]
+    genomepred bench predict    (or python benchmarks/end_to_end.py, with the same options)
 """
 
 from __future__ import annotations
 
-import argparse
-import gzip
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,61 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import interleaved, median, write_json
-from genomepred import Genome, Grid, PredictionStore, load_model, predict
+from genomepred.benchmarks.measure import Row, interleaved, median
+from genomepred.errors import ModelError
 from genomepred.inference import pipeline
-from genomepred.inference.engine import Engine, Numerics, compute_batch
+from genomepred.inference.engine import Numerics, activation_function
+from genomepred.inference.inputs import find_genomes
+from genomepred.inference.run import predict
+from genomepred.inference.setup import Options, Setup
 from genomepred.models import build
-from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.card import N_POLICIES, Card, Track
+from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Grid
+from genomepred.store.hdf5 import PredictionStore
 
-STRIDE = 20
-# Of the runs in one process, and of whole commands, whose second worker needs seconds to start.
-BASES = {"ctcf": (1_000_000, 5_000_000), "linear": (30_000_000, 150_000_000)}
-COMMAND_BASES = {"ctcf": (10_000_000, 40_000_000), "linear": (30_000_000, 150_000_000)}
-NAIVE_BASES = (200_000, 1_000_000)
-FIRST = 33_000_000  # of chr20: beyond the centromere; repeated where more bases are needed
+LINEAR = "linear"  # the cheapest model there is, made on the spot
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bases of the shorter and the longer sequence of each contestant.
+
+    A whole command needs more: its second worker takes seconds to start. What people write today
+    takes a second for a megabase or less, wherever the model runs.
+    """
+
+    process: tuple[int, int]
+    command: tuple[int, int]
+    naive: tuple[int, int] = (200_000, 1_000_000)
+
+    def times(self, scale: float) -> Sizes:
+        """All of them so many times as long."""
+        scaled = (
+            tuple(max(int(bases * scale), 2_000) for bases in pair)
+            for pair in (self.process, self.command, self.naive)
+        )
+        return Sizes(*scaled)  # type: ignore[arg-type]
+
+
+SIZES = {
+    "cpu": Sizes((1_000_000, 5_000_000), (10_000_000, 40_000_000)),
+    "cuda": Sizes((10_000_000, 50_000_000), (20_000_000, 100_000_000)),
+    LINEAR: Sizes((30_000_000, 150_000_000), (30_000_000, 150_000_000)),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is predicted, and where."""
+
+    name: str
+    model: str
+    stride: int
+    device: str
+    jobs: int
+    folder: Path
 
 
 def make_linear(folder: Path) -> Path:
@@ -52,13 +92,25 @@ def make_linear(folder: Path) -> Path:
         config={"window": 100},
         window=100,
         bin_size=100,
-        stride=STRIDE,
+        stride=20,
         tracks=(Track("score"),),
         activation="sigmoid",
     )
     codes = np.random.default_rng(0).integers(0, 4, (2, 100), dtype=np.uint8)
     save_checkpoint(folder, build("linear", window=100), card, codes)
     return folder
+
+
+def read_sequence(path: Path, bases: int, cache: Path) -> str:
+    """The second half of a file's longest contig, again and again where more bases are needed.
+
+    Of human chromosome 20 that is what lies beyond the centromere.
+    """
+    with Genome(path, cache=cache) as genome:
+        contig, length = max(genome.contigs.items(), key=lambda item: item[1])
+        codes = genome.codes(contig, length // 2, length)
+    text = np.frombuffer(b"ACGTN", np.uint8)[codes].tobytes().decode()
+    return (text * -(-bases // len(text)))[:bases]
 
 
 def write_fasta(path: Path, sequence: str) -> Path:
@@ -69,40 +121,45 @@ def write_fasta(path: Path, sequence: str) -> Path:
 
 # -- what people write today --------------------------------------------------------------------
 
-_ONE_HOT = {"A": 0, "C": 1, "G": 2, "T": 3}
-
 
 class Windows(Dataset):  # type: ignore[type-arg]
     """One window an item, one-hot encoded in Python."""
 
-    def __init__(self, sequence: str, window: int, unknown: float) -> None:
-        self.sequence, self.window, self.unknown = sequence, window, unknown
+    def __init__(self, sequence: str, card: Card, stride: int) -> None:
+        self.sequence, self.card, self.stride = sequence, card, stride
+        self.channel = {base: i for i, base in enumerate(card.base_order)}
+        self.unknown = N_POLICIES[card.n_policy]
 
     def __len__(self) -> int:
-        return -(-(len(self.sequence) - self.window) // STRIDE) + 1
+        return -(-max(len(self.sequence) - self.card.bin_size, 0) // self.stride) + 1
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        window = self.sequence[i * STRIDE : i * STRIDE + self.window].upper()
-        encoded = np.zeros((4, self.window), np.float32)
-        for position, base in enumerate(window):
-            if base in _ONE_HOT:
-                encoded[_ONE_HOT[base], position] = 1
-            else:
-                encoded[:, position] = self.unknown
+        first = i * self.stride - self.card.crop
+        encoded = np.full((4, self.card.window), self.unknown, np.float32)
+        begin = max(first, 0)
+        for position, base in enumerate(
+            self.sequence[begin : first + self.card.window].upper(), begin - first
+        ):
+            if base in self.channel:
+                encoded[:, position] = 0
+                encoded[self.channel[base], position] = 1
         return torch.from_numpy(encoded)
 
 
-def naive(fasta: Path, model: torch.nn.Module, out: Path, workers: int) -> None:
-    """Dataset, DataLoader, eager float32 model on all cores, h5py append."""
+def naive(fasta: Path, case: Case, model: torch.nn.Module, out: Path, workers: int) -> None:
+    """Dataset, DataLoader, eager float32 model on all cores or the GPU, h5py append."""
     sequence = "".join(fasta.read_text().split("\n")[1:])
-    unknown = 1.0 if model.card.n_policy == "ones" else 0.0
-    loader = DataLoader(
-        Windows(sequence, model.card.window, unknown), batch_size=256, num_workers=workers
-    )
+    card: Any = model.card
+    activation, tracks = activation_function(card.activation), len(card.tracks)
+    windows = Windows(sequence, card, case.stride)
+    loader = DataLoader(windows, batch_size=256, num_workers=workers)
     with h5py.File(out, "w") as file, torch.no_grad():
-        data = file.create_dataset("predictions", (0, 1), "f4", maxshape=(None, 1), chunks=True)
+        data = file.create_dataset(
+            "predictions", (0, tracks), "f4", maxshape=(None, tracks), chunks=True
+        )
         for batch in loader:
-            values = torch.sigmoid(model.body(batch))[:, 0].numpy()
+            raw = model.body(batch.to(case.device))  # type: ignore[operator]
+            values = activation(raw)[:, 0].cpu().numpy()
             data.resize(len(data) + len(values), axis=0)
             data[-len(values) :] = values
 
@@ -110,126 +167,191 @@ def naive(fasta: Path, model: torch.nn.Module, out: Path, workers: int) -> None:
 # -- ours ---------------------------------------------------------------------------------------
 
 
-def command(fasta: Path, model: str, out: Path, jobs: int) -> list[str]:
-    options = ["--model", model, "--stride", str(STRIDE), "--jobs", str(jobs)]
+def command(fasta: Path, case: Case, out: Path, jobs: int) -> list[str]:
+    options = ["--model", case.model, "--stride", str(case.stride), "--device", case.device]
+    workers = ["--jobs", str(jobs)] if case.device == "cpu" else []
     genome = ["--genomes", str(fasta), "--out", str(out)]
-    return [sys.executable, "-m", "genomepred", "predict", *genome, *options]
+    return [sys.executable, "-m", "genomepred", "predict", *genome, *options, *workers]
 
 
-def whole_command(fasta: Path, model: str, out: Path, jobs: int) -> None:
+def whole_command(fasta: Path, case: Case, out: Path, jobs: int) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    subprocess.run(command(fasta, model, out, jobs), check=True, capture_output=True)
-
-
-def in_process(fasta: Path, model: str, out: Path) -> None:
-    shutil.rmtree(out, ignore_errors=True)
-    predict(fasta, model, out, stride=STRIDE, jobs=1)
-
-
-def engine_alone(fasta: Path, model_name: str) -> Callable[[], None]:
-    """The engine over blocks that are cut and in memory already, on one thread."""
-    model = load_model(model_name)
-    geometry = model.card.geometry(STRIDE)
-    batch = compute_batch(geometry.window, "cpu")
-    engine = Engine(
-        *(model, model.card, geometry),
-        Numerics("fp32", "onednn", batch, "forward"),
-        torch.device("cpu"),
+    done = subprocess.run(
+        command(fasta, case, out, jobs), check=False, capture_output=True, text=True
     )
-    with Genome(fasta) as genome:
-        grid = Grid.whole(genome.contigs, geometry)
-        cutting = {"batch": batch, "slots": 16 * batch, "min_bases": model.card.min_bases}
-        blocks = [w.block for w in pipeline.cut(genome, grid, 0, grid.rows, **cutting)]
+    if done.returncode:
+        raise RuntimeError(f"genomepred predict failed: {done.stderr.strip()[-500:]}")
+
+
+def in_process(fasta: Path, case: Case, out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    predict(fasta, case.model, out, stride=case.stride, jobs=1, device=case.device)
+
+
+def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], None], Numerics]:
+    """The engine over blocks that are cut and in memory already, on one thread or the GPU.
+
+    Parameters
+    ----------
+    overlap : {"naive", "auto"}
+        Every window by itself; or as a run decides.
+    """
+    setup = Setup(
+        Options(
+            genomes=tuple(find_genomes([fasta])),
+            model=case.model,
+            out=case.folder / "unused",
+            stride=case.stride,
+            device=case.device,
+            jobs=1,
+            overlap=overlap,
+        ),
+        writes=False,
+    )
+    numerics = setup.decide(setup.random_block)
+    engine = setup.engine(numerics)
+    batch = numerics.compute_batch
+    with Genome(fasta, write=False) as genome:
+        grid = Grid.whole(genome.contigs, setup.geometry)
+        cutting = {"batch": batch, "slots": setup.slots(batch), "min_bases": setup.card.min_bases}
+        kinds = {"shared": numerics.overlap == "share", "pinned": case.device == "cuda"}
+        blocks = [w.block for w in pipeline.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
 
     def run() -> None:
         torch.set_num_threads(1)
+        waiting: Callable[[], Any] | None = None
         for block in blocks:
-            engine.submit(block)()
+            submitted = engine.submit(block)
+            if waiting is not None:  # a GPU works on one block while the next is sent
+                waiting()
+            waiting = submitted
+        if waiting is not None:
+            waiting()
 
-    return run
+    return run, numerics
 
 
-def compare(fasta: Path, model_name: str, folder: Path) -> float:
-    """Largest difference between our file and the naive one; stops above 1e-5."""
-    in_process(fasta, model_name, folder / "ours")
-    naive(fasta, load_model(model_name), folder / "naive.h5", 0)
-    path = next((folder / "ours").glob("*.h5"))
-    with PredictionStore(path) as store, h5py.File(folder / "naive.h5") as theirs:
-        ours = store.read(0, store.rows)
-        other = theirs["predictions"][:]
-    assert ours.shape == other.shape, (ours.shape, other.shape)
-    assert not np.isnan(ours).any()
-    difference = float(np.abs(ours - other).max())
-    assert difference <= 1e-5, f"outputs differ by {difference}"
+def compare(fasta: Path, case: Case, precision: str) -> float:
+    """Largest |difference| / (1 + |value|) between our file and the naive one.
+
+    Raises
+    ------
+    ModelError
+        If it is above the card's tolerance.
+    """
+    model = load_model(case.model)
+    in_process(fasta, case, case.folder / "ours")
+    naive(fasta, case, model.to(case.device), case.folder / "naive.h5", 0)
+    path = next((case.folder / "ours").glob("*.h5"))
+    with PredictionStore(path) as store, h5py.File(case.folder / "naive.h5") as theirs:
+        ours, other = store.read(0, store.rows), theirs["predictions"][:]
+    if ours.shape != other.shape:
+        raise ModelError(f"{case.name}: {ours.shape} predictions, and the naive way {other.shape}")
+    missing = np.isnan(ours)  # windows with fewer known bases than the card asks for
+    if missing.all():
+        raise ModelError(f"{case.name}: all predictions are missing, so nothing can be compared")
+    difference = float((np.abs(ours - other) / (1 + np.abs(other)))[~missing].max())
+    if not difference <= model.card.tolerance[precision]:
+        raise ModelError(
+            f"{case.name}: outputs differ from the naive way's by {difference:.2g}, more than the "
+            f"card's tolerance in {precision}; nothing was timed"
+        )
     return difference
 
 
-def measure(name: str, model: str, sequence: str, folder: Path, rounds: int) -> dict[str, Any]:
-    short_bases, long_bases = BASES[name]
-    short = write_fasta(folder / f"{name}-short.fa", sequence[:short_bases])
-    long = write_fasta(folder / f"{name}-long.fa", sequence[:long_bases])
-    little, more_of_it = (
-        write_fasta(folder / f"{name}-naive-{bases}.fa", sequence[:bases]) for bases in NAIVE_BASES
-    )
-    first, last = (
-        write_fasta(folder / f"{name}-command-{bases}.fa", sequence[:bases])
-        for bases in COMMAND_BASES[name]
-    )
-    difference = compare(more_of_it, model, folder)
-    loaded = load_model(model)
+def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) -> tuple[Row, str]:
+    """One model: bases a second of each contestant, and lines of text about them."""
 
-    def todays(fasta: Path, workers: int) -> None:
-        torch.set_num_threads(2)
-        naive(fasta, loaded, folder / "naive.h5", workers)
+    def fasta(kind: str, pair: tuple[int, int]) -> list[Path]:
+        return [
+            write_fasta(case.folder / f"{case.name}-{kind}-{bases}.fa", sequence[:bases])
+            for bases in pair
+        ]
 
-    out = folder / "out"
-    short_engine, long_engine = engine_alone(short, model), engine_alone(long, model)
-    times = interleaved(
-        {
-            "engine, short": short_engine,
-            "pipeline, short": lambda: in_process(short, model, out),
-            "engine, long": long_engine,
-            "pipeline, long": lambda: in_process(long, model, out),
-            "command, short": lambda: whole_command(first, model, out, 2),
-            "command, long": lambda: whole_command(last, model, out, 2),
-            **{
-                f"naive, {workers} loader workers, {size}": lambda f=fasta, w=workers: todays(f, w)
-                for workers in (0, 2)
-                for size, fasta in (("short", little), ("long", more_of_it))
-            },
-        },
-        rounds,
-    )
-    middle = {key: median(value) for key, value in times.items()}
-    sizes = {"engine": BASES[name], "pipeline": BASES[name], "command": COMMAND_BASES[name]}
-    rate = {
-        kind: (more - less) / (middle[f"{kind}, long"] - middle[f"{kind}, short"])
-        for kind, (less, more) in sizes.items()
+    short, long = fasta("process", sizes.process)
+    first, last = fasta("command", sizes.command)
+    little, more_of_it = fasta("naive", sizes.naive)
+    loaded = load_model(case.model).to(case.device)
+    out = case.folder / "out"
+    calls: dict[str, Callable[[], object]] = {}
+    numerics: dict[str, Numerics] = {}
+    for way in ("naive", "auto"):
+        runs = [engine_alone(path, case, way) for path in (short, long)]
+        found = runs[1][1]
+        if way == "auto" and found.overlap == "naive":
+            break  # a run would not share: it is the same engine
+        name = "engine, each window" if way == "naive" else "engine, shared overlap"
+        numerics[name] = found
+        calls |= {f"{name}, short": runs[0][0], f"{name}, long": runs[1][0]}
+        for call, _ in runs:  # what is compiled or packed at the first call
+            call()
+    used = list(numerics)[-1]  # the engine that a run uses
+    difference = compare(more_of_it, case, numerics[used].precision)
+    cores = len(os.sched_getaffinity(0))
+
+    def todays(path: Path, workers: int) -> None:
+        torch.set_num_threads(cores)
+        naive(path, case, loaded, case.folder / "naive.h5", workers)
+
+    calls |= {
+        "pipeline, short": lambda: in_process(short, case, out),
+        "pipeline, long": lambda: in_process(long, case, out),
+        "command, short": lambda: whole_command(first, case, out, case.jobs),
+        "command, long": lambda: whole_command(last, case, out, case.jobs),
     }
-    todays_best = min(
-        middle[f"naive, {n} loader workers, long"] - middle[f"naive, {n} loader workers, short"]
-        for n in (0, 2)
-    )
-    rate["naive"] = (NAIVE_BASES[1] - NAIVE_BASES[0]) / todays_best
-    rate["whole command"] = COMMAND_BASES[name][1] / middle["command, long"]
-    result = {
+    loaders = (0, cores)
+    for n in loaders:
+        calls[f"today's way, {n} loaders, short"] = lambda n=n: todays(little, n)  # type: ignore[misc]
+        calls[f"today's way, {n} loaders, long"] = lambda n=n: todays(more_of_it, n)  # type: ignore[misc]
+    times = _rounds(calls, rounds, limit)
+    middle = {key: median(value) for key, value in times.items()}
+
+    def slope(kind: str, pair: tuple[int, int]) -> float:
+        seconds = middle[f"{kind}, long"] - middle[f"{kind}, short"]
+        return (pair[1] - pair[0]) / seconds if seconds > 0 else float("nan")
+
+    rate = {name: slope(name, sizes.process) for name in (*numerics, "pipeline")}
+    rate["command"] = slope("command", sizes.command)
+    rate["whole command"] = sizes.command[1] / middle["command, long"]
+    rate["today's way"] = max(slope(f"today's way, {n} loaders", sizes.naive) for n in loaders)
+    result: Row = {
+        "model": case.name,
+        "stride": case.stride,
+        "jobs": case.jobs,
+        "rounds": len(times["pipeline, long"]),
         "difference": difference,
+        "numerics": {name: vars(found) for name, found in numerics.items()},
         "bases_per_second": rate,
-        "pipeline_over_engine": rate["pipeline"] / rate["engine"],
-        "steady_over_naive": rate["command"] / rate["naive"],
-        "whole_command_over_naive": rate["whole command"] / rate["naive"],
-        "bases": {**sizes, "naive": NAIVE_BASES},
+        "pipeline_over_engine": rate["pipeline"] / rate[used],
+        "shared_over_each_window": rate[used] / rate["engine, each window"],
+        "steady_over_todays_way": rate["command"] / rate["today's way"],
+        "whole_command_over_todays_way": rate["whole command"] / rate["today's way"],
+        "bases": vars(sizes),
         "seconds": times,
     }
-    print(
-        f"{name}: largest difference {difference:.1e}\n"
-        f"  one thread: engine alone {rate['engine']:,.0f} bases/s, pipeline "
-        f"{rate['pipeline']:,.0f}: {result['pipeline_over_engine']:.2f} of it\n"
-        f"  two cores: {rate['command']:,.0f} bases/s in steady state, "
-        f"{rate['whole command']:,.0f} as a whole command; today's way {rate['naive']:,.0f}: "
-        f"{result['steady_over_naive']:.1f}x and {result['whole_command_over_naive']:.1f}x"
+    lines = [f"{case.name} at stride {case.stride}: largest difference {difference:.1e}"]
+    lines += [f"  {name}: {value:,.0f} bases/s" for name, value in rate.items()]
+    lines.append(
+        f"  the pipeline reaches {result['pipeline_over_engine']:.2f} of the {used}; against "
+        f"today's way {result['steady_over_todays_way']:.1f}x in steady state, "
+        f"{result['whole_command_over_todays_way']:.1f}x as a whole command"
     )
-    return result
+    return result, "\n".join(lines)
+
+
+def _rounds(
+    calls: dict[str, Callable[[], object]], rounds: int, limit: float
+) -> dict[str, list[float]]:
+    """Whole rounds until the limit would be passed, at least one."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    begin = time.monotonic()
+    for done in range(rounds):
+        taken = time.monotonic() - begin
+        if done and taken / done * (done + 1) > limit:
+            break
+        for name, seconds in interleaved(calls, 1).items():
+            times[name] += seconds
+    return times
 
 
 # -- scaling over workers -----------------------------------------------------------------------
@@ -257,68 +379,118 @@ def arithmetic(processes: int) -> float:
     return sum(int(process.communicate()[0]) for process in running) / 4
 
 
-def scaling(sequence: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """200 genomes by one worker and by two, beside the machine's scaling on plain arithmetic."""
-    genomes = folder / "genomes"
-    genomes.mkdir()
-    for k in range(200):
-        write_fasta(genomes / f"g{k:03}.fa", sequence[k * 100_000 : (k + 1) * 100_000 - k])
-    few = folder / "few"
+def scaling(sequence: str, case: Case, genomes: int, rounds: int) -> tuple[Row, str]:
+    """Many genomes by one worker and by two, beside the machine's scaling on plain arithmetic."""
+    folder, few = case.folder / "genomes", case.folder / "few"
+    folder.mkdir()
     few.mkdir()
-    for k in range(80):
-        shutil.copy(genomes / f"g{k:03}.fa", few)
-    out = folder / "scaling"
+    for k in range(genomes):
+        write_fasta(folder / f"g{k:03}.fa", sequence[k * 100_000 : (k + 1) * 100_000 - k])
+    for k in range(genomes * 2 // 5):
+        shutil.copy(folder / f"g{k:03}.fa", few)
+    out = case.folder / "scaling"
     times = interleaved(
         {
-            f"{which.name} {jobs}": lambda w=which, j=jobs: whole_command(w, "ctcf", out, j)
-            for which in (few, genomes)
+            f"{which.name} {jobs}": lambda w=which, j=jobs: whole_command(w, case, out, j)
+            for which in (few, folder)
             for jobs in (1, 2)
         },
         rounds,
     )
-    counts = {n: [] for n in (1, 2)}
+    counts: dict[int, list[float]] = {n: [] for n in (1, 2)}
     for _ in range(rounds):
         for n, found in counts.items():
             found.append(arithmetic(n))
     middle = {key: median(value) for key, value in times.items()}
     steady = {n: middle[f"genomes {n}"] - middle[f"few {n}"] for n in (1, 2)}
-    result = {
-        "genomes": 200,
+    result: Row = {
+        "genomes": genomes,
         "steady": steady[1] / steady[2],
         "whole_command": middle["genomes 1"] / middle["genomes 2"],
         "plain_arithmetic": median(counts[2]) / median(counts[1]),
         "seconds": times,
     }
-    print(
-        f"200 genomes, 2 workers over 1: {result['steady']:.2f}x in steady state, "
+    return result, (
+        f"{genomes} genomes, 2 workers over 1: {result['steady']:.2f}x in steady state, "
         f"{result['whole_command']:.2f}x as a whole command; plain arithmetic on this machine: "
         f"{result['plain_arithmetic']:.2f}x"
     )
+
+
+# -- runs -----------------------------------------------------------------------------------------
+
+
+def run(
+    device: str,
+    tell: Callable[[str], object],
+    *,
+    genome: Path,
+    models: Sequence[str] = ("ctcf",),
+    stride: int | None = None,
+    scale: float = 1.0,
+    rounds: int = 3,
+    workers: bool = False,
+    limit: float = float("inf"),
+) -> Row:
+    """Whole runs of models.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+        All cores of the CPU, or the current GPU.
+    tell : callable
+        Is given lines about each result.
+    genome : path
+        FASTA with real sequence.
+    models : bundled names or checkpoint folders
+        Of one bin; ``linear`` is made on the spot.
+    stride : int, optional
+        Of the windows; default: the cards'.
+    scale : float
+        Multiplies the lengths of all sequences.
+    rounds : int
+        Turns of each contestant.
+    workers : bool
+        Whether 200 genomes are predicted by one worker and by two as well, by the first model.
+    limit : float
+        Seconds after which no further round of a model is started; the first is always finished.
+
+    Returns
+    -------
+    dict
+        ``models``: one row each, and ``workers``.
+
+    Raises
+    ------
+    ModelError
+        If a model has several bins, or outputs differ by more than its card's tolerance.
+    """
+    jobs = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    result: Row = {"device": device, "sequence": genome.name, "models": []}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in models:
+            folder = Path(temporary) / str(len(result["models"]))
+            folder.mkdir()
+            model = str(make_linear(folder / LINEAR)) if name == LINEAR else name
+            card = load_model(model).card
+            if card.bins != 1:
+                raise ModelError(f"bench predict: {name} has {card.bins} bins; take one of one bin")
+            case = Case(Path(name).name, model, stride or card.stride, device, jobs, folder)
+            sizes = SIZES[LINEAR if name == LINEAR else device].times(scale)
+            most = max(*sizes.process, *sizes.command, *sizes.naive)
+            sequence = read_sequence(genome, most, Path(temporary))
+            row, lines = measure(case, sequence, sizes, rounds, limit)
+            result["models"].append(row)
+            tell(lines)
+            if workers and "workers" not in result:
+                genomes = max(int(200 * scale), 5)
+                sequence = read_sequence(genome, 100_000 * genomes, Path(temporary))
+                result["workers"], lines = scaling(sequence, case, genomes, rounds)
+                tell(lines)
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with genomes/hs37_chr20")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=["ctcf", "linear", "scaling"])
-    arguments = parser.parse_args()
-    begin = time.perf_counter()
-    text = gzip.decompress((arguments.data / "genomes" / "hs37_chr20.fa.gz").read_bytes()).decode()
-    sequence = text.partition("\n")[2].replace("\n", "")[FIRST:].upper() * 6
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        linear = str(make_linear(folder / "model"))
-        for name, model in (("ctcf", "ctcf"), ("linear", linear)):
-            if arguments.only in (None, name):
-                results[name] = measure(name, model, sequence, folder, arguments.rounds)
-        if arguments.only in (None, "scaling"):
-            results["scaling"] = scaling(sequence, folder, arguments.rounds)
-    print(f"{time.perf_counter() - begin:.0f} s")
-    write_json(arguments.json, results)
-
-
 if __name__ == "__main__":
-    main()
+    from genomepred.cli.bench import main
+
+    main("predict")

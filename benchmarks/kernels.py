@@ -1,41 +1,55 @@
 """Each kernel against eager PyTorch, autocast and torch.compile, and against the machine's limits.
 
-Outputs are compared with the reference before anything is timed; all contestants of a case take
-turns. On a CPU one thread runs the CPU implementations in float32, on a GPU the Triton kernels in
-``--dtype``. Rates of the kernel stand beside what a copy and a matrix product reach in the same
-run; bytes are those that must move (inputs and outputs once), FLOP those of the convolution.
+Outputs are compared with the float64 reference before anything is timed; all contestants of a
+layer take turns. Rates of the kernel stand beside what a copy and a matrix product reach in the
+same run: bytes are those that must move (inputs and outputs once), FLOP those of the convolution.
 
-    python benchmarks/kernels.py [--device cuda] [--dtype fp16] [--rounds 9] [--sizes] [--json FILE]
+    genomepred bench kernels    (or python benchmarks/kernels.py, with the same options)
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import median, write_json
+from genomepred.benchmarks.measure import (
+    DTYPES,
+    Row,
+    ceilings,
+    collect,
+    difference,
+    median,
+    ratios,
+    timed,
+    warmed,
+)
 from genomepred.kernels import cpu
 from genomepred.kernels.bias_act_pool import bias_act_pool, bias_act_pool_reference
-from genomepred.kernels.codes_conv import codes_conv, codes_conv_reference, codes_table
-from genomepred.kernels.conv_block import conv_block, conv_block_reference
+from genomepred.kernels.codes_conv import codes_conv_reference, codes_table
+from genomepred.kernels.conv_block import conv_block_reference
+from genomepred.kernels.dispatch import choose
+from genomepred.models.card import TOLERANCE
+from genomepred.models.fused import Epilogue, FusedConv
 from genomepred.models.layers import OneHot, SameConv1d, channels_last
-from tests.kernels.cases import DTYPES, TOLERANCES, difference
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU}
 ACTIVATIONS["gelu_tanh"] = functools.partial(nn.GELU, approximate="tanh")
 POOLS = {"none": nn.Identity, "floor": functools.partial(nn.MaxPool1d, 2)}
-GPU_FACTOR = 32  # windows on a GPU for one on a CPU
+# Samples on a GPU for one on a CPU: most layers are then several times its level-2 cache.
+GPU_FACTOR = 128
+# All there are, whatever the dispatch would choose.
+IMPLEMENTATIONS = {
+    ("codes_conv", "cpu"): ("kmers",),
+    ("codes_conv", "cuda"): ("triton",),
+    ("conv_block", "cpu"): ("direct", "onednn"),
+    ("conv_block", "cuda"): ("triton", "cudnn"),
+}
+PASS = "one pass"  # the only implementation of what follows a convolution
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,12 @@ class Layer:
     dilation: int = 1
     residual: bool = False
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Zeros left and right that keep the length."""
+        span = self.dilation * (self.width - 1)
+        return span // 2, span - span // 2
+
 
 LAYERS = (
     Layer("first basenji-maize", 10, 3000, 0, 8, 15, "none", "floor"),
@@ -61,9 +81,12 @@ LAYERS = (
     Layer("first two-conv CNN, W=100, convolution alone", 256, 100, 0, 64, 10, "none", "none"),
     Layer("first two-conv CNN, W=200", 128, 200, 0, 64, 10, "gelu_tanh", "floor"),
     Layer("first Optimus 5-prime", 512, 50, 0, 120, 8, "relu", "none"),
-    Layer("block two-conv CNN", 256, 50, 64, 64, 10, "gelu_tanh", "floor"),
+    Layer("block basenji-maize tower", 10, 1500, 8, 16, 5, "gelu_tanh", "floor"),
+    Layer("block two-conv CNN, W=100", 256, 50, 64, 64, 10, "gelu_tanh", "floor"),
     Layer("block Optimus 5-prime", 512, 50, 120, 120, 8, "relu", "none"),
     Layer("block dilated, residual", 16, 512, 64, 64, 3, "gelu", "none", 4, True),
+    Layer("block 256 channels", 2, 512, 256, 256, 5, "gelu_tanh", "floor"),
+    Layer("block 512 channels", 1, 512, 512, 512, 5, "gelu_tanh", "floor"),
     Layer("pass after a convolution", 256, 100, 64, 64, 0, "gelu_tanh", "floor"),
 )
 
@@ -88,11 +111,55 @@ class Eager(nn.Module):
             assert self.conv.bias is not None
             x = x + self.conv.bias[:, None]
         x = self.activation(x)
-        return self.pool(x if residual is None else x + residual)
+        out: Tensor = self.pool(x if residual is None else x + residual)
+        return out
 
 
-def contestants(layer: Layer, device: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor]:
-    """Calls by name, all on the same numbers, and the float64 reference's result."""
+@dataclass(frozen=True)
+class Problem:
+    """A layer and its inputs: ``x`` is codes ``[N, L]`` or, like ``residual``, ``[N, C, L]``."""
+
+    layer: Layer
+    eager: Eager
+    x: Tensor
+    residual: Tensor | None
+
+    @property
+    def after(self) -> tuple[str, float, str]:
+        """Activation, its factor, pool."""
+        return self.layer.activation, 1.0, self.layer.pool
+
+    @property
+    def shift(self) -> Tensor:
+        """Bias, float32 ``[C]``."""
+        assert self.eager.conv.bias is not None
+        return self.eager.conv.bias.detach()
+
+    def first(self, samples: int) -> Problem:
+        """The same for the first samples alone."""
+        residual = None if self.residual is None else self.residual[:samples]
+        return replace(self, x=self.x[:samples], residual=residual)
+
+    def table(self, dtype: torch.dtype) -> Tensor:
+        """Table of a first layer."""
+        return codes_table(self.eager.conv.weight.detach(), n_policy="ones").to(dtype)
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """Weight of a block, ``[K, C_in, C]``."""
+        return self.eager.conv.weight.detach().permute(2, 1, 0).contiguous().to(dtype)
+
+    def rows(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Input and residual, channels-last."""
+        x, residual = (
+            None if value is None else value.transpose(1, 2).contiguous().to(dtype)
+            for value in (self.x, self.residual)
+        )
+        assert x is not None
+        return x, residual
+
+
+def make_problem(layer: Layer, device: str) -> Problem:
+    """Random weights and inputs, the same every time."""
     torch.manual_seed(0)
     eager = Eager(layer).to(device).eval()
     shape = (layer.samples, layer.channels, layer.length)
@@ -102,67 +169,107 @@ def contestants(layer: Layer, device: str, dtype: torch.dtype) -> tuple[dict[str
     else:
         size = (layer.samples, layer.length)
         x = torch.randint(0, 4, size, dtype=torch.uint8, device=device)
-    kernel, reference = _kernel(layer, eager, x, residual, dtype)
-    calls: dict[str, Callable[[], Tensor]] = {"eager": lambda: eager(x, residual)}
-    if layer.width:
+    return Problem(layer, eager, x, residual)
+
+
+def reference(problem: Problem, dtype: torch.dtype) -> Tensor:
+    """Result in float64 of inputs and weights rounded to a type, ``[N, pooled L, C]``."""
+    layer, shift = problem.layer, problem.shift.double()
+    if layer.channels_in == 0:
+        table = problem.table(dtype).double()
+        return codes_conv_reference(problem.x, table, shift, layer.sides, *problem.after)
+    x, residual = problem.rows(dtype)
+    wide = None if residual is None else residual.double()
+    if layer.width == 0:
+        return bias_act_pool_reference(x.double(), shift, wide, *problem.after)[0]
+    weight = problem.weight(dtype).double()
+    place = (layer.sides, layer.dilation)
+    return conv_block_reference(x.double(), weight, shift, wide, *place, *problem.after)[0]
+
+
+# -- contestants ----------------------------------------------------------------------------------
+
+
+def implementations(
+    problem: Problem, device: str, dtype: torch.dtype
+) -> dict[str, Callable[[], Tensor]]:
+    """Calls of our implementations on a device, by name: as a prepared model makes them."""
+    layer, shift = problem.layer, problem.shift
+    x, residual = (problem.x, None) if layer.channels_in == 0 else problem.rows(dtype)
+    if layer.width == 0:
+        return {PASS: lambda: bias_act_pool(x, shift, residual, *problem.after)[0]}
+    operation = "codes_conv" if layer.channels_in == 0 else "conv_block"
+    calls = {}
+    for name in IMPLEMENTATIONS[operation, device]:
+        block = FusedConv(
+            problem.weight(dtype) if layer.channels_in else problem.table(dtype),
+            shift,
+            layer.sides,
+            layer.dilation,
+            Epilogue(*problem.after),
+            reads_codes=layer.channels_in == 0,
+            keeps=False,
+            adds=layer.residual,
+            implementation=name,
+        )
+        calls[name] = functools.partial(_first, block, x, residual, outs=block.empty(x))
+    return calls
+
+
+def _first(block: FusedConv, x: Tensor, residual: Tensor | None, outs: Sequence[Tensor]) -> Tensor:
+    out: Tensor = block(x, residual, outs=outs)[0]
+    return out
+
+
+def chosen(layer: Layer, device: str, dtype: torch.dtype) -> str:
+    """Implementation that a run would use."""
+    if layer.width == 0:
+        return PASS
+    return choose(
+        "conv_block" if layer.channels_in else "codes_conv",
+        torch.device(device),
+        channels_in=layer.channels_in or 4,
+        channels=layer.channels,
+        width=layer.width,
+        dtype=dtype,
+    )
+
+
+def others(
+    problem: Problem, device: str, dtype: torch.dtype, compiled: bool
+) -> dict[str, Callable[[], Any]]:
+    """The same layer as PyTorch computes it."""
+    eager, x, residual = problem.eager, problem.x, problem.residual
+    calls: dict[str, Callable[[], Any]] = {"eager fp32": lambda: eager(x, residual)}
+    if device == "cuda":
+        calls["eager TF32"] = lambda: _in_tf32(lambda: eager(x, residual))
+    if problem.layer.width and device == "cpu":
         last = channels_last(eager)
         calls["eager channels-last"] = lambda: last(x, residual)
-    torch.compiler.reset()
-    compiled = torch.compile(eager, dynamic=False)
-    if device == "cuda":
-        half = torch.float16 if dtype == torch.float32 else dtype
+    given = (x, residual)
+    half = dtype != torch.float32
+    if half:
+        # In a model under autocast a block is given half precision by the block before it.
+        given = tuple(v if v is None or v.dtype == torch.uint8 else v.to(dtype) for v in given)
 
-        def autocast(model: Callable[..., Tensor]) -> Tensor:
-            with torch.autocast("cuda", dtype=half):
-                return model(x, residual)
+    def autocast(model: Callable[..., Tensor]) -> Tensor:
+        with torch.autocast(device, dtype=dtype if half else None, enabled=half):
+            return model(*given)
 
+    if half:
         calls["eager AMP"] = lambda: autocast(eager)
-        calls["compiled AMP"] = lambda: autocast(compiled)
-    else:
-        calls["compiled"] = lambda: compiled(x, residual)
-    if device == "cpu" and layer.channels_in == 0:
-        calls["kernel into a kept buffer"] = _into_buffer(layer, eager, x, kernel())
-    return calls | {"kernel": kernel}, reference
+    if compiled:
+        torch.compiler.reset()
+        options = {"freezing": True} if device == "cpu" else None
+        built = torch.compile(eager, dynamic=False, options=options)
+        calls["compiled"] = lambda: autocast(built)
+    return calls
 
 
-def _into_buffer(layer: Layer, eager: Eager, codes: Tensor, out: Tensor) -> Callable[[], None]:
-    """The CPU kernel without the page faults of a fresh output."""
-    conv, after = eager.conv, (layer.activation, 1.0, layer.pool, "none", 1.0)
-    table = codes_table(conv.weight.detach(), n_policy="ones")
-    assert conv.bias is not None
-    arguments = (codes, table, conv.bias.detach(), conv.sides, *after, out)
-    return functools.partial(cpu.codes_conv, *arguments)
-
-
-def _kernel(
-    layer: Layer, eager: Eager, x: Tensor, residual: Tensor | None, dtype: torch.dtype
-) -> tuple[Callable[[], Tensor], Tensor]:
-    conv, after = eager.conv, (layer.activation, 1.0, layer.pool)
-    assert conv.bias is not None
-    shift = conv.bias.detach()
-
-    def rows(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.transpose(1, 2).contiguous().to(dtype)
-
-    def wide(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.cpu().double()
-
-    if layer.channels_in == 0:
-        table = codes_table(conv.weight.detach(), n_policy="ones").to(dtype)
-        expected = codes_conv_reference(x.cpu(), wide(table), wide(shift), conv.sides, *after)
-        return lambda: codes_conv(x, table, shift, conv.sides, *after), expected
-    x, residual = rows(x), rows(residual)
-    if layer.width == 0:
-        (expected,) = bias_act_pool_reference(wide(x), wide(shift), wide(residual), *after)
-        return lambda: bias_act_pool(x, shift, residual, *after)[0], expected
-    weight = conv.weight.detach().permute(2, 1, 0).contiguous().to(dtype)
-    (expected,) = conv_block_reference(
-        *(wide(x), wide(weight), wide(shift), wide(residual), conv.sides, layer.dilation, *after)
-    )
-    call = functools.partial(
-        conv_block, x, weight, shift, residual, conv.sides, layer.dilation, *after
-    )
-    return lambda: call()[0], expected
+def _in_tf32(call: Callable[[], Tensor]) -> Tensor:
+    """What PyTorch does by default where nobody asked for float32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        return call()
 
 
 def work(layer: Layer, size: int) -> tuple[int, int]:
@@ -175,117 +282,146 @@ def work(layer: Layer, size: int) -> tuple[int, int]:
     return inputs + pooled * layer.channels * size, flop
 
 
-def timed(
-    calls: dict[str, Callable[[], Any]], device: str, rounds: int, least: float = 0.002
-) -> dict[str, float]:
-    """Median seconds of one call of each, the calls taking turns of at least ``least`` seconds.
-
-    On a CPU seconds of this process, which has one busy thread: on a shared machine the wall
-    clock measures the others.
-    """
-    clock = time.process_time if device == "cpu" else time.perf_counter
-
-    def turn(call: Callable[[], Any], times: int) -> float:
-        begin = clock()
-        for _ in range(times):
-            call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (clock() - begin) / times
-
-    for call in calls.values():
-        turn(call, 3)
-    times = {name: max(int(least / turn(call, 3)), 1) for name, call in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            seconds[name].append(turn(call, times[name]))
-    return {name: median(values) for name, values in seconds.items()}
-
-
-def ceilings(device: str, dtype: torch.dtype, moved: int, rounds: int) -> tuple[float, float]:
-    """Bytes/s (read plus written) of copying ``moved`` bytes, FLOP/s of a matrix product."""
-    source = torch.ones(max(moved // 2, 1), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    side = 8192 if device == "cuda" else 1024
-    a = torch.randn(side, side, device=device).to(dtype)
-    product = torch.empty_like(a)
-    calls = {"copy": lambda: target.copy_(source), "matmul": lambda: torch.mm(a, a, out=product)}
-    seconds = timed(calls, device, rounds)
-    return 2 * source.numel() / seconds["copy"], 2 * side**3 / seconds["matmul"]
-
-
-def measure(layer: Layer, device: str, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    calls, expected = contestants(layer, device, dtype)
-    assert difference(calls["kernel"](), expected) <= TOLERANCES[dtype]
-    eager = calls["eager"]().transpose(1, 2)
-    assert difference(eager, expected) <= max(TOLERANCES[dtype], 1e-5)
-    seconds = timed(calls, device, rounds)
+def measure(layer: Layer, device: str, dtype_name: str, rounds: int, compiled: bool) -> Row:
+    """Times and rates of one layer, or by how much its outputs differ."""
+    dtype, ours = DTYPES[dtype_name], chosen(layer, device, DTYPES[dtype_name])
+    problem = make_problem(layer, device)
+    calls = implementations(problem, device, dtype)
+    few = problem.first(2)
+    expected = reference(few, dtype)
+    differs = {
+        name: difference(call(), expected)
+        for name, call in implementations(few, device, dtype).items()
+    }
+    # All samples, against PyTorch, whose inputs and weights are not rounded: twice the tolerance.
+    plain = problem.eager(problem.x, problem.residual).transpose(1, 2)
+    whole = {name: difference(call(), plain) / 2 for name, call in calls.items()}
+    worst = max(*differs.values(), *whole.values())
+    row: Row = {"chosen": ours, "differences": differs}
+    if worst > TOLERANCE[dtype_name]:
+        return row | {"differs": worst}
+    del plain
+    working, failed = warmed(others(problem, device, dtype, compiled))
+    seconds = timed(working | calls, device, rounds)
     moved, flop = work(layer, dtype.itemsize)
     copy, matmul = ceilings(device, dtype, moved, rounds)
-    kernel = seconds["kernel"]
-    return {
-        **asdict(layer),
-        "microseconds": {name: round(value * 1e6, 2) for name, value in seconds.items()},
-        "times_as_fast_as": {n: round(s / kernel, 2) for n, s in seconds.items() if n != "kernel"},
-        "gigabytes_per_second": {"kernel": moved / kernel / 1e9, "copy": copy / 1e9},
-        "gigaflop_per_second": {"kernel": flop / kernel / 1e9, "matmul": matmul / 1e9},
+    taken = median(seconds[ours])
+    return row | {
+        "microseconds": {name: median(times) * 1e6 for name, times in seconds.items()},
+        "times_as_fast_as": ratios(seconds, ours),
+        "not_run": failed,
+        "gigabytes_per_second": {"kernel": moved / taken / 1e9, "copy": copy / 1e9},
+        "gigaflop_per_second": {"kernel": flop / taken / 1e9, "matmul": matmul / 1e9},
         # A first layer adds table rows; only a block has to multiply.
-        "roofline": max(moved / copy, flop / matmul if layer.channels_in else 0) / kernel,
+        "roofline": max(moved / copy, flop / matmul if layer.channels_in else 0) / taken,
     }
 
 
-def group_sizes(rounds: int) -> Iterator[dict[str, Any]]:
+# -- runs -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def run(
+    device: str,
+    tell: Callable[[str], object],
+    *,
+    dtypes: Sequence[str] = (),
+    only: Sequence[str] = (),
+    compiled: bool = False,
+    rounds: int = 9,
+    limit: float = float("inf"),
+) -> Row:
+    """All layers in all types.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+        One thread of the CPU, or the current GPU.
+    tell : callable
+        Is given lines about each result.
+    dtypes : names of types, optional
+        Default: ``fp32``; on a GPU all that it has.
+    only : texts, optional
+        Only layers whose names contain one of them.
+    compiled : bool
+        Whether ``torch.compile`` takes part.
+    rounds : int
+        Turns of each contestant.
+    limit : float
+        Seconds after which nothing further is started.
+
+    Returns
+    -------
+    dict
+        ``layers``: one row a type and layer, see :func:`genomepred.benchmarks.measure.collect`.
+    """
+    layers = [x for x in LAYERS if not only or any(text in x.name for text in only)]
+    if device == "cuda":
+        layers = [replace(layer, samples=layer.samples * GPU_FACTOR) for layer in layers]
+    jobs = (
+        (
+            {"dtype": name} | asdict(layer),
+            functools.partial(measure, layer, device, name, rounds, compiled),
+        )
+        for name in dtypes or default_dtypes(device)
+        for layer in layers
+    )
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        rows = collect(jobs, lambda row: tell(describe(row)), limit)
+    return {"device": device, "rounds": rounds, "layers": rows}
+
+
+def default_dtypes(device: str) -> tuple[str, ...]:
+    """Types that are worth measuring on a device."""
+    if device == "cpu":
+        return ("fp32",)
+    # Before sm_80 bfloat16 is emulated, and our kernels refuse it.
+    wide = torch.cuda.get_device_capability() >= (8, 0)
+    return ("fp16", "fp32", "bf16") if wide else ("fp16", "fp32")
+
+
+def describe(row: Row) -> str:
+    """A few lines of text about a row."""
+    title = f"{row['dtype']} {row['name']}"
+    for why in ("left_out", "failed", "differs"):
+        if why in row:
+            return f"{title}: {why.replace('_', ' ')}: {row[why]}"
+    ours = row["chosen"]
+    faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["times_as_fast_as"].items())
+    return (
+        f"{title}: {ours} {row['microseconds'][ours]:,.1f} us, "
+        f"{row['gigabytes_per_second']['kernel']:.1f} GB/s, "
+        f"{row['gigaflop_per_second']['kernel']:,.0f} GFLOP/s, {row['roofline']:.0%} of the limit\n"
+        f"  times as fast as: {faster}"
+    )
+
+
+@torch.no_grad()
+def group_sizes(rounds: int) -> Iterator[Row]:
     """Time of the CPU's first layers by taps a group: the measurement behind the default."""
     for layer in LAYERS:
         if layer.channels_in or layer.pool == "none":
             continue
         codes = torch.randint(0, 4, (layer.samples, layer.length), dtype=torch.uint8)
         table, shift = torch.randn(layer.width, 5, layer.channels), torch.zeros(layer.channels)
-        sides = ((layer.width - 1) // 2, layer.width // 2)
         out = torch.empty(layer.samples, layer.length, layer.channels)
-        plain = (codes, table, shift, sides, "none", 1.0, "none", "none", 1.0, out)
-        calls = {str(n): functools.partial(cpu.codes_conv, *plain, n) for n in range(1, 6)}
-        seconds = timed(calls, "cpu", rounds)
+        plain = (codes, table, shift, layer.sides, "none", 1.0, "none", "none", 1.0, out)
+        calls = {
+            str(n): functools.partial(cpu.codes_conv, *plain, cpu.pack_codes(table, shift, n))
+            for n in range(1, 6)
+        }
+        seconds = timed(warmed(calls)[0], "cpu", rounds)
         yield {
             "name": layer.name,
             "default": cpu.kmer_size(layer.width, layer.channels),
             "nanoseconds_a_position_by_taps_a_group": {
-                name: value / layer.samples / layer.length * 1e9 for name, value in seconds.items()
+                name: median(times) / layer.samples / layer.length * 1e9
+                for name, times in seconds.items()
             },
         }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: fp32 on CPU, fp16 on GPU")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--sizes", action="store_true", help="taps a group on a CPU, instead")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    if options.sizes:
-        sizes = list(group_sizes(options.rounds))
-        for row in sizes:
-            print(row)
-        write_json(options.json, {"sizes": sizes})
-        return
-    dtype = DTYPES[options.dtype or ("fp32" if options.device == "cpu" else "fp16")]
-    results = []
-    for layer in LAYERS:
-        if options.device == "cuda":
-            grown = asdict(layer) | {"samples": layer.samples * GPU_FACTOR}
-            layer = Layer(**grown)  # noqa: PLW2901
-        results.append(measure(layer, options.device, dtype, options.rounds))
-        row = results[-1]
-        print(
-            f"{row['name']}: {row['microseconds']['kernel']} us, {row['roofline']:.0%} of the limit"
-        )
-        print(f"  as fast as: {row['times_as_fast_as']}")
-    write_json(options.json, {"dtype": str(dtype), "layers": results})
-
-
 if __name__ == "__main__":
-    main()
+    from genomepred.cli.bench import main
+
+    main("kernels")

@@ -1,4 +1,4 @@
-"""What all benchmarks share: interleaved timing, and a description of the machine."""
+"""What all benchmarks share: timing in turns, limits of the machine, and its description."""
 
 from __future__ import annotations
 
@@ -8,35 +8,75 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from genomepred import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PACKAGES = ("torch", "triton", "numpy", "numba", "h5py")
+# A turn of a contestant lasts at least so long; shorter calls are repeated.
+_LEAST = {"cpu": 0.002, "cuda": 0.02}
+
+
+# -- the machine ----------------------------------------------------------------------------------
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, versions and commit of this measurement."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
-    return {
-        "cpu": cpu,
+    """Processor, cores, GPU, versions and commit of this measurement."""
+    found: dict[str, Any] = {
+        "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "numba", "h5py")},
+        **{name: _version(name) for name in _PACKAGES},
+        "genomepred": __version__,
         "commit": _commit(),
         "date": date.today().isoformat(),
     }
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = f"{properties.name} sm_{major}{minor}"
+        found["gpu_gib"] = round(properties.total_memory / 2**30, 1)
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _processor() -> str:
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if "model name" in line:
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def _commit() -> str:
+    """Commit of the checkout; an installed package has none, whatever repository it lies in."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except OSError:  # no git here
+        return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+# -- time -----------------------------------------------------------------------------------------
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -50,9 +90,187 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     return seconds
 
 
-def median(seconds: list[float]) -> float:
+def median(seconds: Sequence[float]) -> float:
     """Median of one call's times."""
     return statistics.median(seconds)
+
+
+def timed(
+    calls: Mapping[str, Callable[[], Any]], device: str, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of one call of each in each round, short calls repeated within their turn.
+
+    Each has been called before, so that nothing is compiled here. On a CPU these are seconds of
+    this process, which has one busy thread: on a shared machine the wall clock measures others.
+    """
+    clock = time.process_time if device == "cpu" else time.perf_counter
+
+    def turn(call: Callable[[], Any], times: int) -> float:
+        begin = clock()
+        for _ in range(times):
+            call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (clock() - begin) / times
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    times = {name: int(_LEAST[device] / max(turn(c, 1), 1e-7)) for name, c in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            seconds[name].append(turn(call, max(times[name], 1)))
+    return seconds
+
+
+def graphed(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same call as one launch of a CUDA graph; its tensors must stay where they are."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+# -- rows of results ------------------------------------------------------------------------------
+
+Row = dict[str, Any]
+
+
+def collect(
+    jobs: Iterable[tuple[Row, Callable[[], Row]]],
+    tell: Callable[[Row], object],
+    limit: float = float("inf"),
+) -> list[Row]:
+    """Results of jobs one after the other, each row told as soon as it is there.
+
+    Parameters
+    ----------
+    jobs : iterable of (row, callable)
+        What names the job, and what measures the rest of its row.
+    tell : callable
+        Is given each row.
+    limit : float
+        Seconds after which no further job is started.
+
+    Returns
+    -------
+    list of dict
+        A row without times says why: ``left_out``, ``failed``, or ``differs`` where outputs did
+        not match.
+    """
+    rows, begin = [], time.monotonic()
+    for about, job in jobs:
+        if time.monotonic() - begin > limit:
+            row = about | {"left_out": f"the limit of {limit:g} s was reached"}
+        else:
+            try:
+                row = about | job()
+            except torch.cuda.OutOfMemoryError:
+                row = about | {"left_out": "does not fit into the memory of the GPU"}
+            except Exception as error:
+                # One kernel that fails on a new GPU must not take the results of the others along.
+                row = about | {"failed": reason(error)}
+        tell(row)
+        rows.append(row)
+    return rows
+
+
+def reason(error: Exception) -> str:
+    """First line of an error, short."""
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0]}"[:300]
+
+
+def warmed(
+    calls: Mapping[str, Callable[[], Any]],
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """The calls that work, each made once so that it is compiled, and why others do not."""
+    working, failed = {}, {}
+    for name, call in calls.items():
+        try:
+            call()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # no C++ compiler, or a GPU that torch.compile does not know
+            failed[name] = reason(error)
+        else:
+            working[name] = call
+    return working, failed
+
+
+def ratios(seconds: Mapping[str, Sequence[float]], ours: str) -> dict[str, float]:
+    """How many times as fast as each other contestant ours is: medians of the rounds' own."""
+    return {
+        name: median([b / a for a, b in zip(seconds[ours], times, strict=True)])
+        for name, times in seconds.items()
+        if name != ours
+    }
+
+
+# -- limits ---------------------------------------------------------------------------------------
+
+
+def ceilings(device: str, dtype: torch.dtype, moved: int, rounds: int) -> tuple[float, float]:
+    """Bytes/s (read plus written) of copying ``moved`` bytes, FLOP/s of a matrix product.
+
+    On a CPU the product is also computed as a 1x1 convolution by oneDNN, and the faster counts:
+    one core of an AMD EPYC reached 102 GFLOP/s by ``torch.mm`` of any size, and 210 by oneDNN.
+    """
+    source = torch.ones(max(moved // 2, 1), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    side = 8192 if device == "cuda" else 512
+    a = torch.randn(side, side, device=device).to(dtype)
+    product = torch.empty_like(a)
+    calls: dict[str, Callable[[], Any]] = {
+        "copy": lambda: target.copy_(source),
+        "mm": lambda: torch.mm(a, a, out=product),
+    }
+    flop = {"mm": 2 * side**3}
+    if device == "cpu":
+        image = torch.randn(64, 1, 64, 128).to(dtype).permute(0, 3, 1, 2)  # channels-last
+        weight = torch.randn(128, 128, 1, 1).to(dtype)
+        calls["convolution"] = lambda: torch.nn.functional.conv2d(image, weight)
+        flop["convolution"] = 2 * 64 * 64 * 128**2
+    working, _ = warmed(calls)  # not every library multiplies every type
+    # The best round of each: a limit is what the machine can do.
+    seconds = {name: min(times) for name, times in timed(working, device, rounds).items()}
+    rates = [flop[name] / taken for name, taken in seconds.items() if name in flop]
+    return 2 * source.numel() / seconds["copy"], max(rates)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest |difference| / (1 + |expected|); infinite where only one is finite."""
+    wide = expected.double()
+    relative = (found.to(wide.device).double() - wide).abs() / (1 + wide.abs())
+    return float(relative.nan_to_num(nan=float("inf")).max()) if wide.numel() else 0.0
+
+
+def device_type(name: str) -> str:
+    """``cpu`` or ``cuda`` of a device's name, the GPU made current and CPU threads set to one.
+
+    Raises
+    ------
+    DeviceError
+        If the name is unknown or the device is not there.
+    """
+    from genomepred.inference.engine import find_device
+
+    device = find_device(name)
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device.type
 
 
 def write_json(path: Path | None, results: Mapping[str, Any]) -> None:

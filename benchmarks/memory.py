@@ -18,10 +18,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.end_to_end import make_linear
-from benchmarks.measure import write_json
+from genomepred.benchmarks.end_to_end import make_linear
+from genomepred.benchmarks.measure import write_json
 
 LIMIT = 1.5e9
 

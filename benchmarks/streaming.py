@@ -13,7 +13,6 @@ import argparse
 import gzip
 import mmap
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from itertools import pairwise
@@ -26,9 +25,7 @@ import pysam
 from isal import igzip_lib
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import interleaved, median, write_json
+from genomepred.benchmarks.measure import interleaved, median, write_json
 from genomepred.sequences.decode import decode
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.scan import scan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,21 @@ settings.register_profile("genomepred", deadline=None)
 settings.load_profile("genomepred")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``gpu`` are skipped without one, but for those that can be tried on a CPU."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    tried = os.environ.get("GENOMEPRED_DEVICE") == "cpu" and "tests/gpu/" in item.nodeid
+    if not tried and not _has_gpu():
+        pytest.skip("needs a CUDA device, and torch sees none here")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")

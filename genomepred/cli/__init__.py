@@ -32,6 +32,7 @@ _COMMANDS = {
     "evaluate": "genomepred.cli.train",
     "sweep": "genomepred.cli.train",
     "explain": "genomepred.cli.explain",
+    "bench": "genomepred.cli.bench",
     "doctor": "genomepred.cli.doctor",
 }
 

@@ -110,23 +110,3 @@ def test_what_does_not_fit_the_pass_is_refused(changes: dict[str, Any], message:
     arguments: dict[str, Any] = {"x": X, "shift": torch.zeros(3), "residual": None}
     with pytest.raises(ValueError, match=message):
         bias_act_pool(**arguments | changes)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("row", cases.pairwise(cases.BLOCK_AXES), ids=cases.label)
-def test_block_on_gpu_agrees_with_reference(row: cases.Row) -> None:
-    from tests.kernels import launches
-
-    problem = cases.block_problem(row, "cuda")
-    launches.launch_block(problem, "cuda")
-    problem.check(conv_block(**problem.arguments))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("row", cases.pairwise(cases.RESIDUAL_AXES), ids=cases.label)
-def test_pointwise_on_gpu_agrees_with_reference(row: cases.Row) -> None:
-    from tests.kernels import launches
-
-    problem = cases.pointwise_problem(row, "cuda")
-    launches.launch_pointwise(problem, "cuda")
-    problem.check(bias_act_pool(**problem.arguments))

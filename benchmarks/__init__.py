@@ -1,0 +1,1 @@
+"""Benchmarks, imported as ``genomepred.benchmarks``: one file a question."""
