@@ -150,24 +150,25 @@ def _multiply(
     shift: Any,
     width: Any,
     out: Any,
+    out_row: Any,
     positions: Any,
     vectors: Any,
 ) -> Any:
     """A convolution at literally many positions, its sums kept in vector registers.
 
-    ``out[p * width:][:n] = shift[:n] + sum over k, c of x[p * row + k * tap_step + c] *
+    ``out[p * out_row:][:n] = shift[:n] + sum over k, c of x[p * row + k * tap_step + c] *
     weight[(k * channels_in + c) * width:][:n]`` with ``n = 16 * vectors``. Arrays are given by
     their float32 addresses, so that one compilation serves all layouts.
     """
     if not isinstance(positions, types.IntegerLiteral):
         return None
     whole = types.intp
-    signature = types.void(*(9 * [whole]), positions, vectors)
+    signature = types.void(*(10 * [whole]), positions, vectors)
     vector = ir.VectorType(ir.FloatType(), WIDE)
     counts = positions.literal_value, vectors.literal_value
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, row, taps, tap_step, channels_in, weight, shift, width, out = args[:9]
+        x, row, taps, tap_step, channels_in, weight, shift, width, out, out_row = args[:10]
         x, weight, shift, out = (
             builder.inttoptr(address, ir.FloatType().as_pointer())
             for address in (x, weight, shift, out)
@@ -216,7 +217,7 @@ def _multiply(
                         total = builder.call(fma, [value, columns[v], total])
                         builder.store(total, sums[p, v])
         for p, v in each:
-            place = builder.add(builder.mul(width, constant(p)), constant(v * WIDE))
+            place = builder.add(builder.mul(out_row, constant(p)), constant(v * WIDE))
             builder.store(builder.load(sums[p, v]), at(out, place)).align = 4
         return context.get_dummy_value()
 
@@ -593,7 +594,8 @@ def bias_act_pool(
 def _multiplied(positions: int, vectors: int) -> Any:
     """Function that convolves ``count`` positions, 16 * ``vectors`` channels, by addresses.
 
-    The last positions are computed twice rather than one by one: by the same sums.
+    ``row`` values lie between what two positions see first, ``out_row`` between their results. The
+    last positions are computed twice rather than one by one: by the same sums.
     """
 
     @njit(nogil=True, cache=True)
@@ -607,28 +609,37 @@ def _multiplied(positions: int, vectors: int) -> Any:
         shift: int,
         width: int,
         out: int,
+        out_row: int,
         count: int,
     ) -> None:
-        for begin in range(0, count, positions):
+        t, s, n, w, b, r = taps, tap_step, channels_in, weight, shift, out_row
+        p = 0
+        while p < count:
             if count >= positions:
-                p = min(begin, count - positions)
-                a, o = x + 4 * p * row, out + 4 * p * width
-                _multiply(
-                    a, row, taps, tap_step, channels_in, weight, shift, width, o, positions, vectors
-                )
+                p = min(p, count - positions)
+                a, o = x + 4 * p * row, out + 4 * p * out_row
+                _multiply(a, row, t, s, n, w, b, width, o, r, positions, vectors)
+                p += positions
+            elif count - p >= 4:
+                a, o = x + 4 * p * row, out + 4 * p * out_row
+                _multiply(a, row, t, s, n, w, b, width, o, r, 4, vectors)
+                p += 4
             else:
-                for p in range(count):
-                    a, o = x + 4 * p * row, out + 4 * p * width
-                    _multiply(
-                        a, row, taps, tap_step, channels_in, weight, shift, width, o, 1, vectors
-                    )
+                a, o = x + 4 * p * row, out + 4 * p * out_row
+                _multiply(a, row, t, s, n, w, b, width, o, r, 1, vectors)
+                p += 1
 
     return multiply
 
 
 # As many sums as there are registers, but for those of the weights.
 _by_64, _by_32, _by_16 = _multiplied(6, 4), _multiplied(14, 2), _multiplied(28, 1)
-_POSITIONS = 84  # that are computed at once by all three
+
+
+@njit(nogil=True, cache=True)
+def _positions(width: int) -> int:
+    """Positions that are best computed at once: an even multiple of what the registers hold."""
+    return 12 if width >= 64 else 28
 
 
 @njit(nogil=True, cache=True)
@@ -642,6 +653,7 @@ def _multiply_tile(
     shift: int,
     width: int,
     out: int,
+    out_row: int,
     count: int,
 ) -> None:
     """Convolution at ``count`` positions, all ``width`` channels (a multiple of 16)."""
@@ -649,13 +661,13 @@ def _multiply_tile(
     while column < width:
         w, b, o = weight + 4 * column, shift + 4 * column, out + 4 * column
         if width - column >= 64:
-            _by_64(x, row, taps, tap_step, channels_in, w, b, width, o, count)
+            _by_64(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
             column += 64
         elif width - column >= 32:
-            _by_32(x, row, taps, tap_step, channels_in, w, b, width, o, count)
+            _by_32(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
             column += 32
         else:
-            _by_16(x, row, taps, tap_step, channels_in, w, b, width, o, count)
+            _by_16(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
             column += 16
 
 
@@ -690,41 +702,57 @@ def _conv_block(
     out: Any,
     kept: Any,
 ) -> None:
-    """``residual`` and ``kept`` of length 0 mean that there is none."""
+    """``residual`` and ``kept`` of length 0 mean that there is none.
+
+    Of samples with few positions a tile takes many, and convolves all at one position at a time.
+    """
     samples, rows_in, channels_in = x.shape
     taps, _, width = weight.shape
-    channels, span = out.shape[2], dilation * (taps - 1) + 1
+    span, best = dilation * (taps - 1) + 1, _positions(width)
     length = rows_in + left + right - span + 1
-    tile = np.empty((max(TILE_VALUES // width // _POSITIONS, 1) * _POSITIONS, width), np.float32)
-    padded = np.empty((len(tile) + span - 1, channels_in), np.float32)
+    tile = np.empty((max(TILE_VALUES // width // best, 1) * best, width), np.float32)
+    group = len(tile) // length if length * best <= len(tile) else 1
+    padded = np.empty((group * (min(length, len(tile)) + span - 1), channels_in), np.float32)
+    results, channels = out.shape[1], out.shape[2]
+    flat_out, flat_kept = out.reshape(-1), kept.reshape(-1)
     whole = pool == _NO_POOL and width == channels and not len(residual)  # no copy is needed
-    for sample in range(samples):
+    w, b = np.intp(weight.ctypes.data), np.intp(shift.ctypes.data)
+    for sample in range(0, samples, group):
+        n = min(group, samples - sample)
         for first in range(0, length, len(tile)):
             count = min(len(tile), length - first)
             start, end = first, first + count
             if pool != _NO_POOL:
-                start, end = first // 2, (first + count + 1) // 2
-            rows = out[sample, start:end]
-            work = rows if whole else tile[:count]
-            begin = first - left
-            if begin < 0 or begin + count + span - 1 > rows_in:
-                _padded_rows(x[sample], begin, padded[: count + span - 1])
-                source, row = np.intp(padded.ctypes.data), channels_in
+                start, end = first // 2, min((first + count + 1) // 2, results)
+            last = (sample + n - 1) * results + end
+            rows = slice((sample * results + start) * channels, last * channels)
+            begin, needed = first - left, count + span - 1
+            if begin < 0 or begin + needed > rows_in:
+                for i in range(n):
+                    _padded_rows(x[sample + i], begin, padded[i * needed : (i + 1) * needed])
+                source, row, apart = np.intp(padded.ctypes.data), channels_in, needed * channels_in
             else:
                 source = np.intp(x.ctypes.data) + sample * x.strides[0] + begin * x.strides[1]
-                row = x.strides[1] // 4
-            _multiply_tile(
-                *(source, row, taps, dilation * row, channels_in, np.intp(weight.ctypes.data)),
-                *(np.intp(shift.ctypes.data), width, np.intp(work.ctypes.data), count),
-            )
-            _activate(work.reshape(-1), activation, factor)
-            if len(residual):
-                _add_tile(residual[sample, first : first + count], tile)
-            if not whole:
-                _pool(tile, count, pool, rows)
+                row, apart = x.strides[1] // 4, x.strides[0] // 4
+            work = flat_out[rows] if whole else tile[: n * count].reshape(-1)
+            to, step = np.intp(work.ctypes.data), dilation * row
+            if group == 1:
+                _multiply_tile(source, row, taps, step, channels_in, w, b, width, to, width, count)
+            else:
+                for p in range(count):
+                    at, o = source + 4 * p * row, to + 4 * p * width
+                    between = count * width
+                    _multiply_tile(at, apart, taps, step, channels_in, w, b, width, o, between, n)
+            _activate(work, activation, factor)
+            for i in range(n if len(residual) else 0):
+                of_sample = tile[i * count : (i + 1) * count]
+                _add_tile(residual[sample + i, first : first + count], of_sample)
+            for i in range(0 if whole else n):
+                of_sample = tile[i * count : (i + 1) * count]
+                _pool(of_sample, count, pool, out[sample + i, start:end])
             if len(kept):
-                _copy(rows.reshape(-1), kept[sample, start:end].reshape(-1))
-            _activate(rows.reshape(-1), next_activation, next_factor)
+                _copy(flat_out[rows], flat_kept[rows])
+            _activate(flat_out[rows], next_activation, next_factor)
 
 
 class Packed(NamedTuple):
