@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import ROOT, interleaved, median, write_json
 from genomepred import Genome
-from genomepred.inference.engine import Block, Engine, Numerics, compute_batch
+from genomepred.inference.engine import Block, Engine, Numerics, compute_batch, resolve_kernels
 from genomepred.inference.overlap_choice import choose_blocks
 from genomepred.inference.overlap_work import multiply_adds, phases_of
 from genomepred.models import build
@@ -110,10 +110,11 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
     blocks = choose_blocks(model, geometry, "cpu", "share", full)
     assert blocks is not None
     batch = compute_batch(model.window, "cpu", model.bins)
+    kernels = resolve_kernels(model, "auto", CPU, "fp32")
     numerics = {
-        "eager": Numerics("fp32", "eager", batch, "forward"),
-        "prepared": Numerics("fp32", "onednn", batch, "forward"),
-        "shared": Numerics("fp32", "onednn", blocks.windows, "forward", "share"),
+        "eager": Numerics("fp32", "reference", batch, "forward"),
+        "prepared": Numerics("fp32", kernels, batch, "forward"),
+        "shared": Numerics("fp32", kernels, blocks.windows, "forward", "share"),
     }
     engines = {
         form: Engine(model, model.card, geometry, chosen, CPU) for form, chosen in numerics.items()

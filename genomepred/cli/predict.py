@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,14 @@ def _run_options(command: Command) -> Command:
             show_default=True,
             help="share: convolve a base once for all windows that see it; naive: every window by "
             "itself; auto: share where that is clearly faster.",
+        ),
+        click.option(
+            "--kernels",
+            type=click.Choice(["auto", "triton", "cudnn", "cpu", "reference"]),
+            default="auto",
+            show_default=True,
+            help="What computes convolutions. auto: for each the fastest known for the device "
+            "(`genomepred doctor` tells); reference: the model as written.",
         ),
         click.option(
             "--store-dtype",
@@ -215,14 +224,21 @@ def plan(as_json: bool, **fields: Any) -> None:
             )
     numerics_ = estimate.numerics
     click.echo(
-        f"{numerics_.precision}, {numerics_.form} form, batches of {numerics_.compute_batch} "
-        f"windows, {estimate.workers} workers\n{_overlap(estimate)}\n"
+        f"{numerics_.precision}, batches of {numerics_.compute_batch} windows, "
+        f"{estimate.workers} workers\nkernels: {_counted(numerics_.kernels)}\n"
+        f"{_overlap(estimate)}\n"
         f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk and {estimate.seconds:,.0f} s "
         f"({estimate.bases_per_second:,.0f} bases/s), start-up not included"
     )
     if estimate.samples:
         click.echo("the stride leaves bases between windows: this samples the genome")
     _refuse_unreadable(estimate)
+
+
+def _counted(kernels: str) -> str:
+    """Neighbours of one name as one: ``kmers, 3 direct``."""
+    groups = [(name, len(list(same))) for name, same in groupby(kernels.split(","))]
+    return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
 
 
 def _overlap(estimate: Estimate) -> str:

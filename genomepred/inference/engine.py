@@ -24,17 +24,15 @@ from torch import Tensor, nn
 from genomepred.errors import DeviceError, ModelError, PrecisionError
 from genomepred.inference.overlap_choice import Blocks, share
 from genomepred.inference.overlap_work import multiply_adds
+from genomepred.kernels.dispatch import obstacle
 from genomepred.models.card import Card
-from genomepred.models.fused import prepare
+from genomepred.models.fused import kernels_of, prepare
 from genomepred.sequences.grid import Geometry
 
 STRANDS = ("forward", "reverse", "mean", "each")
-PRECISIONS = ("fp32", "fp16", "bf16")
-# Forms of a model on each type of device, the default first.
-FORMS = {
-    "cpu": ("onednn", "eager", "conv2d", "compiled"),
-    "cuda": ("conv2d", "eager", "compiled"),
-}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# What Numerics.kernels may say beside the kernels of a prepared model.
+REFERENCE, COMPILED = "reference", "compiled"
 
 # Bases of one compute batch. CPU: on the two-convolution CNN at W = 100, one thread, batches of
 # 64 / 128 / 256 / 512 windows took 88 / 64 / 45 / 66 us a window (activations leave the cache).
@@ -50,8 +48,10 @@ _BATCH_BASES_IN_BINS = 8_192
 # 5e10 multiply-adds a second is what one AVX-512 core reaches. Counted, not timed, so that equal
 # runs decide alike.
 PROBE_FROM_MULTIPLY_ADDS = 6e12
-# A form replaces a simpler one only where it is clearly faster, so that noise decides nothing.
+# Kernels replace those before them only where clearly faster, so that noise decides nothing.
 _PROBE_MARGIN = 1.15
+# Calls before a CUDA graph is recorded: libraries choose algorithms and allocate in the first.
+_WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,11 @@ class Numerics:
     ----------
     precision : {"fp32", "fp16", "bf16"}
         Type of convolutions and matrix products; accumulation and activation stay in float32.
-    form : {"eager", "conv2d", "onednn", "compiled"}
-        The model as written; with (1, K) channels-last convolutions; with those and their
-        activations as single calls of oneDNN; the channels-last form compiled.
+    kernels : str
+        What the blocks of the prepared model are computed by, in order, as
+        :func:`genomepred.models.fused.kernels_of` tells: ``kmers,direct,onednn``, or ``torch``
+        if no block has a kernel of ours. Otherwise ``reference``, the model as written, or
+        ``compiled``, the prepared model without kernels of ours by ``torch.compile``.
     compute_batch : int
         Windows of every call of the model.
     strand : {"forward", "reverse", "mean", "each"}
@@ -75,7 +77,7 @@ class Numerics:
     """
 
     precision: str
-    form: str
+    kernels: str
     compute_batch: int
     strand: str
     overlap: str = "naive"
@@ -181,7 +183,7 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.deterministic = True
-        self._model = _in_form(model.to(device).eval(), numerics.form, device)
+        self._model = _with_kernels(model.to(device).eval(), numerics, device)
         self._activation = activation_function(card.activation)
         self._reverse_tracks = (
             torch.tensor(card.reverse_tracks, device=device) if card.reverse_tracks else None
@@ -195,8 +197,11 @@ class Engine:
         self._buffer = torch.full(shape, 4, dtype=torch.uint8, device=device)
         self._offsets = torch.arange(geometry.window, device=device)
         self._warm = False
+        self._graph: torch.cuda.CUDAGraph | None = None
         self.tracks = len(card.tracks) * (2 if numerics.strand == "each" else 1)
         self._check_output_shape()
+        if device.type == "cuda" and numerics.kernels not in (REFERENCE, COMPILED):
+            self._record()
 
     def _check_output_shape(self) -> None:
         found = tuple(self._predict_buffer().shape)
@@ -207,6 +212,30 @@ class Engine:
                 f"promises {list(wanted)}; correct the card or the model"
             )
         self._warm = True
+
+    def _record(self) -> None:
+        """Record a compute batch as a CUDA graph: hundreds of small launches become one.
+
+        As torch's notes on CUDA graphs ask: warmed up on the side stream that records, and nothing
+        in it waits for the host or needs memory whose address changes. Windows go in by the
+        buffer, predictions come out in a tensor that the next replay overwrites.
+        """
+        try:
+            current = torch.cuda.current_stream(self.device)
+            side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(side):  # left in any case, also by a recording that fails
+                side.wait_stream(current)
+                for _ in range(_WARM_UP_CALLS):
+                    self._predict_buffer()
+                current.wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=side):
+                    self._recorded = self._predict_buffer()
+        except Exception as error:  # a module of the user's own that waits for the host
+            why = str(error).split("\n")[0]
+            warnings.warn(f"batches run without a CUDA graph: {why}", stacklevel=2)
+            return
+        self._graph = graph
 
     def submit(self, block: Block) -> Callable[[], NDArray[np.float32]]:
         """Start the predictions of a block; the returned call waits for them.
@@ -251,7 +280,13 @@ class Engine:
             torch.take(codes, starts[:, None] + self._offsets, out=self._buffer)
 
     def _predict_buffer(self) -> Tensor:
-        """Predictions of the windows in the buffer, float32 ``[batch, bins, tracks]``."""
+        """Predictions of the windows in the buffer, float32 ``[batch, bins, tracks]``.
+
+        They may be overwritten by the next call.
+        """
+        if self._graph is not None:
+            self._graph.replay()
+            return self._recorded
         strand = self.numerics.strand
         try:
             with torch.no_grad(), self._autocast(), self._no_recompilation():
@@ -284,12 +319,14 @@ class Engine:
     def _autocast(self) -> AbstractContextManager[object]:
         if self.numerics.precision == "fp32":
             return nullcontext()
-        dtype = torch.float16 if self.numerics.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype=dtype)
+        # Casts that were cached outside of a CUDA graph would be none of its memory.
+        cached = self.device.type == "cpu" or self.numerics.kernels in (REFERENCE, COMPILED)
+        dtype = PRECISIONS[self.numerics.precision]
+        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=cached)
 
     def _no_recompilation(self) -> AbstractContextManager[object]:
         """After the first call a recompilation, which would change last bits, is an error."""
-        if self.numerics.form == "compiled" and self._warm:
+        if self.numerics.kernels == COMPILED and self._warm:
             stance: AbstractContextManager[object] = torch.compiler.set_stance("fail_on_recompile")
             return stance
         return nullcontext()
@@ -306,19 +343,54 @@ class Engine:
         return float(np.median(times))
 
 
-def _in_form(model: nn.Module, form: str, device: torch.device) -> nn.Module:
-    if form == "eager":
+def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) -> nn.Module:
+    """The model as the numerics say that it is computed."""
+    if numerics.kernels == REFERENCE:
         return model
-    if form not in FORMS[device.type]:
-        raise ModelError(f"unknown form {form!r} of a model")
+    if numerics.kernels != COMPILED:
+        return _prepared(model, numerics.kernels, numerics.precision)
+    prepared = _prepared(model, "torch", numerics.precision)
+    options = {"freezing": True} if device.type == "cpu" else None
+    prepared.compile(dynamic=False, options=options)
+    return prepared
+
+
+def _prepared(model: nn.Module, kernels: str, precision: str) -> nn.Module:
     try:
-        prepared = prepare(model, "auto" if form == "onednn" else "torch")
+        return prepare(model, kernels, dtype=PRECISIONS[precision])
     except Exception as error:  # a module of the user's own that cannot be copied
         raise ModelError(f"the model cannot be rewritten: {error}") from error
-    if form == "compiled":
-        options = {"freezing": True} if device.type == "cpu" else None
-        prepared.compile(dynamic=False, options=options)
-    return prepared
+
+
+def resolve_kernels(model: nn.Module, asked: str, device: torch.device, precision: str) -> str:
+    """What ``--kernels`` means for a model on a device, as :class:`Numerics` says it.
+
+    Parameters
+    ----------
+    asked : {"auto", "triton", "cudnn", "cpu", "reference"}
+        ``auto`` is the model as written where nothing else can be.
+
+    Raises
+    ------
+    DeviceError
+        If the kernels do not run on the device.
+    ModelError
+        If they are asked for and the model cannot be rewritten.
+    """
+    if asked == REFERENCE:
+        return asked
+    kernels, why = asked, obstacle(device, PRECISIONS[precision], asked)
+    if why and asked != "auto":
+        raise DeviceError(f"--kernels {asked}: {why}")
+    if why:
+        warnings.warn(f"torch's convolutions are used: {why}", stacklevel=2)
+        kernels = "torch"
+    try:
+        return kernels_of(_prepared(model.to(device).eval(), kernels, precision))
+    except ModelError:
+        if asked != "auto":
+            raise
+        return REFERENCE
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
@@ -340,20 +412,24 @@ def choose_numerics(
     device: torch.device,
     *,
     precision: str,
+    kernels: str = "auto",
     strand: str,
     windows: float,
     sample: Callable[[int, bool], Block],
     blocks: Blocks | None = None,
 ) -> Numerics:
-    """Decide form and precision for a run.
+    """Decide precision, kernels and overlap for a run.
 
     Parameters
     ----------
     precision : {"auto", "fp32", "fp16", "bf16"}
         ``auto`` is float32 on the CPU and, on a GPU, the first of float16, bfloat16 and float32
         that the precision guard accepts; an explicit choice that it rejects is an error.
+    kernels : {"auto", "triton", "cudnn", "cpu", "reference"}
+        ``auto``: those of the table of :mod:`genomepred.kernels.dispatch`, unless a probe finds
+        something faster, or they differ from the model as written by more than its card allows.
     windows : float
-        Windows that each worker will compute, about: decides whether probing forms can pay.
+        Windows that each worker will compute, about: decides whether a probe can pay.
     sample : callable
         Given a compute batch, and whether its windows follow each other as the grid's do, returns
         a block of fixed grid rows for the guard.
@@ -363,8 +439,10 @@ def choose_numerics(
     Raises
     ------
     PrecisionError
-        If the explicitly chosen precision gives NaN or differs from float32 by more than the
-        card's tolerance.
+        If the explicitly chosen precision or kernels give NaN or differ from the model as written,
+        in float32, by more than the card's tolerance.
+    DeviceError, ModelError
+        See :func:`resolve_kernels`.
     """
     batch = compute_batch(geometry.window, device.type, geometry.bins)
     candidates: tuple[str, ...] = (precision,)
@@ -373,30 +451,30 @@ def choose_numerics(
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
             candidates = ("fp16", "fp32")  # bfloat16 is emulated, slowly, before sm_80
 
-    def engine(precision: str, form: str, batch: int = batch, overlap: str = "naive") -> Engine:
-        numerics = Numerics(precision, form, batch, strand, overlap)
+    def engine(precision: str, used: str, batch: int = batch, overlap: str = "naive") -> Engine:
+        numerics = Numerics(precision, used, batch, strand, overlap)
         return Engine(model, card, geometry, numerics, device)
 
-    def difference(precision: str, form: str) -> float:
+    def difference(precision: str, used: str) -> float:
         block = sample(batch, False)
-        reference = engine("fp32", "eager").submit(block)()
+        reference = engine("fp32", REFERENCE).submit(block)()
         try:
-            return _difference(engine(precision, form).submit(block)(), reference)
+            return _difference(engine(precision, used).submit(block)(), reference)
         except ModelError:  # a module of the user's own that only runs as written
-            if form == "eager":
+            if used == REFERENCE:
                 raise
             return float("inf")
 
-    def difference_shared(precision: str, form: str, windows: int) -> float:
+    def difference_shared(precision: str, used: str, windows: int) -> float:
         block = sample(windows, True)
         alone = gcd(windows, batch)  # both are multiples of powers of two
         batches = replace(block, needed=np.ones(windows // alone, np.bool_))
-        reference = engine("fp32", "eager", alone).submit(batches)()
-        return _difference(engine(precision, form, windows, "share").submit(block)(), reference)
+        reference = engine("fp32", REFERENCE, alone).submit(batches)()
+        return _difference(engine(precision, used, windows, "share").submit(block)(), reference)
 
     accepted = "fp32"
     for candidate in candidates:
-        found = difference(candidate, "eager") if candidate != "fp32" else 0.0
+        found = difference(candidate, REFERENCE) if candidate != "fp32" else 0.0
         if found <= card.tolerance[candidate]:
             accepted = candidate
             break
@@ -406,15 +484,23 @@ def choose_numerics(
                 f"|value|) on {batch} windows of the genome; the card of {card.name!r} allows "
                 f"{card.tolerance[candidate]:.2g}; use --precision auto or fp32"
             )
-    form = FORMS[device.type][0]
-    tolerance = card.tolerance[accepted]
-    if blocks and difference_shared(accepted, form, blocks.windows) <= tolerance:
-        return Numerics(accepted, form, blocks.windows, strand, "share")
-    if windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS:
-        form = _fastest_form(lambda form: engine(accepted, form), FORMS[device.type])
-    if difference(accepted, form) > tolerance:
-        form = "eager"
-    return Numerics(accepted, form, batch, strand)
+    used, tolerance = resolve_kernels(model, kernels, device, accepted), card.tolerance[accepted]
+    if blocks and difference_shared(accepted, used, blocks.windows) <= tolerance:
+        return Numerics(accepted, used, blocks.windows, strand, "share")
+    probed = kernels == "auto" and (
+        windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS
+    )
+    if probed:
+        used = _fastest(lambda used: engine(accepted, used), (used, REFERENCE, COMPILED))
+    if (found := difference(accepted, used)) > tolerance:
+        if kernels not in ("auto", REFERENCE):
+            raise PrecisionError(
+                f"--kernels {kernels} differ from the model as written by {found:.2g} (relative to "
+                f"1 + |value|); the card of {card.name!r} allows {tolerance:.2g}; use --kernels "
+                "auto or reference"
+            )
+        used = REFERENCE
+    return Numerics(accepted, used, batch, strand)
 
 
 def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -424,19 +510,19 @@ def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> 
     return float(difference.max()) if np.isfinite(difference).all() else float("inf")
 
 
-def _fastest_form(engine: Callable[[str], Engine], forms: tuple[str, ...]) -> str:
-    best, best_time = "eager", float("inf")
-    for form in forms:
+def _fastest(engine: Callable[[str], Engine], kernels: tuple[str, ...]) -> str:
+    best, best_time = REFERENCE, float("inf")
+    for used in kernels:
         try:
-            seconds = engine(form).seconds_per_batch()
+            seconds = engine(used).seconds_per_batch()
         except Exception as error:
             # A module of the user's own may only run as written, and a missing compiler must not
             # stop a run that works without.
-            if form == "compiled":
+            if used == COMPILED:
                 warnings.warn(f"torch.compile is not used: {error}", stacklevel=2)
-            elif form == "eager" or not isinstance(error, ModelError):
+            elif used == REFERENCE or not isinstance(error, ModelError):
                 raise
             continue
         if seconds * _PROBE_MARGIN < best_time:
-            best, best_time = form, seconds
+            best, best_time = used, seconds
     return best

@@ -66,6 +66,7 @@ def predict(
     jobs: int | None = None,
     trust_code: str | None = None,
     overlap: str = "auto",
+    kernels: str = "auto",
     progress: bool = False,
 ) -> list[GenomeResult]:
     """Predict genomes into ``out``, one HDF5 file each; call again to continue after a crash.
@@ -107,6 +108,9 @@ def predict(
     overlap : {"auto", "share", "naive"}
         Whether a base is convolved once for all windows that see it. ``auto``: where that is
         clearly faster; the values are the same within 1e-5 of their scale.
+    kernels : {"auto", "triton", "cudnn", "cpu", "reference"}
+        What computes the model's convolutions. ``auto``: for each the fastest that is known for
+        the device; ``reference``: the model as written.
     progress : bool
         Show progress on stderr.
 
@@ -140,6 +144,7 @@ def predict(
         jobs=jobs,
         trust_code=trust_code,
         overlap=overlap,
+        kernels=kernels,
     )
     return run(options, progress).genomes
 
@@ -187,7 +192,7 @@ def _compute(
     """Compute this process's part of a run, beside any number of others on the same folder."""
     numerics = Numerics(
         precision=plan.signature["precision"],
-        form=plan.signature["form"],
+        kernels=plan.signature["kernels"],
         compute_batch=plan.signature["compute_batch"],
         strand=plan.signature["strand"],
         overlap=plan.signature["overlap"],

@@ -23,6 +23,7 @@ from genomepred.errors import (
 )
 from genomepred.inference import pipeline
 from genomepred.inference.engine import (
+    PRECISIONS,
     STRANDS,
     Block,
     Engine,
@@ -30,12 +31,14 @@ from genomepred.inference.engine import (
     choose_numerics,
     compute_batch,
     find_device,
+    resolve_kernels,
 )
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.overlap_choice import OVERLAPS, Blocks, Filled, choose_blocks
 from genomepred.inference.overlap_work import multiply_adds
 from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
 from genomepred.inference.signature import RUN_FILE, facts, open_run
+from genomepred.kernels.dispatch import ASKED
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
 from genomepred.models.external import External
@@ -75,6 +78,7 @@ class Options:
     jobs: int | None = None
     trust_code: str | None = None
     overlap: str = "auto"
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         i, n = self.shard
@@ -82,8 +86,14 @@ class Options:
             raise ModelError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
         if self.strand not in STRANDS:
             raise ModelError(f"--strand {self.strand!r}: one of {', '.join(STRANDS)}")
+        if self.precision not in ("auto", *PRECISIONS):
+            raise ModelError(
+                f"--precision {self.precision!r}: one of auto, {', '.join(PRECISIONS)}"
+            )
         if self.overlap not in OVERLAPS:
             raise ModelError(f"--overlap {self.overlap!r}: one of {', '.join(OVERLAPS)}")
+        if self.kernels not in ASKED:
+            raise ModelError(f"--kernels {self.kernels!r}: one of {', '.join(ASKED)}")
         if self.overlap == "share" and self.centre:
             raise ModelError("--overlap share: windows of --centre lie anywhere; leave it out")
         if self.regions is not None and not self.regions.is_file():
@@ -153,6 +163,8 @@ class Setup:
         )
         choices = {"precision": options.precision, "overlap": options.overlap}
         asked = {name: choice for name, choice in choices.items() if choice != "auto"}
+        if options.kernels != "auto":
+            asked["kernels"] = resolve_kernels(self.model, options.kernels, self.device, "fp32")
         if options.regions is not None and not (options.out / RUN_FILE).exists():
             self._with_first_genome(lambda genome, grid: None)  # a wrong BED must start no run
 
@@ -212,12 +224,14 @@ class Setup:
         return blocks.saving if blocks is not None else 1.0
 
     def decide(self, sample: Callable[[int, bool], Block]) -> Numerics:
-        """Choose overlap, precision and form (see :func:`engine.choose_numerics`).
+        """Choose overlap, precision and kernels (see :func:`engine.choose_numerics`).
 
         Raises
         ------
         PrecisionError
-            If the precision or the sharing that is asked for differs too much from the model.
+            If precision, kernels or sharing that are asked for differ too much from the model.
+        DeviceError
+            If the kernels that are asked for do not run on the device.
         """
         numerics = choose_numerics(
             self.model,
@@ -225,6 +239,7 @@ class Setup:
             self.geometry,
             self.device,
             precision=self.options.precision,
+            kernels=self.options.kernels,
             strand=self.options.strand,
             windows=self.windows / self.workers,
             sample=sample if self._guards_precision else self.random_block,

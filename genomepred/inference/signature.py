@@ -29,7 +29,7 @@ from genomepred.store.hdf5 import Layout
 
 RUN_FILE = "run.json"
 # What is chosen by probing when a run starts; the rest follows from input and environment.
-_DECIDED = ("precision", "form", "compute_batch", "overlap")
+_DECIDED = ("precision", "kernels", "compute_batch", "overlap")
 
 
 def facts(
@@ -97,7 +97,8 @@ def open_run(
     expected : mapping
         What this process would use (see :func:`facts`).
     asked : mapping
-        Of what is otherwise decided, what the user has fixed (``precision``, ``overlap``).
+        Of what is otherwise decided, what the user has fixed (``precision``, ``kernels``,
+        ``overlap``).
     decide : callable
         Chooses the rest; called only if the run is new.
     about : mapping
@@ -140,16 +141,21 @@ def read_run(out: Path) -> dict[str, Any]:
     Raises
     ------
     OutputError
-        If the folder holds no run, or its ``run.json`` is damaged.
+        If the folder holds no run, or its ``run.json`` is damaged or of an older genomepred.
     """
     path = out / RUN_FILE
     try:
         document: dict[str, Any] = json.loads(path.read_text())
         signature = document["signature"]
+        if "form" in signature:
+            raise OutputError(
+                f"{path} was written by a genomepred before --kernels; finish it with that, or "
+                "start again in another folder"
+            )
         if (
             not {"tracks", "genomes"} <= set(document)
             or not int(signature["compute_batch"]) > 0
-            or not all(isinstance(signature[name], str) for name in ("form", "overlap"))
+            or not all(isinstance(signature[name], str) for name in ("kernels", "overlap"))
         ):
             raise ValueError("the signature is not one")
     except OSError as error:

@@ -129,8 +129,12 @@ def test_predict_verify_and_the_rest(out):
 
 def test_plan_as_text_and_json(model, tmp_path):
     arguments = ("plan", LAMBDA, "--model", model, "--out", tmp_path / "o", "--stride", 500)
-    assert "samples the genome" in genomepred(*arguments).stdout
+    text = genomepred(*arguments).stdout
+    assert "samples the genome" in text
+    assert "kernels: kmers, direct\n" in text
+    assert "kernels: reference\n" in genomepred(*arguments, "--kernels", "reference").stdout
     plan = json.loads(genomepred(*arguments, "--json").stdout)
+    assert plan["numerics"]["kernels"] == "kmers,direct"
     assert plan["genomes"][0]["rows"] == -(-(48502 - 100) // 500) + 1
     assert not (tmp_path / "o").exists()
 
@@ -213,6 +217,11 @@ def test_errors_are_one_line_with_their_own_exit_code(model, out, tmp_path):
         (8, ("info", LAMBDA), "lambda_virus"),
         (10, ("verify", tmp_path / "absent"), "absent"),
         (12, ("predict", LAMBDA, *base, "--device", "cuda:99"), "cuda:99"),
+        (12, ("predict", LAMBDA, *base, "--kernels", "triton"), "triton kernels do not run on"),
+        (
+            *(7, ("predict", LAMBDA, *base[:3], out, "--stride", 50, "--kernels", "reference")),
+            "kernels kmers,direct; now kernels reference",
+        ),
     ]
     for code, arguments, named in cases:
         assert named in one_line(genomepred(*arguments, code=code))

@@ -16,10 +16,11 @@ from genomepred.inference.engine import (
     compute_batch,
     find_device,
     multiply_adds,
+    resolve_kernels,
 )
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
-from genomepred.models.fused import prepare
+from genomepred.models.fused import kernels_of, prepare
 from genomepred.sequences.grid import Geometry
 from tests.checkpoints import make_checkpoint
 
@@ -32,9 +33,11 @@ def model(tmp_path_factory):
     return load_model(make_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
 
 
-def make_engine(model, *, strand="forward", form="eager", precision="fp32", **card):
-    numerics = Numerics(precision, form, BATCH, strand)
-    return Engine(model, replace(model.card, **card), model.card.geometry(), numerics, CPU)
+def make_engine(
+    model, *, strand="forward", kernels="reference", precision="fp32", device=CPU, **card
+):
+    numerics = Numerics(precision, kernels, BATCH, strand)
+    return Engine(model, replace(model.card, **card), model.card.geometry(), numerics, device)
 
 
 def block_of(windows: np.ndarray, needed=None) -> Block:
@@ -58,10 +61,14 @@ def test_predictions_are_those_of_the_plain_model(model):
     assert wanted.std() > 0.01  # else the comparison would say nothing
 
 
-@pytest.mark.parametrize("form", ["eager", "conv2d", "onednn"])
-def test_a_window_depends_on_its_slot_and_on_no_other_window(model, form):
+# All that the tiny model's two blocks can be computed by, and no kernels of ours at all.
+KERNELS = ("kmers,direct", "kmers,onednn", "torch")
+
+
+@pytest.mark.parametrize("kernels", ["reference", *KERNELS])
+def test_a_window_depends_on_its_slot_and_on_no_other_window(model, kernels):
     """What makes resumed, sharded and BED runs equal to the bit."""
-    engine = make_engine(model, form=form)
+    engine = make_engine(model, kernels=kernels)
     windows, others = random_windows(BATCH, 1), random_windows(BATCH, 2)
     alone = engine.submit(block_of(windows))()
     for slot in range(BATCH):
@@ -137,7 +144,7 @@ def test_reverse_flips_bins_and_permutes_tracks():
     block = Block(torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True]))
     results = {
         strand: Engine(
-            Positions(), card, geometry, Numerics("fp32", "eager", 4, strand), CPU
+            Positions(), card, geometry, Numerics("fp32", "reference", 4, strand), CPU
         ).submit(block)()
         for strand in ("forward", "reverse")
     }
@@ -145,7 +152,7 @@ def test_reverse_flips_bins_and_permutes_tracks():
     # swapped back, both strands count the same.
     np.testing.assert_array_equal(results["forward"], results["reverse"])
     plain = Engine(
-        Positions(), positions_card(), geometry, Numerics("fp32", "eager", 4, "reverse"), CPU
+        Positions(), positions_card(), geometry, Numerics("fp32", "reference", 4, "reverse"), CPU
     )
     np.testing.assert_array_equal(plain.submit(block)(), results["forward"][..., ::-1])
 
@@ -164,7 +171,7 @@ def test_activations(activation, function):
     geometry = Geometry(10, 10, bins=2)
     windows = np.random.default_rng(0).integers(0, 4, (4, 10), dtype=np.uint8)
     block = Block(torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True]))
-    numerics = Numerics("fp32", "eager", 4, "forward")
+    numerics = Numerics("fp32", "reference", 4, "forward")
     raw, found = (
         Engine(Positions(), positions_card(activation=name), geometry, numerics, CPU).submit(
             block
@@ -182,52 +189,170 @@ def test_a_model_that_does_not_keep_its_cards_promise_is_refused():
             Positions(),
             positions_card(tracks=(Track("A"),)),
             Geometry(10, 10, bins=2),
-            Numerics("fp32", "eager", 4, "forward"),
+            Numerics("fp32", "reference", 4, "forward"),
             CPU,
         )
 
 
-@pytest.mark.parametrize("form", ["conv2d", "onednn"])
-def test_rewritten_forms_agree(model, form):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_kernels_agree_with_the_model_as_written(model, kernels):
     windows = random_windows(2 * BATCH)
-    eager = make_engine(model).submit(block_of(windows))()
-    rewritten = make_engine(model, form=form).submit(block_of(windows))()
-    np.testing.assert_allclose(rewritten, eager, atol=2e-6)
+    reference = make_engine(model).submit(block_of(windows))()
+    engine = make_engine(model, kernels=kernels)
+    assert kernels_of(engine._model) == kernels
+    np.testing.assert_allclose(engine.submit(block_of(windows))(), reference, atol=2e-6)
 
 
-def test_a_form_that_computes_something_else_is_not_used(model, monkeypatch):
-    def broken(model, kernels):
-        return nn.Sequential(prepare(model, kernels), nn.Tanh())
+@pytest.mark.parametrize(("precision", "within"), [("fp16", 2e-3), ("bf16", 1.6e-2)])
+def test_kernels_in_half_precision(model, precision, within):
+    windows = random_windows(BATCH)
+    reference = make_engine(model).submit(block_of(windows))()
+    half = make_engine(model, kernels="kmers,direct", precision=precision)
+    found = half.submit(block_of(windows))()
+    assert 0 < np.abs(found - reference).max() < 10 * within
 
+
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [
+        ("kmers", "are not those of the model's 2 blocks"),
+        ("triton,triton", "triton does not compute codes_conv on cpu"),
+        ("onednn", "onednn"),
+        ("conv2d", "conv2d"),
+    ],
+)
+def test_kernels_that_are_not_the_models_are_refused(model, kernels, message):
+    with pytest.raises(ModelError, match=message):
+        make_engine(model, kernels=kernels)
+
+
+def broken(model, kernels="auto", *, dtype=torch.float32):
+    return nn.Sequential(prepare(model, kernels, dtype=dtype), nn.Tanh())
+
+
+def test_kernels_that_compute_something_else_are_not_used(model, monkeypatch):
     monkeypatch.setattr("genomepred.inference.engine.prepare", broken)
-    assert choose(model).form == "eager"
+    assert choose(model).kernels == "reference"
+    with pytest.raises(PrecisionError, match=r"--kernels cpu differ .* allows 1e-05; use --k"):
+        choose(model, kernels="cpu")
+
+
+def test_a_model_that_cannot_be_rewritten_runs_as_written(model, monkeypatch):
+    def refuse(model, kernels="auto", *, dtype=torch.float32):
+        raise TypeError("cannot pickle this")
+
+    monkeypatch.setattr("genomepred.inference.engine.prepare", refuse)
+    assert choose(model).kernels == "reference"
+    with pytest.raises(ModelError, match="cannot be rewritten: cannot pickle this"):
+        choose(model, kernels="cpu")
+
+
+@pytest.mark.parametrize("asked", ["triton", "cudnn"])
+def test_kernels_of_a_gpu_are_refused_on_a_cpu(model, asked):
+    with pytest.raises(DeviceError, match=f"--kernels {asked}: {asked} kernels do not run on cpu"):
+        choose(model, kernels=asked)
+
+
+def test_without_kernels_for_a_device_torch_computes(model, monkeypatch):
+    monkeypatch.setattr("genomepred.inference.engine.obstacle", lambda *_: "no such thing here")
+    with pytest.warns(UserWarning, match="torch's convolutions are used: no such thing here"):
+        assert resolve_kernels(model, "auto", CPU, "fp32") == "torch"
+
+
+@pytest.mark.parametrize(
+    ("times", "kernels"),
+    [
+        ({"kmers,direct": 1.0, "reference": 0.9, "compiled": 0.95}, "kmers,direct"),
+        ({"kmers,direct": 1.0, "reference": 1.0, "compiled": 0.8}, "compiled"),
+        ({"kmers,direct": 1.0, "reference": 0.8, "compiled": 0.75}, "reference"),
+    ],
+)
+def test_long_runs_take_what_a_probe_finds_clearly_faster(model, monkeypatch, times, kernels):
+    monkeypatch.setattr(Engine, "seconds_per_batch", lambda engine: times[engine.numerics.kernels])
+    monkeypatch.setattr(nn.Module, "compile", lambda *_, **__: None)
+    assert choose(model, windows=1e9).kernels == kernels
+    assert choose(model, windows=1e9, kernels="cpu").kernels == "kmers,direct"
+    assert choose(model, windows=1e9, kernels="reference").kernels == "reference"
+
+
+def test_a_recording_that_fails_is_told_and_changes_nothing(model, monkeypatch):
+    engine = make_engine(model, kernels="kmers,direct")
+    wanted = engine.submit(block_of(random_windows(BATCH)))()
+
+    def no_stream(device):
+        raise RuntimeError("no stream here\nsecond line")
+
+    monkeypatch.setattr("torch.cuda.current_stream", no_stream)
+    with pytest.warns(UserWarning, match="run without a CUDA graph: no stream here$"):
+        engine._record()
+    assert engine.submit(block_of(random_windows(BATCH)))().tobytes() == wanted.tobytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("strand", ["forward", "each"])
+def test_a_cuda_graph_predicts_what_single_launches_do(model, strand, precision):
+    device = torch.device("cuda:0")
+    kernels = resolve_kernels(model, "auto", device, precision)
+    engine = make_engine(model, strand=strand, kernels=kernels, precision=precision, device=device)
+    assert engine._graph is not None
+    blocks = [block_of(random_windows(3 * BATCH, seed)) for seed in range(3)]
+    replayed = [engine.submit(block)().copy() for block in blocks]
+    assert np.abs(replayed[0] - replayed[1]).max() > 0.01
+    engine._graph = None
+    for block, found in zip(blocks, replayed, strict=True):
+        assert engine.submit(block)().tobytes() == found.tobytes()
+
+
+@pytest.mark.gpu
+def test_a_model_that_waits_for_the_host_runs_without_a_cuda_graph(model):
+    class Waiting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(100, 1)
+
+        def forward(self, codes):
+            values = self.inner(codes.float())[:, None]
+            return values * (1.0 if values.max().item() > 0 else 2.0)
+
+    device = torch.device("cuda:0")
+    waiting, stream = Waiting().to(device), torch.cuda.current_stream(device)
+    waiting.card = replace(model.card, activation="none")
+    with pytest.warns(UserWarning, match="run without a CUDA graph"):
+        engine = make_engine(waiting, kernels="torch", device=device)
+    assert torch.cuda.current_stream(device) == stream
+    windows = random_windows(BATCH)
+    with torch.no_grad():
+        wanted = waiting(torch.from_numpy(windows).to(device)).cpu().numpy()
+    np.testing.assert_allclose(engine.submit(block_of(windows))(), wanted, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_compiled_form_agrees_and_never_compiles_again(model):
+def test_the_compiled_model_agrees_and_never_compiles_again(model):
     windows = random_windows(2 * BATCH)
-    eager = make_engine(model, strand="mean").submit(block_of(windows))()
-    engine = make_engine(model, strand="mean", form="compiled")
-    np.testing.assert_allclose(engine.submit(block_of(windows))(), eager, atol=1e-5)
+    reference = make_engine(model, strand="mean").submit(block_of(windows))()
+    engine = make_engine(model, strand="mean", kernels="compiled")
+    np.testing.assert_allclose(engine.submit(block_of(windows))(), reference, atol=1e-5)
     engine._buffer = engine._buffer[:5]
     with pytest.raises(RuntimeError, match="recompile"):
         engine._predict_buffer()
 
 
-def choose(model, *, precision="auto", windows=0.0, tolerance=None):
+def choose(model, *, precision="auto", kernels="auto", windows=0.0, tolerance=None):
     card = replace(model.card, tolerance=tolerance or model.card.tolerance)
     return choose_numerics(
         *(model, card, card.geometry(), CPU),
         precision=precision,
+        kernels=kernels,
         strand="forward",
         windows=windows,
         sample=lambda batch, consecutive: block_of(random_windows(batch), [True]),
     )
 
 
-def test_short_runs_on_the_cpu_take_onednn_in_fp32(model):
+def test_short_runs_on_the_cpu_take_our_kernels_in_fp32(model):
     chosen = choose(model)
-    assert (chosen.precision, chosen.form) == ("fp32", "onednn")
+    assert (chosen.precision, chosen.kernels) == ("fp32", "kmers,direct")
     assert chosen.compute_batch == compute_batch(100, "cpu") == 256
 
 

@@ -487,6 +487,7 @@ def test_a_touched_but_equal_genome_is_accepted(genome, model, tmp_path):
         ({"store_dtype": "float16"}, "store_dtype float32; now store_dtype float16"),
         ({"compression": "none"}, "compression deflate"),
         ({"precision": "bf16"}, "precision fp32; now precision bf16"),
+        ({"kernels": "reference"}, "kernels kmers,direct; now kernels reference"),
     ],
 )
 def test_a_run_continues_only_as_it_was_started(genome, model, tmp_path, options, named):
@@ -540,6 +541,11 @@ def test_outputs_that_cannot_be(genome, model, tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(OutputError, match=r"run\.json is damaged"):
         run(genome, model, tmp_path)
+    older = {"tracks": [], "genomes": [], "signature": {"form": "onednn", "compute_batch": 256}}
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    for again in (lambda: run(genome, model, tmp_path), lambda: merge(tmp_path)):
+        with pytest.raises(OutputError, match=r"run\.json was written by a genomepred before --k"):
+            again()
     with pytest.raises(OutputError, match="no run here"):
         merge(tmp_path / "nothing")
     with pytest.raises(OutputError, match="not a folder"):
@@ -553,13 +559,17 @@ def test_outputs_that_cannot_be(genome, model, tmp_path):
         ({"shard": (3, 2)}, ModelError, "--shard 3/2"),
         ({"centre": True}, ModelError, "--centre needs --regions"),
         ({"device": "tpu"}, DeviceError, "--device 'tpu'"),
+        ({"precision": "int8"}, ModelError, "--precision 'int8': one of auto, fp32, fp16, bf16"),
+        ({"kernels": "onednn"}, ModelError, "--kernels 'onednn': one of auto, triton, cudnn, cpu"),
+        ({"kernels": "triton"}, DeviceError, "--kernels triton: triton kernels do not run on cpu"),
+        ({"kernels": "cudnn"}, DeviceError, "use auto, cpu or reference"),
         ({"compression": "lzma"}, Exception, "lzma"),
     ],
 )
 def test_options_that_make_no_sense(genome, model, tmp_path, options, error, message):
     with pytest.raises(error, match=message):
         run(genome, model, tmp_path, **options)
-    assert not list(tmp_path.glob("*.h5"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_precision_beyond_the_cards_tolerance_stops_before_anything_is_written(genome, tmp_path):
@@ -625,6 +635,7 @@ def test_plan_counts_what_predict_computes_and_writes_nothing(genome, model, tmp
     size = (tmp_path / "o" / "virus.h5").stat().st_size
     assert 0.3 * size < estimate.bytes_on_disk / 2 < 3 * size
     assert estimate.seconds > 0
+    assert estimate.numerics.kernels == "kmers,direct"
 
 
 def test_sidecars_tell_what_was_done(genome, model, tmp_path):
@@ -636,6 +647,7 @@ def test_sidecars_tell_what_was_done(genome, model, tmp_path):
     assert sidecar["outcome"] == "finished"
     assert sidecar["genome"]["path"] == str(genome)
     assert signature["overlap"] == "share"
+    assert signature["kernels"] == "kmers,direct"
     assert signature["compute_batch"] == 512
     assert signature["threads"] == 1
 
@@ -653,6 +665,52 @@ def test_shared_overlap_changes_no_value(genome, model, tmp_path, strand):
     scale = np.nanmax(np.abs(wanted))
     assert np.nanmax(np.abs(found - wanted)) <= 1e-5 * scale
     assert np.nanstd(wanted) > 0.01
+
+
+@pytest.mark.parametrize("overlap", ["share", "naive"])
+def test_kernels_change_no_value(genome, model, tmp_path, overlap):
+    found = {}
+    for asked in ("reference", "auto", "cpu"):
+        out = tmp_path / asked
+        run(genome, model, out, kernels=asked, overlap=overlap, stride=20)
+        used = json.loads((out / "run.json").read_text())["signature"]["kernels"]
+        assert used == ("reference" if asked == "reference" else "kmers,direct")
+        with PredictionStore(out / "virus.h5") as store:
+            found[asked] = store.read(0, store.rows)
+    reference = found["reference"]
+    np.testing.assert_array_equal(found["auto"], found["cpu"])
+    np.testing.assert_array_equal(np.isnan(found["auto"]), np.isnan(reference))
+    assert np.nanmax(np.abs(found["auto"] - reference) / (1 + np.abs(reference))) <= 1e-5
+    assert np.nanstd(reference) > 0.01
+
+
+def test_a_runs_own_kernels_are_obeyed_on_resume(genome, model, tmp_path, small_shards):
+    wanted = run(genome, model, tmp_path / "whole", kernels="reference")
+    out = tmp_path / "out"
+    predict(genome, model, out, stride=5, jobs=1, shard=(1, 2), kernels="reference")
+    assert run(genome, model, out) == wanted  # auto takes what the run has
+
+
+@pytest.mark.parametrize("asked", ["auto", "cpu"])
+def test_another_choice_of_kernels_is_obeyed_or_refused(
+    genome, model, tmp_path, small_shards, monkeypatch, asked
+):
+    """A table that says something else when a run is continued."""
+    table = [
+        {"operation": "codes_conv", "implementation": "kmers"},
+        {"operation": "conv_block", "implementation": "onednn"},
+    ]
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("genomepred.kernels.dispatch._entries", lambda device: table)
+        wanted = run(genome, model, tmp_path / "whole")
+        predict(genome, model, out, stride=5, jobs=1, shard=(1, 2))
+    if asked == "auto":
+        assert run(genome, model, out) == wanted
+    else:
+        named = "started with kernels kmers,onednn; now kernels kmers,direct"
+        with pytest.raises(SignatureError, match=named):
+            run(genome, model, out, kernels=asked)
 
 
 def test_how_overlap_is_shared_is_part_of_a_run(genome, model, tmp_path):

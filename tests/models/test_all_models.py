@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from genomepred.errors import ModelError
-from genomepred.inference.engine import FORMS, Block, Engine, Numerics
+from genomepred.inference.engine import Block, Engine, Numerics, resolve_kernels
 from genomepred.models import MODELS, build
 from genomepred.models.card import TOLERANCE, Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
@@ -168,13 +168,15 @@ def test_reduced_precision_is_within_the_tolerance_of_cards(
     assert 0 < difference.max() <= TOLERANCE[precision]
 
 
-def through_the_engine(name: str, form: str, precision: str, device: str) -> tuple[Any, Any]:
+def through_the_engine(name: str, kernels: str, precision: str, device: str) -> tuple[Any, Any]:
     """Predictions of an engine and of the plain model."""
     model, codes = small(name, spread=precision == "fp32"), codes_like(16)
     with torch.no_grad():
         expected = model(codes).numpy()
     card, before = card_of(name, model), torch.get_num_threads()
-    numerics = Numerics(precision, form, 8, "forward")
+    if kernels not in ("torch", "compiled"):
+        kernels = resolve_kernels(model, kernels, torch.device(device), precision)
+    numerics = Numerics(precision, kernels, 8, "forward")
     block = Block(
         codes.flatten(), np.arange(16, dtype=np.int64) * WINDOW, WINDOW, np.array([True, True])
     )
@@ -186,9 +188,9 @@ def through_the_engine(name: str, form: str, precision: str, device: str) -> tup
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("form", [form for form in FORMS["cpu"] if form != "compiled"])
-def test_the_engine_predicts_what_the_model_says(name: str, form: str) -> None:
-    found, expected = through_the_engine(name, form, "fp32", "cpu")
+@pytest.mark.parametrize("kernels", ["reference", "cpu", "torch"])
+def test_the_engine_predicts_what_the_model_says(name: str, kernels: str) -> None:
+    found, expected = through_the_engine(name, kernels, "fp32", "cpu")
     assert (np.abs(found - expected) / (1 + np.abs(expected))).max() <= 1e-5
 
 
@@ -218,10 +220,10 @@ def test_the_model_is_traced_without_a_break(name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("form", FORMS["cuda"])
+@pytest.mark.parametrize("kernels", ["reference", "auto", "triton", "cudnn", "torch", "compiled"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_the_engine_predicts_it_on_a_gpu(name: str, form: str, precision: str) -> None:
-    found, expected = through_the_engine(name, form, precision, "cuda")
+def test_the_engine_predicts_it_on_a_gpu(name: str, kernels: str, precision: str) -> None:
+    found, expected = through_the_engine(name, kernels, precision, "cuda")
     difference = np.abs(found - expected) / (1 + np.abs(expected))
     assert difference.max() <= TOLERANCE[precision]
 
