@@ -82,10 +82,11 @@ def test_cpu_by_shape_whatever_the_type() -> None:
         assert chosen(CPU, dtype, operation="codes_conv", channels=5000) == "kmers"
         assert chosen(CPU, dtype, channels_in=8, channels=8) == "direct"
         assert chosen(CPU, dtype, asked="cpu") == "direct"
-        assert chosen(CPU, dtype, channels_in=512, channels=512) == "onednn"
-        # of 64 channels' weights 512 KiB are the most: 32 taps of 64 channels
-        assert chosen(CPU, dtype, width=32) == "direct"
-        assert chosen(CPU, dtype, width=33) == "onednn"
+        # 2,560 KiB of 64 channels' weights are the most: 160 taps of 64 channels
+        assert chosen(CPU, dtype, width=160) == "direct"
+        assert chosen(CPU, dtype, width=161) == "onednn"
+        assert chosen(CPU, dtype, width=160, channels=1024) == "direct"
+        assert chosen(CPU, dtype, width=320, channels=32) == "direct"
 
 
 @pytest.mark.parametrize("capability", FAMILIES)
@@ -124,8 +125,7 @@ def test_every_rule_can_apply_and_says_why(
 def test_shapes_are_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rule.shapes for rule in explain(CPU)] == [
         "all",
-        "up to 127 channels out and 512 KiB of weights for 64 channels",
-        "up to 128 channels out and 160 KiB of weights for 64 channels",
+        "up to 2,560 KiB of weights for 64 channels",
         "all others",
     ]
     pretend(monkeypatch, (9, 0))
