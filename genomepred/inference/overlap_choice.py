@@ -31,7 +31,7 @@ OVERLAPS = ("auto", "share", "naive")
 # for 875k / 1,024; stride 103: 42 for 0.9M / 256, 92 for 1.8M / 512; the two-block CNN, W = 200,
 # stride 25: 43 for 421k / 256, 34 for 830k / 512, 38 for 1.6M / 1,024.
 _BLOCK_VALUES = {"cpu": 1_048_576, "cuda": 268_435_456}
-_BLOCK_WINDOWS = {"cpu": 512, "cuda": 8_192}
+_BLOCK_WINDOWS = {"cpu": 1_024, "cuda": 8_192}
 # How many times fewer multiply-adds pay: a block's take longer than those of windows by
 # themselves, and what is gained must be clear. CPU, one thread, against the default form: 1.0 times
 # as long (basenji-maize, stride 104), 1.0 to 1.4 (two-block CNN, strides 100 to 4), 1.4

@@ -10,20 +10,21 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from genomepred.kernels import dispatch
-from genomepred.kernels.bias_act_pool import activate, bias_act_pool
+from genomepred.kernels.bias_act_pool import bias_act_pool
 from genomepred.kernels.codes_conv import codes_conv, convolved_length, pooled_length
 from genomepred.kernels.conv_block import conv_block
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import (
     Affine,
     MaxPool,
+    OneHot,
     Residual,
     ScaledGELU,
     SequenceModel,
@@ -167,9 +168,13 @@ class FusedConv(nn.Module):
         return [self.weight.new_empty(shape) for _ in range(1 + self._keeps_another(epilogue))]
 
     def activate_next(self, x: Tensor) -> Tensor:
-        """The block's last step alone."""
-        y: Tensor = activate(x, self.epilogue.next_activation, self.epilogue.next_factor)
-        return y
+        """The block's last step alone, on ``[..., L, C]``."""
+        name, factor = self.epilogue[3:]
+        if name == "none" or not x.numel():
+            return x
+        rows, nothing = x.reshape(1, -1, x.shape[-1]), torch.zeros_like(self.shift)
+        y: Tensor = bias_act_pool(rows, nothing, activation=name, factor=factor)[0]
+        return y.view(x.shape)
 
     def _keeps_another(self, epilogue: Epilogue) -> bool:
         return self.keeps and epilogue.next_activation != "none"
@@ -217,8 +222,8 @@ class Buffers:
     def __init__(self) -> None:
         self._kept: dict[Any, list[Tensor]] = {}
 
-    def __deepcopy__(self, memo: object) -> Buffers:
-        return Buffers()
+    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
+        return Buffers, ()
 
     def take(
         self,
@@ -231,7 +236,8 @@ class Buffers:
         """Outputs of a block on ``x``; what an earlier call for the place returned is lost."""
         key = (place, tuple(x.shape[:2]))
         if key not in self._kept:
-            self._kept[key] = block.empty(x, padding, epilogue)
+            with torch.inference_mode(False):  # they may be filled outside of that mode later
+                self._kept[key] = block.empty(x, padding, epilogue)
         return self._kept[key]
 
 
@@ -274,7 +280,13 @@ class FusedChain(nn.Module):
         """Codes ``[batch, length]`` or ``[batch, channels, length]`` -> ``[batch, C, length']``.
 
         The result is a view of channels-last memory.
+
+        Raises
+        ------
+        ValueError
+            If the first block takes no input of this shape.
         """
+        self._check(x)
         if x.dim() == 3:
             x = x.transpose(1, 2).to(self._dtype)
             x = x if x.stride(2) == 1 else x.contiguous()
@@ -285,6 +297,15 @@ class FusedChain(nn.Module):
             outs = block(x, kept if block.adds else None, outs=outs)
             x, kept = outs[0], outs[-1] if block.keeps else kept
         return x.transpose(1, 2)
+
+    def _check(self, x: Tensor) -> None:
+        """Refuse channels that the kernels would read past the weights' end for."""
+        first: Any = self.blocks[0]
+        channels = first.weight.shape[1]
+        fits = x.dim() == 2 if first.reads_codes else x.dim() == 3 and x.shape[1] == channels
+        if not fits:
+            wanted = "[batch, length]" if first.reads_codes else f"[batch, {channels}, length]"
+            raise ValueError(f"the first block takes {wanted}, found {list(x.shape)}")
 
 
 class PassCodes(nn.Module):
@@ -331,12 +352,11 @@ class _Draft:
 
 def _activation_of(layer: nn.Module) -> tuple[str, float] | None:
     """Name and factor that the kernels know an activation by."""
-    if type(layer) is nn.ReLU:
+    if _is_just(layer, nn.ReLU):
         return "relu", 1.0
-    if type(layer) in (nn.GELU, TanhGELU):
-        assert isinstance(layer, nn.GELU)
+    if _is_just(layer, nn.GELU, TanhGELU):
         return ("gelu_tanh" if layer.approximate == "tanh" else "gelu"), 1.0
-    if type(layer) is ScaledGELU:
+    if _is_just(layer, ScaledGELU):
         return "gelu_sigmoid", float(layer.a.detach())
     return None
 
@@ -360,17 +380,27 @@ class _Reader:
         if _is_nothing(layer):
             return last is not None or self.rows is not None
         if is_plain(layer) and fusable(layer):
-            self.drafts.append(_Draft.of(layer))
-            return True
+            return self._convolved(layer, last)
         return self._fold_into_codes(layer) if last is None else self._follow(layer, last)
+
+    def _convolved(self, conv: nn.Conv1d, last: _Draft | None) -> bool:
+        channels = conv.in_channels
+        if last is not None:
+            channels = last.conv.out_channels
+        elif self.rows is not None:
+            channels = self.rows.shape[1]
+        if conv.in_channels != channels:
+            return False
+        self.drafts.append(_Draft.of(conv))
+        return True
 
     def _follow(self, layer: nn.Module, last: _Draft) -> bool:
         """Whether the layer could be made part of the last block."""
-        if isinstance(layer, nn.BatchNorm1d):
+        if _is_just(layer, nn.BatchNorm1d):
             return self._normalised(layer, last)
         if (activation := _activation_of(layer)) is not None:
             return self._activated(activation, last)
-        if isinstance(layer, MaxPool):
+        if _is_just(layer, MaxPool):
             return self._pooled(layer, last)
         return isinstance(layer, Residual) and self._residual(layer, last)
 
@@ -411,6 +441,8 @@ class _Reader:
 
     def _residual(self, layer: Residual, last: _Draft) -> bool:
         """A residual branch of convolutions whose input the last block can keep."""
+        if not (_is_just(layer, Residual) and _is_just(layer.branch, nn.Sequential)):
+            return False
         if last.open == "closed" or (self.rows is not None and len(self.drafts) == 1):
             return False
         layers = [child for child in layer.branch if not _is_nothing(child)]
@@ -422,7 +454,7 @@ class _Reader:
         if any(d.epilogue.pool != "none" or d.adds for d in inner.drafts):
             return False
         end = inner.drafts[-1]
-        if end.open == "closed":
+        if end.open == "closed" or not _keep_shape(last.conv, [d.conv for d in inner.drafts]):
             return False
         if leading:
             name, factor = leading
@@ -432,8 +464,26 @@ class _Reader:
         return True
 
 
+def _is_just(layer: nn.Module, *kinds: type[Model]) -> TypeGuard[Model]:
+    """Whether a layer is of one of these kinds, which nobody has changed, in a subclass or hook."""
+    return type(layer) in kinds and not layer._forward_hooks and not layer._forward_pre_hooks
+
+
 def _is_nothing(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Identity | nn.Dropout)
+    return _is_just(layer, nn.Identity, nn.Dropout)
+
+
+def _runs_in_order(layer: nn.Module) -> TypeGuard[nn.Sequential]:
+    return isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward
+
+
+def _keep_shape(before: nn.Conv1d, convs: Sequence[nn.Conv1d]) -> bool:
+    """Whether convolutions give what they are given by another one its own shape."""
+    more = sum(
+        sum(zeros_beside(conv)) - conv.dilation[0] * (conv.kernel_size[0] - 1) for conv in convs
+    )
+    channels = {before.out_channels, convs[0].in_channels, convs[-1].out_channels}
+    return more == 0 and len(channels) == 1
 
 
 def fusable(conv: nn.Conv1d) -> bool:
@@ -465,14 +515,14 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
     ValueError
         If the kernels do not exist, or not for the model or its device.
     """
-    prepared = copy.deepcopy(model).eval()
+    prepared = copy.deepcopy(model).eval().requires_grad_(False)
     if kernels != "torch":
         asked = kernels if kernels in dispatch.ASKED else "auto"
         _Fusing(_device(prepared), asked, dtype).fuse_all(prepared)
         if asked != kernels:
             _obey(prepared, kernels)
     for module in prepared.modules():
-        if isinstance(module, nn.Sequential):
+        if _runs_in_order(module):
             fold_batch_norms(module)
     rewrite_channels_last(prepared)
     return prepared
@@ -515,13 +565,14 @@ class _Fusing:
     def fuse_all(self, model: nn.Module) -> None:
         if isinstance(model, SequenceModel):
             entries = model.expose_convolutions()
-            table = model.encoder.table
-            if entries and all(_reads_codes(layers, table) for layers in entries):
+            table, encodes = model.encoder.table, type(model).encode is SequenceModel.encode
+            encodes = encodes and _is_just(model.encoder, OneHot)
+            if encodes and entries and all(_reads_codes(layers, table) for layers in entries):
                 for layers in entries:
                     self.fuse(layers, table)
                 model.encoder = PassCodes(table)  # type: ignore[assignment]
         for module in list(model.modules()):
-            if isinstance(module, nn.Sequential):
+            if _runs_in_order(module):
                 self.fuse(module, None)
 
     def fuse(self, layers: nn.Sequential, table: Tensor | None) -> None:
@@ -576,6 +627,8 @@ class _Fusing:
 def _reads_codes(layers: nn.Sequential, table: Tensor) -> bool:
     """Whether the first convolution of layers could read codes."""
     reader = _Reader(table)
+    if not _is_just(layers, nn.Sequential):
+        return False
     for layer in layers:
         if not reader.take(layer):
             return False
@@ -588,13 +641,13 @@ def _move_norms(layers: nn.Sequential) -> None:
     """Replace BatchNorms that follow no convolution, behind a max-pool where they rise."""
     for i, layer in enumerate(list(layers)):
         before = [other for other in list(layers)[:i] if not _is_nothing(other)]
-        if not isinstance(layer, nn.BatchNorm1d) or layer.running_mean is None:
+        if not _is_just(layer, nn.BatchNorm1d) or layer.running_mean is None:
             continue
         if before and isinstance(before[-1], nn.Conv1d):
             continue
         layers[i] = moved = Affine(layer)
         after = layers[i + 1] if i + 1 < len(layers) else None
-        if isinstance(after, MaxPool) and bool((moved.scale > 0).all()):
+        if after is not None and _is_just(after, MaxPool) and bool((moved.scale > 0).all()):
             layers[i], layers[i + 1] = after, moved
 
 
