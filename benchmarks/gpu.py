@@ -61,20 +61,20 @@ def parts(device: str, out: Path) -> list[Part]:
     tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     tests += ["--continue-on-collection-errors", f"--junitxml={out / 'tests.xml'}"]
     if find_spec("xdist") and not few:
-        tests += ["-n", str(min(os.cpu_count() or 1, 12))]  # nearly all of it is compiling
+        tests += ["-n", str(min(os.cpu_count() or 1, 14))]  # nearly all of it is compiling
     kernels = ["--layer", "first basenji-maize, conv", "--rounds", "1", "--no-compile"]
     models = ["--model", "motif-cnn", "--batch", "4", "--rounds", "1", "--no-compile"]
     predict = ["--scale", "0.005", "--rounds", "1"]
     if not few:
-        kernels = ["--compile", "--rounds", "5", "--limit", "100"]
-        models = ["--compile", "--rounds", "5", "--patience", "8", "--limit", "120"]
-        predict = ["--scale", "0.5", "--rounds", "3", "--limit", "50"]
+        kernels = ["--compile", "--rounds", "5", "--limit", "80"]
+        models = ["--compile", "--rounds", "5", "--patience", "8", "--limit", "110"]
+        predict = ["--scale", "0.5", "--rounds", "3", "--limit", "45"]
     return [
-        Part("tests", "tests.gpu", tests + gpu_tests(), 140),
+        Part("tests", "tests.gpu", tests + gpu_tests(), 180),
         Part(
             "kernels", "genomepred.benchmarks.kernels", [*bench, "kernels", *chosen, *kernels], 120
         ),
-        Part("models", "genomepred.benchmarks.models", [*bench, "models", *chosen, *models], 145),
+        Part("models", "genomepred.benchmarks.models", [*bench, "models", *chosen, *models], 140),
         Part(
             "predict",
             "genomepred.benchmarks.end_to_end",

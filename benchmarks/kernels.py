@@ -28,7 +28,6 @@ from genomepred.benchmarks.measure import (
     timed,
     warmed,
 )
-from genomepred.kernels import cpu
 from genomepred.kernels.bias_act_pool import bias_act_pool, bias_act_pool_reference
 from genomepred.kernels.codes_conv import codes_conv_reference, codes_table
 from genomepred.kernels.conv_block import conv_block_reference
@@ -399,6 +398,8 @@ def describe(row: Row) -> str:
 @torch.no_grad()
 def group_sizes(rounds: int) -> Iterator[Row]:
     """Time of the CPU's first layers by taps a group: the measurement behind the default."""
+    from genomepred.kernels import cpu
+
     for layer in LAYERS:
         if layer.channels_in or layer.pool == "none":
             continue
