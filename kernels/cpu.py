@@ -18,8 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import torch
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -32,8 +34,7 @@ from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, empty_outputs
 from genomepred.kernels.codes_conv import convolved_length
 
 SYMBOLS = 6  # four bases, unknown, outside
-WIDE = 16  # float32 values of a vector in a direct convolution: one AVX-512 register
-LANES = 8  # channels are padded to a multiple: one AVX register of float32
+LANES, PAIR = 8, 16  # channels are padded to a multiple: one AVX register of float32
 # Taps a group, and the largest table of one group: an L1 cache. Measured with --sizes of
 # benchmarks/kernels.py on one core with 48 KiB of L1, building the tables included, 1/2/3/4/5 taps
 # a group in ns a position: 4->8 k15 6.0/4.7/4.5/8.5/26, 4->64 k10 at W=200 14.6/11.1/12.9/16.7/32.
@@ -47,6 +48,23 @@ _RELU, _GELU, _GELU_TANH, _GELU_SIGMOID = (
 )
 _NO_POOL = POOLS.index("none")
 _NOTHING: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)
+
+
+def _features() -> set[str]:
+    """Features of the processor that Numba compiles for."""
+    if numba.config.CPU_FEATURES is not None:
+        named = numba.config.CPU_FEATURES.split(",")
+        return {feature[1:] for feature in named if feature.startswith("+")}
+    return {name for name, has in llvm.get_host_cpu_features().items() if has}
+
+
+# float32 values of a vector register in a direct convolution, and the largest block of sums that
+# the registers hold beside the weights: positions, and vectors of channels. With 32 registers 6 x
+# 4, 14 x 2, 28 x 1, with the 16 of AVX2 6 x 2, 12 x 1.
+WIDE = 16 if "avx512f" in _features() else 8 if "avx2" in _features() else 4
+_MANY = WIDE != 8  # AVX-512 and NEON have 32
+_FOUR = 4 * WIDE if _MANY else 1 << 30  # channels from which four vectors are computed at a time
+_BEST_FOUR, _BEST_TWO, _BEST_ONE = (6, 14, 28) if _MANY else (6, 6, 12)
 
 f32 = np.float32
 _ONE, _HALF, _ZERO = f32(1), f32(0.5), f32(0)
@@ -157,7 +175,7 @@ def _multiply(
     """A convolution at literally many positions, its sums kept in vector registers.
 
     ``out[p * out_row:][:n] = shift[:n] + sum over k, c of x[p * row + k * tap_step + c] *
-    weight[(k * channels_in + c) * width:][:n]`` with ``n = 16 * vectors``. Arrays are given by
+    weight[(k * channels_in + c) * width:][:n]``, ``n = WIDE * vectors``. Arrays are given by
     their float32 addresses, so that one compilation serves all layouts.
     """
     if not isinstance(positions, types.IntegerLiteral):
@@ -318,9 +336,9 @@ def _pool(tile: Any, count: int, pool: int, out: Any) -> None:
         p, q = (j, j) if pool == _NO_POOL else (2 * j, min(2 * j + 1, count - 1))
         a, b, o = source + p * size, source + q * size, target + j * out.strides[0]
         c = 0
-        while channels - c >= WIDE:
-            _vector_max(a + 4 * c, b + 4 * c, o + 4 * c, WIDE)
-            c += WIDE
+        while channels - c >= PAIR:
+            _vector_max(a + 4 * c, b + 4 * c, o + 4 * c, PAIR)
+            c += PAIR
         if channels - c >= LANES:
             _vector_max(a + 4 * c, b + 4 * c, o + 4 * c, LANES)
             c += LANES
@@ -518,9 +536,9 @@ def _add_tile(x: Any, tile: Any) -> None:
     for p in range(x.shape[0]):
         a, o = source + p * x.strides[0], target + p * size
         c = 0
-        while channels - c >= WIDE:
-            _vector_sum(o + 4 * c, a + 4 * c, o + 4 * c, WIDE)
-            c += WIDE
+        while channels - c >= PAIR:
+            _vector_sum(o + 4 * c, a + 4 * c, o + 4 * c, PAIR)
+            c += PAIR
         if channels - c >= LANES:
             _vector_sum(o + 4 * c, a + 4 * c, o + 4 * c, LANES)
             c += LANES
@@ -592,7 +610,7 @@ def bias_act_pool(
 
 
 def _multiplied(positions: int, vectors: int) -> Any:
-    """Function that convolves ``count`` positions, 16 * ``vectors`` channels, by addresses.
+    """Function that convolves ``count`` positions, ``vectors`` of channels, by addresses.
 
     ``row`` values lie between what two positions see first, ``out_row`` between their results. The
     last positions are computed twice rather than one by one: by the same sums.
@@ -632,14 +650,15 @@ def _multiplied(positions: int, vectors: int) -> Any:
     return multiply
 
 
-# As many sums as there are registers, but for those of the weights.
-_by_64, _by_32, _by_16 = _multiplied(6, 4), _multiplied(14, 2), _multiplied(28, 1)
+_by_four = _multiplied(_BEST_FOUR, 4)
+_by_two = _multiplied(_BEST_TWO, 2)
+_by_one = _multiplied(_BEST_ONE, 1)
 
 
 @njit(nogil=True, cache=True)
 def _positions(width: int) -> int:
-    """Positions that are best computed at once: an even multiple of what the registers hold."""
-    return 12 if width >= 64 else 28
+    """Positions that are best computed at once; even, as pools need."""
+    return _BEST_FOUR if width >= _FOUR else _BEST_TWO if width >= 2 * WIDE else _BEST_ONE
 
 
 @njit(nogil=True, cache=True)
@@ -656,19 +675,19 @@ def _multiply_tile(
     out_row: int,
     count: int,
 ) -> None:
-    """Convolution at ``count`` positions, all ``width`` channels (a multiple of 16)."""
+    """Convolution at ``count`` positions, all ``width`` channels, whole vectors."""
     column = 0
     while column < width:
         w, b, o = weight + 4 * column, shift + 4 * column, out + 4 * column
-        if width - column >= 64:
-            _by_64(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
-            column += 64
-        elif width - column >= 32:
-            _by_32(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
-            column += 32
+        if width - column >= _FOUR:
+            _by_four(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
+            column += 4 * WIDE
+        elif width - column >= 2 * WIDE:
+            _by_two(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
+            column += 2 * WIDE
         else:
-            _by_16(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
-            column += 16
+            _by_one(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
+            column += WIDE
 
 
 @njit(nogil=True, cache=True)
