@@ -75,7 +75,7 @@ def flat_linear(linear: nn.Linear, x: Shared) -> Tensor:
     """
     place, channels = x.place, x.block.shape[2]
     end = place.length - place.right
-    weight = linear.weight.t()
+    weight = linear.weight.t().to(x.block.dtype)  # autocast knows no product in place
     values = x.left.flatten(2) @ weight[: place.left * channels]
     values += x.right.flatten(2) @ weight[end * channels :]
     if linear.bias is not None:

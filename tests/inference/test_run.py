@@ -713,6 +713,22 @@ def test_another_choice_of_kernels_is_obeyed_or_refused(
             run(genome, model, out, kernels=asked)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_overlap_is_shared_in_half_precision(genome, tmp_path, precision, kernels):
+    allowed = {"fp32": 1e-5, "fp16": 0.02, "bf16": 0.2}
+    model = make_checkpoint(tmp_path / "tiny", tolerance=allowed)
+    options = {"overlap": "share", "stride": 20}
+    run(genome, model, tmp_path / "fp32", **options)
+    run(genome, model, tmp_path / "half", precision=precision, kernels=kernels, **options)
+    with (
+        PredictionStore(tmp_path / "fp32" / "virus.h5") as exact,
+        PredictionStore(tmp_path / "half" / "virus.h5") as half,
+    ):
+        wanted, found = exact.read(0, exact.rows), half.read(0, half.rows)
+    assert 0 < np.nanmax(np.abs(found - wanted)) <= allowed[precision]
+
+
 def test_how_overlap_is_shared_is_part_of_a_run(genome, model, tmp_path):
     run(genome, model, tmp_path, overlap="share")
     document = json.loads((tmp_path / "run.json").read_text())
