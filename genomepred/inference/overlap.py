@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -82,11 +83,12 @@ class Sharing(nn.Module):
         if windows % place.phases:
             raise ValueError(f"{windows} windows are no multiple of {place.phases} phases")
         self._bare = {layer: bare(layer) for layer in convolutions(model.trunk)}
-        self._outputs = Buffers()
+        self._outputs, self._calls = Buffers(), count()
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes ``uint8 [bases]`` -> raw values ``[windows, 1, tracks]``."""
-        encoded = self.model.encode(codes[None])
+        self._calls = count()
+        encoded = self.model.encode(codes.contiguous()[None])
         is_codes = encoded.dim() == 2
         block = encoded[..., None] if is_codes else encoded.transpose(1, 2).contiguous()
         none = block.new_empty(1, self._start.windows, 0, block.shape[2])
@@ -139,7 +141,7 @@ class Sharing(nn.Module):
             skip, right = after.first * pool - residual.place.first, after.length - after.right
             add[0] = residual.block[:, skip : skip + after.count * pool]
             add[1], add[2] = residual.head(after.left * pool), residual.tail(right * pool)
-        outs = [self._call(block, x.block[:, begin : begin + size], add[0], (0, 0), epilogue, 0)]
+        outs = [self._call(block, x.block[:, begin : begin + size], add[0], (0, 0), epilogue)]
         none = outs[0][0].new_empty(after.phases, after.group, 0, outs[0][0].shape[2])
         edges: list[Tensor | None] = [None, None, None]
         if after.left:
@@ -153,7 +155,7 @@ class Sharing(nn.Module):
                 outs.append([none])
                 continue
             more = None if more is None else more.flatten(0, 1)
-            windows = self._call(block, edge.flatten(0, 1), more, sides[i], epilogue, i)
+            windows = self._call(block, edge.flatten(0, 1), more, sides[i], epilogue)
             outs.append([out.view(after.phases, after.group, *out.shape[1:]) for out in windows])
         return (
             Shared(after, outs[0][0], outs[1][0], outs[2][0]),
@@ -176,12 +178,12 @@ class Sharing(nn.Module):
         residual: Tensor | None,
         padding: tuple[int, int],
         epilogue: Epilogue,
-        part: object,
     ) -> list[Tensor]:
         x = x[..., 0] if block.reads_codes else x
         outs: Sequence[Tensor] = ()
         if x.device.type == "cpu":
-            outs = self._outputs.take((block, part), block, x, padding, epilogue)
+            # By call, not by block: layers that share one may hand it its own last outputs.
+            outs = self._outputs.take(next(self._calls), block, x, padding, epilogue)
         result: list[Tensor] = block(x, residual, padding, epilogue, outs)
         return result
 
