@@ -574,6 +574,18 @@ class _Fusing:
         for module in list(model.modules()):
             if _runs_in_order(module):
                 self.fuse(module, None)
+        self.fuse_alone(model)
+
+    def fuse_alone(self, module: nn.Module) -> None:
+        """Replace convolutions and norms in no sequence, wherever a module calls them."""
+        for name, child in module.named_children():
+            reader = _Reader(None)
+            if isinstance(child, nn.Conv1d) and reader.take(child):
+                setattr(module, name, FusedChain(self._blocks(reader)))
+            elif type(child) is nn.BatchNorm1d and child.running_mean is not None:
+                setattr(module, name, Affine(child))
+            else:
+                self.fuse_alone(child)
 
     def fuse(self, layers: nn.Sequential, table: Tensor | None) -> None:
         """Replace runs of layers by chains, in place; the others keep their positions."""

@@ -313,7 +313,7 @@ def test_whatever_a_run_is_computed_by_the_numbers_are_the_modules_own(
         expected = model(torch.from_numpy(windows)).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     if not probing:
-        rewritten = {"padded sequential": "direct,direct", "pre-activation": "torch"}
+        rewritten = {"padded sequential": "direct,direct,direct", "pre-activation": "direct,direct"}
         assert numerics.kernels == rewritten.get(name, numerics.kernels)
     if name in {"use of a layer's weight", "cannot be copied"}:
         assert numerics.kernels == "reference"
