@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -286,6 +288,30 @@ def test_a_recording_that_fails_is_told_and_changes_nothing(model, monkeypatch):
     with pytest.warns(UserWarning, match="run without a CUDA graph: no stream here$"):
         engine._record()
     assert engine.submit(block_of(random_windows(BATCH)))().tobytes() == wanted.tobytes()
+
+
+def test_recorded_batches_are_replayed_each_into_its_own_rows(model, monkeypatch):
+    """All of a recording but CUDA: what replays overwrites the same tensor again and again."""
+    engine = make_engine(model, strand="each", kernels="kmers,direct")
+    block = block_of(random_windows(3 * BATCH))
+    wanted, replays = engine.submit(block)(), []
+
+    class Graph:
+        def replay(self):
+            engine._graph = None
+            engine._recorded.copy_(engine._predict_buffer())
+            engine._graph = self
+            replays.append(engine._buffer.clone())
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: stream)
+    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
+    monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
+    monkeypatch.setattr("torch.cuda.graph", lambda graph, stream: nullcontext())
+    engine._record()
+    assert engine.submit(block)().tobytes() == wanted.tobytes()
+    assert len(replays) == 3
 
 
 @pytest.mark.gpu

@@ -679,6 +679,7 @@ def test_kernels_change_no_value(genome, model, tmp_path, overlap):
             found[asked] = store.read(0, store.rows)
     reference = found["reference"]
     np.testing.assert_array_equal(found["auto"], found["cpu"])
+    assert (found["auto"] != reference)[~np.isnan(reference)].any()  # it was computed by them
     np.testing.assert_array_equal(np.isnan(found["auto"]), np.isnan(reference))
     assert np.nanmax(np.abs(found["auto"] - reference) / (1 + np.abs(reference))) <= 1e-5
     assert np.nanstd(reference) > 0.01
@@ -689,6 +690,7 @@ def test_a_runs_own_kernels_are_obeyed_on_resume(genome, model, tmp_path, small_
     out = tmp_path / "out"
     predict(genome, model, out, stride=5, jobs=1, shard=(1, 2), kernels="reference")
     assert run(genome, model, out) == wanted  # auto takes what the run has
+    assert run(genome, model, tmp_path / "auto") != wanted
 
 
 @pytest.mark.parametrize("asked", ["auto", "cpu"])
