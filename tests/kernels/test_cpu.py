@@ -208,7 +208,7 @@ def codes_rows(draw: st.DrawFn) -> cases.Row:
         **draw_epilogue(draw),
         "length": draw(st.integers(1, 90)),
         "channels": draw(st.integers(1, 130)),
-        "samples": draw(st.integers(1, 5)),
+        "samples": draw(st.integers(1, 3)),
         "width": draw(st.integers(1, 17)),
         "padding": draw(st.sampled_from(cases.PADDINGS)),
         "layout": draw(st.sampled_from(cases.CODES_AXES["layout"])),
