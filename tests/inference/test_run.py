@@ -24,7 +24,7 @@ from genomepred.errors import (
     SequenceError,
     SignatureError,
 )
-from genomepred.inference import pipeline
+from genomepred.inference import overlap_choice, pipeline
 from genomepred.inference.inputs import find_genomes
 from genomepred.inference.plan import plan
 from genomepred.inference.run import merge, verify
@@ -60,6 +60,7 @@ def genome(tmp_path_factory) -> Path:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Shards of 512 rows, so that little sequence makes many."""
+    monkeypatch.setitem(overlap_choice._BLOCK_WINDOWS, "cpu", 512)
     monkeypatch.setattr(Layout, "chunk_rows", property(lambda self: 256))
     monkeypatch.setattr(Layout, "shard_rows", property(lambda self: 512))
 
@@ -648,7 +649,7 @@ def test_sidecars_tell_what_was_done(genome, model, tmp_path):
     assert sidecar["genome"]["path"] == str(genome)
     assert signature["overlap"] == "share"
     assert signature["kernels"] == "kmers,direct"
-    assert signature["compute_batch"] == 512
+    assert signature["compute_batch"] == 1024
     assert signature["threads"] == 1
 
 
