@@ -7,29 +7,34 @@ another library (cuDNN on GPUs older than sm_80, oneDNN on a CPU). Layout is cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "gelu_sigmoid")
+ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "gelu_tanh", "gelu_sigmoid", "mish")
 POOLS = ("none", "floor", "ceil")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def activate(x: Tensor, activation: str, factor: float) -> Tensor:
-    """Activation by name; ``gelu_sigmoid`` is ``x * sigmoid(factor * x)``."""
-    if activation == "relu":
-        return torch.relu(x)
-    if activation == "gelu":
-        return functional.gelu(x)
-    if activation == "gelu_tanh":
-        return functional.gelu(x, approximate="tanh")
-    if activation == "gelu_sigmoid":
-        return x * torch.sigmoid(factor * x)
-    return x
+    """Activation by name.
+
+    ``leaky_relu`` is ``factor * x`` below 0, ``gelu_sigmoid`` is ``x * sigmoid(factor * x)`` (SiLU
+    with a factor of 1), ``mish`` is ``x * tanh(log(1 + exp(x)))`` (Misra, 2019).
+    """
+    functions: dict[str, Callable[[], Tensor]] = {
+        "none": lambda: x,
+        "relu": lambda: torch.relu(x),
+        "leaky_relu": lambda: functional.leaky_relu(x, factor),
+        "gelu": lambda: functional.gelu(x),
+        "gelu_tanh": lambda: functional.gelu(x, approximate="tanh"),
+        "gelu_sigmoid": lambda: x * torch.sigmoid(factor * x),
+        "mish": lambda: functional.mish(x),
+    }
+    return functions[activation]()
 
 
 def pooled_length(length: int, pool: str) -> int:
@@ -106,7 +111,7 @@ def bias_act_pool_reference(
     activation, next_activation : str
         One of ``ACTIVATIONS``: before the residual, and after the pool.
     factor, next_factor : float
-        Of ``gelu_sigmoid``.
+        Of ``leaky_relu`` and ``gelu_sigmoid``.
     pool : {"none", "floor", "ceil"}
         Maximum of two neighbours; an odd last position is dropped or stands alone.
     keep : bool

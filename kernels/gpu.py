@@ -55,12 +55,18 @@ class Tile:
 def _activate(x, factor, ACTIVATION: tl.constexpr):  # noqa: N803
     if ACTIVATION == "relu":
         x = tl.where(x < 0.0, 0.0, x)
+    elif ACTIVATION == "leaky_relu":
+        x = tl.where(x < 0.0, factor * x, x)
     elif ACTIVATION == "gelu":
         x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":  # 1 + tanh(u) = 2 sigmoid(2 u)
         x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     elif ACTIVATION == "gelu_sigmoid":
         x = x * tl.sigmoid(factor * x)
+    elif ACTIVATION == "mish":  # tanh(log(1 + e)) = n / (n + 2), n = e (e + 2); 1 from 20 on
+        e = tl.exp(tl.where(x > 20.0, 20.0, x))
+        n = e * (e + 2.0)
+        x = x * (n / (n + 2.0))
     return x
 
 

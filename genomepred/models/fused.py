@@ -39,6 +39,11 @@ from genomepred.models.layers import (
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, float]] = {
+    nn.ReLU: ("relu", 1.0),
+    nn.SiLU: ("gelu_sigmoid", 1.0),
+    nn.Mish: ("mish", 1.0),
+}
 _IMPLEMENTATIONS = {
     ("codes_conv", "cpu"): ("kmers",),
     ("codes_conv", "cuda"): ("triton",),
@@ -308,6 +313,70 @@ class FusedChain(nn.Module):
             raise ValueError(f"the first block takes {wanted}, found {list(x.shape)}")
 
 
+class DirectLinear(nn.Linear):
+    """A linear layer in evaluation mode that a CPU computes by our kernel.
+
+    Parameters
+    ----------
+    layer : nn.Linear
+        Its parameters are used, not copied.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+        self._packed: Any = None  # of cpu.pack_block
+
+    @staticmethod
+    def pays(layer: nn.Linear) -> bool:
+        """Whether it is large enough for our call, which takes 10 us on its own."""
+        return layer.out_features >= 16 and layer.weight.numel() >= 4096
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``."""
+        if x.dtype != torch.float32 or not x.numel() or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        from genomepred.kernels import cpu
+
+        if self._packed is None:
+            weight = self.weight.detach().T[None]
+            bias = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
+            self._packed = cpu.pack_block(weight, bias)
+        y: Tensor = cpu.linear(x, self._packed, self.out_features)
+        return y
+
+
+class DirectActivation(nn.Module):
+    """An activation that a CPU computes by our kernel, in one pass.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        One that the kernels know.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self._known = layer, activation_of(layer)
+
+    def seen(self) -> tuple[int, int, int]:
+        """Step, first, last: see :func:`genomepred.models.layers.reach`."""
+        return 1, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        dense = x.transpose(1, -1)  # of channels-last memory
+        whole = x if x.is_contiguous() else dense
+        if x.dtype != torch.float32 or self._known is None or not whole.is_contiguous():
+            y: Tensor = self.layer(x)
+            return y
+        from genomepred.kernels import cpu
+
+        y = cpu.activated(whole, *self._known)
+        return y if whole is x else y.transpose(1, -1)
+
+
 class PassCodes(nn.Module):
     """In place of an encoder whose first convolution reads codes."""
 
@@ -350,15 +419,15 @@ class _Draft:
         self.open = "activation"
 
 
-def _activation_of(layer: nn.Module) -> tuple[str, float] | None:
+def activation_of(layer: nn.Module) -> tuple[str, float] | None:
     """Name and factor that the kernels know an activation by."""
-    if _is_just(layer, nn.ReLU):
-        return "relu", 1.0
     if _is_just(layer, nn.GELU, TanhGELU):
         return ("gelu_tanh" if layer.approximate == "tanh" else "gelu"), 1.0
     if _is_just(layer, ScaledGELU):
         return "gelu_sigmoid", float(layer.a.detach())
-    return None
+    if _is_just(layer, nn.LeakyReLU):
+        return "leaky_relu", float(layer.negative_slope)
+    return next((known for kind, known in _ACTIVATIONS.items() if _is_just(layer, kind)), None)
 
 
 class _Reader:
@@ -398,7 +467,7 @@ class _Reader:
         """Whether the layer could be made part of the last block."""
         if _is_just(layer, nn.BatchNorm1d):
             return self._normalised(layer, last)
-        if (activation := _activation_of(layer)) is not None:
+        if (activation := activation_of(layer)) is not None:
             return self._activated(activation, last)
         if _is_just(layer, MaxPool):
             return self._pooled(layer, last)
@@ -406,7 +475,7 @@ class _Reader:
 
     def _fold_into_codes(self, layer: nn.Module) -> bool:
         """An activation of a one-hot is another table."""
-        if self.rows is None or _activation_of(layer) is None:
+        if self.rows is None or activation_of(layer) is None:
             return False
         self.rows = layer(self.rows.float()).double()
         return True
@@ -446,7 +515,7 @@ class _Reader:
         if last.open == "closed" or (self.rows is not None and len(self.drafts) == 1):
             return False
         layers = [child for child in layer.branch if not _is_nothing(child)]
-        leading = _activation_of(layers[0]) if layers else None
+        leading = activation_of(layers[0]) if layers else None
         inner = _Reader(None)
         rest = layers[1:] if leading else layers
         if not rest or not all(inner.take(child) for child in rest):
@@ -561,6 +630,7 @@ class _Fusing:
 
     def __init__(self, device: torch.device, asked: str, dtype: torch.dtype) -> None:
         self.device, self.asked, self.dtype = device, asked, dtype
+        self._direct = device.type == "cpu" and dtype == torch.float32
 
     def fuse_all(self, model: nn.Module) -> None:
         if isinstance(model, SequenceModel):
@@ -582,8 +652,12 @@ class _Fusing:
             reader = _Reader(None)
             if isinstance(child, nn.Conv1d) and reader.take(child):
                 setattr(module, name, FusedChain(self._blocks(reader)))
-            elif type(child) is nn.BatchNorm1d and child.running_mean is not None:
+            elif _is_just(child, nn.BatchNorm1d) and child.running_mean is not None:
                 setattr(module, name, Affine(child))
+            elif self._direct and _is_just(child, nn.Linear) and DirectLinear.pays(child):
+                setattr(module, name, DirectLinear(child))
+            elif self._direct and (activation_of(child) or ("none",))[0] not in ("none", "relu"):
+                setattr(module, name, DirectActivation(child))
             else:
                 self.fuse_alone(child)
 
