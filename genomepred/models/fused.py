@@ -546,6 +546,13 @@ def _runs_in_order(layer: nn.Module) -> TypeGuard[nn.Sequential]:
     return isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward
 
 
+def _folds(layer: nn.Module) -> bool:
+    """Whether a layer is no BatchNorm or, unchanged and with running statistics, an affine map."""
+    if not isinstance(layer, nn.BatchNorm1d):
+        return True
+    return _is_just(layer, nn.BatchNorm1d) and layer.running_mean is not None
+
+
 def _keep_shape(before: nn.Conv1d, convs: Sequence[nn.Conv1d]) -> bool:
     """Whether convolutions give what they are given by another one its own shape."""
     more = sum(
@@ -591,7 +598,7 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
         if asked != kernels:
             _obey(prepared, kernels)
     for module in prepared.modules():
-        if _runs_in_order(module):
+        if _runs_in_order(module) and all(map(_folds, module)):
             fold_batch_norms(module)
     rewrite_channels_last(prepared)
     return prepared
