@@ -500,8 +500,15 @@ def _padded(channels: int) -> int:
     return -(-channels // LANES) * LANES
 
 
-def pack_codes(table: Tensor, shift: Tensor, size: int | None = None) -> NDArray[np.float32]:
-    """Tables of all k-mers, ``[groups, 6**size, padded channels]``, for :func:`codes_conv`.
+class PackedCodes(NamedTuple):
+    """Tables of all k-mers, ``[groups, 6**size, padded channels]``, of ``size`` taps a group."""
+
+    tables: NDArray[np.float32]
+    size: int
+
+
+def pack_codes(table: Tensor, shift: Tensor, size: int | None = None) -> PackedCodes:
+    """Tables for :func:`codes_conv`.
 
     Parameters
     ----------
@@ -512,7 +519,7 @@ def pack_codes(table: Tensor, shift: Tensor, size: int | None = None) -> NDArray
     size = size or kmer_size(taps, channels)
     tables = np.empty((-(-taps // size), SYMBOLS**size, _padded(channels)), np.float32)
     _kmer_tables(table.float().numpy(), shift.numpy(), size, tables)
-    return tables
+    return PackedCodes(tables, size)
 
 
 def codes_conv(
@@ -526,7 +533,7 @@ def codes_conv(
     next_activation: str,
     next_factor: float,
     out: Tensor,
-    tables: NDArray[np.float32] | None = None,
+    packed: PackedCodes | None = None,
 ) -> None:
     """Fill ``out``; see :func:`genomepred.kernels.codes_conv.codes_conv_reference`.
 
@@ -534,11 +541,10 @@ def codes_conv(
     ----------
     out : tensor of the table's dtype, contiguous
         Sums and activations are float32 whatever the dtype.
-    tables : float32 array, optional
+    packed : PackedCodes, optional
         What :func:`pack_codes` makes of ``table`` and ``shift``, kept from call to call.
     """
-    tables = pack_codes(table, shift) if tables is None else tables
-    size = round(np.log(tables.shape[1]) / np.log(SYMBOLS))
+    tables, size = packed or pack_codes(table, shift)
     length = convolved_length(codes.shape[1], table.shape[0], padding)
     filled = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     _codes_conv(
@@ -808,6 +814,7 @@ def linear(x: Tensor, packed: Packed, features: int) -> Tensor:
     multiply-adds a nanosecond on one thread, 4,608 x 256 to 768.
     """
     rows = x.reshape(1, -1, x.shape[-1])
+    rows = rows if rows.stride(2) == 1 else rows.contiguous()
     out = torch.empty(1, rows.shape[1], features)
     nothing = ACTIVATIONS.index("none"), f32(1)
     _conv_block(

@@ -219,13 +219,13 @@ class FusedConv(nn.Module):
 
 
 class Buffers:
-    """Outputs of blocks, kept by where they are used and by shape.
+    """Outputs of blocks, kept by where they are used, for the last shape.
 
     They belong to one model in one thread, and are none of its state: copies start without.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Any, list[Tensor]] = {}
+        self._kept: dict[object, tuple[object, list[Tensor]]] = {}
 
     def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
         return Buffers, ()
@@ -239,11 +239,12 @@ class Buffers:
         epilogue: Epilogue | None = None,
     ) -> list[Tensor]:
         """Outputs of a block on ``x``; what an earlier call for the place returned is lost."""
-        key = (place, tuple(x.shape[:2]))
-        if key not in self._kept:
+        shape, outs = self._kept.get(place, (None, []))
+        if shape != x.shape[:2]:
             with torch.inference_mode(False):  # they may be filled outside of that mode later
-                self._kept[key] = block.empty(x, padding, epilogue)
-        return self._kept[key]
+                outs = block.empty(x, padding, epilogue)
+            self._kept[place] = x.shape[:2], outs
+        return outs
 
 
 class FusedChain(nn.Module):
@@ -335,7 +336,8 @@ class DirectLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
-        if x.dtype != torch.float32 or not x.numel() or torch.is_autocast_enabled("cpu"):
+        known = x.dtype == torch.float32 and x.shape[-1:] == (self.in_features,)
+        if not known or not x.numel() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         from genomepred.kernels import cpu
 
@@ -366,7 +368,7 @@ class DirectActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
-        dense = x.transpose(1, -1)  # of channels-last memory
+        dense = x.transpose(1, -1) if x.dim() > 2 else x  # of channels-last memory
         whole = x if x.is_contiguous() else dense
         if x.dtype != torch.float32 or self._known is None or not whole.is_contiguous():
             y: Tensor = self.layer(x)
@@ -510,12 +512,13 @@ class _Reader:
 
     def _residual(self, layer: Residual, last: _Draft) -> bool:
         """A residual branch of convolutions whose input the last block can keep."""
-        if not (_is_just(layer, Residual) and _is_just(layer.branch, nn.Sequential)):
-            return False
-        if last.open == "closed" or (self.rows is not None and len(self.drafts) == 1):
+        plain = _is_just(layer, Residual) and _is_just(layer.branch, nn.Sequential)
+        if not plain or last.open == "closed" or (self.rows is not None and len(self.drafts) == 1):
             return False
         layers = [child for child in layer.branch if not _is_nothing(child)]
         leading = activation_of(layers[0]) if layers else None
+        if leading and _changes_input(layers[0]):  # what is added is the changed one
+            return False
         inner = _Reader(None)
         rest = layers[1:] if leading else layers
         if not rest or not all(inner.take(child) for child in rest):
@@ -540,6 +543,16 @@ def _is_just(layer: nn.Module, *kinds: type[Model]) -> TypeGuard[Model]:
 
 def _is_nothing(layer: nn.Module) -> bool:
     return _is_just(layer, nn.Identity, nn.Dropout)
+
+
+def _changes_input(layer: nn.Module) -> bool:
+    return bool(getattr(layer, "inplace", False))
+
+
+def _is_slow(layer: nn.Module) -> bool:
+    """Whether our kernel is faster than an activation that follows no block, and may replace it."""
+    known = activation_of(layer)
+    return known is not None and known[0] != "relu" and not _changes_input(layer)
 
 
 def _runs_in_order(layer: nn.Module) -> TypeGuard[nn.Sequential]:
@@ -663,7 +676,7 @@ class _Fusing:
                 setattr(module, name, Affine(child))
             elif self._direct and _is_just(child, nn.Linear) and DirectLinear.pays(child):
                 setattr(module, name, DirectLinear(child))
-            elif self._direct and (activation_of(child) or ("none",))[0] not in ("none", "relu"):
+            elif self._direct and _is_slow(child):
                 setattr(module, name, DirectActivation(child))
             else:
                 self.fuse_alone(child)

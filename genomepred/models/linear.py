@@ -26,19 +26,8 @@ class Linear(SequenceModel):
         self, window: int, tracks: int = 1, *, base_order: str = "ACGT", n_policy: str = "zeros"
     ) -> None:
         super().__init__(window, tracks, base_order=base_order, n_policy=n_policy)
-        self.flatten: nn.Module = FlattenPositions()
-        self.linear: nn.Module = nn.Linear(4 * window, tracks)
-
-    def expose_convolutions(self) -> list[nn.Sequential]:
-        """As :meth:`SequenceModel.expose_convolutions`: a convolution as wide as the window."""
-        linear = self.linear
-        assert isinstance(linear, nn.Linear)
-        conv = nn.Conv1d(4, self.tracks, self.window).to(linear.weight)
-        weight = linear.weight.detach().view(self.tracks, self.window, 4)
-        conv.weight.data, conv.bias = weight.transpose(1, 2).contiguous(), linear.bias
-        layers = nn.Sequential(conv)
-        self.flatten, self.linear = layers, FlattenPositions()
-        return [layers]
+        self.flatten = FlattenPositions()
+        self.linear = nn.Linear(4 * window, tracks)
 
     def body(self, x: Tensor) -> Tensor:
         """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""

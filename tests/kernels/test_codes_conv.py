@@ -57,8 +57,8 @@ def test_every_size_of_group_agrees(size: int) -> None:
         }
     )
     out = torch.full(problem.expected[0].shape, float("nan"))
-    tables = cpu.pack_codes(problem.arguments["table"], problem.arguments["shift"], size)
-    cpu.codes_conv(**problem.arguments, out=out, tables=tables)
+    packed = cpu.pack_codes(problem.arguments["table"], problem.arguments["shift"], size)
+    cpu.codes_conv(**problem.arguments, out=out, packed=packed)
     problem.check([out])
 
 
