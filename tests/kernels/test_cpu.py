@@ -225,7 +225,7 @@ def test_any_first_layer_fills_its_output_and_nothing_beside(
     problem = cases.codes_problem(row)
     arguments = dict(problem.arguments)
     if kept_tables:
-        arguments["tables"] = cpu.pack_codes(arguments["table"], arguments["shift"])
+        arguments["packed"] = cpu.pack_codes(arguments["table"], arguments["shift"])
     out = guarded(problem.expected[0].shape)
     cpu.codes_conv(**arguments, out=out)
     problem.check([out])

@@ -478,7 +478,11 @@ def test_the_prepared_trunk_keeps_channels_last_memory() -> None:
 
 # Any stack of layers
 
-ACTIVATIONS = (nn.ReLU, nn.GELU, TanhGELU, ScaledGELU, nn.Tanh, nn.ELU, nn.Identity, nn.Dropout)
+ACTIVATIONS = (
+    *(nn.ReLU, nn.GELU, TanhGELU, ScaledGELU, nn.SiLU, nn.Mish, nn.Tanh, nn.ELU),
+    *(nn.Identity, nn.Dropout, lambda: nn.LeakyReLU(0.2), lambda: nn.LeakyReLU(-1.5)),
+    *(lambda: nn.ReLU(inplace=True), lambda: nn.SiLU(inplace=True)),
+)
 
 
 @st.composite
@@ -575,6 +579,70 @@ def test_any_stack_equals_its_prepared_form(data: st.DataObject) -> None:
     prepared = check(stack, x)
     assert reach_or_none(prepared) == reach_or_none(stack)
     assert not any(map(fusable, filter(is_left, prepared.modules())))
+
+
+@given(data=st.data())
+@settings(max_examples=100)
+def test_any_dense_stack_equals_its_prepared_form(data: st.DataObject) -> None:
+    """Linear layers on features of any layout, with norms and activations between them."""
+    torch.manual_seed(0)
+    shape = data.draw(st.sampled_from([(), (3,), (1, 5), (4, 3), (2, 3, 4)]))
+    size = data.draw(st.integers(1, 130))
+    x = torch.randn(*shape, 2 * size)
+    features, layers = size, []
+    for _ in range(data.draw(st.integers(1, 4))):
+        wider = data.draw(st.integers(1, 130))
+        layers.append(nn.Linear(features, wider, bias=data.draw(st.booleans())))
+        features = wider
+        if len(shape) == 1 and data.draw(st.booleans()):
+            layers.append(data.draw(norms(features)))
+        layers.append(data.draw(st.sampled_from(ACTIVATIONS))())
+    layout = data.draw(st.sampled_from(["whole", "half", "every second", "transposed"]))
+    x = {
+        "whole": x[..., :size].contiguous(),
+        "half": x[..., size:],
+        "every second": x[..., ::2],
+        "transposed": x[..., :size].transpose(0, -1).contiguous().transpose(0, -1),
+    }[layout]
+    stack = settle(nn.Sequential(*layers))
+    expected, kept = exact(stack, x), x.clone()
+    with torch.no_grad():
+        for kernels in ("auto", "torch"):
+            assert error(prepare(stack, kernels)(x), expected) <= 1e-5
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("features", [63, 128])
+def test_features_that_do_not_fit_are_refused_as_by_the_model(features: int) -> None:
+    prepared = prepare(nn.ModuleDict({"linear": nn.Linear(64, 80)}))["linear"]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        prepared(torch.randn(5, features))
+
+
+@pytest.mark.parametrize("layer", [nn.GELU(), nn.Mish(), nn.LeakyReLU(0.3), ScaledGELU()])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_activation_of_any_layout(layer: nn.Module, inplace: bool) -> None:
+    layer = copy.deepcopy(layer)
+    if hasattr(layer, "inplace"):
+        layer.inplace = inplace
+    prepared, cube = prepare(nn.ModuleDict({"layer": layer}))["layer"], torch.randn(6, 8, 10)
+    for x in (
+        *(torch.tensor(1.5), cube[0, 0], cube[0], cube[0].T, cube, cube[:, ::2], cube[:0]),
+        *(cube.transpose(1, 2), cube.transpose(0, 2), cube[None].transpose(1, 3), cube.double()),
+    ):
+        with torch.no_grad():
+            ours, theirs = x.clone(), x.clone()
+            assert error(prepared(ours), layer(theirs)) <= 1e-5
+            assert torch.equal(ours, theirs), "whether the input is changed"
+
+
+def test_an_activation_in_place_changes_what_is_added() -> None:
+    for layers in (
+        [conv(), Residual(nn.ReLU(inplace=True), conv())],
+        [conv(), Residual(nn.SiLU(inplace=True), conv())],
+        [conv(), nn.ReLU(inplace=True), Residual(conv(), nn.Mish(inplace=True)), conv()],
+    ):
+        check(settle(nn.Sequential(*layers)), torch.randn(3, 4, 20))
 
 
 def is_left(layer: nn.Module) -> bool:
