@@ -11,6 +11,7 @@ Implementations: ``kmers`` (k-mer tables), ``direct`` (our convolution) and ``on
 from __future__ import annotations
 
 import json
+import platform
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -166,8 +167,20 @@ def _family(device: torch.device) -> dict[str, Any]:
 
 
 def _entries(device: torch.device) -> list[dict[str, Any]]:
-    name = family(device)
-    return [entry for entry in _table()["entries"] if name in entry["families"]]
+    name, fma = family(device), has_fma()
+    return [
+        entry
+        for entry in _table()["entries"]
+        if name in entry["families"] and (fma or not entry.get("needs_fma"))
+    ]
+
+
+@cache
+def has_fma() -> bool:
+    """Whether this machine's CPU multiplies and adds in one instruction."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return True
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 @cache

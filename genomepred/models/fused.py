@@ -332,7 +332,8 @@ class DirectLinear(nn.Linear):
     @staticmethod
     def pays(layer: nn.Linear) -> bool:
         """Whether it is large enough for our call, which takes 10 us on its own."""
-        return layer.out_features >= 16 and layer.weight.numel() >= 4096
+        large = layer.out_features >= 16 and layer.weight.numel() >= 4096
+        return large and dispatch.has_fma()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""

@@ -407,7 +407,7 @@ def test_precision_guard_refuses_what_is_not_finite(model):
 
 def test_compute_batch_depends_on_window_bins_and_device_only():
     assert [compute_batch(w, "cpu") for w in (50, 100, 200, 3000, 15_000, 200_000)] == [
-        *[256, 256, 128, 8, 2, 1]
+        *[256, 256, 256, 16, 4, 1]
     ]
     assert [compute_batch(w, "cpu", 2) for w in (100, 1_400, 5_400, 30_000)] == [64, 4, 1, 1]
     assert compute_batch(100, "cuda") == compute_batch(100, "cuda", 2) == 8192

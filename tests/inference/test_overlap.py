@@ -19,7 +19,7 @@ from genomepred.inference.overlap_work import (
     phases_of,
 )
 from genomepred.models import MODELS, build
-from genomepred.models.fused import prepare
+from genomepred.models.fused import FusedChain, FusedConv, prepare
 from genomepred.models.layers import (
     AttentionPool,
     FlattenPositions,
@@ -31,6 +31,7 @@ from genomepred.models.layers import (
     TanhGELU,
 )
 from genomepred.sequences.grid import Geometry
+from tests.kernels.cases import TOLERANCES
 
 
 class Drawn(SequenceModel):
@@ -91,7 +92,7 @@ def compare(
     if codes is None:
         codes = random_codes((windows - 1) * stride + model.window)
     wanted = by_window(model, codes, stride)
-    used = model if form == "eager" else prepare(model, "auto" if form == "onednn" else "torch")
+    used = model if form == "eager" else prepare(model, "auto" if form == "fused" else "torch")
     found = shared(used, codes, stride, windows)
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
@@ -129,7 +130,7 @@ def test_every_model_with_a_trunk_is_compared() -> None:
             Sharing(build(name, window=40, **config), 4, 8)
 
 
-@pytest.mark.parametrize("form", ["eager", "conv2d", "onednn"])
+@pytest.mark.parametrize("form", ["eager", "conv2d", "fused"])
 @pytest.mark.parametrize(("name", "config"), CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_shared_equals_by_window(name: str, config: dict[str, object], form: str) -> None:
     model = model_of(name, config)
@@ -242,7 +243,7 @@ def models(draw: st.DrawFn) -> SequenceModel:
 @given(models(), st.data())
 def test_any_architecture_at_any_stride(model: SequenceModel, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, model.window))
-    form = data.draw(st.sampled_from(["eager", "conv2d", "onednn"]))
+    form = data.draw(st.sampled_from(["eager", "conv2d", "fused"]))
     try:
         block_work(model, stride, 1)
     except CannotShareError:
@@ -266,6 +267,146 @@ def test_layers_that_are_not_known_cannot_be_shared() -> None:
 def test_windows_of_a_block_fill_whole_phases() -> None:
     with pytest.raises(ValueError, match="no multiple of 4 phases"):
         Sharing(model_of("tf-cnn", {"window": 100, "filters": 4}), 5, 6)
+
+
+# Prepared models
+
+
+def by_onednn(model: SequenceModel) -> str:
+    blocks = (module for module in prepare(model).modules() if isinstance(module, FusedConv))
+    return ",".join("kmers" if block.reads_codes else "onednn" for block in blocks)
+
+
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert found.shape == wanted.shape
+    return float(((found - wanted).abs() / (1 + wanted.abs())).max())
+
+
+@pytest.mark.parametrize("kernels", ["auto", "onednn"])
+@pytest.mark.parametrize(("name", "config"), CASES, ids=lambda x: x if isinstance(x, str) else "")
+def test_blocks_one_after_the_other_equal_the_prepared_model_by_window(
+    name: str, config: dict[str, object], kernels: str
+) -> None:
+    """What a caller holds of a block outlives the next one, whose memory is that of the first."""
+    model = model_of(name, config)
+    prepared = prepare(model, by_onednn(model) if kernels == "onednn" else kernels)
+    for stride in (3, 6, 8, model.window // 3):
+        windows = 3 * phases_of(prepared, stride)
+        sharing, held = Sharing(prepared, stride, windows), []
+        for seed in (0, 1, 2, 0):
+            codes = random_codes(sharing.bases, seed)
+            with torch.no_grad():
+                held.append(sharing(codes))
+            assert apart(held[-1], by_window(prepared, codes, stride)) <= 1e-5
+        assert torch.equal(held[3], held[0])
+        assert apart(held[1], by_window(prepared, random_codes(sharing.bases, 1), stride)) <= 1e-5
+
+
+def conv(channels_in: int, channels: int, kernel: int = 3, dilation: int = 1) -> nn.Module:
+    return SameConv1d(channels_in, channels, kernel, dilation=dilation)
+
+
+def drawn(window: int, *layers: nn.Module) -> SequenceModel:
+    torch.manual_seed(0)
+    trunk = nn.Sequential(*layers).eval()
+    _, channels, positions = trunk(torch.zeros(1, 4, window)).shape
+    head = nn.Sequential(FlattenPositions(), nn.Linear(channels * positions, 2))
+    return settle(Drawn(window, trunk, head))
+
+
+@pytest.mark.parametrize("window", [80, 83])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 5, 6, 8, 12, 27])
+def test_residuals_beside_pools_that_split_phases_or_not(window: int, stride: int) -> None:
+    model = drawn(
+        window,
+        *(ScaledGELU(), conv(4, 9, 4), nn.BatchNorm1d(9), MaxPool(2)),
+        Residual(conv(9, 3, 3, 2), nn.ReLU(), conv(3, 9, 1)),
+        Residual(nn.ReLU(), conv(9, 17), nn.ReLU(), conv(17, 9, 2), nn.BatchNorm1d(9)),
+        *(MaxPool(2, round_up=True), TanhGELU(), conv(9, 16, 3)),
+        Residual(TanhGELU(), conv(16, 16, 3), TanhGELU()),
+        *(MaxPool(2), nn.ReLU(), conv(16, 3, 1)),
+    )
+    (chain,) = (layer for layer in prepare(model).trunk if isinstance(layer, FusedChain))
+    assert [(block.keeps, block.adds, block.epilogue.pool) for block in chain] == [
+        *((False, False, "floor"), (False, False, "none")),
+        *((True, True, "none"), (False, False, "none"), (False, True, "ceil")),
+        *((True, False, "none"), (False, True, "floor"), (False, False, "none")),
+    ]
+    compare(model, stride, form="fused", windows=8)
+
+
+@st.composite
+def fused_trunks(draw: st.DrawFn) -> SequenceModel:
+    """Layers of which all are made part of blocks."""
+    window, channels, layers = draw(st.integers(30, 120)), 4, []
+    for _ in range(draw(st.integers(1, 6))):
+        kernel, dilation = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+        wider = draw(st.integers(1, 20))
+        padding = draw(st.sampled_from(["same", 0, 1, 7]))
+        layers.append(nn.Conv1d(channels, wider, kernel, padding=padding, dilation=dilation))
+        channels = wider
+        if draw(st.booleans()):
+            layers.append(nn.BatchNorm1d(channels))
+        if draw(st.booleans()):
+            layers.append(draw(st.sampled_from([nn.ReLU, TanhGELU, ScaledGELU]))())
+        for _ in range(draw(st.integers(0, 2))):
+            layers.append(Residual(nn.ReLU(), conv(channels, channels, kernel, dilation)))
+        if draw(st.booleans()):
+            layers += [MaxPool(2, draw(st.booleans())), ScaledGELU()]
+    try:
+        model = drawn(window, *layers)
+    except RuntimeError:  # the window is too short for these layers
+        assume(False)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            nn.init.uniform_(norm.weight, -2, 2)
+    return model
+
+
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
+@given(fused_trunks(), st.data())
+def test_any_blocks_at_any_stride(model: SequenceModel, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, model.window))
+    try:
+        block_work(model, stride, 1)
+    except CannotShareError:
+        assume(False)
+    compare(model, stride, form="fused", windows=data.draw(st.integers(1, 12)))
+
+
+def test_blocks_that_are_called_twice() -> None:
+    """Their outputs are as large as their inputs, and must not be in the same memory."""
+    once = nn.Sequential(nn.Conv1d(48, 48, 1))
+    for layers in ([once, once, once], [once, Residual(nn.Sequential(once))]):
+        compare(drawn(40, conv(4, 48), nn.Tanh(), *layers), 7, form="fused")
+
+
+def test_codes_of_any_strides() -> None:
+    model = model_of(*CASES[0])
+    bases = 23 * 8 + model.window
+    for form in ("eager", "fused"):
+        compare(model, 8, form=form, codes=random_codes(2 * bases)[::2])
+        compare(model, 8, form=form, codes=random_codes(1).expand(bases))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [*TOLERANCES.items()][1:])
+@pytest.mark.parametrize(("name", "config"), CASES, ids=lambda x: x if isinstance(x, str) else "")
+def test_half_precision(
+    name: str, config: dict[str, object], dtype: torch.dtype, tolerance: float
+) -> None:
+    """As the engine calls it: blocks of that type, torch's layers under autocast."""
+    model = model_of(name, config)
+    for kernels in ("auto", by_onednn(model)):
+        prepared = prepare(model, kernels, dtype=dtype)
+        for stride in (5, 8):
+            sharing = Sharing(prepared, stride, 4 * phases_of(prepared, stride))
+            codes = random_codes(sharing.bases)
+            wanted = by_window(model, codes, stride)
+            with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+                found = sharing(codes).float()
+            assert apart(found, wanted) <= tolerance
 
 
 # Work, and what a window depends on
@@ -314,14 +455,14 @@ def test_work_a_window_falls_with_the_stride() -> None:
     assert saved[104] > 19
 
 
-@pytest.mark.parametrize("form", ["eager", "conv2d", "onednn"])
+@pytest.mark.parametrize("form", ["eager", "conv2d", "fused"])
 @pytest.mark.parametrize(("name", "config"), CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_window_depends_on_its_slot_and_on_no_other_base(
     name: str, config: dict[str, object], form: str
 ) -> None:
     """What makes resumed, sharded and BED runs equal to the bit."""
     model = model_of(name, config)
-    used = model if form == "eager" else prepare(model, "auto" if form == "onednn" else "torch")
+    used = model if form == "eager" else prepare(model, "auto" if form == "fused" else "torch")
     stride, windows = 9, 64
     sharing = Sharing(used, stride, windows)
     codes, others = (random_codes(sharing.bases, seed) for seed in (1, 2))

@@ -106,6 +106,15 @@ def test_gpu_by_family_and_shape(
     assert chosen(GPU, half, asked="cudnn", operation="codes_conv") == "triton"
 
 
+def test_a_cpu_without_fused_multiply_adds_leaves_convolutions_to_onednn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "has_fma", lambda: False)
+    shape = {"channels_in": 8, "channels": 16, "width": 5, "dtype": torch.float32}
+    assert choose("conv_block", CPU, **shape) == "onednn"
+    assert choose("codes_conv", CPU, **shape) == "kmers"
+
+
 @pytest.mark.parametrize("capability", [None, *FAMILIES])
 def test_every_rule_can_apply_and_says_why(
     capability: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
@@ -139,8 +148,8 @@ def test_table_is_complete_and_uses_known_words_only() -> None:
     names = [known["name"] for known in table["families"]]
     sizes = {"channels_in", "channels", "width", "weight_bytes"}
     for entry in table["entries"]:
-        fields = {"families", "operation", "dtypes", "at_most", "implementation", "evidence"}
-        assert set(entry) <= fields
+        bounds = {"dtypes", "at_most", "needs_fma"}
+        assert set(entry) <= {"families", "operation", "implementation", "evidence"} | bounds
         assert set(entry["families"]) <= set(names)
         assert set(entry.get("dtypes", [])) <= {"fp32", "fp16", "bf16"}
         assert set(entry.get("at_most", {})) <= sizes
@@ -152,7 +161,7 @@ def test_table_is_complete_and_uses_known_words_only() -> None:
                 for entry in table["entries"]
                 if name in entry["families"] and entry["operation"] == operation
             ][-1]
-            assert not {"dtypes", "at_most"} & set(last), (name, operation)
+            assert not {"dtypes", "at_most", "needs_fma"} & set(last), (name, operation)
 
 
 @pytest.mark.parametrize(
