@@ -81,6 +81,11 @@ class FusedConv(nn.Module):
         block adds what was kept.
     implementation : str
         As :func:`genomepred.kernels.dispatch.choose` calls it.
+
+    Attributes
+    ----------
+    span : int
+        Positions that an output of the convolution sees.
     """
 
     weight: Tensor
@@ -104,6 +109,8 @@ class FusedConv(nn.Module):
         self.register_buffer("weight", weight.contiguous(), persistent=False)
         self.register_buffer("shift", shift.float().contiguous(), persistent=False)
         self.padding, self.dilation, self.epilogue = padding, dilation, epilogue
+        self.span = dilation * (weight.shape[0] - 1) + 1
+        self.channels_in, self.channels = weight.shape[1:]
         self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
         self._packed: Any = None  # of cpu.pack_codes or cpu.pack_block
         self.use(implementation)
@@ -115,11 +122,6 @@ class FusedConv(nn.Module):
             image = self.weight.permute(2, 1, 0).unsqueeze(2)
             image = image.contiguous(memory_format=torch.channels_last)
             self.register_buffer("image", image, persistent=False)
-
-    @property
-    def span(self) -> int:
-        """Positions that an output of the convolution sees."""
-        return self.dilation * (self.weight.shape[0] - 1) + 1
 
     @property
     def pool(self) -> int:
@@ -169,8 +171,9 @@ class FusedConv(nn.Module):
         """Outputs of :meth:`forward`, unfilled."""
         epilogue = epilogue or self.epilogue
         length = convolved_length(x.shape[1], self.span, padding or self.padding)
-        shape = (len(x), pooled_length(length, epilogue.pool), len(self.shift))
-        return [self.weight.new_empty(shape) for _ in range(1 + self._keeps_another(epilogue))]
+        shape = (x.shape[0], pooled_length(length, epilogue.pool), self.channels)
+        weight = self.weight
+        return [weight.new_empty(shape) for _ in range(1 + self._keeps_another(epilogue))]
 
     def activate_next(self, x: Tensor) -> Tensor:
         """The block's last step alone, on ``[..., L, C]``."""
@@ -297,9 +300,9 @@ class FusedChain(nn.Module):
             x = x.transpose(1, 2).to(self._dtype)
             x = x if x.stride(2) == 1 else x.contiguous()
         kept = None
+        inner = len(self.blocks) - 1 if x.device.type == "cpu" else 0
         for i, block in enumerate(self):
-            inner = i + 1 < len(self.blocks) and x.device.type == "cpu"
-            outs = self._outputs.take(i, block, x) if inner else ()
+            outs = self._outputs.take(i, block, x) if i < inner else ()
             outs = block(x, kept if block.adds else None, outs=outs)
             x, kept = outs[0], outs[-1] if block.keeps else kept
         return x.transpose(1, 2)
@@ -307,7 +310,7 @@ class FusedChain(nn.Module):
     def _check(self, x: Tensor) -> None:
         """Refuse channels that the kernels would read past the weights' end for."""
         first: Any = self.blocks[0]
-        channels = first.weight.shape[1]
+        channels = first.channels_in
         fits = x.dim() == 2 if first.reads_codes else x.dim() == 3 and x.shape[1] == channels
         if not fits:
             wanted = "[batch, length]" if first.reads_codes else f"[batch, {channels}, length]"
