@@ -411,10 +411,16 @@ def _kmer_tables(table: Any, shift: Any, size: int, out: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def _row_starts(codes: Any, left: int, size: int, row_values: int, symbols: Any, out: Any) -> None:
-    """Where each position's k-mer has its row, in values of one group's table."""
+    """Where each position's k-mer has its row, in values of one group's table.
+
+    Samples ``[n, L]`` stand one after the other in ``symbols`` and ``out``, equally far apart.
+    """
     symbols[:] = np.uint8(SYMBOLS - 1)
-    for i in range(len(codes)):
-        symbols[left + i] = min(codes[i], np.uint8(4))
+    apart = len(out) // len(codes)
+    for sample in range(len(codes)):
+        row, place = codes[sample], symbols[sample * apart + left :]
+        for i in range(len(row)):
+            place[i] = min(row[i], np.uint8(4))
     out[:] = np.uint32(0)
     for j in range(size):
         shifted = symbols[j:]
@@ -460,25 +466,37 @@ def _codes_conv(
     next_factor: Any,
     out: Any,
 ) -> None:
+    """A tile takes many samples where they have few positions."""
     groups, _, width = tables.shape
+    samples, results, channels = codes.shape[0], out.shape[1], out.shape[2]
     tile = np.empty((max(TILE_VALUES // width // 2, 1) * 2, width), np.float32)
+    together = max(len(tile) // length, 1)
     # Some k-mers of the last group reach past the padding.
-    starts = np.empty(length + (groups - 1) * size, np.uint32)
-    symbols = np.empty(max(len(starts) + size, left + codes.shape[1]), np.uint8)
-    for sample in range(codes.shape[0]):
-        _row_starts(codes[sample], left, size, width, symbols, starts)
+    apart = max(length + groups * size, left + codes.shape[1])
+    symbols = np.empty(together * apart + size, np.uint8)
+    starts = np.empty(together * apart, np.uint32)
+    flat = out.reshape(-1)
+    whole = pool == _NO_POOL and width == channels  # no copy is needed
+    for sample in range(0, samples, together):
+        n = min(together, samples - sample)
+        of_samples = starts[: n * apart]
+        _row_starts(codes[sample : sample + n], left, size, width, symbols, of_samples)
         for first in range(0, length, len(tile)):
             count = min(len(tile), length - first)
-            rows = out[sample, first : first + count]
+            start, end = first, first + count
             if pool != _NO_POOL:
-                rows = out[sample, first // 2 : (first + count + 1) // 2]
-            whole = pool == _NO_POOL and width == out.shape[2]  # no copy is needed
-            work = rows if whole else tile[:count]
-            _sum_tile(tables, starts, size, work, first, count)
+                start, end = first // 2, min((first + count + 1) // 2, results)
+            last = (sample + n - 1) * results + end
+            rows = flat[(sample * results + start) * channels : last * channels]
+            work = rows.reshape(n * count, width) if whole else tile[: n * count]
+            for i in range(n):
+                of_sample = work[i * count : (i + 1) * count]
+                _sum_tile(tables, starts[i * apart :], size, of_sample, first, count)
             _activate(work.reshape(-1), activation, factor)
-            if not whole:
-                _pool(tile, count, pool, rows)
-            _activate(rows.reshape(-1), next_activation, next_factor)
+            for i in range(0 if whole else n):
+                of_sample = work[i * count : (i + 1) * count]
+                _pool(of_sample, count, pool, out[sample + i, start:end])
+            _activate(rows, next_activation, next_factor)
 
 
 def kmer_size(taps: int, channels: int) -> int:
@@ -763,7 +781,7 @@ def _conv_block(
     span, best = dilation * (taps - 1) + 1, _positions(width)
     length = rows_in + left + right - span + 1
     tile = np.empty((max(TILE_VALUES // width // best, 1) * best, width), np.float32)
-    group = len(tile) // length if length * best <= len(tile) else 1
+    group = max(len(tile) // length // best * best, 1)
     padded = np.empty((group * (min(length, len(tile)) + span - 1), channels_in), np.float32)
     results, channels = out.shape[1], out.shape[2]
     flat_out, flat_kept = out.reshape(-1), kept.reshape(-1)
