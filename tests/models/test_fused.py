@@ -99,8 +99,9 @@ def check(model: nn.Module, x: torch.Tensor) -> nn.Module:
     prepared = prepare(model)
     with torch.no_grad():
         for form in (prepared, prepare(model, all_by_onednn(prepared)), prepare(model, "torch")):
-            assert error(form(x), expected) <= 1e-5
-            assert error(form(x[:1]), expected[:1]) <= 1e-5
+            # Of a copy, which a first activation may change.
+            assert error(form(x.clone()), expected) <= 1e-5
+            assert error(form(x[:1].clone()), expected[:1]) <= 1e-5
     return prepared
 
 
