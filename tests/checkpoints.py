@@ -13,11 +13,17 @@ from genomepred.models.checkpoint import save_checkpoint
 
 
 def make_checkpoint(
-    folder: Path, *, seed: int = 0, window: int = 100, scale: float = 3, **card: object
+    folder: Path,
+    *,
+    seed: int = 0,
+    window: int = 100,
+    filters: int = 8,
+    scale: float = 3,
+    **card: object,
 ) -> Path:
-    """A two-block CNN of 8 filters with random weights, spread so that outputs vary."""
+    """A two-block CNN with random weights, spread so that outputs vary."""
     torch.manual_seed(seed)
-    config = {"window": window, "filters": 8, "tracks": 1}
+    config = {"window": window, "filters": filters, "tracks": 1}
     model = build("tf-cnn", **config)
     with torch.no_grad():
         for parameter in model.parameters():
