@@ -116,7 +116,7 @@ class Sharing(nn.Module):
         return Shared(x.place, call(layer, x.block), left, right)
 
     def _chain(self, chain: FusedChain, x: Shared) -> Shared:
-        kept = x
+        kept = x = Shared(x.place, *map(chain.enter, (x.block, x.left, x.right)))
         for block in chain:
             residual = kept if block.adds else None
             if x.place.after(taps_of(block)).phases == x.place.phases:
@@ -124,7 +124,7 @@ class Sharing(nn.Module):
             else:
                 x, before = self._split(block, x, residual)
             kept = before if block.keeps else kept
-        return x
+        return Shared(x.place, *map(chain.leave, (x.block, x.left, x.right)))
 
     def _block(
         self, block: FusedConv, x: Shared, residual: Shared | None, epilogue: Epilogue | None = None

@@ -217,7 +217,8 @@ class FusedConv(nn.Module):
         x = x.transpose(1, 2).unsqueeze(2)
         if padding[0] != padding[1]:
             x, padding = functional.pad(x, padding), (0, 0)
-        y = functional.conv2d(x, self.image, None, 1, (0, padding[0]), (1, self.dilation))
+        with torch.autocast(x.device.type, enabled=False):  # the block's type is its own
+            y = functional.conv2d(x, self.image, None, 1, (0, padding[0]), (1, self.dilation))
         return y.squeeze(2).transpose(1, 2).contiguous()
 
 
@@ -288,7 +289,7 @@ class FusedChain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Codes ``[batch, length]`` or ``[batch, channels, length]`` -> ``[batch, C, length']``.
 
-        The result is a view of channels-last memory.
+        The result is a view of channels-last memory, of the type that :meth:`leave` gives it.
 
         Raises
         ------
@@ -297,7 +298,7 @@ class FusedChain(nn.Module):
         """
         self._check(x)
         if x.dim() == 3:
-            x = x.transpose(1, 2).to(self._dtype)
+            x = self.enter(x.transpose(1, 2))
             x = x if x.stride(2) == 1 else x.contiguous()
         kept = None
         inner = len(self.blocks) - 1 if x.device.type == "cpu" else 0
@@ -305,7 +306,15 @@ class FusedChain(nn.Module):
             outs = self._outputs.take(i, block, x) if i < inner else ()
             outs = block(x, kept if block.adds else None, outs=outs)
             x, kept = outs[0], outs[-1] if block.keeps else kept
-        return x.transpose(1, 2)
+        return self.leave(x).transpose(1, 2)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Features in the blocks' type; codes as they are."""
+        return x.to(self._dtype) if x.is_floating_point() else x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """The blocks' features as layers of torch take them: in float32, but under autocast."""
+        return x if torch.is_autocast_enabled(x.device.type) else x.float()
 
     def _check(self, x: Tensor) -> None:
         """Refuse channels that the kernels would read past the weights' end for."""
