@@ -193,6 +193,7 @@ class NucleicTransformer(SequenceModel):
     def expose_convolutions(self) -> list[nn.Sequential]:
         """As :meth:`SequenceModel.expose_convolutions`: of the embedded k-mers of each length."""
         self._convolutions = KmerConvolutions(self)
+        self.aggregation.convs = nn.ModuleList()  # which these replace
         return list(self._convolutions.layers)  # type: ignore[arg-type]
 
     def attention(self, codes: Tensor) -> list[Tensor]:
