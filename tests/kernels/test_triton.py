@@ -32,14 +32,18 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def interpret(*options: str) -> str:
-    """Closing line of the interpreter suite."""
-    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/interpreted.py")
-    return run(*suite, *options, TRITON_INTERPRET="1").splitlines()[-1]
+def interpret(*options: str, suite: str = "interpreted.py") -> str:
+    """Closing line of a suite under the interpreter."""
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/kernels/{suite}")
+    return run(*command, *options, TRITON_INTERPRET="1").splitlines()[-1]
 
 
 def test_interpreter() -> None:
     assert "passed" in interpret("-m", "not slow")
+
+
+def test_whole_models() -> None:
+    assert "passed" in interpret(suite="interpreted_models.py")
 
 
 @pytest.mark.slow
