@@ -1,8 +1,8 @@
 """A convolution block as one operation: convolution and everything up to the next one.
 
 The definition is :func:`conv_block_reference`; :func:`conv_block` is the registered operation,
-which is an implicit GEMM in Triton on a GPU (:mod:`genomepred.kernels.gpu`) and oneDNN followed by
-one fused pass on a CPU (:mod:`genomepred.kernels.cpu`). Layout is channels-last.
+which is an implicit GEMM in Triton on a GPU (:mod:`genomepred.kernels.gpu`) and a direct
+convolution on a CPU (:mod:`genomepred.kernels.cpu`). Layout is channels-last.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """CPU implementations: k-mer tables for codes, direct convolutions, one pass for what follows.
 
-Everything runs on the calling thread. A first layer of K taps is not multiplied: taps are grouped,
-each group has a table with the sum of its taps for every k-mer, and an output row is the sum of
-one table row a group. Outside the codes is a sixth symbol whose rows add nothing, so that windows
-need no special edges. Other convolutions are multiplied a tile of positions by all channels at a
-time, each tile going through all that follows before it leaves the L1 cache. A value never depends
-on the batch or the place in which it is computed: its sum always has the same order.
+Everything of ours runs on the calling thread. A first layer of K taps is not multiplied: taps are
+grouped, each group has a table with the sum of its taps for every k-mer, and an output row is the
+sum of one table row a group. Outside the codes is a sixth symbol whose rows add nothing, so that
+windows need no special edges. Other convolutions are multiplied a tile of positions by all channels
+at a time, each tile going through all that follows before it leaves the L1 cache. A value of either
+never depends on the batch or the place in which it is computed: its sum always has the same order.
 
 What LLVM makes of it (AVX-512): the row sums and products are vector instructions whose sums stay
 in registers, because :func:`_sum_rows` and :func:`_multiply` say so; the activations, plain loops
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, empty_outputs
+from genomepred.kernels.bias_act_pool import empty_outputs
 from genomepred.kernels.codes_conv import convolved_length
 
 SYMBOLS = 6  # four bases, unknown, outside
@@ -43,11 +43,16 @@ TABLE_BYTES = 48 << 10
 TABLES_BYTES = 1 << 20  # all groups' tables: an L2 cache
 TILE_VALUES = 4096  # float32 values worked on at once: a third of an L1 cache of 48 KiB
 
-_RELU, _LEAKY_RELU, _GELU, _GELU_TANH, _GELU_SIGMOID, _MISH = (
-    ACTIVATIONS.index(name)
-    for name in ("relu", "leaky_relu", "gelu", "gelu_tanh", "gelu_sigmoid", "mish")
-)
-_NO_POOL = POOLS.index("none")
+# Numbers of names in compiled functions, which are cached by this file alone: none is derived from
+# the order of names elsewhere.
+_ACTIVATION = {
+    **{"none": 0, "relu": 1, "leaky_relu": 2, "gelu": 3, "gelu_tanh": 4, "gelu_sigmoid": 5},
+    "mish": 6,
+}
+_POOL = {"none": 0, "floor": 1, "ceil": 2}
+_RELU, _LEAKY_RELU, _GELU = _ACTIVATION["relu"], _ACTIVATION["leaky_relu"], _ACTIVATION["gelu"]
+_GELU_TANH, _GELU_SIGMOID = _ACTIVATION["gelu_tanh"], _ACTIVATION["gelu_sigmoid"]
+_MISH, _NO_POOL = _ACTIVATION["mish"], _POOL["none"]
 _NOTHING: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)
 
 
@@ -60,16 +65,16 @@ def _features() -> set[str]:
 
 
 # float32 values of a vector register in a direct convolution, and the largest block of sums that
-# the registers hold beside the weights: positions, and vectors of channels. With 32 registers 6 x
-# 4, 14 x 2, 28 x 1, with the 16 of AVX2 6 x 2, 12 x 1.
+# the registers hold beside the weights: positions, and vectors of channels. With the 32 registers
+# of AVX-512 and NEON 6 x 4, 14 x 2, 28 x 1, with the 16 of AVX2 and SSE 6 x 2, 12 x 1.
 WIDE = 16 if "avx512f" in _features() else 8 if "avx2" in _features() else 4
-_MANY = WIDE != 8  # AVX-512 and NEON have 32
+_MANY = bool({"avx512f", "neon"} & _features())
 _FOUR = 4 * WIDE if _MANY else 1 << 30  # channels from which four vectors are computed at a time
 _BEST_FOUR, _BEST_TWO, _BEST_ONE = (6, 14, 28) if _MANY else (6, 6, 12)
 
 f32 = np.float32
 _ONE, _HALF, _ZERO, _TWO = f32(1), f32(0.5), f32(0), f32(2)
-_LOW, _HIGH = f32(-80), f32(20)  # beyond these mish is 0 and x
+_LOW, _HIGH = f32(-80), f32(20)  # beyond these mish is about 0 and x
 _LOG2E = f32(1.4426950408889634)
 # tanh-GELU is x / (1 + 2**(x * (_TANH + _TANH_CUBE * x * x))).
 _TANH = f32(-2 * (2 / np.pi) ** 0.5 / np.log(2))
@@ -376,7 +381,7 @@ def _activated(x: Any, activation: int, factor: Any, out: Any) -> None:
 def activated(x: Tensor, activation: str, factor: float) -> Tensor:
     """See :func:`genomepred.kernels.bias_act_pool.activate`; of contiguous float32."""
     out = torch.empty_like(x)
-    flat = x.view(-1).numpy(), ACTIVATIONS.index(activation), f32(factor), out.view(-1).numpy()
+    flat = x.view(-1).numpy(), _ACTIVATION[activation], f32(factor), out.view(-1).numpy()
     _activated(*flat)
     return out
 
@@ -567,8 +572,8 @@ def codes_conv(
     filled = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     _codes_conv(
         *(codes.numpy(), tables, size, padding[0], length),
-        *(ACTIVATIONS.index(activation), f32(factor), POOLS.index(pool)),
-        *(ACTIVATIONS.index(next_activation), f32(next_factor), filled.numpy()),
+        *(_ACTIVATION[activation], f32(factor), _POOL[pool]),
+        *(_ACTIVATION[next_activation], f32(next_factor), filled.numpy()),
     )
     if filled is not out:
         out.copy_(filled)
@@ -653,8 +658,8 @@ def bias_act_pool(
     _bias_act_pool(
         *(x.float().numpy(), shift.numpy()),
         _NOTHING if residual is None else residual.float().numpy(),
-        *(ACTIVATIONS.index(activation), f32(factor), POOLS.index(pool)),
-        *(ACTIVATIONS.index(next_activation), f32(next_factor)),
+        *(_ACTIVATION[activation], f32(factor), _POOL[pool]),
+        *(_ACTIVATION[next_activation], f32(next_factor)),
         *(outs[0].numpy(), outs[1].numpy() if keep else _NOTHING),
     )
     return [out.to(x.dtype) for out in outs]
@@ -828,13 +833,12 @@ def _conv_block(
 def linear(x: Tensor, packed: Packed, features: int) -> Tensor:
     """``x @ weight + shift`` as a convolution of width 1, float32 ``[..., features]``.
 
-    Twice as fast as MKL, which keeps its AVX-512 for another maker's processors: 106 and 52
-    multiply-adds a nanosecond on one thread, 4,608 x 256 to 768.
+    106 multiply-adds a nanosecond on one thread of an AMD EPYC, 4,608 x 256 to 768; MKL's 52.
     """
     rows = x.reshape(1, -1, x.shape[-1])
     rows = rows if rows.stride(2) == 1 else rows.contiguous()
     out = torch.empty(1, rows.shape[1], features)
-    nothing = ACTIVATIONS.index("none"), f32(1)
+    nothing = _ACTIVATION["none"], f32(1)
     _conv_block(
         *(rows.numpy(), *packed, _NOTHING, 0, 0, 1, *nothing, _NO_POOL, *nothing),
         *(out.numpy(), _NOTHING),
@@ -888,8 +892,8 @@ def conv_block(
         outs = empty_outputs(x.float(), length, channels, pool, keep)
     _conv_block(
         *(x.float().numpy(), *packed, _NOTHING if residual is None else residual.float().numpy()),
-        *(padding[0], padding[1], dilation, ACTIVATIONS.index(activation), f32(factor)),
-        *(POOLS.index(pool), ACTIVATIONS.index(next_activation), f32(next_factor)),
+        *(padding[0], padding[1], dilation, _ACTIVATION[activation], f32(factor)),
+        *(_POOL[pool], _ACTIVATION[next_activation], f32(next_factor)),
         *(outs[0].numpy(), outs[1].numpy() if keep else _NOTHING),
     )
     return [out.to(x.dtype) for out in outs]

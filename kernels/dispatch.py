@@ -1,8 +1,8 @@
 """Which implementation computes a block on which device.
 
 The table is data, ``dispatch.json``: families of devices, and entries with the families,
-operation, types and largest shapes that each is for, its implementation, and the evidence behind
-it. Of the entries that fit, the first counts.
+operation, types and largest shapes that each is for, whether it needs fused multiply-adds, its
+implementation, and the evidence behind it. Of the entries that fit, the first counts.
 
 Implementations: ``kmers`` (k-mer tables), ``direct`` (our convolution) and ``onednn`` on a CPU;
 ``triton`` (our kernel) and ``cudnn`` (its convolution, then our pass for what follows) on a GPU.
@@ -11,6 +11,7 @@ Implementations: ``kmers`` (k-mer tables), ``direct`` (our convolution) and ``on
 from __future__ import annotations
 
 import json
+import os
 import platform
 from functools import cache
 from importlib.util import find_spec
@@ -177,7 +178,15 @@ def _entries(device: torch.device) -> list[dict[str, Any]]:
 
 @cache
 def has_fma() -> bool:
-    """Whether this machine's CPU multiplies and adds in one instruction."""
+    """Whether the CPU that kernels are compiled for multiplies and adds in one instruction.
+
+    That is this machine's, unless Numba's variables name another.
+    """
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is not None:
+        return bool({"+fma", "+neon"} & set(features.split(",")))
+    if os.environ.get("NUMBA_CPU_NAME", "").lower() == "generic":
+        return False
     if platform.machine().lower() in ("aarch64", "arm64"):
         return True
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from math import gcd
 
 import numpy as np
@@ -460,12 +461,7 @@ def choose_numerics(
     def difference(precision: str, used: str) -> float:
         block = sample(batch, False)
         reference = engine("fp32", REFERENCE).submit(block)()
-        try:
-            return _difference(engine(precision, used).submit(block)(), reference)
-        except ModelError:  # a module of the user's own that only runs as written
-            if used == REFERENCE:
-                raise
-            return float("inf")
+        return _difference(engine(precision, used).submit(block)(), reference)
 
     def difference_shared(precision: str, used: str, windows: int) -> float:
         block = sample(windows, True)
@@ -473,6 +469,21 @@ def choose_numerics(
         batches = replace(block, needed=np.ones(windows // alone, np.bool_))
         reference = engine("fp32", REFERENCE, alone).submit(batches)()
         return _difference(engine(precision, used, windows, "share").submit(block)(), reference)
+
+    def why_not(used: str, difference: Callable[[], float]) -> str:
+        """What speaks against a way to compute the model; empty if nothing does."""
+        try:
+            found = difference()
+        except ModelError as error:  # a module of the user's own that only runs as written
+            if used == REFERENCE:
+                raise
+            return str(error)
+        if found <= tolerance:
+            return ""
+        return (
+            f"it differs from the model as written by {found:.2g} (relative to 1 + |value|); the "
+            f"card of {card.name!r} allows {tolerance:.2g}"
+        )
 
     accepted = "fp32"
     for candidate in candidates:
@@ -487,20 +498,23 @@ def choose_numerics(
                 f"{card.tolerance[candidate]:.2g}; use --precision auto or fp32"
             )
     used, tolerance = resolve_kernels(model, kernels, device, accepted), card.tolerance[accepted]
-    if blocks and difference_shared(accepted, used, blocks.windows) <= tolerance:
-        return Numerics(accepted, used, blocks.windows, strand, "share")
+    ways = (used,) if kernels != "auto" or used == REFERENCE else (used, REFERENCE)
+    for way in ways if blocks else ():
+        assert blocks is not None
+        shared = partial(difference_shared, accepted, way, blocks.windows)
+        if not (why := why_not(way, shared)):
+            return Numerics(accepted, way, blocks.windows, strand, "share")
+        warnings.warn(f"overlap is not shared by {way} kernels: {why}", stacklevel=2)
     probed = kernels == "auto" and (
         windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS
     )
     if probed:
         used = _fastest(lambda used: engine(accepted, used), (used, REFERENCE, COMPILED))
-    if (found := difference(accepted, used)) > tolerance:
+    if why := why_not(used, partial(difference, accepted, used)):
         if kernels not in ("auto", REFERENCE):
-            raise PrecisionError(
-                f"--kernels {kernels} differ from the model as written by {found:.2g} (relative to "
-                f"1 + |value|); the card of {card.name!r} allows {tolerance:.2g}; use --kernels "
-                "auto or reference"
-            )
+            raise PrecisionError(f"--kernels {kernels}: {why}; use --kernels auto or reference")
+        if used != REFERENCE:
+            warnings.warn(f"the model is computed as written: {why}", stacklevel=2)
         used = REFERENCE
     return Numerics(accepted, used, batch, strand)
 

@@ -181,7 +181,7 @@ class Sharing(nn.Module):
     ) -> list[Tensor]:
         x = x[..., 0] if block.reads_codes else x
         outs: Sequence[Tensor] = ()
-        if x.device.type == "cpu":
+        if block.fills:
             # By call, not by block: layers that share one may hand it its own last outputs.
             outs = self._outputs.take(next(self._calls), block, x, padding, epilogue)
         result: list[Tensor] = block(x, residual, padding, epilogue, outs)

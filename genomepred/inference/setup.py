@@ -247,8 +247,8 @@ class Setup:
         )
         if self.options.overlap == "share" and numerics.overlap != "share":
             raise PrecisionError(
-                f"--overlap share: {self.card.name!r} differs from its windows by themselves by "
-                "more than its card allows; use --overlap auto or naive"
+                f"--overlap share: {self.card.name!r} is not what it is window by window, as the "
+                "warning says; use --overlap auto or naive"
             )
         return numerics
 

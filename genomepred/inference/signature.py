@@ -67,6 +67,7 @@ def facts(
         "genomepred": __version__,
         "torch": torch.__version__,
         "triton": _triton_version() if device.type == "cuda" else None,
+        "numba": _numba_version() if device.type == "cpu" else None,
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
         "zstandard": version("zstandard") if layout.compression == "zstd" else None,
         "hdf5": h5py.version.hdf5_version,
@@ -79,6 +80,14 @@ def _triton_version() -> str | None:
     except ImportError:
         return None
     return str(triton.__version__)
+
+
+def _numba_version() -> str:
+    """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is."""
+    target = [
+        os.environ[key] for key in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES") if key in os.environ
+    ]
+    return " ".join([version("numba"), "llvmlite", version("llvmlite"), *target])
 
 
 def open_run(

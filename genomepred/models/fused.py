@@ -86,6 +86,8 @@ class FusedConv(nn.Module):
     ----------
     span : int
         Positions that an output of the convolution sees.
+    fills : bool
+        Whether the implementation fills outputs that it is given.
     """
 
     weight: Tensor
@@ -118,6 +120,7 @@ class FusedConv(nn.Module):
     def use(self, implementation: str) -> None:
         """Compute by this implementation from now on."""
         self.implementation, self._packed = implementation, None
+        self.fills = implementation in ("kmers", "direct")
         if implementation == "cudnn":  # the 2-D form, channels-last, which cuDNN would make of it
             image = self.weight.permute(2, 1, 0).unsqueeze(2)
             image = image.contiguous(memory_format=torch.channels_last)
@@ -145,7 +148,7 @@ class FusedConv(nn.Module):
         padding, epilogue : optional
             Instead of the block's own.
         outs : sequence of tensors, optional
-            As :meth:`empty` gives them; a CPU fills these.
+            As :meth:`empty` gives them, where the block ``fills`` them.
 
         Returns
         -------
@@ -301,9 +304,9 @@ class FusedChain(nn.Module):
             x = self.enter(x.transpose(1, 2))
             x = x if x.stride(2) == 1 else x.contiguous()
         kept = None
-        inner = len(self.blocks) - 1 if x.device.type == "cpu" else 0
+        inner = len(self.blocks) - 1
         for i, block in enumerate(self):
-            outs = self._outputs.take(i, block, x) if i < inner else ()
+            outs = self._outputs.take(i, block, x) if i < inner and block.fills else ()
             outs = block(x, kept if block.adds else None, outs=outs)
             x, kept = outs[0], outs[-1] if block.keeps else kept
         return self.leave(x).transpose(1, 2)
@@ -320,10 +323,12 @@ class FusedChain(nn.Module):
         """Refuse channels that the kernels would read past the weights' end for."""
         first: Any = self.blocks[0]
         channels = first.channels_in
-        fits = x.dim() == 2 if first.reads_codes else x.dim() == 3 and x.shape[1] == channels
+        if first.reads_codes:
+            fits, wanted = x.dim() == 2 and x.dtype == torch.uint8, "uint8 [batch, length]"
+        else:
+            fits, wanted = x.dim() == 3 and x.shape[1] == channels, f"[batch, {channels}, length]"
         if not fits:
-            wanted = "[batch, length]" if first.reads_codes else f"[batch, {channels}, length]"
-            raise ValueError(f"the first block takes {wanted}, found {list(x.shape)}")
+            raise ValueError(f"the first block takes {wanted}, found {x.dtype} {list(x.shape)}")
 
 
 class DirectLinear(nn.Linear):
@@ -373,7 +378,9 @@ class DirectActivation(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self._known = layer, activation_of(layer)
+        known = activation_of(layer)
+        assert known is not None
+        self.layer, self._known = layer, known
 
     def seen(self) -> tuple[int, int, int]:
         """Step, first, last: see :func:`genomepred.models.layers.reach`."""
@@ -383,7 +390,7 @@ class DirectActivation(nn.Module):
         """Elementwise."""
         dense = x.transpose(1, -1) if x.dim() > 2 else x  # of channels-last memory
         whole = x if x.is_contiguous() else dense
-        if x.dtype != torch.float32 or self._known is None or not whole.is_contiguous():
+        if x.dtype != torch.float32 or not whole.is_contiguous():
             y: Tensor = self.layer(x)
             return y
         from genomepred.kernels import cpu
@@ -602,6 +609,9 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
     rewritten for channels-last memory. In float32 the result is equal within 1e-5. The given
     model stays as it is.
 
+    The copy is for inference, without gradients, in one thread: it keeps features and packed
+    weights from call to call.
+
     Parameters
     ----------
     model : nn.Module
@@ -618,14 +628,17 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
         If the kernels do not exist, or not for the model or its device.
     """
     prepared = copy.deepcopy(model).eval().requires_grad_(False)
-    if kernels != "torch":
-        asked = kernels if kernels in dispatch.ASKED else "auto"
-        _Fusing(_device(prepared), asked, dtype).fuse_all(prepared)
-        if asked != kernels:
-            _obey(prepared, kernels)
+    asked = kernels if kernels in dispatch.ASKED else "auto"
+    fusing = None if kernels == "torch" else _Fusing(_device(prepared), asked, dtype)
+    if fusing is not None:
+        fusing.fuse_sequences(prepared)
     for module in prepared.modules():
         if _runs_in_order(module) and all(map(_folds, module)):
             fold_batch_norms(module)
+    if fusing is not None:
+        fusing.fuse_others(prepared)
+        if asked != kernels:
+            _obey(prepared, kernels)
     rewrite_channels_last(prepared)
     return prepared
 
@@ -642,13 +655,17 @@ def kernels_of(prepared: nn.Module) -> str:
 def _obey(prepared: nn.Module, kernels: str) -> None:
     blocks, names = _blocks(prepared), kernels.split(",")
     if len(names) != len(blocks):
-        raise ValueError(f"kernels {kernels!r} are not those of the model's {len(blocks)} blocks")
+        raise ValueError(
+            f"kernels {kernels!r}: expected auto, triton, cudnn, cpu, torch or the implementations "
+            f"of the model's {len(blocks)} blocks, as {kernels_of(prepared)!r}"
+        )
     for block, name in zip(blocks, names, strict=True):
         operation = "codes_conv" if block.reads_codes else "conv_block"
         device = block.weight.device
         if name not in _IMPLEMENTATIONS[operation, device.type]:
             raise ValueError(
-                f"kernels {kernels!r}: {name} does not compute {operation} on {device}"
+                f"kernels {kernels!r}: {name!r} does not compute {operation} on {device}; use "
+                + " or ".join(_IMPLEMENTATIONS[operation, device.type])
             )
         block.use(name)
 
@@ -665,7 +682,8 @@ class _Fusing:
         self.device, self.asked, self.dtype = device, asked, dtype
         self._direct = device.type == "cpu" and dtype == torch.float32
 
-    def fuse_all(self, model: nn.Module) -> None:
+    def fuse_sequences(self, model: nn.Module) -> None:
+        """Replace runs of layers in sequences; the first of the model reads codes."""
         if isinstance(model, SequenceModel):
             entries = model.expose_convolutions()
             table, encodes = model.encoder.table, type(model).encode is SequenceModel.encode
@@ -677,22 +695,33 @@ class _Fusing:
         for module in list(model.modules()):
             if _runs_in_order(module):
                 self.fuse(module, None)
+
+    def fuse_others(self, model: nn.Module) -> None:
+        """Replace what is left of layers that we compute, wherever a module calls them."""
         self.fuse_alone(model)
+        if self._direct and _blocks(model):  # else it is what torch makes of it, also by name
+            self.replace_layers(model)
 
     def fuse_alone(self, module: nn.Module) -> None:
-        """Replace convolutions and norms in no sequence, wherever a module calls them."""
+        """Replace convolutions and norms."""
         for name, child in module.named_children():
             reader = _Reader(None)
             if isinstance(child, nn.Conv1d) and reader.take(child):
                 setattr(module, name, FusedChain(self._blocks(reader)))
             elif _is_just(child, nn.BatchNorm1d) and child.running_mean is not None:
                 setattr(module, name, Affine(child))
-            elif self._direct and _is_just(child, nn.Linear) and DirectLinear.pays(child):
-                setattr(module, name, DirectLinear(child))
-            elif self._direct and _is_slow(child):
-                setattr(module, name, DirectActivation(child))
             else:
                 self.fuse_alone(child)
+
+    def replace_layers(self, module: nn.Module) -> None:
+        """Replace linear layers and activations that a CPU computes faster by our kernels."""
+        for name, child in module.named_children():
+            if _is_just(child, nn.Linear) and DirectLinear.pays(child):
+                setattr(module, name, DirectLinear(child))
+            elif _is_slow(child):
+                setattr(module, name, DirectActivation(child))
+            else:
+                self.replace_layers(child)
 
     def fuse(self, layers: nn.Sequential, table: Tensor | None) -> None:
         """Replace runs of layers by chains, in place; the others keep their positions."""

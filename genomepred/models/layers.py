@@ -376,6 +376,8 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, channels, length]`` or ``[batch, channels]`` in and out."""
+        if x.dim() not in (2, 3) or x.shape[1] != len(self.scale):
+            raise ValueError(f"expected {len(self.scale)} channels, found {list(x.shape)}")
         scale, shift = (self.scale, self.shift) if x.dim() == 3 else (self.scale.T, self.shift.T)
         return torch.addcmul(shift, x, scale)
 

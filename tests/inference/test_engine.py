@@ -217,8 +217,8 @@ def test_kernels_in_half_precision(model, precision, within):
 @pytest.mark.parametrize(
     ("kernels", "message"),
     [
-        ("kmers", "are not those of the model's 2 blocks"),
-        ("triton,triton", "triton does not compute codes_conv on cpu"),
+        ("kmers", "implementations of the model's 2 blocks"),
+        ("triton,triton", "'triton' does not compute codes_conv on cpu"),
         ("onednn", "onednn"),
         ("conv2d", "conv2d"),
     ],
@@ -235,7 +235,7 @@ def broken(model, kernels="auto", *, dtype=torch.float32):
 def test_kernels_that_compute_something_else_are_not_used(model, monkeypatch):
     monkeypatch.setattr("genomepred.inference.engine.prepare", broken)
     assert choose(model).kernels == "reference"
-    with pytest.raises(PrecisionError, match=r"--kernels cpu differ .* allows 1e-05; use --k"):
+    with pytest.raises(PrecisionError, match=r"--kernels cpu: it differs .* allows 1e-05; use --k"):
         choose(model, kernels="cpu")
 
 

@@ -309,14 +309,14 @@ def test_the_kernels_are_as_asked_for() -> None:
 @pytest.mark.parametrize(
     ("kernels", "message"),
     [
-        ("kmers", "'kmers' are not those of the model's 2 blocks"),
-        ("kmers,direct,direct", "not those of the model's 2 blocks"),
-        ("direct,direct", "direct does not compute codes_conv on cpu"),
-        ("kmers,kmers", "kmers does not compute conv_block on cpu"),
-        ("kmers,triton", "triton does not compute conv_block on cpu"),
-        ("kmers, direct", " direct does not compute"),
-        ("fastest", "not those of the model's 2 blocks"),
-        ("", "not those of the model's 2 blocks"),
+        ("kmers", "kernels 'kmers': expected auto, triton, cudnn, cpu, torch or the implem"),
+        ("kmers,direct,direct", "implementations of the model's 2 blocks"),
+        ("direct,direct", "'direct' does not compute codes_conv on cpu; use kmers"),
+        ("kmers,kmers", "'kmers' does not compute conv_block on cpu; use direct or onednn"),
+        ("kmers,triton", "'triton' does not compute conv_block on cpu"),
+        ("kmers, direct", "' direct' does not compute"),
+        ("fastest", "implementations of the model's 2 blocks"),
+        ("", "implementations of the model's 2 blocks"),
         ("triton", "triton kernels do not run on cpu"),
         ("cudnn", "cudnn kernels do not run on cpu"),
         ("reference", "reference"),
@@ -452,8 +452,8 @@ def test_features_of_any_layout_and_type() -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.randn(3, 5, 40), r"takes \[batch, 6, length\], found \[3, 5, 40\]"),
-        (torch.randn(6, 40), r"takes \[batch, 6, length\], found \[6, 40\]"),
+        (torch.randn(3, 5, 40), r"takes \[batch, 6, length\], found torch.float32 \[3, 5, 40\]"),
+        (torch.randn(6, 40), r"takes \[batch, 6, length\], found torch.float32 \[6, 40\]"),
         (torch.randn(3, 6, 2), "2 positions with padding .0, 0. are fewer than the 4"),
     ],
 )
@@ -466,7 +466,9 @@ def test_an_input_that_the_kernels_would_read_past_is_refused(
 
 def test_one_hot_where_codes_are_read_is_refused() -> None:
     prepared = prepare(build("tf-cnn", window=40, filters=8))
-    with pytest.raises(ValueError, match=r"takes \[batch, length\], found \[2, 4, 40\]"):
+    with pytest.raises(
+        ValueError, match=r"takes uint8 \[batch, length\], found torch.float32 \[2, 4, 40\]"
+    ):
         prepared.trunk(torch.zeros(2, 4, 40))
 
 
