@@ -244,7 +244,7 @@ def _counted(kernels: str) -> str:
 def _overlap(estimate: Estimate) -> str:
     if estimate.numerics.overlap == "naive":
         return "every window by itself"
-    return f"overlap shared: {estimate.saving:.1f} times fewer multiply-adds"
+    return f"overlap shared: {estimate.saving:.1f} times less work"
 
 
 def _refuse_unreadable(estimate: Estimate) -> None:

@@ -132,57 +132,68 @@ class Place:
 
 
 class Work(NamedTuple):
-    """Multiply-adds of convolutions and linear layers, and values of their largest output."""
-
-    multiply_adds: int
-    values: int
-
-
-class Followed(NamedTuple):
-    """Where layers lead, for one block.
+    """What a computation costs.
 
     Parameters
     ----------
-    place : Place
-        Place after the layers.
     multiply_adds : int
-        Of their convolutions.
+        Of convolutions and linear layers.
     values : int
         Of their largest output.
+    split : int
+        Values of pools that make more phases.
     """
 
-    place: Place
     multiply_adds: int
     values: int
+    split: int = 0
+
+    def __add__(self, more: Work) -> Work:  # type: ignore[override]
+        """Work of both, one after the other."""
+        return Work(
+            self.multiply_adds + more.multiply_adds,
+            max(self.values, more.values),
+            self.split + more.split,
+        )
 
 
-def follow(layer: nn.Module, place: Place) -> Followed:
-    """Follow sizes through layers.
+class Followed(NamedTuple):
+    """Where layers lead, for one block: the place after them, of so many channels, and the work."""
+
+    place: Place
+    channels: int
+    work: Work
+
+
+def follow(layer: nn.Module, place: Place, channels: int = 4) -> Followed:
+    """Follow sizes through layers, from a place of so many channels.
 
     Raises
     ------
     CannotShareError
         If padding touches all positions of a window.
     """
-    work = values = 0
+    work = Work(0, 0)
     if isinstance(layer, nn.Sequential):
         for child in layer:
-            place, more, largest = follow(child, place)
-            work, values = work + more, max(values, largest)
+            place, channels, more = follow(child, place, channels)
+            work += more
     elif isinstance(layer, Residual):
-        branch, work, values = follow(layer.branch, place)
+        branch, channels, work = follow(layer.branch, place, channels)
         place = place.beside(branch)
     elif (conv := conv_of(layer)) is not None:
-        place = place.after(taps_of(layer))
+        place, channels = place.after(taps_of(layer)), conv.out_channels
         edges = place.windows * (place.left + place.right)
-        work = (place.phases * place.count + edges) * conv.weight.numel()
-        values = max(place.phases * place.count, edges) * conv.out_channels
+        positions = place.phases * place.count
+        work = Work((positions + edges) * conv.weight.numel(), max(positions, edges) * channels)
     elif isinstance(layer, MaxPool):
-        place = place.after(taps_of(layer))
-    elif isinstance(layer, FusedChain):  # counted as written
+        before, place = place, place.after(taps_of(layer))
+        if place.phases > before.phases:
+            work = Work(0, 0, place.phases * place.count * channels)
+    elif isinstance(layer, FusedChain):  # its work is counted as written
         for block in layer:
-            place = place.after(taps_of(block))
-    return Followed(place, work, values)
+            place, channels = place.after(taps_of(block)), block.channels
+    return Followed(place, channels, work)
 
 
 def convolutions(layer: nn.Module) -> dict[nn.Module, nn.Conv1d]:
@@ -251,10 +262,10 @@ def block_work(model: SequenceModel, stride: int, windows: int) -> Work:
     CannotShareError
         If windows of the model cannot be computed from a block.
     """
-    place, work, values = follow(sharable(model).trunk, Place.of_bases(model, stride, windows))
-    channels = [4, *(conv.out_channels for conv in convolutions(model.trunk).values())][-1]
+    start = Place.of_bases(model, stride, windows)
+    place, channels, work = follow(sharable(model).trunk, start)
     features = next(model.parameters()).new_zeros(1, channels, place.length)
-    return Work(work + windows * counted(model.head, features).multiply_adds, values)
+    return work + Work(windows * counted(model.head, features).multiply_adds, 0)
 
 
 def multiply_adds(model: nn.Module, window: int) -> int:

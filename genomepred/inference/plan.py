@@ -34,7 +34,8 @@ class GenomePlan:
 class Estimate:
     """What a run would do: see :func:`plan`.
 
-    ``saving`` is how many times the multiply-adds it would take without sharing overlap.
+    ``saving`` is how many times the work it would take without sharing overlap: multiply-adds,
+    and what phases cost beside them.
     """
 
     genomes: list[GenomePlan]
