@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -210,6 +211,41 @@ def test_benchmarks_are_a_part_of_the_package() -> None:
         text = (ROOT / "benchmarks" / f"{name}.py").read_text()
         assert "from tests" not in text  # which no wheel holds
         assert "from benchmarks" not in text
+
+
+@pytest.mark.slow
+def test_a_wheel_has_benchmarks_kernels_and_their_table(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    # A copy, so that no earlier build is in the wheel.
+    for name in ("genomepred", "kernels", "benchmarks"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip"]
+    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*pip, *build, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    install = ["install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run([*pip, *install], check=True, capture_output=True)
+    code = (
+        "import torch\n"
+        "from genomepred.benchmarks import end_to_end, kernels, models\n"
+        "from genomepred.kernels import dispatch\n"
+        "assert len(dispatch.explain(torch.device('cpu'))) > 1\n"
+        "for module in (end_to_end, kernels, models, dispatch):\n"
+        "    print(module.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    # Not those of an editable installation, which stands behind the path.
+    names = ("benchmarks/end_to_end", "benchmarks/kernels", "benchmarks/models", "kernels/dispatch")
+    assert done.stdout.split() == [str(target / "genomepred" / f"{name}.py") for name in names]
 
 
 # -- the command for a machine with a GPU

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from genomepred.errors import ModelError
+from genomepred import predict
+from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference import overlap
 from genomepred.inference.overlap import Sharing
 from genomepred.inference.overlap_choice import best_blocks, choose_blocks
@@ -31,6 +34,7 @@ from genomepred.models.layers import (
     TanhGELU,
 )
 from genomepred.sequences.grid import Geometry
+from tests.checkpoints import make_checkpoint
 from tests.kernels.cases import TOLERANCES
 
 
@@ -534,3 +538,27 @@ def test_blocks_that_stay_half_empty_are_smaller_or_not_worth_it() -> None:
     assert few.windows < always.windows
     assert few.saving < always.saving
     assert choose_blocks(model, Geometry(3000, 104), "cpu", "auto", lambda w: 1 / w) is None
+
+
+def test_a_run_whose_shared_form_is_wrong_goes_window_by_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, genome = make_checkpoint(tmp_path / "tiny"), tmp_path / "g.fa"
+    bases = random_codes(6_000).clamp(max=3).tolist()
+    genome.write_text(">a\n" + "".join("ACGT"[base] for base in bases) + "\n")
+    computed = Sharing.forward
+    predict(genome, model, tmp_path / "right", jobs=1)
+    monkeypatch.setattr(Sharing, "forward", lambda *given: computed(*given) + 0.1)
+    with pytest.warns(UserWarning, match="overlap is not shared by kmers,direct kernels: it dif"):
+        predict(genome, model, tmp_path / "wrong", jobs=1)
+    found = {}
+    for name in ("right", "wrong"):
+        signature = json.loads((tmp_path / name / "run.json").read_text())["signature"]
+        found[name] = (signature["overlap"], signature["kernels"])
+    assert found == {"right": ("share", "kmers,direct"), "wrong": ("naive", "kmers,direct")}
+    with (
+        pytest.warns(UserWarning, match="overlap is not shared by reference kernels: it differs"),
+        pytest.raises(PrecisionError, match="--overlap share: 'tiny' is not what it is window by"),
+    ):
+        predict(genome, model, tmp_path / "refused", jobs=1, overlap="share")
+    assert not list((tmp_path / "refused").iterdir())

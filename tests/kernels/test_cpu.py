@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +19,7 @@ from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, activate
 from genomepred.kernels.conv_block import conv_block_reference
 from tests.kernels import cases
 
+ROOT = Path(__file__).parents[2]
 FP32 = {"kind": cases.KINDS[0]}
 EPILOGUE = ("gelu_tanh", 1.0, "none", "none", 1.0)
 
@@ -42,6 +48,14 @@ def draw_epilogue(draw: st.DrawFn) -> cases.Row:
         "pool": draw(st.sampled_from(POOLS)),
         "next_activation": draw(names),
     }
+
+
+@pytest.mark.parametrize(("numbers", "names"), [(cpu._ACTIVATION, ACTIVATIONS), (cpu._POOL, POOLS)])
+def test_every_name_has_a_number_of_its_own(
+    numbers: dict[str, int], names: tuple[str, ...]
+) -> None:
+    assert sorted(numbers) == sorted(names)
+    assert len(set(numbers.values())) == len(names)
 
 
 # -- direct convolution ---------------------------------------------------------------------------
@@ -294,3 +308,50 @@ def test_activations_from_tiny_to_huge(activation: str, factor: float) -> None:
     )
     expected: Any = activate(x.double(), activation, factor)
     assert cases.difference(found, expected) <= 1e-5
+
+
+# -- processors -----------------------------------------------------------------------------------
+
+
+def fingerprint() -> str:
+    """SHA-256 of results of both kernels: all activations and pools, full and part vectors."""
+    torch.set_num_threads(1)
+    digest = hashlib.sha256()
+    codes = torch.arange(3 * 151).mul(7).remainder(11).clamp(max=5).to(torch.uint8).view(3, 151)
+    for channels in (1, 9, 24, 40, 64, 120):
+        x, weight, shift = make_block(63, 5, channels, 4, 3)
+        table = torch.randn(7, 5, channels, generator=torch.Generator().manual_seed(channels))
+        for activation in ACTIVATIONS:
+            for pool in POOLS:
+                epilogue = (activation, 1.3, pool, activation, 0.7)
+                outs = cpu.conv_block(x, weight, shift, None, (2, 1), 1, *epilogue, True)
+                length = {"none": 151, "floor": 75, "ceil": 76}[pool]
+                out = torch.full((3, length, channels), float("nan"))
+                cpu.codes_conv(codes, table, shift, (3, 3), *epilogue, out)
+                for values in (*outs, out):
+                    assert values.isfinite().all()
+                    digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpu.WIDE != 16, reason="needs an x86-64 CPU with AVX-512")
+def test_vectors_of_half_the_width_give_the_same_bits(tmp_path: Path) -> None:
+    features = ("avx", "avx2", "fma", "f16c", "bmi", "bmi2", "popcnt")
+    features += ("sse", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2")
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": ",".join(f"+{feature}" for feature in features),
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    code = "from tests.kernels.test_cpu import cpu, fingerprint; print(cpu.WIDE, fingerprint())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["8", fingerprint()]

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +114,53 @@ def test_a_cpu_without_fused_multiply_adds_leaves_convolutions_to_onednn(
     assert choose("codes_conv", CPU, **shape) == "kmers"
 
 
+@pytest.fixture
+def decided_anew() -> Iterator[None]:
+    dispatch.has_fma.cache_clear()
+    yield
+    dispatch.has_fma.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "named", "features", "has"),
+    [
+        ("x86_64", "AVX512", None, None, True),
+        ("x86_64", "AVX2", None, None, True),
+        ("x86_64", "DEFAULT", None, None, False),
+        ("aarch64", "DEFAULT", None, None, True),
+        ("arm64", "DEFAULT", None, None, True),
+        ("x86_64", "AVX512", "generic", None, False),
+        ("x86_64", "AVX512", "Generic", None, False),
+        ("x86_64", "AVX512", "haswell", None, True),  # Numba takes the host's features
+        ("x86_64", "AVX512", "haswell", "+avx,+avx2,+fma", True),
+        ("x86_64", "AVX512", "haswell", "+avx,+avx2,-fma", False),
+        ("x86_64", "AVX512", None, "+avx,+fma4", False),
+        ("x86_64", "AVX512", None, "", False),
+        ("x86_64", "DEFAULT", "generic", "+avx,+fma", True),
+        ("aarch64", "DEFAULT", None, "+neon", True),
+        ("aarch64", "DEFAULT", None, "", False),
+    ],
+)
+def test_fused_multiply_adds_are_those_of_the_cpu_that_is_compiled_for(
+    machine: str,
+    capability: str,
+    named: str | None,
+    features: str | None,
+    has: bool,
+    decided_anew: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    for key, value in (("NUMBA_CPU_NAME", named), ("NUMBA_CPU_FEATURES", features)):
+        monkeypatch.delenv(key, raising=False)
+        if value is not None:
+            monkeypatch.setenv(key, value)
+    assert dispatch.has_fma() is has
+    shape = {"channels_in": 8, "channels": 16, "width": 5, "dtype": torch.float32}
+    assert choose("conv_block", CPU, **shape) == ("direct" if has else "onednn")
+
+
 @pytest.mark.parametrize("capability", [None, *FAMILIES])
 def test_every_rule_can_apply_and_says_why(
     capability: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
@@ -211,17 +257,3 @@ def test_choosing_for_a_cpu_imports_neither_triton_nor_numba() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.slow
-def test_a_wheel_has_the_table(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # a copy, so that no earlier build is in the wheel
-    for name in ("genomepred", "kernels"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "-w", str(tmp_path), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert "genomepred/kernels/dispatch.json" in zipfile.ZipFile(wheel).namelist()

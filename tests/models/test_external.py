@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from genomepred.errors import ModelError
+from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference import engine
+from genomepred.inference.overlap_choice import choose_blocks
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
 from genomepred.models.external import External, make_external
@@ -287,6 +289,18 @@ NETWORKS = {
 """,
 }
 
+# What each is computed by where nothing is probed: `torch` is the prepared form without a block.
+COMPUTED_BY = {
+    "padded sequential": "direct,direct,direct",
+    "pre-activation": "direct,direct",
+    "view of a convolution": "reference",
+    "use of a layer's weight": "reference",
+    "convolution of its own kind": "torch",
+    "convolution that is changed as it is called": "torch",
+    "no parameters": "torch",
+    "cannot be copied": "reference",
+}
+
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("probing", [False, True])
@@ -312,8 +326,55 @@ def test_whatever_a_run_is_computed_by_the_numbers_are_the_modules_own(
     with torch.no_grad():
         expected = model(torch.from_numpy(windows)).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    if not probing:
-        rewritten = {"padded sequential": "direct,direct,direct", "pre-activation": "direct,direct"}
-        assert numerics.kernels == rewritten.get(name, numerics.kernels)
-    if name in {"use of a layer's weight", "cannot be copied"}:
-        assert numerics.kernels == "reference"
+    only_as_written = {"use of a layer's weight", "cannot be copied"}  # not even compiled
+    if not probing or name in only_as_written:
+        assert numerics.kernels == COMPUTED_BY[name]
+
+
+# Reads what a prepared convolution does not have.
+READS_STRIDE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 2, 9, padding=4)
+    def forward(self, x):
+        return self.conv(x)[:, :, 4:-4].transpose(1, 2) * self.conv.stride[0]
+"""
+
+
+@pytest.mark.parametrize("overlap", ["share", "naive"])
+def test_a_module_of_many_bins_that_only_runs_as_written(tmp_path: Path, overlap: str) -> None:
+    torch.manual_seed(0)
+    card = make_card(window=68, crop=4, bins=60, bin_size=1, stride=60)
+    model = make_external(card, str(write(tmp_path, READS_STRIDE))).eval()
+    cpu, geometry = torch.device("cpu"), card.geometry()
+    cause = "AttributeError: 'FusedChain' object has no attribute 'stride'"
+
+    def sample(windows: int, consecutive: bool) -> engine.Block:
+        codes = np.random.default_rng(0).integers(0, 5, 60 * windows + 8, dtype=np.uint8)
+        starts = np.arange(windows, dtype=np.int64) * 60
+        return engine.Block(torch.from_numpy(codes), starts, 60, np.array([True]))
+
+    def choose(kernels: str) -> engine.Numerics:
+        return engine.choose_numerics(
+            model, card, geometry, cpu, kernels=kernels,
+            precision="auto", strand="forward", windows=1, sample=sample,
+            blocks=choose_blocks(model, geometry, "cpu", overlap, lambda windows: 1.0),
+        )  # fmt: skip
+
+    said = {"share": "overlap is not shared by direct kernels: ", "naive": "computed as written: "}
+    with pytest.warns(UserWarning, match=f"{said[overlap]}.*{cause}") as told:
+        numerics = choose("auto")
+    assert (numerics.kernels, numerics.overlap) == ("reference", overlap)
+    assert len(told) == 1
+    block = sample(numerics.compute_batch, True)
+    found = engine.Engine(model, card, geometry, numerics, cpu).submit(block)()
+    with torch.no_grad():
+        expected = model(block.codes.unfold(0, 68, 60)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sharing
+        with pytest.raises(PrecisionError, match=f"--kernels cpu: .*{cause}; use --kernels auto"):
+            choose("cpu")

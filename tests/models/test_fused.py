@@ -11,8 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from genomepred.kernels import cpu, dispatch
 from genomepred.models import MODELS, build, fused
 from genomepred.models.fused import (
+    DirectActivation,
+    DirectLinear,
     FusedChain,
     FusedConv,
     PassCodes,
@@ -288,6 +291,119 @@ def test_which_convolutions_are_fused() -> None:
     assert kernels_of(prepare(nn.Sequential(nn.Conv1d(4, 6, 3)).double())) == "torch"
 
 
+# Layers beside the blocks
+
+ENCODER_LAYER = (
+    ["attention.project", "attention.out", "feedforward.0", "feedforward.3"],
+    ["feedforward.1"],
+)
+DIRECT: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "tf-cnn": ({"window": 40, "hidden": [70, 64]}, ["head.1", "head.3"], ["head.2", "head.4"]),
+    "tf-cnn-v2": ({"window": 40}, ["head.1", "head.4"], ["head.2", "head.5"]),
+    "nucleic-transformer": (
+        {"window": 31, "layers": 1},
+        *([f"transformer.0.{path}" for path in paths] for paths in ENCODER_LAYER),
+    ),
+    "tf-conv-transformer": (
+        {"window": 40, "transformer_blocks": 1, "mlp_blocks": 1},
+        [*(f"head.transformer.0.{path}" for path in ENCODER_LAYER[0]), "head.mlp.0"],
+        [*(f"head.transformer.0.{path}" for path in ENCODER_LAYER[1]), "head.mlp.1"],
+    ),
+}
+
+
+def paths_of(model: nn.Module, kind: type[nn.Module]) -> list[str]:
+    return sorted(name for name, module in model.named_modules() if type(module) is kind)
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_linear_layers_and_activations_beside_blocks_are_ours(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, linear, activations = DIRECT[name]
+    model = build(name, **config)
+    prepared, calls = prepare(model), []
+    assert paths_of(prepared, DirectLinear) == sorted(linear)
+    assert paths_of(prepared, DirectActivation) == sorted(activations)
+    for kernel in ("linear", "activated"):
+        call = getattr(cpu, kernel)
+        monkeypatch.setattr(
+            cpu, kernel, lambda *x, call=call, n=kernel: calls.append(n) or call(*x)
+        )
+    with torch.no_grad():
+        prepared(codes_like(3, model.window))
+    assert (calls.count("linear"), calls.count("activated")) == (len(linear), len(activations))
+    for other in (prepare(model, "torch"), prepare(model, dtype=torch.bfloat16)):
+        assert not paths_of(other, DirectLinear)
+        assert not paths_of(other, DirectActivation)
+
+
+def test_without_a_block_all_layers_are_torchs() -> None:
+    """Then `torch` is what the model is computed by, and must be."""
+    dense = nn.Sequential(nn.Linear(80, 64), nn.GELU(), nn.Linear(64, 64))
+    for model in (build("linear", window=33, tracks=64), dense):
+        prepared = prepare(model)
+        assert kernels_of(prepared) == "torch"
+        assert not paths_of(prepared, DirectLinear)
+        assert not paths_of(prepared, DirectActivation)
+    assert paths_of(prepare(nn.Sequential(conv(), nn.Flatten(), dense)), DirectLinear) == [
+        *("2.0", "2.2")
+    ]
+
+
+def test_which_linear_layers_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {(64, 64): True, (256, 16): True, (63, 65): False, (512, 15): False}
+    model = build("tf-cnn", window=40)
+    for fma in (True, False):
+        monkeypatch.setattr(dispatch, "has_fma", lambda fma=fma: fma)
+        for size, large in sizes.items():
+            assert DirectLinear.pays(nn.Linear(*size)) is (large and fma), size
+        prepared = prepare(model)
+        assert paths_of(prepared, DirectLinear) == (["head.1", "head.3"] if fma else [])
+        assert paths_of(prepared, DirectActivation) == ["head.2", "head.4"]
+
+
+def test_norms_outside_of_sequences_are_affine_maps() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.conv = nn.BatchNorm1d(4), nn.Conv1d(4, 6, 3)
+            self.norms = nn.ModuleList([nn.BatchNorm1d(6), nn.BatchNorm1d(6, affine=False)])
+            self.dense = nn.BatchNorm1d(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(self.before(x))
+            for norm in self.norms:
+                x = norm(x)
+            return self.dense(x.amax(2))
+
+    prepared = check(settle(Normed()), torch.randn(3, 4, 20))
+    assert paths_of(prepared, Affine) == ["before", "dense", "norms.0", "norms.1"]
+    assert not paths_of(prepared, nn.BatchNorm1d)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"groups": 2}])
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_norms_behind_convolutions_of_torch_are_folded(
+    options: dict[str, int], kernels: str
+) -> None:
+    stack = settle(
+        nn.Sequential(nn.Conv1d(4, 6, 3, **options), nn.BatchNorm1d(6), nn.ReLU(), conv(6, 5))
+    )
+    prepared, x = prepare(stack, kernels), torch.randn(3, 4, 20)
+    assert kernels_of(prepared) == ("direct" if kernels == "auto" else "torch")
+    assert type(prepared[1]) is nn.Identity
+    with torch.no_grad():
+        assert error(prepared(x), exact(stack, x)) <= 1e-5
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 9), (2, 1, 9), (2, 5), (2, 1), (4,), (1, 2, 4, 9)])
+def test_an_affine_map_refuses_other_channels(shape: tuple[int, ...]) -> None:
+    norm = nn.BatchNorm1d(4).eval()
+    with pytest.raises(ValueError, match=r"expected 4 channels, found \["):
+        Affine(norm)(torch.zeros(shape))
+
+
 # Kernels
 
 
@@ -470,6 +586,15 @@ def test_one_hot_where_codes_are_read_is_refused() -> None:
         ValueError, match=r"takes uint8 \[batch, length\], found torch.float32 \[2, 4, 40\]"
     ):
         prepared.trunk(torch.zeros(2, 4, 40))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.float32])
+@pytest.mark.parametrize("name", [*GOLDEN, "motif-cnn", "nucleic-transformer"])
+def test_codes_of_another_type_are_refused(name: str, dtype: torch.dtype) -> None:
+    prepared = prepare(build(name, window=40))
+    found = rf"takes uint8 \[batch, length\], found {dtype} \[2, 40\]"
+    with pytest.raises(ValueError, match=found):
+        prepared(codes_like(2, 40).to(dtype))
 
 
 def test_the_prepared_trunk_keeps_channels_last_memory() -> None:
