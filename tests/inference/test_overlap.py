@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from genomepred import predict
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference import overlap
 from genomepred.inference.overlap import Sharing
@@ -34,7 +33,6 @@ from genomepred.models.layers import (
     TanhGELU,
 )
 from genomepred.sequences.grid import Geometry
-from tests.checkpoints import make_checkpoint
 from tests.kernels.cases import TOLERANCES
 
 
@@ -543,6 +541,10 @@ def test_blocks_that_stay_half_empty_are_smaller_or_not_worth_it() -> None:
 def test_a_run_whose_shared_form_is_wrong_goes_window_by_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Not above: another suite imports this module without Numba.
+    from genomepred import predict
+    from tests.checkpoints import make_checkpoint
+
     model, genome = make_checkpoint(tmp_path / "tiny"), tmp_path / "g.fa"
     bases = random_codes(6_000).clamp(max=3).tolist()
     genome.write_text(">a\n" + "".join("ACGT"[base] for base in bases) + "\n")

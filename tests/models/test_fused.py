@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from genomepred.kernels import cpu, dispatch
+from genomepred.kernels import dispatch
 from genomepred.models import MODELS, build, fused
 from genomepred.models.fused import (
     DirectActivation,
@@ -320,6 +320,8 @@ def paths_of(model: nn.Module, kind: type[nn.Module]) -> list[str]:
 def test_linear_layers_and_activations_beside_blocks_are_ours(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from genomepred.kernels import cpu  # not above: another suite imports this without Numba
+
     config, linear, activations = DIRECT[name]
     model = build(name, **config)
     prepared, calls = prepare(model), []
