@@ -672,7 +672,6 @@ def _multiplied(positions: int, vectors: int) -> Any:
     last positions are computed twice rather than one by one: by the same sums.
     """
 
-    @njit(nogil=True, cache=True)
     def multiply(
         x: int,
         row: int,
@@ -703,7 +702,10 @@ def _multiplied(positions: int, vectors: int) -> Any:
                 _multiply(a, row, t, s, n, w, b, width, o, r, 1, vectors)
                 p += 1
 
-    return multiply
+    # Numba tells functions apart by this name and a count of what its process has compiled: under
+    # one name, what other processes have cached is sometimes another block.
+    multiply.__qualname__ = f"_multiply_{positions}_by_{vectors}"
+    return njit(nogil=True, cache=True)(multiply)
 
 
 _by_four = _multiplied(_BEST_FOUR, 4)
