@@ -206,6 +206,12 @@ def test_nan_of_a_residual_stays() -> None:
         assert found.isnan().nonzero().tolist() == [[0, 1, 17], [0, 2, 2]]
 
 
+def test_compiled_functions_of_one_factory_have_names_of_their_own() -> None:
+    """Else processes that fill Numba's cache at once link one in place of another, unnoticed."""
+    made = (cpu._by_four, cpu._by_two, cpu._by_one)
+    assert len({function.py_func.__qualname__ for function in made}) == len(made)
+
+
 def test_an_empty_batch() -> None:
     x, weight, shift = make_block(10, 4, 20, 3)
     (out,) = cpu.conv_block(x[:0], weight, shift, None, (1, 1), 1, *EPILOGUE, False)
