@@ -283,9 +283,14 @@ def _larger(builder: Any, a: Any, b: Any) -> Any:
 _vector_max = _on_vectors(_larger)
 _vector_sum = _on_vectors(lambda builder, a, b: builder.fadd(a, b))
 
+# Of functions that Python calls. They are compiled for one signature, on import, and cached with
+# all that they call: Numba's cache keeps apart functions, not the signatures that processes which
+# start together without it compile of one.
+_entry = {"nogil": True, "cache": True}
+
 # -- activations ----------------------------------------------------------------------------------
 
-_fast = {"nogil": True, "cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
+_fast = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
 
 
 @njit(**_fast)
@@ -364,13 +369,13 @@ def _pool(tile: Any, count: int, pool: int, out: Any) -> None:
             c += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _copy(x: Any, out: Any) -> None:
     for i in range(x.size):
         out[i] = x[i]
 
 
-@njit(**_fast)
+@njit("void(float32[::1], int64, float32, float32[::1])", cache=True, **_fast)
 def _activated(x: Any, activation: int, factor: Any, out: Any) -> None:
     for first in range(0, x.size, TILE_VALUES):
         piece = out[first : first + TILE_VALUES]
@@ -389,7 +394,7 @@ def activated(x: Tensor, activation: str, factor: float) -> Tensor:
 # -- codes convolution ----------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit("void(float32[:, :, :], float32[:], int64, float32[:, :, ::1])", **_entry)
 def _kmer_tables(table: Any, shift: Any, size: int, out: Any) -> None:
     """Fill ``[groups, 6**size, padded channels]``; the first group's rows include the shift."""
     taps, codes, channels = table.shape
@@ -414,7 +419,7 @@ def _kmer_tables(table: Any, shift: Any, size: int, out: Any) -> None:
             known *= SYMBOLS
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _row_starts(codes: Any, left: int, size: int, row_values: int, symbols: Any, out: Any) -> None:
     """Where each position's k-mer has its row, in values of one group's table.
 
@@ -435,7 +440,7 @@ def _row_starts(codes: Any, left: int, size: int, row_values: int, symbols: Any,
         out[p] *= np.uint32(row_values)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _sum_tile(tables: Any, starts: Any, size: int, tile: Any, first: int, count: int) -> None:
     """Convolution at ``count`` positions from ``first``, into rows of the tile."""
     groups, rows, width = tables.shape
@@ -457,7 +462,11 @@ def _sum_tile(tables: Any, starts: Any, size: int, tile: Any, first: int, count:
             _sum_rows(flat, starts, first + p, size, groups, group_size, values, at, column, 8)
 
 
-@njit(nogil=True, cache=True)
+@njit(
+    "void(uint8[:, :], float32[:, :, ::1], int64, int64, int64,"
+    " int64, float32, int64, int64, float32, float32[:, :, ::1])",
+    **_entry,
+)
 def _codes_conv(
     codes: Any,
     tables: Any,
@@ -582,7 +591,7 @@ def codes_conv(
 # -- after a convolution --------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _shift_tile(x: Any, shift: Any, tile: Any) -> None:
     for p in range(x.shape[0]):
         row, source = tile[p], x[p]
@@ -590,7 +599,7 @@ def _shift_tile(x: Any, shift: Any, tile: Any) -> None:
             row[c] = source[c] + shift[c]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _add_tile(x: Any, tile: Any) -> None:
     """Add the rows of x, whose channels are contiguous."""
     channels, size = x.shape[1], tile.strides[0]
@@ -609,7 +618,11 @@ def _add_tile(x: Any, tile: Any) -> None:
             c += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(
+    "void(float32[:, :, :], float32[:], float32[:, :, :], int64, float32, int64, int64, float32,"
+    " float32[:, :, ::1], float32[:, :, ::1])",
+    **_entry,
+)
 def _bias_act_pool(
     x: Any,
     shift: Any,
@@ -702,10 +715,9 @@ def _multiplied(positions: int, vectors: int) -> Any:
                 _multiply(a, row, t, s, n, w, b, width, o, r, 1, vectors)
                 p += 1
 
-    # Numba tells functions apart by this name and a count of what its process has compiled: under
-    # one name, what other processes have cached is sometimes another block.
+    # Numba links compiled functions by this name: under one name, one is taken for another.
     multiply.__qualname__ = f"_multiply_{positions}_by_{vectors}"
-    return njit(nogil=True, cache=True)(multiply)
+    return njit(nogil=True)(multiply)
 
 
 _by_four = _multiplied(_BEST_FOUR, 4)
@@ -713,13 +725,13 @@ _by_two = _multiplied(_BEST_TWO, 2)
 _by_one = _multiplied(_BEST_ONE, 1)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _positions(width: int) -> int:
     """Positions that are best computed at once; even, as pools need."""
     return _BEST_FOUR if width >= _FOUR else _BEST_TWO if width >= 2 * WIDE else _BEST_ONE
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _multiply_tile(
     x: int,
     row: int,
@@ -748,7 +760,7 @@ def _multiply_tile(
             column += WIDE
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _padded_rows(x: Any, begin: int, rows: Any) -> None:
     """Rows ``begin``, ``begin + 1``, ... of x, zero where it has none."""
     length, channels = x.shape
@@ -762,7 +774,11 @@ def _padded_rows(x: Any, begin: int, rows: Any) -> None:
             row[:] = _ZERO
 
 
-@njit(nogil=True, cache=True)
+@njit(
+    "void(float32[:, :, :], float32[:, :, ::1], float32[::1], float32[:, :, :], int64, int64,"
+    " int64, int64, float32, int64, int64, float32, float32[:, :, ::1], float32[:, :, ::1])",
+    **_entry,
+)
 def _conv_block(
     x: Any,
     weight: Any,

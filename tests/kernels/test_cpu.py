@@ -361,3 +361,12 @@ def test_vectors_of_half_the_width_give_the_same_bits(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout.split() == ["8", fingerprint()]
+
+
+def test_what_is_cached_has_one_signature() -> None:
+    """Processes that start together must never find another signature's code in the cache."""
+    names = ("_activated", "_kmer_tables", "_codes_conv", "_bias_act_pool", "_conv_block")
+    for name in names:
+        assert len(getattr(cpu, name).signatures) == 1, name
+    cached = {n for n, f in vars(cpu).items() if hasattr(f, "signatures") and f.stats.cache_path}
+    assert cached == set(names)
