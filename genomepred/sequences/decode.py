@@ -86,7 +86,9 @@ _decode_chunk = _chunk_decoder(strict=False)
 _decode_chunk_strictly = _chunk_decoder(strict=True)
 
 
-@njit(nogil=True, cache=True)
+# Not cached by itself, but with what calls it: processes that start together could take the code
+# for one value of ``strict`` for the other's.
+@njit(nogil=True)
 def _run(raw: Any, out: Any, strict: bool) -> None:
     """Decode ``raw`` into the equally long ``out``."""
     chunks = len(out) // CHUNK * CHUNK
@@ -99,7 +101,7 @@ def _run(raw: Any, out: Any, strict: bool) -> None:
         out[at] = CODE_OF_BYTE[raw[at]]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)  # as above
 def _lines(raw: Any, out: Any, lines: int, bases: int, width: int, strict: bool) -> None:
     """Decode whole lines in chunks, whose surplus past a line's end the next line overwrites."""
     for line in range(lines):
@@ -282,7 +284,7 @@ def _sequence(raw: Any, offset: int, state: Any, record: Any, out: Any) -> tuple
     return _rest_of_line(raw, state, record, out)
 
 
-@njit(nogil=True, cache=True)
+@njit("void(int64[::1], int64[::1], int64)", nogil=True, cache=True)
 def end_line(state: Any, record: Any, ends: int) -> None:
     """Close a line that ends with LF (1), CRLF (2) or a lone CR (0)."""
     bases, width = state[BASES], state[WIDTH]
