@@ -48,7 +48,7 @@ def reverse_complement(codes: Codes, out: Codes | None = None) -> Codes:
     return out
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)  # not cached: it has a signature for each dtype, which Numba could mix up
 def _take_rows(codes: Any, table: Any, out: Any) -> None:
     for i in range(len(codes)):
         row = table[min(codes[i], np.uint8(4))]
