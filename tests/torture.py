@@ -1,6 +1,6 @@
 """Kill, resume, share and shuffle runs, and compare the files they leave byte for byte.
 
-`make torture` runs all of it (seven minutes on two cores); the tests run a short form.
+`make torture` runs all of it (ten minutes on two cores); the tests run a short form.
 """
 
 from __future__ import annotations
