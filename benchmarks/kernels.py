@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from genomepred.benchmarks.measure import (
-    DTYPES,
     Row,
     ceilings,
     collect,
     difference,
+    in_tf32,
     median,
     ratios,
     timed,
@@ -31,7 +31,7 @@ from genomepred.benchmarks.measure import (
 from genomepred.kernels.bias_act_pool import bias_act_pool, bias_act_pool_reference
 from genomepred.kernels.codes_conv import codes_conv_reference, codes_table
 from genomepred.kernels.conv_block import conv_block_reference
-from genomepred.kernels.dispatch import choose
+from genomepred.kernels.dispatch import IMPLEMENTATIONS, PRECISIONS, choose
 from genomepred.models.card import TOLERANCE
 from genomepred.models.fused import Epilogue, FusedConv
 from genomepred.models.layers import OneHot, SameConv1d, channels_last
@@ -41,13 +41,6 @@ ACTIVATIONS["gelu_tanh"] = functools.partial(nn.GELU, approximate="tanh")
 POOLS = {"none": nn.Identity, "floor": functools.partial(nn.MaxPool1d, 2)}
 # Samples on a GPU for one on a CPU: most layers are then several times its level-2 cache.
 GPU_FACTOR = 128
-# All there are, whatever the dispatch would choose.
-IMPLEMENTATIONS = {
-    ("codes_conv", "cpu"): ("kmers",),
-    ("codes_conv", "cuda"): ("triton",),
-    ("conv_block", "cpu"): ("direct", "onednn"),
-    ("conv_block", "cuda"): ("triton", "cudnn"),
-}
 PASS = "one pass"  # the only implementation of what follows a convolution
 
 
@@ -241,7 +234,7 @@ def others(
     eager, x, residual = problem.eager, problem.x, problem.residual
     calls: dict[str, Callable[[], Any]] = {"eager fp32": lambda: eager(x, residual)}
     if device == "cuda":
-        calls["eager TF32"] = lambda: _in_tf32(lambda: eager(x, residual))
+        calls["eager TF32"] = lambda: in_tf32(lambda: eager(x, residual))
     if problem.layer.width and device == "cpu":
         last = channels_last(eager)
         calls["eager channels-last"] = lambda: last(x, residual)
@@ -265,12 +258,6 @@ def others(
     return calls
 
 
-def _in_tf32(call: Callable[[], Tensor]) -> Tensor:
-    """What PyTorch does by default where nobody asked for float32."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-        return call()
-
-
 def work(layer: Layer, size: int) -> tuple[int, int]:
     """Bytes that must move and FLOP of the convolution, for values of ``size`` bytes."""
     positions = layer.samples * layer.length
@@ -283,7 +270,7 @@ def work(layer: Layer, size: int) -> tuple[int, int]:
 
 def measure(layer: Layer, device: str, dtype_name: str, rounds: int, compiled: bool) -> Row:
     """Times and rates of one layer, or by how much its outputs differ."""
-    dtype, ours = DTYPES[dtype_name], chosen(layer, device, DTYPES[dtype_name])
+    dtype, ours = PRECISIONS[dtype_name], chosen(layer, device, PRECISIONS[dtype_name])
     problem = make_problem(layer, device)
     calls = implementations(problem, device, dtype)
     few = problem.first(2)

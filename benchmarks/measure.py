@@ -20,10 +20,15 @@ from torch import Tensor
 from genomepred import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PACKAGES = ("torch", "triton", "numpy", "numba", "h5py")
 # A turn of a contestant lasts at least so long; shorter calls are repeated.
 _LEAST = {"cpu": 0.002, "cuda": 0.02}
+
+
+def in_tf32(call: Callable[[], Tensor]) -> Tensor:
+    """What PyTorch does by default where nobody asked for float32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        return call()
 
 
 # -- the machine ----------------------------------------------------------------------------------

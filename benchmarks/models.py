@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from genomepred.benchmarks.measure import (
-    DTYPES,
     Row,
     ceilings,
     collect,
     difference,
     graphed,
+    in_tf32,
     median,
     ratios,
     reason,
@@ -31,6 +31,7 @@ from genomepred.benchmarks.measure import (
 from genomepred.errors import ModelError
 from genomepred.inference.engine import compute_batch
 from genomepred.inference.overlap_work import multiply_adds
+from genomepred.kernels.dispatch import PRECISIONS
 from genomepred.models import MODELS, build
 from genomepred.models.card import TOLERANCE
 from genomepred.models.fused import kernels_of, prepare
@@ -87,7 +88,7 @@ def contestants(
     model: SequenceModel, codes: Tensor, device: str, precision: str, compiled: bool
 ) -> tuple[dict[str, Callable[[], Tensor]], str]:
     """Calls by name, and the kernels of the prepared form."""
-    dtype, half = DTYPES[precision], precision != "fp32"
+    dtype, half = PRECISIONS[precision], precision != "fp32"
     amp = dtype
     if device == "cpu" and not half:
         amp = torch.bfloat16  # what a CPU's autocast is for
@@ -107,20 +108,13 @@ def contestants(
         PREPARED: (lambda: autocast(prepared, dtype, False)) if half else lambda: prepared(codes),
     }
     if device == "cuda":
-        calls["eager TF32"] = partial(_in_tf32, model, codes)
+        calls["eager TF32"] = partial(in_tf32, lambda: model(codes))
     if compiled:
         torch.compiler.reset()  # it keeps eight forms of a function, and then stops
         options = {"freezing": True} if device == "cpu" else None
         form = torch.compile(model, dynamic=False, options=options)
         calls["compiled"] = (lambda: autocast(form, dtype)) if half else lambda: form(codes)
     return calls, kernels_of(prepared)
-
-
-def _in_tf32(model: nn.Module, codes: Tensor) -> Tensor:
-    """What PyTorch does by default where nobody asked for float32."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-        out: Tensor = model(codes)
-    return out
 
 
 def measure(
@@ -229,7 +223,7 @@ def run(
     jobs = _jobs(cases, batches, device, precision, compiled, rounds, patience)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         rows = collect(jobs, lambda row: tell(describe(row)), limit)
-        copy, matmul = ceilings(device, DTYPES[precision], COPIED[device], rounds)
+        copy, matmul = ceilings(device, PRECISIONS[precision], COPIED[device], rounds)
     tell(f"copy {copy / 1e9:.1f} GB/s, matrix product in {precision} {matmul / 1e9:,.0f} GFLOP/s")
     limits = {"gigabytes_per_second": {"copy": copy / 1e9}}
     return {

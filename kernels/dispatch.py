@@ -24,7 +24,15 @@ OPERATIONS = ("codes_conv", "conv_block")
 ASKED = ("auto", "triton", "cudnn", "cpu", "reference")
 # Channels whose weights a direct convolution on a CPU goes through at a time.
 _GROUP = 64
-_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
+# All there are, by operation and type of device.
+IMPLEMENTATIONS = {
+    ("codes_conv", "cpu"): ("kmers",),
+    ("codes_conv", "cuda"): ("triton",),
+    ("conv_block", "cpu"): ("direct", "onednn"),
+    ("conv_block", "cuda"): ("triton", "cudnn"),
+}
 
 
 class Rule(NamedTuple):
@@ -85,7 +93,7 @@ def choose(
         "weight_bytes": 4 * width * channels_in * min(channels, _GROUP),
     }
     for entry in _entries(device):
-        typed = _TYPES[dtype] in entry.get("dtypes", _TYPES.values())
+        typed = _NAMES[dtype] in entry.get("dtypes", PRECISIONS)
         fits = all(sizes[size] <= most for size, most in entry.get("at_most", {}).items())
         if entry["operation"] == operation and typed and fits:
             return str(entry["implementation"])
@@ -99,7 +107,7 @@ def obstacle(device: torch.device, dtype: torch.dtype, asked: str = "auto") -> s
         return f"kernels {asked!r}: one of {', '.join(ASKED[:-1])}"
     if device.type not in kinds:
         return f"there are no kernels for {device}; use cpu or cuda"
-    if dtype not in _TYPES:
+    if dtype not in _NAMES:
         return f"kernels compute in float32, float16 or bfloat16, not in {dtype}"
     if asked not in kinds[device.type]:
         others = ", ".join(kinds[device.type])

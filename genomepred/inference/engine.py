@@ -25,13 +25,12 @@ from torch import Tensor, nn
 from genomepred.errors import DeviceError, ModelError, PrecisionError
 from genomepred.inference.overlap_choice import Blocks, share
 from genomepred.inference.overlap_work import multiply_adds
-from genomepred.kernels.dispatch import obstacle
+from genomepred.kernels.dispatch import PRECISIONS, obstacle
 from genomepred.models.card import Card
 from genomepred.models.fused import kernels_of, prepare
 from genomepred.sequences.grid import Geometry
 
 STRANDS = ("forward", "reverse", "mean", "each")
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # What Numerics.kernels may say beside the kernels of a prepared model.
 REFERENCE, COMPILED = "reference", "compiled"
 

@@ -23,7 +23,6 @@ from genomepred.errors import (
 )
 from genomepred.inference import pipeline
 from genomepred.inference.engine import (
-    PRECISIONS,
     STRANDS,
     Block,
     Engine,
@@ -38,7 +37,7 @@ from genomepred.inference.overlap_choice import OVERLAPS, Blocks, Filled, choose
 from genomepred.inference.overlap_work import multiply_adds
 from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
 from genomepred.inference.signature import RUN_FILE, facts, open_run
-from genomepred.kernels.dispatch import ASKED
+from genomepred.kernels.dispatch import ASKED, PRECISIONS
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
 from genomepred.models.external import External

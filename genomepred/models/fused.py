@@ -31,6 +31,7 @@ from genomepred.models.layers import (
     TanhGELU,
     affine,
     fold_batch_norms,
+    is_affine,
     is_plain,
     rewrite_channels_last,
     without_tf32,
@@ -43,12 +44,6 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, float]] = {
     nn.ReLU: ("relu", 1.0),
     nn.SiLU: ("gelu_sigmoid", 1.0),
     nn.Mish: ("mish", 1.0),
-}
-_IMPLEMENTATIONS = {
-    ("codes_conv", "cpu"): ("kmers",),
-    ("codes_conv", "cuda"): ("triton",),
-    ("conv_block", "cpu"): ("direct", "onednn"),
-    ("conv_block", "cuda"): ("triton", "cudnn"),
 }
 
 
@@ -579,13 +574,6 @@ def _runs_in_order(layer: nn.Module) -> TypeGuard[nn.Sequential]:
     return isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward
 
 
-def _folds(layer: nn.Module) -> bool:
-    """Whether a layer is no BatchNorm or, unchanged and with running statistics, an affine map."""
-    if not isinstance(layer, nn.BatchNorm1d):
-        return True
-    return _is_just(layer, nn.BatchNorm1d) and layer.running_mean is not None
-
-
 def _keep_shape(before: nn.Conv1d, convs: Sequence[nn.Conv1d]) -> bool:
     """Whether convolutions give what they are given by another one its own shape."""
     more = sum(
@@ -633,7 +621,7 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
     if fusing is not None:
         fusing.fuse_sequences(prepared)
     for module in prepared.modules():
-        if _runs_in_order(module) and all(map(_folds, module)):
+        if _runs_in_order(module):
             fold_batch_norms(module)
     if fusing is not None:
         fusing.fuse_others(prepared)
@@ -662,10 +650,10 @@ def _obey(prepared: nn.Module, kernels: str) -> None:
     for block, name in zip(blocks, names, strict=True):
         operation = "codes_conv" if block.reads_codes else "conv_block"
         device = block.weight.device
-        if name not in _IMPLEMENTATIONS[operation, device.type]:
+        if name not in dispatch.IMPLEMENTATIONS[operation, device.type]:
             raise ValueError(
                 f"kernels {kernels!r}: {name!r} does not compute {operation} on {device}; use "
-                + " or ".join(_IMPLEMENTATIONS[operation, device.type])
+                + " or ".join(dispatch.IMPLEMENTATIONS[operation, device.type])
             )
         block.use(name)
 
@@ -708,7 +696,7 @@ class _Fusing:
             reader = _Reader(None)
             if isinstance(child, nn.Conv1d) and reader.take(child):
                 setattr(module, name, FusedChain(self._blocks(reader)))
-            elif _is_just(child, nn.BatchNorm1d) and child.running_mean is not None:
+            elif is_affine(child):
                 setattr(module, name, Affine(child))
             else:
                 self.fuse_alone(child)
@@ -789,7 +777,7 @@ def _move_norms(layers: nn.Sequential) -> None:
     """Replace BatchNorms that follow no convolution, behind a max-pool where they rise."""
     for i, layer in enumerate(list(layers)):
         before = [other for other in list(layers)[:i] if not _is_nothing(other)]
-        if not _is_just(layer, nn.BatchNorm1d) or layer.running_mean is None:
+        if not is_affine(layer):
             continue
         if before and isinstance(before[-1], nn.Conv1d):
             continue

@@ -489,6 +489,16 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
     )
 
 
+def is_affine(layer: nn.Module) -> TypeGuard[nn.BatchNorm1d]:
+    """Whether a layer is, in evaluation mode, a BatchNorm's affine map that nobody has changed."""
+    return (
+        type(layer) is nn.BatchNorm1d
+        and layer.running_mean is not None
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+    )
+
+
 def rewrite_channels_last(module: nn.Module) -> None:
     """Replace the convolutions within a module by :class:`ChannelsLastConv`, in place."""
     for name, child in module.named_children():
@@ -499,8 +509,11 @@ def rewrite_channels_last(module: nn.Module) -> None:
 
 
 def fold_batch_norms(layers: nn.Sequential) -> None:
-    """Fold each BatchNorm that directly follows a convolution into it, in place; for evaluation."""
+    """Fold each BatchNorm that directly follows a convolution into it, in place; for evaluation.
+
+    One without running statistics, or that somebody has changed, stays.
+    """
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
-        if is_plain(conv) and isinstance(norm, nn.BatchNorm1d):
+        if is_plain(conv) and is_affine(norm):
             layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()

@@ -68,9 +68,9 @@ def test_kernels_are_compared_and_timed() -> None:
 def test_every_layer_is_the_reference_in_every_implementation(dtype: str) -> None:
     for layer in kernels.LAYERS:
         few = kernels.make_problem(layer, "cpu").first(1)
-        expected = kernels.reference(few, kernels.DTYPES[dtype])
-        calls = kernels.implementations(few, "cpu", kernels.DTYPES[dtype])
-        assert kernels.chosen(layer, "cpu", kernels.DTYPES[dtype]) in calls
+        expected = kernels.reference(few, kernels.PRECISIONS[dtype])
+        calls = kernels.implementations(few, "cpu", kernels.PRECISIONS[dtype])
+        assert kernels.chosen(layer, "cpu", kernels.PRECISIONS[dtype]) in calls
         for name, call in calls.items():
             worst = measure.difference(call(), expected)
             assert worst <= kernels.TOLERANCE[dtype], (layer.name, name)

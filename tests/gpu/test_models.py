@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from genomepred.benchmarks.measure import DTYPES, difference, graphed
+from genomepred.benchmarks.measure import difference, graphed
+from genomepred.kernels.dispatch import PRECISIONS
 from genomepred.models.card import TOLERANCE
 from genomepred.models.fused import kernels_of, prepare
 from tests.models.test_all_models import NAMES, codes_like, small
@@ -26,7 +27,7 @@ def called(model: nn.Module, codes: torch.Tensor, precision: str) -> Callable[[]
             torch.no_grad(),
             torch.autocast(
                 codes.device.type,
-                dtype=DTYPES[precision] if half else None,
+                dtype=PRECISIONS[precision] if half else None,
                 enabled=half,
                 cache_enabled=False,  # as a CUDA graph needs it
             ),
@@ -47,7 +48,7 @@ def test_prepared_equals_eager(name: str, precision: str, device: str) -> None:
         with torch.no_grad():
             expected = model(codes)
         for kernels in KERNELS[device]:
-            prepared = prepare(model.to(device), kernels, dtype=DTYPES[precision])
+            prepared = prepare(model.to(device), kernels, dtype=PRECISIONS[precision])
             found = called(prepared, codes.to(device), precision)()
             worst = difference(found.cpu(), expected)
             assert worst <= TOLERANCE[precision], (batch, kernels, kernels_of(prepared))
@@ -60,7 +61,7 @@ def test_a_cuda_graph_changes_no_bit(name: str, precision: str, device: str) -> 
     if device != "cuda":
         pytest.skip("only a GPU has CUDA graphs")
     model, codes = small(name).to(device), codes_like(64).to(device)
-    call = called(prepare(model, dtype=DTYPES[precision]), codes, precision)
+    call = called(prepare(model, dtype=PRECISIONS[precision]), codes, precision)
     expected, other = call().clone(), codes_like(64, seed=1).to(device)
     replay = graphed(call)
     assert torch.equal(replay(), expected)

@@ -51,8 +51,8 @@ def pretended() -> Iterator[None]:
         pretend(patch, (8, 0))
         patch.setattr(fused, "_device", lambda model: torch.device("cuda:0"))
         for name in ("codes_conv", "conv_block"):
-            there = fused._IMPLEMENTATIONS[name, "cuda"]
-            patch.setitem(fused._IMPLEMENTATIONS, (name, "cpu"), there)
+            there = fused.dispatch.IMPLEMENTATIONS[name, "cuda"]
+            patch.setitem(fused.dispatch.IMPLEMENTATIONS, (name, "cpu"), there)
         yield
     assert not {"numba", "genomepred.kernels.cpu"} & set(sys.modules)
 
