@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import DependencyError, OutputError, RegionError
+from genomepred.files import publishing
 from genomepred.sequences.grid import Region
-from genomepred.store.files import publishing
 from genomepred.store.reader import PredictionStore
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
         store.tracks[column]: summarise(start, end, values[:, column], edges) for column in columns
     }
     figure = _figure(region, edges, summaries, _title(store, region))
-    with publishing(path) as temporary:
+    with publishing(path, follow=True) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower())
 
 

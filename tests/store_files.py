@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store.files import sidecar_path, write_sidecar
 from genomepred.store.hdf5 import Layout, encode_chunk, join, write_part
+from genomepred.store.sidecar import sidecar_path, write_sidecar
 
 ATTRIBUTES = {
     "genome": "Nipponbare é",

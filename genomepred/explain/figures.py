@@ -15,8 +15,8 @@ from genomepred.errors import DependencyError
 from genomepred.explain.attention import Attention
 from genomepred.explain.motifs import Filters, Match, Motif
 from genomepred.explain.windows import Window
+from genomepred.files import publishing
 from genomepred.sequences.codes import Codes
-from genomepred.store.files import publishing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,7 +135,7 @@ def _published(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     canvas.draw()  # type: ignore[no-untyped-call]
     drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     pixels = Image.fromarray(drawn).convert("RGB")
-    with publishing(path) as temporary:
+    with publishing(path, follow=True) as temporary:
         # A palette makes the file of 32 logos 0.1 MB instead of 0.4.
         method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
         pixels.quantize(256, method, 3, dither=dither).save(temporary, "PNG", optimize=True)

@@ -18,10 +18,10 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genomepred.errors import DataError, ModelError
+from genomepred.files import write_whole
 from genomepred.inference.engine import compute_batch
 from genomepred.models.layers import SequenceModel, reach
 from genomepred.sequences.codes import Codes
-from genomepred.store.files import write_whole
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from genomepred import __version__
 from genomepred.errors import DataError, OutputError
 from genomepred.explain.windows import Window
+from genomepred.files import publishing
 from genomepred.models.card import Card
-from genomepred.store.files import publishing
 
 _FORMAT_VERSION = 1
 # Numbers of one chunk, at most: what is read for a single window stays small.
@@ -70,7 +70,9 @@ class Results:
         self._stack = ExitStack()
 
     def __enter__(self) -> Results:
-        data, table = (self._stack.enter_context(publishing(path)) for path in self.paths)
+        data, table = (
+            self._stack.enter_context(publishing(path, follow=True)) for path in self.paths
+        )
         self._file = self._stack.enter_context(h5py.File(data, "w-"))
         self._file.attrs.update(self._attributes)
         self._table: TextIO = self._stack.enter_context(open(table, "x", encoding="utf-8"))

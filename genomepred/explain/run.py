@@ -28,8 +28,8 @@ from genomepred.explain.motifs import (
 from genomepred.explain.mutagenesis import Mutagenesis
 from genomepred.explain.results import Results, file_attributes, make_folder
 from genomepred.explain.windows import Output, Window
+from genomepred.files import publishing, write_whole
 from genomepred.models.layers import SequenceModel
-from genomepred.store.files import publishing, write_whole
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def filters(
     files = [out / f"filters.{suffix}" for suffix in ("meme", "tsv", "h5")]
     write_meme(files[0], found.motifs, found.background)
     write_whole(files[1], _filter_table(found, matches).encode())
-    with publishing(files[2]) as temporary:
+    with publishing(files[2], follow=True) as temporary:
         _write_filters(temporary, model, found)
     if pictures:
         files.append(out / "filters.png")

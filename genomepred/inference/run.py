@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
+from genomepred.files import sha256_of
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Numerics
 from genomepred.inference.inputs import GenomePath, find_genomes
@@ -23,7 +24,6 @@ from genomepred.inference.shards import PARTS, GenomeWork, RunPlan, Shard, outpu
 from genomepred.inference.signature import RUN_FILE, read_run
 from genomepred.inference.workers import Workers, from_json
 from genomepred.sequences.grid import Geometry
-from genomepred.store.files import sha256_of
 from genomepred.store.hdf5 import (
     DamagedPartError,
     Layout,

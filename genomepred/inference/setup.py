@@ -21,6 +21,7 @@ from genomepred.errors import (
     RegionError,
     SequenceError,
 )
+from genomepred.files import sha256_of, write_whole
 from genomepred.inference import pipeline
 from genomepred.inference.engine import (
     STRANDS,
@@ -43,7 +44,6 @@ from genomepred.models.checkpoint import load_model
 from genomepred.models.external import External
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
-from genomepred.store.files import sha256_of, write_whole
 from genomepred.store.hdf5 import Layout
 
 T = TypeVar("T")

@@ -34,12 +34,12 @@ from genomepred.errors import (
     SignatureError,
     StoreError,
 )
+from genomepred.files import discard_abandoned, sync_folder, write_whole
 from genomepred.inference.inputs import GenomePath
 from genomepred.sequences.expanded import discard
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Geometry, Grid, read_bed
 from genomepred.sequences.index import IndexFiles
-from genomepred.store.files import discard_abandoned, sync_folder, write_whole
 from genomepred.store.hdf5 import (
     DamagedPartError,
     Layout,

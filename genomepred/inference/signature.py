@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -21,7 +20,9 @@ import h5py
 import torch
 
 from genomepred import __version__
+from genomepred.documents import seal
 from genomepred.errors import OutputError, SignatureError
+from genomepred.files import create_whole
 from genomepred.inference.engine import Numerics, describe_device
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
@@ -183,22 +184,7 @@ def read_run(out: Path) -> dict[str, Any]:
 def _create(path: Path, about: Mapping[str, Any], signature: Mapping[str, Any]) -> None:
     """Create the file complete and at once; if another process was first, its file stays."""
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    document = {"created": created, **about, "signature": dict(signature)}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("w") as file:
-            json.dump(document, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except PermissionError:  # a file system without hard links
-            with path.open("x") as file:
-                file.write(temporary.read_text())
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
+    create_whole(path, seal({"created": created, **about, "signature": dict(signature)}))
 
 
 def _short(value: Any) -> str:

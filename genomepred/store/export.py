@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import OutputError, StoreError
+from genomepred.files import output_error, publishing, require_space
 from genomepred.sequences.grid import Region
-from genomepred.store.files import output_error, publishing, require_space
 from genomepred.store.reader import Float32, Int64, PredictionStore
 
 # Upper estimate of a bigWig's bytes a row, checked against the free space before writing: a record
@@ -202,7 +202,7 @@ def _write_bigwig(store: PredictionStore, path: Path, column: int, region: Regio
     records = _Records(_drawn(store, column, region))
     if records.empty:
         raise StoreError(f"{store.path}: no value to draw; every row asked for is missing")
-    with publishing(path, suffix=".tmp.bw") as temporary:
+    with publishing(path, suffix=".tmp.bw", follow=True) as temporary:
         rows = sum(last - first for first, last in store.ranges(region))
         require_space(path.parent, rows * _BIGWIG_ROW)
         try:
@@ -269,7 +269,7 @@ def _text_output(path: Path | None) -> Iterator[BinaryIO]:
         except OSError as error:
             raise output_error(Path("standard output"), error) from error
         return
-    with publishing(path) as temporary, open(temporary, "xb") as raw:
+    with publishing(path, follow=True) as temporary, open(temporary, "xb") as raw:
         if path.suffix == ".gz":
             with gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
                 yield file  # type: ignore[misc]  # a BinaryIO in all but its declared base

@@ -18,19 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, StoreError
+from genomepred.files import (
+    publishing,
+    require_space,
+    sha256_of,
+    write_all,
+)
 from genomepred.sequences.grid import Grid
 from genomepred.store import zstd
 from genomepred.store.checksum import intact
 from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
-from genomepred.store.files import (
-    publishing,
-    read_sidecar,
-    require_space,
-    sha256_of,
-    sidecar_path,
-    write_all,
-    write_sidecar,
-)
 from genomepred.store.reader import (
     DATASET,
     FORMAT,
@@ -41,6 +38,7 @@ from genomepred.store.reader import (
     first_line,
     read_attributes,
 )
+from genomepred.store.sidecar import read_sidecar, sidecar_path, write_sidecar
 
 __all__ = [
     "DamagedPartError",

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from genomepred.errors import DataError, ModelError, OutputError
+from genomepred.files import output_error, publishing, write_whole
 from genomepred.inference.engine import activation_function, compute_batch
 from genomepred.models.card import Card, Track
 from genomepred.models.fused import fast_form
 from genomepred.models.layers import SequenceModel, without_tf32
-from genomepred.store.files import output_error, publishing, write_whole
 from genomepred.training import bootstrap, figures
 from genomepred.training.data import Data, Examples, LabelledData, Source, open_data
 from genomepred.training.examples import known_bases
@@ -393,7 +393,7 @@ def _write_results(
 
 
 def _write_table(frame: pd.DataFrame, path: Path) -> None:
-    with publishing(path) as temporary:
+    with publishing(path, follow=True) as temporary:
         frame.to_csv(temporary, sep="\t", index=False, float_format="%.7g")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import DataError, DependencyError
-from genomepred.store.files import publishing
+from genomepred.files import publishing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -442,5 +442,5 @@ def _tell_omitted(figure: Figure, count: int, what: str) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with publishing(path) as temporary:
+    with publishing(path, follow=True) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower() or "png")

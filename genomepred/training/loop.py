@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genomepred.errors import DataError, DeviceError, ModelError, OutputError
+from genomepred.files import write_whole
 from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel, channels_last
-from genomepred.store.files import write_whole
 
 if TYPE_CHECKING:
     from genomepred.training.examples import Batches, Codes, Data, Examples

@@ -5,13 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import secrets
 import shutil
-import socket
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +17,18 @@ import torch
 from tqdm import tqdm
 
 from genomepred import __version__
+from genomepred.documents import seal
 from genomepred.errors import DataError, DeviceError, OutputError, SignatureError
+from genomepred.files import (
+    create_whole,
+    discard_abandoned,
+)
 from genomepred.models import build
 from genomepred.models.card import Card, Track, flatten, read_card
 from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
 from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel
-from genomepred.store.files import (
-    discard_abandoned,
-    output_error,
-    read_sidecar,
-    write_sidecar,
-)
+from genomepred.store.sidecar import read_sidecar, write_sidecar
 from genomepred.training.data import (
     TEST,
     VALIDATION,
@@ -405,7 +401,7 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
                 f"{out / 'best'}: holds a checkpoint of an unknown training ({RUN} is absent); "
                 "choose another --out"
             )
-        _create(path, identity)
+        create_whole(path, seal(identity))
     then, now = (flatten(_numbered(it)) for it in (read_sidecar(path), _as_json(identity)))
     differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if differing:
@@ -418,26 +414,6 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
             + ", ".join(f"{key} {_short(now.get(key))}" for key in shown)
             + f"{more}: continue it as it was started, or use another --out"
         )
-
-
-def _create(path: Path, identity: Mapping[str, Any]) -> None:
-    """Create the file complete and at once; if another process was first, its file stays."""
-    owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-    temporary = path.with_name(f"{path.stem}.{owner}.tmp")
-    try:
-        write_sidecar(temporary, identity)
-        try:
-            os.link(temporary, path)
-        except PermissionError:  # a file system without hard links
-            with path.open("xb") as file:
-                file.write(temporary.read_bytes())
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _is_finished(plan: Plan, out: Path) -> bool:

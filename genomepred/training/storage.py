@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 
 from genomepred.errors import OutputError
+from genomepred.files import output_error, require_space
 from genomepred.sequences.decode import UNKNOWN
-from genomepred.store.files import output_error, require_space
 from genomepred.training.examples import Codes
 
 # Bytes of codes kept in memory: a plant genome, or 700,000 sequences of 3 kb. More is mapped, so

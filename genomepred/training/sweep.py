@@ -15,8 +15,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from genomepred.errors import DataError, GenomepredError
+from genomepred.files import publishing
 from genomepred.models.checkpoint import load_model
-from genomepred.store.files import publishing, read_sidecar
+from genomepred.store.sidecar import read_sidecar
 from genomepred.training import figures
 from genomepred.training.loop import HISTORY
 from genomepred.training.run import METRICS, Plan, train

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from genomepred.errors import DataError
-from genomepred.store.files import publishing
+from genomepred.files import publishing
 from genomepred.training.examples import Codes
 
 BASE_SCORES = (20.0, 17.0, 14.0, 11.0)  # of A, C, G, T
@@ -97,7 +97,10 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     OutputError
         If it cannot be written.
     """
-    with publishing(path) as temporary, open(temporary, "w", encoding="ascii", newline="") as file:
+    with (
+        publishing(path, follow=True) as temporary,
+        open(temporary, "w", encoding="ascii", newline="") as file,
+    ):
         frame.to_csv(file, index=False, lineterminator="\n")
 
 

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genomepred import files
 from genomepred.errors import OutputError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store import files
 from genomepred.store.export import export_bedgraph, export_bigwig, export_tsv
 from genomepred.store.hdf5 import (
     DamagedPartError,

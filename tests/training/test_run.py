@@ -5,16 +5,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from genomepred.documents import SEAL, seal
 from genomepred.errors import DataError, ModelError, OutputError, SignatureError
 from genomepred.models import MODELS
 from genomepred.models.card import TOLERANCE, read_card
@@ -131,7 +131,7 @@ class _StopError(Exception):
         *[("loop._write_history", 1, 1), ("loop._write_history", 1, 2)],
         *[("loop._write_history", 2, 2), ("run.write_sidecar", 1, 2), ("run._finished", 2, 2)],
         *[("run.save_checkpoint", 1, 2), ("run.save_checkpoint", 2, 2), ("run.measure", 1, 2)],
-        *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("run.write_sidecar", 2, 2)],
+        *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("run.create_whole", 1, 2)],
     ],
 )
 def test_a_training_stopped_anywhere_ends_the_same(
@@ -241,13 +241,15 @@ def test_of_two_processes_that_start_at_once_the_first_one_s_plan_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
-    real = run.write_sidecar
+    real = run.create_whole
 
-    def overtaken(path: Path, document: Mapping[str, Any]) -> None:
-        real(path, document)
-        real(out / RUN, {**document, "stride": 7})  # another process, meanwhile
+    def overtaken(path: Path, data: bytes) -> bool:
+        told = json.loads(data)
+        told.pop(SEAL)
+        real(path, seal({**told, "stride": 7}))  # another process, meanwhile
+        return real(path, data)
 
-    monkeypatch.setattr(run, "write_sidecar", overtaken)
+    monkeypatch.setattr(run, "create_whole", overtaken)
     with pytest.raises(SignatureError, match="started with stride 7; now stride unset"):
         train(plan, out)
     assert [path.name for path in out.iterdir()] == [RUN]

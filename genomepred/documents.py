@@ -1,0 +1,186 @@
+"""JSON documents that are read again: bounded, checked against a schema, sealed with a digest.
+
+A schema says what a value must be:
+
+- a type (``str``, ``int``, ``bool``, ``float``, ``object`` for anything), or ``None``;
+- a ``range``: an integer in it;
+- a tuple: any of its schemas;
+- a list of one schema: an array of such values;
+- ``{str: schema}``: an object with any keys; ``{"key": schema, "other?": schema}``: an object with
+  these keys, of which those with a question mark may be absent. Further keys are let through.
+
+``float`` takes finite numbers of either kind; ``int`` takes no truth values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from genomepred.files import read_small
+
+Schema = Any
+
+#: A size, a count or an offset.
+COUNT = range(1 << 63)
+#: The key of a sealed document's digest.
+SEAL = "record_sha256"
+
+_SHOWN = 40  # characters of a wrong value that a message quotes
+
+
+class DocumentError(ValueError):
+    """A document that is no JSON, breaks its schema or does not match its seal; says where."""
+
+
+def parse_document(data: bytes, schema: Schema) -> Any:
+    """Value of a JSON text, checked against a schema.
+
+    Raises
+    ------
+    DocumentError
+        If the text is no JSON in UTF-8 (NaN and infinity are none), nested too deeply, names a key
+        twice, or breaks the schema; the message names the place in the document.
+    """
+    try:
+        document = json.loads(
+            data.decode(), parse_constant=_no_constant, object_pairs_hook=_distinct
+        )
+    except RecursionError:
+        raise DocumentError("nested too deeply") from None
+    except DocumentError:
+        raise
+    except ValueError as error:
+        raise DocumentError(f"not JSON: {error}") from None
+    _check(document, schema, "")
+    return document
+
+
+def read_document(
+    path: Path, schema: Schema, *, sealed: bool = False, limit: int = 1 << 24
+) -> dict[str, Any]:
+    """A JSON object from a regular file of at most ``limit`` bytes.
+
+    Parameters
+    ----------
+    path : Path
+    schema : Schema
+        Of an object.
+    sealed : bool
+        Require the digest that :func:`seal` has added.
+    limit : int
+        Largest size in bytes that is read.
+
+    Raises
+    ------
+    DocumentError
+        If the file is no such document; the message does not name the file.
+    OSError
+        If it is absent, unreadable, no regular file or larger than the limit.
+    """
+    document: dict[str, Any] = parse_document(read_small(path, limit), schema)
+    if not isinstance(document, dict):
+        raise DocumentError("not an object")
+    if sealed:
+        told = document.pop(SEAL, None)
+        if told != _digest(document):
+            raise DocumentError(f"its content does not match its {SEAL}")
+    return document
+
+
+def seal(document: Mapping[str, Any]) -> bytes:
+    """JSON text of an object and the sha256 of its own content, as :func:`read_document` checks it.
+
+    Text that is no Unicode, as in file names of other encodings, survives as escapes.
+    """
+    return dump({**document, SEAL: _digest(document)})
+
+
+def dump(document: Mapping[str, Any]) -> bytes:
+    """JSON text of an object, sorted and indented, that reads back to equal values."""
+    return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise DocumentError(f"{name} is no JSON number")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise DocumentError("an object names a key twice")
+    return found
+
+
+def _check(value: Any, schema: Schema, where: str) -> None:
+    if isinstance(schema, tuple):
+        if not any(_fits(value, choice, where) for choice in schema):
+            _refuse(value, schema, where)
+    elif isinstance(schema, list):
+        if not isinstance(value, list):
+            _refuse(value, schema, where)
+        for i, item in enumerate(value):
+            _check(item, schema[0], f"{where}[{i}]")
+    elif isinstance(schema, dict):
+        if not isinstance(value, dict):
+            _refuse(value, schema, where)
+        _check_object(value, schema, where)
+    elif not _is(value, schema):
+        _refuse(value, schema, where)
+
+
+def _check_object(value: dict[str, Any], schema: dict[Any, Schema], where: str) -> None:
+    if str in schema:
+        for key, item in value.items():
+            _check(item, schema[str], f"{where}.{key}"[-4 * _SHOWN :].lstrip("."))
+        return
+    for key, wanted in schema.items():
+        name = key.removesuffix("?")
+        place = f"{where}.{name}".lstrip(".")
+        if name in value:
+            _check(value[name], wanted, place)
+        elif name == key:
+            raise DocumentError(f"{place} is absent")
+
+
+def _fits(value: Any, schema: Schema, where: str) -> bool:
+    try:
+        _check(value, schema, where)
+    except DocumentError:
+        return False
+    return True
+
+
+def _is(value: Any, schema: Schema) -> bool:
+    if schema is None:
+        return value is None
+    if isinstance(schema, range):
+        return type(value) is int and value in schema
+    if schema is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is schema or schema is object
+
+
+def _refuse(value: Any, schema: Schema, where: str) -> NoReturn:
+    shown = repr(value)[:_SHOWN]
+    raise DocumentError(f"{where or 'the document'} is {shown}, not {_name(schema)}")
+
+
+def _name(schema: Schema) -> str:
+    if isinstance(schema, tuple):
+        return " or ".join(map(_name, schema))
+    if isinstance(schema, range):
+        return f"an integer from {schema.start} to {schema.stop - 1}"
+    names = {str: "text", int: "an integer", float: "a number", bool: "true or false", None: "null"}
+    if isinstance(schema, list):
+        return "an array"
+    return "an object" if isinstance(schema, dict) else names.get(schema, str(schema))

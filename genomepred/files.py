@@ -1,0 +1,331 @@
+"""Files: durable publication, locks, bounded reading of regular files, one-line errors, hashes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from genomepred.errors import OutputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+# Answers of file systems without locks: NFS, FUSE, Lustre and DVS (524) among them.
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, 524}
+_STALE_TRIES = 3
+
+
+class MissingFolderError(OutputError, FileNotFoundError):
+    """The folder to write into does not exist, or was removed meanwhile."""
+
+
+@contextmanager
+def publishing(path: Path, suffix: str = ".tmp", follow: bool = False) -> Iterator[Path]:
+    """Temporary path in the same folder; synced and renamed to ``path`` at the end.
+
+    It is removed if anything is raised meanwhile, so ``path`` is whole or as it was before.
+
+    Parameters
+    ----------
+    path : Path
+        A regular file or none yet. A link of that name is replaced.
+    suffix : str
+        Of the temporary's name, for writers that look at it.
+    follow : bool
+        Write what a link names instead, and leave the link: for outputs that the user names.
+
+    Raises
+    ------
+    OutputError
+        In place of any ``OSError``: disk full, no permission, not a regular file.
+    """
+    if follow:
+        path = Path(os.path.realpath(path))
+    temporary = path.parent / f"{path.stem[:120]}.{_owner()}{suffix}"
+    try:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is not a regular file; choose another output")
+        yield temporary
+        sync_file(temporary)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and not isinstance(error, OutputError):
+            raise output_error(path, error) from error
+        raise
+
+
+def create_whole(path: Path, data: bytes) -> bool:
+    """Create a small file complete and at once; False, and no change, if there is one already.
+
+    Exclusive by a hard link; where the file system has none, by a lock, and where it has no locks
+    either the file is still whole, though two processes may both be told that theirs is there.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    temporary = path.parent / f"{path.stem[:120]}.{_owner()}.tmp"
+    try:
+        with open(temporary, "xb", buffering=0) as file:
+            write_all(file.fileno(), data)
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # no hard links here: EPERM, ENOSYS, EOPNOTSUPP, EMLINK ...
+            return _rename_new(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return True
+
+
+def _rename_new(temporary: Path, path: Path) -> bool:
+    lock = path.with_name(f"{path.name}.lock")
+    claim = Claim.take(lock, wait=True)
+    try:
+        if os.path.lexists(path):
+            return False
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+        return True
+    finally:
+        lock.unlink(missing_ok=True)
+        if claim is not None:
+            claim.release()
+
+
+def _owner() -> str:
+    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+class Claim:
+    """An exclusive lock on a file, held until released or until the process ends."""
+
+    def __init__(self, descriptor: int, exclusive: bool) -> None:
+        self._descriptor = descriptor
+        #: Whether the file system has locks: without, others may hold the same claim.
+        self.exclusive = exclusive
+
+    @classmethod
+    def take(cls, path: Path, wait: bool = False) -> Claim | None:
+        """The claim; None if another holder has it, or if the folder is gone.
+
+        Parameters
+        ----------
+        path : Path
+            The lock file, made if absent; a link of that name is refused.
+        wait : bool
+            Wait for the holder. A lock file that is removed meanwhile is made again.
+
+        Raises
+        ------
+        OSError
+            If the lock file cannot be opened.
+        """
+        while True:
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                descriptor = os.open(path, flags, 0o666)
+            except FileNotFoundError:
+                return None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return cls(descriptor, exclusive=False)
+                os.close(descriptor)
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    return None
+                raise
+            # A lock file that was removed meanwhile excludes nobody.
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                    return cls(descriptor, exclusive=True)
+            os.close(descriptor)
+            if not wait:
+                return None
+
+    def release(self) -> None:
+        """Let others have it."""
+        os.close(self._descriptor)
+
+
+def own_folder(root: Path, *names: str) -> Path:
+    """A folder below ``root``, made if absent; links below ``root`` are not followed.
+
+    Raises
+    ------
+    OutputError
+        If one of the names is a link or no folder.
+    OSError
+        If it cannot be made.
+    """
+    folder = root
+    for name in names:
+        folder = folder / name
+        with suppress(FileExistsError):
+            folder.mkdir()
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            what = "a link" if folder.is_symlink() else "no folder"
+            raise OutputError(f"{folder} is {what}; remove it, or use another --out")
+    return folder
+
+
+def open_regular(path: Path, *, follow: bool = True) -> int:
+    """Descriptor of a regular file, open for reading; a pipe or a device never blocks.
+
+    Raises
+    ------
+    OSError
+        If it is absent or unreadable; ``EINVAL`` if it is no regular file.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """Bytes of a regular file of at most ``limit`` bytes.
+
+    A stale handle, as network file systems give of a file that was just replaced, is tried again;
+    if it stays stale, the file counts as absent.
+
+    Raises
+    ------
+    OSError
+        If it is absent, unreadable, or no regular file; ``EFBIG`` if it is larger.
+    """
+    for _ in range(_STALE_TRIES):
+        try:
+            with open(open_regular(path), "rb") as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            continue
+        if len(data) > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
+        return data
+    raise FileNotFoundError(errno.ENOENT, "stale file handle", str(path))
+
+
+def user_path(text: str) -> Path:
+    """Path of what a user wrote.
+
+    Raises
+    ------
+    OutputError
+        If it is a URL, or begins with a ``~`` that no shell has expanded.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise OutputError(f"{text}: URLs are not read or written; copy it, and give a path")
+    if text.startswith("~"):
+        raise OutputError(
+            f"{text}: the shell has not expanded ~; put a blank before it, or write $HOME"
+        )
+    return Path(text)
+
+
+def discard_abandoned(path: Path) -> None:
+    """Remove temporaries of a path that killed processes of this host have left."""
+    stem, host = re.escape(path.stem[:120]), re.escape(socket.gethostname())
+    name = re.compile(rf"{stem}\.{host}\.(\d+)\.[0-9a-f]+\.tmp")
+    for temporary in path.parent.glob("*.tmp"):
+        found = name.fullmatch(temporary.name)
+        if found and not _is_alive(int(found[1])):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """One line for an output that the system refused to write."""
+    if error.errno in _FULL:
+        return OutputError(
+            f"{path}: the disk or quota of {path.parent} is full; free some space and run the same "
+            "command again"
+        )
+    if error.errno in _FORBIDDEN:
+        return OutputError(f"{path}: no permission to write into {path.parent}")
+    if error.errno == errno.ENOENT:
+        return MissingFolderError(f"{path}: there is no folder {path.parent}; make it first")
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Raise an OutputError unless the folder's disk has ``size`` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OutputError(
+            f"{folder}: {size / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free; free "
+            "some space and run the same command again"
+        )
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that does not sync
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until a folder's entries are on the disk, where the file system offers that."""
+    with suppress(OSError):  # some network file systems refuse to sync a folder
+        sync_file(path)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write, sync and publish a small file."""
+    with publishing(path) as temporary, open(temporary, "xb", buffering=0) as file:
+        write_all(file.fileno(), data)
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """``os.write`` until everything is written."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes, in hexadecimal, read a megabyte at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
