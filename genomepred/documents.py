@@ -95,13 +95,28 @@ def read_document(
         If it is absent, unreadable, no regular file or larger than the limit.
     """
     data = read_small(path, limit, follow=follow)
+    return parse_sealed(data, schema) if sealed else _object(data, schema)
+
+
+def parse_sealed(data: bytes, schema: Schema) -> dict[str, Any]:
+    """A JSON object that :func:`seal` has made, checked against its digest and a schema.
+
+    Raises
+    ------
+    DocumentError
+        If it is no such document.
+    """
+    document = _object(data, schema)
+    document.pop(SEAL, None)
+    if not _is_sealed(data, document):
+        raise DocumentError(f"its content does not match its {SEAL}")
+    return document
+
+
+def _object(data: bytes, schema: Schema) -> dict[str, Any]:
     document: dict[str, Any] = parse_document(data, schema)
     if not isinstance(document, dict):
         raise DocumentError("not an object")
-    if sealed:
-        document.pop(SEAL, None)
-        if not _is_sealed(data, document):
-            raise DocumentError(f"its content does not match its {SEAL}")
     return document
 
 
