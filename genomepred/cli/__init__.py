@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -65,6 +66,15 @@ def cli() -> None:
 def main() -> None:
     """Entry point: turns errors into one line and an exit code (``--debug`` shows them whole)."""
     signal.signal(signal.SIGTERM, _terminate)
+    with suppress(AttributeError):  # no text stream: closed, or replaced by a caller
+        # Paths that are no text go out as the bytes they are.
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    with suppress(AttributeError):  # no text stream: closed, or replaced by a caller
+        # Paths that are no text go out as the bytes they are.
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    with suppress(AttributeError):  # no text stream: closed, or replaced by a caller
+        # Paths that are no text go out as the bytes they are.
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
         cli.main(prog_name="genomepred", standalone_mode=False)
     except click.exceptions.Exit as exit_:
