@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genomepred.cli import STARTED
-from genomepred.cli.options import debug_option, echo_json, json_option, trust_code_option
+from genomepred.cli.options import UserPath, debug_option, echo_json, json_option, trust_code_option
 
 if TYPE_CHECKING:
     from genomepred.inference.plan import Estimate
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 # What cannot be read is reported by what reads it, with its own exit code.
-_GENOMES = click.Path(path_type=Path, readable=False)
+_GENOMES = UserPath(readable=False)
 
 
 class _Share(click.ParamType[tuple[int, int]]):
@@ -55,7 +55,7 @@ def _run_options(command: Command) -> Command:
         click.option(
             "--out",
             required=True,
-            type=click.Path(path_type=Path),
+            type=UserPath(),
             help="Output folder; a run that was stopped continues there.",
         ),
         click.option(
@@ -65,7 +65,7 @@ def _run_options(command: Command) -> Command:
         ),
         click.option(
             "--regions",
-            type=click.Path(path_type=Path, readable=False),
+            type=UserPath(readable=False),
             help="BED file: only rows that meet its regions.  [default: whole genomes]",
         ),
         click.option(
@@ -259,7 +259,7 @@ def _refuse_unreadable(estimate: Estimate) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=UserPath())
 @json_option
 @debug_option
 def merge(out: Path, as_json: bool) -> None:
@@ -273,7 +273,7 @@ def merge(out: Path, as_json: bool) -> None:
     except GenomesFailedError as error:
         failure, results = error, error.results
     if as_json:
-        echo_json([vars(result) | {"path": str(result.path)} for result in results])
+        echo_json({"genomes": [vars(r) | {"path": str(r.path)} for r in results]})
     else:
         for result in results:
             if result.outcome == "finished":
@@ -285,7 +285,7 @@ def merge(out: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=UserPath())
 @json_option
 @debug_option
 def verify(out: Path, as_json: bool) -> None:
@@ -295,7 +295,7 @@ def verify(out: Path, as_json: bool) -> None:
 
     reports = verify_run(out)
     if as_json:
-        echo_json([vars(report) | {"path": str(report.path)} for report in reports])
+        echo_json({"genomes": [vars(r) | {"path": str(r.path)} for r in reports]})
     else:
         for report in reports:
             for problem in report.problems or ["ok"]:
