@@ -15,7 +15,6 @@ from genomepred.inference.shards import make_grid, shard_rows
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 
-
 # Coordinates, tracks and dimension scales of one file, of a few contigs.
 _FILE_BYTES = 8_000
 
