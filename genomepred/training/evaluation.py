@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from genomepred.errors import DataError, ModelError, OutputError
-from genomepred.files import output_error, publishing, write_whole
+from genomepred.files import discard_abandoned, output_error, publishing, write_whole
 from genomepred.inference.engine import activation_function, compute_batch
 from genomepred.models.card import Card, Track
 from genomepred.models.fused import fast_form
@@ -40,6 +40,8 @@ Values = NDArray[np.floating[Any]]
 
 TASKS = ("regression", "binary", "profile")
 PARTS = ("test", "validation", "training", "all")
+_FILES = ("metrics.json", "metrics.tsv", "predictions.tsv", "worst.tsv", "roc_pr.png", "parity.png")
+_SCRATCH = ".data"
 _OVERALL = "-"  # stands for all tracks together in the column of tracks
 _LETTERS = np.array(list("ACGTN"))
 
@@ -148,8 +150,10 @@ def evaluate(
         raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
     card, split = model.card, part != "all"
     source = _for_card(as_trained(source, card, seed, split=split), card)
-    with TemporaryDirectory(prefix=".scratch-", dir=out) as scratch:
-        data = open_data(source, Path(scratch), split=split)
+    for name in _FILES:
+        discard_abandoned(out / name)
+    data = open_data(source, out / _SCRATCH, split=split)
+    shutil.rmtree(out / _SCRATCH, ignore_errors=True)  # what is mapped from it stays readable
     columns = check_fit(card, data, source.data)
     judged = [
         judge(model, name, data.task, parts, columns)
