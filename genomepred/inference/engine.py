@@ -26,6 +26,7 @@ from genomepred.errors import DeviceError, ModelError, PrecisionError
 from genomepred.inference.overlap_choice import Blocks, share
 from genomepred.inference.overlap_work import multiply_adds
 from genomepred.kernels.dispatch import PRECISIONS, obstacle
+from genomepred.models.agreement import difference as _difference
 from genomepred.models.card import Card
 from genomepred.models.fused import kernels_of, prepare
 from genomepred.sequences.grid import Geometry
@@ -516,13 +517,6 @@ def choose_numerics(
             warnings.warn(f"the model is computed as written: {why}", stacklevel=2)
         used = REFERENCE
     return Numerics(accepted, used, batch, strand)
-
-
-def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Largest difference relative to 1 + |reference|; infinite where anything is not finite."""
-    with np.errstate(all="ignore"):
-        difference = np.abs(values - reference) / (1 + np.abs(reference))
-    return float(difference.max()) if np.isfinite(difference).all() else float("inf")
 
 
 def _fastest(engine: Callable[[str], Engine], kernels: tuple[str, ...]) -> str:

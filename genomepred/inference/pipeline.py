@@ -223,7 +223,7 @@ def _fill(
         _read(genome, span, g.stride, g.window, buffer, int(starts[slot]))
     missing: NDArray[np.bool_] = np.ones((slots, g.bins), np.bool_)
     missing[used] = (real_counts(buffer, starts[used], g.window) < min_bases)[:, None]
-    if g.bins > 1:
+    if g.bins > 1 and min_bases:  # with 0 every position of every window is scored
         bins = starts[used][:, None] + g.crop + np.arange(g.bins) * g.bin_size
         empty = real_counts(buffer, bins.reshape(-1), g.bin_size) == 0
         missing[used] |= empty.reshape(-1, g.bins)

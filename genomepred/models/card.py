@@ -68,7 +68,8 @@ class Card:
     base_order, n_policy : str, optional
         See :class:`genomepred.models.layers.OneHot`.
     min_bases : int, optional
-        A window with fewer known bases has no prediction; 0 predicts every window.
+        A window with fewer known bases has no prediction, nor has one of several bins without any
+        known base; 0 predicts every bin of every window.
     tolerance : dict, optional
         Largest ``|difference| / (1 + |reference|)`` of each precision.
     training, metrics : dict, optional

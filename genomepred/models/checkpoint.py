@@ -26,6 +26,7 @@ from torch import Tensor
 
 from genomepred.errors import DeviceError, ModelError
 from genomepred.models import build
+from genomepred.models.agreement import difference
 from genomepred.models.card import CARD, EXTERNAL, Card, find_checkpoint, flatten, read_card
 from genomepred.models.external import External, make_external
 from genomepred.models.layers import SequenceModel
@@ -185,10 +186,9 @@ def check_golden(
         found = _outputs(model, codes)
         if found.shape != expected.shape or not found.numel():
             raise ValueError(f"outputs {list(expected.shape)} for a model's {list(found.shape)}")
-        difference = (found - expected).abs() / (1 + expected.abs())
+        worst = difference(found, expected)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: does not fit the model: {error}") from error
-    worst = float(difference.max())
     if not worst <= model.card.tolerance["fp32"]:
         raise ModelError(
             f"{model.checkpoint}: outputs differ from the golden ones by {worst:.3g}, more than "

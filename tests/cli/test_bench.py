@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from genomepred.benchmarks import gpu, kernels, measure, models
 from genomepred.cli import cli
 from genomepred.errors import DeviceError, ModelError
+from genomepred.models.agreement import difference
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +73,7 @@ def test_every_layer_is_the_reference_in_every_implementation(dtype: str) -> Non
         calls = kernels.implementations(few, "cpu", kernels.PRECISIONS[dtype])
         assert kernels.chosen(layer, "cpu", kernels.PRECISIONS[dtype]) in calls
         for name, call in calls.items():
-            worst = measure.difference(call(), expected)
+            worst = difference(call(), expected)
             assert worst <= kernels.TOLERANCE[dtype], (layer.name, name)
 
 
