@@ -100,11 +100,11 @@ def match_names(
     known = set(genome)
     by_core: dict[str, list[str]] = {}
     for name in genome:
-        by_core.setdefault(_core(name), []).append(name)
+        by_core.setdefault(core_of(name), []).append(name)
     matched: dict[str, str] = {}
     labels_of: dict[str, str] = {}
     for label in labels:
-        candidates = [label] if label in known else by_core.get(_core(label), [])
+        candidates = [label] if label in known else by_core.get(core_of(label), [])
         if len(candidates) > 1:
             raise DataError(f"{what}: contig {label!r} could be any of {candidates} in {where}")
         if candidates:
@@ -123,7 +123,8 @@ def match_names(
     return matched
 
 
-def _core(name: str) -> str:
+def core_of(name: str) -> str:
+    """What of a contig's name does not differ from habit to habit: no ``chr``, no zeros before."""
     return re.sub(r"^chr(omosome)?[_.-]?", "", name.lower()).lstrip("0") or name.lower()
 
 

@@ -243,7 +243,7 @@ def transformed(labels: Float64, transform: str, called: Callable[[int, int], st
     return logarithms / np.log(2) if transform == "log2p1" else logarithms
 
 
-def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dict[str, str]]:
+def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dict[str, list[str]]]:
     """Part of each row of a table, as ``validation`` and ``test`` of the source ask.
 
     Parameters
@@ -258,7 +258,7 @@ def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dic
     parts : uint8 array, [rows]
         ``TRAIN``, ``VALIDATION``, ``TEST`` or ``LEFT_OUT``.
     chosen : dict
-        How the rows for validation and test were chosen, in words.
+        How the rows for validation and test were chosen.
 
     Raises
     ------
@@ -294,7 +294,7 @@ def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dic
             f"{table.path}: empty split: of {usable.sum()} rows with labels {found}; choose others "
             "with --validation and --test"
         )
-    return parts, {PARTS[part]: ", ".join(texts) for part, texts in asked.items()}
+    return parts, {PARTS[part]: list(texts) for part, texts in asked.items()}
 
 
 def _unsplit(labels: Labels) -> NDArray[np.uint8]:
