@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Distributions that the parts need, ours and the tests'.
 PACKAGES = (
     *("torch", "triton", "numpy", "numba", "llvmlite", "h5py", "isal", "xxhash", "safetensors"),
-    *("pandas", "pybigtools", "click", "tqdm", "pytest", "pytest-xdist", "hypothesis", "psutil"),
+    *("pandas", "pyBigWig", "click", "tqdm", "pytest", "pytest-xdist", "hypothesis", "psutil"),
 )
 LAST_LINES = 40  # of a part's output that the summary keeps
 FOUND = 50  # tests that it names, of each outcome

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pybigtools
 import pytest
 
 from genomepred.errors import DataError, RegionError
@@ -35,6 +34,7 @@ from genomepred.training.data import (
 from genomepred.training.examples import Batches
 from genomepred.training.negatives import gc_counts, rows_of, unknown_counts
 from genomepred.training.peak_data import Augmentation, SignalData
+from tests.bigwig_files import write_bigwig as write_records
 from tests.training.test_peaks import W, make_world, text_of
 
 MIX = Mix(shuffled=1, matched=1, random=2)
@@ -523,7 +523,7 @@ def write_bigwig(path: Path, name: str = "chr1", gap: tuple[int, int] = (0, 0)) 
     """The value at base b is b // 10, but for a gap without values."""
     records = [(name, b, b + 10, b / 10) for b in range(0, 20_000, 10)]
     kept = [r for r in records if not gap[0] <= r[1] < gap[1]]
-    pybigtools.open(str(path), "w").write({name: 20_000}, kept)
+    write_records(path, {name: 20_000}, kept)
     return path
 
 
@@ -581,7 +581,7 @@ def test_signals_are_transformed_and_windows_move_along_the_genome(tmp_path: Pat
 
 def test_constant_signals_and_files_that_are_none_are_refused(tmp_path: Path) -> None:
     flat = tmp_path / "flat.bw"
-    pybigtools.open(str(flat), "w").write({"chr1": 20_000}, [("chr1", 0, 20_000, 3.0)])
+    write_records(flat, {"chr1": 20_000}, [("chr1", 0, 20_000, 3.0)])
     with pytest.raises(DataError, match="flat.bw: constant labels: all of 'flat'.* are 3"):
         open_data(peak_source(tmp_path, bigwig=(flat,)), tmp_path)
     other = write_bigwig(tmp_path / "x.bw", name="NC_7")
