@@ -82,13 +82,28 @@ def read_document(
     OSError
         If it is absent, unreadable, no regular file or larger than the limit.
     """
-    document: dict[str, Any] = parse_document(read_small(path, limit), schema)
+    data = read_small(path, limit)
+    return parse_sealed(data, schema) if sealed else _object(data, schema)
+
+
+def parse_sealed(data: bytes, schema: Schema) -> dict[str, Any]:
+    """A JSON object that :func:`seal` has made, checked against its digest and a schema.
+
+    Raises
+    ------
+    DocumentError
+        If it is no such document.
+    """
+    document = _object(data, schema)
+    if document.pop(SEAL, None) != _digest(document):
+        raise DocumentError(f"its content does not match its {SEAL}")
+    return document
+
+
+def _object(data: bytes, schema: Schema) -> dict[str, Any]:
+    document: dict[str, Any] = parse_document(data, schema)
     if not isinstance(document, dict):
         raise DocumentError("not an object")
-    if sealed:
-        told = document.pop(SEAL, None)
-        if told != _digest(document):
-            raise DocumentError(f"its content does not match its {SEAL}")
     return document
 
 

@@ -205,8 +205,8 @@ def open_regular(path: Path, *, follow: bool = True) -> int:
     return descriptor
 
 
-def read_small(path: Path, limit: int) -> bytes:
-    """Bytes of a regular file of at most ``limit`` bytes.
+def read_small(path: Path, limit: int, *, follow: bool = True) -> bytes:
+    """Bytes of a regular file of at most ``limit`` bytes; links are followed if asked for.
 
     A stale handle, as network file systems give of a file that was just replaced, is tried again;
     if it stays stale, the file counts as absent.
@@ -218,7 +218,7 @@ def read_small(path: Path, limit: int) -> bytes:
     """
     for _ in range(_STALE_TRIES):
         try:
-            with open(open_regular(path), "rb") as file:
+            with open(open_regular(path, follow=follow), "rb") as file:
                 data = file.read(limit + 1)
         except OSError as error:
             if error.errno != errno.ESTALE:

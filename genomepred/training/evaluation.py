@@ -371,9 +371,7 @@ def _by_genome(
             labels = one.labels[rows]
             if not len(rows) or not (labels != labels[:1]).any():
                 continue
-            parts = (one.rows, one.names, one.labels, one.predictions, one.scores)
-            keys = ("rows", "names", "labels", "predictions", "scores")
-            own = one._replace(**{k: v[rows] for k, v in zip(keys, parts, strict=True)})
+            own = one._replace(rows=one.rows[rows], labels=labels, scores=one.scores[rows])
             metrics = _metrics_of(own, resamples, seed)
             del metrics["left_out"]
             found.setdefault(genome, {})[one.name] = metrics
@@ -385,7 +383,7 @@ def _by_genome(
 
 
 def _headline(of_set: Mapping[str, Any]) -> float:
-    """auPRC or R2 of a set, the mean of its tracks."""
+    """The auPRC or R2 of a set, the mean of its tracks."""
     metrics = of_set.get("overall") or next(iter(of_set["tracks"].values()))
     value = metrics.get("auPRC", metrics.get("R2"))["value"]
     return math.nan if value is None else value

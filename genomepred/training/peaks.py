@@ -235,8 +235,7 @@ class Split:
         RegionError
             If no genome has a contig, a genome may mean several, or the only one has no such bases.
         """
-        several = len(genomes) > 1
-        own = {genome: _Contigs(genome, lengths, several) for genome in genomes or [""]}
+        own = {genome: _Contigs(genome, lengths) for genome in genomes or [""]}
         parsed = (
             tuple(region for text in texts for region in _held_out(option, text, own))
             for option, texts in (("--validation", validation), ("--test", test))
@@ -280,11 +279,10 @@ def _by_contig(regions: Sequence[Region]) -> dict[str, list[Region]]:
 class _Contigs:
     """Contigs of one genome, found by the names that they may have."""
 
-    def __init__(self, genome: str, lengths: Mapping[str, int], several: bool) -> None:
+    def __init__(self, genome: str, lengths: Mapping[str, int]) -> None:
         self._prefix = f"{genome}:" if genome else ""
-        # Of several genomes contigs end in other places: what one of them lacks is no error.
         self._lengths = {
-            name.removeprefix(self._prefix): ENDLESS if several else length or ENDLESS
+            name.removeprefix(self._prefix): length or ENDLESS
             for name, length in lengths.items()
             if name.startswith(self._prefix)
         }
@@ -301,15 +299,23 @@ class _Contigs:
         """What follows this genome's name, if the text begins with it."""
         return text.removeprefix(self._prefix) if text.startswith(self._prefix) else None
 
-    def find(self, text: str) -> Region | None:
-        """The region that a text means here, under its name among all genomes; None if none."""
+    def is_contig(self, text: str) -> bool:
+        """Whether a text is a contig's name, without bounds."""
+        return self._named(text) is not None
+
+    def find(self, text: str, *, alone: bool = True) -> Region | None:
+        """The region that a text means here, under its name among all genomes; None if none.
+
+        Unless it is meant ``alone`` here, it may reach beyond the contig's end.
+        """
         name, bounds = self._named(text), ""
         if name is None:
             contig, _, bounds = text.rpartition(":")
             name = self._named(contig)
         if name is None:
             return None
-        region = parse_region(f"{name}:{bounds}" if bounds else name, self._lengths)
+        lengths = self._lengths if alone or not bounds else dict.fromkeys(self._lengths, ENDLESS)
+        region = parse_region(f"{name}:{bounds}" if bounds else name, lengths)
         return Region(self._prefix + name, region.start, region.end)
 
     def _named(self, contig: str) -> str | None:
@@ -330,7 +336,8 @@ def _held_out(option: str, text: str, genomes: Mapping[str, _Contigs]) -> list[R
         own = contigs.own(text) if len(genomes) > 1 else None
         if own is not None and (region := contigs.find(own)):
             return [region]
-    found = {genome: contigs.find(text) for genome, contigs in genomes.items()}
+    alone = len(genomes) == 1
+    found = {genome: contigs.find(text, alone=alone) for genome, contigs in genomes.items()}
     regions = [region for region in found.values() if region]
     if not regions:
         names = [name for contigs in genomes.values() for name in contigs.names]
@@ -338,7 +345,7 @@ def _held_out(option: str, text: str, genomes: Mapping[str, _Contigs]) -> list[R
     if len(regions) < len(found):
         lacking = sorted(genome for genome, region in found.items() if not region)
         _tell(f"{option} {text}: no such contig in {some(lacking)}; write NAME:CONTIG for each")
-    if len(regions) > 1 and not all(region.end >= ENDLESS for region in regions):
+    if len(regions) > 1 and not any(contigs.is_contig(text) for contigs in genomes.values()):
         _tell(
             f"{option} {text}: the same coordinates are held out in {len(regions)} genomes, where "
             "they may mean other places; write NAME:CONTIG:START-END for each, or whole contigs"

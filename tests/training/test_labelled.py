@@ -73,7 +73,7 @@ def test_rows_columns_and_shares_choose_a_part(tmp_path: Path) -> None:
     data = open_labelled(Source(path, test=chosen, validation=("library=c",)), tmp_path)
     assert rows_of(data, TEST) == [1, *range(2, N, 3)]
     assert rows_of(data, VALIDATION) == list(range(3, N + 1, 3))
-    assert data.facts()["split"] == {"test": "library=b, 1-1", "validation": "library=c"}
+    assert data.facts()["split"] == {"test": [*chosen], "validation": ["library=c"]}
 
 
 @pytest.mark.parametrize("column", ["dataset", "Split"])

@@ -22,7 +22,7 @@ def trained(seed: int = 7, **facts: Any) -> Card:
     )  # fmt: skip
 
 
-def table(folder: Path, split: dict[str, str], **more: Any) -> tuple[Source, Card]:
+def table(folder: Path, split: dict[str, list[str]], **more: Any) -> tuple[Source, Card]:
     (folder / "t.csv").write_text("seq,label\nACGT,1\n")
     facts = {
         "data": file_facts([folder / "t.csv"]),
@@ -35,18 +35,11 @@ def table(folder: Path, split: dict[str, str], **more: Any) -> tuple[Source, Car
 
 
 @pytest.mark.parametrize(
-    ("words", "choices"),
-    [
-        ("0.1", ("0.1",)),
-        (".05, 1-20", (".05", "1-20")),
-        ("dataset=valid, dataset=val", ("dataset=valid", "dataset=val")),
-        ("gene=a, b, gene=c, 1, 0.2, 3-4", ("gene=a, b", "gene=c, 1", "0.2", "3-4")),
-    ],
+    "choices",
+    [("0.1",), (".05", "1-20"), ("dataset=valid", "dataset=val"), ("gene=a, b", "gene=c, 1")],
 )
-def test_choices_of_rows_are_read_back_from_a_card(
-    tmp_path: Path, words: str, choices: tuple[str, ...]
-) -> None:
-    source, card = table(tmp_path, {"test": words, "validation": "5-6"}, pad="left")
+def test_choices_of_rows_are_those_of_the_card(tmp_path: Path, choices: tuple[str, ...]) -> None:
+    source, card = table(tmp_path, {"test": [*choices], "validation": ["5-6"]}, pad="left")
     found = as_trained(source, card, None, split=True)
     assert found == replace(
         source,
@@ -57,16 +50,16 @@ def test_choices_of_rows_are_read_back_from_a_card(
 
 
 def test_a_seed_that_draws_no_rows_may_be_another(tmp_path: Path) -> None:
-    source, card = table(tmp_path, {"test": "1-5", "validation": "dataset=val"})
+    source, card = table(tmp_path, {"test": ["1-5"], "validation": ["dataset=val"]})
     assert as_trained(source, card, 3, split=True).seed == 3
-    source, card = table(tmp_path, {"test": "1-5", "validation": "0.1"})
+    source, card = table(tmp_path, {"test": ["1-5"], "validation": ["0.1"]})
     with pytest.raises(DataError, match="--seed 3 was asked, .* with --seed 7; leave it out"):
         as_trained(source, card, 3, split=True)
     assert as_trained(source, card, 3, split=False).seed == 3
 
 
 def test_other_files_and_cards_without_facts_change_nothing(tmp_path: Path) -> None:
-    source, card = table(tmp_path, {"test": "0.2", "validation": "0.1"})
+    source, card = table(tmp_path, {"test": ["0.2"], "validation": ["0.1"]})
     for other in (trained(), trained(data="a table"), replace(card, training={})):
         assert as_trained(source, other, 4, split=True) == replace(source, seed=4)
     labels = replace(source, labels=source.data)  # the same table, but of a FASTA's labels
