@@ -10,8 +10,11 @@ import numpy as np
 
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import shown
 from genomepred.training.examples import Codes, Int64
 from genomepred.training.storage import allocate
+
+_SHOWN = 60  # characters of a name that messages show
 
 
 class Contigs(dict[str, Codes]):
@@ -106,14 +109,17 @@ def match_names(
     for label in labels:
         candidates = [label] if label in known else by_core.get(core_of(label), [])
         if len(candidates) > 1:
-            raise DataError(f"{what}: contig {label!r} could be any of {candidates} in {where}")
+            raise DataError(
+                f"{what}: contig {shown(label)} could be any of {some(candidates)} in {where}"
+            )
         if candidates:
             matched[label] = candidates[0]
     for label, name in matched.items():
         other = labels_of.setdefault(name, label)
         if other != label:
             raise DataError(
-                f"{what}: contigs {other!r} and {label!r} both mean {name!r} of {where}"
+                f"{what}: contigs {shown(other)} and {shown(label)} both mean {shown(name)} of "
+                f"{where}"
             )
     if not matched:
         raise DataError(
@@ -129,6 +135,6 @@ def core_of(name: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
-    """The first names, for messages."""
+    """The first names, for messages; of long ones the beginning."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(n if len(n) <= _SHOWN else shown(n) for n in names[:most]) + rest

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from genomepred.errors import DataError
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import shown
 from genomepred.training.contigs import Contigs, match_names, some
 from genomepred.training.examples import (
     PARTS,
@@ -92,7 +93,7 @@ def read_manifest(table: Table) -> list[PeakFiles]:
         name = row["name"].strip()
         if not name or ":" in name or name in found:
             problem = "is used twice" if name in found else "is empty or has a ':'"
-            raise DataError(f"{where}: the name {name!r} {problem}; give each genome a name")
+            raise DataError(f"{where}: the name {shown(name)} {problem}; give each genome a name")
         paths = [table.path.parent / row[column].strip() for column in ("genome", "peaks")]
         signals = (table.path.parent / row[bigwig].strip(),) if bigwig else ()
         for path in (*paths, *signals):
@@ -336,8 +337,9 @@ def _check_held_out(one: PeakFiles, source: Source, held_out: dict[int, list[Reg
         asked = getattr(source, option)
         if asked and not own:
             raise DataError(
-                f"{source.data}: genome {one.name!r} has nothing of --{option} {asked[0]}, so its "
-                f"copy would be trained on; give --{option} {one.name}:CONTIG, or keep the whole "
+                f"{source.data}: genome {shown(one.name)} has nothing of --{option} {asked[0]}, so "
+                f"its copy would be trained on; give --{option} {one.name}:CONTIG, or keep the "
+                "whole "
                 "genome out by the column split"
             )
 
@@ -419,7 +421,7 @@ def _signal_windows(
     labels = transformed(means[kept], source.transform, lambda row, _: names[row])
     codes = allocate((len(kept), peaks.window), scratch, f"windows-{PARTS[part]}")
     gather(peaks.background.windows, places[kept], codes)
-    examples = Examples(codes, labels.astype(np.float32), np.array(names, object))
+    examples = Examples(codes, labels, np.array(names, object))
     return _SignalWindows(places[kept], examples, len(means) - len(kept))
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from genomepred.errors import DataError, RegionError
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region, parse_region
+from genomepred.sequences.names import shown
 from genomepred.training.contigs import Contigs, core_of, match_names, some
 from genomepred.training.examples import TEST, TRAIN, VALIDATION, Codes, Int64
 
@@ -69,8 +70,8 @@ def read_peaks(path: Path | str) -> Peaks:
     for region, length in zip(regions, lengths, strict=True):
         if length != lengths[0]:
             raise DataError(
-                f"{path}: mixed lengths: {regions[0].name!r} has {lengths[0]} bases, "
-                f"{region.name!r} has {length}; all peaks must be one window long"
+                f"{path}: mixed lengths: {shown(regions[0].name)} has {lengths[0]} bases, "
+                f"{shown(region.name)} has {length}; all peaks must be one window long"
             )
     return Peaks(regions, np.stack(codes), str(path))
 
@@ -78,12 +79,12 @@ def read_peaks(path: Path | str) -> Peaks:
 def _header_region(name: str, length: int, path: Path | str) -> Region:
     found = re.fullmatch(r"(.+):(\d+)-(\d+)", name)
     if found is None:
-        raise DataError(f"{path}: header {name!r} is not CONTIG:START-END, as peaks need")
+        raise DataError(f"{path}: header {shown(name)} is not CONTIG:START-END, as peaks need")
     region = Region(found[1], int(found[2]), int(found[3]), name)
     if region.end - region.start != length:
         raise DataError(
-            f"{path}: header {name!r} spans {region.end - region.start} bases, but its sequence "
-            f"has {length}; START is 0-based, END exclusive"
+            f"{path}: header {shown(name)} spans {region.end - region.start} bases, but its "
+            f"sequence has {length}; START is 0-based, END exclusive"
         )
     return region
 
@@ -189,8 +190,8 @@ def check_agreement(peaks: Peaks, contigs: Mapping[str, Codes]) -> None:
     if differing:
         raise DataError(
             f"{peaks.source}: {len(differing)} of {len(placed)} peaks on the genome's contigs "
-            f"differ from the genome, first {peaks.regions[differing[0]].name!r}; use the assembly "
-            "the peaks were called on, with 0-based starts"
+            f"differ from the genome, first {shown(peaks.regions[differing[0]].name)}; use the "
+            "assembly the peaks were called on, with 0-based starts"
         )
 
 
@@ -324,8 +325,8 @@ class _Contigs:
         found = self._by_core.get(core_of(contig), [])
         if len(found) > 1:
             raise RegionError(
-                f"contig {contig!r} could be any of {some(found)}; give {self._prefix}CONTIG as "
-                "the genome has it"
+                f"contig {shown(contig)} could be any of {some(found)}; give {self._prefix}CONTIG "
+                "as the genome has it"
             )
         return found[0] if found else None
 

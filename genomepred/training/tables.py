@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import DataError, DependencyError
 from genomepred.sequences.decode import CODE_OF_BYTE, INVALID, UNKNOWN
+from genomepred.sequences.names import shown
 from genomepred.training.examples import Codes
 from genomepred.training.rows import Row, parquet_file, sheet_rows, text_rows
 
@@ -36,14 +37,8 @@ _UNREADABLE = (
 _BATCH = 1 << 16
 # Characters of a text or reason that a message shows.
 _MOST_SHOWN = 200
-_BRIEF = 40
 
 TABLE = re.compile(r"\.((csv|tsv)(\.gz)?|xlsx|parquet)$", re.IGNORECASE)
-
-
-def brief(text: str) -> str:
-    """A text in quotes for a message: its beginning, if it is long."""
-    return repr(text if len(text) <= _BRIEF else f"{text[: _BRIEF - 3]}...")
 
 
 class Table:
@@ -77,7 +72,7 @@ class Table:
         known: set[str] = set()
         for column in filter(None, self.columns):
             if column in known:
-                raise DataError(f"{path}: two columns are named {brief(column)}; rename one")
+                raise DataError(f"{path}: two columns are named {shown(column)}; rename one")
             known.add(column)
 
     def find(self, asked: str | None, usual: Sequence[str]) -> str | None:
@@ -90,7 +85,7 @@ class Table:
         """
         if asked is not None:
             if asked not in self.columns:
-                raise DataError(f"{self.path}: no column {brief(asked)}; {self._there_are()}")
+                raise DataError(f"{self.path}: no column {shown(asked)}; {self._there_are()}")
             return asked
         by_lower = {column.lower(): column for column in reversed(self.columns)}
         return next((by_lower[name.lower()] for name in usual if name.lower() in by_lower), None)
@@ -121,9 +116,9 @@ class Table:
                 yield list(map(str.strip, texts))
 
     def _there_are(self) -> str:
-        shown = ", ".join(map(brief, self.columns[:20]))
+        names = ", ".join(map(shown, self.columns[:20]))
         rest = f" and {len(self.columns) - 20} more" if len(self.columns) > 20 else ""
-        return f"there are {shown}{rest}"
+        return f"there are {names}{rest}"
 
     def _rows(self) -> Iterator[Row]:
         """Rows of all columns, the names first."""
@@ -275,8 +270,8 @@ def parse_numbers(frame: pd.DataFrame, path: Path) -> NDArray[np.float64]:
         if wrong.any():
             row = int(np.argmax(wrong))
             raise DataError(
-                f"{path}: row {row + 1}, column {brief(column)}: "
-                f"{brief(frame[column].iloc[row])} is no finite number; correct it, or leave it "
+                f"{path}: row {row + 1}, column {shown(column)}: "
+                f"{shown(frame[column].iloc[row])} is no finite number; correct it, or leave it "
                 "empty if it is missing"
             )
         values[:, i] = numbers

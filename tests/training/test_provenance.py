@@ -10,7 +10,7 @@ import pytest
 
 from genomepred.errors import DataError
 from genomepred.models.card import Card, Track
-from genomepred.training.provenance import as_trained
+from genomepred.training.provenance import as_trained, check_held_out
 from genomepred.training.source import Source, file_facts
 
 
@@ -100,3 +100,43 @@ def test_a_manifest_is_the_training_of_all_its_peaks(tmp_path: Path) -> None:
         as_trained(replace(source, test=("2",)), card, None, split=True)
     manifest.write_text("\n".join(lines[:2]) + "\n")
     assert as_trained(source, card, None, split=True) == source
+
+
+def facts_of(*genomes: tuple[str, list[str]], **more: Any) -> dict[str, Any]:
+    """Facts of peaks on genomes, of which regions are kept for the test."""
+    files = [{"file": name, "sha256": name} for g, _ in genomes for name in (f"{g}.bed", g)]
+    held_out = {"test": [regions for _, regions in genomes], "validation": [[]] * len(genomes)}
+    split: dict[str, list[str]] = {"test": [], "validation": []}
+    return {"data": files, "peaks": {}, "split": split, "held_out": held_out, **more}
+
+
+@pytest.mark.parametrize(
+    ("genomes", "refused"),
+    [
+        ([("b.fa", ["chr03"])], None),
+        ([("b.fa", ["3:11-20"])], None),
+        ([("new.fa", ["1"])], None),
+        ([("a.fa", ["Chr1:1-100"])], None),
+        ([("a.fa", ["Chr1:1-101"])], "genome a.fa, kept from Chr1:1-100 for test; Chr1:1-101 was"),
+        ([("a.fa", ["Chr1"])], "Chr1 was asked"),
+        ([("new.fa", ["1"]), ("b.fa", ["chr03", "chr04"])], "genome b.fa, .*; chr04 was asked"),
+    ],
+)
+def test_no_genome_of_a_training_is_judged_by_what_was_trained_on(
+    genomes: list[tuple[str, list[str]]], refused: str | None
+) -> None:
+    card = trained(**facts_of(("a.fa", ["Chr1:1-100"]), ("b.fa", ["chr03"])))
+    if refused is None:
+        check_held_out(facts_of(*genomes), card, "test", Path("x.bed"))
+        return
+    with pytest.raises(DataError, match=refused):
+        check_held_out(facts_of(*genomes), card, "test", Path("x.bed"))
+
+
+def test_cards_that_tell_only_what_was_asked_are_understood() -> None:
+    facts = facts_of(("a.fa", []), split={"test": ["chr2"], "validation": ["chr1"]})
+    del facts["held_out"]
+    card = trained(**facts)
+    check_held_out(facts_of(("a.fa", ["2:5-9"])), card, "test", Path("x.bed"))
+    with pytest.raises(DataError, match="chr3 was asked"):
+        check_held_out(facts_of(("a.fa", ["chr3"])), card, "test", Path("x.bed"))
