@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -171,6 +172,9 @@ class GenomeWork:
         self._record: dict[str, Any] = {}
         self._in_flight: dict[tuple[int, int], Claim] = {}
         self._checked = False
+        # Held from a shard's landing to the end of publishing, by the reader or the writer: what
+        # publishing needs must not be let go of meanwhile.
+        self.landing = threading.RLock()
 
     # -- where it stands ---------------------------------------------------------------------
 
@@ -363,14 +367,25 @@ class GenomeWork:
             claim = Claim.take(self.folder / f"{first}-{last}.lock")
             if claim is None:
                 continue
-            if self.part(first, last).exists() or self.failed() or self.finished():
-                claim.release()
-                continue
-            self._in_flight[first, last] = claim
+            try:
+                if self.part(first, last).exists() or self.failed() or self.finished():
+                    continue
+                self._in_flight[first, last] = claim
+            finally:
+                if (first, last) not in self._in_flight:
+                    claim.release()
             yield Shard(self, first, last)
 
     def settle(self) -> bool:
         """Publish if all is there; whether the genome needs no further look by this process."""
+        if not self.landing.acquire(blocking=False):
+            return False  # the writer is at it
+        try:
+            return self._settle()
+        finally:
+            self.landing.release()
+
+    def _settle(self) -> bool:
         if not self._in_flight:
             self.close()  # all that was claimed has been read
         if self.finished() or self.failed():
@@ -548,12 +563,14 @@ class Shard:
         """Compress and write the shard; the last one of a genome publishes it."""
         work = self.work
         try:
-            try:
-                self._write(self._encode(values), len(values))
-            finally:
-                work.landed(self.first, self.last)
-            if work.complete() and not work.failed():
-                work.publish()
+            chunks = self._encode(values)
+            with work.landing:
+                try:
+                    self._write(chunks, len(values))
+                finally:
+                    work.landed(self.first, self.last)
+                if work.complete() and not work.failed():
+                    work.publish()
         except OutputError:
             raise
         except GenomepredError as error:
@@ -579,13 +596,14 @@ class Shard:
 
     def fail(self, error: GenomepredError) -> None:
         """Give the genome up."""
-        self.work.landed(self.first, self.last)
-        if isinstance(error, SequenceError):
-            try:  # what a file that changes under way looks like to its reader is no explanation
-                self.work.check_source(self.genome)
-            except SequenceError as changed:
-                error = changed
-        self.work.fail(error)
+        with self.work.landing:
+            if isinstance(error, SequenceError):
+                try:  # what a file that changes under way looks like to its reader explains nothing
+                    self.work.check_source(self.genome)
+                except SequenceError as changed:
+                    error = changed
+            self.work.fail(error)
+            self.work.landed(self.first, self.last)
 
 
 def output_error(error: OSError, work: GenomeWork) -> OutputError:
