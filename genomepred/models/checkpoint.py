@@ -351,10 +351,10 @@ def _readme(card: Card) -> str:
 
 def _front_matter(card: Card) -> str:
     """What Hugging Face's hub reads of a model: YAML, whose quoted texts are JSON's."""
-    known = re.fullmatch(r"[A-Za-z0-9.+-]+", card.licence)
+    known = re.match(r"[A-Za-z0-9.+-]+(?=$|[;,])", card.licence)
     license_name = [] if known or not card.licence else [f"license_name: {_quoted(card.licence)}"]
     lines = [
-        f"license: {card.licence.lower() if known else 'other' if card.licence else 'unknown'}",
+        f"license: {known[0].lower() if known else 'other' if card.licence else 'unknown'}",
         *license_name,
         "library_name: genomepred",
         "pipeline_tag: other",

@@ -126,6 +126,7 @@ def test_the_readme_shows_the_card(checkpoint: Path) -> None:
     ("licence", "lines"),
     [
         ("GPL-3.0", ["license: gpl-3.0"]),
+        ("Apache-2.0; of labels under MIT", ["license: apache-2.0"]),
         ("", ["license: unknown"]),
         ('ask us: "free"', ["license: other", 'license_name: "ask us: \\"free\\""']),
     ],
