@@ -6,13 +6,18 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 import click
 
 from genomepred import __version__
+from genomepred.cli.options import RESULT, envelope
 from genomepred.errors import GenomepredError, OutputError
+
+_AS_JSON, _COMMAND = "genomepred.as_json", "genomepred.command"
 
 STARTED = time.perf_counter()  # the clock of "start-up included"
 
@@ -42,12 +47,35 @@ class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Read from the argument list, so that errors raised before parsing ends obey it too.
+        ctx.meta[_AS_JSON] = "--json" in args
+        ctx.meta[_COMMAND] = _named(ctx, self, args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            return self._invoke_for_json(ctx) if ctx.meta[_AS_JSON] else super().invoke(ctx)
         except BrokenPipeError:  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+
+    def _invoke_for_json(self, ctx: click.Context) -> object:
+        """Print one document however the command ends; errors go on to where they are told."""
+        error: dict[str, Any] | None = None
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, SystemExit, BrokenPipeError):
+            ctx.meta[_AS_JSON] = False
+            raise
+        except BaseException as raised:
+            message, code = _described(raised)
+            error = {"kind": type(raised).__name__.strip("_"), "message": message}
+            error["exit_code"] = code
+            raise
+        finally:
+            if ctx.meta[_AS_JSON]:
+                click.echo(envelope(ctx.meta[_COMMAND], ctx.meta.get(RESULT), error))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
@@ -55,6 +83,18 @@ class _LazyGroup(click.Group):
         command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+
+def _named(ctx: click.Context, group: click.Group, args: Sequence[str]) -> str:
+    """Full name of the command that an argument list asks for, without the program's."""
+    names: list[str] = []
+    command: click.Command | None = group
+    for arg in args:
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(ctx, arg)
+        names += [arg] if command else []
+    return " ".join(names)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,14 +122,15 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; run the same command again to continue", 130)
-    except _TerminatedError:
-        _stop("terminated; run the same command again to continue", 143)
-    except Exception as error:
-        if "--debug" in sys.argv:
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if "--debug" in sys.argv and isinstance(error, Exception):
             raise
-        _stop(*_described(error))
+        message, code = _described(error)
+        prefix = "error: " if isinstance(error, GenomepredError | OSError) else ""
+        click.echo(f"genomepred: {prefix}{message}", err=True)
+        sys.exit(code)
 
 
 class _TerminatedError(BaseException):
@@ -100,15 +141,17 @@ def _terminate(number: int, frame: object) -> None:
     raise _TerminatedError
 
 
-def _described(error: Exception) -> tuple[str, int]:
+def _described(error: BaseException) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
     if isinstance(error, GenomepredError):
-        return f"error: {error}", error.exit_code
+        return str(error), error.exit_code
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return "interrupted; run the same command again to continue", 130
+    if isinstance(error, _TerminatedError):
+        return "terminated; run the same command again to continue", 143
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"error: {where}{error.strerror or error}", OutputError.exit_code
+        return f"{where}{error.strerror or error}", OutputError.exit_code
     return f"a defect: {type(error).__name__}: {error}; please report it with --debug's output", 1
-
-
-def _stop(message: str, code: int) -> None:
-    click.echo(f"genomepred: {message}", err=True)
-    sys.exit(code)
