@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +51,7 @@ from genomepred.machine import usable_cpus, usable_memory
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
 from genomepred.models.external import External
+from genomepred.sequences.bed import self_described
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import Layout
@@ -346,7 +346,7 @@ def _keep_regions(options: Options, sha256: str | None) -> Path | None:
         check_regions(kept, sha256)
     except OutputError:
         own_folder(options.out, PARTS)
-        with publishing(kept) as temporary:
-            shutil.copyfile(options.regions, temporary)
+        with publishing(kept) as temporary, open(temporary, "xb") as copy:
+            copy.writelines(self_described(options.regions))
         check_regions(kept, sha256)
     return kept
