@@ -65,7 +65,8 @@ def _run_options(command: Command) -> Command:
         click.option(
             "--regions",
             type=UserPath(readable=False),
-            help="BED file: only rows that meet its regions.  [default: whole genomes]",
+            help="BED file: only rows that meet its regions; with an explicit --overlap, the same "
+            "bits as in a run without.  [default: whole genomes]",
         ),
         click.option(
             "--centre",
@@ -104,7 +105,7 @@ def _run_options(command: Command) -> Command:
             default="auto",
             show_default=True,
             help="share: convolve a base once for all windows that see it; naive: every window by "
-            "itself; auto: share where that is clearly faster.",
+            "itself; auto: share where that is clearly faster for the rows asked for.",
         ),
         click.option(
             "--kernels",
@@ -119,7 +120,7 @@ def _run_options(command: Command) -> Command:
             type=click.Choice(["float32", "float16"]),
             default="float32",
             show_default=True,
-            help="Type of the stored predictions.",
+            help="Type of the stored predictions; float16 rounds to 11 bits and ends at 65,504.",
         ),
         click.option(
             "--compression",
@@ -229,7 +230,7 @@ def plan(as_json: bool, **fields: Any) -> None:
     click.echo(
         f"{numerics_.precision}, batches of {numerics_.compute_batch} windows, "
         f"{estimate.workers} workers\nkernels: {_counted(numerics_.kernels)}\n"
-        f"{_overlap(estimate)}\n"
+        f"{_overlap(estimate, fields['overlap'])}\n"
         f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk and {estimate.seconds:,.0f} s "
         f"({estimate.bases_per_second:,.0f} bases/s), start-up not included"
     )
@@ -244,10 +245,11 @@ def _counted(kernels: str) -> str:
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
 
 
-def _overlap(estimate: Estimate) -> str:
-    if estimate.numerics.overlap == "naive":
-        return "every window by itself"
-    return f"overlap shared: {estimate.saving:.1f} times less work"
+def _overlap(estimate: Estimate, asked: str) -> str:
+    used = estimate.numerics.overlap
+    saving = f", {estimate.saving:.1f} times less work" if used == "share" else ""
+    chosen = f"; auto chose it for these rows, --overlap {used} fixes it for any --regions"
+    return f"overlap: {used}{saving}{chosen if asked == 'auto' else ''}"
 
 
 def _refuse_unreadable(estimate: Estimate) -> None:
