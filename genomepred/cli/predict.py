@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 # What cannot be read is reported by what reads it, with its own exit code.
-_GENOMES = click.Path(path_type=Path, readable=False)
+_PATH = click.Path(readable=False)
 
 
 class _Share(click.ParamType[tuple[int, int]]):
@@ -38,11 +37,11 @@ class _Share(click.ParamType[tuple[int, int]]):
 def _run_options(command: Command) -> Command:
     """Add the options that predict and plan share."""
     options = [
-        click.argument("more_genomes", nargs=-1, type=_GENOMES),
+        click.argument("more_genomes", nargs=-1, type=_PATH),
         click.option(
             "--genomes",
             multiple=True,
-            type=_GENOMES,
+            type=_PATH,
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
@@ -55,7 +54,7 @@ def _run_options(command: Command) -> Command:
         click.option(
             "--out",
             required=True,
-            type=click.Path(path_type=Path),
+            type=_PATH,
             help="Output folder; a run that was stopped continues there.",
         ),
         click.option(
@@ -65,7 +64,7 @@ def _run_options(command: Command) -> Command:
         ),
         click.option(
             "--regions",
-            type=click.Path(path_type=Path, readable=False),
+            type=_PATH,
             help="BED file: only rows that meet its regions.  [default: whole genomes]",
         ),
         click.option(
@@ -149,14 +148,18 @@ def _run_options(command: Command) -> Command:
     return command
 
 
-def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
-    from genomepred.inference.inputs import find_genomes
+def _options(genomes: tuple[str, ...], more_genomes: tuple[str, ...], **fields: Any) -> Options:
+    from genomepred.files import user_path
+    from genomepred.inference.inputs import find_genomes, for_any_process
     from genomepred.inference.setup import Options
 
     if fields["centre"] and fields["regions"] is None:
         raise click.UsageError("--centre needs --regions: a window is centred on each BED record")
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
+    fields["out"] = user_path(fields["out"])
+    if fields["regions"] is not None:
+        fields["regions"] = for_any_process(user_path(fields["regions"]))
     return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
 
 
@@ -259,10 +262,10 @@ def _refuse_unreadable(estimate: Estimate) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_PATH)
 @json_option
 @debug_option
-def merge(out: Path, as_json: bool) -> None:
+def merge(out: str, as_json: bool) -> None:
     """Publish the genomes of OUT whose shards are all computed."""
     from genomepred.errors import GenomesFailedError
     from genomepred.inference.run import merge as merge_run
@@ -285,10 +288,10 @@ def merge(out: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_PATH)
 @json_option
 @debug_option
-def verify(out: Path, as_json: bool) -> None:
+def verify(out: str, as_json: bool) -> None:
     """Check every file of OUT against its sidecar, byte for byte."""
     from genomepred.errors import VerificationError
     from genomepred.inference.run import verify as verify_run

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,22 @@ import torch
 from tqdm import tqdm
 
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
-from genomepred.files import sha256_of
+from genomepred.files import own_folder, user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Numerics
-from genomepred.inference.inputs import GenomePath, find_genomes
+from genomepred.inference.inputs import GenomePath, find_genomes, for_any_process
 from genomepred.inference.setup import Options, Setup
-from genomepred.inference.shards import PARTS, GenomeWork, RunPlan, Shard, output_error
+from genomepred.inference.shards import (
+    PARTS,
+    GenomeWork,
+    RunPlan,
+    Shard,
+    check_regions,
+    output_error,
+    refuse_links,
+    regions_path,
+    sweep,
+)
 from genomepred.inference.signature import RUN_FILE, read_run
 from genomepred.inference.workers import Workers, from_json
 from genomepred.sequences.grid import Geometry
@@ -33,7 +44,7 @@ from genomepred.store.hdf5 import (
 )
 
 # Seconds between looks at what other processes have done.
-_SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.5
+_SHORTEST_WAIT, _LONGEST_WAIT, _WAIT_A_GENOME = 0.01, 0.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -130,9 +141,9 @@ def predict(
     options = Options(
         genomes=tuple(find_genomes(paths)),
         model=str(model),
-        out=Path(out),
+        out=user_path(os.fspath(out)),
         stride=stride,
-        regions=Path(regions) if regions is not None else None,
+        regions=None if regions is None else for_any_process(user_path(os.fspath(regions))),
         centre=centre,
         strand=strand,
         batch_size=batch_size,
@@ -169,6 +180,7 @@ def run(options: Options, progress: bool = False) -> RunReport:
 def _run(options: Options, progress: bool) -> RunReport:
     setup = Setup(options)
     plan = setup.open()
+    sweep(options.out)
     if progress and setup.geometry.samples:
         tqdm.write("the stride leaves bases between windows: this samples the genome", sys.stderr)
     hidden = None if progress and sys.stderr is not None else True
@@ -201,7 +213,7 @@ def _compute(
     works = [GenomeWork(source, plan, k) for k, source in enumerate(setup.options.genomes)]
     try:
         pipeline.run(
-            _shards(works, bar),
+            _shards(works, bar, plan.geometry.step),
             engine,
             slots=setup.slots(numerics.compute_batch),
             min_bases=setup.card.min_bases,
@@ -210,10 +222,21 @@ def _compute(
     finally:
         for work in works:
             work.abandon()
+    _tell_duplicates(works, plan)
     return works
 
 
-def _shards(works: Sequence[GenomeWork], bar: Any = None) -> Iterator[Shard]:
+def _tell_duplicates(works: Sequence[GenomeWork], plan: RunPlan) -> None:
+    twice = sum(work.duplicates for work in works)
+    if twice:
+        warnings.warn(
+            f"{twice} shards were computed by another process too: locks on the file system of "
+            f"{plan.out} do not keep processes apart; give each its part with --shard I/N",
+            stacklevel=2,
+        )
+
+
+def _shards(works: Sequence[GenomeWork], bar: Any, step: int) -> Iterator[Shard]:
     """Claim shards until every genome is published, failed, or left to other shares."""
     waiting = list(works)
     delay = _SHORTEST_WAIT
@@ -221,7 +244,7 @@ def _shards(works: Sequence[GenomeWork], bar: Any = None) -> Iterator[Shard]:
         again, moved = [], False
         for work in waiting:
             try:
-                for shard in work.claim_shards(bar):
+                for shard in _claimed(work, bar, step):
                     moved = True
                     yield shard
                 if not work.settle():
@@ -233,25 +256,30 @@ def _shards(works: Sequence[GenomeWork], bar: Any = None) -> Iterator[Shard]:
             except GenomepredError as error:
                 work.fail(error)
         waiting = again
-        delay = _SHORTEST_WAIT if moved else min(2 * delay, _LONGEST_WAIT)
+        # A look at a genome is a few calls of the file system: many are looked at less often.
+        longest = max(_LONGEST_WAIT, _WAIT_A_GENOME * len(waiting))
+        delay = _SHORTEST_WAIT if moved else min(2 * delay, longest)
         if waiting and not moved:
-            if delay == _LONGEST_WAIT and bar is not None:
+            if delay == longest and bar is not None:
                 bar.set_description_str("waiting for other processes on this run")
             time.sleep(delay)
 
 
+def _claimed(work: GenomeWork, bar: Any, step: int) -> Iterator[Shard]:
+    """Shards of a genome; at first sight of it, its rows are added to the bar's total."""
+    if work.settled():
+        return
+    first_sight = work.prepared is None
+    if not work.prepare():
+        return
+    if first_sight and bar is not None:
+        bar.total += step * sum(last - first for first, last in work.missing(work.plan.share))
+    yield from work.claim_shards()
+
+
 def _results(works: Sequence[GenomeWork]) -> list[GenomeResult]:
-    results = []
-    for work in works:
-        if work.failed():
-            results.append(GenomeResult(work.name, "failed", work.final, error=str(work.error)))
-        elif work.finished():
-            sidecar = read_sidecar(work.sidecar)
-            rows, bases = sidecar["rows"], sidecar["bases"]
-            results.append(GenomeResult(work.name, "finished", work.final, rows, bases))
-        else:
-            results.append(GenomeResult(work.name, "partial", work.final))
-    failed = [work for work in works if work.failed()]
+    results = [_result(work) for work in works]
+    failed = [work for work in works if work.error is not None]
     if failed:
         first = failed[0].error
         if first is not None and len(works) == 1:
@@ -262,6 +290,18 @@ def _results(works: Sequence[GenomeWork]) -> list[GenomeResult]:
             results,
         )
     return results
+
+
+def _result(work: GenomeWork) -> GenomeResult:
+    try:
+        work.settled()  # another share may have published it meanwhile
+    except GenomepredError as error:
+        work.error = error
+    if work.error is not None:
+        return GenomeResult(work.name, "failed", work.final, error=str(work.error))
+    if (noted := work.published) is not None:
+        return GenomeResult(work.name, "finished", work.final, noted["rows"], noted["bases"])
+    return GenomeResult(work.name, "partial", work.final)
 
 
 def work() -> None:
@@ -303,10 +343,11 @@ def merge(out: str | Path) -> list[GenomeResult]:
     GenomesFailedError
         If any cannot be published; the message says how many, and of the first why.
     """
-    folder = Path(out)
+    folder = user_path(os.fspath(out))
     plan = _plan_of(folder)
-    names = [path.parent.name for path in sorted((folder / PARTS).glob("*/genome.json"))]
-    results = [_merge_genome(GenomeWork(GenomePath(name, Path()), plan)) for name in names]
+    refuse_links(folder)
+    sweep(folder)
+    results = [_merge_genome(GenomeWork(GenomePath(n, Path()), plan)) for n in _begun(folder)]
     unfinished = [result for result in results if result.outcome != "finished"]
     if unfinished:
         raise GenomesFailedError(
@@ -317,30 +358,38 @@ def merge(out: str | Path) -> list[GenomeResult]:
     return results
 
 
+def _begun(out: Path) -> list[str]:
+    """Names of the genomes that have shards, or have begun to."""
+    folders = sorted((out / PARTS).glob("*/"))
+    return [folder.name for folder in folders if os.path.lexists(folder / "genome.json")]
+
+
 def _merge_genome(work: GenomeWork) -> GenomeResult:
     def unfinished(outcome: str, why: str) -> GenomeResult:
         return GenomeResult(work.name, outcome, work.final, error=why)
 
     try:
+        own_folder(work.plan.out, PARTS, work.name)
         record = work.read_record()
         if record is not None:
             work.path = Path(record["path"])
             work.adopt(record)
+            assert work.prepared is not None
             missing = len(work.missing())
             if missing:
-                why = f"{missing} of {len(work.ranges())} shards are missing"
+                why = f"{missing} of {len(work.prepared.ranges)} shards are missing"
                 return unfinished("partial", f"{why}; run predict on this --out again")
-            if not work.publish():
+            if not work.publish(work.prepared):
                 why = "a part was damaged and is removed, or another process is publishing"
                 return unfinished("partial", f"{why}; run predict on this --out again")
-        sidecar = read_sidecar(work.sidecar)
+        noted = read_sidecar(work.sidecar)
     except OSError as error:
         raise output_error(error, work) from error
     except OutputError:
         raise
     except GenomepredError as error:
         return unfinished("failed", str(error))
-    return GenomeResult(work.name, "finished", work.final, sidecar["rows"], sidecar["bases"])
+    return GenomeResult(work.name, "finished", work.final, noted["rows"], noted["bases"])
 
 
 def _plan_of(out: Path) -> RunPlan:
@@ -348,11 +397,8 @@ def _plan_of(out: Path) -> RunPlan:
     signature = document["signature"]
     regions = None
     if signature["regions"]:
-        regions = next((out / PARTS).glob(f"regions-{signature['regions'][:16]}.bed*"), None)
-        if regions is None or sha256_of(regions) != signature["regions"]:
-            raise OutputError(
-                f"{out}: its copy of the BED is missing or altered; run predict again"
-            )
+        regions = regions_path(out, signature["regions"])
+        check_regions(regions, signature["regions"])
     return RunPlan(
         out=out,
         geometry=Geometry(
@@ -389,13 +435,13 @@ def verify(out: str | Path) -> list[FileReport]:
     list of FileReport
         One for each genome with a file, a sidecar or parts.
     """
-    folder = Path(out)
+    folder = user_path(os.fspath(out))
     if not folder.is_dir():
         raise OutputError(f"{folder}: not a folder; give the --out of a run")
     reports = []
     sidecars = {path.name[: -len(".h5.json")] for path in folder.glob("*.h5.json")}
     files = {path.name[: -len(".h5")] for path in folder.glob("*.h5")}
-    begun = set(read_run(folder)["genomes"]) if (folder / RUN_FILE).exists() else set()
+    begun = set(read_run(folder)["genomes"]) if os.path.lexists(folder / RUN_FILE) else set()
     if not sidecars | files | begun:
         raise OutputError(f"{folder}: nothing to verify; give the --out of a run")
     for name in sorted(sidecars | files | begun):

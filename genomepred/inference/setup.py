@@ -17,11 +17,12 @@ import torch
 from genomepred.errors import (
     GenomepredError,
     ModelError,
+    OutputError,
     PrecisionError,
     RegionError,
     SequenceError,
 )
-from genomepred.files import sha256_of, write_whole
+from genomepred.files import open_regular, own_folder, publishing
 from genomepred.inference import pipeline
 from genomepred.inference.engine import (
     STRANDS,
@@ -33,15 +34,24 @@ from genomepred.inference.engine import (
     find_device,
     resolve_kernels,
 )
-from genomepred.inference.inputs import GenomePath
+from genomepred.inference.inputs import GenomePath, is_own_place
 from genomepred.inference.overlap_choice import OVERLAPS, Blocks, Filled, choose_blocks
 from genomepred.inference.overlap_work import multiply_adds
-from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
+from genomepred.inference.shards import (
+    CACHE,
+    PARTS,
+    RunPlan,
+    check_regions,
+    make_grid,
+    refuse_links,
+    regions_path,
+)
 from genomepred.inference.signature import RUN_FILE, facts, open_run
 from genomepred.kernels.dispatch import ASKED, PRECISIONS
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
 from genomepred.models.external import External
+from genomepred.sequences.bed import self_described
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import Layout
@@ -134,6 +144,9 @@ class Setup:
         self.workers = self._workers()
 
     def _workers(self) -> int:
+        paths = [path for _, path in self.options.genomes]
+        if any(map(is_own_place, filter(None, [*paths, self.options.regions]))):
+            return 1  # what this process reads there is another file, or none, in a worker
         if self.options.jobs is not None:
             return max(self.options.jobs, 1)
         if self.device.type == "cuda":
@@ -148,6 +161,7 @@ class Setup:
     def open(self) -> RunPlan:
         """Create the run in its output folder, or join the one that is there."""
         options = self.options
+        refuse_links(options.out)
         names = [genome.name for genome in options.genomes]
         about: dict[str, Any] = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
         expected = facts(
@@ -309,9 +323,7 @@ def _estimated_windows(options: Options, stride: int) -> float:
     """
     total = 0
     for _, path in options.genomes:
-        if not path.is_file():
-            continue
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        with contextlib.suppress(OSError), open(open_regular(path), "rb") as file:
             magic = file.read(6)
             packed = magic.startswith((b"\x1f\x8b", b"\xfd7zXZ\x00"))
             total += path.stat().st_size * (4 if packed else 1)
@@ -326,9 +338,12 @@ def _keep_regions(options: Options, sha256: str | None) -> Path | None:
     """A copy of the BED within the run, so that merging needs nothing else."""
     if options.regions is None or sha256 is None:
         return None
-    suffix = ".bed.gz" if options.regions.suffix == ".gz" else ".bed"
-    kept = options.out / PARTS / f"regions-{sha256[:16]}{suffix}"
-    if not kept.exists() or sha256_of(kept) != sha256:
-        kept.parent.mkdir(exist_ok=True)
-        write_whole(kept, options.regions.read_bytes())
+    kept = regions_path(options.out, sha256)
+    try:
+        check_regions(kept, sha256)
+    except OutputError:
+        own_folder(options.out, PARTS)
+        with publishing(kept) as temporary, open(temporary, "xb") as copy:
+            copy.writelines(self_described(options.regions))
+        check_regions(kept, sha256)
     return kept
