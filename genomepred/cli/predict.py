@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genomepred.cli import STARTED
-from genomepred.cli.options import debug_option, echo_json, json_option, trust_code_option
+from genomepred.cli.options import UserPath, debug_option, echo_json, json_option, trust_code_option
 
 if TYPE_CHECKING:
     from genomepred.inference.plan import Estimate
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 # What cannot be read is reported by what reads it, with its own exit code.
-_PATH = click.Path(readable=False)
+_GENOMES = UserPath(readable=False)
 
 
 class _Share(click.ParamType[tuple[int, int]]):
@@ -37,11 +37,11 @@ class _Share(click.ParamType[tuple[int, int]]):
 def _run_options(command: Command) -> Command:
     """Add the options that predict and plan share."""
     options = [
-        click.argument("more_genomes", nargs=-1, type=_PATH),
+        click.argument("more_genomes", nargs=-1, type=UserPath()),
         click.option(
             "--genomes",
             multiple=True,
-            type=_PATH,
+            type=UserPath(readable=False),
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
@@ -54,7 +54,7 @@ def _run_options(command: Command) -> Command:
         click.option(
             "--out",
             required=True,
-            type=_PATH,
+            type=UserPath(),
             help="Output folder; a run that was stopped continues there.",
         ),
         click.option(
@@ -64,7 +64,7 @@ def _run_options(command: Command) -> Command:
         ),
         click.option(
             "--regions",
-            type=_PATH,
+            type=UserPath(readable=False),
             help="BED file: only rows that meet its regions; with an explicit --overlap, the same "
             "bits as in a run without.  [default: whole genomes]",
         ),
@@ -149,8 +149,7 @@ def _run_options(command: Command) -> Command:
     return command
 
 
-def _options(genomes: tuple[str, ...], more_genomes: tuple[str, ...], **fields: Any) -> Options:
-    from genomepred.files import user_path
+def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
     from genomepred.inference.inputs import find_genomes, for_any_process
     from genomepred.inference.setup import Options
 
@@ -158,9 +157,8 @@ def _options(genomes: tuple[str, ...], more_genomes: tuple[str, ...], **fields: 
         raise click.UsageError("--centre needs --regions: a window is centred on each BED record")
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
-    fields["out"] = user_path(fields["out"])
     if fields["regions"] is not None:
-        fields["regions"] = for_any_process(user_path(fields["regions"]))
+        fields["regions"] = for_any_process(fields["regions"])
     return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
 
 
@@ -264,7 +262,7 @@ def _refuse_unreadable(estimate: Estimate) -> None:
 
 
 @click.command()
-@click.argument("out", type=_PATH)
+@click.argument("out", type=UserPath())
 @json_option
 @debug_option
 def merge(out: str, as_json: bool) -> None:
@@ -278,7 +276,7 @@ def merge(out: str, as_json: bool) -> None:
     except GenomesFailedError as error:
         failure, results = error, error.results
     if as_json:
-        echo_json([vars(result) | {"path": str(result.path)} for result in results])
+        echo_json({"genomes": [vars(r) | {"path": str(r.path)} for r in results]})
     else:
         for result in results:
             if result.outcome == "finished":
@@ -290,7 +288,7 @@ def merge(out: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("out", type=_PATH)
+@click.argument("out", type=UserPath())
 @json_option
 @debug_option
 def verify(out: str, as_json: bool) -> None:
@@ -300,7 +298,7 @@ def verify(out: str, as_json: bool) -> None:
 
     reports = verify_run(out)
     if as_json:
-        echo_json([vars(report) | {"path": str(report.path)} for report in reports])
+        echo_json({"genomes": [vars(r) | {"path": str(r.path)} for r in reports]})
     else:
         for report in reports:
             for problem in report.problems or ["ok"]:

@@ -32,6 +32,9 @@ Float32 = NDArray[np.float32]
 # What HDF5 and h5py raise on files that are damaged or not what they claim to be.
 READ_ERRORS = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError)
 
+# An end that a region string leaves open.
+_OPEN = 1 << 62
+
 # Values decoded at a time when a file is walked: 256 KB of float32, 8 MB once they are text.
 _BLOCK_VALUES = 1 << 16
 
@@ -238,12 +241,25 @@ class PredictionStore:
     def region(self, text: str) -> Region:
         """Region of a string such as ``chr1:1,001-2,000`` (1-based inclusive) or a contig's name.
 
+        Its end may lie past the contig's, as samtools takes it; rows are those there are.
+
         Raises
         ------
         RegionError
-            If the contig has no predictions here or the range does not fit it.
+            If the contig has no predictions here, or the range is malformed, empty or outside it.
         """
-        return parse_region(text, self.contigs)
+        try:
+            region = parse_region(text, dict.fromkeys(self.contigs, _OPEN))
+        except ValueError as error:  # thousands of digits
+            raise RegionError(f"region {text[:60]!r}...: write CONTIG:START-END") from error
+        length = self.contigs[region.contig]
+        if region.end == _OPEN:
+            region = region._replace(end=length)
+        if region.start and region.start >= length:
+            raise RegionError(
+                f"region {text!r} lies outside {region.contig!r}, which has bases 1-{length}"
+            )
+        return region
 
     def columns(self, tracks: Sequence[str] = ()) -> list[int]:
         """Columns of the named tracks, in the order given; of all tracks if none is named.

@@ -20,8 +20,8 @@ from genomepred.training.examples import (
 from genomepred.training.labelled import LabelledData, open_fasta, open_table
 from genomepred.training.peak_data import Mix, PeakData
 from genomepred.training.peak_files import (
-    MANIFEST_COLUMNS,
     PeakFiles,
+    is_manifest,
     open_peaks,
     open_signals,
     read_manifest,
@@ -62,7 +62,7 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
     scratch : Path
         Folder for codes that outgrow memory; made if needed.
     split : bool, optional
-        Whether labelled sequences are split; otherwise all are test examples.
+        Whether examples are split; otherwise all are test examples.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
     """
     name = source.data.name
     table = Table(source.data) if TABLE.search(name) else None
-    if table is not None and not set(MANIFEST_COLUMNS) - set(table.columns):
+    if table is not None and is_manifest(table):
         files = read_manifest(table)
         _refuse(source, "several genomes with peaks", ("labels", "genome", "bigwig"))
     elif table is not None:
@@ -106,9 +106,9 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
             + ("with a bigWig are a regression" if has_signal else "without a bigWig are binary")
         )
     if has_signal:
-        return open_signals(files, source, scratch)
+        return open_signals(files, source, scratch, split)
     _refuse(source, "peaks without a bigWig", ("transform",))
-    return open_peaks(files, source, scratch)
+    return open_peaks(files, source, scratch, split)
 
 
 def _refuse(source: Source, what: str, names: Sequence[str]) -> None:

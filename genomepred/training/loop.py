@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
+import os
 import pickle
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genomepred.errors import DataError, DeviceError, ModelError, OutputError
-from genomepred.files import write_whole
+from genomepred.files import open_regular, publishing, sync_file, write_whole
 from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel, channels_last
 
@@ -32,9 +35,13 @@ Float32 = NDArray[np.float32]
 Weights = dict[str, Tensor]
 
 STATE, HISTORY = "state.pt", "history.csv"
+# The state of the epoch before, for when the last one is damaged.
+PREVIOUS = "state.previous.pt"
+# Of a file that holds a state: this line, the sha256 of what follows in hexadecimal, a line end.
+_STATE_HEADER = b"genomepred training state 1\n"
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-# What reading a file that is no whole state of this model raises.
-_DAMAGE = (
+# What taking up a state of another model raises.
+_MISFIT = (
     pickle.UnpicklingError,
     EOFError,
     OSError,
@@ -209,10 +216,11 @@ def fit(
     DeviceError
         If the device's memory is full.
     OutputError
-        If the folder cannot be written, or its state is damaged.
+        If the folder cannot be written, or its state is of another training. A damaged state is
+        told, and the one before it taken up; without one training starts again.
     """
     trainer = _Trainer(model, task, settings)
-    course = Fit() if out is None else trainer.resume(out / STATE)
+    course = Fit() if out is None else trainer.resume(out)
     if out is not None and course.records:  # killed between the state and its line
         _write_history(out / HISTORY, course.records)
     validation = data.validation()
@@ -227,7 +235,7 @@ def fit(
             if course.best_record is record:
                 course.best = course.last
             if out is not None:
-                trainer.save(out / STATE, course)
+                trainer.save(out, course)
                 _write_history(out / HISTORY, course.records)
             bar.update()
             bar.set_postfix({"loss": f"{record.loss:.4f}", task.headline: f"{record.score:.4f}"})
@@ -319,9 +327,10 @@ class _Trainer:
     def _advice(self) -> str:
         return f"lower the learning rate ({self.settings.learning_rate:g})"
 
-    def save(self, path: Path, course: Fit) -> None:
-        """Write all that the next epoch needs, whole or not at all."""
+    def save(self, out: Path, course: Fit) -> None:
+        """Write all that the next epoch needs, whole or not at all, and keep the state before."""
         state = {
+            "of": self._identity(),
             "model": self.model.state_dict(),
             "best": course.best,
             "optimiser": self.optimiser.state_dict(),
@@ -331,29 +340,71 @@ class _Trainer:
         }
         packed = io.BytesIO()  # a full disk is an OSError below, and an obscure one in torch
         torch.save(state, packed)
-        write_whole(path, packed.getvalue())
+        with publishing(out / STATE) as temporary:
+            with open(temporary, "xb") as file:
+                file.write(_header(packed.getbuffer()))
+                file.write(packed.getbuffer())
+            sync_file(temporary)  # before the one that it replaces is moved away
+            if (out / STATE).exists():
+                os.replace(out / STATE, out / PREVIOUS)
 
-    def resume(self, path: Path) -> Fit:
-        """Take up a saved state, if there is one."""
-        try:
-            packed = path.read_bytes()
-        except FileNotFoundError:
-            return Fit()
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+    def resume(self, out: Path) -> Fit:
+        """Take up the last whole state, if there is one."""
+        for name in (STATE, PREVIOUS):
+            packed = _read_state(out / name)
+            if packed is None:
+                continue
+            course = self._restore(packed, out / name)
+            if name == PREVIOUS:
+                _tell(f"{out}: goes on from the state before, of {len(course.records)} epochs")
+            return course
+        if (out / HISTORY).exists():
+            _tell(f"{out}: holds no whole state of its training, which starts again")
+        return Fit()
+
+    def _restore(self, packed: bytes, path: Path) -> Fit:
         try:
             state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+            if state["of"] != self._identity():
+                raise ValueError("other settings")
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
             records = [Record(**record) for record in state["records"]]
             return Fit(records, state["best"], _copy(self.model))
-        except _DAMAGE as error:
+        except _MISFIT as error:
             raise OutputError(
-                f"{path} is damaged or of another training; delete it to start again, or use "
-                "another --out"
+                f"{path} is of another training; delete it to start again, or use another --out"
             ) from error
+
+    def _identity(self) -> dict[str, Any]:
+        """What a state must be of, as plain values."""
+        return {"task": asdict(self.task), "settings": asdict(self.settings)}
+
+
+def _header(packed: bytes | memoryview) -> bytes:
+    return _STATE_HEADER + hashlib.sha256(packed).hexdigest().encode() + b"\n"
+
+
+def _read_state(path: Path) -> bytes | None:
+    """The packed state in a file; None if it is absent or, which is told, damaged."""
+    try:
+        with open(open_regular(path), "rb") as file:
+            whole = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+    size = len(_header(b""))
+    if whole[:size] == _header(memoryview(whole)[size:]):
+        return whole[size:]
+    _tell(f"{path} is damaged: its content does not match its sha256; it is not used")
+    return None
+
+
+def _tell(text: str) -> None:
+    tqdm.write(text, sys.stderr)
 
 
 def _precision(asked: str, device: torch.device) -> str:
@@ -397,3 +448,11 @@ def _write_history(path: Path, records: Sequence[Record]) -> None:
         # An undefined metric is an empty field.
         writer.writerow(["" if isinstance(x, float) and math.isnan(x) else x for x in row])
     write_whole(path, table.getvalue().encode())
+
+
+def history_digest(path: Path) -> str:
+    """sha256 of a history but for the seconds, its last column, which differ from run to run."""
+    digest = hashlib.sha256()
+    for line in path.read_bytes().splitlines():
+        digest.update(line.rpartition(b",")[0] + b"\n")
+    return digest.hexdigest()

@@ -18,8 +18,8 @@ import pytest
 from genomepred import files, predict
 from genomepred.documents import seal
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, StoreError
+from genomepred.inference import pipeline, shards
 from genomepred.inference import run as runs
-from genomepred.inference import shards
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.run import merge, verify
 from genomepred.inference.shards import GenomeWork, RunPlan, Shard
@@ -380,7 +380,7 @@ def plan_in(out: Path, **options: Any) -> RunPlan:
 def compute(plan: RunPlan, sources: list[GenomePath]) -> None:
     """As the pipeline does it, but for the numbers."""
     works = [GenomeWork(source, plan, k) for k, source in enumerate(sources)]
-    for shard in runs._shards(works, None, 1):
+    for shard in runs._shards(works, pipeline.Stop(), None, 1, lambda: None):
         shard.finish(np.zeros((shard.last - shard.first, 1), np.float32))
     assert all(work.published for work in works)
 

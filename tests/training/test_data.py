@@ -500,6 +500,64 @@ def test_a_column_keeps_whole_genomes_for_the_test(tmp_path: Path) -> None:
     assert {region.contig for region in data.regions[TRAIN]} == {"a:Chr01"}
 
 
+def write_cultivars(folder: Path, names: list[str], contigs: list[str]) -> Path:
+    """Copies of one genome, whose contig has a name of its own in each."""
+    lines = ["name\tgenome\tpeaks"]
+    for name, contig in zip(names, contigs, strict=True):
+        (folder / name).mkdir(exist_ok=True)
+        write_genome(folder / name / "g.fa", GENOME, name=contig)
+        write_bed(folder / name / "p.narrowPeak", name=contig)
+        lines.append(f"{name}\t{name}/g.fa\t{name}/p.narrowPeak")
+    (folder / "all.tsv").write_text("\n".join(lines) + "\n")
+    return folder / "all.tsv"
+
+
+def test_the_same_region_is_held_out_of_all_cultivars_in_any_order(tmp_path: Path) -> None:
+    digests = set()
+    for order in ("abc", "cab"):
+        contigs = {"a": "Chr1", "b": "chr01", "c": "1"}
+        manifest = write_cultivars(tmp_path, list(order), [contigs[name] for name in order])
+        held_out = {"validation": ("Chr1:8001-12000",), "test": ("Chr1:15001-20000",)}
+        data = open_peak_data(Source(manifest, window=20, **held_out), tmp_path)
+        assert [r.contig for r in data.regions[TEST]] == ["a:Chr1", "b:chr01", "c:1"]
+        facts = data.facts()
+        assert facts["held_out"]["test"] == [
+            ["Chr1:15001-20000"], ["chr01:15001-20000"], ["1:15001-20000"]
+        ]  # fmt: skip
+        assert facts["genomes"] == ["a", "b", "c"]
+        # Of three equal genomes nothing of the test is trained on.
+        assert data.repeats == 0
+        digests.add(digest(whole(data.epoch(1))))
+    assert len(digests) == 1
+
+
+def test_a_genome_of_which_nothing_is_held_out_is_refused(tmp_path: Path) -> None:
+    manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "scaffold_7"])
+    regions = {"validation": ("Chr1:8001-12000",), "test": ("Chr1:15001-20000",)}
+    with pytest.raises(DataError, match=r"genome 'b' has nothing of --validation Chr1:8001-12000"):
+        open_data(Source(manifest, window=20, **regions), tmp_path)
+    regions["validation"] = (*regions["validation"], "b:scaffold_7:8001-12000")
+    with pytest.raises(DataError, match=r"genome 'b' has nothing of --test Chr1:15001-20000"):
+        open_data(Source(manifest, window=20, **regions), tmp_path)
+    regions["test"] = (*regions["test"], "b:scaffold_7:15001-20000")
+    assert open_peak_data(Source(manifest, window=20, **regions), tmp_path).repeats == 0
+
+
+def test_all_peaks_may_be_for_the_test(tmp_path: Path) -> None:
+    manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "Chr1"])
+    data = open_data(Source(manifest, window=20), tmp_path, split=False)
+    assert isinstance(data, PeakData)
+    assert data.facts()["peaks"] == {"training": 0, "validation": 0, "test": 2 * len(STARTS)}
+    assert {len(kind) for kind in data.test().values()} == {4 * len(STARTS)}
+    signal = write_bigwig(tmp_path / "x.bw", name="Chr1")
+    signals = open_data(
+        Source(manifest.parent / "a/p.narrowPeak", genome=tmp_path / "a/g.fa", window=20,
+               bigwig=(signal,)),
+        tmp_path, split=False,
+    )  # fmt: skip
+    assert len(signals.test()["test"]) == 2 * len(STARTS)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -94,7 +94,7 @@ def test_names_without_a_partner_show_both_sides() -> None:
 
 
 def test_a_name_with_two_partners_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'chr1' could be any of \['1', 'Chr01'\]"):
+    with pytest.raises(DataError, match=r"'chr1' could be any of 1, Chr01 in"):
         match_names(["chr1"], ["1", "Chr01"], "x")
 
 
@@ -186,6 +186,39 @@ def test_a_region_of_one_genome_is_named_with_it() -> None:
     assert held_out("a:chr1") == [("a:chr1", 0, 500)]
     with pytest.raises(RegionError, match="chr3"):
         held_out("chr3")
+
+
+CULTIVARS = {"a:Chr3": 500, "a:Chr1": 900, "b:chr03": 400, "b:chr01": 900, "c:3": 450, "c:1": 900}
+
+
+@given(st.permutations(list("abc")), st.sampled_from(["Chr3", "chr03", "3", "chromosome_3"]))
+def test_a_contig_is_held_out_whatever_the_genomes_call_it(genomes: list[str], text: str) -> None:
+    found = Split.parse([], [text], CULTIVARS, genomes).test
+    assert sorted(found) == [
+        ("a:Chr3", 0, 500, ""), ("b:chr03", 0, 400, ""), ("c:3", 0, 450, ""),
+    ]  # fmt: skip
+    assert Split.parse([], ["b:Chr3:11-20"], CULTIVARS, genomes).test == (
+        Region("b:chr03", 10, 20),
+    )
+    assert Split.parse([], ["chr03"], {"Chr3": 50}).test == (Region("Chr3", 0, 50),)
+
+
+def test_coordinates_in_several_genomes_and_contigs_that_one_lacks_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Split.parse(["a:Chr1:1-9", "c:1:1-9"], ["Chr3"], CULTIVARS, ["a", "b", "c"])
+    assert capsys.readouterr().err == ""
+    Split.parse([], ["Chr3:1-9"], CULTIVARS, ["a", "b", "c"])
+    assert "--test Chr3:1-9: the same coordinates are held out in 3 ge" in capsys.readouterr().err
+    Split.parse([], ["Chr3"], CULTIVARS | {"d:x": 5}, ["a", "d", "b", "c"])
+    assert "--test Chr3: no such contig in d; write NAME:CONTIG" in capsys.readouterr().err
+
+
+def test_a_name_that_may_mean_two_contigs_is_refused() -> None:
+    with pytest.raises(RegionError, match=r"contig 'chr3' could be any of Chr3, 03"):
+        Split.parse([], ["chr3"], {"Chr3": 5, "03": 5})
+    with pytest.raises(RegionError, match="1-based"):
+        Split.parse([], ["3:x-9"], CULTIVARS, ["a", "b", "c"])
 
 
 # BED
