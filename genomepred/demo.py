@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.plots import plot_region
-from genomepred.runs.run import predict, verify
+from genomepred.runs.checking import verify
+from genomepred.runs.run import predict
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
