@@ -61,6 +61,13 @@ _SOURCE_OPTIONS = [
         "peaks are 1, other windows 0]",
     ),
     option(
+        "--peak-format",
+        default="auto",
+        type=click.Choice(["auto", "bed", "narrowPeak"]),
+        help="Whether column ten of the peaks is a summit. auto: as their name (.narrowPeak) or "
+        "header says.",
+    ),
+    option(
         "--sequence",
         help="Column of sequences.  [default: the first of sequence, seq, seqs, utr]",
     ),
@@ -136,7 +143,11 @@ _SAMPLING_OPTIONS = [
 # One for each field of Settings but the seed, which Source has.
 _SETTINGS_OPTIONS = [
     option("--epochs", default=10, type=click.IntRange(1), help="Passes at most."),
-    option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step."),
+    option(
+        "--batch-size",
+        type=click.IntRange(1),
+        help="Examples a step.  [default: 256, or fewer if memory does not suffice]",
+    ),
     option(
         "--optimiser",
         default="adamw",

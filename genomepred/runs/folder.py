@@ -15,7 +15,8 @@ from typing import Any
 
 from genomepred.errors import OutputError
 from genomepred.files import own_folder, sha256_of, sweep_abandoned
-from genomepred.sequences.grid import Geometry, Grid, read_bed
+from genomepred.sequences.bed import read_bed
+from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
 
 RUN_FILE, PARTS, CACHE = "run.json", ".parts", ".cache"

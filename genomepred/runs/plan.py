@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from genomepred.errors import GenomepredError, StoreError
-from genomepred.inference import pipeline
+from genomepred.inference import batching
 from genomepred.inference.engine import Engine, Numerics
 from genomepred.runs.folder import PARTS, make_grid, shard_rows
 from genomepred.runs.genome import files_in
@@ -104,7 +104,7 @@ def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> Genome
     shards = -(-grid.rows // step)
     shared = numerics.overlap == "share"
     batch = numerics.compute_batch
-    batches = pipeline.compute_batches(
+    batches = batching.compute_batches(
         grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
     )
     bases = sum(contigs.values())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from genomepred.errors import (
@@ -20,7 +18,7 @@ from genomepred.errors import (
     SequenceError,
 )
 from genomepred.files import open_regular, own_folder, publishing
-from genomepred.inference import pipeline
+from genomepred.inference import batching
 from genomepred.inference.engine import (
     Block,
     Engine,
@@ -50,6 +48,7 @@ from genomepred.runs.inputs import is_own_place
 from genomepred.runs.signature import facts, open_run
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.status import restart_if_mistaken
+from genomepred.sequences.bed import self_described
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import Layout
@@ -176,7 +175,7 @@ class Setup:
             """Short contigs, and regions far apart, leave blocks half empty."""
             grids = (Grid.whole(genome.contigs, self.geometry), grid)
             contigs, batches = list(genome.contigs), _BATCHES_A_BLOCK[self.device.type]
-            fills = [partial(pipeline.filled, g, contigs, batches=batches) for g in grids]
+            fills = [partial(batching.filled, g, contigs, batches=batches) for g in grids]
             return [self._choose_blocks(*fills)]
 
         found = self._with_first_genome(choose)
@@ -228,7 +227,7 @@ class Setup:
 
     def _sample(self, windows: int, consecutive: bool) -> Block:
         """Windows of the first genome that can be read: from its middle, or all over it."""
-        sample = pipeline.sample_shared if consecutive else pipeline.sample
+        sample = batching.sample_shared if consecutive else batching.sample
         block = self._with_first_genome(partial(sample, windows=windows))
         if block is None:
             raise GenomepredError(
@@ -262,10 +261,7 @@ class Setup:
         batch = compute_batch(window, self.device.type, self.geometry.bins)
         if consecutive:
             stride, batch = self.geometry.stride, windows
-        size = (windows - 1) * stride + window
-        codes = np.random.default_rng(seed).integers(0, 4, size, dtype=np.uint8)
-        starts = np.arange(windows, dtype=np.int64) * stride
-        return Block(torch.from_numpy(codes), starts, stride, np.ones(windows // batch, np.bool_))
+        return batching.random_block(windows, window, stride, batch, seed)
 
     def engine(self, numerics: Numerics) -> Engine:
         """The engine that obeys the given numerics."""
@@ -304,7 +300,7 @@ def _keep_regions(spec: RunSpec, sha256: str | None) -> Path | None:
         check_regions(kept, sha256)
     except OutputError:
         own_folder(spec.out, PARTS)
-        with publishing(kept) as temporary:
-            shutil.copyfile(spec.regions, temporary)
+        with publishing(kept) as temporary, open(temporary, "xb") as copy:
+            copy.writelines(self_described(spec.regions))
         check_regions(kept, sha256)
     return kept

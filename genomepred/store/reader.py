@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region, parse_region
+from genomepred.sequences.names import text_array
 from genomepred.store import zstd
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Predictions:
     end: Int64
     values: Float32
     tracks: tuple[str, ...]
-    names: NDArray[np.str_] | None = None
+    names: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -339,8 +340,8 @@ def _plain(value: Any) -> Attribute:
     return plain
 
 
-def _strings(data: h5py.Dataset) -> NDArray[np.str_]:
-    return np.char.decode(data[:], "utf-8")
+def _strings(data: h5py.Dataset) -> NDArray[np.object_]:
+    return text_array(text.decode() for text in data[:].tolist())
 
 
 def _grid(intervals: h5py.Group, attributes: Mapping[str, Attribute], rows: int) -> Grid:

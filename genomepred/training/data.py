@@ -85,10 +85,10 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
         files = read_manifest(table)
         _refuse(source, "several genomes with peaks", ("labels", "genome", "bigwig"))
     elif table is not None:
-        _refuse(source, "tables", ("labels", "genome", "bigwig"))
+        _refuse(source, "tables", ("labels", "genome", "bigwig", "peak_format"))
         return open_table(source, scratch, split)
     elif source.labels is not None:
-        _refuse(source, "FASTA with labels", ("genome", "bigwig", "sequence"))
+        _refuse(source, "FASTA with labels", ("genome", "bigwig", "peak_format", "sequence"))
         return open_fasta(source, scratch, split)
     elif source.genome is not None:
         files = [PeakFiles("", source.genome, source.data, source.bigwig)]
@@ -115,5 +115,5 @@ def _refuse(source: Source, what: str, names: Sequence[str]) -> None:
     """Refuse options that would be ignored."""
     for name in names:
         if getattr(source, name) != getattr(Source, name):
-            option = {"targets": "target"}.get(name, name)
+            option = {"targets": "target", "peak_format": "peak-format"}.get(name, name)
             raise DataError(f"{source.data}: {what} take no --{option}; leave it out")

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from genomepred.errors import DataError, DeviceError, ModelError, OutputError
 from genomepred.files import open_regular, publishing, sync_file, write_whole
 from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel, channels_last
+from genomepred.training.memory import pass_size, step_size
 
 if TYPE_CHECKING:
     from genomepred.training.examples import Batches, Codes, Data, Examples
@@ -51,6 +52,8 @@ _MISFIT = (
     TypeError,
     AttributeError,
 )
+_BATCH = 256  # examples a step, if memory allows
+_PASS = 512  # examples that are predicted together, if memory allows
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -63,7 +66,7 @@ class Settings:
     epochs : int, optional
         Passes at most.
     batch_size : int, optional
-        Examples a step.
+        Examples a step; by default 256, or fewer where memory does not suffice for so many.
     optimiser : {"adamw", "adam"}, optional
         Adam adds the weight decay to the gradients, AdamW takes it from the weights.
     learning_rate, weight_decay : float, optional
@@ -91,7 +94,7 @@ class Settings:
     """
 
     epochs: int = 10
-    batch_size: int = 256
+    batch_size: int | None = None
     optimiser: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -108,6 +111,12 @@ class Settings:
             if not math.isfinite(value := getattr(self, name)):
                 option = name.replace("_", "-")
                 raise DataError(f"--{option} {value} asked for; give a finite number")
+
+    def decided(self, model: SequenceModel) -> Settings:
+        """The settings with the number of examples a step that the model and the machine allow."""
+        if self.batch_size is not None:
+            return self
+        return replace(self, batch_size=step_size(channels_last(model), _BATCH))
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step, counted from 0, of ``steps`` in all."""
@@ -248,9 +257,10 @@ class _Trainer:
     """Optimiser, precision and learning-rate course of one run."""
 
     def __init__(self, model: SequenceModel, task: Task, settings: Settings) -> None:
-        self.model, self.task, self.settings = model, task, settings
+        self.model, self.task, self.settings = model, task, settings.decided(model)
         self.compute = channels_last(model)  # shares the parameters
         self.device = model.device
+        self.size = self.settings.batch_size or _BATCH
         self.optimiser = OPTIMISERS[settings.optimiser](
             model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -267,7 +277,7 @@ class _Trainer:
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"the memory of device {self.device} is full with batches of "
-                f"{self.settings.batch_size}; use a smaller --batch-size"
+                f"{self.size}; use a smaller --batch-size"
             ) from error
         values = raw_values(prepare(self.model, "torch"), validation.codes).reshape(
             len(validation), -1
@@ -289,7 +299,7 @@ class _Trainer:
 
     def _train(self, examples: Batches, bar: tqdm[Any]) -> float:
         """One pass; the mean loss. Examples that fill no batch wait for another epoch's order."""
-        size = self.settings.batch_size
+        size = self.size
         batches = max(len(examples) // size, 1)
         self.compute.train()
         total = 0.0
@@ -425,12 +435,14 @@ def _copy(model: nn.Module) -> Weights:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def raw_values(model: SequenceModel, codes: Codes, batch_size: int = 512) -> Float32:
+def raw_values(model: SequenceModel, codes: Codes, batch_size: int | None = None) -> Float32:
     """Raw values ``float32 [n, bins, tracks]`` of a model for codes ``uint8 [n, window]``.
 
-    ``codes`` may be a view with overlapping rows; it is copied a batch at a time.
+    ``codes`` may be a view with overlapping rows; it is copied a batch at a time, of 512 or as many
+    as fit into memory.
     """
     batches = []
+    batch_size = batch_size or pass_size(model, min(_PASS, len(codes)))
     with torch.inference_mode():
         for first in range(0, len(codes), batch_size):
             batch = torch.from_numpy(codes[first : first + batch_size].copy())

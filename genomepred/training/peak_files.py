@@ -141,7 +141,7 @@ def _read_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path, split
         loaded = []
         for each in files:
             genome = stack.enter_context(Genome(each.genome))
-            loaded.append(_load(each, genome, source.window))
+            loaded.append(_load(each, genome, source.window, source.peak_format))
         window = _common_window(loaded)
         lengths = {
             one.files.called(label): one.genome.contigs[name]
@@ -204,7 +204,9 @@ class _Loaded:
     absent: int
 
 
-def _load(files: PeakFiles, genome: Genome, window: int | None) -> _Loaded:
+def _load(
+    files: PeakFiles, genome: Genome, window: int | None, peak_format: str = "auto"
+) -> _Loaded:
     if not BED.search(files.peaks.name):
         peaks = read_peaks(files.peaks)
         names = match_names(peaks.contigs, genome.contigs, peaks.source, str(genome.path))
@@ -216,34 +218,41 @@ def _load(files: PeakFiles, genome: Genome, window: int | None) -> _Loaded:
         return _Loaded(files, genome, names, peaks.regions, peaks.codes, [], 0)
     if window is None:
         raise DataError(f"{files.peaks}: give --window, the bases of an example around each peak")
-    bed = read_bed(files.peaks)
-    labels = list(dict.fromkeys(record.contig for record in bed.records))
+    records = read_bed(files.peaks, peak_format)
+    labels = list(dict.fromkeys(record.contig for record in records))
     names = match_names(labels, genome.contigs, str(files.peaks), str(genome.path))
-    regions, spans = [], []
-    for record, centre, line in zip(bed.records, bed.centres.tolist(), bed.lines, strict=True):
+    regions, spans, cut = [], [], 0
+    for record in records:
         if record.contig not in names:
             continue
-        length = genome.contigs[names[record.contig]]
-        if record.end > length:
+        contig, length = record.contig, genome.contigs[names[record.contig]]
+        if record.start >= length:
             raise DataError(
-                f"{files.peaks}: line {line}: {record.contig}:{record.start}-{record.end} ends "
-                f"beyond the contig, which has {length} bases in {genome.path}; use the genome the "
-                "peaks were called on"
+                f"{files.peaks}: line {record.line}: {shown(contig)} {record.start}-{record.end} "
+                f"lies beyond the contig, which has {length} bases in {genome.path}; use the "
+                "genome the peaks were called on"
             )
-        start = centre - window // 2
-        regions.append(Region(record.contig, start, start + window))
-        spans.append(record)
-    absent = len(bed.records) - len(regions)
+        cut += record.end > length
+        start = min(record.centre, length - 1) - window // 2
+        regions.append(Region(contig, start, start + window))
+        spans.append(Region(contig, record.start, min(record.end, length)))
+    if cut:
+        tqdm.write(
+            f"{files.peaks}: {cut:,} of {len(records):,} peaks end past their contig and are cut "
+            "there",
+            sys.stderr,
+        )
+    absent = len(records) - len(regions)
     missing = [label for label in labels if label not in names]
-    if 2 * absent > len(bed.records):
+    if 2 * absent > len(records):
         raise DataError(
-            f"{files.peaks}: {absent:,} of {len(bed.records):,} peaks lie on contigs that "
+            f"{files.peaks}: {absent:,} of {len(records):,} peaks lie on contigs that "
             f"{genome.path} does not have: {some(missing)}; it has {some(list(genome.contigs))}; "
             "use the genome the peaks were called on, or remove the others"
         )
     if absent:
         tqdm.write(
-            f"{files.peaks}: {absent:,} of {len(bed.records):,} peaks are left out: {genome.path} "
+            f"{files.peaks}: {absent:,} of {len(records):,} peaks are left out: {genome.path} "
             f"has no {some(missing)}; it has {some(list(genome.contigs))}",
             sys.stderr,
         )

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from genomepred.errors import DataError, RegionError
+from genomepred.sequences.bed import BedRecord, bed_records
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region, parse_region
 from genomepred.sequences.names import shown
 from genomepred.training.contigs import Contigs, core_of, match_names, some
-from genomepred.training.examples import TEST, TRAIN, VALIDATION, Codes, Int64
+from genomepred.training.examples import TEST, TRAIN, VALIDATION, Codes
 
 # A contig without a known length: longer than any.
 ENDLESS = 1 << 40
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -89,70 +89,44 @@ def _header_region(name: str, length: int, path: Path | str) -> Region:
     return region
 
 
-class Bed(NamedTuple):
-    """Records of a BED or narrowPeak file.
+def read_bed(path: Path, peak_format: str = "auto") -> list[BedRecord]:
+    """Records of a BED, broadPeak or narrowPeak file, plain or gzip, in any genome's names.
 
     Parameters
     ----------
-    records : list of Region
-        0-based half-open.
-    centres : int64 array, [n]
-        Summit of each record, else its middle.
-    lines : int64 array, [n]
-        Its line, for messages.
-    """
-
-    records: list[Region]
-    centres: Int64
-    lines: Int64
-
-
-def read_bed(path: Path) -> Bed:
-    """Records of a BED, broadPeak or narrowPeak file, plain or gzip, in any genome's names.
-
-    Ten columns are a narrowPeak, whose last is the summit's distance from the start, or -1.
+    path : Path
+    peak_format : {"auto", "bed", "narrowPeak"}, optional
+        Whether the tenth column is a summit; ``auto`` is as the file's name or header says. Files
+        whose records look like narrowPeak and are not read as such are told on stderr.
 
     Raises
     ------
     DataError
         Naming the line that is no record.
     """
-    records, centres, numbers = [], [], []
-    for number, fields in _bed_fields(path):
-        place = [fields[0], *fields[1:3], *(fields[9:] if len(fields) == 10 else ["-1"])]
-        if len(fields) < 3 or not all(re.fullmatch(r"-?\d+", field) for field in place[1:]):
-            raise DataError(
-                f"{path}: line {number}: expected contig, start and end between tabs, and a "
-                f"summit in the tenth of ten columns, found {' '.join(fields)[:60]!r}"
-            )
-        start, end, summit = int(fields[1]), int(fields[2]), int(place[3])
-        if not 0 <= start < end or not -1 <= summit < end - start:
-            raise DataError(
-                f"{path}: line {number}: start {start}, end {end} and summit {summit} are no "
-                "interval with a place in it; BED is 0-based half-open"
-            )
-        records.append(Region(fields[0], start, end))
-        centres.append(start + summit if summit >= 0 else (start + end) // 2)
-        numbers.append(number)
+    narrow_peak = {"auto": None, "bed": False, "narrowPeak": True}[peak_format]
+    records, may_be_narrow, ignored = [], peak_format == "auto", False
+    for record in bed_records(path, narrow_peak=narrow_peak, error=DataError):
+        may_be_narrow = may_be_narrow and _may_be_narrow(record)
+        centre = str(record.centre - record.start)
+        ignored |= may_be_narrow and record.columns[9] not in ("-1", centre)
+        records.append(record._replace(columns=()))
     if not records:
         raise DataError(f"{path}: no peaks; a record is contig, start and end between tabs")
-    return Bed(records, np.array(centres, np.int64), np.array(numbers, np.int64))
+    if may_be_narrow and ignored:
+        _tell(
+            f"{path}: has the ten columns of a narrowPeak, but is read as BED, peaks by their "
+            "middle; if it has summits, give --peak-format narrowPeak"
+        )
+    return records
 
 
-def _bed_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and fields of each line that is a record."""
-    try:
-        with path.open("rb") as file:
-            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                fields = line.rstrip("\r\n").split("\t")
-                fields = fields if len(fields) > 2 else line.split()
-                first = fields[0].split()[:1] if fields else []
-                if first and first[0] not in ("track", "browser") and first[0][0] != "#":
-                    yield number, fields
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as BED: {error}") from error
+def _may_be_narrow(record: BedRecord) -> bool:
+    """Whether a record has a narrowPeak's columns: numbers from the seventh on, then a summit."""
+    if len(record.columns) != 10 or not all(map(_NUMBER.fullmatch, record.columns[6:])):
+        return False
+    summit = record.columns[9]
+    return summit == "-1" or (summit.isdecimal() and int(summit) < record.end - record.start)
 
 
 def load_contigs(genome: Genome, peaks: Peaks) -> Contigs:

@@ -59,7 +59,11 @@ SCRATCH = ".data"
 # Fields of Source that the data's facts tell by their contents, wherever the files lie.
 _FILES = ("data", "labels", "genome", "bigwig")
 _FACTS = [{"file": str, "sha256": str}]
-_RECORD = {"config": {str: object}, "data": {"data?": _FACTS, "signals?": _FACTS}}
+_RECORD = {
+    "batch_size": COUNT,
+    "config": {str: object},
+    "data": {"data?": _FACTS, "signals?": _FACTS},
+}
 _SETS = {"validation": {str: object}, "test": {str: object}}
 _OUTCOME = {
     "name": str,
@@ -224,11 +228,12 @@ def train(plan: Plan, out: Path) -> Card:
         licence=plan.description.licence,
     )
     golden = _golden(data)
-    _claim(out, _identity(plan, config, data, task))
+    settings = _decided(plan, model, out)
+    _claim(out, {**_identity(plan, config, data, task), "batch_size": settings.batch_size})
     if (out / METRICS).exists():
         return _leave(plan, out)
-    course = fit(model, data, task, plan.settings, out=out)
-    card = replace(card, training=_provenance(plan, data, task, course))
+    course = fit(model, data, task, settings, out=out)
+    card = replace(card, training=_provenance(replace(plan, settings=settings), data, task, course))
     dtype = plan.weights_dtype
     last = replace(card, metrics={"validation": _rounded(course.records[-1].metrics)})
     save_checkpoint(
@@ -250,6 +255,14 @@ def train(plan: Plan, out: Path) -> Card:
     write_whole(out / METRICS, seal(_outcome(card, task, course, out)))
     _tidy(out)
     return card
+
+
+def _decided(plan: Plan, model: SequenceModel, out: Path) -> Settings:
+    """The plan's settings; a batch size that was left open is the one this training began with."""
+    if plan.settings.batch_size is None and (out / RUN).exists():
+        then = _read(out / RUN, _RECORD, f"nothing can go on from it: remove {out}")
+        return replace(plan.settings, batch_size=then["batch_size"])
+    return plan.settings.decided(model)
 
 
 def _tidy(out: Path) -> None:

@@ -329,7 +329,13 @@ def test_a_window_may_reach_out_of_its_contig(tmp_path: Path) -> None:
     ("options", "extra", "error", "message"),
     [
         ({"window": None}, "", DataError, "peaks.narrowPeak: give --window"),
-        ({}, "chr1\t19990\t20001\n", DataError, r"line 127: chr1:19990-20001 ends beyond.*20000"),
+        (
+            {"peak_format": "bed"},
+            "chr1\t20000\t20001\n",
+            DataError,
+            r"line 127: 'chr1' 20000-20001 lies beyond.* 20000 bases",
+        ),
+        ({}, "chr1\t9\t20\n", DataError, r"line 127: column 10 of a narrowPeak .* in 3 columns"),
         ({"genome": None}, "", DataError, "give --labels, .* or --genome"),
         ({"validation": ("chr7",)}, "", RegionError, "chr7"),
         ({"validation": ("chr1:1-50",)}, "", DataError, "no peaks for validation.*chr1"),
@@ -352,11 +358,25 @@ def test_bad_peak_files_and_options_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+REST = "\tp\t0\t.\t1\t2\t3\t-1\n"  # of a narrowPeak without a summit
+
+
+def test_peaks_that_end_past_their_contig_are_cut_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = peak_source(tmp_path)
+    write_bed(source.data, extra=f"chr1\t19960\t20002{REST}")
+    data = open_peak_data(source, tmp_path)
+    assert "1 of 127 peaks end past their contig and are cut there" in capsys.readouterr().err
+    assert data.peaks.regions[-1] == Region("chr1", 19971, 19991)
+    assert Region("chr1", 19960, 20000) in data.peaks.spans
+
+
 def test_peaks_on_contigs_of_another_name_are_told_or_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = peak_source(tmp_path)
-    strange = [f"scaffold{i}\t5\t35\n" for i in range(len(STARTS))]
+    strange = [f"scaffold{i}\t5\t35{REST}" for i in range(len(STARTS))]
     write_bed(source.data, extra="".join(strange))
     data = open_peak_data(source, tmp_path)  # half of them, not more
     assert data.facts()["left_out"]["contig not in the genome"] == len(STARTS)
@@ -364,7 +384,7 @@ def test_peaks_on_contigs_of_another_name_are_told_or_refused(
     assert f"{len(STARTS)} of {2 * len(STARTS)} peaks are left out" in told
     assert "genome.fa has no scaffold0, scaffold1, scaffold2, scaffold3 and" in told
     assert told.endswith("it has chr1\n")
-    write_bed(source.data, extra="".join(strange) + "scaffold0\t50\t80\n")
+    write_bed(source.data, extra="".join(strange) + f"scaffold0\t50\t80{REST}")
     with pytest.raises(DataError, match=r"127 of 253 peaks lie on .* have: scaffold0.*has chr1;"):
         open_data(source, tmp_path)
 

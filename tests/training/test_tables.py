@@ -284,7 +284,7 @@ def test_a_pipe_is_no_table(tmp_path: Path, name: str) -> None:
 
 def test_a_long_name_is_not_shown_whole(tmp_path: Path) -> None:
     path = write_text(tmp_path / "t.csv", f"{'n' * 70_000},y\n")
-    with pytest.raises(DataError, match=r"there are 'nnn.*\.\.\.', 'y'$") as caught:
+    with pytest.raises(DataError, match=r"there are 'nnn.*\.\.\.' \(70,000 long\), 'y'$") as caught:
         Table(path).find("x", ())
     assert len(str(caught.value)) < 400
 
@@ -315,7 +315,7 @@ def test_shorter_sequences_are_padded_on_the_side_asked_for() -> None:
 def test_padding_agrees_with_padding_by_text(texts: list[str], extra: int, pad: str) -> None:
     window = max(map(len, texts)) + extra
     side = {"left": str.rjust, "right": str.ljust}[pad]
-    assert encoded(texts, window, pad) == encoded([side(t, window, "N") for t in texts], window)
+    assert encoded(texts, window, pad) == encoded([side(t, window, "-") for t in texts], window)
 
 
 @pytest.mark.parametrize(
