@@ -14,8 +14,8 @@ from genomepred.compiled import keep_numba
 
 if TYPE_CHECKING:
     from genomepred.inference.predictor import Predictor
-    from genomepred.inference.run import predict
     from genomepred.models.checkpoint import load_model
+    from genomepred.runs.run import predict
     from genomepred.sequences.fasta import Genome
     from genomepred.sequences.grid import Grid
     from genomepred.store.hdf5 import PredictionStore
@@ -29,7 +29,7 @@ _HOMES = {
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
     "load_model": "genomepred.models.checkpoint",
-    "predict": "genomepred.inference.run",
+    "predict": "genomepred.runs.run",
 }
 
 # In a checkout the folder kernels/ stands beside this one; a wheel carries it as a subpackage.

@@ -1,23 +1,33 @@
-"""Commands around runs: predict, plan, merge, verify."""
+"""Commands around runs: predict, plan, merge, status, forget, verify."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import Field, fields
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from genomepred.cli import STARTED
-from genomepred.cli.options import UserPath, debug_option, echo_json, json_option, trust_code_option
+from genomepred.cli.options import (
+    UserPath,
+    debug_option,
+    device_option,
+    echo_json,
+    json_option,
+    trust_code_option,
+)
+from genomepred.runs.spec import LARGEST, Option, RunSpec
 
 if TYPE_CHECKING:
-    from genomepred.inference.plan import Estimate
-    from genomepred.inference.run import GenomeResult
-    from genomepred.inference.setup import Options
+    from genomepred.runs.genome import GenomeResult
+    from genomepred.runs.plan import Estimate
+    from genomepred.runs.status import GenomeStatus
 
-Command = Callable[..., None]
+Command = Callable[..., Any]
 # What cannot be read is reported by what reads it, with its own exit code.
 _GENOMES = UserPath(readable=False)
 
@@ -34,14 +44,21 @@ class _Share(click.ParamType[tuple[int, int]]):
         return int(i), int(n)
 
 
+# Fields of a run that commands take in their own ways, that other commands have too, and that need
+# a type of their own.
+_GIVEN = {"genomes", "model", "out"}
+_SHARED: dict[str, Any] = {"device": device_option, "trust_code": trust_code_option}
+_TYPES = {"regions": UserPath(readable=False), "shard": _Share()}
+
+
 def _run_options(command: Command) -> Command:
-    """Add the options that predict and plan share."""
-    options = [
+    """Add the options that predict and plan share: those that a run declares."""
+    decorators = [
         click.argument("more_genomes", nargs=-1, type=UserPath()),
         click.option(
             "--genomes",
             multiple=True,
-            type=UserPath(readable=False),
+            type=_GENOMES,
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
@@ -57,127 +74,61 @@ def _run_options(command: Command) -> Command:
             type=UserPath(),
             help="Output folder; a run that was stopped continues there.",
         ),
-        click.option(
-            "--stride",
-            type=click.IntRange(1, 2**31),
-            help="Bases between windows.  [default: the card's]",
-        ),
-        click.option(
-            "--regions",
-            type=UserPath(readable=False),
-            help="BED file: only rows that meet its regions; with an explicit --overlap, the same "
-            "bits as in a run without.  [default: whole genomes]",
-        ),
-        click.option(
-            "--centre",
-            is_flag=True,
-            help="With --regions: one window centred on each record.  [default: off]",
-        ),
-        click.option(
-            "--strand",
-            type=click.Choice(["forward", "reverse", "mean", "each"]),
-            default="forward",
-            show_default=True,
-            help="Strand to predict; mean averages both, each gives two tracks.",
-        ),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(1),
-            help="Windows handed to the device at a time; never changes a value.  "
-            "[default: by window and device]",
-        ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
-            default="auto",
-            show_default=True,
-            help="auto: fp32 on CPU, else the fastest that the card's tolerance allows.",
-        ),
-        click.option(
-            "--overlap",
-            type=click.Choice(["auto", "share", "naive"]),
-            default="auto",
-            show_default=True,
-            help="share: convolve a base once for all windows that see it; naive: every window by "
-            "itself; auto: share where that is clearly faster for the rows asked for.",
-        ),
-        click.option(
-            "--kernels",
-            type=click.Choice(["auto", "triton", "cudnn", "cpu", "reference"]),
-            default="auto",
-            show_default=True,
-            help="What computes convolutions. auto: for each the fastest known for the device "
-            "(`genomepred doctor` tells); reference: the model as written.",
-        ),
-        click.option(
-            "--store-dtype",
-            type=click.Choice(["float32", "float16"]),
-            default="float32",
-            show_default=True,
-            help="Type of the stored predictions; float16 rounds to 11 bits and ends at 65,504.",
-        ),
-        click.option(
-            "--compression",
-            default="deflate",
-            show_default=True,
-            help="deflate, deflate-1 to deflate-9, zstd (needs a plug-in to read) or none.",
-        ),
-        click.option(
-            "--shard",
-            type=_Share(),
-            default="1/1",
-            show_default=True,
-            help="Compute share I of N, as for task I of a SLURM array of N.",
-        ),
-        click.option(
-            "--jobs",
-            type=click.IntRange(1),
-            help="Worker processes.  [default: one a core or GPU, if there is work for them]",
-        ),
-        trust_code_option,
+        *[_declared(declared) for declared in fields(RunSpec) if declared.name not in _GIVEN],
         json_option,
         debug_option,
     ]
-    for option in reversed(options):
-        command = option(command)
+    for decorator in reversed(decorators):
+        command = decorator(command)
     return command
 
 
-def _options(genomes: tuple[str, ...], more_genomes: tuple[str, ...], **fields: Any) -> Options:
-    from genomepred.files import user_path
-    from genomepred.inference.inputs import find_genomes, for_any_process
-    from genomepred.inference.setup import Options
+def _declared(declared: Field[Any]) -> Any:
+    """The option of a field of a run's declaration."""
+    if declared.name in _SHARED:
+        return _SHARED[declared.name]
+    option: Option = declared.metadata["option"]
+    flag = "--" + declared.name.replace("_", "-")
+    how: dict[str, Any] = {"help": option.help}
+    if declared.default is False:
+        return click.option(flag, is_flag=True, **how)
+    if declared.default is not None:
+        default = declared.default
+        how |= {"default": "1/1" if declared.name == "shard" else default, "show_default": True}
+    if declared.name in _TYPES:
+        how["type"] = _TYPES[declared.name]
+    elif option.range is not None:
+        ends = option.range.start, option.range.stop - 1
+        how["type"] = click.IntRange(ends[0], ends[1] if ends[1] < LARGEST else None)
+    elif option.choices and option.listed:
+        how["type"] = click.Choice(option.choices)
+    return click.option(flag, **how)
 
-    if fields["centre"] and fields["regions"] is None:
-        raise click.UsageError("--centre needs --regions: a window is centred on each BED record")
+
+def _spec(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **values: Any) -> RunSpec:
+    from genomepred.runs.inputs import find_genomes, for_any_process
+
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
-    fields["out"] = user_path(fields["out"])
-    if fields["regions"] is not None:
-        fields["regions"] = for_any_process(user_path(fields["regions"]))
-    return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
+    if values["regions"] is not None:
+        values["regions"] = for_any_process(values["regions"])
+    return RunSpec(genomes=tuple(find_genomes(genomes + more_genomes)), **values)
 
 
 @click.command()
 @_run_options
-def predict(as_json: bool, **fields: Any) -> None:
+def predict(as_json: bool, **values: Any) -> None:
     """Predict genomes into OUT, one HDF5 file each.
 
     Stop it anywhere and run the same command again: it continues, and the files are the same to
     the byte. Any number of such commands may work on one OUT at once.
     """
     from genomepred.errors import GenomesFailedError
-    from genomepred.inference.run import RunReport, run
+    from genomepred.runs.run import RunReport, run
 
     failure = None
     try:
-        report = run(_options(**fields), progress=True)
+        report = run(_spec(**values), progress=True)
     except GenomesFailedError as error:
         failure, report = error, RunReport(error.results, 0)
     seconds = time.perf_counter() - STARTED
@@ -207,30 +158,30 @@ def _print_results(results: list[GenomeResult]) -> None:
 
 @click.command()
 @_run_options
-def plan(as_json: bool, **fields: Any) -> None:
+def plan(as_json: bool, **values: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
-    from genomepred.inference.plan import plan as make_plan
+    from genomepred.runs.plan import plan as make_plan
 
-    estimate = make_plan(_options(**fields))
+    estimate = make_plan(_spec(**values))
     if as_json:
         numerics, genomes = vars(estimate.numerics), [vars(g) for g in estimate.genomes]
         echo_json(vars(estimate) | {"numerics": numerics, "genomes": genomes})
         _refuse_unreadable(estimate)
         return
-    click.echo("genome\tcontigs\tbases\twindows\trows\tshards")
+    click.echo("genome\tcontigs\tbases\twindows\trows\tshards\tfinished")
     for genome in estimate.genomes:
         if genome.error:
             click.echo(f"{genome.name}\tcannot be read: {genome.error}")
         else:
             click.echo(
                 f"{genome.name}\t{genome.contigs:,}\t{genome.bases:,}\t{genome.windows:,}\t"
-                f"{genome.rows:,}\t{genome.shards:,}"
+                f"{genome.rows:,}\t{genome.shards:,}\t{genome.finished:,}"
             )
     numerics_ = estimate.numerics
     click.echo(
         f"{numerics_.precision}, batches of {numerics_.compute_batch} windows, "
         f"{estimate.workers} workers\nkernels: {_counted(numerics_.kernels)}\n"
-        f"{_overlap(estimate, fields['overlap'])}\n"
+        f"{_overlap(estimate, values['overlap'])}\n"
         f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk and {estimate.seconds:,.0f} s "
         f"({estimate.bases_per_second:,.0f} bases/s), start-up not included"
     )
@@ -270,7 +221,7 @@ def _refuse_unreadable(estimate: Estimate) -> None:
 def merge(out: str, as_json: bool) -> None:
     """Publish the genomes of OUT whose shards are all computed."""
     from genomepred.errors import GenomesFailedError
-    from genomepred.inference.run import merge as merge_run
+    from genomepred.runs.merging import merge as merge_run
 
     failure = None
     try:
@@ -291,12 +242,63 @@ def merge(out: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("out", type=UserPath())
+@click.option(
+    "--shares",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Also tell which of N shares (`--shard I/N`, tasks of a SLURM array) have work left.  "
+    "[default: the N of the command that started the run]",
+)
+@json_option
+@debug_option
+def status(out: Path, shares: int | None, as_json: bool) -> None:
+    """Show what of OUT is done, missing or failed, and why; changes nothing."""
+    from genomepred.runs.status import status as status_of
+
+    found = status_of(out, shares)
+    if as_json:
+        echo_json(vars(found) | {"genomes": [vars(genome) for genome in found.genomes]})
+        return
+    for genome in found.genomes:
+        click.echo("\t".join([genome.name, genome.state, *_progress(genome)]))
+    click.echo(f"{found.finished} of {len(found.genomes)} genomes are finished")
+    if found.shares_missing:
+        tasks = ",".join(map(str, found.shares_missing))
+        click.echo(f"of {found.shares} shares, these have work left: --array={tasks}")
+
+
+def _progress(genome: GenomeStatus) -> list[str]:
+    if genome.state == "finished":
+        return []
+    shards = "" if genome.shards is None else f"{genome.shards - genome.missing} of {genome.shards}"
+    return [f"{shards} shards" if shards else "no shards yet", *filter(None, [genome.error])]
+
+
+@click.command()
+@click.argument("out", type=UserPath())
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@json_option
+@debug_option
+def forget(out: Path, names: tuple[str, ...], as_json: bool) -> None:
+    """Remove genomes NAME... from the run in OUT: their files, sidecars and shards."""
+    from genomepred.runs.status import forget as forget_genomes
+
+    removed = forget_genomes(out, names)
+    if as_json:
+        echo_json([str(path) for path in removed])
+        return
+    for path in removed:
+        click.echo(f"removed {path}")
+
+
+@click.command()
+@click.argument("out", type=UserPath())
 @json_option
 @debug_option
 def verify(out: str, as_json: bool) -> None:
     """Check every file of OUT against its sidecar, byte for byte."""
     from genomepred.errors import VerificationError
-    from genomepred.inference.run import verify as verify_run
+    from genomepred.runs.checking import verify as verify_run
 
     reports = verify_run(out)
     if as_json:
