@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from genomepred.inference import workers
-from genomepred.inference.run import predict
+from genomepred.runs import workers
+from genomepred.runs.run import predict
 from tests.checkpoints import make_checkpoint
 
 HOSTILE = ("numpy", "json", "torch", "h5py", "tqdm", "random", "tempfile", "queue", "numba")
@@ -108,7 +108,7 @@ def test_lines_that_are_cut_or_foreign_are_not_progress():
 
 def test_workers_end_with_a_parent_that_is_killed(job):
     code = (
-        "import sys; from genomepred.inference.run import predict; "
+        "import sys; from genomepred.runs.run import predict; "
         "predict(sys.argv[1], sys.argv[2], sys.argv[3], stride=1, jobs=3)"
     )
     command = [sys.executable, "-c", code, *map(str, job)]
