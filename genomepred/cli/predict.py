@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +14,9 @@ from genomepred.cli import STARTED
 from genomepred.cli.options import UserPath, debug_option, echo_json, json_option, trust_code_option
 
 if TYPE_CHECKING:
-    from genomepred.inference.plan import Estimate
-    from genomepred.inference.run import GenomeResult
-    from genomepred.inference.setup import Options
+    from genomepred.runs.plan import Estimate
+    from genomepred.runs.run import GenomeResult
+    from genomepred.runs.setup import Options
 
 Command = Callable[..., None]
 # What cannot be read is reported by what reads it, with its own exit code.
@@ -149,18 +150,16 @@ def _run_options(command: Command) -> Command:
     return command
 
 
-def _options(genomes: tuple[str, ...], more_genomes: tuple[str, ...], **fields: Any) -> Options:
-    from genomepred.files import user_path
-    from genomepred.inference.inputs import find_genomes, for_any_process
-    from genomepred.inference.setup import Options
+def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
+    from genomepred.runs.inputs import find_genomes, for_any_process
+    from genomepred.runs.setup import Options
 
     if fields["centre"] and fields["regions"] is None:
         raise click.UsageError("--centre needs --regions: a window is centred on each BED record")
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
-    fields["out"] = user_path(fields["out"])
     if fields["regions"] is not None:
-        fields["regions"] = for_any_process(user_path(fields["regions"]))
+        fields["regions"] = for_any_process(fields["regions"])
     return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
 
 
@@ -173,7 +172,7 @@ def predict(as_json: bool, **fields: Any) -> None:
     the byte. Any number of such commands may work on one OUT at once.
     """
     from genomepred.errors import GenomesFailedError
-    from genomepred.inference.run import RunReport, run
+    from genomepred.runs.run import RunReport, run
 
     failure = None
     try:
@@ -209,7 +208,7 @@ def _print_results(results: list[GenomeResult]) -> None:
 @_run_options
 def plan(as_json: bool, **fields: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
-    from genomepred.inference.plan import plan as make_plan
+    from genomepred.runs.plan import plan as make_plan
 
     estimate = make_plan(_options(**fields))
     if as_json:
@@ -270,7 +269,7 @@ def _refuse_unreadable(estimate: Estimate) -> None:
 def merge(out: str, as_json: bool) -> None:
     """Publish the genomes of OUT whose shards are all computed."""
     from genomepred.errors import GenomesFailedError
-    from genomepred.inference.run import merge as merge_run
+    from genomepred.runs.run import merge as merge_run
 
     failure = None
     try:
@@ -296,7 +295,7 @@ def merge(out: str, as_json: bool) -> None:
 def verify(out: str, as_json: bool) -> None:
     """Check every file of OUT against its sidecar, byte for byte."""
     from genomepred.errors import VerificationError
-    from genomepred.inference.run import verify as verify_run
+    from genomepred.runs.run import verify as verify_run
 
     reports = verify_run(out)
     if as_json:
