@@ -21,7 +21,6 @@ from genomepred.benchmarks.measure import (
     Row,
     ceilings,
     collect,
-    difference,
     in_tf32,
     median,
     ratios,
@@ -32,6 +31,7 @@ from genomepred.kernels.bias_act_pool import bias_act_pool, bias_act_pool_refere
 from genomepred.kernels.codes_conv import codes_conv_reference, codes_table
 from genomepred.kernels.conv_block import conv_block_reference
 from genomepred.kernels.dispatch import IMPLEMENTATIONS, PRECISIONS, choose
+from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.fused import Epilogue, FusedConv
 from genomepred.models.layers import OneHot, SameConv1d, channels_last

@@ -254,13 +254,6 @@ def ceilings(device: str, dtype: torch.dtype, moved: int, rounds: int) -> tuple[
     return 2 * source.numel() / seconds["copy"], max(rates)
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Largest |difference| / (1 + |expected|); infinite where only one is finite."""
-    wide = expected.double()
-    relative = (found.to(wide.device).double() - wide).abs() / (1 + wide.abs())
-    return float(relative.nan_to_num(nan=float("inf")).max()) if wide.numel() else 0.0
-
-
 def device_type(name: str) -> str:
     """``cpu`` or ``cuda`` of a device's name, the GPU made current and CPU threads set to one.
 

@@ -19,7 +19,6 @@ from genomepred.benchmarks.measure import (
     Row,
     ceilings,
     collect,
-    difference,
     graphed,
     in_tf32,
     median,
@@ -33,6 +32,7 @@ from genomepred.inference.engine import compute_batch
 from genomepred.inference.overlap_work import multiply_adds
 from genomepred.kernels.dispatch import PRECISIONS
 from genomepred.models import MODELS, build
+from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.fused import kernels_of, prepare
 from genomepred.models.layers import SequenceModel

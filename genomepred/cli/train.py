@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from genomepred.cli.options import (
+    UserPath,
     config_option,
     debug_option,
     device_option,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+_EXISTING = UserPath(exists=True, dir_okay=False)
 
 # Fields of Source that say what the examples are.
 _SOURCE_OPTIONS = [
@@ -58,6 +59,13 @@ _SOURCE_OPTIONS = [
         type=_EXISTING,
         help="Signal whose mean over a window is its label; repeatable, a track each.  [default: "
         "peaks are 1, other windows 0]",
+    ),
+    option(
+        "--peak-format",
+        default="auto",
+        type=click.Choice(["auto", "bed", "narrowPeak"]),
+        help="Whether column ten of the peaks is a summit. auto: as their name (.narrowPeak) or "
+        "header says.",
     ),
     option(
         "--sequence",
@@ -135,7 +143,11 @@ _SAMPLING_OPTIONS = [
 # One for each field of Settings but the seed, which Source has.
 _SETTINGS_OPTIONS = [
     option("--epochs", default=10, type=click.IntRange(1), help="Passes at most."),
-    option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step."),
+    option(
+        "--batch-size",
+        type=click.IntRange(1),
+        help="Examples a step.  [default: 256, or fewer if memory does not suffice]",
+    ),
     option(
         "--optimiser",
         default="adamw",
@@ -239,7 +251,7 @@ def _made(kind: type[Made], options: dict[str, Any]) -> Made:
 @option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for the checkpoints best/ and last/, history.csv, curves.png and metrics.json.",
 )
 @config_option
@@ -329,7 +341,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
 @option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for metrics.json, metrics.tsv, predictions.tsv, worst.tsv and a picture.",
 )
 @_with(_SOURCE_OPTIONS)
@@ -337,7 +349,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
     "--part",
     default="test",
     type=click.Choice(["test", "validation", "training", "all"]),
-    help="Examples to judge the model by; all is every row of a table.",
+    help="Examples to judge the model by; all is every row of a table, or every peak.",
 )
 @option(
     "--bootstrap",
@@ -380,7 +392,7 @@ def evaluate(
     from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import load_model
     from genomepred.training.evaluation import evaluate as run
-    from genomepred.training.evaluation import lines, tell
+    from genomepred.training.evaluation import lines, tell, worst_genomes
 
     torch.set_num_threads(1)
     document = run(
@@ -399,10 +411,13 @@ def evaluate(
         (left_out,) = found["left_out"].values()
         note = f"; {left_out:,} more have too few known bases for a prediction" if left_out else ""
         click.echo(f"{name}: {found['rows']:,} examples{note}")
-        shown = [line for line in lines(document) if line.set == name]
-        width = max(len(line.track) for line in shown)
-        for line in shown:
+        of_set = [line for line in lines(document) if line.set == name]
+        width = max(len(line.track) for line in of_set)
+        for line in of_set:
             click.echo(f"  {line.track:<{width}}  {line.metric:<21}  {tell(*line[3:])}")
+    if document["genomes"]:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in worst_genomes(document))
+        click.echo(f"worst of {len(document['genomes'])} genomes: {shown}")
     click.echo(f"written to {out}")
 
 
@@ -415,7 +430,7 @@ _OF_SWEEP = {"out", "seed", "threads", "json", "debug", "help"}
 @option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for RUN/seedK/ of each training, comparison.tsv and comparison.png.",
 )
 @option("--seeds", default=1, type=click.IntRange(1), help="Trainings of each run: seeds 0, 1, ...")
@@ -452,7 +467,7 @@ def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> N
     }
     table = run(trials, out, asked.metric)
     if as_json:
-        echo_json(json.loads(table.to_json(orient="records")))
+        echo_json({"runs": json.loads(table.to_json(orient="records"))})
         return
     for row in summary(table):
         click.echo(row)

@@ -22,10 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from genomepred.compiled import keep_inductor
 from genomepred.errors import DeviceError, ModelError, PrecisionError
 from genomepred.inference.overlap_choice import Blocks, share
 from genomepred.inference.overlap_work import multiply_adds
 from genomepred.kernels.dispatch import PRECISIONS, obstacle
+from genomepred.models.agreement import difference as _difference
 from genomepred.models.card import Card
 from genomepred.models.fused import kernels_of, prepare
 from genomepred.sequences.grid import Geometry
@@ -351,6 +353,7 @@ def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) ->
     if numerics.kernels != COMPILED:
         return _prepared(model, numerics.kernels, numerics.precision)
     prepared = _prepared(model, "torch", numerics.precision)
+    keep_inductor()
     options = {"freezing": True} if device.type == "cpu" else None
     prepared.compile(dynamic=False, options=options)
     return prepared
@@ -480,8 +483,8 @@ def choose_numerics(
         if found <= tolerance:
             return ""
         return (
-            f"it differs from the model as written by {found:.2g} (relative to 1 + |value|); the "
-            f"card of {card.name!r} allows {tolerance:.2g}"
+            f"{_called(used)} differs from the model as written by {found:.2g} "
+            f"(relative to 1 + |value|); the card of {card.name!r} allows {tolerance:.2g}"
         )
 
     accepted = "fp32"
@@ -503,7 +506,7 @@ def choose_numerics(
         shared = partial(difference_shared, accepted, way, blocks.windows)
         if not (why := why_not(way, shared)):
             return Numerics(accepted, way, blocks.windows, strand, "share")
-        warnings.warn(f"overlap is not shared by {way} kernels: {why}", stacklevel=2)
+        warnings.warn(f"overlap is not shared by {_called(way)}: {why}", stacklevel=2)
     probed = kernels == "auto" and (
         windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS
     )
@@ -518,11 +521,10 @@ def choose_numerics(
     return Numerics(accepted, used, batch, strand)
 
 
-def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Largest difference relative to 1 + |reference|; infinite where anything is not finite."""
-    with np.errstate(all="ignore"):
-        difference = np.abs(values - reference) / (1 + np.abs(reference))
-    return float(difference.max()) if np.isfinite(difference).all() else float("inf")
+def _called(kernels: str) -> str:
+    """The form of a model that kernels compute, in words."""
+    forms = {REFERENCE: "the model as written", COMPILED: "the compiled model"}
+    return forms.get(kernels, f"the prepared model ({kernels})")
 
 
 def _fastest(engine: Callable[[str], Engine], kernels: tuple[str, ...]) -> str:

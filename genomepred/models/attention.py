@@ -17,7 +17,8 @@ from torch.nn import functional
 class SelfAttention(nn.Module):
     """Multi-head scaled-dot-product attention of a sequence to itself (Vaswani et al., 2017).
 
-    ``4 * dim * inner + 3 * inner + dim`` parameters.
+    ``4 * dim * inner + 3 * inner + dim`` parameters. As in ``nn.MultiheadAttention``, the joint
+    projection starts from Xavier's uniform distribution, biases from 0.
 
     Parameters
     ----------
@@ -46,6 +47,16 @@ class SelfAttention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.project = nn.Linear(dim, 3 * inner)  # queries, keys, values
         self.out = nn.Linear(inner, dim)
+        nn.init.xavier_uniform_(self.project.weight)
+        for projection in (self.project, self.out):
+            nn.init.zeros_(projection.bias)
+
+    def start_from_xavier(self) -> None:
+        """Initialise each of the four projections by Xavier's uniform distribution, biases by 0."""
+        for weight in (*self.project.weight.chunk(3), self.out.weight):
+            nn.init.xavier_uniform_(weight)
+        for projection in (self.project, self.out):
+            nn.init.zeros_(projection.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``float [batch, length, dim]`` in and out."""
@@ -97,6 +108,8 @@ class EncoderLayer(nn.Module):
     dropout : float, optional
         Share dropped in training of the attention weights, of the hidden channels and of what is
         added.
+    hidden_dropout : float, optional
+        Of the hidden channels; by default ``dropout``.
     eps : float, optional
         Added to the variance by the norms.
     """
@@ -111,6 +124,7 @@ class EncoderLayer(nn.Module):
         norm_first: bool,
         inner: int | None = None,
         dropout: float = 0.0,
+        hidden_dropout: float | None = None,
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -119,7 +133,7 @@ class EncoderLayer(nn.Module):
         self.feedforward = nn.Sequential(
             nn.Linear(dim, feedforward),
             activation,
-            nn.Dropout(dropout),
+            nn.Dropout(dropout if hidden_dropout is None else hidden_dropout),
             nn.Linear(feedforward, dim),
         )
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)

@@ -13,6 +13,9 @@ from genomepred.models.layers import (
     SequenceModel,
 )
 
+# Wider than any window.
+_LARGEST_DILATION = 1 << 30
+
 
 class Basenji(SequenceModel):
     """Convolution, pooling tower, dilated residual blocks, two 1x1 convolutions, linear.
@@ -59,8 +62,8 @@ class Basenji(SequenceModel):
     dilated_repeat : int, optional
         Number of residual blocks.
     rate_multiplier : float, optional
-        Factor from one residual block's dilation to the next one's, starting with 1; dilations
-        are rounded.
+        Factor from one residual block's dilation to the next one's, starting with 1; each is
+        rounded before the next one is computed from it: 1.5 gives 1, 2, 3, 4.
     final_filters, head_filters : int, optional
         Channels of the two 1x1 convolutions.
     base_order, n_policy : str, optional
@@ -98,9 +101,7 @@ class Basenji(SequenceModel):
         if window < 2:
             raise ValueError(f"window {window} is shorter than 2, one pooled position")
         tower = geometric(tower_first, tower_last, tower_repeat)
-        dilations = [round(rate_multiplier**i) for i in range(dilated_repeat)]
-        if min(dilations, default=1) < 1:
-            raise ValueError(f"rate_multiplier {rate_multiplier} gives dilation 0; use 1 or more")
+        dilations = _dilations(rate_multiplier, dilated_repeat)
         layers = [*_block(4, filters, kernel, dropout=dropout), MaxPool(2)]
         channels, positions = filters, window // 2
         for wider in tower:
@@ -118,6 +119,21 @@ class Basenji(SequenceModel):
         """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""
         values: Tensor = self.head(self.trunk(x))
         return values.unsqueeze(1)
+
+
+def _dilations(multiplier: float, repeat: int) -> list[int]:
+    """Dilations of ``repeat`` blocks; half numbers are rounded to even ones, as NumPy does."""
+    dilations: list[int] = []
+    rate = 1
+    for _ in range(repeat):
+        if not 1 <= rate <= _LARGEST_DILATION:
+            raise ValueError(
+                f"rate_multiplier {multiplier} gives dilation {rate} in block "
+                f"{len(dilations) + 1} of {repeat}; allowed: 1 to {_LARGEST_DILATION}"
+            )
+        dilations.append(rate)
+        rate = round(rate * multiplier)
+    return dilations
 
 
 def _block(

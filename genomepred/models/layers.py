@@ -24,6 +24,9 @@ from genomepred.models.card import N_POLICIES, Card
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# Standard deviation of a normal distribution truncated at two of its own.
+_TRUNCATED = 0.87962566103423978
+
 
 class OneHot(nn.Module):
     """Codes ``uint8 [batch, W]`` -> ``float [batch, 4, W]``, one channel a base.
@@ -273,12 +276,29 @@ class AttentionPool(nn.Module):
         return (x @ weights.unsqueeze(2)).squeeze(2)
 
 
-def dense(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers of the given widths with tanh-GELU between them."""
+def dense(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers of the given widths with tanh-GELU, and dropout, between them.
+
+    Names of parameters are the same with and without dropout.
+    """
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), TanhGELU()]
+        between = nn.Sequential(TanhGELU(), nn.Dropout(dropout)) if dropout else TanhGELU()
+        layers += [nn.Linear(before, after), between]
     return nn.Sequential(*layers[:-1])
+
+
+def start_from_lecun(model: nn.Module) -> None:
+    """Initialise convolutions and linear layers by LeCun's normal distribution, biases by 0.
+
+    A normal distribution truncated at two standard deviations, of variance ``1 / fan in`` then.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv1d | nn.Linear):
+            deviation = layer.weight[0].numel() ** -0.5 / _TRUNCATED
+            nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 class ChannelsLastConv(nn.Module):

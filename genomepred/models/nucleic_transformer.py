@@ -97,10 +97,12 @@ class GeM(nn.Module):
 class NucleicTransformer(SequenceModel):
     """Embedded bases with positions, k-mer aggregation, transformer, generalised mean, linear.
 
-    The encoder layers are post-norm with Mish. With several ``kmers`` the aggregated sequences,
-    which differ in length, stand one behind the other along the length, as in He et al., ACS
-    Synth. Biol. 12, 3205 (2023), whose architecture this follows: positions are added before the
-    aggregation, so that all of them know where they are, and attention sees across widths.
+    The encoder layers are post-norm with Mish, and a generalised mean (GeM) follows them. With
+    several ``kmers`` the aggregated sequences, which differ in length, stand one behind the other
+    along the length, as in He et al., ACS Synth. Biol. 12, 3205 (2023), whose architecture this
+    follows: positions are added before the aggregation, so that all of them know where they are,
+    and attention sees across widths. The paper's own promoter code uses ReLU and max-pooling; this
+    follows the form with Mish and GeM.
 
     An unknown base has an embedding of its own: ``x`` of the base's four channels gives
     ``sum_c x[c] E[c] + (1 - sum_c x[c]) E[N]``, which is ``E[N]`` where they are zeros. Hence a

@@ -13,6 +13,7 @@ from genomepred.models.layers import (
     SequenceModel,
     TanhGELU,
     dense,
+    start_from_lecun,
 )
 
 
@@ -22,7 +23,8 @@ class TFCNN(SequenceModel):
     With the default sizes 256,897 parameters at window 100 and 461,697 at window 200: 2,624 and
     41,024 in the convolutions, ``64 * (window // 4) * 128 + 128``, 8,256 and 65 in the dense
     layers. Convolutions are SAME (width 10: 4 zeros left, 5 right). A pool drops the last
-    position of an odd length. Features are flattened position-major.
+    position of an odd length. Features are flattened position-major. Convolutions and dense layers
+    start from LeCun's normal distribution, biases from 0.
 
     Parameters
     ----------
@@ -70,6 +72,7 @@ class TFCNN(SequenceModel):
         features = (filters if blocks else 4) * positions
         self.trunk = nn.Sequential(*trunk)
         self.head = nn.Sequential(FlattenPositions(), *dense([features, *hidden, tracks]))
+        start_from_lecun(self)
 
     def body(self, x: Tensor) -> Tensor:
         """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""

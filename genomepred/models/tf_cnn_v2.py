@@ -13,6 +13,7 @@ from genomepred.models.layers import (
     SameConv1d,
     SequenceModel,
     TanhGELU,
+    start_from_lecun,
 )
 
 
@@ -25,7 +26,8 @@ class TFCNNv2(SequenceModel):
     the convolutions, 128 in each BatchNorm, ``64 * (window // 4) * 128 + 128``, 8,256 and 65 in
     the dense layers. Convolutions are SAME (width 10: 4 zeros left, 5 right). A pool drops the
     last position of an odd length. Features are flattened position-major. BatchNorm's running
-    statistics take a tenth of each batch (``momentum=0.1``; other frameworks call it 0.9).
+    statistics take a hundredth of each batch (``momentum=0.01``; other frameworks call it 0.99).
+    Convolutions and dense layers start from LeCun's normal distribution, biases from 0.
 
     Parameters
     ----------
@@ -68,12 +70,12 @@ class TFCNNv2(SequenceModel):
             raise ValueError(f"window {window} is shorter than 4, one pooled position")
         self.trunk = nn.Sequential(
             SameConv1d(4, filters, kernel),
-            nn.BatchNorm1d(filters),
+            nn.BatchNorm1d(filters, momentum=0.01),
             TanhGELU(),
             MaxPool(2),
             SameConv1d(filters, filters, kernel),
             TanhGELU(),
-            nn.BatchNorm1d(filters),
+            nn.BatchNorm1d(filters, momentum=0.01),
             MaxPool(2),
         )
         widths = [filters * positions, *hidden]
@@ -81,6 +83,7 @@ class TFCNNv2(SequenceModel):
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), TanhGELU(), nn.Dropout(dropout)]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], tracks))
+        start_from_lecun(self)
 
     def body(self, x: Tensor) -> Tensor:
         """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""

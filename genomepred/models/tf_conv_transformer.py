@@ -5,7 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from genomepred.models.attention import Encoder, EncoderLayer
-from genomepred.models.layers import MaxPool, SameConv1d, SequenceModel, TanhGELU, dense
+from genomepred.models.layers import (
+    MaxPool,
+    SameConv1d,
+    SequenceModel,
+    TanhGELU,
+    dense,
+    start_from_lecun,
+)
 
 
 class TransformerHead(nn.Module):
@@ -37,8 +44,11 @@ class TFConvTransformer(SequenceModel):
     is a pre-norm encoder layer with tanh-GELU, without explicit positions, its feed-forward width
     and its heads together as wide as the convolutions, LayerNorm's eps 1e-6. Dense block ``i``
     has width ``128 // (i + 1)`` and tanh-GELU; before the first, features are flattened
-    position-major; a linear layer follows the last. BatchNorm's running statistics take a tenth
-    of each batch (``momentum=0.1``; other frameworks call it 0.9).
+    position-major; a linear layer follows the last. Dropout acts on the dense blocks and between
+    the two layers of each feed-forward network. BatchNorm's running statistics take a hundredth of
+    each batch (``momentum=0.01``; other frameworks call it 0.99). Convolutions and dense layers
+    start from LeCun's normal distribution, the attention's projections from Xavier's uniform one,
+    biases from 0.
 
     Parameters are ``41 f`` and ``10 f**2 + f`` in the first and further convolutions and ``2 f``
     in each BatchNorm; ``6 f**2 + 10 f`` in a transformer block (``4 f**2 + 4 f`` attention,
@@ -62,6 +72,8 @@ class TFConvTransformer(SequenceModel):
         Width of the convolutions.
     heads : int, optional
         Attention heads.
+    dropout : float, optional
+        Share that is dropped in training, of each dense block and feed-forward network.
     base_order, n_policy : str, optional
         See :class:`genomepred.models.layers.OneHot`.
 
@@ -89,6 +101,7 @@ class TFConvTransformer(SequenceModel):
         filters: int = 64,
         kernel: int = 10,
         heads: int = 8,
+        dropout: float = 0.2,
         base_order: str = "ACGT",
         n_policy: str = "ones",
     ) -> None:
@@ -106,20 +119,29 @@ class TFConvTransformer(SequenceModel):
         blocks: list[nn.Module] = []
         channels = 4
         for _ in range(conv_blocks):
-            blocks += [SameConv1d(channels, filters, kernel), nn.BatchNorm1d(filters)]
-            blocks += [TanhGELU(), MaxPool(2)]
+            norm = nn.BatchNorm1d(filters, momentum=0.01)
+            blocks += [SameConv1d(channels, filters, kernel), norm, TanhGELU(), MaxPool(2)]
             channels = filters
         self.trunk = nn.Sequential(*blocks)
         transformer = Encoder(
             *[
                 EncoderLayer(
-                    channels, heads, filters, TanhGELU(), norm_first=True, inner=filters, eps=1e-6
+                    *(channels, heads, filters, TanhGELU()),
+                    norm_first=True,
+                    inner=filters,
+                    hidden_dropout=dropout,
+                    eps=1e-6,
                 )
                 for _ in range(transformer_blocks)
             ]
         )
         widths = [128 // (i + 1) for i in range(mlp_blocks)]
-        self.head = TransformerHead(transformer, dense([channels * positions, *widths, tracks]))
+        mlp = dense([channels * positions, *widths, tracks], dropout)
+        self.head = TransformerHead(transformer, mlp)
+        start_from_lecun(self)
+        for layer in transformer:
+            assert isinstance(layer, EncoderLayer)
+            layer.attention.start_from_xavier()
 
     def body(self, x: Tensor) -> Tensor:
         """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""

@@ -10,7 +10,7 @@ import gzip
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from genomepred.errors import OutputError, StoreError
 from genomepred.files import output_error, publishing, require_space
 from genomepred.sequences.grid import Region
+from genomepred.store.bigwig import TOO_LONG, BigWigWriter
 from genomepred.store.reader import Float32, Int64, PredictionStore
 
 # Upper estimate of a bigWig's bytes a row, checked against the free space before writing: a record
@@ -67,6 +68,28 @@ def export_bigwig(
     for column, output in outputs:
         _write_bigwig(store, output, column, region)
     return [output for _, output in outputs]
+
+
+def genomes_of(run: Path, folder: Path) -> list[tuple[Path, Path]]:
+    """Prediction files of a run, each with the bigWig that it makes in a folder.
+
+    Raises
+    ------
+    StoreError
+        If the run has no finished genome.
+    OutputError
+        If the folder is none, or cannot be made.
+    """
+    files = sorted(path for path in run.glob("*.h5") if path.is_file())
+    if not files:
+        raise StoreError(f"{run}: a folder without prediction files (*.h5)")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputError(f"{folder} is a file; name a folder for the genomes of {run}") from error
+    except OSError as error:
+        raise output_error(folder, error) from error
+    return [(file, folder / f"{file.stem}.bw") for file in files]
 
 
 def export_bedgraph(
@@ -197,64 +220,28 @@ def _centred(store: PredictionStore, column: int, region: Region | None) -> Iter
 
 
 def _write_bigwig(store: PredictionStore, path: Path, column: int, region: Region | None) -> None:
-    import pybigtools
-
-    records = _Records(_drawn(store, column, region))
-    if records.empty:
+    _refuse_long_contigs(store)
+    blocks = (block for block in _drawn(store, column, region) if block.start.size)
+    first = next(blocks, None)
+    if first is None:
         raise StoreError(f"{store.path}: no value to draw; every row asked for is missing")
-    with publishing(path, suffix=".tmp.bw", follow=True) as temporary:
+    with publishing(path, follow=True) as temporary, open(temporary, "xb") as file:
         rows = sum(last - first for first, last in store.ranges(region))
         require_space(path.parent, rows * _BIGWIG_ROW)
-        try:
-            pybigtools.open(str(temporary), "w").write(store.contigs, records)
-        except BaseException as error:
-            # The library panics where it cannot write, outside Python's tree of exceptions.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise OutputError(f"{path}: cannot be written; is the disk full?") from error
-        if records.error is not None:
-            raise records.error
-        _check_bigwig(path, temporary, records.bases)
+        width = min(store.grid.geometry.step, store.grid.geometry.bin_size)
+        with BigWigWriter(file, path.parent, store.contigs, width) as bigwig:
+            for block in chain([first], blocks):
+                bigwig.add(*block)
+            bigwig.finish()
 
 
-def _check_bigwig(path: Path, temporary: Path, bases: int) -> None:
-    """The library prints some errors and goes on, so the file says whether it is complete."""
-    import pybigtools
-
-    try:
-        with pybigtools.open(str(temporary)) as written:
-            found = written.info()["summary"]["basesCovered"]
-    except (pybigtools.BBIReadError, OSError) as error:
-        raise OutputError(f"{path}: could not be written as bigWig ({error})") from error
-    if found != bases:
-        raise OutputError(f"{path}: the bigWig came out with {found} of {bases} bases")
-
-
-class _Records:
-    """Iterator of (contig, start, end, value) for pybigtools.
-
-    It counts what it hands over and keeps errors, which the library would print and drop.
-    """
-
-    def __init__(self, blocks: Iterable[_Block]) -> None:
-        self.bases = 0
-        self.error: BaseException | None = None
-        self._blocks = (block for block in blocks if block.start.size)
-        self._next = next(self._blocks, None)
-        self.empty = self._next is None
-
-    def __iter__(self) -> Iterator[tuple[str, int, int, float]]:
-        block = self._next
-        while block is not None:
-            self.bases += int((block.end - block.start).sum())
-            columns = (block.start.tolist(), block.end.tolist(), block.values.tolist())
-            for start, end, value in zip(*columns, strict=True):
-                yield block.contig, start, end, value
-            try:
-                block = next(self._blocks, None)
-            except BaseException as error:
-                self.error = error
-                return
+def _refuse_long_contigs(store: PredictionStore) -> None:
+    for contig, length in store.contigs.items():
+        if length >= TOO_LONG:
+            raise StoreError(
+                f"{store.path}: contig {contig!r} has {length:,} bases, but bigWig numbers bases "
+                f"up to {TOO_LONG - 1:,}; export bedgraph or tsv instead"
+            )
 
 
 @contextmanager

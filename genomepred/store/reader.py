@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region, parse_region
+from genomepred.sequences.names import text_array
 from genomepred.store import zstd
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ Float32 = NDArray[np.float32]
 
 # What HDF5 and h5py raise on files that are damaged or not what they claim to be.
 READ_ERRORS = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError)
+
+# An end that a region string leaves open.
+_OPEN = 1 << 62
 
 # Values decoded at a time when a file is walked: 256 KB of float32, 8 MB once they are text.
 _BLOCK_VALUES = 1 << 16
@@ -62,7 +66,7 @@ class Predictions:
     end: Int64
     values: Float32
     tracks: tuple[str, ...]
-    names: NDArray[np.str_] | None = None
+    names: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -238,12 +242,25 @@ class PredictionStore:
     def region(self, text: str) -> Region:
         """Region of a string such as ``chr1:1,001-2,000`` (1-based inclusive) or a contig's name.
 
+        Its end may lie past the contig's, as samtools takes it; rows are those there are.
+
         Raises
         ------
         RegionError
-            If the contig has no predictions here or the range does not fit it.
+            If the contig has no predictions here, or the range is malformed, empty or outside it.
         """
-        return parse_region(text, self.contigs)
+        try:
+            region = parse_region(text, dict.fromkeys(self.contigs, _OPEN))
+        except ValueError as error:  # thousands of digits
+            raise RegionError(f"region {text[:60]!r}...: write CONTIG:START-END") from error
+        length = self.contigs[region.contig]
+        if region.end == _OPEN:
+            region = region._replace(end=length)
+        if region.start and region.start >= length:
+            raise RegionError(
+                f"region {text!r} lies outside {region.contig!r}, which has bases 1-{length}"
+            )
+        return region
 
     def columns(self, tracks: Sequence[str] = ()) -> list[int]:
         """Columns of the named tracks, in the order given; of all tracks if none is named.
@@ -323,8 +340,8 @@ def _plain(value: Any) -> Attribute:
     return plain
 
 
-def _strings(data: h5py.Dataset) -> NDArray[np.str_]:
-    return np.char.decode(data[:], "utf-8")
+def _strings(data: h5py.Dataset) -> NDArray[np.object_]:
+    return text_array(text.decode() for text in data[:].tolist())
 
 
 def _grid(intervals: h5py.Group, attributes: Mapping[str, Attribute], rows: int) -> Grid:

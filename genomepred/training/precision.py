@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from genomepred.inference.engine import activation_function
+from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import SequenceModel
 from genomepred.training.examples import Examples
@@ -47,9 +48,7 @@ def precision_differences(model: SequenceModel, examples: Examples) -> dict[str,
             continue
         with torch.autocast(model.device.type, dtype):
             values = predictions()
-        with np.errstate(all="ignore"):
-            worst = float(np.max(np.abs(values - reference) / (1 + np.abs(reference))))
-        found[name] = worst if math.isfinite(worst) else math.inf
+        found[name] = difference(values, reference)
     return found
 
 
@@ -60,8 +59,8 @@ def tolerances(differences: Mapping[str, float]) -> dict[str, float]:
     Above 0.1 the usual one stays, so that the precision is refused.
     """
     found = dict(TOLERANCE)
-    for name, difference in differences.items():
-        doubled = _two_digits_up(2 * difference)
+    for name, differs in differences.items():
+        doubled = _two_digits_up(2 * differs)
         if TOLERANCE[name] < doubled <= _MOST_TOLERATED:
             found[name] = doubled
     return found

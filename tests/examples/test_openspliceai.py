@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +75,25 @@ def test_one_gene_has_its_published_scores(
     result = compare.compare(path, one, compare.gene_score)
     assert result.sites == 11
     assert result.largest <= 1e-3
+    assert result.agrees
+    check_sites_that_differ(tmp_path, compare, one, path)
+
+
+def check_sites_that_differ(
+    folder: Path, compare: ModuleType, one: pd.DataFrame, path: Path
+) -> None:
+    """One is named, with the reason; more mean that the model is another."""
+    table, other = folder / "scores.tsv", one.copy()
+    for changed, agrees in ((1, True), (6, False)):
+        other.iloc[:changed, other.columns.get_loc("published_score")] += 0.01
+        other.to_csv(table, sep="\t", index=False)
+        ends = contextlib.nullcontext() if agrees else pytest.raises(SystemExit, match="10%")
+        with contextlib.redirect_stdout(io.StringIO()) as out, ends:
+            compare.main(["check", str(table), str(path)])
+        told = out.getvalue()
+        assert f"CCDC188 {one.iloc[0].type} at {one.iloc[0].index_in_gene_body} of the" in told
+        assert told.count("differs by more") == changed
+        assert ("GRCh38" in told) == agrees
 
 
 @pytest.mark.slow

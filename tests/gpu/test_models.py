@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from genomepred.benchmarks.measure import difference, graphed
+from genomepred.benchmarks.measure import graphed
 from genomepred.kernels.dispatch import PRECISIONS
+from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.fused import kernels_of, prepare
 from tests.models.test_all_models import NAMES, codes_like, small

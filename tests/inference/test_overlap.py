@@ -21,6 +21,7 @@ from genomepred.inference.overlap_work import (
     phases_of,
 )
 from genomepred.models import MODELS, build
+from genomepred.models.agreement import difference
 from genomepred.models.fused import FusedChain, FusedConv, prepare
 from genomepred.models.layers import (
     AttentionPool,
@@ -279,11 +280,6 @@ def by_onednn(model: SequenceModel) -> str:
     return ",".join("kmers" if block.reads_codes else "onednn" for block in blocks)
 
 
-def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    assert found.shape == wanted.shape
-    return float(((found - wanted).abs() / (1 + wanted.abs())).max())
-
-
 @pytest.mark.parametrize("kernels", ["auto", "onednn"])
 @pytest.mark.parametrize(("name", "config"), CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_blocks_one_after_the_other_equal_the_prepared_model_by_window(
@@ -299,9 +295,10 @@ def test_blocks_one_after_the_other_equal_the_prepared_model_by_window(
             codes = random_codes(sharing.bases, seed)
             with torch.no_grad():
                 held.append(sharing(codes))
-            assert apart(held[-1], by_window(prepared, codes, stride)) <= 1e-5
+            assert difference(held[-1], by_window(prepared, codes, stride)) <= 1e-5
         assert torch.equal(held[3], held[0])
-        assert apart(held[1], by_window(prepared, random_codes(sharing.bases, 1), stride)) <= 1e-5
+        wanted = by_window(prepared, random_codes(sharing.bases, 1), stride)
+        assert difference(held[1], wanted) <= 1e-5
 
 
 def conv(channels_in: int, channels: int, kernel: int = 3, dilation: int = 1) -> nn.Module:
@@ -383,7 +380,7 @@ def test_any_blocks_at_any_stride(model: SequenceModel, data: st.DataObject) -> 
     sharing = Sharing(prepared, stride, data.draw(st.integers(1, 4)) * phases_of(prepared, stride))
     codes = random_codes(sharing.bases)
     with torch.no_grad():
-        assert apart(sharing(codes), by_window(model, codes, stride)) <= 1e-5
+        assert difference(sharing(codes), by_window(model, codes, stride)) <= 1e-5
 
 
 def test_blocks_that_are_called_twice() -> None:
@@ -416,7 +413,7 @@ def test_half_precision(
             wanted = by_window(model, codes, stride)
             with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
                 found = sharing(codes).float()
-            assert apart(found, wanted) <= tolerance
+            assert difference(found, wanted) <= tolerance
 
 
 # Work, and what a window depends on

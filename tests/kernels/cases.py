@@ -18,6 +18,7 @@ from torch import Tensor
 from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, bias_act_pool_reference
 from genomepred.kernels.codes_conv import codes_conv_reference, codes_table
 from genomepred.kernels.conv_block import conv_block_reference
+from genomepred.models.agreement import difference
 
 # |difference| / (1 + |reference|) against float64 on the same rounded inputs. Seen: float32 5e-7,
 # float16 4e-4; bfloat16 9e-3, the interpreter truncating where a GPU rounds.
@@ -165,14 +166,6 @@ class Problem:
         for out in outs:
             assert out._base is not None
             assert out._base.isnan().sum() == out._base.numel() - out.numel()
-
-
-def difference(out: Tensor, expected: Tensor) -> float:
-    """Largest |difference| / (1 + |reference|); infinite where only one is finite."""
-    if not expected.numel():
-        return 0.0
-    relative = (out.double().cpu() - expected).abs() / (1 + expected.abs())
-    return float(relative.nan_to_num(nan=float("inf")).max())
 
 
 def _epilogue(row: Row) -> Row:

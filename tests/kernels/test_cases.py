@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from genomepred.kernels.codes_conv import codes_conv_reference
+from genomepred.models.agreement import difference
 from tests.kernels import cases
 
 
@@ -39,7 +40,7 @@ def test_a_tolerance_refuses_the_next_coarser_type(rounding: torch.dtype) -> Non
     problem = cases.codes_problem(ROW)
     arguments = dict(problem.arguments)
     arguments["table"] = arguments["table"].to(rounding).float()
-    found = cases.difference(codes_conv_reference(**arguments), problem.expected[0])
+    found = difference(codes_conv_reference(**arguments), problem.expected[0])
     finer = torch.float32 if rounding == torch.float16 else torch.float16
     assert found > cases.TOLERANCES[finer]
 

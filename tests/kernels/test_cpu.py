@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from genomepred.kernels import cpu
 from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, activate
 from genomepred.kernels.conv_block import conv_block_reference
+from genomepred.models.agreement import difference
 from tests.kernels import cases
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +116,7 @@ def test_every_number_of_channels(pool: str) -> None:
         arguments = (x, weight, shift, None, (1, 2), 1, "relu", 1.0, pool, "gelu", 1.0, True)
         found = cpu.conv_block(*arguments)
         for out, expected in zip(found, conv_block_reference(*arguments), strict=True):
-            assert cases.difference(out, expected.double()) <= 1e-5, channels
+            assert difference(out, expected.double()) <= 1e-5, channels
 
 
 @pytest.mark.parametrize("channels", [5, 16, 40, 64, 120])
@@ -126,7 +127,7 @@ def test_every_number_of_positions(channels: int) -> None:
         arguments = (x, weight, shift, None, (1, 1), 1, "none", 1.0, "ceil", "none", 1.0, False)
         (out,) = cpu.conv_block(*arguments)
         (expected,) = conv_block_reference(*(a.double() if a is x else a for a in arguments))
-        assert cases.difference(out, expected.double()) <= 1e-5, length
+        assert difference(out, expected.double()) <= 1e-5, length
 
 
 @given(
@@ -313,7 +314,7 @@ def test_activations_from_tiny_to_huge(activation: str, factor: float) -> None:
         x, torch.zeros(1), None, activation, factor, "none", "none", 1.0, keep=False
     )
     expected: Any = activate(x.double(), activation, factor)
-    assert cases.difference(found, expected) <= 1e-5
+    assert difference(found, expected) <= 1e-5
 
 
 # -- processors -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import nn
 from genomepred.errors import ModelError
 from genomepred.inference.engine import Block, Engine, Numerics, resolve_kernels
 from genomepred.models import MODELS, build
+from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE, Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
 from genomepred.models.fused import prepare
@@ -139,7 +140,7 @@ def test_the_prepared_form_equals_the_model(name: str, kernels: str) -> None:
     with torch.no_grad():
         expected = model(codes)
         for found, wanted in ((prepared(codes), expected), (prepared(codes[:1]), expected[:1])):
-            assert float(((found - wanted).abs() / (1 + wanted.abs())).max()) <= 1e-5
+            assert difference(found, wanted) <= 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,8 +165,7 @@ def test_reduced_precision_is_within_the_tolerance_of_cards(
         expected = model(codes)
         with torch.autocast("cpu", dtype=dtype):
             found = model(codes).float()
-    difference = (found - expected).abs() / (1 + expected.abs())
-    assert 0 < difference.max() <= TOLERANCE[precision]
+    assert 0 < difference(found, expected) <= TOLERANCE[precision]
 
 
 def through_the_engine(name: str, kernels: str, precision: str, device: str) -> tuple[Any, Any]:
@@ -191,7 +191,7 @@ def through_the_engine(name: str, kernels: str, precision: str, device: str) -> 
 @pytest.mark.parametrize("kernels", ["reference", "cpu", "torch"])
 def test_the_engine_predicts_what_the_model_says(name: str, kernels: str) -> None:
     found, expected = through_the_engine(name, kernels, "fp32", "cpu")
-    assert (np.abs(found - expected) / (1 + np.abs(expected))).max() <= 1e-5
+    assert difference(found, expected) <= 1e-5
 
 
 @pytest.fixture
@@ -224,8 +224,7 @@ def test_the_model_is_traced_without_a_break(name: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_the_engine_predicts_it_on_a_gpu(name: str, kernels: str, precision: str) -> None:
     found, expected = through_the_engine(name, kernels, precision, "cuda")
-    difference = np.abs(found - expected) / (1 + np.abs(expected))
-    assert difference.max() <= TOLERANCE[precision]
+    assert difference(found, expected) <= TOLERANCE[precision]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -79,9 +79,13 @@ def test_dilations_grow_by_the_rate_multiplier() -> None:
         for layer in model.modules()
         if isinstance(layer, SameConv1d) and layer.kernel_size[0] == 3
     ]
-    assert found == [1, 2, 2, 3, 5]  # 1, 1.5, 2.25, 3.375, 5.0625
-    with pytest.raises(ValueError, match="rate_multiplier 0.1"):
-        Basenji(500, rate_multiplier=0.1)
+    assert found == [1, 2, 3, 4, 6]  # 1.5 to 2, 3.0, 4.5 to 4 (even), 6.0
+
+
+@pytest.mark.parametrize("rate", [0.1, -2.0, 1e300])
+def test_dilations_that_cannot_be_are_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate_multiplier"):
+        Basenji(500, rate_multiplier=rate, dilated_repeat=3)
 
 
 # Forward pass by hand

@@ -13,6 +13,7 @@ from torch import nn
 
 from genomepred.kernels import dispatch
 from genomepred.models import MODELS, build, fused
+from genomepred.models.agreement import difference
 from genomepred.models.fused import (
     DirectActivation,
     DirectLinear,
@@ -73,13 +74,6 @@ def settle(model: nn.Module, seed: int = 0) -> Any:
     return model.eval()
 
 
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest |difference| / (1 + |expected|), infinite where only one is a number."""
-    assert found.shape == expected.shape
-    relative = (found.double() - expected).abs() / (1 + expected.double().abs())
-    return float(relative.nan_to_num(nan=float("inf")).max()) if expected.numel() else 0.0
-
-
 @torch.no_grad()
 def exact(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The model as written, in double precision."""
@@ -103,8 +97,8 @@ def check(model: nn.Module, x: torch.Tensor) -> nn.Module:
     with torch.no_grad():
         for form in (prepared, prepare(model, all_by_onednn(prepared)), prepare(model, "torch")):
             # Of a copy, which a first activation may change.
-            assert error(form(x.clone()), expected) <= 1e-5
-            assert error(form(x[:1].clone()), expected[:1]) <= 1e-5
+            assert difference(form(x.clone()), expected) <= 1e-5
+            assert difference(form(x[:1].clone()), expected[:1]) <= 1e-5
     return prepared
 
 
@@ -199,11 +193,11 @@ def test_half_precision_is_within_its_tolerance(
             found = prepared(codes)
             trunk = prepared.trunk(prepared.encode(codes))
         assert found.dtype == precision
-        assert error(found / scale, expected / scale) <= 2 * tolerance
+        assert difference(found / scale, expected / scale) <= 2 * tolerance
         with torch.no_grad():
             wanted = exact(model.trunk, model.encode(codes))
         scale = max(1.0, float(wanted.abs().max()))
-        assert error(trunk / scale, wanted / scale) <= 2 * tolerance
+        assert difference(trunk / scale, wanted / scale) <= 2 * tolerance
 
 
 # What the rewriting takes, and that it takes it: a silent return to torch's layers shows here
@@ -396,7 +390,7 @@ def test_norms_behind_convolutions_of_torch_are_folded(
     assert kernels_of(prepared) == ("direct" if kernels == "auto" else "torch")
     assert type(prepared[1]) is nn.Identity
     with torch.no_grad():
-        assert error(prepared(x), exact(stack, x)) <= 1e-5
+        assert difference(prepared(x), exact(stack, x)) <= 1e-5
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 9), (2, 1, 9), (2, 5), (2, 1), (4,), (1, 2, 4, 9)])
@@ -544,7 +538,7 @@ def test_codes_of_any_layout(name: str) -> None:
         block.as_strided((0, 33), (33, 1)),
     ):
         with torch.no_grad():
-            assert error(prepared(codes), exact(model, codes)) <= 1e-5
+            assert difference(prepared(codes), exact(model, codes)) <= 1e-5
             assert torch.equal(prepared(codes), prepared(codes.contiguous()))
 
 
@@ -564,7 +558,7 @@ def test_features_of_any_layout_and_type() -> None:
         x.double(),
     ):
         with torch.no_grad():
-            assert error(prepared(given_x), exact(stack, given_x)) <= 1e-5
+            assert difference(prepared(given_x), exact(stack, given_x)) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -738,7 +732,7 @@ def test_any_dense_stack_equals_its_prepared_form(data: st.DataObject) -> None:
     expected, kept = exact(stack, x), x.clone()
     with torch.no_grad():
         for form in (beside_a_block(stack), prepare(stack), prepare(stack, "torch")):
-            assert error(form(x), expected) <= 1e-5
+            assert difference(form(x), expected) <= 1e-5
     assert torch.equal(x, kept)
 
 
@@ -768,7 +762,7 @@ def test_an_activation_of_any_layout(layer: nn.Module, inplace: bool) -> None:
     ):
         with torch.no_grad():
             ours, theirs = x.clone(), x.clone()
-            assert error(prepared(ours), layer(theirs)) <= 1e-5
+            assert difference(prepared(ours), layer(theirs)) <= 1e-5
             assert torch.equal(ours, theirs), "whether the input is changed"
 
 
@@ -1017,7 +1011,7 @@ def test_norms_without_statistics_are_those_of_the_batch() -> None:
         stack = nn.Sequential(first, norm, nn.ReLU(), MaxPool(2)).eval()
         for kernels in ("auto", "torch"):
             with torch.no_grad():
-                assert error(prepare(stack, kernels)(x), exact(stack, x)) <= 1e-5
+                assert difference(prepare(stack, kernels)(x), exact(stack, x)) <= 1e-5
 
 
 # Modules of a user's own

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from genomepred.models.agreement import difference
 from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel
+from genomepred.models.tf_cnn import TFCNN
 from genomepred.models.tf_cnn_v2 import TFCNNv2
 from genomepred.models.tf_conv_transformer import TFConvTransformer
 from tests.models import by_hand
@@ -173,7 +175,7 @@ def test_any_window_and_a_batch_of_one(kind: str, window: int) -> None:
     together = model(codes)
     assert together.shape == (5, 1, 1)
     alone = torch.cat([model(codes[i : i + 1]) for i in range(5)])
-    assert torch.allclose(alone, together, rtol=0, atol=1e-6)
+    assert difference(alone, together) <= 1e-5
     assert torch.equal(model.body(model.encode(codes)), together)
 
 
@@ -192,15 +194,15 @@ def test_gradients_are_the_slopes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["v2", "third"])
-def test_running_statistics_take_a_tenth_of_a_batch(kind: str) -> None:
+def test_running_statistics_take_a_hundredth_of_a_batch(kind: str) -> None:
     torch.manual_seed(0)
     model = small(kind, 21).train()
     codes = codes_like(6, 21)
     before = model.trunk[0](model.encode(codes))
     model(codes)
     norm = model.trunk[1]
-    assert torch.allclose(norm.running_mean, 0.1 * before.mean((0, 2)), atol=1e-6)
-    assert torch.allclose(norm.running_var, 0.9 + 0.1 * before.var((0, 2)), atol=1e-6)
+    assert torch.allclose(norm.running_mean, 0.01 * before.mean((0, 2)), atol=1e-6)
+    assert torch.allclose(norm.running_var, 0.99 + 0.01 * before.var((0, 2)), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["v2", "third"])
@@ -223,6 +225,46 @@ def test_v2_drops_hidden_features_in_training_only() -> None:
     assert torch.equal(model.head.eval()(features), model.head(features))
     dropouts = [layer.p for layer in TFCNNv2(21).modules() if isinstance(layer, nn.Dropout)]
     assert dropouts == [0.2, 0.2]
+
+
+def test_the_conv_transformer_drops_dense_blocks_and_hidden_channels() -> None:
+    def shares(**config: float) -> dict[str, float]:
+        modules = TFConvTransformer(40, filters=16, **config).named_modules()
+        return {name: m.p for name, m in modules if isinstance(m, nn.Dropout) and m.p}
+
+    dense = {"head.mlp.1.1": 0.2, "head.mlp.3.1": 0.2}
+    hidden = {f"head.transformer.{i}.feedforward.2": 0.2 for i in range(2)}
+    assert shares() == {**hidden, **dense}
+    assert set(shares(dropout=0.5).values()) == {0.5}
+    assert shares(dropout=0.0) == {}
+
+
+def test_names_of_parameters_do_not_depend_on_dropout() -> None:
+    names = [list(TFConvTransformer(40, dropout=p).state_dict()) for p in (0.0, 0.2)]
+    assert names[0] == names[1]
+    assert {"head.mlp.0.weight", "head.mlp.2.weight", "head.mlp.4.bias"} <= set(names[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [TFCNN, TFCNNv2, TFConvTransformer])
+def test_convolutions_and_dense_layers_start_from_lecun(kind: type[SequenceModel]) -> None:
+    torch.manual_seed(0)
+    model = kind(200)
+    dense = model.head[1] if isinstance(model.head, nn.Sequential) else model.head.mlp[0]
+    for layer in (model.trunk[0], dense):
+        deviation = layer.weight[0].numel() ** -0.5
+        assert float(layer.weight.std()) == pytest.approx(deviation, rel=0.05)
+        assert layer.weight.abs().max() <= 2.3 * deviation
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv1d | nn.Linear)]
+    assert not any(layer.bias.any() for layer in layers)
+
+
+def test_attention_of_the_conv_transformer_starts_from_xavier() -> None:
+    torch.manual_seed(0)
+    for layer in TFConvTransformer(40).head.transformer:
+        for weight in (*layer.attention.project.weight.chunk(3), layer.attention.out.weight):
+            bound = (6 / sum(weight.shape)) ** 0.5
+            assert 0.95 * bound < weight.abs().max() <= bound
 
 
 def test_the_conv_transformer_is_given_no_positions() -> None:
@@ -250,7 +292,7 @@ def test_the_prepared_form_equals_the_model(kind: str) -> None:
         expected = model(codes)
         for kernels in ("torch", "auto"):
             found = prepare(model, kernels)(codes)
-            assert ((found - expected).abs() / (1 + expected.abs())).max() < 1e-5
+            assert difference(found, expected) < 1e-5
 
 
 def test_preparing_folds_the_norms_that_follow_a_convolution() -> None:
@@ -273,7 +315,7 @@ def test_lower_precisions_stay_within_the_tolerance(
         expected = model(codes)
         with torch.autocast("cpu", dtype=dtype):
             found = model(codes).float()
-    assert ((found - expected).abs() / (1 + expected.abs())).max() < tolerance
+    assert difference(found, expected) < tolerance
     assert not torch.equal(found, expected)
 
 
