@@ -10,7 +10,14 @@ from typing import Any
 
 import click
 
-from genomepred.cli.options import debug_option, device_option, echo_json, json_option, option
+from genomepred.cli.options import (
+    UserPath,
+    debug_option,
+    device_option,
+    echo_json,
+    json_option,
+    option,
+)
 
 _PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -175,7 +182,7 @@ def models(
 )
 @click.option(
     "--genome",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=UserPath(exists=True, dir_okay=False),
     help="FASTA whose sequence is used.  [default: the bundled megabase of human chromosome 22]",
 )
 @click.option(

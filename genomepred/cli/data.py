@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from genomepred.cli.options import debug_option, echo_json, json_option
+from genomepred.cli.options import UserPath, debug_option, echo_json, json_option
 
 
 @click.group()
@@ -18,7 +18,7 @@ def data() -> None:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="CSV file to write: sequence, label, dataset.",
 )
 @click.option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from genomepred.cli.options import (
+    UserPath,
     debug_option,
     device_option,
     echo_json,
@@ -45,7 +46,7 @@ def _common(command: Command) -> Command:
         click.option(
             "--out",
             required=True,
-            type=click.Path(file_okay=False, path_type=Path),
+            type=UserPath(file_okay=False),
             help="Folder to write into.",
         ),
         click.option(
@@ -179,7 +180,7 @@ def gradients(
 @explain.command()
 @click.option(
     "--motifs",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=UserPath(exists=True, dir_okay=False),
     help="Motifs in MEME format to compare the filters with.  [default: none]",
 )
 @click.option(

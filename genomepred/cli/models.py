@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from genomepred.cli.options import (
+    UserPath,
     config_option,
     debug_option,
     device_option,
@@ -119,7 +120,7 @@ def check(model: str, device: str, trust_code: str | None, as_json: bool) -> Non
     )
 
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = UserPath(exists=True, dir_okay=False)
 
 
 def _tracks(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Track, ...]:
@@ -138,7 +139,7 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 @models.command("import")
 @click.argument("weights", type=_FILE)
-@option("--to", required=True, type=click.Path(path_type=Path), help="Folder of the checkpoint.")
+@option("--to", required=True, type=UserPath(), help="Folder of the checkpoint.")
 @option(
     "--architecture",
     type=click.Choice(sorted(MODELS)),

@@ -5,14 +5,42 @@ from __future__ import annotations
 import json
 import math
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 option = partial(click.option, show_default=True)
 
+# Where a command leaves the result that the document of --json will hold.
+RESULT = "genomepred.result"
+
+if TYPE_CHECKING:
+    _PathType = click.Path[Path]
+else:
+    _PathType = click.Path
+
+
+class UserPath(_PathType):
+    """A path that a user writes: neither a URL nor one whose ``~`` no shell has expanded."""
+
+    def __init__(self, **checks: Any) -> None:
+        super().__init__(path_type=Path, **checks)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; an OutputError if it is none of this machine."""
+        from genomepred.files import user_path
+
+        if isinstance(value, str):
+            user_path(value)
+        return super().convert(value, param, ctx)
+
+
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document to stdout.  [default: off]"
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object to stdout: command, ok, result, error.  [default: off]",
 )
 # Read by main() from the argument list, so that errors raised before parsing ends obey it too.
 debug_option = click.option(
@@ -58,14 +86,27 @@ config_option = click.option(
 )
 
 
-def echo_json(document: Any) -> None:
-    """Print a document as indented JSON; NaN becomes null, as JSON has no NaN."""
-    click.echo(json.dumps(_without_nan(document), indent=2))
+def echo_json(result: Any) -> None:
+    """Give the result of a command under ``--json``; it is printed when the command ends."""
+    click.get_current_context().meta[RESULT] = result
 
 
-def _without_nan(value: Any) -> Any:
+def envelope(command: str, result: Any, error: dict[str, Any] | None = None) -> str:
+    """The document that every command prints under ``--json``, as indented JSON.
+
+    Its keys are ``command``, ``ok``, ``result`` (null if there is none) and ``error`` (null, or
+    ``kind``, ``message`` and ``exit_code``). NaN becomes null and an infinity text, as JSON has
+    neither.
+    """
+    document = {"command": command, "ok": error is None, "result": result, "error": error}
+    return json.dumps(_finite(document), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

@@ -5,21 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from genomepred.cli import STARTED
-from genomepred.cli.options import debug_option, echo_json, json_option, trust_code_option
+from genomepred.cli.options import UserPath, debug_option, echo_json, json_option, trust_code_option
 
 if TYPE_CHECKING:
-    from genomepred.inference.plan import Estimate
-    from genomepred.inference.run import GenomeResult
-    from genomepred.inference.setup import Options
+    from genomepred.runs.plan import Estimate
+    from genomepred.runs.run import GenomeResult
+    from genomepred.runs.setup import Options
 
 Command = Callable[..., None]
 # What cannot be read is reported by what reads it, with its own exit code.
-_PATH = click.Path(readable=False)
+_GENOMES = UserPath(readable=False)
 
 
 class _Share(click.ParamType[tuple[int, int]]):
@@ -37,11 +38,11 @@ class _Share(click.ParamType[tuple[int, int]]):
 def _run_options(command: Command) -> Command:
     """Add the options that predict and plan share."""
     options = [
-        click.argument("more_genomes", nargs=-1, type=_PATH),
+        click.argument("more_genomes", nargs=-1, type=UserPath()),
         click.option(
             "--genomes",
             multiple=True,
-            type=_PATH,
+            type=UserPath(readable=False),
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
@@ -54,7 +55,7 @@ def _run_options(command: Command) -> Command:
         click.option(
             "--out",
             required=True,
-            type=_PATH,
+            type=UserPath(),
             help="Output folder; a run that was stopped continues there.",
         ),
         click.option(
@@ -64,8 +65,9 @@ def _run_options(command: Command) -> Command:
         ),
         click.option(
             "--regions",
-            type=_PATH,
-            help="BED file: only rows that meet its regions.  [default: whole genomes]",
+            type=UserPath(readable=False),
+            help="BED file: only rows that meet its regions; with an explicit --overlap, the same "
+            "bits as in a run without.  [default: whole genomes]",
         ),
         click.option(
             "--centre",
@@ -104,7 +106,7 @@ def _run_options(command: Command) -> Command:
             default="auto",
             show_default=True,
             help="share: convolve a base once for all windows that see it; naive: every window by "
-            "itself; auto: share where that is clearly faster.",
+            "itself; auto: share where that is clearly faster for the rows asked for.",
         ),
         click.option(
             "--kernels",
@@ -119,7 +121,7 @@ def _run_options(command: Command) -> Command:
             type=click.Choice(["float32", "float16"]),
             default="float32",
             show_default=True,
-            help="Type of the stored predictions.",
+            help="Type of the stored predictions; float16 rounds to 11 bits and ends at 65,504.",
         ),
         click.option(
             "--compression",
@@ -148,18 +150,16 @@ def _run_options(command: Command) -> Command:
     return command
 
 
-def _options(genomes: tuple[str, ...], more_genomes: tuple[str, ...], **fields: Any) -> Options:
-    from genomepred.files import user_path
-    from genomepred.inference.inputs import find_genomes, for_any_process
-    from genomepred.inference.setup import Options
+def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
+    from genomepred.runs.inputs import find_genomes, for_any_process
+    from genomepred.runs.setup import Options
 
     if fields["centre"] and fields["regions"] is None:
         raise click.UsageError("--centre needs --regions: a window is centred on each BED record")
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
-    fields["out"] = user_path(fields["out"])
     if fields["regions"] is not None:
-        fields["regions"] = for_any_process(user_path(fields["regions"]))
+        fields["regions"] = for_any_process(fields["regions"])
     return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
 
 
@@ -172,7 +172,7 @@ def predict(as_json: bool, **fields: Any) -> None:
     the byte. Any number of such commands may work on one OUT at once.
     """
     from genomepred.errors import GenomesFailedError
-    from genomepred.inference.run import RunReport, run
+    from genomepred.runs.run import RunReport, run
 
     failure = None
     try:
@@ -208,7 +208,7 @@ def _print_results(results: list[GenomeResult]) -> None:
 @_run_options
 def plan(as_json: bool, **fields: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
-    from genomepred.inference.plan import plan as make_plan
+    from genomepred.runs.plan import plan as make_plan
 
     estimate = make_plan(_options(**fields))
     if as_json:
@@ -229,7 +229,7 @@ def plan(as_json: bool, **fields: Any) -> None:
     click.echo(
         f"{numerics_.precision}, batches of {numerics_.compute_batch} windows, "
         f"{estimate.workers} workers\nkernels: {_counted(numerics_.kernels)}\n"
-        f"{_overlap(estimate)}\n"
+        f"{_overlap(estimate, fields['overlap'])}\n"
         f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk and {estimate.seconds:,.0f} s "
         f"({estimate.bases_per_second:,.0f} bases/s), start-up not included"
     )
@@ -244,10 +244,11 @@ def _counted(kernels: str) -> str:
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
 
 
-def _overlap(estimate: Estimate) -> str:
-    if estimate.numerics.overlap == "naive":
-        return "every window by itself"
-    return f"overlap shared: {estimate.saving:.1f} times less work"
+def _overlap(estimate: Estimate, asked: str) -> str:
+    used = estimate.numerics.overlap
+    saving = f", {estimate.saving:.1f} times less work" if used == "share" else ""
+    chosen = f"; auto chose it for these rows, --overlap {used} fixes it for any --regions"
+    return f"overlap: {used}{saving}{chosen if asked == 'auto' else ''}"
 
 
 def _refuse_unreadable(estimate: Estimate) -> None:
@@ -262,13 +263,13 @@ def _refuse_unreadable(estimate: Estimate) -> None:
 
 
 @click.command()
-@click.argument("out", type=_PATH)
+@click.argument("out", type=UserPath())
 @json_option
 @debug_option
 def merge(out: str, as_json: bool) -> None:
     """Publish the genomes of OUT whose shards are all computed."""
     from genomepred.errors import GenomesFailedError
-    from genomepred.inference.run import merge as merge_run
+    from genomepred.runs.run import merge as merge_run
 
     failure = None
     try:
@@ -276,7 +277,7 @@ def merge(out: str, as_json: bool) -> None:
     except GenomesFailedError as error:
         failure, results = error, error.results
     if as_json:
-        echo_json([vars(result) | {"path": str(result.path)} for result in results])
+        echo_json({"genomes": [vars(r) | {"path": str(r.path)} for r in results]})
     else:
         for result in results:
             if result.outcome == "finished":
@@ -288,17 +289,17 @@ def merge(out: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("out", type=_PATH)
+@click.argument("out", type=UserPath())
 @json_option
 @debug_option
 def verify(out: str, as_json: bool) -> None:
     """Check every file of OUT against its sidecar, byte for byte."""
     from genomepred.errors import VerificationError
-    from genomepred.inference.run import verify as verify_run
+    from genomepred.runs.run import verify as verify_run
 
     reports = verify_run(out)
     if as_json:
-        echo_json([vars(report) | {"path": str(report.path)} for report in reports])
+        echo_json({"genomes": [vars(r) | {"path": str(r.path)} for r in reports]})
     else:
         for report in reports:
             for problem in report.problems or ["ok"]:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from genomepred.cli.options import debug_option, echo_json, json_option
+from genomepred.cli.options import UserPath, debug_option, echo_json, json_option
 
 if TYPE_CHECKING:
     from genomepred.sequences.grid import Region
     from genomepred.store.reader import PredictionStore
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_FILE = click.argument("file", type=click.Path(path_type=Path))
+_FILE = click.argument("file", type=UserPath())
 _REGION = click.argument("region")
 _SUBSET = click.option(
     "--region",
@@ -32,17 +32,17 @@ _TRACKS = click.option(
 )
 
 
-def _output(required: bool, details: str) -> Callable[[_F], _F]:
+def _output(required: bool, details: str, **checks: bool) -> Callable[[_F], _F]:
     return click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=UserPath(**checks),
         required=required,
         help=f"File to write{details}",
     )
 
 
-_STDOUT = _output(False, ", gzip if named .gz.  [default: standard output]")
+_STDOUT = _output(False, ", gzip if named .gz.  [default: standard output]", dir_okay=False)
 
 
 @click.command()
@@ -70,17 +70,18 @@ def info(file: Path, as_json: bool) -> None:
 def query(file: Path, region: str, tracks: tuple[str, ...], as_json: bool) -> None:
     """Print the rows of FILE that intersect REGION as a table.
 
-    REGION is CONTIG:START-END, 1-based and inclusive, or a contig's name; the table's start and
-    end are 0-based half-open, as in BED. A missing value is NaN (null in JSON).
+    REGION is CONTIG:START-END, 1-based and inclusive, or a contig's name; bases past the contig's
+    end are left out. The table's start and end are 0-based half-open, as in BED. A missing value
+    is NaN (null in JSON).
     """
     from genomepred.store.export import export_tsv
     from genomepred.store.reader import PredictionStore
 
     with PredictionStore(file) as store:
-        place = store.region(region)
+        place = _clipped(store, region)
         if as_json:
             found = store[place.contig, place.start : place.end]
-            echo_json(found.to_records(store.columns(tracks)))
+            echo_json({"rows": found.to_records(store.columns(tracks))})
         else:
             export_tsv(store, None, tracks, place)
 
@@ -92,17 +93,28 @@ def export() -> None:
 
 @export.command()
 @_FILE
-@_output(True, "; of several tracks, each puts its name before the suffix.")
+@_output(
+    True,
+    "; of several tracks, each puts its name before the suffix. For a folder of predictions, the "
+    "folder to write into.",
+)
 @_TRACK
 @_SUBSET
+@json_option
 @debug_option
-def bigwig(file: Path, output: Path, track: str | None, region: str | None) -> None:
-    """Write FILE as bigWig, one a track, for genome browsers."""
-    from genomepred.store.export import export_bigwig
+def bigwig(file: Path, output: Path, track: str | None, region: str | None, as_json: bool) -> None:
+    """Write FILE as bigWig, one a track, for genome browsers.
+
+    FILE may be the folder of a run: each of its genomes makes OUTPUT/<genome>.bw.
+    """
+    from genomepred.store.export import export_bigwig, genomes_of
     from genomepred.store.reader import PredictionStore
 
-    with PredictionStore(file) as store:
-        _echo_written(export_bigwig(store, output, track, _place(store, region)))
+    written = []
+    for path, target in genomes_of(file, output) if file.is_dir() else [(file, output)]:
+        with PredictionStore(path) as store:
+            written += export_bigwig(store, target, track, _place(store, region))
+    _tell_written(written, as_json)
 
 
 @export.command()
@@ -110,15 +122,19 @@ def bigwig(file: Path, output: Path, track: str | None, region: str | None) -> N
 @_STDOUT
 @_TRACK
 @_SUBSET
+@json_option
 @debug_option
-def bedgraph(file: Path, output: Path | None, track: str | None, region: str | None) -> None:
+def bedgraph(
+    file: Path, output: Path | None, track: str | None, region: str | None, as_json: bool
+) -> None:
     """Write FILE as bedGraph, one a track, sorted by contig name and start."""
     from genomepred.store.export import export_bedgraph
     from genomepred.store.reader import PredictionStore
 
+    path = _to_path(output, as_json)
     with PredictionStore(file) as store:
-        place = _place(store, region)
-        _echo_written(export_bedgraph(store, _to_path(output), track, place))
+        written = export_bedgraph(store, path, track, _place(store, region))
+    _tell_written(written, as_json)
 
 
 @export.command()
@@ -126,44 +142,66 @@ def bedgraph(file: Path, output: Path | None, track: str | None, region: str | N
 @_STDOUT
 @_TRACKS
 @_SUBSET
+@json_option
 @debug_option
-def tsv(file: Path, output: Path | None, tracks: tuple[str, ...], region: str | None) -> None:
+def tsv(
+    file: Path, output: Path | None, tracks: tuple[str, ...], region: str | None, as_json: bool
+) -> None:
     """Write FILE as a table: contig, start, end, one column a track."""
     from genomepred.store.export import export_tsv
     from genomepred.store.reader import PredictionStore
 
+    path = _to_path(output, as_json)
     with PredictionStore(file) as store:
-        path = _to_path(output)
         export_tsv(store, path, tracks, _place(store, region))
-        _echo_written([path] if path else [])
+    _tell_written([path] if path else [], as_json)
 
 
 @click.command()
 @_FILE
 @_REGION
-@_output(True, ": .png, .pdf or .svg.")
+@_output(True, ": .png, .pdf or .svg.", dir_okay=False)
 @_TRACKS
+@json_option
 @debug_option
-def plot(file: Path, region: str, output: Path, tracks: tuple[str, ...]) -> None:
+def plot(file: Path, region: str, output: Path, tracks: tuple[str, ...], as_json: bool) -> None:
     """Draw REGION of FILE, one panel a track; REGION as in query."""
     from genomepred.plots import plot_region
     from genomepred.store.reader import PredictionStore
 
     with PredictionStore(file) as store:
-        plot_region(store, store.region(region), tracks, output)
-    _echo_written([output])
+        plot_region(store, _clipped(store, region), tracks, output)
+    _tell_written([output], as_json)
 
 
 def _place(store: PredictionStore, region: str | None) -> Region | None:
-    return None if region is None else store.region(region)
+    return None if region is None else _clipped(store, region)
 
 
-def _to_path(output: Path | None) -> Path | None:
+def _clipped(store: PredictionStore, text: str) -> Region:
+    """Region of a string, cut at the contig's end as samtools does, with a note that it was."""
+    region = store.region(text)
+    length = store.contigs[region.contig]
+    if region.end <= length:
+        return region
+    click.echo(
+        f"genomepred: {text}: {region.contig} ends at base {length:,}; taken up to there", err=True
+    )
+    return region._replace(end=length)
+
+
+def _to_path(output: Path | None, as_json: bool) -> Path | None:
     """Output file, or None for standard output, which ``-`` also means."""
-    return None if output is None or str(output) == "-" else output
+    path = None if output is None or str(output) == "-" else output
+    if path is None and as_json:
+        raise click.UsageError("--json needs a file: give -o PATH")
+    return path
 
 
-def _echo_written(paths: list[Path]) -> None:
+def _tell_written(paths: list[Path], as_json: bool) -> None:
+    if as_json:
+        echo_json({"files": [str(path) for path in paths]})
+        return
     for path in paths:
         click.echo(f"genomepred: wrote {path}", err=True)
 

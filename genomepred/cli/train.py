@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from genomepred.cli.options import (
+    UserPath,
     config_option,
     debug_option,
     device_option,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+_EXISTING = UserPath(exists=True, dir_okay=False)
 
 # Fields of Source that say what the examples are.
 _SOURCE_OPTIONS = [
@@ -250,7 +251,7 @@ def _made(kind: type[Made], options: dict[str, Any]) -> Made:
 @option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for the checkpoints best/ and last/, history.csv, curves.png and metrics.json.",
 )
 @config_option
@@ -340,7 +341,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
 @option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for metrics.json, metrics.tsv, predictions.tsv, worst.tsv and a picture.",
 )
 @_with(_SOURCE_OPTIONS)
@@ -429,7 +430,7 @@ _OF_SWEEP = {"out", "seed", "threads", "json", "debug", "help"}
 @option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for RUN/seedK/ of each training, comparison.tsv and comparison.png.",
 )
 @option("--seeds", default=1, type=click.IntRange(1), help="Trainings of each run: seeds 0, 1, ...")
@@ -466,7 +467,7 @@ def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> N
     }
     table = run(trials, out, asked.metric)
     if as_json:
-        echo_json(json.loads(table.to_json(orient="records")))
+        echo_json({"runs": json.loads(table.to_json(orient="records"))})
         return
     for row in summary(table):
         click.echo(row)

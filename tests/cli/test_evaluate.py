@@ -68,7 +68,7 @@ def test_metrics_are_printed_and_written(tmp_path: Path) -> None:
     call = ("evaluate", "--model", model, "--data", table, "--part", "all", "--bootstrap", 50)
     shown = done(*call, "--out", tmp_path / "out").stdout
     assert "all: 60 examples" in shown
-    document = json.loads(done(*call, "--out", tmp_path / "out2", "--json").stdout)
+    document = json.loads(done(*call, "--out", tmp_path / "out2", "--json").stdout)["result"]
     assert document == json.loads((tmp_path / "out2" / "metrics.json").read_text())
     estimate = document["sets"]["all"]["tracks"]["score"]["auROC"]
     line = f"auROC {estimate['value']:.4f} [{estimate['low']:.4f}, {estimate['high']:.4f}]"
@@ -77,7 +77,7 @@ def test_metrics_are_printed_and_written(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).stat().st_size > 0
     # --seed is of the resamples too.
     other = json.loads(done(*call, "--out", tmp_path / "out3", "--json", "--seed", 1).stdout)
-    found = other["sets"]["all"]["tracks"]["score"]["auROC"]
+    found = other["result"]["sets"]["all"]["tracks"]["score"]["auROC"]
     assert found["value"] == estimate["value"]
     assert found["low"] != estimate["low"]
 
@@ -133,7 +133,7 @@ def test_the_bundled_model_is_what_its_card_says(tmp_path: Path, shared_data: Pa
             "--test", "chr22", "--test", "chr20:31500001-63025520",
             "--bootstrap", 100, "--out", tmp_path, "--json",
         ).stdout
-    )  # fmt: skip
+    )["result"]  # fmt: skip
     card = read_card("ctcf").metrics["held_out"]
     for kind, found in document["sets"].items():
         assert found["rows"] == 2 * card["peaks"]
@@ -199,7 +199,7 @@ def test_files_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
     copy.write_bytes(table.read_bytes())
     same = ("--sequence", "bases", "--target", "noise", "--seed", 1, "--test", "0.25")
     for asked in (("--data", copy), ("--data", table, *same)):
-        document = json.loads(done(*call, *asked).stdout)
+        document = json.loads(done(*call, *asked).stdout)["result"]
         found = document["sets"]["test"]
         assert found["rows"] == stated["examples"] == 50
         assert found["tracks"]["noise"]["R2"]["value"] == pytest.approx(stated["R2"], abs=1e-4)
@@ -216,7 +216,7 @@ def test_files_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
         assert f"{other} was asked, but" in str(error)
         assert f"was trained on this file with {was}; leave it out" in str(error)
     everything = ("--data", table, "--part", "all", "--seed", 5, "--test", "1-5")
-    document = json.loads(done(*call, *everything).stdout)
+    document = json.loads(done(*call, *everything).stdout)["result"]
     assert (document["sets"]["all"]["rows"], document["bootstrap"]["seed"]) == (200, 5)
     with copy.open("a") as file:  # another file
         file.write("ACGTACGTACGT,0.5,0.25\n")
@@ -230,7 +230,7 @@ def test_peaks_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
         "evaluate", "--model", tmp_path / "m" / "best", "--data", tmp_path / "peaks.fa",
         "--genome", tmp_path / "genome.fa", "--bootstrap", 0, "--out", tmp_path / "o",
     )  # fmt: skip
-    found = json.loads(done(*call, "--json").stdout)["sets"]
+    found = json.loads(done(*call, "--json").stdout)["result"]["sets"]
     for kind, metrics in stated.items():
         assert found[kind]["rows"] == metrics["examples"]
         score = found[kind]["tracks"]["motif"]["auROC"]["value"]
@@ -354,7 +354,8 @@ def test_a_sweep_trains_its_runs_as_train_would(
     command = shlex.split(card.training["command"].replace("--out cnn", "--out again"))
     done(*command[1:])
     assert read_card(Path("again/best")).weights_sha256 == card.weights_sha256
-    rows = json.loads(done("sweep", "sweep.json", "--out", "out", "--seeds", 2, "--json").stdout)
+    result = done("sweep", "sweep.json", "--out", "out", "--seeds", 2, "--json")
+    rows = json.loads(result.stdout)["result"]["runs"]
     assert [row["run"] for row in rows] == ["slow", "cnn"]
     assert rows[0]["seeds"] == 2
     assert len(pd.read_csv("out/comparison.tsv", sep="\t")) == 2
