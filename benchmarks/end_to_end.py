@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from genomepred.benchmarks.measure import Row, interleaved, median
 from genomepred.errors import ModelError
-from genomepred.inference import pipeline
+from genomepred.inference import batching
 from genomepred.inference.engine import Numerics, activation_function
 from genomepred.models import build
 from genomepred.models.agreement import difference
@@ -217,7 +217,7 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         grid = Grid.whole(genome.contigs, setup.geometry)
         cutting = {"batch": batch, "slots": setup.slots(batch), "min_bases": setup.card.min_bases}
         kinds = {"shared": numerics.overlap == "share", "pinned": case.device == "cuda"}
-        blocks = [w.block for w in pipeline.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
+        blocks = [w.block for w in batching.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
 
     def run() -> None:
         torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genomepred.errors import GenomepredError
-from genomepred.inference import pipeline
+from genomepred.inference import batching
 from genomepred.inference.engine import Engine, Numerics
 from genomepred.runs.genome import make_grid, shard_rows
 from genomepred.runs.inputs import GenomePath
@@ -92,7 +92,7 @@ def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> Genome
     shards = -(-grid.rows // shard_rows(setup.layout, numerics.compute_batch))
     shared = numerics.overlap == "share"
     batch = numerics.compute_batch
-    batches = pipeline.compute_batches(
+    batches = batching.compute_batches(
         grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
     )
     bases = sum(contigs.values())

@@ -10,7 +10,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 
 from genomepred.errors import (
@@ -22,7 +21,7 @@ from genomepred.errors import (
     SequenceError,
 )
 from genomepred.files import open_regular, own_folder, publishing
-from genomepred.inference import pipeline
+from genomepred.inference import batching
 from genomepred.inference.engine import (
     STRANDS,
     Block,
@@ -218,7 +217,7 @@ class Setup:
             """Short contigs, and regions far apart, leave blocks half empty."""
             grids = (Grid.whole(genome.contigs, self.geometry), grid)
             contigs, batches = list(genome.contigs), _BATCHES_A_BLOCK[self.device.type]
-            fills = [partial(pipeline.filled, g, contigs, batches=batches) for g in grids]
+            fills = [partial(batching.filled, g, contigs, batches=batches) for g in grids]
             return [self._choose_blocks(*fills)]
 
         found = self._with_first_genome(choose)
@@ -270,7 +269,7 @@ class Setup:
 
     def _sample(self, windows: int, consecutive: bool) -> Block:
         """Windows of the first genome that can be read: from its middle, or all over it."""
-        sample = pipeline.sample_shared if consecutive else pipeline.sample
+        sample = batching.sample_shared if consecutive else batching.sample
         block = self._with_first_genome(partial(sample, windows=windows))
         if block is None:
             raise GenomepredError(
@@ -304,10 +303,7 @@ class Setup:
         batch = compute_batch(window, self.device.type, self.geometry.bins)
         if consecutive:
             stride, batch = self.geometry.stride, windows
-        size = (windows - 1) * stride + window
-        codes = np.random.default_rng(seed).integers(0, 4, size, dtype=np.uint8)
-        starts = np.arange(windows, dtype=np.int64) * stride
-        return Block(torch.from_numpy(codes), starts, stride, np.ones(windows // batch, np.bool_))
+        return batching.random_block(windows, window, stride, batch, seed)
 
     def engine(self, numerics: Numerics) -> Engine:
         """The engine that obeys the given numerics."""
