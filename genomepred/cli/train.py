@@ -149,7 +149,7 @@ _SETTINGS_OPTIONS = [
         help="Examples a step.  [default: 256, or fewer if memory does not suffice]",
     ),
     option(
-        "--optimiser",
+        "--optimizer",
         default="adamw",
         type=click.Choice(["adamw", "adam"]),
         help="Adam with decoupled weight decay, or with L2.",
@@ -164,7 +164,7 @@ _SETTINGS_OPTIONS = [
         "--weight-decay",
         default=1e-2,
         type=click.FloatRange(0),
-        help="Weight decay of the optimiser.",
+        help="Weight decay of the optimizer.",
     ),
     option(
         "--schedule",

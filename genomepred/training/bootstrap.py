@@ -1,4 +1,4 @@
-"""Metrics of resampled rows, and the intervals they give.
+"""Metrics of resampled rows, and the intervals they give; with counts of 1 they are those of all.
 
 A resample of n rows is a count for each row, so nothing is sorted twice: ranks, ROC and
 precision-recall curves of a resample are cumulative sums of its counts along the order of all
@@ -128,7 +128,7 @@ def _mean(table: Float64) -> Float64:
 
 
 def binary(labels: NDArray[Any], scores: NDArray[Any], threshold: float = 0.0) -> Resampled:
-    """Metrics of a binary track: see :func:`genomepred.training.metrics.binary_metrics`.
+    """Metrics of a binary track, as :func:`genomepred.training.metrics.binary_metrics` tells.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ STATE, HISTORY = "state.pt", "history.csv"
 PREVIOUS = "state.previous.pt"
 # Of a file that holds a state: this line, the sha256 of what follows in hexadecimal, a line end.
 _STATE_HEADER = b"genomepred training state 1\n"
-OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 # What taking up a state of another model raises.
 _MISFIT = (
     pickle.UnpicklingError,
@@ -67,10 +67,10 @@ class Settings:
         Passes at most.
     batch_size : int, optional
         Examples a step; by default 256, or fewer where memory does not suffice for so many.
-    optimiser : {"adamw", "adam"}, optional
+    optimizer : {"adamw", "adam"}, optional
         Adam adds the weight decay to the gradients, AdamW takes it from the weights.
     learning_rate, weight_decay : float, optional
-        Of the optimiser; the rate is the highest one.
+        Of the optimizer; the rate is the highest one.
     schedule : {"cosine", "constant"}, optional
         Course of the learning rate after the warm-up; cosine ends at zero with the last epoch.
     warmup : float, optional
@@ -95,7 +95,7 @@ class Settings:
 
     epochs: int = 10
     batch_size: int | None = None
-    optimiser: str = "adamw"
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     schedule: str = "cosine"
@@ -254,14 +254,14 @@ def fit(
 
 
 class _Trainer:
-    """Optimiser, precision and learning-rate course of one run."""
+    """Optimizer, precision and learning-rate course of one run."""
 
     def __init__(self, model: SequenceModel, task: Task, settings: Settings) -> None:
         self.model, self.task, self.settings = model, task, settings.decided(model)
         self.compute = channels_last(model)  # shares the parameters
         self.device = model.device
         self.size = self.settings.batch_size or _BATCH
-        self.optimiser = OPTIMISERS[settings.optimiser](
+        self.optimizer = OPTIMIZERS[settings.optimizer](
             model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.dtype = PRECISIONS[_precision(settings.precision, self.device)]
@@ -311,7 +311,7 @@ class _Trainer:
 
     def _step(self, examples: Examples, batches: int) -> float:
         self.rate = self.settings.rate(self.step, batches * self.settings.epochs)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         labels = torch.from_numpy(examples.labels).to(self.device)
         with self._autocast():
@@ -320,11 +320,11 @@ class _Trainer:
         value = loss.item()
         if not math.isfinite(value):
             raise ModelError(f"the loss is {value} at step {self.step}; {self._advice()}")
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimiser)
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
         return value
@@ -343,7 +343,7 @@ class _Trainer:
             "of": self._identity(),
             "model": self.model.state_dict(),
             "best": course.best,
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "records": [vars(record) for record in course.records],
@@ -378,7 +378,7 @@ class _Trainer:
             if state["of"] != self._identity():
                 raise ValueError("other settings")
             self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
             records = [Record(**record) for record in state["records"]]

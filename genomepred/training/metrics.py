@@ -13,33 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DataError, DependencyError
+from genomepred.errors import DataError
 from genomepred.models.layers import SequenceModel
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.grid import Region
+from genomepred.training.bootstrap import Resampled, binary, profile, regression
 from genomepred.training.examples import Codes
 from genomepred.training.loop import raw_values
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-
-
-def sklearn_metrics() -> Any:
-    """The module ``sklearn.metrics``.
-
-    Raises
-    ------
-    DependencyError
-        If scikit-learn is not installed.
-    """
-    try:
-        from sklearn import metrics
-    except ImportError as error:
-        raise DependencyError(
-            "training and evaluation need scikit-learn: pip install 'genomepred[train]'"
-        ) from error
-    return metrics
 
 
 def binary_metrics(
@@ -66,23 +50,9 @@ def binary_metrics(
     DataError
         If all labels are equal.
     """
-    sklearn = sklearn_metrics()
-    labels, scores = labels.reshape(-1).astype(bool), scores.reshape(-1)
+    labels, scores = labels.reshape(-1), scores.reshape(-1)
     _check_labels(labels)
-    called = scores > threshold
-    return {
-        "auROC": float(sklearn.roc_auc_score(labels, scores)),
-        "auPRC": float(sklearn.average_precision_score(labels, scores)),
-        "MCC": float(sklearn.matthews_corrcoef(labels, called)),
-        "accuracy": float(np.mean(labels == called)),
-        "sensitivity": float(np.mean(called[labels])),
-        "specificity": float(np.mean(~called[~labels])),
-    }
-
-
-def _check_labels(labels: NDArray[Any]) -> None:
-    if len(np.unique(labels)) < 2:
-        raise DataError(f"constant labels: all {labels.size} are {float(labels.flat[0]):g}")
+    return _once(binary(labels, scores, threshold), len(labels))
 
 
 def regression_metrics(labels: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:
@@ -105,36 +75,7 @@ def regression_metrics(labels: NDArray[Any], predictions: NDArray[Any]) -> dict[
         If all labels are equal.
     """
     _check_labels(labels)
-    y, p = labels.astype(np.float64), predictions.astype(np.float64)
-    error = y - p
-    return {
-        "MSE": float(np.mean(error**2)),
-        "MAE": float(np.mean(np.abs(error))),
-        "R2": float(1 - np.mean(error**2) / np.var(y)),
-        "Pearson": _correlation(y, p),
-        "Spearman": _correlation(_midranks(labels), _midranks(predictions)),
-    }
-
-
-def _correlation(a: Float64, b: Float64) -> float:
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    a, b = a - a.mean(), b - b.mean()
-    return float(np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b)))
-
-
-def _midranks(values: NDArray[Any]) -> Float64:
-    """Rank of each value; equal values share the mean of theirs."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    middle: Float64 = np.cumsum(counts) - (counts - 1) / 2
-    return middle[group]
-
-
-def softmax(values: NDArray[Any]) -> Float64:
-    """Shares ``[n, tracks]`` of logits ``[n, tracks]``."""
-    exponentials = np.exp(values.astype(np.float64) - values.max(axis=1, keepdims=True))
-    shares: Float64 = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return shares
+    return _once(regression(labels, predictions), len(labels))
 
 
 def profile_metrics(labels: NDArray[Any], values: NDArray[Any]) -> dict[str, float]:
@@ -160,33 +101,26 @@ def profile_metrics(labels: NDArray[Any], values: NDArray[Any]) -> dict[str, flo
     DataError
         If all rows are equal.
     """
-    shares, predicted = labels.astype(np.float64), softmax(values)
-    if not np.ptp(shares, axis=0).any():
+    if not np.ptp(labels, axis=0).any():
         raise DataError(f"constant labels: all {len(labels)} profiles are equal")
-    entropy = -float(np.sum(shares * _log(shares))) / len(shares)
-    divergence = _divergence(shares, predicted)
-    numbers = np.arange(shares.shape[1])
-    centre, predicted_centre = shares @ numbers, predicted @ numbers
-    varies = np.ptp(centre) > 0
-    of_centre = regression_metrics(centre, predicted_centre) if varies else {}
-    return {
-        "cross_entropy": entropy + divergence,
-        "KL_divergence": divergence,
-        "D2": 1 - divergence / _divergence(shares, shares.mean(axis=0)),
-        "mean_fraction_R2": of_centre.get("R2", float("nan")),
-        "mean_fraction_Pearson": of_centre.get("Pearson", float("nan")),
-    }
+    return _once(profile(labels, softmax(values)), len(labels))
 
 
-def _divergence(shares: Float64, predicted: Float64) -> float:
-    """Mean Kullback-Leibler divergence of rows from predictions, nats."""
-    return float(np.sum(shares * (_log(shares) - _log(predicted)))) / len(shares)
+def _once(metrics: Resampled, rows: int) -> dict[str, float]:
+    """Metrics of all rows, each counted once."""
+    return {name: float(value[0]) for name, value in metrics(np.ones((1, rows))).items()}
 
 
-def _log(shares: Float64) -> Float64:
-    """Natural logarithm; where a share is 0, that of the least positive number."""
-    logarithms: Float64 = np.log(np.maximum(shares, np.finfo(np.float64).tiny))
-    return logarithms
+def _check_labels(labels: NDArray[Any]) -> None:
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"constant labels: all {labels.size} are {float(labels.flat[0]):g}")
+
+
+def softmax(values: NDArray[Any]) -> Float64:
+    """Shares ``[n, tracks]`` of logits ``[n, tracks]``."""
+    exponentials = np.exp(values.astype(np.float64) - values.max(axis=1, keepdims=True))
+    shares: Float64 = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares
 
 
 @dataclass(frozen=True)

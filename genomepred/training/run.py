@@ -49,7 +49,7 @@ from genomepred.training.loop import (
     history_digest,
     raw_values,
 )
-from genomepred.training.metrics import Sites, find_sites, peaks_inside, sklearn_metrics
+from genomepred.training.metrics import Sites, find_sites, peaks_inside
 from genomepred.training.precision import precision_differences, tolerances
 from genomepred.training.source import file_facts
 from genomepred.training.tasks import Task, find_task
@@ -194,10 +194,9 @@ def train(plan: Plan, out: Path) -> Card:
     OutputError
         If the folder cannot be written.
     DependencyError
-        If scikit-learn or matplotlib is not installed.
+        If matplotlib is not installed.
     """
     # What would fail at the end fails now.
-    sklearn_metrics()
     new_figure(1, 1)
     for name in ("best", "last"):
         check_target(out / name)

@@ -282,9 +282,8 @@ def test_all_peaks_of_another_genome_are_judged(tmp_path: Path) -> None:
     assert train(tmp_path, "m", "--seed", "3", "--device", "cpu").exit_code == 0
     rng = np.random.default_rng(5)
     (tmp_path / "new.fa").write_text(">1\n" + "".join(rng.choice(list("ACGT"), 30_000)) + "\n")
-    (tmp_path / "new.bed").write_text(
-        "".join(f"1\t{s}\t{s + 40}\n" for s in range(100, 29_000, 700))
-    )
+    starts = range(100, 29_000, 700)
+    (tmp_path / "new.bed").write_text("".join(f"1\t{s}\t{s + 40}\n" for s in starts))
     call = (
         "evaluate", "--model", tmp_path / "m" / "best", "--data", tmp_path / "new.bed",
         "--genome", tmp_path / "new.fa", "--bootstrap", 0, "--out", tmp_path / "o", "--json",

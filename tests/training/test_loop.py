@@ -92,10 +92,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "adamw"])
-def test_a_planted_motif_is_learned(tmp_path: Path, optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_planted_motif_is_learned(tmp_path: Path, optimizer: str) -> None:
     model = make_model()
-    settings = Settings(epochs=6, batch_size=64, learning_rate=3e-3, optimiser=optimiser)
+    settings = Settings(epochs=6, batch_size=64, learning_rate=3e-3, optimizer=optimizer)
     course = fit(model, Planted(1000), BINARY, settings, out=tmp_path)
     held_out = Planted(500).test()["test"]
     metrics = binary_metrics(held_out.labels, raw_values(model, held_out.codes))
@@ -241,7 +241,7 @@ def test_a_finished_state_trains_no_further(tmp_path: Path) -> None:
 def test_the_state_holds_nothing_but_tensors_and_plain_values(tmp_path: Path) -> None:
     fit(make_model(), Planted(64), BINARY, Settings(epochs=1, batch_size=32), out=tmp_path)
     state = read_state(tmp_path)
-    assert set(state) == {"of", "model", "best", "optimiser", "scaler", "step", "records"}
+    assert set(state) == {"of", "model", "best", "optimizer", "scaler", "step", "records"}
     assert state["step"] == 4
 
 
