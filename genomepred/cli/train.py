@@ -23,8 +23,8 @@ from genomepred.cli.options import (
     option,
     trust_code_option,
 )
+from genomepred.data.source import Source
 from genomepred.models import MODELS
-from genomepred.training.source import Source
 
 if TYPE_CHECKING:
     from genomepred.training.run import Plan
@@ -315,7 +315,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
     import torch
 
     from genomepred.inference.engine import find_device
-    from genomepred.training.loop import Settings
+    from genomepred.training.fit import Settings
     from genomepred.training.run import Description, Plan
 
     return Plan(
@@ -389,10 +389,10 @@ def evaluate(
     """
     import torch
 
+    from genomepred.evaluation.judge import evaluate as run
+    from genomepred.evaluation.judge import lines, tell, worst_genomes
     from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import load_model
-    from genomepred.training.evaluation import evaluate as run
-    from genomepred.training.evaluation import lines, tell, worst_genomes
 
     torch.set_num_threads(1)
     document = run(

@@ -18,17 +18,17 @@ from click.testing import CliRunner, Result
 
 from genomepred.cli import cli
 from genomepred.cli.train import _plan_of_run, evaluate, sweep
+from genomepred.data.source import Source
 from genomepred.errors import DataError, ModelError
+from genomepred.evaluation.judge import PARTS
 from genomepred.models.card import Card, Track, read_card
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import make_external
-from genomepred.training.evaluation import PARTS
-from genomepred.training.source import Source
 from genomepred.training.sweep import read_config
 from tests.checkpoints import make_checkpoint
 from tests.cli.test_train import train
+from tests.data.test_read import write_cultivars
 from tests.models.as_written import AS_WRITTEN, make_as_written
-from tests.training.test_data import write_cultivars
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
