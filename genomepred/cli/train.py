@@ -23,8 +23,8 @@ from genomepred.cli.options import (
     option,
     trust_code_option,
 )
+from genomepred.data.source import Source
 from genomepred.models import MODELS
-from genomepred.training.source import Source
 
 if TYPE_CHECKING:
     from genomepred.training.run import Plan
@@ -149,7 +149,7 @@ _SETTINGS_OPTIONS = [
         help="Examples a step.  [default: 256, or fewer if memory does not suffice]",
     ),
     option(
-        "--optimiser",
+        "--optimizer",
         default="adamw",
         type=click.Choice(["adamw", "adam"]),
         help="Adam with decoupled weight decay, or with L2.",
@@ -164,7 +164,7 @@ _SETTINGS_OPTIONS = [
         "--weight-decay",
         default=1e-2,
         type=click.FloatRange(0),
-        help="Weight decay of the optimiser.",
+        help="Weight decay of the optimizer.",
     ),
     option(
         "--schedule",
@@ -315,7 +315,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
     import torch
 
     from genomepred.inference.engine import find_device
-    from genomepred.training.loop import Settings
+    from genomepred.training.fit import Settings
     from genomepred.training.run import Description, Plan
 
     return Plan(
@@ -389,10 +389,10 @@ def evaluate(
     """
     import torch
 
+    from genomepred.evaluation.judge import evaluate as run
+    from genomepred.evaluation.judge import lines, tell, worst_genomes
     from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import load_model
-    from genomepred.training.evaluation import evaluate as run
-    from genomepred.training.evaluation import lines, tell, worst_genomes
 
     torch.set_num_threads(1)
     document = run(
