@@ -235,6 +235,10 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
             f"{path}: altered since it was written (sha256 {digest}, not {noted['sha256']}); "
             "remove it and run predict again"
         ]
+    from genomepred.store.cohort import cohort_problems, is_cohort
+
+    if is_cohort(path):
+        return cohort_problems(path, noted)
     try:
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]

@@ -148,15 +148,21 @@ class PredictionStore:
         self.predictions = self._file[DATASET]
         self.tracks = tuple(_strings(self._file["tracks/name"]).tolist())
         self.descriptions = tuple(_strings(self._file["tracks/description"]).tolist())
-        self.rows: int = self.predictions.shape[0]
+        self.rows: int = self._row_count()
         self.grid = _grid(self._file["intervals"], self.attributes, self.rows)
         if self.predictions.chunks is None:
             raise ValueError("predictions without chunks, which another program has rewritten")
         if self.predictions.shape[1:] != (len(self.tracks),):
             raise ValueError(f"{len(self.tracks)} track names for {self.predictions.shape}")
 
+    #: What the file says that it is.
+    format = FORMAT
+
+    def _row_count(self) -> int:
+        return int(self.predictions.shape[0])
+
     def _require_format(self) -> None:
-        if self.attributes.get("format") != FORMAT:
+        if self.attributes.get("format") != self.format:
             raise StoreError(
                 f"{self.path}: HDF5, but not a genomepred prediction file; give one that "
                 "`genomepred predict` wrote"
