@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from genomepred.compiled import keep_numba
 
 if TYPE_CHECKING:
-    from genomepred.inference.run import predict
     from genomepred.models.checkpoint import load_model
+    from genomepred.runs.run import predict
     from genomepred.sequences.fasta import Genome
     from genomepred.sequences.grid import Grid
     from genomepred.store.hdf5 import PredictionStore
@@ -27,7 +27,7 @@ _HOMES = {
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
     "load_model": "genomepred.models.checkpoint",
-    "predict": "genomepred.inference.run",
+    "predict": "genomepred.runs.run",
 }
 
 # In a checkout the folder kernels/ stands beside this one; a wheel carries it as a subpackage.

@@ -23,12 +23,21 @@ from numba import njit
 from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, RegionError, StoreError
-from genomepred.files import publishing, require_space, sha256_of, write_all
+from genomepred.files import open_regular, publishing, require_space, sha256_of, write_all
+from genomepred.sequences.distinct import leader_type
 from genomepred.sequences.grid import Grid, Region
 from genomepred.store import hdf5
 from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
 from genomepred.store.hdf5 import DamagedPartError
-from genomepred.store.reader import Attribute, Float32, Int64, PredictionStore
+from genomepred.store.reader import READ_ERRORS, Float32, Int64, PredictionStore
+from genomepred.store.schema import (
+    Attribute,
+    SchemaError,
+    open_dataset,
+    open_group,
+    read_attributes,
+    read_texts,
+)
 
 COHORT_FORMAT = "genomepred cohort"
 # Haplotypes and windows of a chunk of the index: 128 kB, of which a haplotype's stretch decodes
@@ -37,6 +46,7 @@ INDEX_CHUNK = 256
 _INDEX_LAYOUT = Layout(tracks=1, compression="deflate-4")
 # Windows read at a time by `matrix` and by a haplotype's rows.
 _WINDOWS = 1 << 14
+_MOST_HAPLOTYPES = 1 << 24
 
 
 def padded(distinct: int, layout: Layout) -> int:
@@ -94,9 +104,7 @@ def write_cohort_part(
         write_all(target.fileno(), hdf5._SEAL + hashlib.sha256(image.getbuffer()).digest())
 
 
-def _create_index(
-    group: Any, name: str, shape: tuple[int, int], kind: np.dtype[Any]
-) -> Any:
+def _create_index(group: Any, name: str, shape: tuple[int, int], kind: np.dtype[Any]) -> Any:
     return group.create_dataset(
         name,
         shape=shape,
@@ -158,6 +166,7 @@ def join_cohort(
                     copies = np.array([copy for _, copy in haplotypes], "<i4")
                     hdf5._write_table(group, "copy", copies, copies.dtype)
                     _copy_cohort(file, parts, layout, len(haplotypes), windows, told)
+                    hdf5._name_dimensions(file, [name for name, _ in tracks])
             finally:
                 target.raise_error()
         return sha256_of(temporary)
@@ -171,8 +180,6 @@ def _copy_cohort(
     windows: int,
     told: Sequence[Mapping[str, Attribute]],
 ) -> None:
-    from genomepred.sequences.distinct import leader_type
-
     data = hdf5._create_predictions(file, 0, layout)
     group = hdf5._create_group(file, "cohort")
     kind = leader_type(haplotypes)
@@ -181,7 +188,7 @@ def _copy_cohort(
     row = window = 0
     for part, expected in zip(parts, told, strict=True):
         with hdf5._opened_part(part) as source:
-            if hdf5.read_attributes(source) != expected:
+            if read_attributes(source) != expected:
                 raise DamagedPartError(part, "of another run or another panel")
             values = source["predictions"]
             if hdf5._layout_facts(values) != hdf5._layout_facts(data):
@@ -347,28 +354,41 @@ class _Base(PredictionStore):
 
     def _load(self) -> None:
         super()._load()
-        self.distinct_rows = self.predictions.shape[0]
-        group = self._file["haplotypes"]
-        names = [text.decode() for text in group["sample"][:].tolist()]
-        self.haplotypes = list(zip(names, group["copy"][:].tolist(), strict=True))
-        cohort = self._file["cohort"]
-        self.first: Int64 = cohort["first"][:].astype(np.int64)
-        self.leader: NDArray[Any] = cohort["leader"][:]
-        self.index = cohort["index"]
-        self.none = int(np.iinfo(self.leader.dtype).max)
-        bins = self.grid.geometry.bins
-        windows, distinct = len(self.first), len(self.leader)
-        if self.leader.dtype.kind != "u" or self.index.dtype.kind != "u":
-            raise ValueError("leaders are no unsigned integers")
-        if self.index.shape != (len(names), windows) or distinct * bins != self.distinct_rows:
-            raise ValueError("haplotypes, windows and predictions do not add up")
-        if len(self.first) and (
-            self.first[0] < 0 or (np.diff(self.first) < 0).any() or self.first[-1] > distinct
-        ):
-            raise ValueError("first distinct predictions do not ascend")
+        names = open_dataset(open_group(self._file, "haplotypes"), "copy", 1)
+        count = len(names)
+        if count > _MOST_HAPLOTYPES or names.dtype.kind not in "iu":
+            raise SchemaError(f"{count:,} haplotypes, or copies that are no numbers")
+        samples = read_texts(self._file["haplotypes"], "sample", count).tolist()
+        self.haplotypes = list(zip(samples, names[:].tolist(), strict=True))
+        if len(set(self.haplotypes)) != count:
+            raise SchemaError("a haplotype is named twice")
+        self._load_classes()
+
+    def _load_classes(self) -> None:
+        cohort = open_group(self._file, "cohort")
+        first = open_dataset(cohort, "first", 1)
+        leader, self.index = open_dataset(cohort, "leader", 1), open_dataset(cohort, "index", 2)
+        kind = leader_type(len(self.haplotypes)).newbyteorder("<")
+        if leader.dtype != kind or self.index.dtype != kind or first.dtype != np.dtype("<i8"):
+            raise SchemaError(f"leaders are {leader.dtype} and {self.index.dtype}, not {kind}")
+        windows, distinct = len(first), len(leader)
+        rows = self.predictions.shape[0]
+        if self.index.shape != (len(self.haplotypes), windows):
+            raise SchemaError(f"/cohort/index has shape {self.index.shape}")
+        if distinct * self.grid.geometry.bins != rows:
+            raise SchemaError(f"{distinct:,} leaders for {rows:,} rows of predictions")
+        self.first: Int64 = first[:]
+        self.leader: NDArray[Any] = leader[:]
+        self.none = int(np.iinfo(kind).max)
+        ascending = (np.diff(self.first) >= 0).all()
+        if windows and not (ascending and self.first[0] >= 0 and self.first[-1] <= distinct):
+            raise SchemaError("/cohort/first does not ascend within the predictions")
 
     def _row_count(self) -> int:
-        return int(self._file["cohort/first"].shape[0]) * int(self.attributes["bins"])
+        bins = self.attributes.get("bins")
+        if type(bins) is not int or not 0 < bins < 1 << 32:
+            raise SchemaError(f"attribute bins is {bins!r}")
+        return len(open_dataset(open_group(self._file, "cohort"), "first", 1)) * bins
 
     def distinct(self, numbers: Int64, first: int, last: int) -> Int64:
         """Distinct numbers of windows ``[first, last)``, [haplotypes, windows]; -1: absent."""
@@ -401,7 +421,11 @@ class _Base(PredictionStore):
                     rows = np.asarray(self.predictions[low * bins : high * bins], np.float32)
                 begin, end = max(window * bins, first), min(stop * bins, last)
                 _gather(
-                    found, low, bins, rows, begin - window * bins,
+                    found,
+                    low,
+                    bins,
+                    rows,
+                    begin - window * bins,
                     out[:, begin - first : end - first],
                 )
         return out
@@ -409,15 +433,13 @@ class _Base(PredictionStore):
     def problems(self) -> list[str]:
         """See :meth:`CohortStore.problems`."""
         found = []
-        ends = np.append(self.first[1:], len(self.leader))
-        window = np.repeat(np.arange(len(self.first)), np.diff(np.append(self.first, len(self.leader))))
-        same = np.diff(window) == 0
-        wide = self.leader.astype(np.int64)
-        rising = (np.diff(wide) > 0) | (wide[1:] == self.none)
-        if not rising[same].all() or (len(wide) and wide[wide != self.none].max(initial=0) >= len(self.haplotypes)):
+        counts = np.diff(np.append(self.first, len(self.leader)))
+        window = np.repeat(np.arange(len(self.first)), counts)
+        leader = self.leader.astype(np.int64)
+        rising = (np.diff(leader) > 0) | (leader[1:] == self.none)
+        known = leader[leader != self.none].max(initial=0) < max(len(self.haplotypes), 1)
+        if not (rising[np.diff(window) == 0].all() and known):
             found.append("leaders do not ascend, or are no haplotypes")
-        if len(ends) and (ends < self.first).any():
-            found.append("first distinct predictions do not ascend")
         try:
             for w in range(0, len(self.first), INDEX_CHUNK):
                 stop = min(w + INDEX_CHUNK, len(self.first))
@@ -442,7 +464,8 @@ class HaplotypeStore(PredictionStore):
         """See :meth:`PredictionStore.read`."""
         if not 0 <= first <= last <= self.rows:
             raise RegionError(f"rows {first}-{last} asked for, {self.path} has 0-{self.rows}")
-        return self._base.values(self._numbers, first, last)[0]
+        found: Float32 = self._base.values(self._numbers, first, last)[0]
+        return found
 
     def close(self) -> None:
         """The cohort file stays open."""
@@ -484,9 +507,12 @@ def _gather(found: Any, low: int, bins: int, rows: Any, skip: int, out: Any) -> 
 def is_cohort(path: Path) -> bool:
     """Whether a file says that it is a cohort's; False for what cannot be read."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            return bool(hdf5.read_attributes(file).get("format") == COHORT_FORMAT)
-    except (OSError, ValueError, RuntimeError):
+        with (
+            open(open_regular(path), "rb") as raw,
+            h5py.File(raw, "r") as file,
+        ):
+            return bool(read_attributes(file).get("format") == COHORT_FORMAT)
+    except READ_ERRORS:
         return False
 
 

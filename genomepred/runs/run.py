@@ -18,9 +18,7 @@ from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
 from genomepred.files import own_folder, user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Numerics
-from genomepred.inference.inputs import GenomePath, find_genomes, for_any_process
-from genomepred.inference.setup import Options, Setup
-from genomepred.inference.shards import (
+from genomepred.runs.genome import (
     PARTS,
     GenomeWork,
     RunPlan,
@@ -31,8 +29,10 @@ from genomepred.inference.shards import (
     regions_path,
     sweep,
 )
-from genomepred.inference.signature import RUN_FILE, read_run
-from genomepred.inference.workers import Workers, serving
+from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
+from genomepred.runs.setup import Options, Setup
+from genomepred.runs.signature import RUN_FILE, read_run
+from genomepred.runs.workers import Workers, serving
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import (
     DamagedPartError,

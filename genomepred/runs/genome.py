@@ -49,7 +49,7 @@ from genomepred.files import (
     sync_folder,
     write_whole,
 )
-from genomepred.inference.inputs import GenomePath
+from genomepred.runs.inputs import GenomePath
 from genomepred.sequences.bed import read_bed
 from genomepred.sequences.expanded import discard
 from genomepred.sequences.fasta import Genome

@@ -18,12 +18,13 @@ import pytest
 from genomepred import files, predict
 from genomepred.documents import seal
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, StoreError
-from genomepred.inference import run as runs
-from genomepred.inference import shards
-from genomepred.inference.inputs import GenomePath
-from genomepred.inference.run import merge, verify
-from genomepred.inference.shards import GenomeWork, RunPlan, Shard
-from genomepred.inference.signature import read_run
+from genomepred.inference import pipeline
+from genomepred.runs import genome as genomes
+from genomepred.runs import run as runs
+from genomepred.runs.genome import GenomeWork, RunPlan, Shard
+from genomepred.runs.inputs import GenomePath
+from genomepred.runs.run import merge, verify
+from genomepred.runs.signature import read_run
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
 from tests.checkpoints import make_checkpoint
@@ -380,7 +381,7 @@ def plan_in(out: Path, **options: Any) -> RunPlan:
 def compute(plan: RunPlan, sources: list[GenomePath]) -> None:
     """As the pipeline does it, but for the numbers."""
     works = [GenomeWork(source, plan, k) for k, source in enumerate(sources)]
-    for shard in runs._shards(works, None, 1):
+    for shard in runs._shards(works, pipeline.Stop(), None, 1, lambda: None):
         shard.finish(np.zeros((shard.last - shard.first, 1), np.float32))
     assert all(work.published for work in works)
 
@@ -444,5 +445,5 @@ def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, mo
 def test_names_in_error_messages_of_the_disk_are_whole(tmp_path):
     plan = plan_in(tmp_path / "o")
     work = GenomeWork(GenomePath("g", tmp_path / "g.fa"), plan)
-    error = shards.output_error(OSError(errno.EIO, "Input/output error"), work)
+    error = genomes.output_error(OSError(errno.EIO, "Input/output error"), work)
     assert re.fullmatch(rf"{tmp_path}/o: Input/output error while working on g; .*", str(error))

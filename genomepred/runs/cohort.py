@@ -34,11 +34,11 @@ from genomepred.errors import (
 )
 from genomepred.files import Claim, output_error, own_folder, sha256_of, sync_folder
 from genomepred.inference.engine import Block, Engine, Numerics
-from genomepred.inference.run import GenomeResult, RunReport
-from genomepred.inference.setup import Options, Setup
-from genomepred.inference.shards import CACHE, PARTS, refuse_links
-from genomepred.inference.signature import facts, open_run
 from genomepred.models.external import External
+from genomepred.runs.genome import CACHE, PARTS, refuse_links
+from genomepred.runs.run import GenomeResult, RunReport
+from genomepred.runs.setup import Options, Setup
+from genomepred.runs.signature import facts, open_run
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type
@@ -247,9 +247,7 @@ class CohortRun:
         if options.precision != "auto":
             asked["precision"] = options.precision
         about = {"tracks": setup.tracks, "command": sys.argv, "genomes": [self.panel.name]}
-        return open_run(
-            self.out, expected, asked, lambda: setup.decide(setup._sample), about
-        )
+        return open_run(self.out, expected, asked, lambda: setup.decide(setup._sample), about)
 
     @cached_property
     def engine(self) -> Engine:
@@ -317,14 +315,20 @@ class CohortRun:
         found = compute_shard(self.engine, self.panel, self.grid, first, last, slots)
         self._check_sources()
         write_cohort_part(
-            self.part(first, last), found.values, found.counts, found.leader, found.index,
-            self.layout, self.part_attributes(first, last),
+            self.part(first, last),
+            found.values,
+            found.counts,
+            found.leader,
+            found.index,
+            self.layout,
+            self.part_attributes(first, last),
         )
         return len(found.leader)
 
     def _check_sources(self) -> None:
         for path, stamp in (
-            (self.genome.path, self.genome.stamp), (self.panel.path, self.panel.stamp)
+            (self.genome.path, self.genome.stamp),
+            (self.panel.path, self.panel.stamp),
         ):
             now = path.stat() if path.exists() else None
             if now is None or (now.st_size, now.st_mtime_ns) != stamp:
@@ -356,8 +360,13 @@ class CohortRun:
             }
             try:
                 digest = join_cohort(
-                    [self.part(*shard) for shard in ranges], self.final, self.layout, self.grid,
-                    self.setup.tracks, self.panel.haplotypes, attributes,
+                    [self.part(*shard) for shard in ranges],
+                    self.final,
+                    self.layout,
+                    self.grid,
+                    self.setup.tracks,
+                    self.panel.haplotypes,
+                    attributes,
                     [self.part_attributes(*shard) for shard in ranges],
                 )
             except DamagedPartError as error:
@@ -549,7 +558,7 @@ def predict_cohort(
     GenomepredError
         Whatever stops the run, as in :func:`genomepred.predict`.
     """
-    from genomepred.inference.inputs import find_genomes
+    from genomepred.runs.inputs import find_genomes
 
     asked = Options(
         genomes=tuple(find_genomes([reference])), model=str(model), out=Path(out), **options
@@ -589,9 +598,7 @@ class CohortEstimate:
     warnings: list[str]
 
 
-def plan_cohort(
-    options: Options, variants: Path, panel_options: PanelOptions
-) -> CohortEstimate:
+def plan_cohort(options: Options, variants: Path, panel_options: PanelOptions) -> CohortEstimate:
     """Distinct windows, bytes and time of a cohort run; writes nothing but temporary files."""
     setup = Setup(replace(options, overlap="naive"), writes=False)
     name, path = options.genomes[0]

@@ -33,10 +33,14 @@ from genomepred.inference.engine import (
     find_device,
     resolve_kernels,
 )
-from genomepred.inference.inputs import GenomePath, is_own_place
 from genomepred.inference.overlap_choice import OVERLAPS, Blocks, Filled, choose_blocks
 from genomepred.inference.overlap_work import multiply_adds
-from genomepred.inference.shards import (
+from genomepred.kernels.dispatch import ASKED, PRECISIONS
+from genomepred.machine import usable_cpus, usable_memory
+from genomepred.models.card import Card
+from genomepred.models.checkpoint import load_model
+from genomepred.models.external import External
+from genomepred.runs.genome import (
     CACHE,
     PARTS,
     RunPlan,
@@ -45,12 +49,8 @@ from genomepred.inference.shards import (
     refuse_links,
     regions_path,
 )
-from genomepred.inference.signature import RUN_FILE, facts, open_run
-from genomepred.kernels.dispatch import ASKED, PRECISIONS
-from genomepred.machine import usable_cpus, usable_memory
-from genomepred.models.card import Card
-from genomepred.models.checkpoint import load_model
-from genomepred.models.external import External
+from genomepred.runs.inputs import GenomePath, is_own_place
+from genomepred.runs.signature import RUN_FILE, facts, open_run
 from genomepred.sequences.bed import self_described
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid

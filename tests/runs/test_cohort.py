@@ -1,4 +1,4 @@
-"""Cohort runs: every haplotype against plain predictions of its own sequence, and the same bytes."""
+"""Cohort runs: haplotypes against plain predictions of their own sequences; the same bytes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from genomepred.errors import ModelError, SequenceError, SignatureError
-from genomepred.inference import cohort
-from genomepred.inference.cohort import predict_cohort
-from genomepred.inference.run import predict, verify
-from genomepred.sequences.cohort import Panel, PanelOptions, write_consensus
+from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.external import make_external
+from genomepred.runs import cohort
+from genomepred.runs.cohort import predict_cohort
+from genomepred.runs.run import predict, verify
+from genomepred.sequences.cohort import Panel, PanelOptions, export_consensus, write_consensus
 from genomepred.sequences.fasta import Genome
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
@@ -66,9 +70,7 @@ def test_haplotypes_with_substitutions_are_their_own_predictions(
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_every_row_is_the_prediction_of_its_window(
-    tmp_path: Path, model: Path, seed: int
-) -> None:
+def test_every_row_is_the_prediction_of_its_window(tmp_path: Path, model: Path, seed: int) -> None:
     fasta, vcf, _ = write(tmp_path, seed, samples=3, length=600)
     result = predict_cohort(fasta, vcf, model, tmp_path / "out", jobs=1)
     with Genome(fasta) as genome, Panel(genome, vcf) as panel, CohortStore(result.path) as store:
@@ -166,21 +168,52 @@ def test_what_a_panel_cannot_do_is_said(tmp_path: Path, model: Path) -> None:
         predict_cohort(fasta, vcf, model, tmp_path / "out", samples=("nobody",))
 
 
+_SEVERAL_BINS = """
+import torch
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 2, 9)
+
+    def forward(self, x):
+        return self.conv(x).transpose(1, 2)
+"""
+
+
 def test_models_with_several_bins(tmp_path: Path) -> None:
-    from genomepred.models import build
-    from genomepred.models.card import Card, Track
-    from genomepred.models.checkpoint import save_checkpoint
-
-    pytest.importorskip("torch")
-    import torch
-
+    (tmp_path / "mine.py").write_text(_SEVERAL_BINS)
     torch.manual_seed(0)
-    name = "basenji"
-    try:
-        module = build(name)
-    except Exception:
-        pytest.skip("no architecture with several bins to build here")
-    del module, Card, Track, save_checkpoint
+    card = Card(
+        name="bins",
+        architecture="external",
+        config={},
+        window=28,
+        crop=4,
+        bins=20,
+        bin_size=1,
+        stride=20,
+        tracks=(Track("a"), Track("b")),
+        activation="none",
+        input="onehot_channels_first",
+    )
+    module = make_external(card, str(tmp_path / "mine.py")).eval()
+    codes = np.random.default_rng(0).integers(0, 5, (4, 28), dtype=np.uint8)
+    save_checkpoint(tmp_path / "bins", module, card, codes)
+    text = snps_only(random_panel(4, samples=2, length=500, missing=0.2))
+    fasta, vcf = text.fasta(tmp_path / "ref.fa"), text.vcf(tmp_path / "panel.vcf")
+    options = {"trust_code": str(tmp_path / "mine.py"), "jobs": 1}
+    result = predict_cohort(fasta, vcf, tmp_path / "bins", tmp_path / "out", missing="n", **options)
+    with Genome(fasta) as genome, Panel(genome, vcf, PanelOptions(missing="n")) as panel:
+        own = tmp_path / "own.fa"
+        export_consensus(panel.named("s1.2"), own)
+    plain = predict(own, tmp_path / "bins", tmp_path / "plain", overlap="naive", **options)[0]
+    with CohortStore(result.path) as store, PredictionStore(plain.path) as expected:
+        found = store.named("s1.2")
+        assert found.rows == expected.rows
+        assert found.read(0, found.rows).tobytes() == expected.read(0, found.rows).tobytes()
+        assert found["c1", 33:57].values.tobytes() == expected["c1", 33:57].values.tobytes()
 
 
 def test_a_panel_without_variation_is_one_genome(tmp_path: Path, model: Path) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from genomepred import predict
-from genomepred.inference import setup
 from genomepred.inference.engine import Engine, multiply_adds
-from genomepred.inference.inputs import GenomePath
-from genomepred.inference.shards import shard_rows
 from genomepred.machine import Limit
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.runs import setup
+from genomepred.runs.genome import shard_rows
+from genomepred.runs.inputs import GenomePath
 from genomepred.store.chunks import Layout
 from tests.checkpoints import make_checkpoint
 

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from genomepred.inference.inputs import GenomePath
-from genomepred.inference.setup import Options
 from genomepred.machine import tell_memory
 from genomepred.messages import described, say, say_warnings
+from genomepred.runs.inputs import GenomePath
+from genomepred.runs.setup import Options
 
 # Seconds between a worker's signs of life, without one until it is given up, and for it to end
 # once it is told to.
@@ -34,7 +34,7 @@ _BEAT, _SILENCE, _END = 5.0, 60.0, 3.0
 # -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
 _BODY = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from genomepred.inference.run import work; work()"
+    "from genomepred.runs.run import work; work()"
 )
 
 
