@@ -63,6 +63,43 @@ trust_code_option = click.option(
 )
 
 
+_PANEL = (
+    option(
+        "--missing",
+        type=click.Choice(["reference", "n"]),
+        default="reference",
+        help="With a panel: what a missing allele is; n (N) makes sequences differ.",
+    ),
+    option(
+        "--unphased",
+        type=click.Choice(["error", "first", "n"]),
+        default="error",
+        help="With a panel: heterozygotes without phase are refused, taken as written, or N "
+        "(indels: reference).",
+    ),
+    click.option(
+        "--inbred",
+        is_flag=True,
+        help="With a panel: one haplotype a sample; heterozygotes follow --unphased.  "
+        "[default: off]",
+    ),
+)
+
+
+def panel_options(command: Any) -> Any:
+    """Add the options that say how genotypes become haplotypes."""
+    for decorate in reversed(_PANEL):
+        command = decorate(command)
+    return command
+
+
+sample_option = click.option(
+    "--sample",
+    metavar="S[.COPY]",
+    help="Of a cohort's file: this sample, and which of its copies.  [default: none]",
+)
+
+
 def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     settings = {}
     for value in values:
