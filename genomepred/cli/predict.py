@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genomepred.cli import STARTED
-from genomepred.cli.options import UserPath, debug_option, echo_json, json_option, trust_code_option
+from genomepred.cli.options import (
+    UserPath,
+    debug_option,
+    echo_json,
+    json_option,
+    model_option,
+    trust_code_option,
+)
 
 if TYPE_CHECKING:
     from genomepred.inference.plan import Estimate
@@ -45,12 +52,7 @@ def _run_options(command: Command) -> Command:
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
-        click.option(
-            "--model",
-            required=True,
-            metavar="DIR_OR_NAME",
-            help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-        ),
+        model_option,
         click.option(
             "--out",
             required=True,
