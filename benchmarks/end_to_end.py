@@ -31,13 +31,13 @@ from genomepred.benchmarks.measure import Row, interleaved, median
 from genomepred.errors import ModelError
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Numerics, activation_function
-from genomepred.inference.inputs import find_genomes
-from genomepred.inference.run import predict
-from genomepred.inference.setup import Options, Setup
 from genomepred.models import build
 from genomepred.models.agreement import difference
 from genomepred.models.card import N_POLICIES, Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.runs.inputs import find_genomes
+from genomepred.runs.run import predict
+from genomepred.runs.setup import Options, Setup
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import PredictionStore

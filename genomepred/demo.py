@@ -14,8 +14,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.inference.run import predict, verify
 from genomepred.plots import plot_region
+from genomepred.runs.run import predict, verify
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region

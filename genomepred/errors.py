@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from genomepred.inference.run import GenomeResult
+    from genomepred.runs.run import GenomeResult
 
 
 class GenomepredError(Exception):
@@ -96,3 +96,9 @@ class VerificationError(GenomepredError):
     """``verify`` found files that are damaged, missing or unfinished."""
 
     exit_code = 15
+
+
+class MemoryLimitError(GenomepredError):
+    """Memory, address space or threads ran out; the message names the limit that was found."""
+
+    exit_code = 16

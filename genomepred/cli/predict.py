@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,9 +21,9 @@ from genomepred.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from genomepred.inference.plan import Estimate
-    from genomepred.inference.run import GenomeResult
-    from genomepred.inference.setup import Options
+    from genomepred.runs.plan import Estimate
+    from genomepred.runs.run import GenomeResult
+    from genomepred.runs.setup import Options
 
 Command = Callable[..., None]
 # What cannot be read is reported by what reads it, with its own exit code.
@@ -67,7 +68,8 @@ def _run_options(command: Command) -> Command:
         click.option(
             "--regions",
             type=UserPath(readable=False),
-            help="BED file: only rows that meet its regions.  [default: whole genomes]",
+            help="BED file: only rows that meet its regions; with an explicit --overlap, the same "
+            "bits as in a run without.  [default: whole genomes]",
         ),
         click.option(
             "--centre",
@@ -106,7 +108,7 @@ def _run_options(command: Command) -> Command:
             default="auto",
             show_default=True,
             help="share: convolve a base once for all windows that see it; naive: every window by "
-            "itself; auto: share where that is clearly faster.",
+            "itself; auto: share where that is clearly faster for the rows asked for.",
         ),
         click.option(
             "--kernels",
@@ -121,7 +123,7 @@ def _run_options(command: Command) -> Command:
             type=click.Choice(["float32", "float16"]),
             default="float32",
             show_default=True,
-            help="Type of the stored predictions.",
+            help="Type of the stored predictions; float16 rounds to 11 bits and ends at 65,504.",
         ),
         click.option(
             "--compression",
@@ -150,18 +152,16 @@ def _run_options(command: Command) -> Command:
     return command
 
 
-def _options(genomes: tuple[str, ...], more_genomes: tuple[str, ...], **fields: Any) -> Options:
-    from genomepred.files import user_path
-    from genomepred.inference.inputs import find_genomes, for_any_process
-    from genomepred.inference.setup import Options
+def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
+    from genomepred.runs.inputs import find_genomes, for_any_process
+    from genomepred.runs.setup import Options
 
     if fields["centre"] and fields["regions"] is None:
         raise click.UsageError("--centre needs --regions: a window is centred on each BED record")
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
-    fields["out"] = user_path(fields["out"])
     if fields["regions"] is not None:
-        fields["regions"] = for_any_process(user_path(fields["regions"]))
+        fields["regions"] = for_any_process(fields["regions"])
     return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
 
 
@@ -174,7 +174,7 @@ def predict(as_json: bool, **fields: Any) -> None:
     the byte. Any number of such commands may work on one OUT at once.
     """
     from genomepred.errors import GenomesFailedError
-    from genomepred.inference.run import RunReport, run
+    from genomepred.runs.run import RunReport, run
 
     failure = None
     try:
@@ -210,7 +210,7 @@ def _print_results(results: list[GenomeResult]) -> None:
 @_run_options
 def plan(as_json: bool, **fields: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
-    from genomepred.inference.plan import plan as make_plan
+    from genomepred.runs.plan import plan as make_plan
 
     estimate = make_plan(_options(**fields))
     if as_json:
@@ -231,7 +231,7 @@ def plan(as_json: bool, **fields: Any) -> None:
     click.echo(
         f"{numerics_.precision}, batches of {numerics_.compute_batch} windows, "
         f"{estimate.workers} workers\nkernels: {_counted(numerics_.kernels)}\n"
-        f"{_overlap(estimate)}\n"
+        f"{_overlap(estimate, fields['overlap'])}\n"
         f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk and {estimate.seconds:,.0f} s "
         f"({estimate.bases_per_second:,.0f} bases/s), start-up not included"
     )
@@ -246,10 +246,11 @@ def _counted(kernels: str) -> str:
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
 
 
-def _overlap(estimate: Estimate) -> str:
-    if estimate.numerics.overlap == "naive":
-        return "every window by itself"
-    return f"overlap shared: {estimate.saving:.1f} times less work"
+def _overlap(estimate: Estimate, asked: str) -> str:
+    used = estimate.numerics.overlap
+    saving = f", {estimate.saving:.1f} times less work" if used == "share" else ""
+    chosen = f"; auto chose it for these rows, --overlap {used} fixes it for any --regions"
+    return f"overlap: {used}{saving}{chosen if asked == 'auto' else ''}"
 
 
 def _refuse_unreadable(estimate: Estimate) -> None:
@@ -270,7 +271,7 @@ def _refuse_unreadable(estimate: Estimate) -> None:
 def merge(out: str, as_json: bool) -> None:
     """Publish the genomes of OUT whose shards are all computed."""
     from genomepred.errors import GenomesFailedError
-    from genomepred.inference.run import merge as merge_run
+    from genomepred.runs.run import merge as merge_run
 
     failure = None
     try:
@@ -296,7 +297,7 @@ def merge(out: str, as_json: bool) -> None:
 def verify(out: str, as_json: bool) -> None:
     """Check every file of OUT against its sidecar, byte for byte."""
     from genomepred.errors import VerificationError
-    from genomepred.inference.run import verify as verify_run
+    from genomepred.runs.run import verify as verify_run
 
     reports = verify_run(out)
     if as_json:

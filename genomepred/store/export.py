@@ -191,11 +191,11 @@ def _tiled(store: PredictionStore, column: int, region: Region | None) -> Iterat
     grid = store.grid
     ranges = store.ranges(region)
     first = np.array([first for first, _ in ranges], np.int64)
-    contigs = grid.contigs[grid.interval_of(first)]
-    for i in np.lexsort((first, contigs)):
-        for row, values in store.blocks(*ranges[i]):
+    contigs = grid.contigs[grid.interval_of(first)].tolist()
+    for contig, (first_row, last_row) in sorted(zip(contigs, ranges, strict=True)):
+        for row, values in store.blocks(first_row, last_row):
             start, end = grid.drawn(np.arange(row, row + len(values)))
-            yield _Block(str(contigs[i]), start, end, values[:, column])
+            yield _Block(contig, start, end, values[:, column])
 
 
 def _centred(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
@@ -204,19 +204,22 @@ def _centred(store: PredictionStore, column: int, region: Region | None) -> Iter
     rows = np.concatenate([np.arange(0), *(np.arange(*r) for r in ranges)])
     values = np.concatenate([np.empty(0, np.float32), *(store.read(*r)[:, column] for r in ranges)])
     start, end = grid.drawn(rows)
-    contigs = grid.contigs[grid.interval_of(rows)]
+    names = sorted(set(grid.contigs.tolist()))
+    number = {name: i for i, name in enumerate(names)}
+    contigs = np.array([number[name] for name in grid.contigs], np.int64)[grid.interval_of(rows)]
     order = np.lexsort((start, contigs))
     contigs, start, end, values = contigs[order], start[order], end[order], values[order]
     clash = (contigs[1:] == contigs[:-1]) & (start[1:] < end[:-1])
     if clash.any():
         at = int(clash.argmax())
         raise StoreError(
-            f"{store.path}: BED records overlap at {contigs[at]}:{start[at + 1] + 1}, but bigWig "
-            "and bedGraph hold one value a base; export tsv instead"
+            f"{store.path}: BED records overlap at {names[contigs[at]]}:{start[at + 1] + 1}, but "
+            "bigWig and bedGraph hold one value a base; export tsv instead"
         )
-    for contig in np.unique(contigs):
-        one = contigs == contig
-        yield _Block(str(contig), start[one], end[one], values[one])
+    bounds = np.searchsorted(contigs, np.arange(len(names) + 1))
+    for i, name in enumerate(names):
+        one = slice(bounds[i], bounds[i + 1])
+        yield _Block(name, start[one], end[one], values[one])
 
 
 def _write_bigwig(store: PredictionStore, path: Path, column: int, region: Region | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,7 @@ from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
 from genomepred.files import own_folder, user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Numerics
-from genomepred.inference.inputs import GenomePath, find_genomes, for_any_process
-from genomepred.inference.setup import Options, Setup
-from genomepred.inference.shards import (
+from genomepred.runs.genome import (
     PARTS,
     GenomeWork,
     RunPlan,
@@ -32,8 +29,10 @@ from genomepred.inference.shards import (
     regions_path,
     sweep,
 )
-from genomepred.inference.signature import RUN_FILE, read_run
-from genomepred.inference.workers import Workers, from_json
+from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
+from genomepred.runs.setup import Options, Setup
+from genomepred.runs.signature import RUN_FILE, read_run
+from genomepred.runs.workers import Workers, serving
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import (
     DamagedPartError,
@@ -93,7 +92,8 @@ def predict(
     stride : int, optional
         Distance in bases between windows; by default the model card's.
     regions : path, optional
-        BED: predict only the rows of the whole-genome grid that meet its regions.
+        BED: predict only the rows of the whole-genome grid that meet its regions. With an explicit
+        ``overlap`` they have the same bits as in a run without.
     centre : bool
         Instead predict one window centred on each BED record, in BED order.
     strand : {"forward", "reverse", "mean", "each"}
@@ -106,7 +106,8 @@ def predict(
     precision : {"auto", "fp32", "fp16", "bf16"}
         ``auto``: fp32 on the CPU; on a GPU the fastest that stays within the card's tolerance.
     store_dtype : {"float32", "float16"}
-        Type of the stored predictions.
+        Type of the stored predictions. float16 keeps 11 bits: values below 6.1e-5 lose more, those
+        below 3e-8 become 0, one above 65,504 fails its genome.
     compression : str
         ``deflate``, ``deflate-1`` to ``deflate-9``, ``zstd`` or ``none``.
     shard : (int, int)
@@ -118,7 +119,7 @@ def predict(
         file, or ``MODULE:CLASS`` of an installed module.
     overlap : {"auto", "share", "naive"}
         Whether a base is convolved once for all windows that see it. ``auto``: where that is
-        clearly faster; the values are the same within 1e-5 of their scale.
+        clearly faster for the rows asked for; the values are the same within 1e-5 of their scale.
     kernels : {"auto", "triton", "cudnn", "cpu", "reference"}
         What computes the model's convolutions. ``auto``: for each the fastest that is known for
         the device; ``reference``: the model as written.
@@ -185,23 +186,32 @@ def _run(options: Options, progress: bool) -> RunReport:
         tqdm.write("the stride leaves bases between windows: this samples the genome", sys.stderr)
     hidden = None if progress and sys.stderr is not None else True
     bar = tqdm(total=0, unit=" bases", unit_scale=True, disable=hidden, smoothing=0.05)
-    computed = 0
+    computed, counting = 0, threading.Lock()
 
     def count(bases: int) -> None:
         nonlocal computed
-        computed += bases
-        bar.update(bases)
+        with counting:  # called by several threads
+            computed += bases
+            bar.update(bases)
 
     step = setup.geometry.step
-    with bar, Workers(options, plan.session, setup.workers - 1, count):
-        works = _compute(setup, plan, lambda rows: count(rows * step), bar)
+    workers = Workers(options, plan.session, setup.workers - 1, count)
+    with bar, workers:
+        works = _compute(setup, plan, lambda rows: count(rows * step), bar, workers.look)
     return RunReport(_results(works), computed)
 
 
 def _compute(
-    setup: Setup, plan: RunPlan, progress: Callable[[int], object], bar: Any = None
+    setup: Setup,
+    plan: RunPlan,
+    progress: Callable[[int], object],
+    bar: Any = None,
+    waiting: Callable[[], object] = lambda: None,
 ) -> list[GenomeWork]:
-    """Compute this process's part of a run, beside any number of others on the same folder."""
+    """Compute this process's part of a run, beside any number of others on the same folder.
+
+    ``waiting`` is called again and again while there is nothing to do but to wait for them.
+    """
     numerics = Numerics(
         precision=plan.signature["precision"],
         kernels=plan.signature["kernels"],
@@ -211,17 +221,21 @@ def _compute(
     )
     engine = setup.engine(numerics)
     works = [GenomeWork(source, plan, k) for k, source in enumerate(setup.options.genomes)]
-    try:
-        pipeline.run(
-            _shards(works, bar, plan.geometry.step),
-            engine,
-            slots=setup.slots(numerics.compute_batch),
-            min_bases=setup.card.min_bases,
-            progress=progress,
-        )
-    finally:
+
+    def abandon() -> None:
         for work in works:
             work.abandon()
+
+    stop = pipeline.Stop()
+    pipeline.run(
+        _shards(works, stop, bar, plan.geometry.step, waiting),
+        engine,
+        slots=setup.slots(numerics.compute_batch),
+        min_bases=setup.card.min_bases,
+        progress=progress,
+        stop=stop,
+        last=abandon,
+    )
     _tell_duplicates(works, plan)
     return works
 
@@ -236,13 +250,20 @@ def _tell_duplicates(works: Sequence[GenomeWork], plan: RunPlan) -> None:
         )
 
 
-def _shards(works: Sequence[GenomeWork], bar: Any, step: int) -> Iterator[Shard]:
+def _shards(
+    works: Sequence[GenomeWork],
+    stop: pipeline.Stop,
+    bar: Any,
+    step: int,
+    waiting: Callable[[], object],
+) -> Iterator[Shard]:
     """Claim shards until every genome is published, failed, or left to other shares."""
-    waiting = list(works)
+    unsettled = list(works)
     delay = _SHORTEST_WAIT
-    while waiting:
+    while unsettled:
         again, moved = [], False
-        for work in waiting:
+        for work in unsettled:
+            stop.check()
             try:
                 for shard in _claimed(work, bar, step):
                     moved = True
@@ -255,14 +276,15 @@ def _shards(works: Sequence[GenomeWork], bar: Any, step: int) -> Iterator[Shard]
                 raise
             except GenomepredError as error:
                 work.fail(error)
-        waiting = again
+        unsettled = again
         # A look at a genome is a few calls of the file system: many are looked at less often.
-        longest = max(_LONGEST_WAIT, _WAIT_A_GENOME * len(waiting))
+        longest = max(_LONGEST_WAIT, _WAIT_A_GENOME * len(unsettled))
         delay = _SHORTEST_WAIT if moved else min(2 * delay, longest)
-        if waiting and not moved:
+        if unsettled and not moved:
             if delay == longest and bar is not None:
                 bar.set_description_str("waiting for other processes on this run")
-            time.sleep(delay)
+            waiting()
+            stop.wait(delay)
 
 
 def _claimed(work: GenomeWork, bar: Any, step: int) -> Iterator[Shard]:
@@ -306,28 +328,11 @@ def _result(work: GenomeWork) -> GenomeResult:
 
 def work() -> None:
     """Body of a worker process: options on the first line of stdin, whose end means stop."""
-    options, session = from_json(sys.stdin.readline())
-    done = threading.Event()
-
-    def stop_with_parent() -> None:
-        sys.stdin.read()
-        if not done.is_set():
-            os._exit(1)
-
-    threading.Thread(target=stop_with_parent, daemon=True).start()
-    # What libraries print must not be mistaken for progress.
-    progress = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    try:
+    with serving() as (options, session, report):
         setup = Setup(options)
         plan = replace(setup.open(), session=session)
         step = setup.geometry.step
-        _compute(setup, plan, lambda rows: print(rows * step, file=progress))
-    except GenomepredError as error:
-        # The parent takes over what is left, and meets the same obstacle if it is one.
-        print(f"genomepred: a worker has stopped: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    done.set()
+        _compute(setup, plan, lambda rows: report(rows * step))
 
 
 def merge(out: str | Path) -> list[GenomeResult]:

@@ -22,9 +22,10 @@ import torch
 from genomepred import __version__
 from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import OutputError, SignatureError
-from genomepred.files import create_whole, sha256_of
+from genomepred.files import create_whole
 from genomepred.inference.engine import Numerics, describe_device
 from genomepred.models.card import Card
+from genomepred.sequences.bed import described_sha256
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
 
@@ -97,7 +98,7 @@ def facts(
         "bins": geometry.bins,
         "bin_size": geometry.bin_size,
         "stride": geometry.stride,
-        "regions": sha256_of(regions) if regions else None,
+        "regions": described_sha256(regions) if regions else None,
         "centre": centre,
         "strand": strand,
         "store_dtype": layout.dtype,

@@ -26,12 +26,12 @@ from genomepred.errors import (
 )
 from genomepred.files import Claim
 from genomepred.inference import overlap_choice, pipeline
-from genomepred.inference.inputs import find_genomes
-from genomepred.inference.plan import plan
-from genomepred.inference.run import merge, verify
-from genomepred.inference.setup import Options
-from genomepred.inference.shards import GenomeWork, Shard
 from genomepred.models.checkpoint import load_model
+from genomepred.runs.genome import GenomeWork, Shard
+from genomepred.runs.inputs import find_genomes
+from genomepred.runs.plan import plan
+from genomepred.runs.run import merge, verify
+from genomepred.runs.setup import Options
 from genomepred.store.hdf5 import Layout
 from tests.checkpoints import make_checkpoint
 
@@ -508,9 +508,7 @@ def test_other_weights_are_refused_on_resume(genome, model, tmp_path):
 
 def test_another_machine_is_refused_on_resume(genome, model, tmp_path, monkeypatch):
     run(genome, model, tmp_path)
-    monkeypatch.setattr(
-        "genomepred.inference.signature.describe_device", lambda device: "cpu OTHER"
-    )
+    monkeypatch.setattr("genomepred.runs.signature.describe_device", lambda device: "cpu OTHER")
     with pytest.raises(SignatureError, match=r"device cpu .*; now device cpu OTHER"):
         run(genome, model, tmp_path)
 

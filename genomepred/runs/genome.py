@@ -49,10 +49,11 @@ from genomepred.files import (
     sync_folder,
     write_whole,
 )
-from genomepred.inference.inputs import GenomePath
+from genomepred.runs.inputs import GenomePath
+from genomepred.sequences.bed import read_bed
 from genomepred.sequences.expanded import discard
 from genomepred.sequences.fasta import Genome
-from genomepred.sequences.grid import Geometry, Grid, read_bed
+from genomepred.sequences.grid import Geometry, Grid
 from genomepred.sequences.index import IndexFiles
 from genomepred.store.hdf5 import (
     DamagedPartError,

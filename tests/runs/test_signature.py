@@ -9,7 +9,7 @@ import pytest
 
 from genomepred import predict
 from genomepred.errors import SignatureError
-from genomepred.inference import signature
+from genomepred.runs import signature
 from tests.checkpoints import make_checkpoint
 
 

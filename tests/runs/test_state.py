@@ -18,12 +18,13 @@ import pytest
 from genomepred import files, predict
 from genomepred.documents import seal
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, StoreError
-from genomepred.inference import run as runs
-from genomepred.inference import shards
-from genomepred.inference.inputs import GenomePath
-from genomepred.inference.run import merge, verify
-from genomepred.inference.shards import GenomeWork, RunPlan, Shard
-from genomepred.inference.signature import read_run
+from genomepred.inference import pipeline
+from genomepred.runs import genome as genomes
+from genomepred.runs import run as runs
+from genomepred.runs.genome import GenomeWork, RunPlan, Shard
+from genomepred.runs.inputs import GenomePath
+from genomepred.runs.run import merge, verify
+from genomepred.runs.signature import read_run
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
 from tests.checkpoints import make_checkpoint
@@ -380,7 +381,7 @@ def plan_in(out: Path, **options: Any) -> RunPlan:
 def compute(plan: RunPlan, sources: list[GenomePath]) -> None:
     """As the pipeline does it, but for the numbers."""
     works = [GenomeWork(source, plan, k) for k, source in enumerate(sources)]
-    for shard in runs._shards(works, None, 1):
+    for shard in runs._shards(works, pipeline.Stop(), None, 1, lambda: None):
         shard.finish(np.zeros((shard.last - shard.first, 1), np.float32))
     assert all(work.published for work in works)
 
@@ -404,10 +405,14 @@ def counted(monkeypatch) -> Iterator[Counter[str]]:
     return calls
 
 
-def test_looks_at_the_disk_grow_with_genomes_and_not_faster(tmp_path, counted):
+@pytest.mark.parametrize(
+    "counts", [(30, 60), pytest.param((300, 600), marks=pytest.mark.slow)], ids=str
+)
+def test_looks_at_the_disk_grow_with_genomes_and_not_faster(tmp_path, counted, counts):
     (tmp_path / "g.fa").write_text(">a\n" + 20 * "ACGT" + "\n")
     first, again = {}, {}
-    for count in (300, 600):
+    few, many = counts
+    for count in counts:
         plan = plan_in(tmp_path / str(count))
         sources = [GenomePath(f"g{k}", tmp_path / "g.fa") for k in range(count)]
         for found in (first, again):
@@ -415,10 +420,10 @@ def test_looks_at_the_disk_grow_with_genomes_and_not_faster(tmp_path, counted):
             compute(plan, sources)
             found[count] = Counter(counted)
     for found in (first, again):
-        for name in found[600]:
-            assert found[600][name] <= 2 * found[300][name] + 10, name
-    assert first[600]["scandir"] <= 4 * 600  # two of them remove the folder
-    assert again[600]["scandir"] == 0
+        for name in found[many]:
+            assert found[many][name] <= 2 * found[few][name] + 10, name
+    assert first[many]["scandir"] <= 4 * many  # two of them remove the folder
+    assert again[many]["scandir"] == 0
 
 
 def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, monkeypatch):
@@ -440,5 +445,5 @@ def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, mo
 def test_names_in_error_messages_of_the_disk_are_whole(tmp_path):
     plan = plan_in(tmp_path / "o")
     work = GenomeWork(GenomePath("g", tmp_path / "g.fa"), plan)
-    error = shards.output_error(OSError(errno.EIO, "Input/output error"), work)
+    error = genomes.output_error(OSError(errno.EIO, "Input/output error"), work)
     assert re.fullmatch(rf"{tmp_path}/o: Input/output error while working on g; .*", str(error))

@@ -9,9 +9,9 @@ import numpy as np
 from genomepred.errors import GenomepredError
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Engine, Numerics
-from genomepred.inference.inputs import GenomePath
-from genomepred.inference.setup import Options, Setup
-from genomepred.inference.shards import make_grid, shard_rows
+from genomepred.runs.genome import make_grid, shard_rows
+from genomepred.runs.inputs import GenomePath
+from genomepred.runs.setup import Options, Setup
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,10 +33,14 @@ from genomepred.inference.engine import (
     find_device,
     resolve_kernels,
 )
-from genomepred.inference.inputs import GenomePath, is_own_place
 from genomepred.inference.overlap_choice import OVERLAPS, Blocks, Filled, choose_blocks
 from genomepred.inference.overlap_work import multiply_adds
-from genomepred.inference.shards import (
+from genomepred.kernels.dispatch import ASKED, PRECISIONS
+from genomepred.machine import usable_cpus, usable_memory
+from genomepred.models.card import Card
+from genomepred.models.checkpoint import load_model
+from genomepred.models.external import External
+from genomepred.runs.genome import (
     CACHE,
     PARTS,
     RunPlan,
@@ -47,11 +49,9 @@ from genomepred.inference.shards import (
     refuse_links,
     regions_path,
 )
-from genomepred.inference.signature import RUN_FILE, facts, open_run
-from genomepred.kernels.dispatch import ASKED, PRECISIONS
-from genomepred.models.card import Card
-from genomepred.models.checkpoint import load_model
-from genomepred.models.external import External
+from genomepred.runs.inputs import GenomePath, is_own_place
+from genomepred.runs.signature import RUN_FILE, facts, open_run
+from genomepred.sequences.bed import self_described
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import Layout
@@ -65,6 +65,8 @@ _BATCHES_A_BLOCK = {"cpu": 16, "cuda": 2}
 # windows, which reading and writing take, or the multiply-adds of so many of the two-block CNN.
 _WINDOWS_A_WORKER = 100_000
 _MULTIPLY_ADDS_A_WORKER = 2.5e11
+# Bytes that a worker holds, about: 0.33 GB with torch and a model, 0.12 GB for blocks and shards.
+_MEMORY_A_WORKER = 600_000_000
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ class Setup:
             return max(self.options.jobs, 1)
         if self.device.type == "cuda":
             return torch.cuda.device_count() if self.options.device in ("auto", "cuda") else 1
-        most, worth = len(os.sched_getaffinity(0)), self.windows / _WINDOWS_A_WORKER
+        most = max(min(usable_cpus().amount, usable_memory().amount // _MEMORY_A_WORKER), 1)
+        worth = self.windows / _WINDOWS_A_WORKER
         if worth < most:
             work = self.windows * multiply_adds(self.model, self.geometry.window)
             work /= self._full_blocks.saving if self._full_blocks is not None else 1
@@ -343,7 +346,7 @@ def _keep_regions(options: Options, sha256: str | None) -> Path | None:
         check_regions(kept, sha256)
     except OutputError:
         own_folder(options.out, PARTS)
-        with publishing(kept) as temporary:
-            shutil.copyfile(options.regions, temporary)
+        with publishing(kept) as temporary, open(temporary, "xb") as copy:
+            copy.writelines(self_described(options.regions))
         check_regions(kept, sha256)
     return kept
