@@ -16,6 +16,7 @@ from genomepred.cli.options import (
     debug_option,
     echo_json,
     json_option,
+    model_option,
     panel_options,
     trust_code_option,
 )
@@ -54,12 +55,7 @@ def _run_options(command: Command) -> Command:
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
-        click.option(
-            "--model",
-            required=True,
-            metavar="DIR_OR_NAME",
-            help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-        ),
+        model_option,
         click.option(
             "--out",
             required=True,
