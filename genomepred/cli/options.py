@@ -66,7 +66,9 @@ def _takes_one_value(parameter: click.Parameter) -> bool:
     return not parameter.is_flag or bool(parameter.secondary_opts)
 
 
-def complete_model(_: click.Context, __: click.Parameter, incomplete: str) -> list[Completion]:
+def complete_model(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[Completion]:
     """Bundled names and checkpoint folders; where there are none, folders on the way to one."""
     from genomepred.models.card import CARD, bundled_models
 
