@@ -32,6 +32,8 @@ _COMMANDS = {
     "predict": "genomepred.cli.predict",
     "plan": "genomepred.cli.predict",
     "merge": "genomepred.cli.predict",
+    "status": "genomepred.cli.predict",
+    "forget": "genomepred.cli.predict",
     "verify": "genomepred.cli.predict",
     "info": "genomepred.cli.store",
     "query": "genomepred.cli.store",

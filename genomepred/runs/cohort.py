@@ -35,10 +35,12 @@ from genomepred.errors import (
 from genomepred.files import Claim, output_error, own_folder, sha256_of, sync_folder
 from genomepred.inference.engine import Block, Engine, Numerics
 from genomepred.models.external import External
-from genomepred.runs.genome import CACHE, PARTS, refuse_links
-from genomepred.runs.run import GenomeResult, RunReport
-from genomepred.runs.setup import Options, Setup
+from genomepred.runs.folder import CACHE, PARTS, refuse_links
+from genomepred.runs.genome import GenomeResult
+from genomepred.runs.run import RunReport
+from genomepred.runs.setup import Setup
 from genomepred.runs.signature import facts, open_run
+from genomepred.runs.spec import RunSpec
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type
@@ -184,7 +186,7 @@ class CohortRun:
 
     Parameters
     ----------
-    options : Options
+    options : RunSpec
         Of one genome, the reference.
     variants : Path
         VCF or BCF.
@@ -196,7 +198,7 @@ class CohortRun:
         If model, reference, panel or options do not fit, or the run was started with others.
     """
 
-    def __init__(self, options: Options, variants: Path, panel_options: PanelOptions) -> None:
+    def __init__(self, options: RunSpec, variants: Path, panel_options: PanelOptions) -> None:
         if len(options.genomes) != 1:
             raise ModelError(
                 f"--variants: one genome is the reference, but {len(options.genomes)} are given"
@@ -422,7 +424,7 @@ class CohortRun:
 
 
 def run_cohort(
-    options: Options, variants: Path, panel_options: PanelOptions, progress: bool = False
+    options: RunSpec, variants: Path, panel_options: PanelOptions, progress: bool = False
 ) -> RunReport:
     """Start or continue a cohort run; see :func:`predict_cohort`."""
     threads = torch.get_num_threads()
@@ -486,7 +488,7 @@ def _start_helpers(run: CohortRun) -> list[Any]:
     return helpers
 
 
-def _help(options: Options, variants: Path, panel_options: PanelOptions, parent: int) -> None:
+def _help(options: RunSpec, variants: Path, panel_options: PanelOptions, parent: int) -> None:
     """Body of a helper: shards, until there are none or the parent is gone."""
 
     def look(windows: int, distinct: int) -> None:
@@ -560,7 +562,7 @@ def predict_cohort(
     """
     from genomepred.runs.inputs import find_genomes
 
-    asked = Options(
+    asked = RunSpec(
         genomes=tuple(find_genomes([reference])), model=str(model), out=Path(out), **options
     )
     panel_options = PanelOptions(missing, unphased, inbred, samples)  # type: ignore[arg-type]
@@ -598,7 +600,7 @@ class CohortEstimate:
     warnings: list[str]
 
 
-def plan_cohort(options: Options, variants: Path, panel_options: PanelOptions) -> CohortEstimate:
+def plan_cohort(options: RunSpec, variants: Path, panel_options: PanelOptions) -> CohortEstimate:
     """Distinct windows, bytes and time of a cohort run; writes nothing but temporary files."""
     setup = Setup(replace(options, overlap="naive"), writes=False)
     name, path = options.genomes[0]

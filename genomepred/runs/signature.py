@@ -11,7 +11,6 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,57 +19,19 @@ import h5py
 import torch
 
 from genomepred import __version__
-from genomepred.documents import COUNT, DocumentError, read_document, seal
+from genomepred.documents import seal
 from genomepred.errors import OutputError, SignatureError
 from genomepred.files import create_whole
 from genomepred.inference.engine import Numerics, describe_device
 from genomepred.models.card import Card
+from genomepred.runs.folder import RUN_FILE, now
+from genomepred.runs.manifest import read_run
 from genomepred.sequences.bed import described_sha256
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
 
-RUN_FILE = "run.json"
 # What is chosen by probing when a run starts; the rest follows from input and environment.
 _DECIDED = ("precision", "kernels", "compute_batch", "overlap")
-_SIZE = range(1, 1 << 62)
-_RUN = {
-    "created": str,
-    "command": [str],
-    "genomes": [str],
-    "tracks": [[str]],
-    "saving?": float,
-    "signature": {
-        "model": str,
-        "weights_sha256": str,
-        "code": (str, None),
-        "card": str,
-        "window": _SIZE,
-        "crop": COUNT,
-        "bins": _SIZE,
-        "bin_size": _SIZE,
-        "stride": _SIZE,
-        "regions": (str, None),
-        "centre": bool,
-        "strand": str,
-        "store_dtype": str,
-        "compression": str,
-        "device": str,
-        "threads": int,
-        "genomepred": str,
-        "torch": str,
-        "triton": (str, None),
-        "numba": (str, None),
-        "zlib": str,
-        "zstandard": (str, None),
-        "hdf5": str,
-        "precision": str,
-        "kernels": str,
-        "compute_batch": range(1, 1 << 31),
-        "overlap": str,
-    },
-}
-# A million genomes with names of 50 letters, or 100,000 with the longest names.
-_LARGEST_RUN = 1 << 26
 
 
 def facts(
@@ -185,36 +146,9 @@ def open_run(
     return signature
 
 
-def read_run(out: Path) -> dict[str, Any]:
-    """Contents of the ``run.json`` of a folder.
-
-    Raises
-    ------
-    OutputError
-        If the folder holds no run, or its ``run.json`` is damaged.
-    """
-    path = out / RUN_FILE
-    try:
-        document = read_document(path, _RUN, sealed=True, limit=_LARGEST_RUN, follow=False)
-        if any(len(track) != 2 for track in document["tracks"]):
-            raise DocumentError("a track is not a name and a description")
-    except (FileNotFoundError, NotADirectoryError):
-        raise OutputError(
-            f"{out}: no run here ({RUN_FILE} is absent); give the --out of predict"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
-    except DocumentError as error:
-        raise OutputError(
-            f"{path} is damaged ({error}): restore it, or start again in another folder"
-        ) from error
-    return document
-
-
 def _create(path: Path, about: Mapping[str, Any], signature: Mapping[str, Any]) -> None:
     """Create the file complete and at once; if another process was first, its file stays."""
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    create_whole(path, seal({"created": created, **about, "signature": dict(signature)}))
+    create_whole(path, seal({"created": now(), **about, "signature": dict(signature)}))
 
 
 def _short(value: Any) -> str:
