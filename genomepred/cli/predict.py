@@ -244,9 +244,9 @@ def _plan_cohort(spec: RunSpec, variants: Path, panel_options: PanelOptions, as_
         click.echo(line)
 
 
-def _counted(kernels: str) -> str:
+def _counted(kernels: tuple[str, ...]) -> str:
     """Neighbours of one name as one: ``kmers, 3 direct``."""
-    groups = [(name, len(list(same))) for name, same in groupby(kernels.split(","))]
+    groups = [(name, len(list(same))) for name, same in groupby(kernels)]
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
 
 

@@ -33,13 +33,13 @@ from genomepred.errors import (
     SequenceError,
 )
 from genomepred.files import Claim, output_error, own_folder, sha256_of, sync_folder
-from genomepred.inference.engine import Block, Engine, Numerics
+from genomepred.inference.engine import Block, Engine
 from genomepred.models.external import External
-from genomepred.runs.folder import CACHE, PARTS, refuse_links
+from genomepred.runs.folder import CACHE, PARTS, RUN_FILE, refuse_links
 from genomepred.runs.genome import GenomeResult
 from genomepred.runs.run import RunReport
 from genomepred.runs.setup import Setup
-from genomepred.runs.signature import facts, open_run
+from genomepred.runs.signature import facts, join_run, numerics_of, start_run
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.cohort import Panel, PanelOptions
@@ -249,14 +249,14 @@ class CohortRun:
         if options.precision != "auto":
             asked["precision"] = options.precision
         about = {"tracks": setup.tracks, "command": sys.argv, "genomes": [self.panel.name]}
-        return open_run(self.out, expected, asked, lambda: setup.decide(setup._sample), about)
+        if not os.path.lexists(self.out / RUN_FILE):
+            start_run(self.out, expected, setup.decide(), about)
+        return join_run(self.out, expected, asked)
 
     @cached_property
     def engine(self) -> Engine:
         """The engine that obeys the run's signature."""
-        said = self.signature
-        names = ("precision", "kernels", "compute_batch", "strand", "overlap")
-        return self.setup.engine(Numerics(**{name: said[name] for name in names}))
+        return self.setup.engine(numerics_of(self.signature))
 
     def ranges(self) -> list[tuple[int, int]]:
         """Windows of all shards."""
@@ -614,7 +614,7 @@ def plan_cohort(options: RunSpec, variants: Path, panel_options: PanelOptions) -
                 for chunk in distinct_windows(panel, setup.geometry, contig, a, b):
                     looked += len(chunk.begin) - 1
                     distinct += len(chunk.leader)
-        numerics = setup.decide(setup.random_block)
+        numerics = setup.decide()
         engine = setup.engine(numerics)
         each = distinct / max(looked, 1)
         rows = windows * each
