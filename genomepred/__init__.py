@@ -6,11 +6,11 @@ imports neither torch nor numba.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from genomepred.compiled import keep_numba
 
 if TYPE_CHECKING:
     from genomepred.inference.run import predict
@@ -37,18 +37,7 @@ if not (Path(__file__).parent / "kernels").exists() and (_checkout / "kernels").
     __path__.append(str(_checkout))
 
 
-def _let_numba_cache() -> None:
-    """Name a place for compiled functions where neither the package nor the home can be written.
-
-    Numba refuses to load functions that it may not cache, as in a container without a home.
-    """
-    places = (Path(__file__).parent / "sequences", Path.home())
-    if not any(os.access(place, os.W_OK) for place in places):
-        folder = Path(tempfile.gettempdir()) / f"genomepred-{os.getuid()}"
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
-
-
-_let_numba_cache()
+keep_numba(str(Path(__file__).parent))
 
 
 def __getattr__(name: str) -> Any:

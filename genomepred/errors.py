@@ -96,3 +96,9 @@ class VerificationError(GenomepredError):
     """``verify`` found files that are damaged, missing or unfinished."""
 
     exit_code = 15
+
+
+class MemoryLimitError(GenomepredError):
+    """Memory, address space or threads ran out; the message names the limit that was found."""
+
+    exit_code = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -11,7 +12,8 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +24,10 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 # Answers of file systems without locks: NFS, FUSE, Lustre and DVS (524) among them.
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, 524}
 _STALE_TRIES = 3
+# Answers of file systems that do not sync.
+_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+# Temporaries of other hosts, of which nobody here knows whether they live, are left so long.
+_ABANDONED_SECONDS = 86_400
 
 
 class MissingFolderError(OutputError, FileNotFoundError):
@@ -81,7 +87,7 @@ def create_whole(path: Path, data: bytes) -> bool:
     try:
         with open(temporary, "xb", buffering=0) as file:
             write_all(file.fileno(), data)
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -144,15 +150,17 @@ class Claim:
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
                 descriptor = os.open(path, flags, 0o666)
-            except FileNotFoundError:
-                return None
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESTALE):
+                    return None
+                raise
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
                 if error.errno in _NO_LOCKS:
                     return cls(descriptor, exclusive=False)
                 os.close(descriptor)
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.ESTALE):
                     return None
                 raise
             # A lock file that was removed meanwhile excludes nobody.
@@ -206,7 +214,7 @@ def open_regular(path: Path, *, follow: bool = True) -> int:
 
 
 def read_small(path: Path, limit: int, *, follow: bool = True) -> bytes:
-    """Bytes of a regular file of at most ``limit`` bytes; links are followed if asked for.
+    """Bytes of a regular file of at most ``limit`` bytes.
 
     A stale handle, as network file systems give of a file that was just replaced, is tried again;
     if it stays stale, the file counts as absent.
@@ -248,13 +256,28 @@ def user_path(text: str) -> Path:
 
 
 def discard_abandoned(path: Path) -> None:
-    """Remove temporaries of a path that killed processes of this host have left."""
-    stem, host = re.escape(path.stem[:120]), re.escape(socket.gethostname())
-    name = re.compile(rf"{stem}\.{host}\.(\d+)\.[0-9a-f]+\.tmp")
-    for temporary in path.parent.glob("*.tmp"):
-        found = name.fullmatch(temporary.name)
-        if found and not _is_alive(int(found[1])):
-            temporary.unlink(missing_ok=True)
+    """Remove temporaries of a path that killed processes have left."""
+    _sweep(path.parent, re.escape(path.stem[:120]))
+
+
+def sweep_abandoned(folder: Path) -> None:
+    """Remove all temporaries directly in a folder that killed processes have left, in one look."""
+    _sweep(folder, ".+")
+
+
+def _sweep(folder: Path, stem: str) -> None:
+    ours = re.compile(rf"{stem}\.{re.escape(socket.gethostname())}\.(\d+)\.[0-9a-f]+\.tmp")
+    anyones = re.compile(rf"{stem}\..+\.\d+\.[0-9a-f]{{8}}\.tmp")
+    oldest = time.time() - _ABANDONED_SECONDS
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.endswith(".tmp") or not anyones.fullmatch(entry.name):
+                continue
+            with suppress(OSError):
+                found = ours.fullmatch(entry.name)
+                dead = found and not _is_alive(int(found[1]))
+                if dead or entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry.path)
 
 
 def _is_alive(process: int) -> bool:
@@ -295,12 +318,17 @@ def sync_file(path: Path) -> None:
     """Wait until a file's bytes are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that does not sync
-            raise
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def sync_folder(path: Path) -> None:
@@ -322,10 +350,83 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes, in hexadecimal, read a megabyte at a time."""
+def sha256_of(path: Path, *, follow: bool = True) -> str:
+    """Hash of a regular file's bytes, in hexadecimal, read a megabyte at a time."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with open(open_regular(path, follow=follow), "rb", buffering=0) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def publish_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of small files: whole, or what is there stays.
+
+    An older folder of that name is replaced, at once where the file system can exchange two
+    folders. Elsewhere a kill may leave none; :func:`recover_folder` puts the old one back.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(target)
+    temporary = target.parent / f".{target.name[:120]}.{_owner()}.tmp"
+    temporary.mkdir()
+    try:
+        staged = temporary / "new"
+        staged.mkdir()
+        for name, content in files.items():
+            write_whole(staged / name, content)
+        sync_folder(staged)
+        if not (os.path.lexists(target) and _exchange(staged, target)):
+            if os.path.lexists(target):
+                target.rename(temporary / _OLD)
+            staged.rename(target)
+        sync_folder(target.parent)
+    finally:
+        _put_back(temporary, target)
+
+
+_OLD = "old"
+
+
+def recover_folder(target: Path) -> None:
+    """Put back a folder that a process was killed in replacing; remove what killed ones left."""
+    stem, host = re.escape(target.name[:120]), re.escape(socket.gethostname())
+    name = re.compile(rf"\.{stem}\.(.+)\.(\d+)\.[0-9a-f]{{8}}\.tmp")
+    missing = not os.path.lexists(target)
+    with suppress(OSError):
+        for entry in os.scandir(target.parent):
+            found = name.fullmatch(entry.name)
+            if not found or not entry.is_dir(follow_symlinks=False):
+                continue
+            here = re.fullmatch(host, found[1]) is not None
+            # Of another host nothing is known but that the folder is missing.
+            if not _is_alive(int(found[2])) if here else missing:
+                _put_back(Path(entry.path), target)
+
+
+def _put_back(temporary: Path, target: Path) -> None:
+    old = temporary / _OLD
+    try:
+        if old.is_dir() and not os.path.lexists(target):
+            old.rename(target)
+    except OSError:
+        return  # better a leftover than a loss
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders at once; False, and no change, where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):  # Linux
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), swap) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(b))

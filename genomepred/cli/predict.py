@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -38,11 +37,11 @@ class _Share(click.ParamType[tuple[int, int]]):
 def _run_options(command: Command) -> Command:
     """Add the options that predict and plan share."""
     options = [
-        click.argument("more_genomes", nargs=-1, type=_GENOMES),
+        click.argument("more_genomes", nargs=-1, type=UserPath()),
         click.option(
             "--genomes",
             multiple=True,
-            type=_GENOMES,
+            type=UserPath(readable=False),
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
@@ -66,7 +65,8 @@ def _run_options(command: Command) -> Command:
         click.option(
             "--regions",
             type=UserPath(readable=False),
-            help="BED file: only rows that meet its regions.  [default: whole genomes]",
+            help="BED file: only rows that meet its regions; with an explicit --overlap, the same "
+            "bits as in a run without.  [default: whole genomes]",
         ),
         click.option(
             "--centre",
@@ -105,7 +105,7 @@ def _run_options(command: Command) -> Command:
             default="auto",
             show_default=True,
             help="share: convolve a base once for all windows that see it; naive: every window by "
-            "itself; auto: share where that is clearly faster.",
+            "itself; auto: share where that is clearly faster for the rows asked for.",
         ),
         click.option(
             "--kernels",
@@ -120,7 +120,7 @@ def _run_options(command: Command) -> Command:
             type=click.Choice(["float32", "float16"]),
             default="float32",
             show_default=True,
-            help="Type of the stored predictions.",
+            help="Type of the stored predictions; float16 rounds to 11 bits and ends at 65,504.",
         ),
         click.option(
             "--compression",
@@ -149,14 +149,18 @@ def _run_options(command: Command) -> Command:
     return command
 
 
-def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
-    from genomepred.inference.inputs import find_genomes
+def _options(genomes: tuple[str, ...], more_genomes: tuple[str, ...], **fields: Any) -> Options:
+    from genomepred.files import user_path
+    from genomepred.inference.inputs import find_genomes, for_any_process
     from genomepred.inference.setup import Options
 
     if fields["centre"] and fields["regions"] is None:
         raise click.UsageError("--centre needs --regions: a window is centred on each BED record")
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
+    fields["out"] = user_path(fields["out"])
+    if fields["regions"] is not None:
+        fields["regions"] = for_any_process(user_path(fields["regions"]))
     return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
 
 
@@ -226,7 +230,7 @@ def plan(as_json: bool, **fields: Any) -> None:
     click.echo(
         f"{numerics_.precision}, batches of {numerics_.compute_batch} windows, "
         f"{estimate.workers} workers\nkernels: {_counted(numerics_.kernels)}\n"
-        f"{_overlap(estimate)}\n"
+        f"{_overlap(estimate, fields['overlap'])}\n"
         f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk and {estimate.seconds:,.0f} s "
         f"({estimate.bases_per_second:,.0f} bases/s), start-up not included"
     )
@@ -241,10 +245,11 @@ def _counted(kernels: str) -> str:
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
 
 
-def _overlap(estimate: Estimate) -> str:
-    if estimate.numerics.overlap == "naive":
-        return "every window by itself"
-    return f"overlap shared: {estimate.saving:.1f} times less work"
+def _overlap(estimate: Estimate, asked: str) -> str:
+    used = estimate.numerics.overlap
+    saving = f", {estimate.saving:.1f} times less work" if used == "share" else ""
+    chosen = f"; auto chose it for these rows, --overlap {used} fixes it for any --regions"
+    return f"overlap: {used}{saving}{chosen if asked == 'auto' else ''}"
 
 
 def _refuse_unreadable(estimate: Estimate) -> None:
@@ -262,7 +267,7 @@ def _refuse_unreadable(estimate: Estimate) -> None:
 @click.argument("out", type=UserPath())
 @json_option
 @debug_option
-def merge(out: Path, as_json: bool) -> None:
+def merge(out: str, as_json: bool) -> None:
     """Publish the genomes of OUT whose shards are all computed."""
     from genomepred.errors import GenomesFailedError
     from genomepred.inference.run import merge as merge_run
@@ -288,7 +293,7 @@ def merge(out: Path, as_json: bool) -> None:
 @click.argument("out", type=UserPath())
 @json_option
 @debug_option
-def verify(out: Path, as_json: bool) -> None:
+def verify(out: str, as_json: bool) -> None:
     """Check every file of OUT against its sidecar, byte for byte."""
     from genomepred.errors import VerificationError
     from genomepred.inference.run import verify as verify_run

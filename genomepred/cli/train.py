@@ -61,6 +61,13 @@ _SOURCE_OPTIONS = [
         "peaks are 1, other windows 0]",
     ),
     option(
+        "--peak-format",
+        default="auto",
+        type=click.Choice(["auto", "bed", "narrowPeak"]),
+        help="Whether column ten of the peaks is a summit. auto: as their name (.narrowPeak) or "
+        "header says.",
+    ),
+    option(
         "--sequence",
         help="Column of sequences.  [default: the first of sequence, seq, seqs, utr]",
     ),
@@ -136,7 +143,11 @@ _SAMPLING_OPTIONS = [
 # One for each field of Settings but the seed, which Source has.
 _SETTINGS_OPTIONS = [
     option("--epochs", default=10, type=click.IntRange(1), help="Passes at most."),
-    option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step."),
+    option(
+        "--batch-size",
+        type=click.IntRange(1),
+        help="Examples a step.  [default: 256, or fewer if memory does not suffice]",
+    ),
     option(
         "--optimiser",
         default="adamw",
@@ -338,7 +349,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
     "--part",
     default="test",
     type=click.Choice(["test", "validation", "training", "all"]),
-    help="Examples to judge the model by; all is every row of a table.",
+    help="Examples to judge the model by; all is every row of a table, or every peak.",
 )
 @option(
     "--bootstrap",
@@ -381,7 +392,7 @@ def evaluate(
     from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import load_model
     from genomepred.training.evaluation import evaluate as run
-    from genomepred.training.evaluation import lines, tell
+    from genomepred.training.evaluation import lines, tell, worst_genomes
 
     torch.set_num_threads(1)
     document = run(
@@ -400,10 +411,13 @@ def evaluate(
         (left_out,) = found["left_out"].values()
         note = f"; {left_out:,} more have too few known bases for a prediction" if left_out else ""
         click.echo(f"{name}: {found['rows']:,} examples{note}")
-        shown = [line for line in lines(document) if line.set == name]
-        width = max(len(line.track) for line in shown)
-        for line in shown:
+        of_set = [line for line in lines(document) if line.set == name]
+        width = max(len(line.track) for line in of_set)
+        for line in of_set:
             click.echo(f"  {line.track:<{width}}  {line.metric:<21}  {tell(*line[3:])}")
+    if document["genomes"]:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in worst_genomes(document))
+        click.echo(f"worst of {len(document['genomes'])} genomes: {shown}")
     click.echo(f"written to {out}")
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import csv
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
-from genomepred.errors import SequenceError
+from genomepred.errors import OutputError, SequenceError
+from genomepred.files import read_small, user_path
 
 _FASTA = re.compile(r"\.(fa|fasta|fna|fas)(\.(gz|bgz|xz))?$", re.IGNORECASE)
 _LONGEST_NAME = 180  # leaves room for what is added to it, within the 255 bytes of file systems
+# Half a million genomes with paths of 500 letters.
+_LARGEST_MANIFEST = 1 << 28
+# Places that mean another file, or none, in another process.
+_OWN_PLACES = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|thread-self|\d+)/fd/\d+")
+_SHOWN = 80  # characters of a wrong value that a message quotes
 
 
 class GenomePath(NamedTuple):
@@ -34,7 +40,7 @@ def find_genomes(paths: Iterable[Path | str]) -> list[GenomePath]:
     SequenceError
         If nothing is there, or two genomes would have the same output name.
     """
-    genomes = [genome for path in paths for genome in _expand(Path(path))]
+    genomes = [genome for path in paths for genome in _expand(_path_of(path))]
     if not genomes:
         raise SequenceError("no genomes given; use --genomes FILE, FOLDER, GLOB or MANIFEST.tsv")
     owner: dict[str, Path] = {}
@@ -64,8 +70,32 @@ def genome_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "genome"
 
 
+def for_any_process(path: Path) -> Path:
+    """The file that a path such as ``/dev/stdin`` means here, by a name that others can open.
+
+    A pipe or a deleted file has no such name: the path stays as it is.
+    """
+    if is_own_place(path):
+        real = Path(os.path.realpath(path))
+        if real.is_file() and os.path.samefile(real, path):
+            return real
+    return path
+
+
+def is_own_place(path: Path) -> bool:
+    """Whether a path means another file, or none, in another process."""
+    return _OWN_PLACES.fullmatch(str(path)) is not None
+
+
+def _path_of(path: Path | str) -> Path:
+    try:
+        return user_path(os.fspath(path))
+    except OutputError as error:
+        raise SequenceError(str(error)) from None
+
+
 def _expand(path: Path) -> list[GenomePath]:
-    if path.is_dir():
+    if os.path.isdir(path):
         # A link that leads nowhere is kept: it fails when its turn comes, and is not forgotten.
         found = sorted(
             p
@@ -74,38 +104,61 @@ def _expand(path: Path) -> list[GenomePath]:
         )
         if not found:
             raise SequenceError(f"{path}: no .fa, .fasta, .fna or .fas files in this folder")
-    elif path.suffix == ".tsv" and path.is_file():
+    elif path.suffix == ".tsv" and os.path.exists(path):
         return _manifest(path)
-    elif path.exists():
+    elif os.path.exists(path):
         found = [path]
     else:
         found = sorted(map(Path, glob(str(path))))
         if not found:
-            raise SequenceError(f"{path}: no such file or folder, and no file matches it as a glob")
-    return [GenomePath(genome_name(_FASTA.sub("", p.name)), p) for p in found]
+            raise SequenceError(
+                f"{_shown(path)}: no such file or folder, and no file matches it as a glob"
+            )
+    return [GenomePath(genome_name(_FASTA.sub("", p.name)), for_any_process(p)) for p in found]
 
 
 def _manifest(path: Path) -> list[GenomePath]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            told = (line for line in lines if line.strip() and not line.startswith("#"))
-            table = csv.DictReader(told, delimiter="\t", quoting=csv.QUOTE_NONE)
-            columns = table.fieldnames or []
-            if not {"name", "path"} <= set(columns):
-                raise SequenceError(
-                    f"{path}: a manifest has the columns name and path, tab-separated; found "
-                    f"{', '.join(columns) or 'an empty file'}"
-                )
-            genomes = []
-            for row in table:
-                name, place = (str(row[key] or "").strip() for key in ("name", "path"))
-                if not name or not place or "\0" in place:
-                    raise SequenceError(
-                        f"{path}: name or path is empty or no text in the row of {name or place!r}"
-                    )
-                genomes.append(GenomePath(genome_name(name), path.parent / place))
+        rows = _rows(read_small(path, _LARGEST_MANIFEST).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise SequenceError(f"{path}: not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise SequenceError(f"{path}: cannot be read as a manifest: {error.strerror}") from error
+    _, columns = next(rows, (0, []))
+    if not {"name", "path"} <= set(columns):
+        raise SequenceError(
+            f"{path}: a manifest has the columns name and path, tab-separated; found "
+            f"{_shown(', '.join(columns)) or 'an empty file'}"
+        )
+    at = columns.index("name"), columns.index("path")
+    genomes = []
+    for number, fields in rows:
+        name, place = (fields[k].strip() if k < len(fields) else "" for k in at)
+        if not name or not place or "\0" in place:
+            raise SequenceError(
+                f"{path} line {number}: name or path is empty or no text in the row of "
+                f"{_shown(name or place)!r}"
+            )
+        genomes.append(_genome_of(f"{path} line {number}", name, path.parent, place))
     if not genomes:
         raise SequenceError(f"{path}: the manifest lists no genomes below its header")
     return genomes
+
+
+def _genome_of(where: str, name: str, folder: Path, place: str) -> GenomePath:
+    try:
+        return GenomePath(genome_name(name), for_any_process(folder / user_path(place)))
+    except (OutputError, SequenceError) as error:
+        raise SequenceError(f"{where}: {error}") from None
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Fields of each line, with its number; blank lines and comments are none. Quotes are text."""
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line.split("\t")
+
+
+def _shown(text: object) -> str:
+    shown = str(text)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."

@@ -3,12 +3,32 @@
 The reader turns row ranges into blocks of codes, the engine (on the calling thread) turns blocks
 into predictions, the writer collects them into shards. A base crosses to the device once, however
 many windows overlap on it: windows are strided views of a block, cut where the model runs.
+
+Who waits for whom, and who may fail:
+
+========  ==========================================  =========================================
+thread    waits for                                   ends early by
+========  ==========================================  =========================================
+reader    the engine (a full queue); other processes  a sequence file, a claim, a BED, publishing
+          that hold shards; the disk
+engine    the reader (an empty queue), the writer     the model, memory, a signal (it is the
+          (a full queue)                              thread that Python gives signals to)
+writer    the engine (an empty queue); compressors;   a full disk, publishing
+          the disk
+========  ==========================================  =========================================
+
+Nobody waits for a queue, a time or another process but through the run's one :class:`Stop`, which
+the first failure or signal sets: every such wait then ends by :class:`Stopped`. What is left is the
+disk: a thread in a system call goes on when that returns, and meets the stop at its next wait. The
+calling thread allows the others a moment for that and then leaves them; they are daemons. Whoever
+is the last to leave the pipeline gives back what the run has claimed.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +48,45 @@ from genomepred.sequences.grid import Geometry, Grid, Span
 _QUEUED = 4
 # How full shared compute batches will be is seen in the first rows: of so many full ones.
 _ROWS_COUNTED = 64
+# Seconds between looks at the stop while waiting for a queue, and for a thread to leave after it:
+# as long as slow disks take for a call or two.
+_LOOK, _LEAVE = 0.1, 3.0
+
+
+class Stop:
+    """Whether a run is to end now, and the first error that says why.
+
+    One object for all threads of a run; whatever waits, waits through it.
+    """
+
+    def __init__(self) -> None:
+        self._event, self._lock = threading.Event(), threading.Lock()
+        self.error: BaseException | None = None
+
+    def set(self, error: BaseException | None = None) -> None:
+        """End all waits; only the first error is kept."""
+        with self._lock:
+            if not self._event.is_set():
+                self.error = error
+            self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether the run is to end."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise :class:`Stopped` if the run is to end."""
+        if self._event.is_set():
+            raise Stopped
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; raise :class:`Stopped` as soon as the run is to end."""
+        if self._event.wait(seconds):
+            raise Stopped
+
+
+class Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
+    """Another thread has failed; its error is the one that counts."""
 
 
 class ShardJob(Protocol):
@@ -268,6 +327,8 @@ def run(
     slots: int,
     min_bases: int,
     progress: Callable[[int], object] = lambda rows: None,
+    stop: Stop | None = None,
+    last: Callable[[], object] = lambda: None,
 ) -> None:
     """Compute all jobs: the reader iterates over them, the engine runs on the calling thread.
 
@@ -283,13 +344,19 @@ def run(
         Windows with fewer real bases are missing.
     progress : callable
         Told the number of rows of every block that is done.
+    stop : Stop, optional
+        The run's, through which ``jobs`` waits for whatever it has to wait for.
+    last : callable
+        Called once, when no thread is at work any more: by the last of them, if the run ends while
+        one is held up by the disk.
 
     Raises
     ------
     GenomepredError
         What a job's ``finish`` raises, or an error that is not one genome's alone.
     """
-    lines = _Lines()
+    stop = stop or Stop()
+    lines = _Lines(stop, last)
     collector = _Collector(engine.numerics.precision, engine.tracks, progress)
     cutting: dict[str, Any] = {
         "batch": engine.numerics.compute_batch,
@@ -314,6 +381,7 @@ def run(
                 lines.put(lines.to_engine, (job, error))
             else:
                 lines.put(lines.to_engine, (job, None))
+            stop.check()
         lines.put(lines.to_engine, None)
 
     def write() -> None:
@@ -408,56 +476,91 @@ def _not_finite(job: ShardJob, row: int, precision: str) -> str:
 class _Lines:
     """Two bounded queues and two threads that all stop as soon as one of them fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Stop, last: Callable[[], object]) -> None:
         self.to_engine: queue.Queue[Any] = queue.Queue(_QUEUED)
         self.to_writer: queue.Queue[Any] = queue.Queue(_QUEUED)
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
+        self._stop, self._last = stop, last
+        self._threads: list[threading.Thread] = []
+        self._inside, self._lock = 1, threading.Lock()
 
     def put(self, line: queue.Queue[Any], entry: Any) -> None:
-        while not self._stop.is_set():
+        while True:
+            self._stop.check()
             try:
-                return line.put(entry, timeout=0.2)
+                return line.put(entry, timeout=_LOOK)
             except queue.Full:
                 continue
-        raise _Stopped
 
     def get(self, line: queue.Queue[Any]) -> Any:
-        while not self._stop.is_set():
+        while True:
+            self._stop.check()
             try:
-                return line.get(timeout=0.2)
+                return line.get(timeout=_LOOK)
             except queue.Empty:
                 continue
-        raise _Stopped
 
     def threads(self, *bodies: Callable[[], None]) -> _Lines:
         self._threads = [
-            threading.Thread(target=self._guard, args=(body,), daemon=True) for body in bodies
+            threading.Thread(
+                target=self._guard, args=(body,), name=f"genomepred-{body.__name__}", daemon=True
+            )
+            for body in bodies
         ]
         return self
 
     def _guard(self, body: Callable[[], None]) -> None:
         try:
             body()
-        except _Stopped:
+        except Stopped:
             pass
         except BaseException as error:  # handed to the calling thread
-            self._error = self._error or error
-            self._stop.set()
+            self._stop.set(error)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            over = not self._inside
+        if over:
+            self._last()
 
     def __enter__(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                with self._lock:
+                    self._inside += 1
+                try:
+                    thread.start()
+                except BaseException:
+                    with self._lock:
+                        self._inside -= 1
+                    raise
+        except BaseException as error:  # "can't start new thread"
+            self.__exit__(type(error), error, None)
+            raise
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if error is not None:
-            self._stop.set()
+        try:
+            if error is not None:
+                self._stop.set(None if isinstance(error, Stopped) else error)
+            self._join()
+        except BaseException as later:  # a signal while joining
+            self._stop.set(later)
+            raise
+        finally:
+            self._leave()
+        if self._stop.error is not None and self._stop.error is not error:
+            raise self._stop.error
+        return isinstance(error, Stopped)
+
+    def _join(self) -> None:
+        """Wait for both threads, after a stop only as long as a slow disk may take."""
+        left = None
         for thread in self._threads:
-            thread.join()
-        if self._error is not None:
-            raise self._error
-        return isinstance(error, _Stopped)
-
-
-class _Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
-    """Another thread has failed; its error is the one that counts."""
+            while thread.ident is not None and thread.is_alive():
+                if left is None and self._stop.is_set():
+                    left = time.monotonic() + _LEAVE
+                if left is not None and time.monotonic() > left:
+                    return
+                thread.join(_LOOK)

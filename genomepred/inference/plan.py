@@ -15,6 +15,9 @@ from genomepred.inference.shards import make_grid, shard_rows
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 
+# Coordinates, tracks and dimension scales of one file, of a few contigs.
+_FILE_BYTES = 8_000
+
 
 @dataclass(frozen=True)
 class GenomePlan:
@@ -60,6 +63,7 @@ def plan(options: Options) -> Estimate:
     engine = setup.engine(numerics)
     batches = sum(genome.batches for genome in genomes) / options.shard[1]
     rows = sum(genome.rows for genome in genomes) / options.shard[1]
+    files = sum(genome.rows > 0 for genome in genomes)
     seconds = batches * engine.seconds_per_batch() / setup.workers
     bases = sum(genome.bases for genome in genomes) / options.shard[1]
     return Estimate(
@@ -68,7 +72,9 @@ def plan(options: Options) -> Estimate:
         workers=setup.workers,
         saving=setup.saving(numerics),
         samples=setup.geometry.samples,
-        bytes_on_disk=int(rows * _bytes_per_row(setup, engine)) if rows else 0,
+        bytes_on_disk=int(rows * _bytes_per_row(setup, engine) + files * _FILE_BYTES)
+        if rows
+        else 0,
         seconds=seconds,
         bases_per_second=bases / seconds if seconds else 0.0,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +15,24 @@ import torch
 from tqdm import tqdm
 
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
-from genomepred.files import sha256_of
+from genomepred.files import own_folder, user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Numerics
-from genomepred.inference.inputs import GenomePath, find_genomes
+from genomepred.inference.inputs import GenomePath, find_genomes, for_any_process
 from genomepred.inference.setup import Options, Setup
-from genomepred.inference.shards import PARTS, GenomeWork, RunPlan, Shard, output_error
+from genomepred.inference.shards import (
+    PARTS,
+    GenomeWork,
+    RunPlan,
+    Shard,
+    check_regions,
+    output_error,
+    refuse_links,
+    regions_path,
+    sweep,
+)
 from genomepred.inference.signature import RUN_FILE, read_run
-from genomepred.inference.workers import Workers, from_json
+from genomepred.inference.workers import Workers, serving
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import (
     DamagedPartError,
@@ -33,7 +43,7 @@ from genomepred.store.hdf5 import (
 )
 
 # Seconds between looks at what other processes have done.
-_SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.5
+_SHORTEST_WAIT, _LONGEST_WAIT, _WAIT_A_GENOME = 0.01, 0.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,8 @@ def predict(
     stride : int, optional
         Distance in bases between windows; by default the model card's.
     regions : path, optional
-        BED: predict only the rows of the whole-genome grid that meet its regions.
+        BED: predict only the rows of the whole-genome grid that meet its regions. With an explicit
+        ``overlap`` they have the same bits as in a run without.
     centre : bool
         Instead predict one window centred on each BED record, in BED order.
     strand : {"forward", "reverse", "mean", "each"}
@@ -95,7 +106,8 @@ def predict(
     precision : {"auto", "fp32", "fp16", "bf16"}
         ``auto``: fp32 on the CPU; on a GPU the fastest that stays within the card's tolerance.
     store_dtype : {"float32", "float16"}
-        Type of the stored predictions.
+        Type of the stored predictions. float16 keeps 11 bits: values below 6.1e-5 lose more, those
+        below 3e-8 become 0, one above 65,504 fails its genome.
     compression : str
         ``deflate``, ``deflate-1`` to ``deflate-9``, ``zstd`` or ``none``.
     shard : (int, int)
@@ -107,7 +119,7 @@ def predict(
         file, or ``MODULE:CLASS`` of an installed module.
     overlap : {"auto", "share", "naive"}
         Whether a base is convolved once for all windows that see it. ``auto``: where that is
-        clearly faster; the values are the same within 1e-5 of their scale.
+        clearly faster for the rows asked for; the values are the same within 1e-5 of their scale.
     kernels : {"auto", "triton", "cudnn", "cpu", "reference"}
         What computes the model's convolutions. ``auto``: for each the fastest that is known for
         the device; ``reference``: the model as written.
@@ -130,9 +142,9 @@ def predict(
     options = Options(
         genomes=tuple(find_genomes(paths)),
         model=str(model),
-        out=Path(out),
+        out=user_path(os.fspath(out)),
         stride=stride,
-        regions=Path(regions) if regions is not None else None,
+        regions=None if regions is None else for_any_process(user_path(os.fspath(regions))),
         centre=centre,
         strand=strand,
         batch_size=batch_size,
@@ -169,27 +181,37 @@ def run(options: Options, progress: bool = False) -> RunReport:
 def _run(options: Options, progress: bool) -> RunReport:
     setup = Setup(options)
     plan = setup.open()
+    sweep(options.out)
     if progress and setup.geometry.samples:
         tqdm.write("the stride leaves bases between windows: this samples the genome", sys.stderr)
     hidden = None if progress and sys.stderr is not None else True
     bar = tqdm(total=0, unit=" bases", unit_scale=True, disable=hidden, smoothing=0.05)
-    computed = 0
+    computed, counting = 0, threading.Lock()
 
     def count(bases: int) -> None:
         nonlocal computed
-        computed += bases
-        bar.update(bases)
+        with counting:  # called by several threads
+            computed += bases
+            bar.update(bases)
 
     step = setup.geometry.step
-    with bar, Workers(options, plan.session, setup.workers - 1, count):
-        works = _compute(setup, plan, lambda rows: count(rows * step), bar)
+    workers = Workers(options, plan.session, setup.workers - 1, count)
+    with bar, workers:
+        works = _compute(setup, plan, lambda rows: count(rows * step), bar, workers.look)
     return RunReport(_results(works), computed)
 
 
 def _compute(
-    setup: Setup, plan: RunPlan, progress: Callable[[int], object], bar: Any = None
+    setup: Setup,
+    plan: RunPlan,
+    progress: Callable[[int], object],
+    bar: Any = None,
+    waiting: Callable[[], object] = lambda: None,
 ) -> list[GenomeWork]:
-    """Compute this process's part of a run, beside any number of others on the same folder."""
+    """Compute this process's part of a run, beside any number of others on the same folder.
+
+    ``waiting`` is called again and again while there is nothing to do but to wait for them.
+    """
     numerics = Numerics(
         precision=plan.signature["precision"],
         kernels=plan.signature["kernels"],
@@ -199,29 +221,51 @@ def _compute(
     )
     engine = setup.engine(numerics)
     works = [GenomeWork(source, plan, k) for k, source in enumerate(setup.options.genomes)]
-    try:
-        pipeline.run(
-            _shards(works, bar),
-            engine,
-            slots=setup.slots(numerics.compute_batch),
-            min_bases=setup.card.min_bases,
-            progress=progress,
-        )
-    finally:
+
+    def abandon() -> None:
         for work in works:
             work.abandon()
+
+    stop = pipeline.Stop()
+    pipeline.run(
+        _shards(works, stop, bar, plan.geometry.step, waiting),
+        engine,
+        slots=setup.slots(numerics.compute_batch),
+        min_bases=setup.card.min_bases,
+        progress=progress,
+        stop=stop,
+        last=abandon,
+    )
+    _tell_duplicates(works, plan)
     return works
 
 
-def _shards(works: Sequence[GenomeWork], bar: Any = None) -> Iterator[Shard]:
+def _tell_duplicates(works: Sequence[GenomeWork], plan: RunPlan) -> None:
+    twice = sum(work.duplicates for work in works)
+    if twice:
+        warnings.warn(
+            f"{twice} shards were computed by another process too: locks on the file system of "
+            f"{plan.out} do not keep processes apart; give each its part with --shard I/N",
+            stacklevel=2,
+        )
+
+
+def _shards(
+    works: Sequence[GenomeWork],
+    stop: pipeline.Stop,
+    bar: Any,
+    step: int,
+    waiting: Callable[[], object],
+) -> Iterator[Shard]:
     """Claim shards until every genome is published, failed, or left to other shares."""
-    waiting = list(works)
+    unsettled = list(works)
     delay = _SHORTEST_WAIT
-    while waiting:
+    while unsettled:
         again, moved = [], False
-        for work in waiting:
+        for work in unsettled:
+            stop.check()
             try:
-                for shard in work.claim_shards(bar):
+                for shard in _claimed(work, bar, step):
                     moved = True
                     yield shard
                 if not work.settle():
@@ -232,26 +276,32 @@ def _shards(works: Sequence[GenomeWork], bar: Any = None) -> Iterator[Shard]:
                 raise
             except GenomepredError as error:
                 work.fail(error)
-        waiting = again
-        delay = _SHORTEST_WAIT if moved else min(2 * delay, _LONGEST_WAIT)
-        if waiting and not moved:
-            if delay == _LONGEST_WAIT and bar is not None:
+        unsettled = again
+        # A look at a genome is a few calls of the file system: many are looked at less often.
+        longest = max(_LONGEST_WAIT, _WAIT_A_GENOME * len(unsettled))
+        delay = _SHORTEST_WAIT if moved else min(2 * delay, longest)
+        if unsettled and not moved:
+            if delay == longest and bar is not None:
                 bar.set_description_str("waiting for other processes on this run")
-            time.sleep(delay)
+            waiting()
+            stop.wait(delay)
+
+
+def _claimed(work: GenomeWork, bar: Any, step: int) -> Iterator[Shard]:
+    """Shards of a genome; at first sight of it, its rows are added to the bar's total."""
+    if work.settled():
+        return
+    first_sight = work.prepared is None
+    if not work.prepare():
+        return
+    if first_sight and bar is not None:
+        bar.total += step * sum(last - first for first, last in work.missing(work.plan.share))
+    yield from work.claim_shards()
 
 
 def _results(works: Sequence[GenomeWork]) -> list[GenomeResult]:
-    results = []
-    for work in works:
-        if work.failed():
-            results.append(GenomeResult(work.name, "failed", work.final, error=str(work.error)))
-        elif work.finished():
-            sidecar = read_sidecar(work.sidecar)
-            rows, bases = sidecar["rows"], sidecar["bases"]
-            results.append(GenomeResult(work.name, "finished", work.final, rows, bases))
-        else:
-            results.append(GenomeResult(work.name, "partial", work.final))
-    failed = [work for work in works if work.failed()]
+    results = [_result(work) for work in works]
+    failed = [work for work in works if work.error is not None]
     if failed:
         first = failed[0].error
         if first is not None and len(works) == 1:
@@ -264,30 +314,25 @@ def _results(works: Sequence[GenomeWork]) -> list[GenomeResult]:
     return results
 
 
+def _result(work: GenomeWork) -> GenomeResult:
+    try:
+        work.settled()  # another share may have published it meanwhile
+    except GenomepredError as error:
+        work.error = error
+    if work.error is not None:
+        return GenomeResult(work.name, "failed", work.final, error=str(work.error))
+    if (noted := work.published) is not None:
+        return GenomeResult(work.name, "finished", work.final, noted["rows"], noted["bases"])
+    return GenomeResult(work.name, "partial", work.final)
+
+
 def work() -> None:
     """Body of a worker process: options on the first line of stdin, whose end means stop."""
-    options, session = from_json(sys.stdin.readline())
-    done = threading.Event()
-
-    def stop_with_parent() -> None:
-        sys.stdin.read()
-        if not done.is_set():
-            os._exit(1)
-
-    threading.Thread(target=stop_with_parent, daemon=True).start()
-    # What libraries print must not be mistaken for progress.
-    progress = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    try:
+    with serving() as (options, session, report):
         setup = Setup(options)
         plan = replace(setup.open(), session=session)
         step = setup.geometry.step
-        _compute(setup, plan, lambda rows: print(rows * step, file=progress))
-    except GenomepredError as error:
-        # The parent takes over what is left, and meets the same obstacle if it is one.
-        print(f"genomepred: a worker has stopped: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    done.set()
+        _compute(setup, plan, lambda rows: report(rows * step))
 
 
 def merge(out: str | Path) -> list[GenomeResult]:
@@ -303,10 +348,11 @@ def merge(out: str | Path) -> list[GenomeResult]:
     GenomesFailedError
         If any cannot be published; the message says how many, and of the first why.
     """
-    folder = Path(out)
+    folder = user_path(os.fspath(out))
     plan = _plan_of(folder)
-    names = [path.parent.name for path in sorted((folder / PARTS).glob("*/genome.json"))]
-    results = [_merge_genome(GenomeWork(GenomePath(name, Path()), plan)) for name in names]
+    refuse_links(folder)
+    sweep(folder)
+    results = [_merge_genome(GenomeWork(GenomePath(n, Path()), plan)) for n in _begun(folder)]
     unfinished = [result for result in results if result.outcome != "finished"]
     if unfinished:
         raise GenomesFailedError(
@@ -317,30 +363,38 @@ def merge(out: str | Path) -> list[GenomeResult]:
     return results
 
 
+def _begun(out: Path) -> list[str]:
+    """Names of the genomes that have shards, or have begun to."""
+    folders = sorted((out / PARTS).glob("*/"))
+    return [folder.name for folder in folders if os.path.lexists(folder / "genome.json")]
+
+
 def _merge_genome(work: GenomeWork) -> GenomeResult:
     def unfinished(outcome: str, why: str) -> GenomeResult:
         return GenomeResult(work.name, outcome, work.final, error=why)
 
     try:
+        own_folder(work.plan.out, PARTS, work.name)
         record = work.read_record()
         if record is not None:
             work.path = Path(record["path"])
             work.adopt(record)
+            assert work.prepared is not None
             missing = len(work.missing())
             if missing:
-                why = f"{missing} of {len(work.ranges())} shards are missing"
+                why = f"{missing} of {len(work.prepared.ranges)} shards are missing"
                 return unfinished("partial", f"{why}; run predict on this --out again")
-            if not work.publish():
+            if not work.publish(work.prepared):
                 why = "a part was damaged and is removed, or another process is publishing"
                 return unfinished("partial", f"{why}; run predict on this --out again")
-        sidecar = read_sidecar(work.sidecar)
+        noted = read_sidecar(work.sidecar)
     except OSError as error:
         raise output_error(error, work) from error
     except OutputError:
         raise
     except GenomepredError as error:
         return unfinished("failed", str(error))
-    return GenomeResult(work.name, "finished", work.final, sidecar["rows"], sidecar["bases"])
+    return GenomeResult(work.name, "finished", work.final, noted["rows"], noted["bases"])
 
 
 def _plan_of(out: Path) -> RunPlan:
@@ -348,11 +402,8 @@ def _plan_of(out: Path) -> RunPlan:
     signature = document["signature"]
     regions = None
     if signature["regions"]:
-        regions = next((out / PARTS).glob(f"regions-{signature['regions'][:16]}.bed*"), None)
-        if regions is None or sha256_of(regions) != signature["regions"]:
-            raise OutputError(
-                f"{out}: its copy of the BED is missing or altered; run predict again"
-            )
+        regions = regions_path(out, signature["regions"])
+        check_regions(regions, signature["regions"])
     return RunPlan(
         out=out,
         geometry=Geometry(
@@ -389,13 +440,13 @@ def verify(out: str | Path) -> list[FileReport]:
     list of FileReport
         One for each genome with a file, a sidecar or parts.
     """
-    folder = Path(out)
+    folder = user_path(os.fspath(out))
     if not folder.is_dir():
         raise OutputError(f"{folder}: not a folder; give the --out of a run")
     reports = []
     sidecars = {path.name[: -len(".h5.json")] for path in folder.glob("*.h5.json")}
     files = {path.name[: -len(".h5")] for path in folder.glob("*.h5")}
-    begun = set(read_run(folder)["genomes"]) if (folder / RUN_FILE).exists() else set()
+    begun = set(read_run(folder)["genomes"]) if os.path.lexists(folder / RUN_FILE) else set()
     if not sidecars | files | begun:
         raise OutputError(f"{folder}: nothing to verify; give the --out of a run")
     for name in sorted(sidecars | files | begun):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ import torch
 from genomepred.errors import (
     GenomepredError,
     ModelError,
+    OutputError,
     PrecisionError,
     RegionError,
     SequenceError,
 )
-from genomepred.files import sha256_of, write_whole
+from genomepred.files import open_regular, own_folder, publishing
 from genomepred.inference import pipeline
 from genomepred.inference.engine import (
     STRANDS,
@@ -33,15 +33,25 @@ from genomepred.inference.engine import (
     find_device,
     resolve_kernels,
 )
-from genomepred.inference.inputs import GenomePath
+from genomepred.inference.inputs import GenomePath, is_own_place
 from genomepred.inference.overlap_choice import OVERLAPS, Blocks, Filled, choose_blocks
 from genomepred.inference.overlap_work import multiply_adds
-from genomepred.inference.shards import CACHE, PARTS, RunPlan, make_grid
+from genomepred.inference.shards import (
+    CACHE,
+    PARTS,
+    RunPlan,
+    check_regions,
+    make_grid,
+    refuse_links,
+    regions_path,
+)
 from genomepred.inference.signature import RUN_FILE, facts, open_run
 from genomepred.kernels.dispatch import ASKED, PRECISIONS
+from genomepred.machine import usable_cpus, usable_memory
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
 from genomepred.models.external import External
+from genomepred.sequences.bed import self_described
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import Layout
@@ -55,6 +65,8 @@ _BATCHES_A_BLOCK = {"cpu": 16, "cuda": 2}
 # windows, which reading and writing take, or the multiply-adds of so many of the two-block CNN.
 _WINDOWS_A_WORKER = 100_000
 _MULTIPLY_ADDS_A_WORKER = 2.5e11
+# Bytes that a worker holds, about: 0.33 GB with torch and a model, 0.12 GB for blocks and shards.
+_MEMORY_A_WORKER = 600_000_000
 
 
 @dataclass(frozen=True)
@@ -134,11 +146,15 @@ class Setup:
         self.workers = self._workers()
 
     def _workers(self) -> int:
+        paths = [path for _, path in self.options.genomes]
+        if any(map(is_own_place, filter(None, [*paths, self.options.regions]))):
+            return 1  # what this process reads there is another file, or none, in a worker
         if self.options.jobs is not None:
             return max(self.options.jobs, 1)
         if self.device.type == "cuda":
             return torch.cuda.device_count() if self.options.device in ("auto", "cuda") else 1
-        most, worth = len(os.sched_getaffinity(0)), self.windows / _WINDOWS_A_WORKER
+        most = max(min(usable_cpus().amount, usable_memory().amount // _MEMORY_A_WORKER), 1)
+        worth = self.windows / _WINDOWS_A_WORKER
         if worth < most:
             work = self.windows * multiply_adds(self.model, self.geometry.window)
             work /= self._full_blocks.saving if self._full_blocks is not None else 1
@@ -148,6 +164,7 @@ class Setup:
     def open(self) -> RunPlan:
         """Create the run in its output folder, or join the one that is there."""
         options = self.options
+        refuse_links(options.out)
         names = [genome.name for genome in options.genomes]
         about: dict[str, Any] = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
         expected = facts(
@@ -309,9 +326,7 @@ def _estimated_windows(options: Options, stride: int) -> float:
     """
     total = 0
     for _, path in options.genomes:
-        if not path.is_file():
-            continue
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        with contextlib.suppress(OSError), open(open_regular(path), "rb") as file:
             magic = file.read(6)
             packed = magic.startswith((b"\x1f\x8b", b"\xfd7zXZ\x00"))
             total += path.stat().st_size * (4 if packed else 1)
@@ -326,9 +341,12 @@ def _keep_regions(options: Options, sha256: str | None) -> Path | None:
     """A copy of the BED within the run, so that merging needs nothing else."""
     if options.regions is None or sha256 is None:
         return None
-    suffix = ".bed.gz" if options.regions.suffix == ".gz" else ".bed"
-    kept = options.out / PARTS / f"regions-{sha256[:16]}{suffix}"
-    if not kept.exists() or sha256_of(kept) != sha256:
-        kept.parent.mkdir(exist_ok=True)
-        write_whole(kept, options.regions.read_bytes())
+    kept = regions_path(options.out, sha256)
+    try:
+        check_regions(kept, sha256)
+    except OutputError:
+        own_folder(options.out, PARTS)
+        with publishing(kept) as temporary, open(temporary, "xb") as copy:
+            copy.writelines(self_described(options.regions))
+        check_regions(kept, sha256)
     return kept

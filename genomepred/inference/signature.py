@@ -20,17 +20,57 @@ import h5py
 import torch
 
 from genomepred import __version__
-from genomepred.documents import seal
+from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import OutputError, SignatureError
 from genomepred.files import create_whole
 from genomepred.inference.engine import Numerics, describe_device
 from genomepred.models.card import Card
+from genomepred.sequences.bed import described_sha256
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
 
 RUN_FILE = "run.json"
 # What is chosen by probing when a run starts; the rest follows from input and environment.
 _DECIDED = ("precision", "kernels", "compute_batch", "overlap")
+_SIZE = range(1, 1 << 62)
+_RUN = {
+    "created": str,
+    "command": [str],
+    "genomes": [str],
+    "tracks": [[str]],
+    "saving?": float,
+    "signature": {
+        "model": str,
+        "weights_sha256": str,
+        "code": (str, None),
+        "card": str,
+        "window": _SIZE,
+        "crop": COUNT,
+        "bins": _SIZE,
+        "bin_size": _SIZE,
+        "stride": _SIZE,
+        "regions": (str, None),
+        "centre": bool,
+        "strand": str,
+        "store_dtype": str,
+        "compression": str,
+        "device": str,
+        "threads": int,
+        "genomepred": str,
+        "torch": str,
+        "triton": (str, None),
+        "numba": (str, None),
+        "zlib": str,
+        "zstandard": (str, None),
+        "hdf5": str,
+        "precision": str,
+        "kernels": str,
+        "compute_batch": range(1, 1 << 31),
+        "overlap": str,
+    },
+}
+# A million genomes with names of 50 letters, or 100,000 with the longest names.
+_LARGEST_RUN = 1 << 26
 
 
 def facts(
@@ -58,7 +98,7 @@ def facts(
         "bins": geometry.bins,
         "bin_size": geometry.bin_size,
         "stride": geometry.stride,
-        "regions": hashlib.sha256(regions.read_bytes()).hexdigest() if regions else None,
+        "regions": described_sha256(regions) if regions else None,
         "centre": centre,
         "strand": strand,
         "store_dtype": layout.dtype,
@@ -124,7 +164,7 @@ def open_run(
     path = out / RUN_FILE
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        if not os.path.lexists(path):
             numerics = decide()
             decided = {name: getattr(numerics, name) for name in _DECIDED}
             _create(path, about, {**expected, **decided})
@@ -151,30 +191,20 @@ def read_run(out: Path) -> dict[str, Any]:
     Raises
     ------
     OutputError
-        If the folder holds no run, or its ``run.json`` is damaged or of an older genomepred.
+        If the folder holds no run, or its ``run.json`` is damaged.
     """
     path = out / RUN_FILE
     try:
-        document: dict[str, Any] = json.loads(path.read_text())
-        signature = document["signature"]
-        if "form" in signature:
-            raise OutputError(
-                f"{path} was written by a genomepred before --kernels; finish it with that, or "
-                "start again in another folder"
-            )
-        if (
-            not {"tracks", "genomes"} <= set(document)
-            or not int(signature["compute_batch"]) > 0
-            or not all(isinstance(signature[name], str) for name in ("kernels", "overlap"))
-        ):
-            raise ValueError("the signature is not one")
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+        document = read_document(path, _RUN, sealed=True, limit=_LARGEST_RUN, follow=False)
+        if any(len(track) != 2 for track in document["tracks"]):
+            raise DocumentError("a track is not a name and a description")
+    except (FileNotFoundError, NotADirectoryError):
         raise OutputError(
             f"{out}: no run here ({RUN_FILE} is absent); give the --out of predict"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+    except DocumentError as error:
         raise OutputError(
             f"{path} is damaged ({error}): restore it, or start again in another folder"
         ) from error

@@ -80,7 +80,7 @@ class Predictions:
     end: Int64
     values: Float32
     tracks: tuple[str, ...]
-    names: NDArray[Any] | None = None
+    names: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -272,8 +272,8 @@ class PredictionStore:
         """
         try:
             region = parse_region(text, dict.fromkeys(self.contigs, _OPEN))
-        except ValueError as error:  # thousands of digits
-            raise RegionError(f"region {text[:60]!r}...: write CONTIG:START-END") from error
+        except RegionError:
+            return parse_region(text, self.contigs)  # whose error tells the contig's length
         length = self.contigs[region.contig]
         if region.end == _OPEN:
             region = region._replace(end=length)

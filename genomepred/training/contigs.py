@@ -10,8 +10,11 @@ import numpy as np
 
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import shown
 from genomepred.training.examples import Codes, Int64
 from genomepred.training.storage import allocate
+
+_SHOWN = 60  # characters of a name that messages show
 
 
 class Contigs(dict[str, Codes]):
@@ -100,20 +103,23 @@ def match_names(
     known = set(genome)
     by_core: dict[str, list[str]] = {}
     for name in genome:
-        by_core.setdefault(_core(name), []).append(name)
+        by_core.setdefault(core_of(name), []).append(name)
     matched: dict[str, str] = {}
     labels_of: dict[str, str] = {}
     for label in labels:
-        candidates = [label] if label in known else by_core.get(_core(label), [])
+        candidates = [label] if label in known else by_core.get(core_of(label), [])
         if len(candidates) > 1:
-            raise DataError(f"{what}: contig {label!r} could be any of {candidates} in {where}")
+            raise DataError(
+                f"{what}: contig {shown(label)} could be any of {some(candidates)} in {where}"
+            )
         if candidates:
             matched[label] = candidates[0]
     for label, name in matched.items():
         other = labels_of.setdefault(name, label)
         if other != label:
             raise DataError(
-                f"{what}: contigs {other!r} and {label!r} both mean {name!r} of {where}"
+                f"{what}: contigs {shown(other)} and {shown(label)} both mean {shown(name)} of "
+                f"{where}"
             )
     if not matched:
         raise DataError(
@@ -123,11 +129,12 @@ def match_names(
     return matched
 
 
-def _core(name: str) -> str:
+def core_of(name: str) -> str:
+    """What of a contig's name does not differ from habit to habit: no ``chr``, no zeros before."""
     return re.sub(r"^chr(omosome)?[_.-]?", "", name.lower()).lstrip("0") or name.lower()
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
-    """The first names, for messages."""
+    """The first names, for messages; of long ones the beginning."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(n if len(n) <= _SHOWN else shown(n) for n in names[:most]) + rest

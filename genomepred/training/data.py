@@ -20,8 +20,8 @@ from genomepred.training.examples import (
 from genomepred.training.labelled import LabelledData, open_fasta, open_table
 from genomepred.training.peak_data import Mix, PeakData
 from genomepred.training.peak_files import (
-    MANIFEST_COLUMNS,
     PeakFiles,
+    is_manifest,
     open_peaks,
     open_signals,
     read_manifest,
@@ -62,7 +62,7 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
     scratch : Path
         Folder for codes that outgrow memory; made if needed.
     split : bool, optional
-        Whether labelled sequences are split; otherwise all are test examples.
+        Whether examples are split; otherwise all are test examples.
 
     Returns
     -------
@@ -81,14 +81,14 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
     """
     name = source.data.name
     table = Table(source.data) if TABLE.search(name) else None
-    if table is not None and not set(MANIFEST_COLUMNS) - set(table.columns):
+    if table is not None and is_manifest(table):
         files = read_manifest(table)
         _refuse(source, "several genomes with peaks", ("labels", "genome", "bigwig"))
     elif table is not None:
-        _refuse(source, "tables", ("labels", "genome", "bigwig"))
+        _refuse(source, "tables", ("labels", "genome", "bigwig", "peak_format"))
         return open_table(source, scratch, split)
     elif source.labels is not None:
-        _refuse(source, "FASTA with labels", ("genome", "bigwig", "sequence"))
+        _refuse(source, "FASTA with labels", ("genome", "bigwig", "peak_format", "sequence"))
         return open_fasta(source, scratch, split)
     elif source.genome is not None:
         files = [PeakFiles("", source.genome, source.data, source.bigwig)]
@@ -106,14 +106,14 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
             + ("with a bigWig are a regression" if has_signal else "without a bigWig are binary")
         )
     if has_signal:
-        return open_signals(files, source, scratch)
+        return open_signals(files, source, scratch, split)
     _refuse(source, "peaks without a bigWig", ("transform",))
-    return open_peaks(files, source, scratch)
+    return open_peaks(files, source, scratch, split)
 
 
 def _refuse(source: Source, what: str, names: Sequence[str]) -> None:
     """Refuse options that would be ignored."""
     for name in names:
         if getattr(source, name) != getattr(Source, name):
-            option = {"targets": "target"}.get(name, name)
+            option = {"targets": "target", "peak_format": "peak-format"}.get(name, name)
             raise DataError(f"{source.data}: {what} take no --{option}; leave it out")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from genomepred.errors import DataError, ModelError, OutputError
-from genomepred.files import output_error, publishing, write_whole
+from genomepred.files import discard_abandoned, output_error, publishing, write_whole
 from genomepred.inference.engine import activation_function, compute_batch
 from genomepred.models.card import Card, Track
 from genomepred.models.fused import fast_form
@@ -30,8 +30,9 @@ from genomepred.training import bootstrap, figures
 from genomepred.training.data import Data, Examples, LabelledData, Source, open_data
 from genomepred.training.examples import known_bases
 from genomepred.training.loop import raw_values
-from genomepred.training.provenance import as_trained
-from genomepred.training.tables import TABLE
+from genomepred.training.peak_files import is_manifest
+from genomepred.training.provenance import as_trained, check_held_out
+from genomepred.training.tables import TABLE, Table
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -40,6 +41,11 @@ Values = NDArray[np.floating[Any]]
 
 TASKS = ("regression", "binary", "profile")
 PARTS = ("test", "validation", "training", "all")
+_FILES = (
+    *("metrics.json", "metrics.tsv", "predictions.tsv", "worst.tsv", "genomes.tsv"),
+    *("roc_pr.png", "parity.png"),
+)
+_SCRATCH = ".data"
 _OVERALL = "-"  # stands for all tracks together in the column of tracks
 _LETTERS = np.array(list("ACGTN"))
 
@@ -116,7 +122,8 @@ def evaluate(
     out : Path
         Folder for the results; made if absent.
     part : {"test", "validation", "training", "all"}, optional
-        Which examples of the split; ``all`` is every row of a table, which is then not split.
+        Which examples of the split; ``all`` is every row of a table and every peak, which are then
+        not split.
     resamples : int, optional
         Bootstrap resamples of the rows behind the 95% intervals; 0 gives none.
     seed : int, optional
@@ -148,8 +155,12 @@ def evaluate(
         raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
     card, split = model.card, part != "all"
     source = _for_card(as_trained(source, card, seed, split=split), card)
-    with TemporaryDirectory(prefix=".scratch-", dir=out) as scratch:
-        data = open_data(source, Path(scratch), split=split)
+    for name in _FILES:
+        discard_abandoned(out / name)
+    data = open_data(source, out / _SCRATCH, split=split)
+    shutil.rmtree(out / _SCRATCH, ignore_errors=True)  # what is mapped from it stays readable
+    facts = data.facts()
+    check_held_out(facts, card, "validation" if part == "validation" else "test", source.data)
     columns = check_fit(card, data, source.data)
     judged = [
         judge(model, name, data.task, parts, columns)
@@ -160,9 +171,10 @@ def evaluate(
         "weights_sha256": card.weights_sha256,
         "task": data.task,
         "part": part,
-        "data": data.facts(),
+        "data": facts,
         "bootstrap": {"resamples": resamples, "seed": source.seed, "interval": 0.95},
         "sets": {one.name: _metrics_of(one, resamples, source.seed) for one in judged},
+        "genomes": _by_genome(judged, facts.get("genomes", ()), resamples, source.seed),
     }
     _write_results(document, judged, out, worst)
     return document
@@ -176,7 +188,9 @@ def _for_card(source: Source, card: Card) -> Source:
     DataError
         If the model was trained on labels that were transformed otherwise.
     """
-    is_labelled = source.labels is not None or TABLE.search(source.data.name) is not None
+    is_labelled = source.labels is not None or (
+        TABLE.search(source.data.name) is not None and not is_manifest(Table(source.data))
+    )
     if source.window is None and (source.pad or not is_labelled):
         source = replace(source, window=card.window)
     facts = card.training.get("data")
@@ -241,14 +255,14 @@ def choose_part(data: Data, part: str, path: Path) -> dict[str, list[Examples]]:
     DataError
         If training examples of peaks are asked for: those differ from epoch to epoch.
     """
-    if part == "test":
+    if part == "test" or (part == "all" and not isinstance(data, LabelledData)):
         return {name: [examples] for name, examples in data.test().items()}
     if part == "validation":
         return {part: [data.validation()]}
     if not isinstance(data, LabelledData):
         raise DataError(
             f"--part {part}: {path} holds peaks, whose negatives in training are drawn anew every "
-            "epoch; choose test or validation"
+            "epoch; choose test, validation or all"
         )
     return {part: data.parts[:1] if part == "training" else list(filter(len, data.parts))}
 
@@ -341,6 +355,46 @@ def _metrics_of(one: Judged, resamples: int, seed: int) -> dict[str, Any]:
     return result
 
 
+def _by_genome(
+    judged: Sequence[Judged], genomes: Sequence[str], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Metrics of each of several genomes, those of each set; the worst first.
+
+    A set in which a genome has no labels that vary is left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for one in judged if len(genomes) > 1 else ():
+        names = (name.removeprefix("shuffled ").partition(":")[0] for name in one.names)
+        of = np.array(list(names), object)
+        for genome in genomes:
+            rows = np.flatnonzero(of == genome)
+            labels = one.labels[rows]
+            if not len(rows) or not (labels != labels[:1]).any():
+                continue
+            own = one._replace(rows=one.rows[rows], labels=labels, scores=one.scores[rows])
+            metrics = _metrics_of(own, resamples, seed)
+            del metrics["left_out"]
+            found.setdefault(genome, {})[one.name] = metrics
+
+    def headline(genome: str) -> float:
+        return float(np.nanmean([_headline(of_set) for of_set in found[genome].values()]))
+
+    return {genome: found[genome] for genome in sorted(found, key=headline)}
+
+
+def _headline(of_set: Mapping[str, Any]) -> float:
+    """The auPRC or R2 of a set, the mean of its tracks."""
+    metrics = of_set.get("overall") or next(iter(of_set["tracks"].values()))
+    value = metrics.get("auPRC", metrics.get("R2"))["value"]
+    return math.nan if value is None else value
+
+
+def worst_genomes(document: Mapping[str, Any], most: int = 5) -> list[tuple[str, float]]:
+    """The genomes on which a model does worst, with the mean auPRC or R2 of the sets."""
+    shown = list(document["genomes"].items())[:most]
+    return [(name, float(np.nanmean(list(map(_headline, s.values()))))) for name, s in shown]
+
+
 def _whole(labels: Float32, values: Values) -> bootstrap.Resampled:
     """Metrics of profiles as a whole, in one column."""
     measure = bootstrap.profile(labels, values)
@@ -365,7 +419,11 @@ class Line(NamedTuple):
 
 def lines(document: Mapping[str, Any]) -> Iterator[Line]:
     """The metrics of an evaluation, a line each; track ``-`` is all tracks together."""
-    for name, found in document["sets"].items():
+    yield from _lines(document["sets"])
+
+
+def _lines(sets: Mapping[str, Any]) -> Iterator[Line]:
+    for name, found in sets.items():
         tracks = dict(found["tracks"])
         if "overall" in found:
             tracks[_OVERALL] = found["overall"]
@@ -384,6 +442,10 @@ def _write_results(
         raise output_error(summary, error) from error
     _write_table(pd.DataFrame(lines(document), columns=Line._fields), out / "metrics.tsv")
     _write_table(pd.concat([_table(one) for one in judged]), out / "predictions.tsv")
+    if document["genomes"]:
+        rows = [(g, *line) for g, sets in document["genomes"].items() for line in _lines(sets)]
+        columns = ["genome", *Line._fields]
+        _write_table(pd.DataFrame(rows, columns=columns), out / "genomes.tsv")
     ranked = pd.concat([_worst(one, worst) for one in judged])
     ranked = ranked.sort_values("margin", ascending=False, kind="stable").drop(columns="margin")
     once = ranked.drop_duplicates(["name", "track", "sequence"])  # test sets share their peaks

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import DataError
 from genomepred.sequences.fasta import Genome
+from genomepred.sequences.names import shown
 from genomepred.training.examples import (
     PARTS,
     TEST,
@@ -196,7 +197,7 @@ def make_targets(
     """
 
     def called(row: int, column: int) -> str:
-        return f"{path}: row {row + 1}, column {tracks[column]!r}"
+        return f"{path}: row {row + 1}, column {shown(tracks[column])}"
 
     def refuse(wrong: NDArray[np.bool_], why: str) -> None:
         if wrong.any():
@@ -217,20 +218,34 @@ def make_targets(
     elif task == "profile":
         refuse(missing, "(missing): a profile needs all its columns; remove the row")
         refuse(labels < 0, "is negative; a profile is of counts or shares")
-        sums = labels.sum(axis=1, keepdims=True)
+        with np.errstate(over="ignore"):
+            sums = labels.sum(axis=1, keepdims=True)
         refuse(np.broadcast_to(sums == 0, labels.shape), "in every column; remove the row")
+        refuse(np.broadcast_to(np.isinf(sums), labels.shape), "makes a sum that is no number")
         labels = labels / sums
-    return transformed(labels, source.transform, called).astype(np.float32), task
+    return transformed(labels, source.transform, called), task
 
 
-def transformed(labels: Float64, transform: str, called: Callable[[int, int], str]) -> Float64:
-    """Labels ``[n, tracks]`` as they are (``none``), as ln(1 + y) or as log2(1 + y).
+def transformed(labels: Float64, transform: str, called: Callable[[int, int], str]) -> Float32:
+    """Labels ``[n, tracks]`` as they are (``none``), as ln(1 + y) or as log2(1 + y), in float32.
 
     Raises
     ------
     DataError
-        If a label has no logarithm; ``called(row, track)`` says which.
+        If a label has no logarithm, or is too large for float32; ``called(row, track)`` says which.
     """
+    found = _logarithms(labels, transform, called)
+    large = np.argwhere(np.abs(found) > np.finfo(np.float32).max)
+    if len(large):
+        row, track = large[0].tolist()
+        raise DataError(
+            f"{called(row, track)}: {labels[row, track]:g} is too large for float32 (3.4e38); give "
+            "labels in another unit, or --transform log1p"
+        )
+    return found.astype(np.float32)
+
+
+def _logarithms(labels: Float64, transform: str, called: Callable[[int, int], str]) -> Float64:
     if transform == "none":
         return labels
     low = np.argwhere(labels <= -1)
@@ -243,7 +258,7 @@ def transformed(labels: Float64, transform: str, called: Callable[[int, int], st
     return logarithms / np.log(2) if transform == "log2p1" else logarithms
 
 
-def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dict[str, str]]:
+def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dict[str, list[str]]]:
     """Part of each row of a table, as ``validation`` and ``test`` of the source ask.
 
     Parameters
@@ -258,7 +273,7 @@ def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dic
     parts : uint8 array, [rows]
         ``TRAIN``, ``VALIDATION``, ``TEST`` or ``LEFT_OUT``.
     chosen : dict
-        How the rows for validation and test were chosen, in words.
+        How the rows for validation and test were chosen.
 
     Raises
     ------
@@ -294,7 +309,7 @@ def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dic
             f"{table.path}: empty split: of {usable.sum()} rows with labels {found}; choose others "
             "with --validation and --test"
         )
-    return parts, {PARTS[part]: ", ".join(texts) for part, texts in asked.items()}
+    return parts, {PARTS[part]: list(texts) for part, texts in asked.items()}
 
 
 def _unsplit(labels: Labels) -> NDArray[np.uint8]:
@@ -309,7 +324,7 @@ def _unsplit(labels: Labels) -> NDArray[np.uint8]:
     if not usable.any():
         raise DataError(
             f"{labels.table.path}: none of the {len(labels.values)} rows has a label in "
-            f"{', '.join(map(repr, labels.tracks[:4]))}; fill them in, or name another --target"
+            f"{', '.join(map(shown, labels.tracks[:4]))}; fill them in, or name another --target"
         )
     return np.where(usable, TEST, LEFT_OUT).astype(np.uint8)
 
@@ -340,8 +355,8 @@ def part_of(value: str, where: str, column: str) -> int:
     part = _PARTS_OF_VALUES.get(value.strip().lower())
     if part is None:
         raise DataError(
-            f"{where}, column {column!r}: {value!r} is none of train, valid, test; correct it, or "
-            "choose with --validation and --test"
+            f"{where}, column {shown(column)}: {shown(value)} is none of train, valid, test; "
+            "correct it, or choose with --validation and --test"
         )
     return part
 
@@ -362,15 +377,17 @@ def _chosen_rows(table: Table, text: str, rows: int) -> NDArray[np.bool_]:
     column, equals, value = text.partition("=")
     if not equals:
         raise DataError(
-            f"{table.path}: {text!r} is no choice of rows; write rows FIRST-LAST, COLUMN=VALUE or "
-            "a share such as 0.1"
+            f"{table.path}: {shown(text)} is no choice of rows; write rows FIRST-LAST, "
+            "COLUMN=VALUE or a share such as 0.1"
         )
     table.find(column, ())
     values = table.read([column])[column].str.strip()
     chosen = (values == value).to_numpy(bool)
     if not chosen.any():
-        there = ", ".join(map(repr, values.drop_duplicates()[:5]))
-        raise DataError(f"{table.path}: no row has {text}; column {column!r} has {there}")
+        there = ", ".join(map(shown, values.drop_duplicates()[:5]))
+        raise DataError(
+            f"{table.path}: no row has {text[:200]}; column {shown(column)} has {there}"
+        )
     return chosen
 
 
@@ -400,7 +417,7 @@ def open_table(source: Source, scratch: Path, split: bool = True) -> LabelledDat
     codes, place = allocate((len(parts), window), scratch, "sequences"), _places(parts)
 
     def called(first: int, i: int) -> str:
-        return f"{table.path}: row {first + i + 1}, column {column!r}"
+        return f"{table.path}: row {first + i + 1}, column {shown(column)}"
 
     row = 0
     for texts in table.batches(column):
@@ -442,7 +459,7 @@ def open_fasta(source: Source, scratch: Path, split: bool = True) -> LabelledDat
         codes, place = allocate((len(parts), window), scratch, "sequences"), _places(parts)
         for name, row in zip(labels.names.tolist(), place, strict=True):
             length = fasta.contigs[name]
-            check_length(length, window, source.pad, f"{fasta.path}: {name!r}")
+            check_length(length, window, source.pad, f"{fasta.path}: {shown(name)}")
             first = window - length if source.pad == "left" else 0
             fasta.codes(name, 0, length, codes[row, first : first + length])
     facts = {"data": file_facts([source.data, table.path]), "columns": {}, "split": chosen}
@@ -454,20 +471,21 @@ def _check_names(labels: Labels, fasta: Genome) -> None:
     for row, name in enumerate(labels.names, 1):
         if first_row.setdefault(name, row) != row:
             raise DataError(
-                f"{labels.table.path}: rows {first_row[name]} and {row} are both named {name!r}; "
-                "a sequence needs one row"
+                f"{labels.table.path}: rows {first_row[name]} and {row} are both named "
+                f"{shown(name)}; a sequence needs one row"
             )
     unlabelled = [name for name in fasta.contigs if name not in first_row]
     if unlabelled:
         raise DataError(
             f"{labels.table.path}: no label for {len(unlabelled)} of the {len(fasta.contigs)} "
-            f"sequences of {fasta.path}, first {unlabelled[0]!r}; add rows or remove the sequences"
+            f"sequences of {fasta.path}, first {shown(unlabelled[0])}; add rows or remove the "
+            "sequences"
         )
     absent = [name for name in first_row if name not in fasta.contigs]
     if absent:
         raise DataError(
             f"{fasta.path}: no sequence for {len(absent)} of the {len(first_row)} labels of "
-            f"{labels.table.path}, first {absent[0]!r}; add sequences or remove the rows"
+            f"{labels.table.path}, first {shown(absent[0])}; add sequences or remove the rows"
         )
 
 
@@ -539,6 +557,6 @@ def check_labels(parts: Sequence[Examples], tracks: Sequence[str], path: Path) -
             track = int(np.argmax(constant))
             value = "missing" if np.isinf(lowest[track]) else f"{lowest[track]:g}"
             raise DataError(
-                f"{path}: constant labels: all of {tracks[track]!r} in the {len(examples)} rows "
-                f"for {name} are {value}; choose another column or split"
+                f"{path}: constant labels: all of {shown(tracks[track])} in the {len(examples)} "
+                f"rows for {name} are {value}; choose another column or split"
             )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
+import os
 import pickle
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +23,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genomepred.errors import DataError, DeviceError, ModelError, OutputError
-from genomepred.files import write_whole
+from genomepred.files import open_regular, publishing, sync_file, write_whole
 from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel, channels_last
+from genomepred.training.memory import pass_size, step_size
 
 if TYPE_CHECKING:
     from genomepred.training.examples import Batches, Codes, Data, Examples
@@ -32,9 +36,13 @@ Float32 = NDArray[np.float32]
 Weights = dict[str, Tensor]
 
 STATE, HISTORY = "state.pt", "history.csv"
+# The state of the epoch before, for when the last one is damaged.
+PREVIOUS = "state.previous.pt"
+# Of a file that holds a state: this line, the sha256 of what follows in hexadecimal, a line end.
+_STATE_HEADER = b"genomepred training state 1\n"
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-# What reading a file that is no whole state of this model raises.
-_DAMAGE = (
+# What taking up a state of another model raises.
+_MISFIT = (
     pickle.UnpicklingError,
     EOFError,
     OSError,
@@ -44,6 +52,8 @@ _DAMAGE = (
     TypeError,
     AttributeError,
 )
+_BATCH = 256  # examples a step, if memory allows
+_PASS = 512  # examples that are predicted together, if memory allows
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -56,7 +66,7 @@ class Settings:
     epochs : int, optional
         Passes at most.
     batch_size : int, optional
-        Examples a step.
+        Examples a step; by default 256, or fewer where memory does not suffice for so many.
     optimiser : {"adamw", "adam"}, optional
         Adam adds the weight decay to the gradients, AdamW takes it from the weights.
     learning_rate, weight_decay : float, optional
@@ -84,7 +94,7 @@ class Settings:
     """
 
     epochs: int = 10
-    batch_size: int = 256
+    batch_size: int | None = None
     optimiser: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -101,6 +111,12 @@ class Settings:
             if not math.isfinite(value := getattr(self, name)):
                 option = name.replace("_", "-")
                 raise DataError(f"--{option} {value} asked for; give a finite number")
+
+    def decided(self, model: SequenceModel) -> Settings:
+        """The settings with the number of examples a step that the model and the machine allow."""
+        if self.batch_size is not None:
+            return self
+        return replace(self, batch_size=step_size(channels_last(model), _BATCH))
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step, counted from 0, of ``steps`` in all."""
@@ -209,10 +225,11 @@ def fit(
     DeviceError
         If the device's memory is full.
     OutputError
-        If the folder cannot be written, or its state is damaged.
+        If the folder cannot be written, or its state is of another training. A damaged state is
+        told, and the one before it taken up; without one training starts again.
     """
     trainer = _Trainer(model, task, settings)
-    course = Fit() if out is None else trainer.resume(out / STATE)
+    course = Fit() if out is None else trainer.resume(out)
     if out is not None and course.records:  # killed between the state and its line
         _write_history(out / HISTORY, course.records)
     validation = data.validation()
@@ -227,7 +244,7 @@ def fit(
             if course.best_record is record:
                 course.best = course.last
             if out is not None:
-                trainer.save(out / STATE, course)
+                trainer.save(out, course)
                 _write_history(out / HISTORY, course.records)
             bar.update()
             bar.set_postfix({"loss": f"{record.loss:.4f}", task.headline: f"{record.score:.4f}"})
@@ -240,9 +257,10 @@ class _Trainer:
     """Optimiser, precision and learning-rate course of one run."""
 
     def __init__(self, model: SequenceModel, task: Task, settings: Settings) -> None:
-        self.model, self.task, self.settings = model, task, settings
+        self.model, self.task, self.settings = model, task, settings.decided(model)
         self.compute = channels_last(model)  # shares the parameters
         self.device = model.device
+        self.size = self.settings.batch_size or _BATCH
         self.optimiser = OPTIMISERS[settings.optimiser](
             model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -259,7 +277,7 @@ class _Trainer:
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"the memory of device {self.device} is full with batches of "
-                f"{self.settings.batch_size}; use a smaller --batch-size"
+                f"{self.size}; use a smaller --batch-size"
             ) from error
         values = raw_values(prepare(self.model, "torch"), validation.codes).reshape(
             len(validation), -1
@@ -281,7 +299,7 @@ class _Trainer:
 
     def _train(self, examples: Batches, bar: tqdm[Any]) -> float:
         """One pass; the mean loss. Examples that fill no batch wait for another epoch's order."""
-        size = self.settings.batch_size
+        size = self.size
         batches = max(len(examples) // size, 1)
         self.compute.train()
         total = 0.0
@@ -319,9 +337,10 @@ class _Trainer:
     def _advice(self) -> str:
         return f"lower the learning rate ({self.settings.learning_rate:g})"
 
-    def save(self, path: Path, course: Fit) -> None:
-        """Write all that the next epoch needs, whole or not at all."""
+    def save(self, out: Path, course: Fit) -> None:
+        """Write all that the next epoch needs, whole or not at all, and keep the state before."""
         state = {
+            "of": self._identity(),
             "model": self.model.state_dict(),
             "best": course.best,
             "optimiser": self.optimiser.state_dict(),
@@ -331,29 +350,71 @@ class _Trainer:
         }
         packed = io.BytesIO()  # a full disk is an OSError below, and an obscure one in torch
         torch.save(state, packed)
-        write_whole(path, packed.getvalue())
+        with publishing(out / STATE) as temporary:
+            with open(temporary, "xb") as file:
+                file.write(_header(packed.getbuffer()))
+                file.write(packed.getbuffer())
+            sync_file(temporary)  # before the one that it replaces is moved away
+            if (out / STATE).exists():
+                os.replace(out / STATE, out / PREVIOUS)
 
-    def resume(self, path: Path) -> Fit:
-        """Take up a saved state, if there is one."""
-        try:
-            packed = path.read_bytes()
-        except FileNotFoundError:
-            return Fit()
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+    def resume(self, out: Path) -> Fit:
+        """Take up the last whole state, if there is one."""
+        for name in (STATE, PREVIOUS):
+            packed = _read_state(out / name)
+            if packed is None:
+                continue
+            course = self._restore(packed, out / name)
+            if name == PREVIOUS:
+                _tell(f"{out}: goes on from the state before, of {len(course.records)} epochs")
+            return course
+        if (out / HISTORY).exists():
+            _tell(f"{out}: holds no whole state of its training, which starts again")
+        return Fit()
+
+    def _restore(self, packed: bytes, path: Path) -> Fit:
         try:
             state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+            if state["of"] != self._identity():
+                raise ValueError("other settings")
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
             records = [Record(**record) for record in state["records"]]
             return Fit(records, state["best"], _copy(self.model))
-        except _DAMAGE as error:
+        except _MISFIT as error:
             raise OutputError(
-                f"{path} is damaged or of another training; delete it to start again, or use "
-                "another --out"
+                f"{path} is of another training; delete it to start again, or use another --out"
             ) from error
+
+    def _identity(self) -> dict[str, Any]:
+        """What a state must be of, as plain values."""
+        return {"task": asdict(self.task), "settings": asdict(self.settings)}
+
+
+def _header(packed: bytes | memoryview) -> bytes:
+    return _STATE_HEADER + hashlib.sha256(packed).hexdigest().encode() + b"\n"
+
+
+def _read_state(path: Path) -> bytes | None:
+    """The packed state in a file; None if it is absent or, which is told, damaged."""
+    try:
+        with open(open_regular(path), "rb") as file:
+            whole = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+    size = len(_header(b""))
+    if whole[:size] == _header(memoryview(whole)[size:]):
+        return whole[size:]
+    _tell(f"{path} is damaged: its content does not match its sha256; it is not used")
+    return None
+
+
+def _tell(text: str) -> None:
+    tqdm.write(text, sys.stderr)
 
 
 def _precision(asked: str, device: torch.device) -> str:
@@ -374,12 +435,14 @@ def _copy(model: nn.Module) -> Weights:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def raw_values(model: SequenceModel, codes: Codes, batch_size: int = 512) -> Float32:
+def raw_values(model: SequenceModel, codes: Codes, batch_size: int | None = None) -> Float32:
     """Raw values ``float32 [n, bins, tracks]`` of a model for codes ``uint8 [n, window]``.
 
-    ``codes`` may be a view with overlapping rows; it is copied a batch at a time.
+    ``codes`` may be a view with overlapping rows; it is copied a batch at a time, of 512 or as many
+    as fit into memory.
     """
     batches = []
+    batch_size = batch_size or pass_size(model, min(_PASS, len(codes)))
     with torch.inference_mode():
         for first in range(0, len(codes), batch_size):
             batch = torch.from_numpy(codes[first : first + batch_size].copy())
@@ -397,3 +460,11 @@ def _write_history(path: Path, records: Sequence[Record]) -> None:
         # An undefined metric is an empty field.
         writer.writerow(["" if isinstance(x, float) and math.isnan(x) else x for x in row])
     write_whole(path, table.getvalue().encode())
+
+
+def history_digest(path: Path) -> str:
+    """sha256 of a history but for the seconds, its last column, which differ from run to run."""
+    digest = hashlib.sha256()
+    for line in path.read_bytes().splitlines():
+        digest.update(line.rpartition(b",")[0] + b"\n")
+    return digest.hexdigest()

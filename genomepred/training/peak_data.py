@@ -95,6 +95,8 @@ class PeakData:
         come from the genomes of their positives, in the same numbers.
     facts : mapping, optional
         What is known of the files.
+    needed : sequence of str, optional
+        Parts that must have peaks.
 
     Attributes
     ----------
@@ -106,7 +108,7 @@ class PeakData:
     Raises
     ------
     DataError
-        If a part has no peaks.
+        If a part that must have peaks has none.
     """
 
     task = "binary"
@@ -123,6 +125,7 @@ class PeakData:
         augmentation: Augmentation | None = None,
         genomes: Sequence[str] = ("",),
         facts: Mapping[str, Any] | None = None,
+        needed: Sequence[str] = PARTS,
     ) -> None:
         self.peaks, self.contigs, self.mix, self.seed = peaks, contigs, mix, seed
         self.augmentation = augmentation or Augmentation()
@@ -130,7 +133,7 @@ class PeakData:
         parts = split.parts(peaks.regions)
         self._rows = [np.flatnonzero(parts == part) for part in range(3)]
         for name, rows in zip(PARTS, self._rows, strict=True):
-            if not len(rows):
+            if name in needed and not len(rows):
                 raise DataError(
                     f"{peaks.source}: no peaks for {name}; choose regions with --validation and "
                     f"--test so that each part has some of those on {some(peaks.contigs)}"
@@ -148,6 +151,10 @@ class PeakData:
     def window(self) -> int:
         """Bases of a peak."""
         return int(self.peaks.codes.shape[1])
+
+    def has(self, part: int) -> bool:
+        """Whether a part has peaks."""
+        return len(self._rows[part]) > 0
 
     def positives(self, part: int) -> Codes:
         """Sequences ``[n, window]`` of a part's peaks: a copy."""

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from genomepred.errors import DataError
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import shown
 from genomepred.training.contigs import Contigs, match_names, some
 from genomepred.training.examples import (
     PARTS,
@@ -67,6 +68,11 @@ class PeakFiles(NamedTuple):
         return f"{self.name}:{contig}" if self.name else contig
 
 
+def is_manifest(table: Table) -> bool:
+    """Whether a table is one of genomes with peaks."""
+    return not set(MANIFEST_COLUMNS) - set(table.columns)
+
+
 def read_manifest(table: Table) -> list[PeakFiles]:
     """Genomes of a table with the columns name, genome, peaks and, if wished, bigwig and split.
 
@@ -87,7 +93,7 @@ def read_manifest(table: Table) -> list[PeakFiles]:
         name = row["name"].strip()
         if not name or ":" in name or name in found:
             problem = "is used twice" if name in found else "is empty or has a ':'"
-            raise DataError(f"{where}: the name {name!r} {problem}; give each genome a name")
+            raise DataError(f"{where}: the name {shown(name)} {problem}; give each genome a name")
         paths = [table.path.parent / row[column].strip() for column in ("genome", "peaks")]
         signals = (table.path.parent / row[bigwig].strip(),) if bigwig else ()
         for path in (*paths, *signals):
@@ -97,10 +103,13 @@ def read_manifest(table: Table) -> list[PeakFiles]:
         found[name] = PeakFiles(name, paths[0], paths[1], signals, part)
     if not found:
         raise DataError(f"{table.path}: no genomes below the names of the columns")
-    return list(found.values())
+    # By name: results do not depend on the order of the rows.
+    return sorted(found.values())
 
 
-def open_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path) -> PeakData:
+def open_peaks(
+    files: Sequence[PeakFiles], source: Source, scratch: Path, split: bool = True
+) -> PeakData:
     """Peaks of one or several genomes against negatives, or with signals as their labels.
 
     Parameters
@@ -111,6 +120,8 @@ def open_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path) -> Pea
         Window, split, negatives, augmentation and seed.
     scratch : Path
         Folder for codes that outgrow memory.
+    split : bool, optional
+        Whether regions are held out; otherwise all peaks are test examples.
 
     Raises
     ------
@@ -119,18 +130,18 @@ def open_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path) -> Pea
     RegionError
         If a region to hold out does not exist.
     """
-    data = _read_peaks(files, source, scratch)
+    data = _read_peaks(files, source, scratch, split)
     count = data.facts()["peaks"][PARTS[TRAIN]]
     warn_of_repeats(str(source.data), data.repeats, count)
     return data
 
 
-def _read_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path) -> PeakData:
+def _read_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path, split: bool) -> PeakData:
     with ExitStack() as stack:
         loaded = []
         for each in files:
             genome = stack.enter_context(Genome(each.genome))
-            loaded.append(_load(each, genome, source.window))
+            loaded.append(_load(each, genome, source.window, source.peak_format))
         window = _common_window(loaded)
         lengths = {
             one.files.called(label): one.genome.contigs[name]
@@ -143,20 +154,41 @@ def _read_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path) -> Pe
                 codes = contigs[one.files.called(label)]
                 one.genome.codes(name, 0, len(codes), codes)
     peaks, left_out = _join(loaded, contigs, window, scratch)
+    chosen = _split(files, source, peaks, contigs, split)
     return PeakData(
         peaks,
         contigs,
-        _split(files, source, peaks, contigs),
+        chosen,
         Mix(source.shuffled, source.matched, source.random),
         source.seed,
         augmentation=Augmentation(source.reverse_complement is not False, source.shift),
         genomes=[one.name for one in files],
         facts={
             "data": file_facts([path for one in files for path in (one.peaks, one.genome)]),
+            "genomes": [one.name for one in files if one.name],
             "left_out": left_out,
             "split": {"validation": list(source.validation), "test": list(source.test)},
+            "held_out": {
+                "validation": _by_genome(chosen.validation, loaded),
+                "test": _by_genome(chosen.test, loaded),
+            },
         },
+        needed=PARTS if split else (PARTS[TEST],),
     )
+
+
+def _by_genome(regions: Sequence[Region], loaded: Sequence[_Loaded]) -> list[list[str]]:
+    """Regions of each genome, under its own names for its contigs; a whole one is its name."""
+    return [
+        [
+            region_name(own) if own.end < ENDLESS else own.contig
+            for region in regions
+            if region.contig.startswith(prefix := one.files.called(""))
+            for contig in [region.contig.removeprefix(prefix)]
+            for own in [region._replace(contig=one.names.get(contig, contig))]
+        ]
+        for one in loaded
+    ]
 
 
 @dataclass(frozen=True)
@@ -172,7 +204,9 @@ class _Loaded:
     absent: int
 
 
-def _load(files: PeakFiles, genome: Genome, window: int | None) -> _Loaded:
+def _load(
+    files: PeakFiles, genome: Genome, window: int | None, peak_format: str = "auto"
+) -> _Loaded:
     if not BED.search(files.peaks.name):
         peaks = read_peaks(files.peaks)
         names = match_names(peaks.contigs, genome.contigs, peaks.source, str(genome.path))
@@ -184,34 +218,41 @@ def _load(files: PeakFiles, genome: Genome, window: int | None) -> _Loaded:
         return _Loaded(files, genome, names, peaks.regions, peaks.codes, [], 0)
     if window is None:
         raise DataError(f"{files.peaks}: give --window, the bases of an example around each peak")
-    bed = read_bed(files.peaks)
-    labels = list(dict.fromkeys(record.contig for record in bed.records))
+    records = read_bed(files.peaks, peak_format)
+    labels = list(dict.fromkeys(record.contig for record in records))
     names = match_names(labels, genome.contigs, str(files.peaks), str(genome.path))
-    regions, spans = [], []
-    for record, centre, line in zip(bed.records, bed.centres.tolist(), bed.lines, strict=True):
+    regions, spans, cut = [], [], 0
+    for record in records:
         if record.contig not in names:
             continue
-        length = genome.contigs[names[record.contig]]
-        if record.end > length:
+        contig, length = record.contig, genome.contigs[names[record.contig]]
+        if record.start >= length:
             raise DataError(
-                f"{files.peaks}: line {line}: {record.contig}:{record.start}-{record.end} ends "
-                f"beyond the contig, which has {length} bases in {genome.path}; use the genome the "
-                "peaks were called on"
+                f"{files.peaks}: line {record.line}: {shown(contig)} {record.start}-{record.end} "
+                f"lies beyond the contig, which has {length} bases in {genome.path}; use the "
+                "genome the peaks were called on"
             )
-        start = centre - window // 2
-        regions.append(Region(record.contig, start, start + window))
-        spans.append(record)
-    absent = len(bed.records) - len(regions)
+        cut += record.end > length
+        start = min(record.centre, length - 1) - window // 2
+        regions.append(Region(contig, start, start + window))
+        spans.append(Region(contig, record.start, min(record.end, length)))
+    if cut:
+        tqdm.write(
+            f"{files.peaks}: {cut:,} of {len(records):,} peaks end past their contig and are cut "
+            "there",
+            sys.stderr,
+        )
+    absent = len(records) - len(regions)
     missing = [label for label in labels if label not in names]
-    if 2 * absent > len(bed.records):
+    if 2 * absent > len(records):
         raise DataError(
-            f"{files.peaks}: {absent:,} of {len(bed.records):,} peaks lie on contigs that "
+            f"{files.peaks}: {absent:,} of {len(records):,} peaks lie on contigs that "
             f"{genome.path} does not have: {some(missing)}; it has {some(list(genome.contigs))}; "
             "use the genome the peaks were called on, or remove the others"
         )
     if absent:
         tqdm.write(
-            f"{files.peaks}: {absent:,} of {len(bed.records):,} peaks are left out: {genome.path} "
+            f"{files.peaks}: {absent:,} of {len(records):,} peaks are left out: {genome.path} "
             f"has no {some(missing)}; it has {some(list(genome.contigs))}",
             sys.stderr,
         )
@@ -277,19 +318,44 @@ def _renamed(region: Region, files: PeakFiles) -> Region:
     return region._replace(contig=files.called(region.contig))
 
 
-def _split(files: Sequence[PeakFiles], source: Source, peaks: Peaks, contigs: Contigs) -> Split:
+def _split(
+    files: Sequence[PeakFiles], source: Source, peaks: Peaks, contigs: Contigs, split: bool
+) -> Split:
     names = dict.fromkeys([*contigs, *peaks.contigs])
+    if not split:
+        return Split((), tuple(Region(name, 0, ENDLESS) for name in names))
     lengths = {name: len(contigs.get(name, ())) for name in names}
-    split = Split.parse(source.validation, source.test, lengths, [f.name for f in files if f.name])
-    whole: dict[int | None, list[Region]] = {VALIDATION: [], TEST: []}
+    asked = Split.parse(source.validation, source.test, lengths, [f.name for f in files if f.name])
+    held_out = {VALIDATION: list(asked.validation), TEST: list(asked.test)}
     for one in files:
-        whole.setdefault(one.part, []).extend(
-            Region(name, 0, ENDLESS) for name in names if name.startswith(one.called(""))
-        )
-    return Split((*split.validation, *whole[VALIDATION]), (*split.test, *whole[TEST]))
+        own = [name for name in names if name.startswith(one.called(""))]
+        if one.part in held_out:
+            held_out[one.part] += [Region(name, 0, ENDLESS) for name in own]
+        elif one.name:
+            _check_held_out(one, source, held_out)
+    return Split(tuple(held_out[VALIDATION]), tuple(held_out[TEST]))
 
 
-def open_signals(files: Sequence[PeakFiles], source: Source, scratch: Path) -> SignalData:
+def _check_held_out(one: PeakFiles, source: Source, held_out: dict[int, list[Region]]) -> None:
+    """Refuse one of several genomes of which nothing is held out where it is of others.
+
+    Copies of what is held out of the others would be trained on.
+    """
+    for part, option in ((VALIDATION, "validation"), (TEST, "test")):
+        own = [r for r in held_out[part] if r.contig.startswith(one.called(""))]
+        asked = getattr(source, option)
+        if asked and not own:
+            raise DataError(
+                f"{source.data}: genome {shown(one.name)} has nothing of --{option} {asked[0]}, so "
+                f"its copy would be trained on; give --{option} {one.name}:CONTIG, or keep the "
+                "whole "
+                "genome out by the column split"
+            )
+
+
+def open_signals(
+    files: Sequence[PeakFiles], source: Source, scratch: Path, split: bool = True
+) -> SignalData:
     """Windows at peaks and at matched background, with means of bigWigs as labels.
 
     Peaks that do not lie on the genome, and windows for which no signal has a value, are left out.
@@ -301,21 +367,22 @@ def open_signals(files: Sequence[PeakFiles], source: Source, scratch: Path) -> S
     source : Source
         As of :func:`open_peaks`; ``matched`` background windows a peak are drawn once. The labels
         are transformed as it says.
-    scratch : Path
-        Folder for codes that outgrow memory.
+    scratch, split
+        As of :func:`open_peaks`.
 
     Raises
     ------
     DataError
         As of :func:`open_peaks`, or if the labels are constant or cannot be transformed.
     """
-    peaks = _read_peaks(files, source, scratch)
+    peaks = _read_peaks(files, source, scratch, split)
     tracks = tuple(path.stem for path in files[0].bigwig) if not files[0].name else ("signal",)
     if len(set(tracks)) < len(tracks):
         raise DataError(f"two bigWigs are named {some(tracks)}; give each track another file name")
     windows = [_signal_windows(part, peaks, files, source, scratch) for part in range(len(PARTS))]
     parts = [part.examples for part in windows]
-    check_labels(parts, tracks, files[0].bigwig[0])
+    if split:
+        check_labels(parts, tracks, files[0].bigwig[0])
     training, *held_out = (sequence_hashes(part.codes) for part in parts)
     repeats = count_repeats(training, held_out)
     warn_of_repeats(str(source.data), repeats, len(training))
@@ -344,6 +411,10 @@ class _SignalWindows(NamedTuple):
 def _signal_windows(
     part: int, peaks: PeakData, files: Sequence[PeakFiles], source: Source, scratch: Path
 ) -> _SignalWindows:
+    if not peaks.has(part):
+        none = np.empty((0, peaks.window), np.uint8)
+        empty = Examples(none, np.empty((0, len(files[0].bigwig)), np.float32), np.empty(0, object))
+        return _SignalWindows(np.empty(0, np.int64), empty, 0)
     rng = np.random.default_rng((source.seed, 0, part))
     background = [peaks.matched(part, rng) for _ in range(source.matched)]
     places = np.concatenate([peaks.placed(part)[1], *background])
@@ -359,7 +430,7 @@ def _signal_windows(
     labels = transformed(means[kept], source.transform, lambda row, _: names[row])
     codes = allocate((len(kept), peaks.window), scratch, f"windows-{PARTS[part]}")
     gather(peaks.background.windows, places[kept], codes)
-    examples = Examples(codes, labels.astype(np.float32), np.array(names, object))
+    examples = Examples(codes, labels, np.array(names, object))
     return _SignalWindows(places[kept], examples, len(means) - len(kept))
 
 

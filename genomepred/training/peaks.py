@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from genomepred.errors import DataError, RegionError
+from genomepred.sequences.bed import BedRecord, bed_records
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region, parse_region
-from genomepred.training.contigs import Contigs, match_names
-from genomepred.training.examples import TEST, TRAIN, VALIDATION, Codes, Int64
+from genomepred.sequences.names import shown
+from genomepred.training.contigs import Contigs, core_of, match_names, some
+from genomepred.training.examples import TEST, TRAIN, VALIDATION, Codes
 
 # A contig without a known length: longer than any.
 ENDLESS = 1 << 40
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def read_peaks(path: Path | str) -> Peaks:
     for region, length in zip(regions, lengths, strict=True):
         if length != lengths[0]:
             raise DataError(
-                f"{path}: mixed lengths: {regions[0].name!r} has {lengths[0]} bases, "
-                f"{region.name!r} has {length}; all peaks must be one window long"
+                f"{path}: mixed lengths: {shown(regions[0].name)} has {lengths[0]} bases, "
+                f"{shown(region.name)} has {length}; all peaks must be one window long"
             )
     return Peaks(regions, np.stack(codes), str(path))
 
@@ -77,80 +79,54 @@ def read_peaks(path: Path | str) -> Peaks:
 def _header_region(name: str, length: int, path: Path | str) -> Region:
     found = re.fullmatch(r"(.+):(\d+)-(\d+)", name)
     if found is None:
-        raise DataError(f"{path}: header {name!r} is not CONTIG:START-END, as peaks need")
+        raise DataError(f"{path}: header {shown(name)} is not CONTIG:START-END, as peaks need")
     region = Region(found[1], int(found[2]), int(found[3]), name)
     if region.end - region.start != length:
         raise DataError(
-            f"{path}: header {name!r} spans {region.end - region.start} bases, but its sequence "
-            f"has {length}; START is 0-based, END exclusive"
+            f"{path}: header {shown(name)} spans {region.end - region.start} bases, but its "
+            f"sequence has {length}; START is 0-based, END exclusive"
         )
     return region
 
 
-class Bed(NamedTuple):
-    """Records of a BED or narrowPeak file.
+def read_bed(path: Path, peak_format: str = "auto") -> list[BedRecord]:
+    """Records of a BED, broadPeak or narrowPeak file, plain or gzip, in any genome's names.
 
     Parameters
     ----------
-    records : list of Region
-        0-based half-open.
-    centres : int64 array, [n]
-        Summit of each record, else its middle.
-    lines : int64 array, [n]
-        Its line, for messages.
-    """
-
-    records: list[Region]
-    centres: Int64
-    lines: Int64
-
-
-def read_bed(path: Path) -> Bed:
-    """Records of a BED, broadPeak or narrowPeak file, plain or gzip, in any genome's names.
-
-    Ten columns are a narrowPeak, whose last is the summit's distance from the start, or -1.
+    path : Path
+    peak_format : {"auto", "bed", "narrowPeak"}, optional
+        Whether the tenth column is a summit; ``auto`` is as the file's name or header says. Files
+        whose records look like narrowPeak and are not read as such are told on stderr.
 
     Raises
     ------
     DataError
         Naming the line that is no record.
     """
-    records, centres, numbers = [], [], []
-    for number, fields in _bed_fields(path):
-        place = [fields[0], *fields[1:3], *(fields[9:] if len(fields) == 10 else ["-1"])]
-        if len(fields) < 3 or not all(re.fullmatch(r"-?\d+", field) for field in place[1:]):
-            raise DataError(
-                f"{path}: line {number}: expected contig, start and end between tabs, and a "
-                f"summit in the tenth of ten columns, found {' '.join(fields)[:60]!r}"
-            )
-        start, end, summit = int(fields[1]), int(fields[2]), int(place[3])
-        if not 0 <= start < end or not -1 <= summit < end - start:
-            raise DataError(
-                f"{path}: line {number}: start {start}, end {end} and summit {summit} are no "
-                "interval with a place in it; BED is 0-based half-open"
-            )
-        records.append(Region(fields[0], start, end))
-        centres.append(start + summit if summit >= 0 else (start + end) // 2)
-        numbers.append(number)
+    narrow_peak = {"auto": None, "bed": False, "narrowPeak": True}[peak_format]
+    records, may_be_narrow, ignored = [], peak_format == "auto", False
+    for record in bed_records(path, narrow_peak=narrow_peak, error=DataError):
+        may_be_narrow = may_be_narrow and _may_be_narrow(record)
+        centre = str(record.centre - record.start)
+        ignored |= may_be_narrow and record.columns[9] not in ("-1", centre)
+        records.append(record._replace(columns=()))
     if not records:
         raise DataError(f"{path}: no peaks; a record is contig, start and end between tabs")
-    return Bed(records, np.array(centres, np.int64), np.array(numbers, np.int64))
+    if may_be_narrow and ignored:
+        _tell(
+            f"{path}: has the ten columns of a narrowPeak, but is read as BED, peaks by their "
+            "middle; if it has summits, give --peak-format narrowPeak"
+        )
+    return records
 
 
-def _bed_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and fields of each line that is a record."""
-    try:
-        with path.open("rb") as file:
-            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                fields = line.rstrip("\r\n").split("\t")
-                fields = fields if len(fields) > 2 else line.split()
-                first = fields[0].split()[:1] if fields else []
-                if first and first[0] not in ("track", "browser") and first[0][0] != "#":
-                    yield number, fields
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as BED: {error}") from error
+def _may_be_narrow(record: BedRecord) -> bool:
+    """Whether a record has a narrowPeak's columns: numbers from the seventh on, then a summit."""
+    if len(record.columns) != 10 or not all(map(_NUMBER.fullmatch, record.columns[6:])):
+        return False
+    summit = record.columns[9]
+    return summit == "-1" or (summit.isdecimal() and int(summit) < record.end - record.start)
 
 
 def load_contigs(genome: Genome, peaks: Peaks) -> Contigs:
@@ -188,8 +164,8 @@ def check_agreement(peaks: Peaks, contigs: Mapping[str, Codes]) -> None:
     if differing:
         raise DataError(
             f"{peaks.source}: {len(differing)} of {len(placed)} peaks on the genome's contigs "
-            f"differ from the genome, first {peaks.regions[differing[0]].name!r}; use the assembly "
-            "the peaks were called on, with 0-based starts"
+            f"differ from the genome, first {shown(peaks.regions[differing[0]].name)}; use the "
+            "assembly the peaks were called on, with 0-based starts"
         )
 
 
@@ -216,6 +192,9 @@ class Split:
     ) -> Split:
         """Split of region strings such as ``chr22`` and ``chr20:31500001-63025520``.
 
+        Names of contigs may differ from the genomes' by ``chr`` and leading zeros. Of several
+        genomes, what is told on stderr does not depend on their order.
+
         Parameters
         ----------
         validation, test : sequence of str
@@ -224,18 +203,18 @@ class Split:
             Known contigs; a length of 0 is unknown.
         genomes : sequence of str, optional
             Names before the ``:`` of contigs of several genomes; a region without one is meant in
-            all that have its contig.
+            all of them.
 
         Raises
         ------
         RegionError
-            If no genome has a contig, or its only one has no such bases.
+            If no genome has a contig, a genome may mean several, or the only one has no such bases.
         """
-        known = {name: length or ENDLESS for name, length in lengths.items()}
-        parsed = [
-            tuple(region for text in texts for region in _parse_regions(text, known, genomes))
-            for texts in (validation, test)
-        ]
+        own = {genome: _Contigs(genome, lengths) for genome in genomes or [""]}
+        parsed = (
+            tuple(region for text in texts for region in _held_out(option, text, own))
+            for option, texts in (("--validation", validation), ("--test", test))
+        )
         return cls(*parsed)
 
     def parts(self, regions: Sequence[Region]) -> NDArray[np.uint8]:
@@ -272,21 +251,85 @@ def _by_contig(regions: Sequence[Region]) -> dict[str, list[Region]]:
     return found
 
 
-def _parse_regions(text: str, known: Mapping[str, int], genomes: Sequence[str]) -> Sequence[Region]:
-    try:
-        return [parse_region(text, known)]
-    except RegionError:
-        # Ends differ from genome to genome: what one of them lacks is no error.
-        found = []
-        for genome in genomes:
-            prefix = f"{genome}:"
-            own = {n.removeprefix(prefix): ENDLESS for n in known if n.startswith(prefix)}
-            with suppress(RegionError):
-                region = parse_region(text, own)
-                found.append(region._replace(contig=prefix + region.contig))
-        if not found:
-            raise
-        return found
+class _Contigs:
+    """Contigs of one genome, found by the names that they may have."""
+
+    def __init__(self, genome: str, lengths: Mapping[str, int]) -> None:
+        self._prefix = f"{genome}:" if genome else ""
+        self._lengths = {
+            name.removeprefix(self._prefix): length or ENDLESS
+            for name, length in lengths.items()
+            if name.startswith(self._prefix)
+        }
+        self._by_core: dict[str, list[str]] = {}
+        for name in self._lengths:
+            self._by_core.setdefault(core_of(name), []).append(name)
+
+    @property
+    def names(self) -> list[str]:
+        """Contigs, without the genome."""
+        return list(self._lengths)
+
+    def own(self, text: str) -> str | None:
+        """What follows this genome's name, if the text begins with it."""
+        return text.removeprefix(self._prefix) if text.startswith(self._prefix) else None
+
+    def is_contig(self, text: str) -> bool:
+        """Whether a text is a contig's name, without bounds."""
+        return self._named(text) is not None
+
+    def find(self, text: str, *, alone: bool = True) -> Region | None:
+        """The region that a text means here, under its name among all genomes; None if none.
+
+        Unless it is meant ``alone`` here, it may reach beyond the contig's end.
+        """
+        name, bounds = self._named(text), ""
+        if name is None:
+            contig, _, bounds = text.rpartition(":")
+            name = self._named(contig)
+        if name is None:
+            return None
+        lengths = self._lengths if alone or not bounds else dict.fromkeys(self._lengths, ENDLESS)
+        region = parse_region(f"{name}:{bounds}" if bounds else name, lengths)
+        return Region(self._prefix + name, region.start, region.end)
+
+    def _named(self, contig: str) -> str | None:
+        if contig in self._lengths:
+            return contig
+        found = self._by_core.get(core_of(contig), [])
+        if len(found) > 1:
+            raise RegionError(
+                f"contig {shown(contig)} could be any of {some(found)}; give {self._prefix}CONTIG "
+                "as the genome has it"
+            )
+        return found[0] if found else None
+
+
+def _held_out(option: str, text: str, genomes: Mapping[str, _Contigs]) -> list[Region]:
+    """Regions that a text means, in one genome if it names it, else in all."""
+    for contigs in genomes.values():
+        own = contigs.own(text) if len(genomes) > 1 else None
+        if own is not None and (region := contigs.find(own)):
+            return [region]
+    alone = len(genomes) == 1
+    found = {genome: contigs.find(text, alone=alone) for genome, contigs in genomes.items()}
+    regions = [region for region in found.values() if region]
+    if not regions:
+        names = [name for contigs in genomes.values() for name in contigs.names]
+        raise RegionError(f"{option} {text}: no such contig; there are {some(names)}")
+    if len(regions) < len(found):
+        lacking = sorted(genome for genome, region in found.items() if not region)
+        _tell(f"{option} {text}: no such contig in {some(lacking)}; write NAME:CONTIG for each")
+    if len(regions) > 1 and not any(contigs.is_contig(text) for contigs in genomes.values()):
+        _tell(
+            f"{option} {text}: the same coordinates are held out in {len(regions)} genomes, where "
+            "they may mean other places; write NAME:CONTIG:START-END for each, or whole contigs"
+        )
+    return regions
+
+
+def _tell(text: str) -> None:
+    tqdm.write(text, sys.stderr)
 
 
 def _touch(a: Region, b: Region) -> bool:

@@ -6,17 +6,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from genomepred.errors import DataError
 from genomepred.models.card import Card
-from genomepred.training.peak_files import MANIFEST_COLUMNS, read_manifest
+from genomepred.sequences.grid import Region
+from genomepred.training.contigs import core_of
+from genomepred.training.peak_data import region_name
+from genomepred.training.peak_files import is_manifest, read_manifest
+from genomepred.training.peaks import ENDLESS
 from genomepred.training.source import Source, file_facts
 from genomepred.training.tables import TABLE, Table
 
-_SHARE = r"0?\.\d+"
-# Between choices of rows: the value of a COLUMN=VALUE may hold a comma too.
-_BETWEEN = re.compile(rf", (?=[^,=]+=|\d+-\d+(?:,|$)|{_SHARE}(?:,|$))")
+_SHARE = re.compile(r"0?\.\d+")
 
 
 def as_trained(source: Source, card: Card, seed: int | None, *, split: bool) -> Source:
@@ -76,23 +78,91 @@ def _is_trained_on(source: Source, facts: Mapping[str, Any]) -> bool:
     ) == sorted(str(file.get("sha256")) for file in trained)
 
 
+def check_held_out(facts: Mapping[str, Any], card: Card, part: str, data: Path) -> None:
+    """Refuse to judge a model by regions of its training's genomes that it was not kept from.
+
+    Parameters
+    ----------
+    facts : mapping
+        Of the data.
+    card : Card
+        Of the model. A training on other genomes, or on none, allows everything.
+    part : str
+        ``validation``, or ``test``, which is every region where nothing is split.
+    data : Path
+        For messages.
+
+    Raises
+    ------
+    DataError
+        Naming the genome and the region.
+    """
+    there = card.training.get("data")
+    if not isinstance(there, dict) or "peaks" not in there or "peaks" not in facts:
+        return
+    trained = _regions_by_genome(there, part)
+    for sha256, (name, regions) in _regions_by_genome(facts, part).items():
+        if sha256 not in trained:
+            continue
+        free = trained[sha256].regions
+        for region in regions:
+            if not any(_is_within(region, other) for other in free):
+                held = ", ".join(map(_name, free)) or "nothing"
+                raise DataError(
+                    f"{data}: model {card.name!r} was trained on genome {name}, kept from {held} "
+                    f"for {part}; {_name(region)} was asked, which would put training examples "
+                    f"into the {part}: ask for regions within what it was kept from"
+                )
+
+
+class _Genome(NamedTuple):
+    name: str
+    regions: list[Region]
+
+
+def _regions_by_genome(facts: Mapping[str, Any], part: str) -> dict[str, _Genome]:
+    """Held-out regions of each genome of peaks, by its sha256."""
+    genomes = facts["data"][1::2]
+    # Cards of one genome may have the regions as they were asked for only.
+    held_out = facts.get("held_out", {part: [facts["split"].get(part, [])] * len(genomes)})
+    return {
+        genome["sha256"]: _Genome(genome["file"], list(map(_region, regions)))
+        for genome, regions in zip(genomes, held_out[part], strict=True)
+    }
+
+
+def _region(text: str) -> Region:
+    contig, _, bounds = text.rpartition(":")
+    found = re.fullmatch(r"([\d,]+)-([\d,]+)", bounds)
+    if contig and found:
+        first, last = (int(number.replace(",", "")) for number in found.groups())
+        return Region(contig, first - 1, last)
+    return Region(text, 0, ENDLESS)
+
+
+def _is_within(region: Region, other: Region) -> bool:
+    same = core_of(region.contig) == core_of(other.contig)
+    return same and other.start <= region.start and region.end <= other.end
+
+
+def _name(region: Region) -> str:
+    return region.contig if region.end >= ENDLESS else region_name(region)
+
+
 def _files(source: Source) -> list[Path]:
     """Files with the examples that are split."""
     if source.labels is not None:
         return [source.data, source.labels]
     if TABLE.search(source.data.name):
         table = Table(source.data)
-        if not set(MANIFEST_COLUMNS) - set(table.columns):
+        if is_manifest(table):
             return [one.peaks for one in read_manifest(table)]
     return [source.data]
 
 
 def _asked_in_training(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a training's source that the facts of its data tell."""
-    asked = {
-        part: tuple(_BETWEEN.split(found) if isinstance(found, str) else found)
-        for part, found in facts["split"].items()
-    }
+    asked = {part: tuple(found) for part, found in facts["split"].items()}
     if "columns" in facts:
         asked["targets"] = tuple(facts["columns"]["labels"])
         asked |= {name: facts["columns"][name] for name in facts["columns"] if name == "sequence"}
@@ -102,7 +172,7 @@ def _asked_in_training(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _has_share(asked: Mapping[str, Any]) -> bool:
     """Whether rows were drawn by the seed."""
     texts = (*asked["validation"], *asked["test"])
-    return any(re.fullmatch(_SHARE, text) for text in texts)
+    return any(_SHARE.fullmatch(text) for text in texts)
 
 
 def _equal(now: Any, then: Any) -> bool:

@@ -13,6 +13,7 @@ from genomepred.errors import DataError
 _CHOICES = {
     "transform": ("none", "log1p", "log2p1"),
     "task": ("auto", "regression", "binary", "profile"),
+    "peak_format": ("auto", "bed", "narrowPeak"),
     "pad": ("left", "right", None),
 }
 
@@ -34,6 +35,9 @@ class Source:
     bigwig : tuple of Path, optional
         Signals whose means over the windows are the labels, a track each; without them peaks are
         labelled 1 and other windows 0.
+    peak_format : {"auto", "bed", "narrowPeak"}, optional
+        Of peaks that are no FASTA: whether their tenth column is a summit. ``auto`` is as their
+        names (``.narrowPeak``) or a header (``track type=narrowPeak``) say.
     sequence : str, optional
         Column of sequences; by default the first of sequence, seq, seqs, utr.
     targets : tuple of str, optional
@@ -76,6 +80,7 @@ class Source:
     labels: Path | None = None
     genome: Path | None = None
     bigwig: tuple[Path, ...] = ()
+    peak_format: str = "auto"
     sequence: str | None = None
     targets: tuple[str, ...] = ()
     transform: str = "none"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import re
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 
 from genomepred.errors import DataError, DependencyError
 from genomepred.sequences.decode import CODE_OF_BYTE, INVALID, UNKNOWN
+from genomepred.sequences.names import shown
 from genomepred.training.examples import Codes
+from genomepred.training.rows import Row, parquet_file, sheet_rows, text_rows
 
 # Columns that are looked for, whatever their case, when none is named.
 SEQUENCE_COLUMNS = ("sequence", "seq", "seqs", "utr")
@@ -28,10 +31,12 @@ _TRUTH = {"true": "1", "false": "0"}
 # What the libraries raise for files that are not what their names say; of XML a SyntaxError.
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, KeyError, SyntaxError),
-    *(BadZipFile, zlib.error, pd.errors.ParserWarning),
+    *(BadZipFile, zlib.error, csv.Error, RuntimeError, NotImplementedError),
 )
 # Rows read at once.
 _BATCH = 1 << 16
+# Characters of a text or reason that a message shows.
+_MOST_SHOWN = 200
 
 TABLE = re.compile(r"\.((csv|tsv)(\.gz)?|xlsx|parquet)$", re.IGNORECASE)
 
@@ -63,11 +68,12 @@ class Table:
             )
         self._kind = found[1].lower().removesuffix(".gz")
         with self._readable():
-            self._sheet = self._workbook() if self._kind == "xlsx" else None
             self.columns = self._header()
-        twice = [c for i, c in enumerate(self.columns) if c and c in self.columns[:i]]
-        if twice:
-            raise DataError(f"{path}: two columns are named {twice[0]!r}; rename one")
+        known: set[str] = set()
+        for column in filter(None, self.columns):
+            if column in known:
+                raise DataError(f"{path}: two columns are named {shown(column)}; rename one")
+            known.add(column)
 
     def find(self, asked: str | None, usual: Sequence[str]) -> str | None:
         """The column asked for, or else the first of the usual ones that there is, in any case.
@@ -79,7 +85,7 @@ class Table:
         """
         if asked is not None:
             if asked not in self.columns:
-                raise DataError(f"{self.path}: no column {asked!r}; {self._there_are()}")
+                raise DataError(f"{self.path}: no column {shown(asked)}; {self._there_are()}")
             return asked
         by_lower = {column.lower(): column for column in reversed(self.columns)}
         return next((by_lower[name.lower()] for name in usual if name.lower() in by_lower), None)
@@ -96,97 +102,81 @@ class Table:
 
     def read(self, columns: Sequence[str]) -> pd.DataFrame:
         """Some columns of all rows, as text; nothing is ``""``."""
+        texts: list[list[str]] = [[] for _ in columns]
         with self._readable():
-            return _texts(self._columns(list(columns)))
+            for batch in self._batches(columns):
+                for column, more in zip(texts, batch, strict=True):
+                    column.extend(more)
+        return pd.DataFrame(dict(zip(columns, texts, strict=True)), dtype="string")
 
     def batches(self, column: str) -> Iterator[list[str]]:
         """One column, a batch of rows at a time, without the blanks around its texts."""
         with self._readable():
-            for frame in self._frames(column):
-                yield list(map(str.strip, _texts(frame)[column]))
+            for (texts,) in self._batches([column]):
+                yield list(map(str.strip, texts))
 
     def _there_are(self) -> str:
-        shown = ", ".join(repr(column) for column in self.columns[:20])
+        names = ", ".join(map(shown, self.columns[:20]))
         rest = f" and {len(self.columns) - 20} more" if len(self.columns) > 20 else ""
-        return f"there are {shown}{rest}"
+        return f"there are {names}{rest}"
 
-    @property
-    def _csv(self) -> dict[str, Any]:
-        return {
-            "sep": "," if self._kind == "csv" else "\t",
-            "dtype": str,
-            "keep_default_na": False,
-            "encoding": "utf-8-sig",
-            "index_col": False,
-        }
+    def _rows(self) -> Iterator[Row]:
+        """Rows of all columns, the names first."""
+        if self._kind == "xlsx":
+            return sheet_rows(self.path)
+        return text_rows(self.path, "," if self._kind == "csv" else "\t")
 
-    def _workbook(self) -> pd.DataFrame:
+    def _header(self) -> list[str]:
+        if self._kind == "parquet":
+            with self._parquet() as file:
+                return list(file.schema_arrow.names)
+        names = next(self._rows(), None)
+        if names is None:
+            raise DataError(f"{self.path}: is empty; the first row names the columns")
+        return list(map(str.strip, names))
+
+    def _batches(self, columns: Sequence[str]) -> Iterator[list[list[str]]]:
+        """Texts of some columns, a batch of rows at a time."""
+        if self._kind == "parquet":
+            with self._parquet() as file:
+                for batch in file.iter_batches(_BATCH, columns=list(columns)):
+                    # Without pandas' own notes, by which a column may become the index.
+                    frame = _texts(batch.to_pandas(ignore_metadata=True))
+                    yield [frame[column].tolist() for column in columns]
+            return
+        places = [self.columns.index(column) for column in columns]
+        rows = islice(self._rows(), 1, None)
+        for number in count(1, _BATCH):
+            texts: list[list[str]] = [[] for _ in columns]
+            for row_number, row in enumerate(islice(rows, _BATCH), number):
+                self._check_width(row, row_number)
+                for column, place in zip(texts, places, strict=True):
+                    column.append(row[place] if place < len(row) else "")
+            if not texts or not texts[0]:
+                return
+            yield texts
+
+    def _check_width(self, row: Row, number: int) -> None:
+        width = len(self.columns)
+        if len(row) > width and any(map(str.strip, row[width:])):
+            raise ValueError(f"row {number} has {len(row)} fields, the names are {width}")
+
+    @contextmanager
+    def _parquet(self) -> Iterator[Any]:
         try:
-            return pd.read_excel(self.path, header=None, dtype=str, keep_default_na=False)
-        except ImportError as error:
-            raise DependencyError(
-                f"{self.path}: reading it needs openpyxl: pip install 'genomepred[train]'"
-            ) from error
-
-    def _parquet(self) -> Any:
-        try:
-            from pyarrow import parquet  # type: ignore[import-untyped]  # ships no stubs
+            with parquet_file(self.path) as file:
+                yield file
         except ImportError as error:
             raise DependencyError(
                 f"{self.path}: reading it needs pyarrow: pip install 'genomepred[train]'"
             ) from error
-        return parquet.ParquetFile(self.path)
-
-    def _header(self) -> list[str]:
-        if self._sheet is not None:
-            if not len(self._sheet):
-                raise DataError(f"{self.path}: the first sheet is empty")
-            names = self._sheet.iloc[0]
-        elif self._kind == "parquet":
-            with self._parquet() as file:
-                return list(file.schema_arrow.names)
-        else:
-            names = pd.read_csv(self.path, header=None, nrows=1, **self._csv).iloc[0]
-        return ["" if pd.isna(name) else str(name).strip() for name in names]
-
-    def _columns(self, columns: list[str]) -> pd.DataFrame:
-        if self._sheet is not None:
-            body = self._sheet.iloc[1:, [self.columns.index(c) for c in columns]]
-            return body.set_axis(columns, axis=1).reset_index(drop=True)
-        if self._kind == "parquet":
-            with self._parquet() as file:
-                frame: pd.DataFrame = file.read(columns=columns).to_pandas()
-            return frame[columns]
-        return pd.concat(list(self._csv_frames(columns)), ignore_index=True)[columns]
-
-    def _frames(self, column: str) -> Iterator[pd.DataFrame]:
-        if self._sheet is not None:
-            yield self._columns([column])
-        elif self._kind == "parquet":
-            with self._parquet() as file:
-                for batch in file.iter_batches(_BATCH, columns=[column]):
-                    yield batch.to_pandas()
-        else:
-            yield from self._csv_frames([column])
-
-    def _csv_frames(self, columns: list[str]) -> Iterator[pd.DataFrame]:
-        # All columns are parsed: of some only, rows with too many fields would go unnoticed.
-        names = range(len(self.columns))
-        with pd.read_csv(self.path, header=0, names=names, chunksize=_BATCH, **self._csv) as frames:
-            while True:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", pd.errors.ParserWarning)
-                    frame = next(frames, None)
-                if frame is None:
-                    return
-                yield frame.rename(columns=dict(enumerate(self.columns)))[columns]
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
         except _UNREADABLE as error:
-            reason = re.sub(r"\s+", " ", str(error)).strip()
+            reason = re.sub(r"\s+", " ", str(error)).strip()[:_MOST_SHOWN]
             raise DataError(
                 f"{self.path}: cannot be read as {self._kind}: {reason}; save it again as "
                 f"{self._kind}, or rename it to what it is"
@@ -280,8 +270,9 @@ def parse_numbers(frame: pd.DataFrame, path: Path) -> NDArray[np.float64]:
         if wrong.any():
             row = int(np.argmax(wrong))
             raise DataError(
-                f"{path}: row {row + 1}, column {column!r}: {frame[column].iloc[row]!r} is no "
-                "finite number; correct it, or leave it empty if it is missing"
+                f"{path}: row {row + 1}, column {shown(column)}: "
+                f"{shown(frame[column].iloc[row])} is no finite number; correct it, or leave it "
+                "empty if it is missing"
             )
         values[:, i] = numbers
     return values

@@ -14,6 +14,7 @@ from genomepred.inference import setup
 from genomepred.inference.engine import Engine, multiply_adds
 from genomepred.inference.inputs import GenomePath
 from genomepred.inference.shards import shard_rows
+from genomepred.machine import Limit
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
@@ -64,7 +65,8 @@ def test_no_compute_batch_is_computed_for_two_shards(
 def test_processes_are_started_for_work_whether_of_many_windows_or_of_large_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(setup, "usable_cpus", lambda: Limit(8, "a test"))
+    monkeypatch.setattr(setup, "usable_memory", lambda: Limit(1 << 40, "a test"))
     model = make_checkpoint(tmp_path / "tiny", window=1_000)
     (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 25_000 + "\n")
     options = setup.Options(

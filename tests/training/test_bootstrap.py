@@ -100,7 +100,8 @@ def test_profiles_are_measured_as_a_whole(seed: int, rows: int) -> None:
             "mean_fraction_R2": sklearn.r2_score(*centres),
             "mean_fraction_Pearson": stats.pearsonr(*centres)[0],
         }.items():
-            assert found[name][resample] == pytest.approx(expected, abs=1e-9), name
+            # Few rows that hardly differ give an R2 of thousands.
+            assert found[name][resample] == pytest.approx(expected, rel=1e-8, abs=1e-9), name
 
 
 def test_shares_of_nothing_are_finite() -> None:

@@ -329,7 +329,13 @@ def test_a_window_may_reach_out_of_its_contig(tmp_path: Path) -> None:
     ("options", "extra", "error", "message"),
     [
         ({"window": None}, "", DataError, "peaks.narrowPeak: give --window"),
-        ({}, "chr1\t19990\t20001\n", DataError, r"line 127: chr1:19990-20001 ends beyond.*20000"),
+        (
+            {"peak_format": "bed"},
+            "chr1\t20000\t20001\n",
+            DataError,
+            r"line 127: 'chr1' 20000-20001 lies beyond.* 20000 bases",
+        ),
+        ({}, "chr1\t9\t20\n", DataError, r"line 127: column 10 of a narrowPeak .* in 3 columns"),
         ({"genome": None}, "", DataError, "give --labels, .* or --genome"),
         ({"validation": ("chr7",)}, "", RegionError, "chr7"),
         ({"validation": ("chr1:1-50",)}, "", DataError, "no peaks for validation.*chr1"),
@@ -352,11 +358,25 @@ def test_bad_peak_files_and_options_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+REST = "\tp\t0\t.\t1\t2\t3\t-1\n"  # of a narrowPeak without a summit
+
+
+def test_peaks_that_end_past_their_contig_are_cut_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = peak_source(tmp_path)
+    write_bed(source.data, extra=f"chr1\t19960\t20002{REST}")
+    data = open_peak_data(source, tmp_path)
+    assert "1 of 127 peaks end past their contig and are cut there" in capsys.readouterr().err
+    assert data.peaks.regions[-1] == Region("chr1", 19971, 19991)
+    assert Region("chr1", 19960, 20000) in data.peaks.spans
+
+
 def test_peaks_on_contigs_of_another_name_are_told_or_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = peak_source(tmp_path)
-    strange = [f"scaffold{i}\t5\t35\n" for i in range(len(STARTS))]
+    strange = [f"scaffold{i}\t5\t35{REST}" for i in range(len(STARTS))]
     write_bed(source.data, extra="".join(strange))
     data = open_peak_data(source, tmp_path)  # half of them, not more
     assert data.facts()["left_out"]["contig not in the genome"] == len(STARTS)
@@ -364,7 +384,7 @@ def test_peaks_on_contigs_of_another_name_are_told_or_refused(
     assert f"{len(STARTS)} of {2 * len(STARTS)} peaks are left out" in told
     assert "genome.fa has no scaffold0, scaffold1, scaffold2, scaffold3 and" in told
     assert told.endswith("it has chr1\n")
-    write_bed(source.data, extra="".join(strange) + "scaffold0\t50\t80\n")
+    write_bed(source.data, extra="".join(strange) + f"scaffold0\t50\t80{REST}")
     with pytest.raises(DataError, match=r"127 of 253 peaks lie on .* have: scaffold0.*has chr1;"):
         open_data(source, tmp_path)
 
@@ -498,6 +518,64 @@ def test_a_column_keeps_whole_genomes_for_the_test(tmp_path: Path) -> None:
     assert names is not None
     assert all(name.startswith("b:Chr11:") for name in names)
     assert {region.contig for region in data.regions[TRAIN]} == {"a:Chr01"}
+
+
+def write_cultivars(folder: Path, names: list[str], contigs: list[str]) -> Path:
+    """Copies of one genome, whose contig has a name of its own in each."""
+    lines = ["name\tgenome\tpeaks"]
+    for name, contig in zip(names, contigs, strict=True):
+        (folder / name).mkdir(exist_ok=True)
+        write_genome(folder / name / "g.fa", GENOME, name=contig)
+        write_bed(folder / name / "p.narrowPeak", name=contig)
+        lines.append(f"{name}\t{name}/g.fa\t{name}/p.narrowPeak")
+    (folder / "all.tsv").write_text("\n".join(lines) + "\n")
+    return folder / "all.tsv"
+
+
+def test_the_same_region_is_held_out_of_all_cultivars_in_any_order(tmp_path: Path) -> None:
+    digests = set()
+    for order in ("abc", "cab"):
+        contigs = {"a": "Chr1", "b": "chr01", "c": "1"}
+        manifest = write_cultivars(tmp_path, list(order), [contigs[name] for name in order])
+        held_out = {"validation": ("Chr1:8001-12000",), "test": ("Chr1:15001-20000",)}
+        data = open_peak_data(Source(manifest, window=20, **held_out), tmp_path)
+        assert [r.contig for r in data.regions[TEST]] == ["a:Chr1", "b:chr01", "c:1"]
+        facts = data.facts()
+        assert facts["held_out"]["test"] == [
+            ["Chr1:15001-20000"], ["chr01:15001-20000"], ["1:15001-20000"]
+        ]  # fmt: skip
+        assert facts["genomes"] == ["a", "b", "c"]
+        # Of three equal genomes nothing of the test is trained on.
+        assert data.repeats == 0
+        digests.add(digest(whole(data.epoch(1))))
+    assert len(digests) == 1
+
+
+def test_a_genome_of_which_nothing_is_held_out_is_refused(tmp_path: Path) -> None:
+    manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "scaffold_7"])
+    regions = {"validation": ("Chr1:8001-12000",), "test": ("Chr1:15001-20000",)}
+    with pytest.raises(DataError, match=r"genome 'b' has nothing of --validation Chr1:8001-12000"):
+        open_data(Source(manifest, window=20, **regions), tmp_path)
+    regions["validation"] = (*regions["validation"], "b:scaffold_7:8001-12000")
+    with pytest.raises(DataError, match=r"genome 'b' has nothing of --test Chr1:15001-20000"):
+        open_data(Source(manifest, window=20, **regions), tmp_path)
+    regions["test"] = (*regions["test"], "b:scaffold_7:15001-20000")
+    assert open_peak_data(Source(manifest, window=20, **regions), tmp_path).repeats == 0
+
+
+def test_all_peaks_may_be_for_the_test(tmp_path: Path) -> None:
+    manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "Chr1"])
+    data = open_data(Source(manifest, window=20), tmp_path, split=False)
+    assert isinstance(data, PeakData)
+    assert data.facts()["peaks"] == {"training": 0, "validation": 0, "test": 2 * len(STARTS)}
+    assert {len(kind) for kind in data.test().values()} == {4 * len(STARTS)}
+    signal = write_bigwig(tmp_path / "x.bw", name="Chr1")
+    signals = open_data(
+        Source(manifest.parent / "a/p.narrowPeak", genome=tmp_path / "a/g.fa", window=20,
+               bigwig=(signal,)),
+        tmp_path, split=False,
+    )  # fmt: skip
+    assert len(signals.test()["test"]) == 2 * len(STARTS)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from genomepred.sequences.codes import reverse_complement
 from genomepred.training import storage, tables
 from genomepred.training.data import TEST, TRAIN, VALIDATION, LabelledData, Source, open_data
 from genomepred.training.examples import PARTS, Codes, sequence_hashes, shifted
+from genomepred.training.labelled import make_targets
 from tests.training.test_data import digest, whole
 
 N, W = 60, 12
@@ -73,7 +74,7 @@ def test_rows_columns_and_shares_choose_a_part(tmp_path: Path) -> None:
     data = open_labelled(Source(path, test=chosen, validation=("library=c",)), tmp_path)
     assert rows_of(data, TEST) == [1, *range(2, N, 3)]
     assert rows_of(data, VALIDATION) == list(range(3, N + 1, 3))
-    assert data.facts()["split"] == {"test": "library=b, 1-1", "validation": "library=c"}
+    assert data.facts()["split"] == {"test": [*chosen], "validation": ["library=c"]}
 
 
 @pytest.mark.parametrize("column", ["dataset", "Split"])
@@ -89,6 +90,27 @@ def test_a_column_of_the_table_gives_the_parts(tmp_path: Path, column: str) -> N
     without = write(tmp_path, **{column: ["training"] * 30 + ["test"] * 30})
     data = open_labelled(Source(without), tmp_path)
     assert [len(part) for part in data.parts] == [24, 6, 30]
+
+
+@pytest.mark.parametrize("transform", ["none", "log2p1"])
+@pytest.mark.parametrize("label", [3.5e38, -3.5e38, 1e300])
+def test_labels_beyond_float32_are_refused_with_their_row(label: float, transform: str) -> None:
+    labels = np.array([[1.0], [3.4e38], [label]])
+    source = Source(Path("t.csv"), transform=transform, task="regression")
+    if transform == "log2p1" and label > 0:
+        values, _ = make_targets(labels, ["y"], source, source.data)
+        assert values[2, 0] == pytest.approx(np.log2(label))
+        return
+    with pytest.raises(
+        DataError, match=rf"t\.csv: row 3, column 'y': {label:g}".replace("+", r"\+")
+    ):
+        make_targets(labels, ["y"], source, source.data)
+
+
+def test_shares_of_a_sum_that_is_no_number_are_refused() -> None:
+    source = Source(Path("t.csv"), task="profile")
+    with pytest.raises(DataError, match="row 2, column 'a': .* makes a sum that is no number"):
+        make_targets(np.array([[1.0, 2], [1e308, 1e308]]), ["a", "b"], source, source.data)
 
 
 @pytest.mark.parametrize(

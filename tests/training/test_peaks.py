@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +93,7 @@ def test_names_without_a_partner_show_both_sides() -> None:
 
 
 def test_a_name_with_two_partners_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'chr1' could be any of \['1', 'Chr01'\]"):
+    with pytest.raises(DataError, match=r"'chr1' could be any of 1, Chr01 in"):
         match_names(["chr1"], ["1", "Chr01"], "x")
 
 
@@ -188,6 +187,39 @@ def test_a_region_of_one_genome_is_named_with_it() -> None:
         held_out("chr3")
 
 
+CULTIVARS = {"a:Chr3": 500, "a:Chr1": 900, "b:chr03": 400, "b:chr01": 900, "c:3": 450, "c:1": 900}
+
+
+@given(st.permutations(list("abc")), st.sampled_from(["Chr3", "chr03", "3", "chromosome_3"]))
+def test_a_contig_is_held_out_whatever_the_genomes_call_it(genomes: list[str], text: str) -> None:
+    found = Split.parse([], [text], CULTIVARS, genomes).test
+    assert sorted(found) == [
+        ("a:Chr3", 0, 500, ""), ("b:chr03", 0, 400, ""), ("c:3", 0, 450, ""),
+    ]  # fmt: skip
+    assert Split.parse([], ["b:Chr3:11-20"], CULTIVARS, genomes).test == (
+        Region("b:chr03", 10, 20),
+    )
+    assert Split.parse([], ["chr03"], {"Chr3": 50}).test == (Region("Chr3", 0, 50),)
+
+
+def test_coordinates_in_several_genomes_and_contigs_that_one_lacks_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Split.parse(["a:Chr1:1-9", "c:1:1-9"], ["Chr3"], CULTIVARS, ["a", "b", "c"])
+    assert capsys.readouterr().err == ""
+    Split.parse([], ["Chr3:1-9"], CULTIVARS, ["a", "b", "c"])
+    assert "--test Chr3:1-9: the same coordinates are held out in 3 ge" in capsys.readouterr().err
+    Split.parse([], ["Chr3"], CULTIVARS | {"d:x": 5}, ["a", "d", "b", "c"])
+    assert "--test Chr3: no such contig in d; write NAME:CONTIG" in capsys.readouterr().err
+
+
+def test_a_name_that_may_mean_two_contigs_is_refused() -> None:
+    with pytest.raises(RegionError, match=r"contig 'chr3' could be any of Chr3, 03"):
+        Split.parse([], ["chr3"], {"Chr3": 5, "03": 5})
+    with pytest.raises(RegionError, match="1-based"):
+        Split.parse([], ["3:x-9"], CULTIVARS, ["a", "b", "c"])
+
+
 # BED
 
 
@@ -197,33 +229,35 @@ def bed(folder: Path, text: str, name: str = "peaks.bed") -> Path:
     return path
 
 
-def test_bed_records_are_centred_on_their_middle_and_narrow_peaks_on_their_summit(
-    tmp_path: Path,
+TEN = "chr1\t100\t200\tp\t0\t.\t1.5\t2\t3\t7\nchr1\t100\t200\tp\t0\t.\t1.5\t2\t3\t-1\n"
+
+
+def centres(path: Path, peak_format: str = "auto") -> list[int]:
+    return [record.centre for record in read_bed(path, peak_format)]
+
+
+def test_summits_are_read_where_name_header_or_user_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (
-        "#header\ntrack name=x\nchr1\t10\t21\tpeak\n\nchr2 0 4\r\n"
-        "chr1\t100\t200\tp\t0\t.\t1.5\t2\t3\t7\n"
-        "chr1\t100\t200\tp\t0\t.\t1.5\t2\t3\t-1\n"
-        "chr1\t0\t50\tp\t0\t+\t0\t50\t0\t2\t10,20\t0,30\n"  # BED12: no summit
-    )
-    found = read_bed(bed(tmp_path, text))
-    assert [record[:3] for record in found.records][:2] == [("chr1", 10, 21), ("chr2", 0, 4)]
-    assert found.centres.tolist() == [15, 2, 107, 150, 25]
-    assert found.lines.tolist() == [3, 5, 6, 7, 8]
-    compressed = tmp_path / "peaks.narrowPeak.gz"
-    compressed.write_bytes(gzip.compress(text.encode()))
-    assert read_bed(compressed).records == found.records
+    more = "\n".join(f"{line}\t1\t2\t3" for line in TEN.splitlines())  # as idr writes it
+    assert centres(bed(tmp_path, TEN, "a.narrowPeak")) == [107, 150]
+    assert centres(bed(tmp_path, more, "a.narrowPeak")) == [107, 150]
+    assert centres(bed(tmp_path, f"track type=narrowPeak\n{TEN}")) == [107, 150]
+    assert centres(bed(tmp_path, TEN), "narrowPeak") == [107, 150]
+    assert centres(bed(tmp_path, TEN, "a.narrowPeak"), "bed") == [150, 150]
+    assert capsys.readouterr().err == ""
+    assert centres(bed(tmp_path, TEN)) == [150, 150]
+    assert "peaks.bed: has the ten columns of a narrowPeak" in capsys.readouterr().err
+    assert centres(bed(tmp_path, "chr1\t1\t9\tn\t0\t+\tchr1\t5\t9\t4\n")) == [5]  # intersect -wo
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("chr1\t5\n", "line 1: expected contig, start and end"),
-        ("chr1\t5\t9\nchr1\tx\t9\n", "line 2: expected contig.*'chr1 x 9'"),
-        ("chr1\t9\t9\n", "line 1: start 9, end 9 .* no interval"),
-        ("chr1\t-2\t9\n", "line 1: start -2"),
-        ("chr1\t5\t9\tp\t0\t.\t1\t2\t3\t4\n", "summit 4 are no interval with a place in it"),
-        ("chr1\t5\t9\tp\t0\t.\t1\t2\t3\tx\n", "summit in the tenth of ten columns"),
+        ("chr1\t5\t9\nchr1\tx\t9\n", "line 2: expected contig"),
+        ("chr1\t9\t9\n", "line 1: .* is empty"),
         ("# nothing\n", "no peaks"),
     ],
 )

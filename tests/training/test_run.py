@@ -129,7 +129,7 @@ class _StopError(Exception):
     ("where", "call", "epochs"),
     [
         *[("loop._write_history", 1, 1), ("loop._write_history", 1, 2)],
-        *[("loop._write_history", 2, 2), ("run.write_sidecar", 1, 2), ("run._finished", 2, 2)],
+        *[("loop._write_history", 2, 2), ("run._outcome", 1, 2), ("run._finished", 2, 2)],
         *[("run.save_checkpoint", 1, 2), ("run.save_checkpoint", 2, 2), ("run.measure", 1, 2)],
         *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("run.create_whole", 1, 2)],
     ],
