@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING, Any
 from genomepred.compiled import keep_numba
 
 if TYPE_CHECKING:
-    from genomepred.inference.run import predict
+    from genomepred.inference.predictor import Predictor
     from genomepred.models.checkpoint import load_model
+    from genomepred.runs.run import predict
     from genomepred.sequences.fasta import Genome
     from genomepred.sequences.grid import Grid
     from genomepred.store.hdf5 import PredictionStore
 
 __version__ = "0.1.0"
-__all__ = ["Genome", "Grid", "PredictionStore", "load_model", "predict"]
+__all__ = ["Genome", "Grid", "PredictionStore", "Predictor", "load_model", "predict"]
 
 _HOMES = {
     "Genome": "genomepred.sequences.fasta",
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
+    "Predictor": "genomepred.inference.predictor",
     "load_model": "genomepred.models.checkpoint",
-    "predict": "genomepred.inference.run",
+    "predict": "genomepred.runs.run",
 }
 
 # In a checkout the folder kernels/ stands beside this one; a wheel carries it as a subpackage.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from genomepred.inference.run import GenomeResult
+    from genomepred.runs.run import GenomeResult
 
 
 class GenomepredError(Exception):

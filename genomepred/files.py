@@ -238,7 +238,7 @@ def read_small(path: Path, limit: int, *, follow: bool = True) -> bytes:
     raise FileNotFoundError(errno.ENOENT, "stale file handle", str(path))
 
 
-def user_path(text: str) -> Path:
+def user_path(text: str | Path) -> Path:
     """Path of what a user wrote.
 
     Raises
@@ -246,6 +246,7 @@ def user_path(text: str) -> Path:
     OutputError
         If it is a URL, or begins with a ``~`` that no shell has expanded.
     """
+    text = os.fspath(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         raise OutputError(f"{text}: URLs are not read or written; copy it, and give a path")
     if text.startswith("~"):

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,14 @@ PROBE_FROM_MULTIPLY_ADDS = 6e12
 _PROBE_MARGIN = 1.15
 # Calls before a CUDA graph is recorded: libraries choose algorithms and allocate in the first.
 _WARM_UP_CALLS = 3
+# Settings of torch, for the whole process, under which an engine computes on a GPU.
+CUDA_SETTINGS: tuple[tuple[Any, str, bool], ...] = (
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+    (torch.backends.cuda.matmul, "allow_tf32", False),
+    (torch.backends.cudnn, "allow_tf32", False),
+    (torch.backends.cudnn, "deterministic", True),
+)
 
 
 @dataclass(frozen=True)
@@ -181,11 +190,8 @@ class Engine:
             torch.set_num_threads(1)
         else:
             torch.cuda.set_device(device)
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.deterministic = True
+            for holder, name, value in CUDA_SETTINGS:
+                setattr(holder, name, value)
         self._model = _with_kernels(model.to(device).eval(), numerics, device)
         self._activation = activation_function(card.activation)
         self._reverse_tracks = (

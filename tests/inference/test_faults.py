@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from genomepred.inference.run import predict
 from genomepred.messages import described
+from genomepred.runs.run import predict
 from tests.checkpoints import make_checkpoint
 from tests.inference.faults import ERRORS, Faults, injected, outcome_of
 

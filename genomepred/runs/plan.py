@@ -1,0 +1,116 @@
+"""What a run would amount to, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from genomepred.errors import GenomepredError
+from genomepred.inference import batching
+from genomepred.inference.engine import Engine, Numerics
+from genomepred.runs.genome import make_grid, shard_rows
+from genomepred.runs.inputs import GenomePath
+from genomepred.runs.setup import Options, Setup
+from genomepred.sequences.fasta import Genome
+from genomepred.store.hdf5 import encode_chunk
+
+# Coordinates, tracks and dimension scales of one file, of a few contigs.
+_FILE_BYTES = 8_000
+
+
+@dataclass(frozen=True)
+class GenomePlan:
+    """What predicting one genome amounts to."""
+
+    name: str
+    contigs: int
+    bases: int
+    windows: int
+    rows: int
+    shards: int
+    batches: int
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do: see :func:`plan`.
+
+    ``saving`` is how many times the work it would take without sharing overlap: multiply-adds,
+    and what phases cost beside them.
+    """
+
+    genomes: list[GenomePlan]
+    numerics: Numerics
+    workers: int
+    saving: float
+    samples: bool
+    bytes_on_disk: int
+    seconds: float
+    bases_per_second: float
+
+
+def plan(options: Options) -> Estimate:
+    """Rows, shards, bytes and time of a run, from its grids and a short probe; writes nothing.
+
+    The probe times a few compute batches and compresses the predictions of random sequence; the
+    time is the engine's alone, at full use of all workers.
+    """
+    setup = Setup(options, writes=False)
+    numerics = setup.decide(setup.random_block)
+    genomes = [_plan_genome(setup, numerics, source) for source in options.genomes]
+    engine = setup.engine(numerics)
+    batches = sum(genome.batches for genome in genomes) / options.shard[1]
+    rows = sum(genome.rows for genome in genomes) / options.shard[1]
+    files = sum(genome.rows > 0 for genome in genomes)
+    seconds = batches * engine.seconds_per_batch() / setup.workers
+    bases = sum(genome.bases for genome in genomes) / options.shard[1]
+    return Estimate(
+        genomes=genomes,
+        numerics=numerics,
+        workers=setup.workers,
+        saving=setup.saving(numerics),
+        samples=setup.geometry.samples,
+        bytes_on_disk=int(rows * _bytes_per_row(setup, engine) + files * _FILE_BYTES)
+        if rows
+        else 0,
+        seconds=seconds,
+        bases_per_second=bases / seconds if seconds else 0.0,
+    )
+
+
+def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> GenomePlan:
+    options = setup.options
+    try:
+        with Genome(source.path, name=source.name, write=False) as genome:
+            contigs = genome.contigs
+        grid = make_grid(contigs, setup.geometry, options.regions, options.centre)
+    except GenomepredError as error:
+        return GenomePlan(source.name, 0, 0, 0, 0, 0, 0, str(error))
+    windows = sum(span.windows for span in grid.spans(0, grid.rows))
+    shards = -(-grid.rows // shard_rows(setup.layout, numerics.compute_batch))
+    shared = numerics.overlap == "share"
+    batch = numerics.compute_batch
+    batches = batching.compute_batches(
+        grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
+    )
+    bases = sum(contigs.values())
+    return GenomePlan(source.name, len(contigs), bases, windows, grid.rows, shards, batches)
+
+
+def _bytes_per_row(setup: Setup, engine: Engine) -> float:
+    """Stored bytes of a row, from one chunk of predictions of random sequence."""
+    layout, numerics = setup.layout, engine.numerics
+    if layout.compression == "none":
+        return float(layout.tracks * np.dtype(layout.dtype).itemsize)
+    rows = min(layout.chunk_rows, 4096)
+    batches = -(-rows // (numerics.compute_batch * setup.geometry.bins))
+    blocks = (
+        setup.random_block(numerics.compute_batch, numerics.overlap == "share", seed)
+        for seed in range(batches)
+    )
+    values = np.concatenate([engine.submit(block)().reshape(-1, layout.tracks) for block in blocks])
+    values = values[: layout.chunk_rows]
+    # The chunk is padded with NaN, which compresses to next to nothing.
+    return len(encode_chunk(values, layout)) / len(values)
