@@ -24,8 +24,8 @@ from genomepred.store.bigwig import TOO_LONG, BigWigWriter
 from genomepred.store.reader import Float32, Int64, PredictionStore
 from genomepred.tsv import quoted, tab_separated
 
-# Upper estimate of a bigWig's bytes a row, checked against the free space before writing: a record
-# is 12 bytes before compression; predictions took 9.3, zoom levels included.
+# Upper estimate of a bigWig's bytes a row, checked against the free space before writing: random
+# values took 6.4 with their zoom levels, which lie on the disk twice at the end.
 _BIGWIG_ROW = 12
 
 
