@@ -6,17 +6,26 @@ import time
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from genomepred.cli import STARTED
-from genomepred.cli.options import UserPath, debug_option, echo_json, json_option, trust_code_option
+from genomepred.cli.options import (
+    UserPath,
+    debug_option,
+    echo_json,
+    json_option,
+    model_option,
+    panel_options,
+    trust_code_option,
+)
 
 if TYPE_CHECKING:
     from genomepred.runs.plan import Estimate
     from genomepred.runs.run import GenomeResult
     from genomepred.runs.setup import Options
+    from genomepred.sequences.cohort import PanelOptions
 
 Command = Callable[..., None]
 # What cannot be read is reported by what reads it, with its own exit code.
@@ -46,12 +55,7 @@ def _run_options(command: Command) -> Command:
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
-        click.option(
-            "--model",
-            required=True,
-            metavar="DIR_OR_NAME",
-            help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-        ),
+        model_option,
         click.option(
             "--out",
             required=True,
@@ -130,6 +134,18 @@ def _run_options(command: Command) -> Command:
             help="deflate, deflate-1 to deflate-9, zstd (needs a plug-in to read) or none.",
         ),
         click.option(
+            "--variants",
+            type=UserPath(readable=False),
+            help="VCF or BCF of a panel on the one genome given: predict every haplotype, each "
+            "distinct window once.  [default: none]",
+        ),
+        click.option(
+            "--samples",
+            metavar="LIST_OR_FILE",
+            help="With --variants: names with commas between, or a file with one a line, in this "
+            "order.  [default: all]",
+        ),
+        click.option(
             "--shard",
             type=_Share(),
             default="1/1",
@@ -147,7 +163,22 @@ def _run_options(command: Command) -> Command:
     ]
     for option in reversed(options):
         command = option(command)
-    return command
+    return cast(Command, panel_options(command))
+
+
+def _panel(fields: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
+    """Take the options of a panel out of all others: its file and how to read it."""
+    variants, samples = fields.pop("variants"), fields.pop("samples")
+    how = {name: fields.pop(name) for name in ("missing", "unphased", "inbred")}
+    if variants is None:
+        if samples is not None or how["inbred"] or {"n", "first"} & set(map(str, how.values())):
+            raise click.UsageError(
+                "--samples, --missing, --unphased and --inbred say how to read --variants"
+            )
+        return None
+    from genomepred.sequences.cohort import PanelOptions, read_samples
+
+    return variants, PanelOptions(**how, samples=read_samples(samples) if samples else None)
 
 
 def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
@@ -166,7 +197,7 @@ def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields
 @click.command()
 @_run_options
 def predict(as_json: bool, **fields: Any) -> None:
-    """Predict genomes into OUT, one HDF5 file each.
+    """Predict genomes into OUT, one HDF5 file each; with --variants, a panel into one file.
 
     Stop it anywhere and run the same command again: it continues, and the files are the same to
     the byte. Any number of such commands may work on one OUT at once.
@@ -174,9 +205,14 @@ def predict(as_json: bool, **fields: Any) -> None:
     from genomepred.errors import GenomesFailedError
     from genomepred.runs.run import RunReport, run
 
-    failure = None
+    failure, panel = None, _panel(fields)
     try:
-        report = run(_options(**fields), progress=True)
+        if panel is not None:
+            from genomepred.runs.cohort import run_cohort
+
+            report = run_cohort(_options(**fields), *panel, progress=True)
+        else:
+            report = run(_options(**fields), progress=True)
     except GenomesFailedError as error:
         failure, report = error, RunReport(error.results, 0)
     seconds = time.perf_counter() - STARTED
@@ -210,6 +246,9 @@ def plan(as_json: bool, **fields: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
     from genomepred.runs.plan import plan as make_plan
 
+    if (panel := _panel(fields)) is not None:
+        _plan_cohort(_options(**fields), *panel, as_json)
+        return
     estimate = make_plan(_options(**fields))
     if as_json:
         numerics, genomes = vars(estimate.numerics), [vars(g) for g in estimate.genomes]
@@ -236,6 +275,28 @@ def plan(as_json: bool, **fields: Any) -> None:
     if estimate.samples:
         click.echo("the stride leaves bases between windows: this samples the genome")
     _refuse_unreadable(estimate)
+
+
+def _plan_cohort(
+    options: Options, variants: Path, panel_options: PanelOptions, as_json: bool
+) -> None:
+    from genomepred.runs.cohort import plan_cohort
+
+    estimate = plan_cohort(options, variants, panel_options)
+    if as_json:
+        echo_json(vars(estimate))
+        return
+    click.echo(
+        f"haplotypes\t{estimate.haplotypes:,}\nwindows\t{estimate.windows:,}\n"
+        f"shards\t{estimate.shards:,}\nmissing alleles\t{estimate.missing:,}\n"
+        f"heterozygotes without phase\t{estimate.unphased:,}\n"
+        f"distinct windows a grid window\t{estimate.distinct:.2f}\n"
+        f"{estimate.saving:,.1f} times fewer windows than sample by sample\n"
+        f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk at most and "
+        f"{estimate.seconds:,.0f} s on {estimate.workers} workers, start-up not included"
+    )
+    for line in estimate.warnings:
+        click.echo(line)
 
 
 def _counted(kernels: str) -> str:

@@ -20,6 +20,7 @@ from genomepred.cli.options import (
     device_option,
     echo_json,
     json_option,
+    model_option,
     option,
     trust_code_option,
 )
@@ -332,12 +333,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
 
 
 @click.command()
-@option(
-    "--model",
-    required=True,
-    metavar="DIR_OR_NAME",
-    help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-)
+@model_option
 @option(
     "--out",
     required=True,

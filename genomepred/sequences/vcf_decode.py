@@ -758,7 +758,7 @@ def _bcf_formats(
     raw: Any,
     at: int,
     end: int,
-    formats: int,
+    formats: Any,
     key: int,
     columns: Any,
     alleles: int,

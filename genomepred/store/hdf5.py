@@ -236,7 +236,15 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
             f"{path}: altered since it was written (sha256 {digest}, not {noted['sha256']}); "
             "remove it and run predict again"
         ]
+    return _content_problems(path, noted)
+
+
+def _content_problems(path: Path, noted: Mapping[str, Any]) -> list[str]:
+    from genomepred.store.cohort import cohort_problems, is_cohort
+
     try:
+        if is_cohort(path):
+            return cohort_problems(path, noted)
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]
     except GenomepredError as error:

@@ -167,15 +167,21 @@ class PredictionStore:
         self._require_format()
         self.predictions = open_predictions(self._file)
         _require_codec(self.predictions)
-        rows, count = self.predictions.shape
-        self.rows: int = rows
+        count = self.predictions.shape[1]
+        self.rows: int = self._row_count()
         tracks = open_group(self._file, "tracks")
         self.tracks = tuple(read_texts(tracks, "name", count).tolist())
         self.descriptions = tuple(read_texts(tracks, "description", count).tolist())
-        self.grid = read_grid(self._file, self.attributes, rows)
+        self.grid = read_grid(self._file, self.attributes, self.rows)
+
+    #: What the file says that it is.
+    format = FORMAT
+
+    def _row_count(self) -> int:
+        return int(self.predictions.shape[0])
 
     def _require_format(self) -> None:
-        if self.attributes.get("format") != FORMAT:
+        if self.attributes.get("format") != self.format:
             raise StoreError(
                 f"{self.path}: HDF5, but not a genomepred prediction file; give one that "
                 "`genomepred predict` wrote"

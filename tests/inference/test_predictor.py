@@ -7,9 +7,9 @@ import torch
 import genomepred
 from genomepred.errors import ModelError
 from genomepred.inference.predictor import Predictor
-from genomepred.inference.run import predict
 from genomepred.models import build
 from genomepred.models.checkpoint import load_model
+from genomepred.runs.run import predict
 from tests.checkpoints import make_checkpoint
 
 RNG = np.random.default_rng(0)
