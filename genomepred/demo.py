@@ -100,7 +100,7 @@ def demo(out: Path) -> None:
     click.echo(f"verified     {'; '.join(report.problems) or 'ok'}")
     click.echo(
         f"speed        {result.bases / steady:,.0f} bases/s: {result.bases:,} bases, "
-        f"{result.rows:,} windows in {steady:.1f} s; the first time {first:.1f} s, start-up included"
+        f"{result.rows:,} windows in {steady:.1f} s; the first run took {first:.1f} s with start-up"
     )
 
 
