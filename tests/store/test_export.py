@@ -251,3 +251,18 @@ def test_places_that_cannot_be_written(whole: PredictionStore, tmp_path: Path) -
     for export in (export_bigwig, export_bedgraph, export_tsv):
         with pytest.raises(OutputError, match="there is no folder"):
             export(whole, tmp_path / "absent" / "x.bw")
+
+
+def test_names_with_tabs_and_line_ends_stay_in_their_column(tmp_path: Path) -> None:
+    contigs = {'a\t"b"': 300, "c\nd": 300}
+    grid = Grid.whole(contigs, Geometry(window=100, stride=100))
+    values = np.arange(6, dtype=np.float32).reshape(6, 1)
+    with PredictionStore(write_store(tmp_path / "g.h5", grid, values, ("t\tx",))) as store:
+        export_tsv(store, tmp_path / "x.tsv")
+        table = pd.read_csv(tmp_path / "x.tsv", sep="\t")
+        assert table["contig"].tolist() == [name for name in contigs for _ in range(3)]
+        assert table["t\tx"].tolist() == [0, 1, 2, 3, 4, 5]
+        for export in (export_bigwig, export_bedgraph):
+            with pytest.raises(StoreError, match="no names that are empty or have blanks"):
+                export(store, tmp_path / "x.out")
+    assert not (tmp_path / "x.out").exists()
