@@ -9,15 +9,17 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tqdm import tqdm
 
+from genomepred.compiled import tell_of_compiling
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
 from genomepred.files import own_folder, user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Numerics
+from genomepred.progress import Outlook, Progress
 from genomepred.runs.genome import (
     PARTS,
     GenomeWork,
@@ -184,8 +186,9 @@ def _run(options: Options, progress: bool) -> RunReport:
     sweep(options.out)
     if progress and setup.geometry.samples:
         tqdm.write("the stride leaves bases between windows: this samples the genome", sys.stderr)
-    hidden = None if progress and sys.stderr is not None else True
-    bar = tqdm(total=0, unit=" bases", unit_scale=True, disable=hidden, smoothing=0.05)
+    if progress:
+        tell_of_compiling()
+    bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
     computed, counting = 0, threading.Lock()
 
     def count(bases: int) -> None:
@@ -205,7 +208,7 @@ def _compute(
     setup: Setup,
     plan: RunPlan,
     progress: Callable[[int], object],
-    bar: Any = None,
+    bar: Progress | None = None,
     waiting: Callable[[], object] = lambda: None,
 ) -> list[GenomeWork]:
     """Compute this process's part of a run, beside any number of others on the same folder.
@@ -221,6 +224,7 @@ def _compute(
     )
     engine = setup.engine(numerics)
     works = [GenomeWork(source, plan, k) for k, source in enumerate(setup.options.genomes)]
+    outlook = None if bar is None else Outlook(bar, len(works))
 
     def abandon() -> None:
         for work in works:
@@ -228,7 +232,7 @@ def _compute(
 
     stop = pipeline.Stop()
     pipeline.run(
-        _shards(works, stop, bar, plan.geometry.step, waiting),
+        _shards(works, stop, bar, outlook, waiting),
         engine,
         slots=setup.slots(numerics.compute_batch),
         min_bases=setup.card.min_bases,
@@ -253,8 +257,8 @@ def _tell_duplicates(works: Sequence[GenomeWork], plan: RunPlan) -> None:
 def _shards(
     works: Sequence[GenomeWork],
     stop: pipeline.Stop,
-    bar: Any,
-    step: int,
+    bar: Progress | None,
+    outlook: Outlook | None,
     waiting: Callable[[], object],
 ) -> Iterator[Shard]:
     """Claim shards until every genome is published, failed, or left to other shares."""
@@ -265,7 +269,7 @@ def _shards(
         for work in unsettled:
             stop.check()
             try:
-                for shard in _claimed(work, bar, step):
+                for shard in _claimed(work, outlook):
                     moved = True
                     yield shard
                 if not work.settle():
@@ -287,15 +291,17 @@ def _shards(
             stop.wait(delay)
 
 
-def _claimed(work: GenomeWork, bar: Any, step: int) -> Iterator[Shard]:
-    """Shards of a genome; at first sight of it, its rows are added to the bar's total."""
-    if work.settled():
+def _claimed(work: GenomeWork, outlook: Outlook | None) -> Iterator[Shard]:
+    """Shards of a genome; what there is to do of it is told at first sight."""
+    settled = work.settled()
+    if not settled and not work.prepare():
         return
-    first_sight = work.prepared is None
-    if not work.prepare():
+    if outlook is not None:
+        missing = [] if settled else work.missing(work.plan.share)
+        rows = sum(last - first for first, last in missing)
+        outlook.see(work.name, rows * work.plan.geometry.step)
+    if settled:
         return
-    if first_sight and bar is not None:
-        bar.total += step * sum(last - first for first, last in work.missing(work.plan.share))
     yield from work.claim_shards()
 
 
