@@ -232,8 +232,10 @@ class Tiles:
         """Predictions of all windows taken since the last call, ``[windows, 1, tracks]``."""
         engine = self._engine
         with torch.no_grad(), engine.autocast():
-            strands = [self._strand(kinds, turn) for kinds, turn in
-                       zip(self._kinds, self._strands, strict=True)]
+            strands = [
+                self._strand(kinds, turn)
+                for kinds, turn in zip(self._kinds, self._strands, strict=True)
+            ]
         if max(kind.values for kinds in self._kinds for kind in kinds) > _MOST_VALUES:
             for kinds in self._kinds:
                 for kind in kinds:

@@ -35,6 +35,7 @@ from genomepred.errors import (
 from genomepred.files import Claim, output_error, own_folder, sha256_of, sync_folder
 from genomepred.inference.engine import Block, Engine
 from genomepred.models.external import External
+from genomepred.progress import Progress
 from genomepred.runs.folder import CACHE, PARTS, RUN_FILE, refuse_links
 from genomepred.runs.genome import GenomeResult
 from genomepred.runs.run import RunReport
@@ -442,10 +443,9 @@ def run_cohort(
 def _run(run: CohortRun, progress: bool) -> RunReport:
     computed = 0
     if run.finished() is None:
-        hidden = None if progress else True
         haplotypes, stride = len(run.panel.haplotypes), run.geometry.stride
         left = sum(last - first for first, last in run.missing()) * stride
-        bar = tqdm(total=left, unit=" bases", unit_scale=True, disable=hidden, smoothing=0.05)
+        bar = Progress(total=left, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
         done = [0, 0]
 
         def count(windows: int, distinct: int) -> None:
