@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -12,7 +13,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def publishing(path: Path, suffix: str = ".tmp", follow: bool = False) -> Iterat
     suffix : str
         Of the temporary's name, for writers that look at it.
     follow : bool
-        Write what a link names instead, and leave the link: for outputs that the user names.
+        Write what a link names instead, and leave the link: for outputs that the user names. What
+        killed processes have left beside it is removed.
 
     Raises
     ------
@@ -57,6 +59,8 @@ def publishing(path: Path, suffix: str = ".tmp", follow: bool = False) -> Iterat
         path = Path(os.path.realpath(path))
     temporary = path.parent / f"{path.stem[:120]}.{_owner()}{suffix}"
     try:
+        if follow:
+            discard_abandoned(path)
         if path.exists() and not path.is_file():
             raise OutputError(f"{path} is not a regular file; choose another output")
         yield temporary
@@ -237,7 +241,7 @@ def read_small(path: Path, limit: int, *, follow: bool = True) -> bytes:
     raise FileNotFoundError(errno.ENOENT, "stale file handle", str(path))
 
 
-def user_path(text: str) -> Path:
+def user_path(text: str | Path) -> Path:
     """Path of what a user wrote.
 
     Raises
@@ -245,6 +249,7 @@ def user_path(text: str) -> Path:
     OutputError
         If it is a URL, or begins with a ``~`` that no shell has expanded.
     """
+    text = os.fspath(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         raise OutputError(f"{text}: URLs are not read or written; copy it, and give a path")
     if text.startswith("~"):
@@ -356,3 +361,76 @@ def sha256_of(path: Path, *, follow: bool = True) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def publish_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of small files: whole, or what is there stays.
+
+    An older folder of that name is replaced, at once where the file system can exchange two
+    folders. Elsewhere a kill may leave none; :func:`recover_folder` puts the old one back.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(target)
+    temporary = target.parent / f".{target.name[:120]}.{_owner()}.tmp"
+    temporary.mkdir()
+    try:
+        staged = temporary / "new"
+        staged.mkdir()
+        for name, content in files.items():
+            write_whole(staged / name, content)
+        sync_folder(staged)
+        if not (os.path.lexists(target) and _exchange(staged, target)):
+            if os.path.lexists(target):
+                target.rename(temporary / _OLD)
+            staged.rename(target)
+        sync_folder(target.parent)
+    finally:
+        _put_back(temporary, target)
+
+
+_OLD = "old"
+
+
+def recover_folder(target: Path) -> None:
+    """Put back a folder that a process was killed in replacing; remove what killed ones left."""
+    stem, host = re.escape(target.name[:120]), re.escape(socket.gethostname())
+    name = re.compile(rf"\.{stem}\.(.+)\.(\d+)\.[0-9a-f]{{8}}\.tmp")
+    missing = not os.path.lexists(target)
+    with suppress(OSError):
+        for entry in os.scandir(target.parent):
+            found = name.fullmatch(entry.name)
+            if not found or not entry.is_dir(follow_symlinks=False):
+                continue
+            here = re.fullmatch(host, found[1]) is not None
+            # Of another host nothing is known but that the folder is missing.
+            if not _is_alive(int(found[2])) if here else missing:
+                _put_back(Path(entry.path), target)
+
+
+def _put_back(temporary: Path, target: Path) -> None:
+    old = temporary / _OLD
+    try:
+        if old.is_dir() and not os.path.lexists(target):
+            old.rename(target)
+    except OSError:
+        return  # better a leftover than a loss
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders at once; False, and no change, where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):  # Linux
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), swap) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(b))

@@ -61,14 +61,15 @@ def _versions() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
-    import os
-
     import torch
 
     from genomepred.inference.engine import describe_device
+    from genomepred.machine import process_memory, usable_cpus, usable_memory
 
-    cores = len(os.sched_getaffinity(0))
-    found = {"cpu": f"{describe_device(torch.device('cpu'))}, {cores} cores for this process"}
+    found = {"cpu": f"{describe_device(torch.device('cpu'))}"}
+    found["processors"] = "{}: {}".format(*usable_cpus())
+    for name, limit in (("memory", usable_memory()), ("of a process", process_memory())):
+        found[name] = f"{limit.amount / 1e9:,.1f} GB: {limit.why}"
     for k in range(torch.cuda.device_count()):
         device = torch.device("cuda", k)
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -112,7 +113,7 @@ def _choices() -> dict[str, str]:
 
     import torch
 
-    from genomepred.inference.engine import PROBE_FROM_MULTIPLY_ADDS
+    from genomepred.inference.numerics import PROBE_FROM_MULTIPLY_ADDS
 
     cuda = torch.cuda.is_available()
     compiler = shutil.which("g++") or shutil.which("clang++")
@@ -124,11 +125,14 @@ def _choices() -> dict[str, str]:
             else "fp32: fastest and exact on a CPU"
         ),
         "kernels": (
-            f"by the table below up to {PROBE_FROM_MULTIPLY_ADDS:.0e} multiply-adds a worker; "
-            "above, that, the model as written, or compiled, by a probe"
+            f"by the table below up to {PROBE_FROM_MULTIPLY_ADDS['cuda' if cuda else 'cpu']:.0e} "
+            "multiply-adds a worker; above, that, the model as written, or compiled, by a probe"
+            + ("; where the table is not measured, also below, without compiling" if cuda else "")
             + ("" if compiler or cuda else " (compiled: no, there is no C++ compiler)")
         ),
         "workers": (
-            "one a GPU" if cuda else "one a core with one thread each, if there is work for them"
+            "one a GPU"
+            if cuda
+            else "one a processor with one thread each, if there are memory and work for them"
         ),
     }

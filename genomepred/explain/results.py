@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from genomepred import __version__
 from genomepred.errors import DataError, OutputError
 from genomepred.explain.windows import Window
-from genomepred.files import publishing
+from genomepred.files import discard_abandoned, publishing
 from genomepred.models.card import Card
+from genomepred.tsv import tab_separated
 
 _FORMAT_VERSION = 1
 # Numbers of one chunk, at most: what is read for a single window stays small.
@@ -61,6 +62,8 @@ class Results:
     ) -> None:
         make_folder(folder)
         self.paths = [folder / f"{kind}.h5", folder / f"{kind}.tsv"]
+        for path in self.paths:
+            discard_abandoned(path)
         self._attributes = {**file_attributes(kind, card), **attributes}
         self._columns = columns
         self._names: list[str] = []
@@ -130,7 +133,7 @@ class Results:
             self._write_rows()
         known = np.flatnonzero(window.codes < 4)
         bases = (window.start + known, window.codes[known], lines[known])
-        begin, line = f"{window.name}\t{window.contig}\t", self._line
+        begin, line = f"{tab_separated([window.name, window.contig])}\t", self._line
         self._table.writelines(
             line % (begin, start, "ACGT"[code], *numbers)
             for start, code, numbers in zip(*(column.tolist() for column in bases), strict=True)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genomepred import __version__
+from genomepred.documents import DocumentError, parse_document
 from genomepred.errors import ModelError
+from genomepred.files import read_small, recover_folder
 from genomepred.models import MODELS
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ N_POLICIES = {"zeros": 0.0, "ones": 1.0, "uniform": 0.25}
 # times what fp32, and four times what fp16 and bf16, were seen to differ on these models.
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.6e-2}
 CARD = "card.json"
+# Bytes of a card, characters of a name and of other texts, levels and size of its objects.
+_MOST_BYTES, _LONGEST_NAME, _LONGEST_TEXT, _DEEPEST, _LARGEST = 1 << 22, 200, 1 << 16, 32, 1 << 31
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -153,12 +159,12 @@ class Card:
         return json.dumps({name: document[name] for name in names}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = CARD) -> Card:
+    def from_json(cls, text: str | bytes, source: str = CARD) -> Card:
         """Card of JSON text.
 
         Parameters
         ----------
-        text : str
+        text : str or bytes in UTF-8
             As :meth:`to_json` writes it.
         source : str, optional
             File named in errors.
@@ -169,12 +175,11 @@ class Card:
             If it is no JSON, or a field is missing, unknown or wrong.
         """
         try:
-            document = json.loads(text)
-        except ValueError as error:
-            raise ModelError(f"{source}: is not JSON: {error}") from error
-        if not isinstance(document, dict):
-            raise ModelError(f"{source}: holds {_brief(document)}; a card is a JSON object")
-        if document.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+            data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+            document = parse_document(data, {str: object})
+        except DocumentError as error:
+            raise ModelError(f"{source}: is no card, which is a JSON object: {error}") from error
+        if not _is_one_number(FORMAT_VERSION)(document.get("format_version", FORMAT_VERSION)):
             raise ModelError(
                 f"{source}: field 'format_version' is {_brief(document['format_version'])}; "
                 f"allowed: {FORMAT_VERSION}, so use the package version that wrote this card"
@@ -185,7 +190,7 @@ class Card:
                 raise ModelError(f"{source}: field {name!r} is missing; a card has {names}")
         for name in document:
             if name not in names:
-                raise ModelError(f"{source}: field {name!r} is unknown; a card has {names}")
+                raise ModelError(f"{source}: field {_brief(name)} is unknown; a card has {names}")
         try:
             document["tracks"] = _tracks(document["tracks"])
             if isinstance(document["reverse_tracks"], list):
@@ -206,12 +211,17 @@ def _tracks(value: Any) -> Any:
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
+    known = isinstance(value, int | float) or value is None or _is_json(value)
+    text = ascii(value) if known else f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_int(least: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and value >= least
+    return lambda value: type(value) is int and least <= value < _LARGEST
+
+
+def _is_one_number(only: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value == only
 
 
 def _is_one_of(*allowed: str) -> Callable[[Any], bool]:
@@ -219,19 +229,33 @@ def _is_one_of(*allowed: str) -> Callable[[Any], bool]:
 
 
 def _matches(pattern: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+    return lambda value: _is_text(value) and re.fullmatch(pattern, value) is not None
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _is_text(value: Any, longest: int = _LONGEST_TEXT, controls: str = "\n\t") -> bool:
+    """Whether it is text that can be written and printed."""
+    if not isinstance(value, str) or len(value) > longest:
+        return False
+    kinds = {unicodedata.category(c) for c in value if c not in controls}
+    return kinds.isdisjoint({"Cc", "Cs"})  # control characters and halves of surrogate pairs
+
+
+def _is_json(value: Any, depth: int = _DEEPEST) -> bool:
+    """Whether it is what a JSON document of few levels may hold."""
+    if isinstance(value, dict):
+        fits = all(map(_is_text, value)) and depth > 0
+        return fits and all(_is_json(item, depth - 1) for item in value.values())
+    if isinstance(value, list | tuple):
+        return depth > 0 and all(_is_json(item, depth - 1) for item in value)
+    if isinstance(value, bool) or value is None:
+        return True
+    if isinstance(value, int):
+        return abs(value) < 1 << 63
+    return math.isfinite(value) if isinstance(value, float) else _is_text(value)
 
 
 def _is_json_object(value: Any) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return False
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return isinstance(value, dict) and _is_json(value)
 
 
 def _are_tracks(value: Any) -> bool:
@@ -241,7 +265,10 @@ def _are_tracks(value: Any) -> bool:
         return False
     texts = [text for track in value for text in (track.name, track.description, track.unit)]
     names = [track.name for track in value]
-    return all(map(_is_text, texts)) and all(names) and len(set(names)) == len(names)
+    if not all(_is_text(text, controls="") for text in texts):
+        return False
+    fit = all(0 < len(name) <= _LONGEST_NAME for name in names)
+    return fit and len(set(names)) == len(names)
 
 
 def _is_base_order(value: Any) -> bool:
@@ -256,22 +283,28 @@ def _is_tolerance(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == TOLERANCE.keys()
-        and all(type(x) is float and x > 0 and math.isfinite(x) for x in value.values())
+        and all(type(x) is float and 0 < x < math.inf for x in value.values())
     )
 
 
 # Field -> (test, what the test allows). Fields that depend on others are checked by the card.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "format_version": (lambda value: value == FORMAT_VERSION, f"{FORMAT_VERSION}"),
-    "name": (_matches(r"[A-Za-z0-9][A-Za-z0-9._+-]*"), "letters, digits and . _ + -"),
+    "format_version": (_is_one_number(FORMAT_VERSION), f"{FORMAT_VERSION}"),
+    "name": (
+        _matches(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{_LONGEST_NAME - 1}}}"),
+        f"up to {_LONGEST_NAME} letters, digits and . _ + -",
+    ),
     "architecture": (_is_one_of(*MODELS, EXTERNAL), ", ".join([*sorted(MODELS), EXTERNAL])),
-    "config": (_is_json_object, "an object of the architecture's arguments"),
+    "config": (_is_json_object, "an object of the architecture's arguments, not nested deeply"),
     "window": (_is_int(1), "an integer, at least 1"),
     "crop": (_is_int(0), "an integer, at least 0"),
     "bins": (_is_int(1), "an integer, at least 1"),
     "bin_size": (_is_int(1), "an integer, at least 1"),
     "stride": (_is_int(1), "an integer, at least 1"),
-    "tracks": (_are_tracks, "a list of at least one {name, description, unit}, names differing"),
+    "tracks": (
+        _are_tracks,
+        "a list of at least one {name, description, unit} of printable text, names differing",
+    ),
     "reverse_tracks": (_is_permutation, "null or a permutation of the track numbers"),
     "activation": (_is_one_of(*ACTIVATIONS), ", ".join(ACTIVATIONS)),
     "input": (_is_one_of(*INPUTS), ", ".join(INPUTS)),
@@ -279,7 +312,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_policy": (_is_one_of(*N_POLICIES), ", ".join(N_POLICIES)),
     "min_bases": (_is_int(0), "an integer, at least 0"),
     "tolerance": (_is_tolerance, "a positive number for each of fp32, fp16, bf16"),
-    "training": (_is_json_object, "an object"),
+    "training": (_is_json_object, "an object, not nested deeply"),
     "metrics": (_is_json_object, "an object without NaN"),
     "licence": (_is_text, "text"),
     "weights_sha256": (_matches("[0-9a-f]{64}"), "64 hexadecimal digits"),
@@ -304,14 +337,22 @@ def find_checkpoint(path_or_name: Path | str) -> Path:
     if isinstance(path_or_name, str) and path_or_name in bundled:
         return bundled[path_or_name]
     path = Path(path_or_name)
-    if not path.exists():
+    recover_folder(path)
+    if not os.path.lexists(path):
         names = ", ".join(bundled) or "none"
         raise ModelError(f"no model {str(path_or_name)!r}: no such folder; bundled are: {names}")
-    if not (path / CARD).is_file():
+    if not _is_checkpoint(path):
         inside = sorted(p.parent.name for p in path.glob(f"*/{CARD}")) if path.is_dir() else []
         hint = f"; did you mean {path / inside[0]}?" if inside else ""
         raise ModelError(f"{path}: is no checkpoint: it has no {CARD}{hint}")
     return path
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        return (path / CARD).is_file()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_card(path_or_name: Path | str) -> Card:
@@ -324,9 +365,9 @@ def read_card(path_or_name: Path | str) -> Card:
     """
     path = find_checkpoint(path_or_name) / CARD
     try:
-        return Card.from_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
+        return Card.from_json(read_small(path, _MOST_BYTES), str(path))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
-import shutil
-import tempfile
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
 from genomepred.errors import DeviceError, ModelError
-from genomepred.models import build
+from genomepred.files import open_regular, publish_folder, recover_folder
+from genomepred.models import build, skeleton
 from genomepred.models.agreement import difference
 from genomepred.models.card import CARD, EXTERNAL, Card, find_checkpoint, flatten, read_card
 from genomepred.models.external import External, make_external
 from genomepred.models.layers import SequenceModel
 
 WEIGHTS, GOLDEN, README = "model.safetensors", "golden.safetensors", "README.md"
+# Bytes of the header of a safetensors file, which lists its tensors: about 100,000 of them.
+_MOST_HEADER = 1 << 24
+_MOST_GOLDEN = 4096
 
 
 def save_checkpoint(
@@ -85,15 +87,16 @@ def save_checkpoint(
     loaded = _assemble(card, weights, target, trust_code)
     golden = {"codes": torch.from_numpy(np.ascontiguousarray(golden_codes))}
     golden["outputs"] = _outputs(loaded, golden["codes"])
-    _publish(
-        target,
-        {
-            WEIGHTS: weights,
-            CARD: card.to_json().encode(),
-            GOLDEN: pack_tensors(golden),
-            README: _readme(card).encode(),
-        },
-    )
+    files = {
+        WEIGHTS: weights,
+        CARD: card.to_json().encode(),
+        GOLDEN: pack_tensors(golden),
+        README: _readme(card).encode(),
+    }
+    try:
+        publish_folder(target, files)
+    except OSError as error:
+        raise ModelError(f"{target}: cannot be written: {error.strerror or error}") from error
     return card
 
 
@@ -105,6 +108,7 @@ def check_target(directory: Path) -> None:
     ModelError
         If the folder holds something that is no checkpoint, or is no folder.
     """
+    recover_folder(directory)
     if directory.is_dir():
         if not (directory / CARD).is_file() and any(directory.iterdir()):
             raise ModelError(f"{directory}: holds other files and no checkpoint; name a new folder")
@@ -143,7 +147,7 @@ def load_model(
     """
     path = find_checkpoint(path_or_name)
     card = read_card(path)
-    weights = _read(path / WEIGHTS)
+    weights = read_whole(path / WEIGHTS)
     model = _assemble(card, weights, path, trust_code)
     model.checkpoint = path
     try:
@@ -180,10 +184,12 @@ def check_golden(
     else:
         model = load_model(model_or_path, device or "cpu")
     path = model.checkpoint / GOLDEN
-    golden = _parse(_read(path), path)
+    golden = parse_weights(read_whole(path), path)
     try:
         codes, expected = golden["codes"], golden["outputs"]
-        found = _outputs(model, codes)
+        if codes.dtype != torch.uint8 or codes.shape[1:] != (model.card.window,):
+            raise ValueError(f"codes are {codes.dtype} {list(codes.shape)}")
+        found = _outputs(model, codes[:_MOST_GOLDEN])
         if found.shape != expected.shape or not found.numel():
             raise ValueError(f"outputs {list(expected.shape)} for a model's {list(found.shape)}")
         worst = difference(found, expected)
@@ -210,41 +216,63 @@ def _outputs(model: SequenceModel, codes: Tensor) -> Tensor:
     return outputs.contiguous()
 
 
-def _read(path: Path) -> bytes:
+def read_whole(path: Path) -> bytes:
+    """Bytes of a regular file.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read, or is none.
+    """
     try:
-        return path.read_bytes()
+        with open(open_regular(path), "rb") as file:
+            return file.read()
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _parse(packed: bytes, path: Path) -> dict[str, Tensor]:
+def parse_weights(packed: bytes, path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises
+    ------
+    ModelError
+        If it is none, damaged, or its header is longer than any model's.
+    """
     try:
+        header = int.from_bytes(packed[:8], "little")
+        if len(packed) >= 8 + header > 8 + _MOST_HEADER:
+            raise ValueError(f"its header takes {header:,} bytes")
         return parse_tensors(packed)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:  # of many types, by what is damaged
+        said = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{path}: is no whole safetensors file ({error}); other formats are never unpickled"
+            f"{path}: is no whole safetensors file ({said}); other formats are never unpickled"
         ) from error
 
 
 def _assemble(card: Card, weights: bytes, directory: Path, trust_code: str | None) -> SequenceModel:
     """Model of a card and the bytes of its weights, everything about them checked."""
     path = directory / WEIGHTS
-    state = _parse(weights, path)
+    state = parse_weights(weights, path)
     digest = hashlib.sha256(weights).hexdigest()
     if digest != card.weights_sha256:
         raise ModelError(
             f"{path}: sha256 is {digest}, but the card says {card.weights_sha256}; "
             "the file was changed or belongs to another card"
         )
-    model = _initialised(card, directory / CARD, trust_code)
-    _check_agreement(card, model, directory / CARD)
-    _check_state(state, model.state_dict(), path)
+    model = _initialised(card, state, directory, trust_code)
+    _check_fit(card, model, state, directory)
     model.load_state_dict(state)
     model.card = card
     return model.float().eval()
 
 
-def _initialised(card: Card, path: Path, trust_code: str | None) -> SequenceModel:
+def _initialised(
+    card: Card, state: dict[str, Tensor], directory: Path, trust_code: str | None
+) -> SequenceModel:
+    """Model of a card; one of this package takes no memory before its weights are known to fit."""
+    path = directory / CARD
     if card.architecture == EXTERNAL:
         return make_external(card, trust_code)
     if trust_code is not None:
@@ -253,9 +281,17 @@ def _initialised(card: Card, path: Path, trust_code: str | None) -> SequenceMode
             "leave out --trust-code"
         )
     try:
+        # Twice, so that names that differ are told rather than a number.
+        shapes = skeleton(card.architecture, 2 * len(state) + 64, **card.config)
+        _check_fit(card, shapes, state, directory)
         return build(card.architecture, **card.config)
     except ModelError as error:
         raise ModelError(f"{path}: field 'config': {error}") from error
+
+
+def _check_fit(card: Card, model: SequenceModel, state: dict[str, Tensor], directory: Path) -> None:
+    _check_agreement(card, model, directory / CARD)
+    _check_state(state, model.state_dict(), directory / WEIGHTS)
 
 
 def _check_agreement(card: Card, model: SequenceModel, path: Path) -> None:
@@ -293,28 +329,6 @@ def _check_state(state: dict[str, Tensor], expected: dict[str, Tensor], path: Pa
             raise ModelError(f"{path}: tensor {name!r} holds NaN or infinity")
 
 
-def _publish(target: Path, files: dict[str, bytes]) -> None:
-    """Write files into a new folder and rename it into place."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            staged, old = temporary / "new", temporary / "old"
-            staged.mkdir()
-            for name, content in files.items():
-                with open(staged / name, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            if target.exists():
-                target.rename(old)
-            staged.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise ModelError(f"{target}: cannot be written: {error.strerror}") from error
-
-
 def _readme(card: Card) -> str:
     tracks = "".join(f"| {t.name} | {t.description} | {t.unit} |\n" for t in card.tracks)
     sections = {"Training": card.training, "Metrics": card.metrics}
@@ -326,13 +340,32 @@ def _readme(card: Card) -> str:
     )
     trust = " --trust-code PATH" if card.architecture == EXTERNAL else ""
     return (
-        f"# {card.name}\n\n"
+        f"{_front_matter(card)}# {card.name}\n\n"
         f"`{card.architecture}`, window {card.window}, default stride {card.stride}, "
         f"{card.bins} bin(s) of {card.bin_size} bases, activation {card.activation}.\n"
         f"Licence: {card.licence or 'not stated'}.\n\n"
         f"```\ngenomepred predict --genomes GENOME.fa --model THIS_FOLDER --out OUT{trust}\n```\n\n"
         f"| track | description | unit |\n| --- | --- | --- |\n{tracks}{tables}"
     )
+
+
+def _front_matter(card: Card) -> str:
+    """What Hugging Face's hub reads of a model: YAML, whose quoted texts are JSON's."""
+    known = re.match(r"[A-Za-z0-9.+-]+(?=$|[;,])", card.licence)
+    license_name = [] if known or not card.licence else [f"license_name: {_quoted(card.licence)}"]
+    lines = [
+        f"license: {known[0].lower() if known else 'other' if card.licence else 'unknown'}",
+        *license_name,
+        "library_name: genomepred",
+        "pipeline_tag: other",
+        "tags:",
+        *(f"- {_quoted(tag)}" for tag in ("genomics", "dna", "genomepred", card.architecture)),
+    ]
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)
 
 
 def _cell(value: Any) -> str:

@@ -6,9 +6,10 @@ Nothing that a file holds is executed: pickles are read by torch's restricted re
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,16 +17,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
 from torch import Tensor
 
+from genomepred.documents import DocumentError, read_document
 from genomepred.errors import ModelError
-from genomepred.models import build
-from genomepred.models.card import ASSETS, EXTERNAL, Card, Track
-from genomepred.models.checkpoint import check_target, save_checkpoint
+from genomepred.models import build, skeleton
+from genomepred.models.card import ASSETS, CARD, EXTERNAL, Card, Track
+from genomepred.models.checkpoint import check_target, parse_weights, read_whole, save_checkpoint
 from genomepred.models.external import External, make_external
-from genomepred.models.keras import HDF5_MAGIC, KERAS_ARCHITECTURE, fill, read_keras
+from genomepred.models.keras import (
+    HDF5_MAGIC,
+    KERAS_ARCHITECTURE,
+    check_shapes,
+    fill,
+    is_keras_3,
+    read_keras,
+)
 from genomepred.models.layers import SequenceModel
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.fasta import Genome
@@ -35,8 +42,11 @@ from genomepred.sequences.grid import Grid
 GOLDEN_SEQUENCE = ASSETS / "hs37_chr22_20-21M.fa.gz"
 _GOLDEN, _GOLDEN_TRIED = 4, 64
 _ZIP, _PICKLE = b"PK", b"\x80"
+_MOST_KEY_MAP = 1 << 22
 # Where training scripts keep the state dict within what they save.
 _NESTED = ("state_dict", "model_state_dict", "model")
+# Counts batches in training; weights from Keras, JAX and old PyTorch lack it.
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -107,11 +117,14 @@ def import_weights(weights: Path, to: Path, request: Request) -> Card:
     Raises
     ------
     ModelError
-        If the weights cannot be read without executing them, or do not fit the model.
+        If the weights cannot be read without executing them, or do not fit the model, or the
+        folder holds a checkpoint already.
     """
     check_target(to)
-    content = _read(weights)
-    if content.startswith(HDF5_MAGIC):
+    if (to / CARD).exists():
+        raise ModelError(f"{to}: holds a checkpoint already; name a new folder, or remove that one")
+    content = read_whole(weights)
+    if content.startswith(HDF5_MAGIC) or is_keras_3(content):
         model, card = _from_keras(weights, request)
     else:
         model, card = _model_and_card(request, request.architecture, request.config)
@@ -119,17 +132,19 @@ def import_weights(weights: Path, to: Path, request: Request) -> Card:
         if request.key_map is not None:
             state = rename(state, request.key_map)
         _check_names(state, model.state_dict(), weights)
+        model = _allocated(model, card)
+        for name, tensor in model.state_dict().items():
+            if name.split(".")[-1] == _COUNTER:
+                state.setdefault(name, tensor)
         model.load_state_dict(state)
     card = _with_origin(card, model, weights, content, request)
     golden = golden_codes(request.golden or GOLDEN_SEQUENCE, card)
     return save_checkpoint(to, model.eval(), card, golden)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+def _allocated(model: SequenceModel, card: Card) -> SequenceModel:
+    """The model with memory for its weights."""
+    return model if isinstance(model, External) else build(card.architecture, **card.config)
 
 
 def _from_keras(weights: Path, request: Request) -> tuple[SequenceModel, Card]:
@@ -144,6 +159,8 @@ def _from_keras(weights: Path, request: Request) -> tuple[SequenceModel, Card]:
     known = {**request.config, **({"window": request.window} if request.window else {})}
     config = keras.config(known)
     model, card = _model_and_card(request, KERAS_ARCHITECTURE, config)
+    check_shapes(model, keras)
+    model = _allocated(model, card)
     fill(model, keras)
     return model, card
 
@@ -151,7 +168,7 @@ def _from_keras(weights: Path, request: Request) -> tuple[SequenceModel, Card]:
 def _model_and_card(
     request: Request, architecture: str | None, config: dict[str, Any]
 ) -> tuple[SequenceModel, Card]:
-    """The model with fresh weights, and its card."""
+    """The model, if it is one of this package without memory for its weights, and its card."""
     if (architecture is None) == (request.trust_code is None):
         raise ModelError(
             "name what the weights belong to: either --architecture NAME, or --trust-code PATH "
@@ -169,7 +186,7 @@ def _model_and_card(
         "tracks": len(request.tracks) or None,
     }
     config = {**config, **{key: value for key, value in given.items() if value is not None}}
-    model = build(architecture, **config)
+    model = skeleton(architecture, **config)
     names = ["score"] if model.tracks == 1 else [f"track{i + 1}" for i in range(model.tracks)]
     tracks = tuple(request.tracks) or tuple(map(Track, names))
     card = _card(
@@ -275,19 +292,38 @@ def read_state(path: Path, content: bytes) -> dict[str, Tensor]:
     """
     if not content.startswith((_ZIP, _PICKLE)):
         try:
-            return parse_tensors(content)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"{path}: is neither safetensors ({error}), a torch file nor Keras HDF5"
-            ) from error
+            return parse_weights(content, path)
+        except ModelError as error:
+            raise ModelError(f"{error}; nor is it a torch file or a Keras file") from error
+    if content.startswith(_ZIP):
+        _check_archive(path, content)
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        document = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(_refused(path, str(error))) from error
     except Exception as error:  # of many types, by what is damaged
         said = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: is no whole torch file of a state dict: {said}") from error
     return _state_of(document, path)
+
+
+def _check_archive(path: Path, content: bytes) -> None:
+    """Check the checksums of a zip archive's members, which torch does not look at.
+
+    Files that torch wrote before version 1.6 are no archives and have none.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            size = sum(member.file_size for member in members)
+            if size > len(content) or len({m.filename for m in members}) < len(members):
+                raise ValueError("its members are packed or named twice, as torch writes none")
+            for member in members:
+                with archive.open(member) as file:
+                    while file.read(1 << 20):
+                        pass
+    except Exception as error:  # of many types, by what is damaged
+        raise ModelError(f"{path}: is no whole torch file: {error}") from error
 
 
 def _refused(path: Path, said: str) -> str:
@@ -303,16 +339,24 @@ def _refused(path: Path, said: str) -> str:
 def _state_of(document: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(document, Mapping):
         raise ModelError(f"{path}: holds a {type(document).__name__}, not a state dict")
-    if document and all(isinstance(value, Tensor) for value in document.values()):
+    for _ in _NESTED:  # each may be within each other one
+        inner = (document.get(key) for key in _NESTED)
+        document = next((one for one in inner if isinstance(one, Mapping)), document)
+    if document and all(map(_is_weight, document, document.values())):
         return dict(document)
-    for key in _NESTED:
-        if isinstance(document.get(key), Mapping):
-            return _state_of(document[key], path)
     kinds = [f"{key} ({type(value).__name__})" for key, value in document.items()]
     raise ModelError(
         f"{path}: holds no state dict, neither at its top nor under {', '.join(_NESTED)}, but "
         f"{_some(kinds)}"
     )
+
+
+def _is_weight(name: object, value: object) -> bool:
+    """Whether it is a named tensor of plain numbers in memory."""
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    plain = value.layout == torch.strided and not value.is_meta
+    return plain and not value.is_quantized and not value.is_complex()
 
 
 def rename(state: dict[str, Tensor], key_map: Path) -> dict[str, Tensor]:
@@ -327,17 +371,19 @@ def rename(state: dict[str, Tensor], key_map: Path) -> dict[str, Tensor]:
         If the file is no such object, or a key of it fits nothing, or two names become one.
     """
     try:
-        mapping = json.loads(key_map.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"--key-map {key_map}: is no JSON file: {error}") from error
-    if not isinstance(mapping, dict) or not all(
-        value is None or isinstance(value, str) for value in mapping.values()
-    ):
-        raise ModelError(f"--key-map {key_map}: must be an object of old name: new name or null")
+        mapping = read_document(key_map, {str: (str, None)}, limit=_MOST_KEY_MAP)
+    except (OSError, DocumentError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(
+            f"--key-map {key_map}: must be a JSON object of old name: new name or null: {said}"
+        ) from error
     unused, renamed = set(mapping), {}
+    by_stem = {old.rstrip("."): old for old in mapping}
     for name, tensor in state.items():
-        fitting = [old for old in mapping if name == old or name.startswith(old.rstrip(".") + ".")]
-        old = max(fitting, key=len, default=None)
+        parts = name.split(".")
+        stems = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
+        fitting = (by_stem[stem] for stem in stems if stem in by_stem)
+        old = name if name in mapping else next(fitting, None)
         unused.discard(old)
         new = name if old is None else _renamed(name, old, mapping[old])
         if new is None:
@@ -361,7 +407,7 @@ def _renamed(name: str, old: str, new: str | None) -> str | None:
 
 
 def _check_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    missing = [name for name in expected if name not in state]
+    missing = [name for name in expected if name not in state and name.split(".")[-1] != _COUNTER]
     unknown = [name for name in state if name not in expected]
     if missing or unknown:
         raise ModelError(

@@ -1,9 +1,15 @@
-"""Keras HDF5 weights of a convolutional network, taken in by the order of its layers."""
+"""Keras weights of a convolutional network, taken in by the order of its layers."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import io
+import math
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from genomepred.documents import parse_document
 from genomepred.errors import ModelError
+from genomepred.models import keras_hdf5
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 # The architecture that Keras weights are imported into.
@@ -23,6 +31,25 @@ KERAS_ARCHITECTURE = "optimus5p"
 _ENDINGS = {"kernel": ("_W", "kernel"), "bias": ("_b", "bias")}
 # Layers that change nothing when predicting, or only the shape.
 _SILENT = {"InputLayer", "Flatten", "Dropout"}
+# Files of Keras 3: a zip archive of these.
+KERAS_3_CONFIG, _KERAS_3_WEIGHTS = "config.json", "model.weights.h5"
+# Limits on what reads files from elsewhere: bytes of address space (h5py alone takes 0.6 GB of it)
+# and of a configuration, seconds of processor time (a good file takes one) and altogether, values
+# of all weights.
+_MOST_MEMORY, _MOST_CONFIG, _MOST_VALUES = 4 << 30, 1 << 24, 1 << 26
+_MOST_SECONDS, _LONGEST_WAIT = 8, 300
+_LAYER = {"name": str, "weights": [{"name": str, "shape": [range(1 << 31)]}]}
+_TOLD = (
+    {"unknown": str},
+    {"damaged": str},
+    {"layers": [_LAYER], "model_config": (str, None)},
+)
+_CONFIG_LAYERS = [{"class_name": str, "config": {str: object}}]
+_CONFIG = {"config": (_CONFIG_LAYERS, {"layers": _CONFIG_LAYERS})}
+_WAY_OUT = (
+    "read are Keras HDF5 files and Keras 3's .weights.h5 and .keras of convolutions and dense "
+    'layers; of another file, load the model in Keras and write model.save("x.h5")'
+)
 
 Float32 = NDArray[np.float32]
 
@@ -129,10 +156,12 @@ def _steps(described: list[dict[str, Any]]) -> Iterator[str]:
     for layer in described:
         kind, config = layer["class_name"], layer["config"]
         if kind in ("Conv1D", "Convolution1D"):
-            steps = np.ravel(config.get("strides", config.get("subsample_length", 1)))
-            dilation = np.ravel(config.get("dilation_rate", 1))
-            plain = (*steps, *dilation) == (1, 1)
+            steps = config.get("strides", config.get("subsample_length", 1))
+            dilation = config.get("dilation_rate", 1)
+            plain = steps in (1, [1]) and dilation in (1, [1])
             yield "convolution" if plain else f"convolution of stride {steps} rate {dilation}"
+            if config.get("data_format") == "channels_first":
+                yield "channels first"
         elif kind == "Dense":
             yield "dense"
         elif kind not in _SILENT and kind != "Activation":
@@ -142,10 +171,10 @@ def _steps(described: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def read_keras(path: Path) -> KerasModel:
-    """Read Keras HDF5 weights, of a whole model or of weights alone.
+    """Read Keras weights: HDF5 of a whole model or of weights alone, or a ``.keras`` file.
 
-    Both layouts are read: Keras 1 (``conv_W``, kernels ``[width, 1, in, out]``) and Keras 2 and
-    later (``conv/kernel``, ``[width, in, out]``).
+    The layouts of Keras 1 (``conv_W``, kernels ``[width, 1, in, out]``), Keras 2 (``conv/kernel``,
+    ``[width, in, out]``) and Keras 3 (``layers/conv1d/vars/0``) are read, by a process of its own.
 
     Raises
     ------
@@ -153,35 +182,83 @@ def read_keras(path: Path) -> KerasModel:
         If the file is damaged, no Keras file, or has layers other than convolutions and dense
         ones.
     """
+    with open(path, "rb") as file:
+        archive = not file.read(len(HDF5_MAGIC)).startswith(HDF5_MAGIC)
+    if not archive:
+        return _keras_model(path, path, None)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / _KERAS_3_WEIGHTS
+        config = _unpack(path, weights)
+        return _keras_model(path, weights, config)
+
+
+def _unpack(path: Path, weights: Path) -> bytes:
+    """Configuration of a ``.keras`` file, whose weights are written out."""
     try:
-        with h5py.File(path) as file:
-            group = file.get("model_weights", file)
-            if "layer_names" not in group.attrs:
-                raise ModelError(f"{path}: is no Keras HDF5 file: it has no 'layer_names'")
-            names = _texts(group, "layer_names")
-            layers = [_layer(group[name], name, path) for name in names]
-            text = file.attrs.get("model_config")
-            described = None if text is None else _described(json.loads(text))
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ModelError(f"{path}: is no whole Keras HDF5 file: {said}") from error
+        with zipfile.ZipFile(path) as archive:
+            sizes = [archive.getinfo(name).file_size for name in (KERAS_3_CONFIG, _KERAS_3_WEIGHTS)]
+            if sizes[0] > _MOST_CONFIG or sizes[1] > 8 * _MOST_VALUES:
+                raise ModelError(f"{path}: unpacks to {sum(sizes):,} bytes, too many for weights")
+            weights.write_bytes(archive.read(_KERAS_3_WEIGHTS))
+            return archive.read(KERAS_3_CONFIG)
+    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(f"{path}: is no whole Keras file: {error}") from error
+
+
+def _keras_model(path: Path, weights: Path, config: bytes | None) -> KerasModel:
+    told, data = _read_apart(path, weights)
+    try:
+        document = parse_document(told, _TOLD)
+        if "unknown" in document:
+            raise ModelError(f"{path}: {document['unknown']}; {_WAY_OUT}")
+        if "damaged" in document:
+            said = " ".join(document["damaged"].split())
+            raise ModelError(f"{path}: is no whole Keras HDF5 file: {said[:200]}")
+        layers, taken = [], 0
+        for layer in document["layers"]:
+            arrays = {}
+            for weight in layer["weights"]:
+                size = math.prod(weight["shape"])
+                values = np.frombuffer(data, "<f4", size, taken).reshape(weight["shape"]).copy()
+                arrays[weight["name"]], taken = values, taken + values.nbytes
+            layers.append(_layer(arrays, layer["name"], path))
+        text = config if config is not None else (document["model_config"] or "").encode()
+        described = _described(parse_document(text, _CONFIG)) if text else None
+    except ValueError as error:
+        raise ModelError(f"{path}: is no whole Keras file: {error}") from error
     return KerasModel(path, [layer for layer in layers if layer is not None], described)
+
+
+def _read_apart(path: Path, weights: Path) -> tuple[bytes, memoryview]:
+    """JSON and weights that a process of its own reads, see :mod:`.keras_hdf5`.
+
+    The process imports nothing from the current folder.
+    """
+    limits = _MOST_MEMORY, _MOST_SECONDS, _MOST_VALUES
+    place = Path(h5py.__file__).parents[1]
+    command = [sys.executable, "-I", keras_hdf5.__file__, str(weights), *map(str, limits)]
+    try:
+        done = subprocess.run(
+            [*command, str(place)], capture_output=True, timeout=_LONGEST_WAIT, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"{path}: is no whole Keras HDF5 file: reading it does not end") from error
+    out = memoryview(done.stdout)
+    size = int.from_bytes(out[:8], "little")
+    if done.returncode or len(out) < 8 + size:
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
+        raise ModelError(f"{path}: is no whole Keras HDF5 file: reading it ends with {how}")
+    return bytes(out[8 : 8 + size]), out[8 + size :]
 
 
 def _described(model: dict[str, Any]) -> list[dict[str, Any]]:
     layers = model["config"]
-    layers = layers if isinstance(layers, list) else layers["layers"]
-    return [{"class_name": str(one["class_name"]), "config": dict(one["config"])} for one in layers]
+    return list(layers if isinstance(layers, list) else layers["layers"])
 
 
-def _texts(group: h5py.Group, attribute: str) -> list[str]:
-    values = np.asarray(group.attrs[attribute]).tolist()
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-
-
-def _layer(group: h5py.Group, name: str, path: Path) -> Layer | None:
+def _layer(weights: Mapping[str, Float32], name: str, path: Path) -> Layer | None:
     found: dict[str, Float32] = {}
-    for full in _texts(group, "weight_names"):
+    for full, values in weights.items():
         last = full.split("/")[-1].partition(":")[0]
         kinds = [kind for kind, endings in _ENDINGS.items() if last.endswith(endings)]
         if not kinds:
@@ -189,7 +266,7 @@ def _layer(group: h5py.Group, name: str, path: Path) -> Layer | None:
                 f"{path}: layer {name!r} has a weight {last!r}; {KERAS_ARCHITECTURE} has "
                 "convolutions and dense layers alone, with kernel and bias"
             )
-        found[kinds[0]] = np.asarray(group[full][()], np.float32)
+        found[kinds[0]] = values
     if not found:
         return None
     if found.keys() != _ENDINGS.keys():
@@ -208,27 +285,45 @@ def _layer(group: h5py.Group, name: str, path: Path) -> Layer | None:
     return Layer(name, kernel, bias)
 
 
-def fill(model: nn.Module, keras: KerasModel) -> None:
-    """Copy the weights into a model that has the same convolutions and dense layers in order.
+def is_keras_3(content: bytes) -> bool:
+    """Whether a file is a ``.keras`` archive."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {KERAS_3_CONFIG, _KERAS_3_WEIGHTS} <= set(archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def check_shapes(model: nn.Module, keras: KerasModel) -> None:
+    """Check that a model has the same convolutions and dense layers in order.
 
     Raises
     ------
     ModelError
         If a layer of the model has another shape.
     """
-    mine = [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Linear)]
+    mine = _with_weights(model)
     if len(mine) != len(keras.layers):
         raise ModelError(
             f"{keras.path}: has {len(keras.layers)} layers with weights, the model {len(mine)}"
         )
     for layer, target in zip(keras.layers, mine, strict=True):
-        kernel = torch.from_numpy(np.ascontiguousarray(layer.kernel.T))
-        bias = torch.from_numpy(layer.bias)
-        if kernel.shape != target.weight.shape or target.bias is None:
+        shape = layer.kernel.shape[::-1]
+        if shape != target.weight.shape or target.bias is None:
             raise ModelError(
-                f"{keras.path}: layer {layer.name!r} has the shape {list(kernel.shape)} as "
+                f"{keras.path}: layer {layer.name!r} has the shape {list(shape)} as "
                 f"[out, in, ...]; the model needs {list(target.weight.shape)}: correct --set"
             )
-        with torch.no_grad():
-            target.weight.copy_(kernel)
-            target.bias.copy_(bias)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, keras: KerasModel) -> None:
+    """Copy the weights into a model of the same shapes."""
+    for layer, target in zip(keras.layers, _with_weights(model), strict=True):
+        assert target.bias is not None
+        target.weight.copy_(torch.from_numpy(np.ascontiguousarray(layer.kernel.T)))
+        target.bias.copy_(torch.from_numpy(layer.bias))
+
+
+def _with_weights(model: nn.Module) -> list[nn.Conv1d | nn.Linear]:
+    return [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Linear)]

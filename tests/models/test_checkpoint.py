@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from genomepred import files
 from genomepred.errors import DeviceError, ModelError
-from genomepred.models import build
+from genomepred.models import build, skeleton
+from genomepred.models import checkpoint as checkpoint_module
 from genomepred.models.card import read_card
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
 from tests.models.test_card import CONFIG, make_card
@@ -117,7 +122,143 @@ def test_the_readme_shows_the_card(checkpoint: Path) -> None:
     assert "--model THIS_FOLDER" in text  # a name is only known of bundled models
 
 
+@pytest.mark.parametrize(
+    ("licence", "lines"),
+    [
+        ("GPL-3.0", ["license: gpl-3.0"]),
+        ("Apache-2.0; of labels under MIT", ["license: apache-2.0"]),
+        ("", ["license: unknown"]),
+        ('ask us: "free"', ["license: other", 'license_name: "ask us: \\"free\\""']),
+    ],
+)
+def test_the_readme_begins_with_what_a_model_hub_reads(
+    tmp_path: Path, licence: str, lines: list[str]
+) -> None:
+    card = make_card(licence=licence)
+    save_checkpoint(tmp_path / "toy", build("tf-cnn", **CONFIG), card, golden_codes())
+    _, front, text = (tmp_path / "toy" / "README.md").read_text().split("---\n", 2)
+    found = front.splitlines()
+    assert found[: len(lines)] == lines
+    assert found[len(lines) :] == [
+        "library_name: genomepred",
+        "pipeline_tag: other",
+        "tags:",
+        *('- "genomics"', '- "dna"', '- "genomepred"', '- "tf-cnn"'),
+    ]
+    assert text.startswith("\n# toy\n")
+
+
 # Tampering
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_one(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without an exchange of folders, after every rename."""
+    before = read_card(checkpoint).weights_sha256
+
+    class KilledError(BaseException):
+        pass
+
+    for exchanges in (True, False):
+        for survived in range(3):
+            renames = 0
+
+            def rename(old: Any, new: Any, real: Any = os.rename, last: int = survived) -> None:
+                nonlocal renames
+                if Path(old).name in ("new", "toy", "old"):
+                    renames += 1
+                    if renames > last:
+                        raise KilledError
+                real(old, new)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "rename", rename)
+                patch.setattr(files, "_put_back", lambda *_: None)  # nothing runs after a kill
+                if not exchanges:
+                    patch.setattr(files, "_exchange", lambda *_: False)
+                with contextlib.suppress(KilledError):
+                    save_checkpoint(
+                        checkpoint, build("tf-cnn", **CONFIG), make_card(), golden_codes()
+                    )
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "_is_alive", lambda _: False)
+                check_golden(checkpoint)
+                files.recover_folder(checkpoint)
+            assert list(checkpoint.parent.iterdir()) == [checkpoint], "what is left is removed"
+    assert read_card(checkpoint).weights_sha256 != before
+
+
+def test_a_failure_while_a_checkpoint_is_replaced_keeps_the_old_one(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, real = read_card(checkpoint).weights_sha256, os.rename
+
+    def rename(old: Any, new: Any) -> None:
+        if Path(old).name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        real(old, new)
+
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    with pytest.raises(ModelError, match="toy: cannot be written: Input/output error"):
+        save_checkpoint(checkpoint, build("tf-cnn", **CONFIG), make_card(), golden_codes())
+    assert read_card(checkpoint).weights_sha256 == before
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_folders_are_exchanged_here_or_the_system_says_that_it_cannot(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    told = {True: "b", False: "a"}[files._exchange(tmp_path / "a", tmp_path / "b")]
+    assert (tmp_path / "a" / "file").read_text() == told
+    with pytest.raises(FileNotFoundError):
+        files._exchange(tmp_path / "a", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"filters": 1 << 19},
+        {"hidden": [1 << 19, 1 << 19]},
+        {"hidden": [1] * 5000},
+        {"blocks": 1 << 19},
+        {"window": 1 << 40},
+        {"kernel": 10**30},
+        {"kernel": "wide"},
+        {"hidden": {"a": 1}},
+        {"hidden": None},
+        {"base_order": 5},
+        {"n_policy": []},
+    ],
+)
+def test_a_config_of_another_size_is_refused_before_memory_is_taken(
+    checkpoint: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr(checkpoint_module, "build", lambda *_, **__: taken.append(1))
+    rewrite_card(checkpoint, config={**CONFIG, **config})
+    with pytest.raises(ModelError, match="toy"):
+        load_model(checkpoint)
+    assert not taken
+
+
+def test_constants_beside_the_weights_are_bounded() -> None:
+    with pytest.raises(ModelError, match="constants beside its weights"):
+        skeleton("nucleic-transformer", window=1 << 23, dim=64)
+
+
+def test_weights_with_an_endless_header_are_refused(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    for content in (
+        (1 << 62).to_bytes(8, "little") + b"{}",
+        (1 << 25).to_bytes(8, "little") + b" " * (1 << 25),
+        (100_002).to_bytes(8, "little") + b'{"a":' + b"[" * 99_997,
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match="no whole safetensors"):
+            load_model(checkpoint)
 
 
 def test_a_flipped_byte_in_the_weights_is_found(checkpoint: Path) -> None:

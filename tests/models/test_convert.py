@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from genomepred import PredictionStore, predict
 from genomepred.errors import ModelError
-from genomepred.models import build
+from genomepred.models import build, convert, keras, keras_hdf5
 from genomepred.models.card import Track, read_card
 from genomepred.models.checkpoint import check_golden, load_model
 from genomepred.models.convert import (
@@ -25,6 +27,7 @@ from genomepred.models.convert import (
     Request,
     golden_codes,
     import_weights,
+    read_state,
     rename,
 )
 from tests.models.test_external import make_card, write
@@ -204,8 +207,8 @@ def test_key_maps_rename_names_and_prefixes_at_dots(tmp_path: Path) -> None:
     [
         ({"2": "x"}, "nothing is called 2; the weights have 1.a, 1.b"),
         ({"1.a": "x", "1.b": "x"}, "two tensors would be called 'x'"),
-        (["1"], "must be an object"),
-        ({"1": 2}, "must be an object"),
+        (["1"], "must be a JSON object"),
+        ({"1": 2}, "must be a JSON object"),
     ],
 )
 def test_wrong_key_maps_are_refused(tmp_path: Path, mapping: Any, message: str) -> None:
@@ -287,9 +290,11 @@ def test_weights_alone_need_the_padding_or_the_window(tmp_path: Path) -> None:
     both = r"padding=same \(window 16\) and --set padding=valid \(window 30\)"
     with pytest.raises(ModelError, match=f"does not say how .*{both}"):
         import_weights(path, tmp_path / "k", Request(name="k"))
-    for request in (Request(name="k", window=30), Request(name="k", config={"padding": "valid"})):
-        import_weights(path, tmp_path / "k", request)
-        assert torch.equal(load_model(tmp_path / "k")(codes(30)), model.eval()(codes(30)))
+    for i, request in enumerate(
+        (Request(name="k", window=30), Request(name="k", config={"padding": "valid"}))
+    ):
+        import_weights(path, tmp_path / f"k{i}", request)
+        assert torch.equal(load_model(tmp_path / f"k{i}")(codes(30)), model.eval()(codes(30)))
 
 
 def change(layers: dict[str, Any], name: str, kernel: Any = None, bias: Any = None) -> None:
@@ -334,6 +339,164 @@ def test_keras_layers_that_compute_something_else_are_refused(
     path = keras_file(tmp_path / "k.h5", layers, version=2, padding="same", steps=steps)
     with pytest.raises(ModelError, match=f"its layers are {found}"):
         import_weights(path, tmp_path / "k", Request(name="k"))
+
+
+def keras_3_file(path: Path, layers: dict[str, Any]) -> Path:
+    """As Keras 3 writes weights: numbered by class, in groups that sort otherwise."""
+    kinds: Counter[str] = Counter()
+    with h5py.File(path, "w") as file:
+        for kernel, bias in layers.values():
+            kind = "conv1d" if kernel.ndim == 3 else "dense"
+            name = f"{kind}_{kinds[kind]}" if kinds[kind] else kind
+            kinds[kind] += 1
+            file[f"layers/{name}/vars/0"], file[f"layers/{name}/vars/1"] = kernel, bias
+        for name in ("flatten", "dropout"):
+            file.create_group(f"layers/{name}/vars")
+        file.create_group("vars")
+    return path
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_files_of_keras_3_are_read(tmp_path: Path, whole: bool) -> None:
+    torch.manual_seed(3)
+    model = build("optimus5p", window=30, convolutions=12, filters=6, hidden=7)
+    found = [m for m in model.modules() if isinstance(m, torch.nn.Conv1d | torch.nn.Linear)]
+    pairs = [(m.weight.detach().numpy().T, m.bias.detach().numpy()) for m in found]
+    path = keras_3_file(tmp_path / "k.weights.h5", {str(i): p for i, p in enumerate(pairs)})
+    request = Request(name="k", window=30)
+    if whole:
+        conv = ("Conv1D", {"activation": "relu", "padding": "same", "strides": [1]})
+        ends = [("Flatten", {}), ("Dense", {"activation": "relu"}), ("Dense", {})]
+        config = json.dumps(described(2, {"padding": "same", "steps": [conv] * 12 + ends}))
+        with zipfile.ZipFile(tmp_path / "k.keras", "w") as archive:
+            archive.writestr("config.json", config)
+            archive.write(path, "model.weights.h5")
+        path, request = tmp_path / "k.keras", Request(name="k")
+    import_weights(path, tmp_path / "k", request)
+    assert torch.equal(load_model(tmp_path / "k")(codes(30)), model.eval()(codes(30)))
+
+
+def test_layers_of_keras_3_that_are_not_read_are_named_with_the_way_out(tmp_path: Path) -> None:
+    path = keras_3_file(tmp_path / "k.weights.h5", keras_layers("same")[1])
+    with h5py.File(path, "a") as file:
+        file.create_group("layers/max_pooling1d/vars")
+    with pytest.raises(ModelError, match=r"max_pooling1d.*model\.save"):
+        import_weights(path, tmp_path / "k", Request(name="k", window=30))
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("os.kill(os.getpid(), 11)", "signal 11"),
+        ("x = bytearray(1 << 40)", "exit 1"),
+        ("while True: pass", "signal"),
+        ("sys.stdout.write('x' * 100)", "ends with exit 0"),
+        ("sys.stdout.buffer.write(bytes(8))", "not JSON"),
+    ],
+)
+def test_whatever_hdf5_does_to_its_reader_is_a_line(
+    tmp_path: Path, program: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(keras_hdf5.__file__).read_text()
+    reader = tmp_path / "reader.py"
+    reader.write_text(
+        source.replace(
+            "    try:\n        told, arrays = read(",
+            f"    {program}\n    return\n    try:\n        told, arrays = read(",
+        )
+    )
+    monkeypatch.setattr(keras_hdf5, "__file__", str(reader))
+    monkeypatch.setattr(keras, "_MOST_SECONDS", 1)
+    path = keras_file(tmp_path / "k.h5", keras_layers("same")[1], version=2, padding="same")
+    with pytest.raises(ModelError, match=f"k.h5: is no whole Keras .*{message}"):
+        import_weights(path, tmp_path / "k", Request(name="k"))
+
+
+def test_reading_hdf5_imports_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "h5py", "numpy", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    path = keras_file(tmp_path / "k.h5", keras_layers("same")[1], version=2, padding="same")
+    import_weights(path, tmp_path / "k", Request(name="k"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_byte_that_ended_the_process_is_refused(tmp_path: Path, shared_data: Path) -> None:
+    content = (shared_data / "weights/optimus5p/evolution_model.hdf5").read_bytes()
+    damaged = bytearray(content)
+    damaged[937] = 201
+    (tmp_path / "k.hdf5").write_bytes(damaged)
+    with pytest.raises(ModelError, match="no whole Keras"):
+        import_weights(tmp_path / "k.hdf5", tmp_path / "k", Request(name="k"))
+
+
+def test_an_import_never_replaces_a_checkpoint(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "w.pt")
+    card = import_weights(tmp_path / "w.pt", tmp_path / "mine", mine(tmp_path))
+    with pytest.raises(ModelError, match="holds a checkpoint already"):
+        import_weights(tmp_path / "w.pt", tmp_path / "mine", mine(tmp_path))
+    assert read_card(tmp_path / "mine") == card
+
+
+def test_a_damaged_torch_file_is_refused_or_gives_the_same_tensors(tmp_path: Path) -> None:
+    path, generator = tmp_path / "w.pt", np.random.default_rng(0)
+    torch.save(weights(), path)
+    content, refused = path.read_bytes(), 0
+    for at in generator.permutation(len(content))[:400].tolist():
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << int(generator.integers(8))
+        try:
+            state = read_state(path, bytes(damaged))
+        except ModelError as error:
+            refused += "\n" not in str(error)
+            continue
+        assert state.keys() == weights().keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in weights().items())
+    assert refused > 100
+
+
+def test_counters_of_batches_may_be_absent(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build("tf-cnn-v2", window=21, filters=4, hidden=[5])
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert len(state) == len(model.state_dict()) - 2
+    torch.save(state, tmp_path / "w.pt")
+    config = {"window": 21, "filters": 4, "hidden": [5]}
+    request = Request(name="m", architecture="tf-cnn-v2", config=config)
+    import_weights(tmp_path / "w.pt", tmp_path / "m", request)
+    assert torch.equal(load_model(tmp_path / "m")(codes(21)), model.eval()(codes(21)))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "complex", "named 1", "itself"])
+def test_tensors_of_other_kinds_are_refused(tmp_path: Path, kind: str) -> None:
+    tensor = weights()["conv.weight"]
+    state: dict[Any, Any] = {
+        "sparse": {"a": tensor.to_sparse()},
+        "meta": {"a": tensor.to("meta")},
+        "complex": {"a": tensor.to(torch.complex64)},
+        "named 1": {1: tensor},
+        "itself": {},
+    }[kind]
+    if kind == "itself":
+        state["model"] = state
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"w\.pt"):
+        import_weights(tmp_path / "w.pt", tmp_path / "mine", mine(tmp_path))
+
+
+def test_an_architecture_too_large_for_its_weights_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "build", lambda *_, **__: pytest.fail("memory was taken"))
+    torch.save(weights(), tmp_path / "w.pt")
+    config = {"window": 1 << 20, "filters": 1 << 18}
+    with pytest.raises(ModelError, match="its names do not fit"):
+        import_weights(
+            tmp_path / "w.pt", tmp_path / "m", Request("m", architecture="tf-cnn", config=config)
+        )
 
 
 def test_other_hdf5_and_other_targets_are_refused(tmp_path: Path) -> None:
