@@ -211,7 +211,7 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         ),
         writes=False,
     )
-    numerics = setup.decide(setup.random_block)
+    numerics = setup.decide()
     engine = setup.engine(numerics)
     batch = numerics.compute_batch
     with Genome(fasta, write=False) as genome:

@@ -17,15 +17,8 @@ import torch
 from tqdm import tqdm
 
 from genomepred import __version__
-from genomepred.documents import COUNT, DocumentError, Schema, read_document, seal
-from genomepred.errors import DataError, DeviceError, OutputError, SignatureError
-from genomepred.files import create_whole, discard_abandoned, write_whole
-from genomepred.models import build
-from genomepred.models.card import Card, Track, flatten, read_card
-from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
-from genomepred.models.fused import prepare
-from genomepred.models.layers import SequenceModel
-from genomepred.training.data import (
+from genomepred.data.examples import known_bases
+from genomepred.data.read import (
     TEST,
     VALIDATION,
     Codes,
@@ -35,9 +28,18 @@ from genomepred.training.data import (
     Source,
     open_data,
 )
-from genomepred.training.examples import known_bases
-from genomepred.training.figures import curves, new_figure
-from genomepred.training.loop import (
+from genomepred.data.source import file_facts
+from genomepred.documents import COUNT, DocumentError, Schema, read_document, seal
+from genomepred.errors import DataError, DeviceError, OutputError, SignatureError
+from genomepred.evaluation.figures import curves, new_figure
+from genomepred.evaluation.metrics import Sites, find_sites, peaks_inside
+from genomepred.files import create_whole, discard_abandoned, write_whole
+from genomepred.models import build
+from genomepred.models.card import Card, Track, flatten, read_card
+from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
+from genomepred.models.fused import prepare
+from genomepred.models.layers import SequenceModel
+from genomepred.training.fit import (
     HISTORY,
     PREVIOUS,
     STATE,
@@ -49,9 +51,7 @@ from genomepred.training.loop import (
     history_digest,
     raw_values,
 )
-from genomepred.training.metrics import Sites, find_sites, peaks_inside, sklearn_metrics
 from genomepred.training.precision import precision_differences, tolerances
-from genomepred.training.source import file_facts
 from genomepred.training.tasks import Task, find_task
 
 RUN, METRICS, CURVES = "run.json", "metrics.json", "curves.png"
@@ -194,10 +194,9 @@ def train(plan: Plan, out: Path) -> Card:
     OutputError
         If the folder cannot be written.
     DependencyError
-        If scikit-learn or matplotlib is not installed.
+        If matplotlib is not installed.
     """
     # What would fail at the end fails now.
-    sklearn_metrics()
     new_figure(1, 1)
     for name in ("best", "last"):
         check_target(out / name)
@@ -351,7 +350,7 @@ def _has_map(data: PeakData) -> bool:
 def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
     """Sites in a scan of the test regions, by a threshold from the validation regions.
 
-    Forward strand, at the card's stride; see :func:`genomepred.training.metrics.find_sites`. The
+    Forward strand, at the card's stride; see :func:`genomepred.evaluation.metrics.find_sites`. The
     regions of several genomes are one map.
     """
     card, fast = model.card, prepare(model, "torch")

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from genomepred.documents import DocumentError, parse_document
 from genomepred.errors import DataError, GenomepredError, OutputError
+from genomepred.evaluation import figures
 from genomepred.files import publishing, read_small
 from genomepred.models.checkpoint import load_model
-from genomepred.training import figures
-from genomepred.training.loop import HISTORY, history_digest
+from genomepred.training.fit import HISTORY, history_digest
 from genomepred.training.run import METRICS, Plan, read_outcome, train
 
 TABLE, FIGURE = "comparison.tsv", "comparison.png"

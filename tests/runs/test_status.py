@@ -159,9 +159,7 @@ def test_a_run_with_something_to_show_stays(folder, model, tmp_path, state):
 def test_shards_are_computed_one_by_one_in_any_order(folder, model, tmp_path):
     wanted = run(folder, model, tmp_path / "whole")
     sources = find_genomes([folder])
-    spec = RunSpec(
-        tuple(sources), str(model), tmp_path / "out", stride=1, overlap="naive", jobs=1
-    )
+    spec = RunSpec(tuple(sources), str(model), tmp_path / "out", stride=1, overlap="naive", jobs=1)
     setup = Setup(spec)
     run_plan = setup.open()
     computer = Computer(setup, run_plan)

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from genomepred.data.read import Source
 from genomepred.errors import DataError, GenomepredError, ModelError
 from genomepred.training import sweep as module
-from genomepred.training.data import Source
-from genomepred.training.loop import Settings
+from genomepred.training.fit import Settings
 from genomepred.training.run import Plan, train
 from genomepred.training.sweep import Trial, read_config, summary, sweep
 
