@@ -110,12 +110,11 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     head, _ = shortest(start, True, False)
     last, end = shortest(rest, False, True)
     offsets = tuple((start + k * tile - found.left) * step for k in range(tiles))
-    pieces = (
+    return (
         Pieces(head, (0,), 0, start),
         Pieces(inner, offsets, found.left, tile),
         Pieces(last, (window - last,), end.length - rest, rest),
     )
-    return pieces
 
 
 def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, ...]:
@@ -232,8 +231,10 @@ class Tiles:
         """Predictions of all windows taken since the last call, ``[windows, 1, tracks]``."""
         engine = self._engine
         with torch.no_grad(), engine.autocast():
-            strands = [self._strand(kinds, turn) for kinds, turn in
-                       zip(self._kinds, self._strands, strict=True)]
+            strands = [
+                self._strand(kinds, turn)
+                for kinds, turn in zip(self._kinds, self._strands, strict=True)
+            ]
         if max(kind.values for kinds in self._kinds for kind in kinds) > _MOST_VALUES:
             for kinds in self._kinds:
                 for kind in kinds:
