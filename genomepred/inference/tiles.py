@@ -110,12 +110,11 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     head, _ = shortest(start, True, False)
     last, end = shortest(rest, False, True)
     offsets = tuple((start + k * tile - found.left) * step for k in range(tiles))
-    pieces = (
+    return (
         Pieces(head, (0,), 0, start),
         Pieces(inner, offsets, found.left, tile),
         Pieces(last, (window - last,), end.length - rest, rest),
     )
-    return pieces
 
 
 def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, ...]:
