@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from genomepred import __version__
-from genomepred.cli.options import RESULT, envelope
+from genomepred.cli.options import RESULT, envelope, refuse_repeated
 from genomepred.messages import described, say, say_warnings
 
 _AS_JSON, _COMMAND = "genomepred.as_json", "genomepred.command"
@@ -87,6 +87,14 @@ class _LazyGroup(click.Group):
         command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            refuse_repeated(command, rest, ctx)
+        return name, command, rest
 
 
 def _named(ctx: click.Context, group: click.Group, args: Sequence[str]) -> str:

@@ -18,6 +18,8 @@ from genomepred.cli.options import (
     device_option,
     echo_json,
     json_option,
+    model_option,
+    panel_options,
     trust_code_option,
 )
 from genomepred.runs.spec import LARGEST, Option, RunSpec
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from genomepred.runs.genome import GenomeResult
     from genomepred.runs.plan import Estimate
     from genomepred.runs.status import GenomeStatus
+    from genomepred.sequences.cohort import PanelOptions
 
 Command = Callable[..., Any]
 # What cannot be read is reported by what reads it, with its own exit code.
@@ -62,12 +65,7 @@ def _run_options(command: Command) -> Command:
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
-        click.option(
-            "--model",
-            required=True,
-            metavar="DIR_OR_NAME",
-            help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-        ),
+        model_option,
         click.option(
             "--out",
             required=True,
@@ -75,6 +73,19 @@ def _run_options(command: Command) -> Command:
             help="Output folder; a run that was stopped continues there.",
         ),
         *[_declared(declared) for declared in fields(RunSpec) if declared.name not in _GIVEN],
+        click.option(
+            "--variants",
+            type=UserPath(readable=False),
+            help="VCF or BCF of a panel on the one genome given: predict every haplotype, each "
+            "distinct window once.  [default: none]",
+        ),
+        click.option(
+            "--samples",
+            metavar="LIST_OR_FILE",
+            help="With --variants: names with commas between, or a file with one a line, in this "
+            "order.  [default: all]",
+        ),
+        panel_options,
         json_option,
         debug_option,
     ]
@@ -105,6 +116,21 @@ def _declared(declared: Field[Any]) -> Any:
     return click.option(flag, **how)
 
 
+def _panel(values: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
+    """Take the options of a panel out of all others: its file and how to read it."""
+    variants, samples = values.pop("variants"), values.pop("samples")
+    how = {name: values.pop(name) for name in ("missing", "unphased", "inbred")}
+    if variants is None:
+        if samples is not None or how["inbred"] or {"n", "first"} & set(map(str, how.values())):
+            raise click.UsageError(
+                "--samples, --missing, --unphased and --inbred say how to read --variants"
+            )
+        return None
+    from genomepred.sequences.cohort import PanelOptions, read_samples
+
+    return variants, PanelOptions(**how, samples=read_samples(samples) if samples else None)
+
+
 def _spec(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **values: Any) -> RunSpec:
     from genomepred.runs.inputs import find_genomes, for_any_process
 
@@ -118,7 +144,7 @@ def _spec(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **values: A
 @click.command()
 @_run_options
 def predict(as_json: bool, **values: Any) -> None:
-    """Predict genomes into OUT, one HDF5 file each.
+    """Predict genomes into OUT, one HDF5 file each; with --variants, a panel into one file.
 
     Stop it anywhere and run the same command again: it continues, and the files are the same to
     the byte. Any number of such commands may work on one OUT at once.
@@ -126,9 +152,14 @@ def predict(as_json: bool, **values: Any) -> None:
     from genomepred.errors import GenomesFailedError
     from genomepred.runs.run import RunReport, run
 
-    failure = None
+    failure, panel = None, _panel(values)
     try:
-        report = run(_spec(**values), progress=True)
+        if panel is not None:
+            from genomepred.runs.cohort import run_cohort
+
+            report = run_cohort(_spec(**values), *panel, progress=True)
+        else:
+            report = run(_spec(**values), progress=True)
     except GenomesFailedError as error:
         failure, report = error, RunReport(error.results, 0)
     seconds = time.perf_counter() - STARTED
@@ -162,6 +193,9 @@ def plan(as_json: bool, **values: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
     from genomepred.runs.plan import plan as make_plan
 
+    if (panel := _panel(values)) is not None:
+        _plan_cohort(_spec(**values), *panel, as_json)
+        return
     estimate = make_plan(_spec(**values))
     if as_json:
         numerics, genomes = vars(estimate.numerics), [vars(g) for g in estimate.genomes]
@@ -188,6 +222,27 @@ def plan(as_json: bool, **values: Any) -> None:
     if estimate.samples:
         click.echo("the stride leaves bases between windows: this samples the genome")
     _refuse_unreadable(estimate)
+
+
+def _plan_cohort(spec: RunSpec, variants: Path, panel_options: PanelOptions, as_json: bool) -> None:
+    from genomepred.runs.cohort import plan_cohort
+
+    estimate = plan_cohort(spec, variants, panel_options)
+    if as_json:
+        echo_json(vars(estimate))
+        return
+    click.echo(
+        f"haplotypes\t{estimate.haplotypes:,}\nwindows\t{estimate.windows:,}\n"
+        f"shards\t{estimate.shards:,}\nmissing alleles\t{estimate.missing:,}\n"
+        f"heterozygotes without phase\t{estimate.unphased:,}\n"
+        f"distinct windows a grid window\t{estimate.distinct:.2f}\n"
+        + (f"distinct tiles a grid window\t{estimate.tiles:.2f}\n" if estimate.tiles else "")
+        + f"{estimate.saving:,.1f} times less work than window by window, sample by sample\n"
+        f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk at most and "
+        f"{estimate.seconds:,.0f} s on {estimate.workers} workers, start-up not included"
+    )
+    for line in estimate.warnings:
+        click.echo(line)
 
 
 def _counted(kernels: tuple[str, ...]) -> str:
@@ -285,7 +340,7 @@ def forget(out: Path, names: tuple[str, ...], as_json: bool) -> None:
 
     removed = forget_genomes(out, names)
     if as_json:
-        echo_json([str(path) for path in removed])
+        echo_json({"removed": [str(path) for path in removed]})
         return
     for path in removed:
         click.echo(f"removed {path}")

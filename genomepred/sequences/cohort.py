@@ -282,6 +282,15 @@ class Panel:
             raise RegionError(f"{self.path}: {sample}.{copy} asked for, but {what}")
         return Haplotype(self, number)
 
+    def named(self, text: str) -> Haplotype:
+        """Haplotype of ``SAMPLE`` or ``SAMPLE.COPY``; an exact name of a sample wins."""
+        sample, dot, copy = text.rpartition(".")
+        if text not in self.samples and dot and copy.isdecimal():
+            return self.haplotype(sample, int(copy))
+        if (text, 2) in self.numbers:
+            raise RegionError(f"{self.path}: sample {text!r} has several copies: say {text}.COPY")
+        return self.haplotype(text)
+
     def close(self) -> None:
         """Close the cache; removes a private one."""
         self._cache.close()
@@ -390,6 +399,22 @@ def write_consensus(
         _write_lines(fasta, rest, width)
         if chain is not None:
             _write_chain(haplotype, contig, length, number, chain)
+
+
+def export_consensus(haplotype: Haplotype, fasta: Path, chain: Path | None = None) -> None:
+    """Publish a haplotype as a FASTA file, and its chain file if one is named.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written; nothing half-written is left.
+    """
+    with publishing(fasta, follow=True) as temporary, temporary.open("xb") as sequences:
+        if chain is None:
+            write_consensus(haplotype, sequences)
+            return
+        with publishing(chain, follow=True) as other, other.open("xb") as blocks:
+            write_consensus(haplotype, sequences, blocks)
 
 
 def _write_lines(file: BinaryIO, letters: Codes, width: int) -> None:

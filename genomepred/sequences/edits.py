@@ -97,7 +97,7 @@ def _changes_length_only(bases: Any, r: int, r_end: int, a: int, a_end: int) -> 
 @njit(nogil=True, cache=True)
 def _classify_alternative(
     bases: Any, start: int, end: int, ref_start: int, ref_end: int, record: Any, row: Any
-) -> bool:
+) -> Any:
     """Fill an alternative's row of the table; False if it holds what no allele can."""
     last = record[POS] + ref_end - ref_start - 1
     row[LAST], row[KEEPS], row[GROWS], row[SAME_LENGTH] = last, 0, 0, 0

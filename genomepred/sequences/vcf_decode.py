@@ -730,7 +730,7 @@ def _bcf_record(
 
 
 @njit(nogil=True, cache=True)
-def _bcf_end(raw: Any, at: int, end: int, infos: int, keys: Any, pos: int) -> tuple[int, int]:
+def _bcf_end(raw: Any, at: Any, end: int, infos: Any, keys: Any, pos: Any) -> tuple[int, int]:
     """Where symbolic alleles end by INFO; (status, end), -1 unsaid, -2 nonsense."""
     length, last = -1, -1
     for _ in range(infos):
@@ -758,7 +758,7 @@ def _bcf_formats(
     raw: Any,
     at: int,
     end: int,
-    formats: int,
+    formats: Any,
     key: int,
     columns: Any,
     alleles: int,

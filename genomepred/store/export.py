@@ -22,9 +22,10 @@ from genomepred.files import output_error, publishing, require_space
 from genomepred.sequences.grid import Region
 from genomepred.store.bigwig import TOO_LONG, BigWigWriter
 from genomepred.store.reader import Float32, Int64, PredictionStore
+from genomepred.tsv import quoted, tab_separated
 
-# Upper estimate of a bigWig's bytes a row, checked against the free space before writing: a record
-# is 12 bytes before compression; predictions took 9.3, zoom levels included.
+# Upper estimate of a bigWig's bytes a row, checked against the free space before writing: random
+# values took 6.4 with their zoom levels, which lie on the disk twice at the end.
 _BIGWIG_ROW = 12
 
 
@@ -65,6 +66,7 @@ def export_bigwig(
         If the file cannot be written; nothing is left behind.
     """
     outputs = _outputs(store, path, track)
+    _refuse_odd_contigs(store)
     for column, output in outputs:
         _write_bigwig(store, output, column, region)
     return [output for _, output in outputs]
@@ -109,6 +111,7 @@ def export_bedgraph(
             f"--track ({', '.join(store.tracks)}) or name a file with -o to write all"
         )
     outputs = _outputs(store, path or Path("-"), track)
+    _refuse_odd_contigs(store)
     for column, output in outputs:
         with _text_output(path and output) as file:
             for block in _drawn(store, column, region):
@@ -151,7 +154,7 @@ def export_tsv(
     names = ["name"] if store.grid.names is not None else []
     header = ["contig", "start", "end", *names, *(store.tracks[k] for k in columns)]
     with _text_output(path) as file:
-        file.write(("\t".join(header) + "\n").encode())
+        file.write(f"{tab_separated(header)}\n".encode())
         for first, last in ranges:
             for row, values in store.blocks(first, last):
                 rows = np.arange(row, row + len(values))
@@ -191,11 +194,11 @@ def _tiled(store: PredictionStore, column: int, region: Region | None) -> Iterat
     grid = store.grid
     ranges = store.ranges(region)
     first = np.array([first for first, _ in ranges], np.int64)
-    contigs = grid.contigs[grid.interval_of(first)]
-    for i in np.lexsort((first, contigs)):
-        for row, values in store.blocks(*ranges[i]):
+    contigs = grid.contigs[grid.interval_of(first)].tolist()
+    for contig, (first_row, last_row) in sorted(zip(contigs, ranges, strict=True)):
+        for row, values in store.blocks(first_row, last_row):
             start, end = grid.drawn(np.arange(row, row + len(values)))
-            yield _Block(str(contigs[i]), start, end, values[:, column])
+            yield _Block(contig, start, end, values[:, column])
 
 
 def _centred(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
@@ -204,19 +207,22 @@ def _centred(store: PredictionStore, column: int, region: Region | None) -> Iter
     rows = np.concatenate([np.arange(0), *(np.arange(*r) for r in ranges)])
     values = np.concatenate([np.empty(0, np.float32), *(store.read(*r)[:, column] for r in ranges)])
     start, end = grid.drawn(rows)
-    contigs = grid.contigs[grid.interval_of(rows)]
+    names = sorted(set(grid.contigs.tolist()))
+    number = {name: i for i, name in enumerate(names)}
+    contigs = np.array([number[name] for name in grid.contigs], np.int64)[grid.interval_of(rows)]
     order = np.lexsort((start, contigs))
     contigs, start, end, values = contigs[order], start[order], end[order], values[order]
     clash = (contigs[1:] == contigs[:-1]) & (start[1:] < end[:-1])
     if clash.any():
         at = int(clash.argmax())
         raise StoreError(
-            f"{store.path}: BED records overlap at {contigs[at]}:{start[at + 1] + 1}, but bigWig "
-            "and bedGraph hold one value a base; export tsv instead"
+            f"{store.path}: BED records overlap at {names[contigs[at]]}:{start[at + 1] + 1}, but "
+            "bigWig and bedGraph hold one value a base; export tsv instead"
         )
-    for contig in np.unique(contigs):
-        one = contigs == contig
-        yield _Block(str(contig), start[one], end[one], values[one])
+    bounds = np.searchsorted(contigs, np.arange(len(names) + 1))
+    for i, name in enumerate(names):
+        one = slice(bounds[i], bounds[i + 1])
+        yield _Block(name, start[one], end[one], values[one])
 
 
 def _write_bigwig(store: PredictionStore, path: Path, column: int, region: Region | None) -> None:
@@ -233,6 +239,16 @@ def _write_bigwig(store: PredictionStore, path: Path, column: int, region: Regio
             for block in chain([first], blocks):
                 bigwig.add(*block)
             bigwig.finish()
+
+
+def _refuse_odd_contigs(store: PredictionStore) -> None:
+    """Neither format quotes names: blanks and control characters would end them."""
+    for contig in store.contigs:
+        if not contig or not contig.isprintable() or any(map(str.isspace, contig)):
+            raise StoreError(
+                f"{store.path}: contig {contig!r}: bedGraph and bigWig hold no names that are "
+                "empty or have blanks or control characters; export tsv instead"
+            )
 
 
 def _refuse_long_contigs(store: PredictionStore) -> None:
@@ -278,12 +294,13 @@ def _bedgraph_lines(block: _Block) -> bytes:
 def _tsv_lines(store: PredictionStore, rows: Int64, values: Float32) -> bytes:
     start, end = store.described(rows)
     kept = start < end
-    interval = store.grid.interval_of(rows[kept])
+    interval, numbers = np.unique(store.grid.interval_of(rows[kept]), return_inverse=True)
+    contigs = list(map(quoted, store.grid.contigs[interval].tolist()))
     texts = ["\t".join(row) for row in _texts(values[kept]).tolist()]
     if store.grid.names is not None:
-        names = store.grid.names[interval].tolist()
-        texts = [f"{name}\t{text}" for name, text in zip(names, texts, strict=True)]
-    return _lines(store.grid.contigs[interval].tolist(), start[kept], end[kept], texts)
+        names = list(map(quoted, store.grid.names[interval].tolist()))
+        texts = [f"{names[k]}\t{text}" for k, text in zip(numbers.tolist(), texts, strict=True)]
+    return _lines((contigs[k] for k in numbers.tolist()), start[kept], end[kept], texts)
 
 
 def _lines(contigs: Iterable[str], start: Int64, end: Int64, texts: Iterable[str]) -> bytes:

@@ -53,7 +53,7 @@ __all__ = [
 
 # Metadata arrays are deflated whatever the predictions are, so that every tool can read them.
 _TABLE = Layout(tracks=1, compression="deflate-4")
-_TABLE_ROWS = 65536
+_TABLE_BYTES = 1 << 19  # of a chunk
 
 
 # A part ends with this and the sha256 of all bytes before: fletcher32 cannot tell 0x0000 from
@@ -196,6 +196,7 @@ def join(
                     _write_attributes(file, {**attributes, **_grid_attributes(grid)})
                     _write_tables(file, grid, tracks)
                     copied = _copy_parts(file, parts, layout, grid.rows, told)
+                    _name_dimensions(file, [name for name, _ in tracks])
             finally:
                 target.raise_error()
         if _chunks_digest(temporary) != copied:
@@ -235,7 +236,15 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
             f"{path}: altered since it was written (sha256 {digest}, not {noted['sha256']}); "
             "remove it and run predict again"
         ]
+    return _content_problems(path, noted)
+
+
+def _content_problems(path: Path, noted: Mapping[str, Any]) -> list[str]:
+    from genomepred.store.cohort import cohort_problems, is_cohort
+
     try:
+        if is_cohort(path):
+            return cohort_problems(path, noted)
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]
     except GenomepredError as error:
@@ -370,19 +379,34 @@ def _write_tables(file: h5py.File, grid: Grid, tracks: Sequence[tuple[str, str]]
     _write_strings(group, "description", [description for _, description in tracks])
 
 
+def _name_dimensions(file: h5py.File, tracks: Sequence[str]) -> None:
+    """Call the dimensions of the predictions row and track, as programs that read netCDF do.
+
+    The scale of the tracks holds their names; that of the rows, as netCDF has it, nothing.
+    """
+    data = file[DATASET]
+    rows = file.create_dataset("row", shape=data.shape[:1], dtype=">f4")
+    _write_strings(file, "track", tracks)
+    label = f"This is a netCDF dimension but not a netCDF variable.{len(rows):10d}"
+    for dimension, (scale, name) in enumerate([(rows, label), (file["track"], "track")]):
+        h5py.h5ds.set_scale(scale.id, name.encode())
+        h5py.h5ds.attach_scale(data.id, scale.id, dimension)
+
+
 def _write_strings(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
     data = [text.encode() for text in texts]
     width = max([len(text) for text in data], default=0) or 1
-    array = np.array(data, f"S{width}")
-    _write_table(group, name, array, h5py.string_dtype("utf-8", width))
+    _write_table(group, name, data, h5py.string_dtype("utf-8", width))
 
 
-def _write_table(group: h5py.Group, name: str, values: NDArray[Any], kind: np.dtype[Any]) -> None:
+def _write_table(
+    group: h5py.Group, name: str, values: Sequence[bytes] | NDArray[Any], kind: np.dtype[Any]
+) -> None:
     """Write a vector through our own filters, for its bytes must not depend on HDF5's zlib."""
-    chunk = min(max(len(values), 1), _TABLE_ROWS)
+    chunk = min(max(len(values), 1), max(_TABLE_BYTES // kind.itemsize, 1))
     data = group.create_dataset(
         name,
-        shape=values.shape,
+        shape=(len(values),),
         maxshape=(None,),
         chunks=(chunk,),
         dtype=kind,
@@ -392,7 +416,7 @@ def _write_table(group: h5py.Group, name: str, values: NDArray[Any], kind: np.dt
         fletcher32=True,
     )
     for first in range(0, len(values), chunk):
-        block = np.zeros(chunk, values.dtype)
+        block = np.zeros(chunk, kind)
         block[: len(values) - first] = values[first : first + chunk]
         data.id.write_direct_chunk((first,), filter_bytes(block, _TABLE))
 

@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 
 from genomepred.cli import cli
 from genomepred.cli.train import train as command
+from genomepred.data.source import Source
 from genomepred.errors import DataError, DependencyError, ModelError, OutputError, SignatureError
 from genomepred.models.card import read_card
 from genomepred.models.checkpoint import check_golden
-from genomepred.training.loop import Settings
+from genomepred.training.fit import Settings
 from genomepred.training.run import Description
-from genomepred.training.source import Source
 
 
 @pytest.fixture(autouse=True)

@@ -723,7 +723,7 @@ def test_another_choice_of_kernels_is_obeyed_or_refused(
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_overlap_is_shared_in_half_precision(genome, tmp_path, precision, kernels):
-    allowed = {"fp32": 1e-5, "fp16": 0.02, "bf16": 0.2}
+    allowed = {"fp32": 1e-5, "fp16": 0.04, "bf16": 0.3}  # of random weights
     model = make_checkpoint(tmp_path / "tiny", tolerance=allowed)
     options = {"overlap": "share", "stride": 20}
     run(genome, model, tmp_path / "fp32", **options)

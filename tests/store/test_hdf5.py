@@ -512,8 +512,11 @@ def test_verify_compares_the_file_with_its_sidecar(
 
 def test_verify_looks_inside_a_file_whose_hash_is_right(tmp_path: Path) -> None:
     path = write_store(tmp_path / "genome.h5")
+    noted = read_sidecar(sidecar_path(path))
+    write_sidecar(sidecar_path(path), {**noted, "rows": GRID.rows + 1})
+    assert verify_file(path) == [f"{path}: {GRID.rows} rows, but the sidecar says {GRID.rows + 1}"]
     with h5py.File(path, "r+") as file:
         file["predictions"].resize((GRID.rows - 1, 1))
-    noted = read_sidecar(sidecar_path(path))
     write_sidecar(sidecar_path(path), {**noted, "sha256": files.sha256_of(path)})
-    assert verify_file(path) == [f"{path}: {GRID.rows - 1} rows, but the sidecar says {GRID.rows}"]
+    (problem,) = verify_file(path)
+    assert "/intervals/end does not follow" in problem
