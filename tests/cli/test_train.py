@@ -299,7 +299,7 @@ def test_a_column_that_is_asked_for_twice_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("module", ["sklearn", "matplotlib.figure"])
+@pytest.mark.parametrize("module", ["matplotlib.figure"])
 def test_a_missing_library_is_named_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
