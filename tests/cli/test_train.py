@@ -133,12 +133,14 @@ def train_table(folder: Path, *more: str, model: str = "linear", epochs: int = 1
     path = folder / "table.csv"
     if not path.exists():
         make_table(folder)
-    usual = {"--batch-size": "32", "--learning-rate": "0.03"}
+    usual = {
+        "--out": str(folder / "out"),
+        "--epochs": str(epochs),
+        "--batch-size": "32",
+        "--learning-rate": "0.03",
+    }
     left = [text for pair in usual.items() if pair[0] not in more for text in pair]
-    return run(
-        "train", "--model", model, "--data", path, "--out", folder / "out", "--epochs",
-        str(epochs), *left, *more,
-    )  # fmt: skip
+    return run("train", "--model", model, "--data", path, *left, *more)
 
 
 def test_a_regression_with_missing_labels(tmp_path: Path) -> None:
