@@ -29,15 +29,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from genomepred.benchmarks.measure import Row, interleaved, median
 from genomepred.errors import ModelError
-from genomepred.inference import pipeline
+from genomepred.inference import batching
 from genomepred.inference.engine import Numerics, activation_function
-from genomepred.inference.inputs import find_genomes
-from genomepred.inference.run import predict
-from genomepred.inference.setup import Options, Setup
 from genomepred.models import build
 from genomepred.models.agreement import difference
 from genomepred.models.card import N_POLICIES, Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.runs.inputs import find_genomes
+from genomepred.runs.run import predict
+from genomepred.runs.setup import Setup
+from genomepred.runs.spec import RunSpec
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import PredictionStore
@@ -199,7 +200,7 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         Every window by itself; or as a run decides.
     """
     setup = Setup(
-        Options(
+        RunSpec(
             genomes=tuple(find_genomes([fasta])),
             model=case.model,
             out=case.folder / "unused",
@@ -217,7 +218,7 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         grid = Grid.whole(genome.contigs, setup.geometry)
         cutting = {"batch": batch, "slots": setup.slots(batch), "min_bases": setup.card.min_bases}
         kinds = {"shared": numerics.overlap == "share", "pinned": case.device == "cuda"}
-        blocks = [w.block for w in pipeline.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
+        blocks = [w.block for w in batching.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
 
     def run() -> None:
         torch.set_num_threads(1)

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Distributions that the parts need, ours and the tests'.
 PACKAGES = (
     *("torch", "triton", "numpy", "numba", "llvmlite", "h5py", "isal", "xxhash", "safetensors"),
-    *("pandas", "pybigtools", "click", "tqdm", "pytest", "pytest-xdist", "hypothesis", "psutil"),
+    *("pandas", "pyBigWig", "click", "tqdm", "pytest", "pytest-xdist", "hypothesis", "psutil"),
 )
 LAST_LINES = 40  # of a part's output that the summary keeps
 FOUND = 50  # tests that it names, of each outcome
@@ -248,7 +248,8 @@ def judge_json(out: Path, name: str) -> dict[str, Any]:
         document = json.loads((out / f"{name}.json").read_text())
     except (OSError, ValueError) as error:
         return {"status": "failed", "why": f"no results: {error}"}
-    rows = document.get("layers") or document.get("models") or []
+    result = document["result"] or {}
+    rows = result.get("layers") or result.get("models") or []
     left_out = [
         f"{row.get('name') or row['model']} {row.get('dtype') or row.get('batch')}: {row[why]}"
         for row in rows

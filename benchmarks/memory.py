@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         linear = make_linear(folder / "linear")
-        code = "import genomepred.inference.run as r; from genomepred import load_model; load_model"
+        code = "import genomepred.runs.run as r; from genomepred import load_model; load_model"
         base, _ = run([sys.executable, "-c", f"{code}({str(linear)!r})"])
         results["model loaded"] = {"resident": base}
         print(f"model loaded: {base / 1e6:,.0f} MB resident")

@@ -6,9 +6,7 @@ imports neither torch nor numba.
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -16,22 +14,26 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genomepred.compiled import keep_numba
+
 if TYPE_CHECKING:
-    from genomepred.inference.run import predict
+    from genomepred.inference.predictor import Predictor
     from genomepred.models.checkpoint import load_model
+    from genomepred.runs.run import predict
     from genomepred.sequences.fasta import Genome
     from genomepred.sequences.grid import Grid
     from genomepred.store.hdf5 import PredictionStore
 
 __version__ = "0.1.0"
-__all__ = ["Genome", "Grid", "PredictionStore", "load_model", "predict"]
+__all__ = ["Genome", "Grid", "PredictionStore", "Predictor", "load_model", "predict"]
 
 _HOMES = {
     "Genome": "genomepred.sequences.fasta",
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
+    "Predictor": "genomepred.inference.predictor",
     "load_model": "genomepred.models.checkpoint",
-    "predict": "genomepred.inference.run",
+    "predict": "genomepred.runs.run",
 }
 
 
@@ -59,20 +61,7 @@ def _find_folders_beside() -> None:
 
 
 _find_folders_beside()
-
-
-def _let_numba_cache() -> None:
-    """Name a place for compiled functions where neither the package nor the home can be written.
-
-    Numba refuses to load functions that it may not cache, as in a container without a home.
-    """
-    places = (Path(__file__).parent / "sequences", Path.home())
-    if not any(os.access(place, os.W_OK) for place in places):
-        folder = Path(tempfile.gettempdir()) / f"genomepred-{os.getuid()}"
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
-
-
-_let_numba_cache()
+keep_numba(str(Path(__file__).parent))
 
 
 def __getattr__(name: str) -> Any:

@@ -14,14 +14,15 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.inference.run import predict, verify
+from genomepred.evaluation.metrics import local_maxima
 from genomepred.plots import plot_region
+from genomepred.runs.checking import verify
+from genomepred.runs.run import predict
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
 from genomepred.store.export import export_bigwig
 from genomepred.store.hdf5 import PredictionStore
-from genomepred.training.metrics import local_maxima
 
 SEQUENCE = Path(__file__).parent / "assets" / "hs37_chr22_20-21M.fa.gz"
 # Core of the CTCF motif in IUPAC codes, as of Kim et al. (2007), Cell 128:1231-1245.

@@ -60,8 +60,18 @@ def parse_document(data: bytes, schema: Schema) -> Any:
     return document
 
 
+def check_document(document: Any, schema: Schema) -> None:
+    """Raise a DocumentError, which names the place, if a value breaks a schema."""
+    _check(document, schema, "")
+
+
 def read_document(
-    path: Path, schema: Schema, *, sealed: bool = False, limit: int = 1 << 24
+    path: Path,
+    schema: Schema,
+    *,
+    sealed: bool = False,
+    limit: int = 1 << 24,
+    follow: bool = True,
 ) -> dict[str, Any]:
     """A JSON object from a regular file of at most ``limit`` bytes.
 
@@ -74,6 +84,8 @@ def read_document(
         Require the digest that :func:`seal` has added.
     limit : int
         Largest size in bytes that is read.
+    follow : bool
+        False takes a link for no regular file.
 
     Raises
     ------
@@ -82,14 +94,38 @@ def read_document(
     OSError
         If it is absent, unreadable, no regular file or larger than the limit.
     """
-    document: dict[str, Any] = parse_document(read_small(path, limit), schema)
+    data = read_small(path, limit, follow=follow)
+    return parse_sealed(data, schema) if sealed else _object(data, schema)
+
+
+def parse_sealed(data: bytes, schema: Schema) -> dict[str, Any]:
+    """A JSON object that :func:`seal` has made, checked against its digest and a schema.
+
+    Raises
+    ------
+    DocumentError
+        If it is no such document.
+    """
+    document = _object(data, schema)
+    document.pop(SEAL, None)
+    if not _is_sealed(data, document):
+        raise DocumentError(f"its content does not match its {SEAL}")
+    return document
+
+
+def _object(data: bytes, schema: Schema) -> dict[str, Any]:
+    document: dict[str, Any] = parse_document(data, schema)
     if not isinstance(document, dict):
         raise DocumentError("not an object")
-    if sealed:
-        told = document.pop(SEAL, None)
-        if told != _digest(document):
-            raise DocumentError(f"its content does not match its {SEAL}")
     return document
+
+
+def _is_sealed(data: bytes, document: Mapping[str, Any]) -> bool:
+    """Whether the text is to the byte what sealing the document gives."""
+    try:
+        return data == seal(document)
+    except ValueError:  # numbers that cannot be written, which no seal covers
+        return False
 
 
 def seal(document: Mapping[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,10 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 # Answers of file systems without locks: NFS, FUSE, Lustre and DVS (524) among them.
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, 524}
 _STALE_TRIES = 3
+# Answers of file systems that do not sync.
+_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+# Temporaries of other hosts, of which nobody here knows whether they live, are left so long.
+_ABANDONED_SECONDS = 86_400
 
 
 class MissingFolderError(OutputError, FileNotFoundError):
@@ -82,7 +87,7 @@ def create_whole(path: Path, data: bytes) -> bool:
     try:
         with open(temporary, "xb", buffering=0) as file:
             write_all(file.fileno(), data)
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -145,15 +150,17 @@ class Claim:
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
                 descriptor = os.open(path, flags, 0o666)
-            except FileNotFoundError:
-                return None
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESTALE):
+                    return None
+                raise
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
                 if error.errno in _NO_LOCKS:
                     return cls(descriptor, exclusive=False)
                 os.close(descriptor)
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.ESTALE):
                     return None
                 raise
             # A lock file that was removed meanwhile excludes nobody.
@@ -206,7 +213,7 @@ def open_regular(path: Path, *, follow: bool = True) -> int:
     return descriptor
 
 
-def read_small(path: Path, limit: int) -> bytes:
+def read_small(path: Path, limit: int, *, follow: bool = True) -> bytes:
     """Bytes of a regular file of at most ``limit`` bytes.
 
     A stale handle, as network file systems give of a file that was just replaced, is tried again;
@@ -219,7 +226,7 @@ def read_small(path: Path, limit: int) -> bytes:
     """
     for _ in range(_STALE_TRIES):
         try:
-            with open(open_regular(path), "rb") as file:
+            with open(open_regular(path, follow=follow), "rb") as file:
                 data = file.read(limit + 1)
         except OSError as error:
             if error.errno != errno.ESTALE:
@@ -231,7 +238,7 @@ def read_small(path: Path, limit: int) -> bytes:
     raise FileNotFoundError(errno.ENOENT, "stale file handle", str(path))
 
 
-def user_path(text: str) -> Path:
+def user_path(text: str | Path) -> Path:
     """Path of what a user wrote.
 
     Raises
@@ -239,6 +246,7 @@ def user_path(text: str) -> Path:
     OutputError
         If it is a URL, or begins with a ``~`` that no shell has expanded.
     """
+    text = os.fspath(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         raise OutputError(f"{text}: URLs are not read or written; copy it, and give a path")
     if text.startswith("~"):
@@ -249,13 +257,28 @@ def user_path(text: str) -> Path:
 
 
 def discard_abandoned(path: Path) -> None:
-    """Remove temporaries of a path that killed processes of this host have left."""
-    stem, host = re.escape(path.stem[:120]), re.escape(socket.gethostname())
-    name = re.compile(rf"{stem}\.{host}\.(\d+)\.[0-9a-f]+\.tmp")
-    for temporary in path.parent.glob("*.tmp"):
-        found = name.fullmatch(temporary.name)
-        if found and not _is_alive(int(found[1])):
-            temporary.unlink(missing_ok=True)
+    """Remove temporaries of a path that killed processes have left."""
+    _sweep(path.parent, re.escape(path.stem[:120]))
+
+
+def sweep_abandoned(folder: Path) -> None:
+    """Remove all temporaries directly in a folder that killed processes have left, in one look."""
+    _sweep(folder, ".+")
+
+
+def _sweep(folder: Path, stem: str) -> None:
+    ours = re.compile(rf"{stem}\.{re.escape(socket.gethostname())}\.(\d+)\.[0-9a-f]+\.tmp")
+    anyones = re.compile(rf"{stem}\..+\.\d+\.[0-9a-f]{{8}}\.tmp")
+    oldest = time.time() - _ABANDONED_SECONDS
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.endswith(".tmp") or not anyones.fullmatch(entry.name):
+                continue
+            with suppress(OSError):
+                found = ours.fullmatch(entry.name)
+                dead = found and not _is_alive(int(found[1]))
+                if dead or entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry.path)
 
 
 def _is_alive(process: int) -> bool:
@@ -296,12 +319,17 @@ def sync_file(path: Path) -> None:
     """Wait until a file's bytes are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that does not sync
-            raise
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def sync_folder(path: Path) -> None:
@@ -323,10 +351,10 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes, in hexadecimal, read a megabyte at a time."""
+def sha256_of(path: Path, *, follow: bool = True) -> str:
+    """Hash of a regular file's bytes, in hexadecimal, read a megabyte at a time."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with open(open_regular(path, follow=follow), "rb", buffering=0) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

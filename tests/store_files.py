@@ -66,8 +66,17 @@ def write_store(
     digest = join(parts, path, layout, grid, described, ATTRIBUTES)
     for part in parts:
         part.unlink()
-    noted = {"outcome": "finished", "sha256": digest, "rows": grid.rows}
-    noted["genome"] = {"digest": ATTRIBUTES["sequence_digest"]}
-    noted["signature"] = {"strand": "forward", "weights_sha256": "feed", "threads": 1}
+    identity = {"path": "g.fa", "size": 1, "mtime_ns": 1, "digest": ATTRIBUTES["sequence_digest"]}
+    noted = {
+        "outcome": "finished",
+        "sha256": digest,
+        "bytes": path.stat().st_size,
+        "rows": grid.rows,
+        "bases": int(grid.length.sum()),
+        "genome": identity,
+        "signature": {"strand": "forward", "weights_sha256": "feed", "threads": 1},
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": "2026-01-01T00:00:01+00:00",
+    }
     write_sidecar(sidecar_path(path), noted)
     return path

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
+import select
 import signal
 import sys
+import threading
 import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 import click
 
 from genomepred import __version__
-from genomepred.errors import GenomepredError, OutputError
+from genomepred.cli.options import RESULT, envelope, refuse_repeated
+from genomepred.messages import described, say, say_warnings
 
+_AS_JSON, _COMMAND = "genomepred.as_json", "genomepred.command"
+# How names of threads begin that may be held up by a disk when a command ends.
+THREADS = "genomepred"
 STARTED = time.perf_counter()  # the clock of "start-up included"
 
 # Command -> module that defines a click command of the same name. Modules are imported when a
@@ -21,6 +32,8 @@ _COMMANDS = {
     "predict": "genomepred.cli.predict",
     "plan": "genomepred.cli.predict",
     "merge": "genomepred.cli.predict",
+    "status": "genomepred.cli.predict",
+    "forget": "genomepred.cli.predict",
     "verify": "genomepred.cli.predict",
     "info": "genomepred.cli.store",
     "query": "genomepred.cli.store",
@@ -41,12 +54,32 @@ class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Read from the argument list, so that errors raised before parsing ends obey it too.
+        ctx.meta[_AS_JSON] = "--json" in args
+        ctx.meta[_COMMAND] = _named(ctx, self, args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
+        return self._invoke_for_json(ctx) if ctx.meta[_AS_JSON] else super().invoke(ctx)
+
+    def _invoke_for_json(self, ctx: click.Context) -> object:
+        """Print one document however the command ends; errors go on to where they are told."""
+        error: dict[str, Any] | None = None
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # the reader of our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
+        except (click.exceptions.Exit, SystemExit, BrokenPipeError):
+            ctx.meta[_AS_JSON] = False
+            raise
+        except BaseException as raised:
+            message, code = _ending(raised)
+            message = message.removeprefix("error: ")
+            error = {"kind": type(raised).__name__.strip("_"), "message": message}
+            error["exit_code"] = code
+            raise
+        finally:
+            if ctx.meta[_AS_JSON]:
+                click.echo(envelope(ctx.meta[_COMMAND], ctx.meta.get(RESULT), error))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
@@ -54,6 +87,26 @@ class _LazyGroup(click.Group):
         command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            refuse_repeated(command, rest, ctx)
+        return name, command, rest
+
+
+def _named(ctx: click.Context, group: click.Group, args: Sequence[str]) -> str:
+    """Full name of the command that an argument list asks for, without the program's."""
+    names: list[str] = []
+    command: click.Command | None = group
+    for arg in args:
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(ctx, arg)
+        names += [arg] if command else []
+    return " ".join(names)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,42 +116,152 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: turns errors into one line and an exit code (``--debug`` shows them whole)."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Entry point: turns errors into one line and an exit code (``--debug`` shows them whole).
+
+    The process ends here and at once: threads that a disk still holds up do not delay it.
+    """
+    _end(*_outcome())
+
+
+def _outcome() -> tuple[str, int]:
+    """Run the command; what is left to say, and the exit code."""
+    say_warnings()
+    _write_any_path()
+    _draw_into_files()
     try:
+        _catch_signals()
         cli.main(prog_name="genomepred", standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
-    except click.ClickException as error:
+        sys.stdout.flush()
+    except (click.exceptions.Exit, click.ClickException, SystemExit) as error:
+        return "", _usage_code(error)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        return "", 141
+    except BaseException as error:
+        if "--debug" in sys.argv and isinstance(error, Exception) and not _received:
+            traceback.print_exc()
+            return "", 1
+        return _ending(error)
+    return "", 0
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
+    """What is said of an error, and the exit code."""
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return _ENDINGS[signal.SIGINT], 128 + signal.SIGINT
+    if isinstance(error, _EndedError):
+        return _ENDINGS[error.number], 128 + error.number
+    if _received:  # a library has made another error of it
+        return _ENDINGS[_received[0]], 128 + _received[0]
+    return described(error)
+
+
+def _usage_code(error: click.exceptions.Exit | click.ClickException | SystemExit) -> int:
+    """Exit code of click's own endings; wrong usage is shown."""
+    if isinstance(error, click.ClickException):
         error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; run the same command again to continue", 130)
-    except _TerminatedError:
-        _stop("terminated; run the same command again to continue", 143)
-    except Exception as error:
-        if "--debug" in sys.argv:
-            raise
-        _stop(*_described(error))
+        return error.exit_code
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM, as a scheduler sends before its time limit."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise _TerminatedError
-
-
-def _described(error: Exception) -> tuple[str, int]:
-    if isinstance(error, GenomepredError):
-        return f"error: {error}", error.exit_code
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"error: {where}{error.strerror or error}", OutputError.exit_code
-    return f"a defect: {type(error).__name__}: {error}; please report it with --debug's output", 1
-
-
-def _stop(message: str, code: int) -> None:
-    click.echo(f"genomepred: {message}", err=True)
+def _end(message: str, code: int) -> None:
+    """Say it and end, without waiting for threads that are not done."""
+    if message:
+        say(message)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    held_up = any(thread.name.startswith(THREADS) for thread in threading.enumerate())
+    if held_up or code in {128 + number for number in _ENDINGS}:
+        os._exit(code)
+    if code == 141:  # what is left for the pipe cannot be written any more
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
+
+
+# -- signals -------------------------------------------------------------------------------------
+
+_ENDINGS = {
+    signal.SIGINT: "interrupted; run the same command again to continue",
+    signal.SIGTERM: "terminated; run the same command again to continue",
+    signal.SIGHUP: "the terminal is gone; run the same command again to continue",
+}
+# Seconds from a signal to the end of the process, if the thread that it interrupts, or what that
+# waits for, does not end.
+_LAST = 10.0
+# The signals that were caught, in order.
+_received: list[signal.Signals] = []
+
+
+class _EndedError(BaseException):
+    """SIGTERM, as a scheduler sends before its time limit, or SIGHUP of a terminal that closes."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _catch_signals() -> None:
+    """End on a signal by one line and ``128 + its number``; on a second one at once.
+
+    Python runs handlers between two steps of the main thread, which may stand in a compiled
+    function or lose the exception to a destructor. A thread that the kernel's side wakes sees to
+    it that the process ends all the same.
+    """
+    hear, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(hear, True)
+    for number in _ENDINGS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
+            signal.signal(number, _interrupt)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    threading.Thread(target=_see_to_the_end, args=(hear,), daemon=True).start()
+    shown = sys.unraisablehook
+
+    def unraisable(lost: sys.UnraisableHookArgs, /) -> None:
+        """Where a destructor or a callback has swallowed the exception, nothing else ends us."""
+        if isinstance(lost.exc_value, KeyboardInterrupt | _EndedError):
+            os.write(tell, bytes([_received[0] if _received else signal.SIGINT]))
+        else:
+            shown(lost)
+
+    sys.unraisablehook = unraisable
+
+
+def _interrupt(number: int, frame: object) -> None:
+    _received.append(signal.Signals(number))
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise _EndedError(_received[-1])
+
+
+def _see_to_the_end(hear: int) -> None:
+    first: signal.Signals | None = None
+    while True:
+        waits, _, _ = select.select([hear], [], [], None if first is None else _LAST)
+        numbers = [number for number in os.read(hear, 1) if number in _ENDINGS] if waits else []
+        if waits and not numbers:
+            continue  # another signal, SIGCHLD or SIGWINCH
+        if first is not None:
+            say(_ENDINGS[first])
+            os._exit(128 + first)
+        first = signal.Signals(numbers[0])
+
+
+# -- the user's environment ----------------------------------------------------------------------
+
+
+def _write_any_path() -> None:
+    """File names are bytes: write those that are no text of this locale, rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+def _draw_into_files() -> None:
+    """A backend of matplotlib that a notebook gives to its shell does not exist here."""
+    os.environ["MPLBACKEND"] = "agg"

@@ -10,9 +10,24 @@ from typing import Any
 
 import click
 
-from genomepred.cli.options import debug_option, device_option, echo_json, json_option, option
+from genomepred.cli.options import (
+    UserPath,
+    complete_model,
+    debug_option,
+    device_option,
+    echo_json,
+    json_option,
+    option,
+)
 
 _PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+def _complete_architecture(_: object, __: object, incomplete: str) -> list[str]:
+    from genomepred.models import MODELS
+
+    return [name for name in sorted(MODELS) if name.startswith(incomplete)]
+
 
 _compile_option = click.option(
     "--compile/--no-compile",
@@ -107,6 +122,7 @@ def kernels(
     "names",
     multiple=True,
     metavar="ARCHITECTURE",
+    shell_complete=_complete_architecture,
     help="As of `train`; repeatable.  [default: all, each at its usual window]",
 )
 @click.option(
@@ -170,12 +186,13 @@ def models(
     "names",
     multiple=True,
     default=("ctcf",),
+    shell_complete=complete_model,
     help="Bundled name or checkpoint folder, of one bin; `linear` is made on the spot; repeatable."
     "  [default: ctcf]",
 )
 @click.option(
     "--genome",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=UserPath(exists=True, dir_okay=False),
     help="FASTA whose sequence is used.  [default: the bundled megabase of human chromosome 22]",
 )
 @click.option(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from genomepred.cli.options import debug_option, echo_json, json_option
+from genomepred.cli.options import UserPath, debug_option, echo_json, json_option
 
 
 @click.group()
@@ -18,7 +18,7 @@ def data() -> None:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="CSV file to write: sequence, label, dataset.",
 )
 @click.option(
@@ -47,8 +47,8 @@ def synthetic_motifs(out: Path, length: int, count: int | None, seed: int, as_js
 
     The label is the mean of A 20, C 17, G 14, T 11; TAT anywhere adds 10, GCG takes 10 away.
     """
-    from genomepred.training.synthetic import synthetic_motifs as make
-    from genomepred.training.synthetic import write_table
+    from genomepred.data.synthetic import synthetic_motifs as make
+    from genomepred.data.synthetic import write_table
 
     frame = make(length, count, seed)
     write_table(frame, out)

@@ -12,7 +12,7 @@ from genomepred.cli.options import debug_option, echo_json, json_option
 
 _PACKAGES = (
     *("torch", "triton", "numpy", "numba", "h5py", "isal", "xxhash", "safetensors", "pandas"),
-    *("pybigtools", "matplotlib", "logomaker", "scikit-learn", "zstandard", "hdf5plugin"),
+    *("pyBigWig", "matplotlib", "logomaker", "scikit-learn", "zstandard", "hdf5plugin"),
 )
 # Optional packages and the extra that installs each.
 _EXTRAS = {
@@ -61,14 +61,15 @@ def _versions() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
-    import os
-
     import torch
 
     from genomepred.inference.engine import describe_device
+    from genomepred.machine import process_memory, usable_cpus, usable_memory
 
-    cores = len(os.sched_getaffinity(0))
-    found = {"cpu": f"{describe_device(torch.device('cpu'))}, {cores} cores for this process"}
+    found = {"cpu": f"{describe_device(torch.device('cpu'))}"}
+    found["processors"] = "{}: {}".format(*usable_cpus())
+    for name, limit in (("memory", usable_memory()), ("of a process", process_memory())):
+        found[name] = f"{limit.amount / 1e9:,.1f} GB: {limit.why}"
     for k in range(torch.cuda.device_count()):
         device = torch.device("cuda", k)
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -129,6 +130,8 @@ def _choices() -> dict[str, str]:
             + ("" if compiler or cuda else " (compiled: no, there is no C++ compiler)")
         ),
         "workers": (
-            "one a GPU" if cuda else "one a core with one thread each, if there is work for them"
+            "one a GPU"
+            if cuda
+            else "one a processor with one thread each, if there are memory and work for them"
         ),
     }

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from genomepred.cli.options import (
+    UserPath,
     debug_option,
     device_option,
     echo_json,
     json_option,
+    model_option,
     trust_code_option,
 )
 
@@ -27,12 +29,7 @@ Command = Callable[..., None]
 def _common(command: Command) -> Command:
     """Add the options of all four explanations."""
     options = [
-        click.option(
-            "--model",
-            required=True,
-            metavar="DIR_OR_NAME",
-            help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-        ),
+        model_option,
         click.option(
             "--input",
             "inputs",
@@ -45,7 +42,7 @@ def _common(command: Command) -> Command:
         click.option(
             "--out",
             required=True,
-            type=click.Path(file_okay=False, path_type=Path),
+            type=UserPath(file_okay=False),
             help="Folder to write into.",
         ),
         click.option(
@@ -179,7 +176,7 @@ def gradients(
 @explain.command()
 @click.option(
     "--motifs",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=UserPath(exists=True, dir_okay=False),
     help="Motifs in MEME format to compare the filters with.  [default: none]",
 )
 @click.option(

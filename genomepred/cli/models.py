@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from genomepred.cli.options import (
+    UserPath,
+    complete_model,
     config_option,
     debug_option,
     device_option,
@@ -65,7 +67,7 @@ def _first_line(home: str) -> str:
 
 
 @models.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @json_option
 @debug_option
 def show(model: str, as_json: bool) -> None:
@@ -85,7 +87,7 @@ def show(model: str, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @device_option
 @trust_code_option
 @json_option
@@ -119,7 +121,7 @@ def check(model: str, device: str, trust_code: str | None, as_json: bool) -> Non
     )
 
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = UserPath(exists=True, dir_okay=False)
 
 
 def _tracks(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Track, ...]:
@@ -138,7 +140,7 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 @models.command("import")
 @click.argument("weights", type=_FILE)
-@option("--to", required=True, type=click.Path(path_type=Path), help="Folder of the checkpoint.")
+@option("--to", required=True, type=UserPath(), help="Folder of the checkpoint.")
 @option(
     "--architecture",
     type=click.Choice(sorted(MODELS)),

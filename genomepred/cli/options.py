@@ -4,15 +4,97 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem as Completion
 
 option = partial(click.option, show_default=True)
 
+# Where a command leaves the result that the document of --json will hold.
+RESULT = "genomepred.result"
+
+if TYPE_CHECKING:
+    _PathType = click.Path[Path]
+else:
+    _PathType = click.Path
+
+
+class UserPath(_PathType):
+    """A path that a user writes: neither a URL nor one whose ``~`` no shell has expanded."""
+
+    def __init__(self, **checks: Any) -> None:
+        super().__init__(path_type=Path, **checks)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; an OutputError if it is none of this machine."""
+        from genomepred.files import user_path
+
+        if isinstance(value, str):
+            user_path(value)
+        return super().convert(value, param, ctx)
+
+
+def refuse_repeated(command: click.Command, args: list[str], parent: click.Context) -> None:
+    """Refuse an option that is given twice and takes one value: click would use the last.
+
+    Called by the program's group for whatever command was asked for, so it holds for all.
+    """
+    context = click.Context(command, parent, command.name, **command.context_settings)
+    _, rest, given = command.make_parser(context).parse_args(args=list(args))
+    if any(set(parameter.opts) & set(context.help_option_names) for parameter in given):
+        return
+    for parameter in dict.fromkeys(given):
+        if given.count(parameter) > 1 and _takes_one_value(parameter):
+            message = (
+                f"{parameter.opts[0]} is given {given.count(parameter)} times; it takes one value"
+            )
+            raise click.UsageError(message, context)
+    if isinstance(command, click.Group) and rest:
+        inner = command.get_command(context, rest[0])
+        if inner is not None:
+            refuse_repeated(inner, rest[1:], context)
+
+
+def _takes_one_value(parameter: click.Parameter) -> bool:
+    """Whether a second use would silently replace the first; a switch may be set twice."""
+    if not isinstance(parameter, click.Option) or parameter.multiple or parameter.count:
+        return False
+    return not parameter.is_flag or bool(parameter.secondary_opts)
+
+
+def complete_model(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[Completion]:
+    """Bundled names and checkpoint folders; where there are none, folders on the way to one."""
+    from genomepred.models.card import CARD, bundled_models
+
+    names = [name for name in bundled_models() if name.startswith(incomplete)]
+    folder, _, start = incomplete.rpartition("/")
+    base = Path(folder + "/" if folder or incomplete.startswith("/") else ".")
+    with suppress(OSError):
+        inside = sorted(path.name for path in base.expanduser().iterdir())
+        near = [name for name in inside if name.startswith(start)]
+        shown = incomplete[: len(incomplete) - len(start)]
+        names += [shown + name for name in near if (base.expanduser() / name / CARD).is_file()]
+    return list(map(Completion, names)) or [Completion(incomplete, type="dir")]
+
+
+model_option = click.option(
+    "--model",
+    required=True,
+    metavar="DIR_OR_NAME",
+    shell_complete=complete_model,
+    help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
+)
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document to stdout.  [default: off]"
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object to stdout: command, ok, result, error.  [default: off]",
 )
 # Read by main() from the argument list, so that errors raised before parsing ends obey it too.
 debug_option = click.option(
@@ -32,6 +114,43 @@ trust_code_option = click.option(
     metavar="PATH[:CLASS]",
     help="Code of a model that comes with its own: a Python file, or MODULE:CLASS of an installed "
     "module. It is executed.  [default: no code is run]",
+)
+
+
+_PANEL = (
+    option(
+        "--missing",
+        type=click.Choice(["reference", "n"]),
+        default="reference",
+        help="With a panel: what a missing allele is; n (N) makes sequences differ.",
+    ),
+    option(
+        "--unphased",
+        type=click.Choice(["error", "first", "n"]),
+        default="error",
+        help="With a panel: heterozygotes without phase are refused, taken as written, or N "
+        "(indels: reference).",
+    ),
+    click.option(
+        "--inbred",
+        is_flag=True,
+        help="With a panel: one haplotype a sample; heterozygotes follow --unphased.  "
+        "[default: off]",
+    ),
+)
+
+
+def panel_options(command: Any) -> Any:
+    """Add the options that say how genotypes become haplotypes."""
+    for decorate in reversed(_PANEL):
+        command = decorate(command)
+    return command
+
+
+sample_option = click.option(
+    "--sample",
+    metavar="S[.COPY]",
+    help="Of a cohort's file: this sample, and which of its copies.  [default: none]",
 )
 
 
@@ -58,14 +177,27 @@ config_option = click.option(
 )
 
 
-def echo_json(document: Any) -> None:
-    """Print a document as indented JSON; NaN becomes null, as JSON has no NaN."""
-    click.echo(json.dumps(_without_nan(document), indent=2))
+def echo_json(result: Any) -> None:
+    """Give the result of a command under ``--json``; it is printed when the command ends."""
+    click.get_current_context().meta[RESULT] = result
 
 
-def _without_nan(value: Any) -> Any:
+def envelope(command: str, result: Any, error: dict[str, Any] | None = None) -> str:
+    """The document that every command prints under ``--json``, as indented JSON.
+
+    Its keys are ``command``, ``ok``, ``result`` (null if there is none) and ``error`` (null, or
+    ``kind``, ``message`` and ``exit_code``). NaN becomes null and an infinity text, as JSON has
+    neither.
+    """
+    document = {"command": command, "ok": error is None, "result": result, "error": error}
+    return json.dumps(_finite(document), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from genomepred.cli.options import debug_option, echo_json, json_option
+from genomepred.cli.options import (
+    UserPath,
+    debug_option,
+    echo_json,
+    json_option,
+    panel_options,
+    sample_option,
+)
 
 if TYPE_CHECKING:
     from genomepred.sequences.grid import Region
     from genomepred.store.reader import PredictionStore
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_FILE = click.argument("file", type=click.Path(path_type=Path))
+_FILE = click.argument("file", type=UserPath())
 _REGION = click.argument("region")
 _SUBSET = click.option(
     "--region",
@@ -32,55 +39,69 @@ _TRACKS = click.option(
 )
 
 
-def _output(required: bool, details: str) -> Callable[[_F], _F]:
+def _output(required: bool, details: str, **checks: bool) -> Callable[[_F], _F]:
     return click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=UserPath(**checks),
         required=required,
         help=f"File to write{details}",
     )
 
 
-_STDOUT = _output(False, ", gzip if named .gz.  [default: standard output]")
+_STDOUT = _output(False, ", gzip if named .gz.  [default: standard output]", dir_okay=False)
 
 
 @click.command()
 @_FILE
+@sample_option
 @json_option
 @debug_option
-def info(file: Path, as_json: bool) -> None:
-    """Summarise a prediction FILE: genome, model, rows, tracks, missing share."""
-    from genomepred.store.reader import PredictionStore
+def info(file: Path, sample: str | None, as_json: bool) -> None:
+    """Summarise a prediction FILE: genome, model, rows, tracks, missing share.
 
-    with PredictionStore(file) as store:
-        summary = store.summary()
+    Of a cohort's file without --sample: haplotypes, and how many windows are distinct.
+    """
+    from genomepred.store.cohort import CohortStore, is_cohort, open_store
+
+    if sample is None and is_cohort(file):
+        with CohortStore(file) as cohort:
+            summary = cohort.summary()
+        if not as_json:
+            click.echo(_readable_cohort(summary))
+    else:
+        with open_store(file, sample) as store:
+            summary = store.summary()
+        if not as_json:
+            click.echo(_readable(summary))
     if as_json:
         echo_json(summary)
-    else:
-        click.echo(_readable(summary))
 
 
 @click.command()
 @_FILE
 @_REGION
 @_TRACKS
+@sample_option
 @json_option
 @debug_option
-def query(file: Path, region: str, tracks: tuple[str, ...], as_json: bool) -> None:
+def query(
+    file: Path, region: str, sample: str | None, tracks: tuple[str, ...], as_json: bool
+) -> None:
     """Print the rows of FILE that intersect REGION as a table.
 
-    REGION is CONTIG:START-END, 1-based and inclusive, or a contig's name; the table's start and
-    end are 0-based half-open, as in BED. A missing value is NaN (null in JSON).
+    REGION is CONTIG:START-END, 1-based and inclusive, or a contig's name; bases past the contig's
+    end are left out. The table's start and end are 0-based half-open, as in BED. A missing value
+    is NaN (null in JSON).
     """
+    from genomepred.store.cohort import open_store
     from genomepred.store.export import export_tsv
-    from genomepred.store.reader import PredictionStore
 
-    with PredictionStore(file) as store:
-        place = store.region(region)
+    with open_store(file, sample) as store:
+        place = _clipped(store, region)
         if as_json:
             found = store[place.contig, place.start : place.end]
-            echo_json(found.to_records(store.columns(tracks)))
+            echo_json({"rows": found.to_records(store.columns(tracks))})
         else:
             export_tsv(store, None, tracks, place)
 
@@ -92,17 +113,36 @@ def export() -> None:
 
 @export.command()
 @_FILE
-@_output(True, "; of several tracks, each puts its name before the suffix.")
+@_output(
+    True,
+    "; of several tracks, each puts its name before the suffix. For a folder of predictions, the "
+    "folder to write into.",
+)
 @_TRACK
 @_SUBSET
+@sample_option
+@json_option
 @debug_option
-def bigwig(file: Path, output: Path, track: str | None, region: str | None) -> None:
-    """Write FILE as bigWig, one a track, for genome browsers."""
-    from genomepred.store.export import export_bigwig
-    from genomepred.store.reader import PredictionStore
+def bigwig(
+    file: Path,
+    output: Path,
+    track: str | None,
+    region: str | None,
+    sample: str | None,
+    as_json: bool,
+) -> None:
+    """Write FILE as bigWig, one a track, for genome browsers.
 
-    with PredictionStore(file) as store:
-        _echo_written(export_bigwig(store, output, track, _place(store, region)))
+    FILE may be the folder of a run: each of its genomes makes OUTPUT/<genome>.bw.
+    """
+    from genomepred.store.cohort import open_store
+    from genomepred.store.export import export_bigwig, genomes_of
+
+    written = []
+    for path, target in genomes_of(file, output) if file.is_dir() else [(file, output)]:
+        with open_store(path, sample) as store:
+            written += export_bigwig(store, target, track, _place(store, region))
+    _tell_written(written, as_json)
 
 
 @export.command()
@@ -110,15 +150,25 @@ def bigwig(file: Path, output: Path, track: str | None, region: str | None) -> N
 @_STDOUT
 @_TRACK
 @_SUBSET
+@sample_option
+@json_option
 @debug_option
-def bedgraph(file: Path, output: Path | None, track: str | None, region: str | None) -> None:
+def bedgraph(
+    file: Path,
+    output: Path | None,
+    track: str | None,
+    region: str | None,
+    sample: str | None,
+    as_json: bool,
+) -> None:
     """Write FILE as bedGraph, one a track, sorted by contig name and start."""
+    from genomepred.store.cohort import open_store
     from genomepred.store.export import export_bedgraph
-    from genomepred.store.reader import PredictionStore
 
-    with PredictionStore(file) as store:
-        place = _place(store, region)
-        _echo_written(export_bedgraph(store, _to_path(output), track, place))
+    path = _to_path(output, as_json)
+    with open_store(file, sample) as store:
+        written = export_bedgraph(store, path, track, _place(store, region))
+    _tell_written(written, as_json)
 
 
 @export.command()
@@ -126,46 +176,141 @@ def bedgraph(file: Path, output: Path | None, track: str | None, region: str | N
 @_STDOUT
 @_TRACKS
 @_SUBSET
+@sample_option
+@json_option
 @debug_option
-def tsv(file: Path, output: Path | None, tracks: tuple[str, ...], region: str | None) -> None:
+def tsv(
+    file: Path,
+    output: Path | None,
+    tracks: tuple[str, ...],
+    region: str | None,
+    sample: str | None,
+    as_json: bool,
+) -> None:
     """Write FILE as a table: contig, start, end, one column a track."""
+    from genomepred.store.cohort import open_store
     from genomepred.store.export import export_tsv
-    from genomepred.store.reader import PredictionStore
 
-    with PredictionStore(file) as store:
-        path = _to_path(output)
+    path = _to_path(output, as_json)
+    with open_store(file, sample) as store:
         export_tsv(store, path, tracks, _place(store, region))
-        _echo_written([path] if path else [])
+    _tell_written([path] if path else [], as_json)
+
+
+@export.command()
+@click.argument("variants", type=UserPath())
+@click.option(
+    "--genome", required=True, type=UserPath(), help="FASTA that the panel was called on."
+)
+@click.option(
+    "--sample", required=True, metavar="S[.COPY]", help="Sample, and which of its copies."
+)
+@panel_options
+@click.option(
+    "--chain",
+    type=UserPath(dir_okay=False),
+    help="Also write the chain from the genome to the haplotype.  [default: none]",
+)
+@_output(True, ": FASTA.", dir_okay=False)
+@json_option
+@debug_option
+def consensus(
+    variants: Path,
+    genome: Path,
+    sample: str,
+    chain: Path | None,
+    output: Path,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Write one haplotype of the panel VARIANTS (VCF or BCF) as FASTA.
+
+    What predict --variants computes from. The sequence is that of bcftools consensus, in upper
+    case and with N for all that is not one of ACGT.
+    """
+    from genomepred.sequences.cohort import Panel, PanelOptions, export_consensus
+    from genomepred.sequences.fasta import Genome
+
+    with Genome(genome) as reference:
+        options = PanelOptions(**how, samples=None)
+        with Panel(reference, variants, options) as panel:
+            export_consensus(panel.named(sample), output, chain)
+    _tell_written([output] + ([chain] if chain else []), as_json)
 
 
 @click.command()
 @_FILE
 @_REGION
-@_output(True, ": .png, .pdf or .svg.")
+@_output(True, ": .png, .pdf or .svg.", dir_okay=False)
 @_TRACKS
+@sample_option
+@json_option
 @debug_option
-def plot(file: Path, region: str, output: Path, tracks: tuple[str, ...]) -> None:
+def plot(
+    file: Path,
+    region: str,
+    output: Path,
+    tracks: tuple[str, ...],
+    sample: str | None,
+    as_json: bool,
+) -> None:
     """Draw REGION of FILE, one panel a track; REGION as in query."""
     from genomepred.plots import plot_region
-    from genomepred.store.reader import PredictionStore
+    from genomepred.store.cohort import open_store
 
-    with PredictionStore(file) as store:
-        plot_region(store, store.region(region), tracks, output)
-    _echo_written([output])
+    with open_store(file, sample) as store:
+        plot_region(store, _clipped(store, region), tracks, output)
+    _tell_written([output], as_json)
 
 
 def _place(store: PredictionStore, region: str | None) -> Region | None:
-    return None if region is None else store.region(region)
+    return None if region is None else _clipped(store, region)
 
 
-def _to_path(output: Path | None) -> Path | None:
+def _clipped(store: PredictionStore, text: str) -> Region:
+    """Region of a string, cut at the contig's end as samtools does, with a note that it was."""
+    region = store.region(text)
+    length = store.contigs[region.contig]
+    if region.end <= length:
+        return region
+    click.echo(
+        f"genomepred: {text}: {region.contig} ends at base {length:,}; taken up to there", err=True
+    )
+    return region._replace(end=length)
+
+
+def _to_path(output: Path | None, as_json: bool) -> Path | None:
     """Output file, or None for standard output, which ``-`` also means."""
-    return None if output is None or str(output) == "-" else output
+    path = None if output is None or str(output) == "-" else output
+    if path is None and as_json:
+        raise click.UsageError("--json needs a file: give -o PATH")
+    return path
 
 
-def _echo_written(paths: list[Path]) -> None:
+def _tell_written(paths: list[Path], as_json: bool) -> None:
+    if as_json:
+        echo_json({"files": [str(path) for path in paths]})
+        return
     for path in paths:
         click.echo(f"genomepred: wrote {path}", err=True)
+
+
+def _readable_cohort(summary: dict[str, Any]) -> str:
+    """Summary of a cohort's file as aligned lines."""
+    facts = dict(summary["attributes"])
+    lines = {
+        "file": f"{summary['file']} ({summary['bytes']:,} bytes)",
+        "model": facts.pop("model", "?"),
+        "haplotypes": f"{summary['haplotypes']:,} of {summary['samples']:,} samples",
+        "contigs": f"{summary['contigs']:,} with {summary['bases']:,} bases",
+        "windows": f"{summary['windows']:,}",
+        "distinct": f"{summary['distinct']:,} ({summary['distinct_per_window']:.2f} a window)",
+    }
+    for track in summary["tracks"]:
+        lines[f"track {track['name']}"] = track["description"]
+    lines.update({name.replace("_", " "): value for name, value in sorted(facts.items())})
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines.items())
 
 
 def _readable(summary: dict[str, Any]) -> str:

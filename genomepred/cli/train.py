@@ -14,23 +14,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from genomepred.cli.options import (
+    UserPath,
     config_option,
     debug_option,
     device_option,
     echo_json,
     json_option,
+    model_option,
     option,
     trust_code_option,
 )
+from genomepred.data.source import Source
 from genomepred.models import MODELS
-from genomepred.training.source import Source
 
 if TYPE_CHECKING:
     from genomepred.training.run import Plan
 
 Made = TypeVar("Made")
 
-_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+_EXISTING = UserPath(exists=True, dir_okay=False)
 
 # Fields of Source that say what the examples are.
 _SOURCE_OPTIONS = [
@@ -58,6 +60,13 @@ _SOURCE_OPTIONS = [
         type=_EXISTING,
         help="Signal whose mean over a window is its label; repeatable, a track each.  [default: "
         "peaks are 1, other windows 0]",
+    ),
+    option(
+        "--peak-format",
+        default="auto",
+        type=click.Choice(["auto", "bed", "narrowPeak"]),
+        help="Whether column ten of the peaks is a summit. auto: as their name (.narrowPeak) or "
+        "header says.",
     ),
     option(
         "--sequence",
@@ -135,9 +144,13 @@ _SAMPLING_OPTIONS = [
 # One for each field of Settings but the seed, which Source has.
 _SETTINGS_OPTIONS = [
     option("--epochs", default=10, type=click.IntRange(1), help="Passes at most."),
-    option("--batch-size", default=256, type=click.IntRange(1), help="Examples a step."),
     option(
-        "--optimiser",
+        "--batch-size",
+        type=click.IntRange(1),
+        help="Examples a step.  [default: 256, or fewer if memory does not suffice]",
+    ),
+    option(
+        "--optimizer",
         default="adamw",
         type=click.Choice(["adamw", "adam"]),
         help="Adam with decoupled weight decay, or with L2.",
@@ -152,7 +165,7 @@ _SETTINGS_OPTIONS = [
         "--weight-decay",
         default=1e-2,
         type=click.FloatRange(0),
-        help="Weight decay of the optimiser.",
+        help="Weight decay of the optimizer.",
     ),
     option(
         "--schedule",
@@ -239,7 +252,7 @@ def _made(kind: type[Made], options: dict[str, Any]) -> Made:
 @option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for the checkpoints best/ and last/, history.csv, curves.png and metrics.json.",
 )
 @config_option
@@ -303,7 +316,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
     import torch
 
     from genomepred.inference.engine import find_device
-    from genomepred.training.loop import Settings
+    from genomepred.training.fit import Settings
     from genomepred.training.run import Description, Plan
 
     return Plan(
@@ -320,16 +333,11 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
 
 
 @click.command()
-@option(
-    "--model",
-    required=True,
-    metavar="DIR_OR_NAME",
-    help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-)
+@model_option
 @option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for metrics.json, metrics.tsv, predictions.tsv, worst.tsv and a picture.",
 )
 @_with(_SOURCE_OPTIONS)
@@ -337,7 +345,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
     "--part",
     default="test",
     type=click.Choice(["test", "validation", "training", "all"]),
-    help="Examples to judge the model by; all is every row of a table.",
+    help="Examples to judge the model by; all is every row of a table, or every peak.",
 )
 @option(
     "--bootstrap",
@@ -377,10 +385,10 @@ def evaluate(
     """
     import torch
 
+    from genomepred.evaluation.judge import evaluate as run
+    from genomepred.evaluation.judge import lines, tell, worst_genomes
     from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import load_model
-    from genomepred.training.evaluation import evaluate as run
-    from genomepred.training.evaluation import lines, tell
 
     torch.set_num_threads(1)
     document = run(
@@ -399,10 +407,13 @@ def evaluate(
         (left_out,) = found["left_out"].values()
         note = f"; {left_out:,} more have too few known bases for a prediction" if left_out else ""
         click.echo(f"{name}: {found['rows']:,} examples{note}")
-        shown = [line for line in lines(document) if line.set == name]
-        width = max(len(line.track) for line in shown)
-        for line in shown:
+        of_set = [line for line in lines(document) if line.set == name]
+        width = max(len(line.track) for line in of_set)
+        for line in of_set:
             click.echo(f"  {line.track:<{width}}  {line.metric:<21}  {tell(*line[3:])}")
+    if document["genomes"]:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in worst_genomes(document))
+        click.echo(f"worst of {len(document['genomes'])} genomes: {shown}")
     click.echo(f"written to {out}")
 
 
@@ -415,7 +426,7 @@ _OF_SWEEP = {"out", "seed", "threads", "json", "debug", "help"}
 @option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for RUN/seedK/ of each training, comparison.tsv and comparison.png.",
 )
 @option("--seeds", default=1, type=click.IntRange(1), help="Trainings of each run: seeds 0, 1, ...")
@@ -452,7 +463,7 @@ def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> N
     }
     table = run(trials, out, asked.metric)
     if as_json:
-        echo_json(json.loads(table.to_json(orient="records")))
+        echo_json({"runs": json.loads(table.to_json(orient="records"))})
         return
     for row in summary(table):
         click.echo(row)

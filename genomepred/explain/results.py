@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -130,7 +132,7 @@ class Results:
             self._write_rows()
         known = np.flatnonzero(window.codes < 4)
         bases = (window.start + known, window.codes[known], lines[known])
-        begin, line = f"{window.name}\t{window.contig}\t", self._line
+        begin, line = f"{tab_separated([window.name, window.contig])}\t", self._line
         self._table.writelines(
             line % (begin, start, "ACGT"[code], *numbers)
             for start, code, numbers in zip(*(column.tolist() for column in bases), strict=True)
@@ -160,6 +162,13 @@ class Results:
             shuffle=True,
             fletcher32=True,
         )
+
+
+def tab_separated(fields: Sequence[object]) -> str:
+    """Fields of a line of a table, without its end; those with tabs or line ends in quotes."""
+    line = io.StringIO()
+    csv.writer(line, delimiter="\t", lineterminator="").writerow(fields)
+    return line.getvalue()
 
 
 def file_attributes(kind: str, card: Card) -> dict[str, str | int]:

@@ -26,7 +26,7 @@ from genomepred.explain.motifs import (
     write_meme,
 )
 from genomepred.explain.mutagenesis import Mutagenesis
-from genomepred.explain.results import Results, file_attributes, make_folder
+from genomepred.explain.results import Results, file_attributes, make_folder, tab_separated
 from genomepred.explain.windows import Output, Window
 from genomepred.files import publishing, write_whole
 from genomepred.models.layers import SequenceModel
@@ -244,7 +244,7 @@ def filters(
 def _filter_table(found: Filters, matches: list[Match] | None) -> str:
     columns = ["filter", "sites", "highest", "threshold", "bits", "consensus"]
     columns += ["match", "strand", "offset", "overlap", "correlation", "p_value", "e_value"]
-    lines = ["\t".join(columns if matches else columns[:6])]
+    lines = [tab_separated(columns if matches else columns[:6])]
     for k, motif in enumerate(found.motifs):
         bits = motif.information(found.background).sum()
         values = [motif.name, str(motif.sites)]
@@ -254,7 +254,7 @@ def _filter_table(found: Filters, matches: list[Match] | None) -> str:
             m = matches[k]
             values += [m.name, m.strand, str(m.offset), str(m.overlap)]
             values += [f"{x:.4g}" for x in (m.correlation, m.p_value, m.e_value)]
-        lines.append("\t".join(values))
+        lines.append(tab_separated(values))
     return "\n".join(lines) + "\n"
 
 

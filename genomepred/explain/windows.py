@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genomepred.errors import ModelError, SequenceError
-from genomepred.models.card import Card
-from genomepred.sequences.codes import Codes
-from genomepred.sequences.fasta import Genome
-from genomepred.sequences.grid import Region, parse_region
-from genomepred.training.tables import (
+from genomepred.data.tables import (
     NAME_COLUMNS,
     SEQUENCE_COLUMNS,
     TABLE,
     Table,
     encode_rows,
 )
+from genomepred.errors import DataError, ModelError, SequenceError
+from genomepred.models.card import Card
+from genomepred.sequences.codes import Codes
+from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Region, parse_region
+from genomepred.sequences.names import MOST_NAME, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +108,8 @@ def _split_place(text: str) -> _Place:
         if os.path.isfile(text[:cut]):
             return _Place(Path(text[:cut]), text[cut + 1 :] if cut < len(text) else None)
     raise SequenceError(
-        f"no input {text!r}: it is no file, and no part of it before a ':' is one; give a FASTA, "
-        "a table or GENOME.fa:CONTIG:START-END"
+        f"no input {shown(text)}: it is no file, and no part of it before a ':' is one; give a "
+        "FASTA, a table or GENOME.fa:CONTIG:START-END"
     )
 
 
@@ -160,7 +161,12 @@ def _table_sequences(table: Table, column: str | None) -> Iterator[tuple[str, Co
     texts, names = table.batches(column), table.batches(named or column)
     rows = zip(chain.from_iterable(texts), chain.from_iterable(names), strict=True)
     for row, (text, name) in enumerate(rows, 1):
-        where = f"{table.path}: row {row}, column {column!r}"
+        where = f"{table.path}: row {row}, column {shown(column)}"
+        if len(name.encode()) > MOST_NAME:
+            raise DataError(
+                f"{table.path}: row {row}: the name {shown(name)} is too long; give names of at "
+                f"most {MOST_NAME:,} bytes"
+            )
         codes = np.empty((1, len(text)), np.uint8)
         encode_rows([text], codes, None, lambda _, where=where: where)  # type: ignore[misc]
         yield name if named and name else f"row{row}", codes[0]

@@ -16,12 +16,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from genomepred.compiled import keep_inductor
 from genomepred.errors import DeviceError, ModelError, PrecisionError
 from genomepred.inference.overlap_choice import Blocks, share
 from genomepred.inference.overlap_work import multiply_adds
@@ -54,6 +56,14 @@ PROBE_FROM_MULTIPLY_ADDS = 6e12
 _PROBE_MARGIN = 1.15
 # Calls before a CUDA graph is recorded: libraries choose algorithms and allocate in the first.
 _WARM_UP_CALLS = 3
+# Settings of torch, for the whole process, under which an engine computes on a GPU.
+CUDA_SETTINGS: tuple[tuple[Any, str, bool], ...] = (
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+    (torch.backends.cuda.matmul, "allow_tf32", False),
+    (torch.backends.cudnn, "allow_tf32", False),
+    (torch.backends.cudnn, "deterministic", True),
+)
 
 
 @dataclass(frozen=True)
@@ -180,11 +190,8 @@ class Engine:
             torch.set_num_threads(1)
         else:
             torch.cuda.set_device(device)
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.deterministic = True
+            for holder, name, value in CUDA_SETTINGS:
+                setattr(holder, name, value)
         self._model = _with_kernels(model.to(device).eval(), numerics, device)
         self._activation = activation_function(card.activation)
         self._reverse_tracks = (
@@ -352,6 +359,7 @@ def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) ->
     if numerics.kernels != COMPILED:
         return _prepared(model, numerics.kernels, numerics.precision)
     prepared = _prepared(model, "torch", numerics.precision)
+    keep_inductor()
     options = {"freezing": True} if device.type == "cpu" else None
     prepared.compile(dynamic=False, options=options)
     return prepared
@@ -481,8 +489,8 @@ def choose_numerics(
         if found <= tolerance:
             return ""
         return (
-            f"it differs from the model as written by {found:.2g} (relative to 1 + |value|); the "
-            f"card of {card.name!r} allows {tolerance:.2g}"
+            f"{_called(used)} differs from the model as written by {found:.2g} "
+            f"(relative to 1 + |value|); the card of {card.name!r} allows {tolerance:.2g}"
         )
 
     accepted = "fp32"
@@ -504,7 +512,7 @@ def choose_numerics(
         shared = partial(difference_shared, accepted, way, blocks.windows)
         if not (why := why_not(way, shared)):
             return Numerics(accepted, way, blocks.windows, strand, "share")
-        warnings.warn(f"overlap is not shared by {way} kernels: {why}", stacklevel=2)
+        warnings.warn(f"overlap is not shared by {_called(way)}: {why}", stacklevel=2)
     probed = kernels == "auto" and (
         windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS
     )
@@ -517,6 +525,12 @@ def choose_numerics(
             warnings.warn(f"the model is computed as written: {why}", stacklevel=2)
         used = REFERENCE
     return Numerics(accepted, used, batch, strand)
+
+
+def _called(kernels: str) -> str:
+    """The form of a model that kernels compute, in words."""
+    forms = {REFERENCE: "the model as written", COMPILED: "the compiled model"}
+    return forms.get(kernels, f"the prepared model ({kernels})")
 
 
 def _fastest(engine: Callable[[str], Engine], kernels: tuple[str, ...]) -> str:

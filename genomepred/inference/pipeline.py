@@ -3,14 +3,33 @@
 The reader turns row ranges into blocks of codes, the engine (on the calling thread) turns blocks
 into predictions, the writer collects them into shards. A base crosses to the device once, however
 many windows overlap on it: windows are strided views of a block, cut where the model runs.
+
+Who waits for whom, and who may fail:
+
+========  ==========================================  =========================================
+thread    waits for                                   ends early by
+========  ==========================================  =========================================
+reader    the engine (a full queue); other processes  a sequence file, a claim, a BED, publishing
+          that hold shards; the disk
+engine    the reader (an empty queue), the writer     the model, memory, a signal (it is the
+          (a full queue)                              thread that Python gives signals to)
+writer    the engine (an empty queue); compressors;   a full disk, publishing
+          the disk
+========  ==========================================  =========================================
+
+Nobody waits for a queue, a time or another process but through the run's one :class:`Stop`, which
+the first failure or signal sets: every such wait then ends by :class:`Stopped`. What is left is the
+disk: a thread in a system call goes on when that returns, and meets the stop at its next wait. The
+calling thread allows the others a moment for that and then leaves them; they are daemons. Whoever
+is the last to leave the pipeline gives back what the run has claimed.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,16 +37,53 @@ import torch
 from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, OutputError, PrecisionError
-from genomepred.inference.engine import Block, Engine
-from genomepred.sequences.codes import real_counts
+from genomepred.inference.batching import Windows, cut
+from genomepred.inference.engine import Engine
 from genomepred.sequences.fasta import Genome
-from genomepred.sequences.grid import Geometry, Grid, Span
+from genomepred.sequences.grid import Grid
 
 # Blocks waiting for the engine, and results waiting for the writer: enough that neither side
 # waits on a hiccup of the other, few enough to cost nothing (a block is 1 byte a base).
 _QUEUED = 4
-# How full shared compute batches will be is seen in the first rows: of so many full ones.
-_ROWS_COUNTED = 64
+# Seconds between looks at the stop while waiting for a queue, and for a thread to leave after it:
+# as long as slow disks take for a call or two.
+_LOOK, _LEAVE = 0.1, 3.0
+
+
+class Stop:
+    """Whether a run is to end now, and the first error that says why.
+
+    One object for all threads of a run; whatever waits, waits through it.
+    """
+
+    def __init__(self) -> None:
+        self._event, self._lock = threading.Event(), threading.Lock()
+        self.error: BaseException | None = None
+
+    def set(self, error: BaseException | None = None) -> None:
+        """End all waits; only the first error is kept."""
+        with self._lock:
+            if not self._event.is_set():
+                self.error = error
+            self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether the run is to end."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise :class:`Stopped` if the run is to end."""
+        if self._event.is_set():
+            raise Stopped
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; raise :class:`Stopped` as soon as the run is to end."""
+        if self._event.wait(seconds):
+            raise Stopped
+
+
+class Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
+    """Another thread has failed; its error is the one that counts."""
 
 
 class ShardJob(Protocol):
@@ -45,222 +101,6 @@ class ShardJob(Protocol):
         """Take note that the genome cannot be predicted; its further blocks are dropped."""
 
 
-@dataclass(frozen=True)
-class Windows:
-    """A block, and which rows its slots hold.
-
-    Parameters
-    ----------
-    block : Block
-        Codes and window starts.
-    pieces : list of (slot, Span)
-        Consecutive windows, and the slot of the first of them.
-    missing : bool array, [slots, bins]
-        Bins with too few real bases, which stay NaN, and all bins of slots that are not in use.
-    """
-
-    block: Block
-    pieces: list[tuple[int, Span]]
-    missing: NDArray[np.bool_]
-
-
-def cut(
-    genome: Genome,
-    grid: Grid,
-    first: int,
-    last: int,
-    *,
-    batch: int,
-    slots: int,
-    min_bases: int,
-    shared: bool = False,
-    pinned: bool = False,
-) -> Iterator[Windows]:
-    """Blocks that hold all windows of rows ``[first, last)``, in order.
-
-    A window's slot within its compute batch of ``batch`` windows is fixed by its number in the
-    grid, so that its prediction does not depend on which rows are computed. ``slots``, a multiple
-    of ``batch``, bounds a block. With ``shared``, windows of a compute batch lie in one buffer as
-    they do in their contig, for an engine that shares overlap.
-    """
-    if shared:
-        blocks = place_shared(grid, first, last, list(genome.contigs), batch, slots)
-    else:
-        blocks = place(grid, first, last, batch, slots)
-    for placed in blocks:
-        yield _fill(genome, grid, placed, batch, min_bases, shared, pinned)
-
-
-Placed = list[tuple[int, Span]]
-
-
-def place(grid: Grid, first: int, last: int, batch: int, slots: int) -> Iterator[Placed]:
-    """Blocks of slots and the consecutive windows that start there; see :func:`cut`."""
-    placed: Placed = []
-    position = 0
-    for span in grid.spans(first, last):
-        while span.windows:
-            slot = position - position % batch + span.number % batch
-            slot += batch if slot < position else 0
-            if slot >= slots:
-                yield placed
-                placed, position = [], 0
-                continue
-            count = min(span.windows, slots - slot)
-            placed.append((slot, span._replace(windows=count)))
-            position = slot + count
-            span = _after(span, count, grid.geometry)  # noqa: PLW2901 - what is left of it
-    if placed:
-        yield placed
-
-
-def place_shared(
-    grid: Grid, first: int, last: int, contigs: Sequence[str], batch: int, slots: int
-) -> Iterator[Placed]:
-    """As :func:`place`; the windows of a compute batch lie as far apart as in their contig.
-
-    Windows of different contigs, or of regions in different batches of the grid, must not overlap:
-    contigs are numbered as if ``gap`` windows lay between them, and regions keep that distance
-    where they share a batch of slots.
-    """
-    g = grid.geometry
-    gap = (g.window - 1) // g.stride
-    order = {contig: i for i, contig in enumerate(contigs)}
-    placed: Placed = []
-    batches: list[tuple[int, int]] = []  # the first free slot, and whose batch of the grid it is
-    for span in grid.spans(first, last):
-        number = span.number + gap * order[span.contig]
-        while span.windows:
-            whose, slot = divmod(number, batch)
-            fitting = [
-                (free, k)
-                for k, (free, owner) in enumerate(batches)
-                if owner == whose or free + gap <= slot
-            ]
-            k = max(fitting)[1] if fitting else len(batches)
-            if k == slots // batch:
-                yield placed
-                placed, batches = [], []
-                continue
-            count = min(span.windows, batch - slot)
-            placed.append((k * batch + slot, span._replace(windows=count)))
-            batches[k : k + 1] = [(slot + count, whose)]
-            number += count
-            span = _after(span, count, g)  # noqa: PLW2901 - what is left of it
-    if placed:
-        yield placed
-
-
-def _after(span: Span, count: int, g: Geometry) -> Span:
-    """What is left of a span after its first ``count`` windows."""
-    return span._replace(
-        start=span.start + count * g.stride,
-        windows=span.windows - count,
-        number=span.number + count,
-        row=span.row + count * g.bins,
-    )
-
-
-def compute_batches(
-    grid: Grid, contigs: Sequence[str], last: int, batch: int, slots: int, shared: bool
-) -> int:
-    """Number of compute batches that hold the windows of rows ``[0, last)``; see :func:`cut`."""
-    if shared:
-        blocks = place_shared(grid, 0, last, contigs, batch, slots)
-    else:
-        blocks = place(grid, 0, last, batch, slots)
-    count = 0
-    for placed in blocks:
-        ends = ((slot // batch, -(-(slot + span.windows) // batch)) for slot, span in placed)
-        count += len({k for first, end in ends for k in range(first, end)})
-    return count
-
-
-def filled(grid: Grid, contigs: Sequence[str], windows: int, batches: int) -> float:
-    """Share of its ``windows`` windows that a shared compute batch holds on average.
-
-    Of the first rows of a grid; ``batches`` compute batches are placed at a time.
-    """
-    last = min(grid.rows, _ROWS_COUNTED * windows * grid.geometry.bins)
-    count = compute_batches(grid, contigs, last, windows, batches * windows, shared=True)
-    return sum(span.windows for span in grid.spans(0, last)) / (windows * count)
-
-
-def sample(genome: Genome, grid: Grid, windows: int) -> Block:
-    """One compute batch of ``windows`` windows, evenly spread over the rows of a grid."""
-    rows = np.linspace(0, grid.rows - 1, windows).astype(np.int64).tolist()
-    spans = (next(grid.spans(row, row + 1)) for row in rows)
-    placed = [(slot, span._replace(windows=1)) for slot, span in enumerate(spans)]
-    return _fill(genome, grid, placed, windows, 0, False, False).block
-
-
-def sample_shared(genome: Genome, grid: Grid, windows: int) -> Block:
-    """One compute batch of up to ``windows`` windows that follow each other, from the middle."""
-    first = grid.rows // 2
-    last = min(first + windows * grid.geometry.bins, grid.rows)
-    blocks = cut(genome, grid, first, last, batch=windows, slots=windows, min_bases=0, shared=True)
-    return next(blocks).block
-
-
-def _fill(
-    genome: Genome,
-    grid: Grid,
-    placed: Placed,
-    batch: int,
-    min_bases: int,
-    shared: bool,
-    pinned: bool,
-) -> Windows:
-    """Read the codes of placed windows into one buffer and count their real bases."""
-    g = grid.geometry
-    slots = -(-max(slot + span.windows for slot, span in placed) // batch) * batch
-    starts, size, pitch = _layout(placed, slots, batch, g, shared)
-    codes = torch.full((size,), 4, dtype=torch.uint8, pin_memory=pinned)
-    buffer = codes.numpy()
-    used: NDArray[np.bool_] = np.zeros(slots, np.bool_)
-    for slot, span in placed:
-        used[slot : slot + span.windows] = True
-        _read(genome, span, g.stride, g.window, buffer, int(starts[slot]))
-    missing: NDArray[np.bool_] = np.ones((slots, g.bins), np.bool_)
-    missing[used] = (real_counts(buffer, starts[used], g.window) < min_bases)[:, None]
-    if g.bins > 1 and min_bases:  # with 0 every position of every window is scored
-        bins = starts[used][:, None] + g.crop + np.arange(g.bins) * g.bin_size
-        empty = real_counts(buffer, bins.reshape(-1), g.bin_size) == 0
-        missing[used] |= empty.reshape(-1, g.bins)
-    needed = np.any(~missing.reshape(-1, batch * g.bins), axis=1)
-    return Windows(Block(codes, starts, pitch, needed), placed, missing)
-
-
-def _layout(
-    placed: Placed, slots: int, batch: int, g: Geometry, shared: bool
-) -> tuple[NDArray[np.int64], int, int]:
-    """Where each slot's window starts in a buffer, its size, and the windows' pitch or 0."""
-    slot = np.arange(slots, dtype=np.int64)
-    if shared:
-        bases = (batch - 1) * g.stride + g.window
-        return slot // batch * bases + slot % batch * g.stride, slots // batch * bases, g.stride
-    pitch = min(g.stride, g.window)  # windows that do not overlap are laid side by side
-    if len(placed) == 1:
-        return slot * pitch, (slots - 1) * pitch + g.window, pitch
-    starts, size = np.zeros(slots, np.int64), 0
-    for first, span in placed:
-        starts[first : first + span.windows] = size + np.arange(span.windows) * pitch
-        size += (span.windows - 1) * pitch + g.window
-    return starts, size, 0
-
-
-def _read(
-    genome: Genome, span: Span, stride: int, window: int, buffer: NDArray[np.uint8], at: int
-) -> None:
-    if stride <= window:
-        end = span.start + (span.windows - 1) * stride + window
-        genome.codes(span.contig, span.start, end, out=buffer[at : at + end - span.start])
-        return
-    for k in range(span.windows):
-        start, here = span.start + k * stride, at + k * window
-        genome.codes(span.contig, start, start + window, out=buffer[here : here + window])
-
-
 def run(
     jobs: Iterable[ShardJob],
     engine: Engine,
@@ -268,6 +108,8 @@ def run(
     slots: int,
     min_bases: int,
     progress: Callable[[int], object] = lambda rows: None,
+    stop: Stop | None = None,
+    last: Callable[[], object] = lambda: None,
 ) -> None:
     """Compute all jobs: the reader iterates over them, the engine runs on the calling thread.
 
@@ -283,13 +125,19 @@ def run(
         Windows with fewer real bases are missing.
     progress : callable
         Told the number of rows of every block that is done.
+    stop : Stop, optional
+        The run's, through which ``jobs`` waits for whatever it has to wait for.
+    last : callable
+        Called once, when no thread is at work any more: by the last of them, if the run ends while
+        one is held up by the disk.
 
     Raises
     ------
     GenomepredError
         What a job's ``finish`` raises, or an error that is not one genome's alone.
     """
-    lines = _Lines()
+    stop = stop or Stop()
+    lines = _Lines(stop, last)
     collector = _Collector(engine.numerics.precision, engine.tracks, progress)
     cutting: dict[str, Any] = {
         "batch": engine.numerics.compute_batch,
@@ -314,6 +162,7 @@ def run(
                 lines.put(lines.to_engine, (job, error))
             else:
                 lines.put(lines.to_engine, (job, None))
+            stop.check()
         lines.put(lines.to_engine, None)
 
     def write() -> None:
@@ -408,56 +257,91 @@ def _not_finite(job: ShardJob, row: int, precision: str) -> str:
 class _Lines:
     """Two bounded queues and two threads that all stop as soon as one of them fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Stop, last: Callable[[], object]) -> None:
         self.to_engine: queue.Queue[Any] = queue.Queue(_QUEUED)
         self.to_writer: queue.Queue[Any] = queue.Queue(_QUEUED)
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
+        self._stop, self._last = stop, last
+        self._threads: list[threading.Thread] = []
+        self._inside, self._lock = 1, threading.Lock()
 
     def put(self, line: queue.Queue[Any], entry: Any) -> None:
-        while not self._stop.is_set():
+        while True:
+            self._stop.check()
             try:
-                return line.put(entry, timeout=0.2)
+                return line.put(entry, timeout=_LOOK)
             except queue.Full:
                 continue
-        raise _Stopped
 
     def get(self, line: queue.Queue[Any]) -> Any:
-        while not self._stop.is_set():
+        while True:
+            self._stop.check()
             try:
-                return line.get(timeout=0.2)
+                return line.get(timeout=_LOOK)
             except queue.Empty:
                 continue
-        raise _Stopped
 
     def threads(self, *bodies: Callable[[], None]) -> _Lines:
         self._threads = [
-            threading.Thread(target=self._guard, args=(body,), daemon=True) for body in bodies
+            threading.Thread(
+                target=self._guard, args=(body,), name=f"genomepred-{body.__name__}", daemon=True
+            )
+            for body in bodies
         ]
         return self
 
     def _guard(self, body: Callable[[], None]) -> None:
         try:
             body()
-        except _Stopped:
+        except Stopped:
             pass
         except BaseException as error:  # handed to the calling thread
-            self._error = self._error or error
-            self._stop.set()
+            self._stop.set(error)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            over = not self._inside
+        if over:
+            self._last()
 
     def __enter__(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                with self._lock:
+                    self._inside += 1
+                try:
+                    thread.start()
+                except BaseException:
+                    with self._lock:
+                        self._inside -= 1
+                    raise
+        except BaseException as error:  # "can't start new thread"
+            self.__exit__(type(error), error, None)
+            raise
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if error is not None:
-            self._stop.set()
+        try:
+            if error is not None:
+                self._stop.set(None if isinstance(error, Stopped) else error)
+            self._join()
+        except BaseException as later:  # a signal while joining
+            self._stop.set(later)
+            raise
+        finally:
+            self._leave()
+        if self._stop.error is not None and self._stop.error is not error:
+            raise self._stop.error
+        return isinstance(error, Stopped)
+
+    def _join(self) -> None:
+        """Wait for both threads, after a stop only as long as a slow disk may take."""
+        left = None
         for thread in self._threads:
-            thread.join()
-        if self._error is not None:
-            raise self._error
-        return isinstance(error, _Stopped)
-
-
-class _Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
-    """Another thread has failed; its error is the one that counts."""
+            while thread.ident is not None and thread.is_alive():
+                if left is None and self._stop.is_set():
+                    left = time.monotonic() + _LEAVE
+                if left is not None and time.monotonic() > left:
+                    return
+                thread.join(_LOOK)

@@ -18,6 +18,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
+from genomepred.sequences.names import MOST_NAME
+
 UNKNOWN = 4
 INVALID = 8  # in place of a code: a byte that is no sequence
 AMBIGUOUS = "BDHKMNRSVWXY"  # the IUPAC letters, and X, which masks in many assemblies
@@ -102,14 +104,22 @@ def _run(raw: Any, out: Any, strict: bool) -> None:
 
 
 @njit(nogil=True)  # as above
-def _lines(raw: Any, out: Any, lines: int, bases: int, width: int, strict: bool) -> None:
-    """Decode whole lines in chunks, whose surplus past a line's end the next line overwrites."""
+def _lines(raw: Any, out: Any, lines: int, bases: int, width: int, strict: bool) -> bool:
+    """Decode whole lines in chunks, whose surplus past a line's end the next line overwrites.
+
+    Returns whether each line ends with LF, or with CRLF if its end has two bytes.
+    """
+    wrong = np.uint8(0)
+    before, byte = (1, np.uint8(_CR)) if width - bases == 2 else (0, np.uint8(_LF))
     for line in range(lines):
         for column in range(0, bases, CHUNK):
             if strict:
                 _decode_chunk_strictly(raw, line * width + column, out, line * bases + column)
             else:
                 _decode_chunk(raw, line * width + column, out, line * bases + column)
+        last = line * width + width - 1
+        wrong |= (raw[last] ^ np.uint8(_LF)) | (raw[last - before] ^ byte)
+    return bool(wrong == 0)
 
 
 @njit(nogil=True, cache=True)
@@ -138,7 +148,7 @@ def decode_run(raw: Any, out: Any) -> bool:
 
 @njit(nogil=True, cache=True)
 def decode_lines(raw: Any, out: Any, lines: int, bases: int, width: int) -> int:
-    """Decode whole lines of equal length; how many, all of them valid.
+    """Decode whole lines of equal length; how many, all of them and their ends valid.
 
     Stops early at a group with an invalid byte, and where the surplus of a line's last chunk would
     pass the end of ``raw`` or ``out``.
@@ -150,11 +160,13 @@ def decode_lines(raw: Any, out: Any, lines: int, bases: int, width: int) -> int:
     while done < lines:
         count = min(max(_GROUP // bases, 1), lines - done)
         source, target = raw[done * width :], out[done * bases :]
-        _lines(source, target, count, bases, width, False)
+        even = _lines(source, target, count, bases, width, False)
         if _union(target[: count * bases]) >= UNKNOWN:
             _lines(source, target, count, bases, width, True)
             if _union(target[: count * bases]) >= INVALID:
                 break
+        if not even:
+            break
         done += count
     return done
 
@@ -177,7 +189,8 @@ def decode(raw: Any, column: int, bases: int, width: int, out: Any) -> int:
     Returns
     -------
     int
-        Number of codes written, or ``-1 - i`` if ``raw[i]`` is no sequence.
+        Number of codes written, or ``-1 - i`` if ``raw[i]`` is not what it should be: sequence, or
+        LF or CRLF where a line ends.
     """
     at, done = 0, 0
     while at < len(raw):
@@ -190,9 +203,16 @@ def decode(raw: Any, column: int, bases: int, width: int, out: Any) -> int:
             for j in range(count):
                 if out[done + j] >= INVALID:
                     return -1 - at - j
-        at += width - column
+        at += count
         done += count
-        column = 0
+        column += count
+        while column >= bases and at < len(raw):
+            if raw[at] != (_LF if column == width - 1 else _CR):
+                return -1 - at
+            at += 1
+            column += 1
+            if column == width:
+                column = 0
     return done
 
 
@@ -210,7 +230,7 @@ HEADER_LINE, HEADER, LENGTH, FIRST, LINE_BASES, LINE_WIDTH, SHAPE = range(COLUMN
 # not find its bases.
 FULL, ENDED, UNEVEN = range(3)
 # Why `scan` returned.
-DONE, TABLE_FULL, NO_HEADER, NO_NAME, BAD_NAME, BAD_BYTE = range(6)
+DONE, TABLE_FULL, NO_HEADER, NO_NAME, BAD_NAME, LONG_NAME, BAD_BYTE = range(7)
 
 # From this length on a line is decoded in runs of as many bases.
 _LONG = 1 << 10
@@ -328,6 +348,8 @@ def _name_byte(byte: int, state: Any, names: Any) -> int:
         return NO_NAME
     if not blank and (byte < 0x20 or byte == 0x7F):
         return BAD_NAME
+    if not blank and state[WIDTH] == MOST_NAME:
+        return LONG_NAME
     names[state[NAMES]] = _LF if blank else byte
     state[NAMES] += 1
     state[WIDTH] += 1

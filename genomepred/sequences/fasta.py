@@ -15,8 +15,23 @@ import numpy as np
 from genomepred.errors import OutputError, RegionError, SequenceError
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.decode import UNKNOWN, decode
-from genomepred.sequences.expanded import discard, open_expanded
-from genomepred.sequences.index import IndexFiles, format_fai, format_gzi, read_fai, read_gzi
+from genomepred.sequences.expanded import (
+    DamagedCodesError,
+    ExpandedCodes,
+    discard,
+    discard_damaged,
+    open_expanded,
+)
+from genomepred.sequences.index import (
+    IndexFiles,
+    cache_folder,
+    format_fai,
+    format_gzi,
+    lists_blocks,
+    most_fai,
+    parse_fai,
+)
+from genomepred.sequences.names import shown, some
 from genomepred.sequences.scan import Record, Scan, SequenceDigest, scan
 from genomepred.sequences.sources import (
     BgzipSource,
@@ -54,7 +69,7 @@ class Genome:
         Name of the genome; by default the file name without .fa, .gz and the like.
     cache : path, optional
         Folder for indexes that cannot be written beside the FASTA and for expanded codes; made if
-        absent. Without it a temporary folder that goes with this object is used if needed.
+        absent, no link. Without it a temporary folder that goes with this object is used if needed.
     write : bool
         False writes nothing anywhere; ``codes`` of gzip, xz and unevenly wrapped files are then
         not available, their contigs and lengths are.
@@ -98,11 +113,14 @@ class Genome:
 
     def _open(self) -> _Reader:
         kind = kind_of(self.path)
-        if kind in ("gzip", "xz"):
-            return self._open_stream(inflate(self.path, kind))
-        source = PlainSource(self.path) if kind == "plain" else self._open_bgzip()
-        for index in self._files.current(".fai"):
-            if (records := read_fai(index, source)) is not None:
+        source: Source | None = None
+        if kind in ("plain", "bgzip"):
+            source = PlainSource(self.path) if kind == "plain" else self._open_bgzip()
+        if source is None:
+            stream = inflate(self.path, "xz" if kind == "xz" else "gzip")
+            return self._open_stream(stream)
+        for index in self._files.current(".fai", most_fai(source)):
+            if (records := parse_fai(index, source)) is not None:
                 return _IndexedReader(self.path, source, records)
         result = scan(self.path, source.pieces(0, source.size))
         self._digest = result.digest
@@ -112,12 +130,13 @@ class Genome:
             self._files.store(".fai", format_fai(result.records))
         return _IndexedReader(self.path, source, result.records)
 
-    def _open_bgzip(self) -> Source:
-        for index in self._files.current(".gzi"):
-            if (blocks := read_gzi(index, self.path)) is not None:
-                return BgzipSource(self.path, blocks)
+    def _open_bgzip(self) -> Source | None:
+        """The blocks of a bgzip file; None if other gzip members are among them."""
         blocks = walk_blocks(self.path)
-        if self._write:
+        if blocks is None:
+            return None
+        found = self._files.current(".gzi", len(format_gzi(blocks)))
+        if self._write and not any(lists_blocks(index, blocks) for index in found):
             self._files.store(".gzi", format_gzi(blocks))
         return BgzipSource(self.path, blocks)
 
@@ -127,20 +146,32 @@ class Genome:
             result = scan(self.path, pieces)
             self._digest = result.digest
             return _LengthsOnly(self.path, result)
-        reader = open_expanded(self._expanded_path(), lambda sink: scan(self.path, pieces, sink))
+        target = self._files.cached(self._expanded_folder(), ".codes")
+        reader = open_expanded(
+            target, self._files.identity(), lambda sink: scan(self.path, pieces, sink)
+        )
         self._digest = reader.digest
         return reader
 
-    def _expanded_path(self) -> Path:
-        cache = self._cache
-        if cache is None:
-            self._private = tempfile.TemporaryDirectory(prefix="genomepred-")
-            cache = Path(self._private.name)
+    def _expanded_folder(self) -> Path:
+        if self._cache is None:
+            if self._private is None:
+                self._private = _temporary_folder()
+            return Path(self._private.name)
         try:
-            cache.mkdir(parents=True, exist_ok=True)
+            return cache_folder(self._cache)
         except OSError as error:
-            raise OutputError(f"{cache}: cannot be made: {error.strerror}") from None
-        return self._files.cached(cache, ".codes")
+            raise OutputError(f"{self._cache}: cannot be made: {error.strerror}") from None
+
+    def _expand_again(self, damaged: ExpandedCodes) -> _Reader:
+        """Another reader in place of one whose codes file proved damaged."""
+        discard_damaged(self._files.cached(self._expanded_folder(), ".codes"), damaged)
+        damaged.close()
+        expected, self._reader = self._digest, None
+        self._reader = self._open()
+        if self._digest != expected:
+            raise SequenceError(f"{self.path}: changed while it was open; run again")
+        return self._reader
 
     def codes(self, contig: str, start: int, end: int, out: Codes | None = None) -> Codes:
         """Codes of ``[start, end)``; 4 outside the contig.
@@ -166,9 +197,11 @@ class Genome:
             If the file changed, is damaged or does not fit its index.
         """
         if contig not in self.contigs:
-            raise RegionError(f"{self.path}: no contig {contig!r}; `contigs` lists what there is")
+            raise RegionError(
+                f"{self.path}: no contig {shown(contig)}; there are {some(self.contigs)}"
+            )
         if end < start:
-            raise RegionError(f"{self.path}: {contig}:{start}-{end} ends before it starts")
+            raise RegionError(f"{self.path}: {shown(contig)}: {start}-{end} ends before it starts")
         out = np.empty(end - start, np.uint8) if out is None else out
         if out.shape != (end - start,) or out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise ValueError(f"out must be a contiguous uint8 array of {end - start} codes")
@@ -178,10 +211,17 @@ class Genome:
         out[last - start :] = UNKNOWN
         if first < last:
             with self._lock:
-                if self._reader is None:
-                    raise ValueError(f"{self.path}: is closed")
-                self._reader.read(contig, first, out[first - start : last - start])
+                self._read(contig, first, out[first - start : last - start])
         return out
+
+    def _read(self, contig: str, start: int, out: Codes) -> None:
+        if self._reader is None:
+            raise ValueError(f"{self.path}: is closed")
+        try:
+            self._reader.read(contig, start, out)
+        except DamagedCodesError:
+            assert isinstance(self._reader, ExpandedCodes)
+            self._expand_again(self._reader).read(contig, start, out)
 
     def digest(self) -> str:
         """XXH3-128 of names, lengths and codes, as 32 hexadecimal digits.
@@ -226,6 +266,15 @@ class Genome:
         self.close()
 
 
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="genomepred-")
+    except OSError as error:
+        raise OutputError(
+            f"no folder for temporary files: {error.strerror or error}; set TMPDIR, or give a cache"
+        ) from None
+
+
 class _IndexedReader:
     """Codes by arithmetic on lines."""
 
@@ -239,13 +288,16 @@ class _IndexedReader:
         line, column = divmod(start, bases)
         last_line, last_column = divmod(start + len(out) - 1, bases)
         position = offset + line * width + column
+        if line > 0 and column == 0:  # who reads line after line must see every line end too
+            position, column = position - (width - bases), bases
         done = 0
         for piece in self._source.pieces(position, offset + last_line * width + last_column + 1):
             count = decode(piece, column, bases, width, out[done:])
             if count < 0:
                 raise SequenceError(
-                    f"{self._path}: byte offset {position - 1 - count}, contig {contig!r}: no "
-                    "nucleotide; the file has changed, or its .fai is wrong and must be removed"
+                    f"{self._path}: byte offset {position - 1 - count}, contig {shown(contig)}: no "
+                    "nucleotide, or no line end where one must be; the file has changed, or its "
+                    ".fai is wrong and must be removed"
                 )
             done += count
             position += len(piece)
@@ -264,8 +316,8 @@ class _LengthsOnly:
 
     def read(self, contig: str, start: int, out: Codes) -> None:
         raise SequenceError(
-            f"{self._path}: codes of {contig!r} need an expanded copy, but it was opened not to "
-            "write; open it with write=True"
+            f"{self._path}: codes of {shown(contig)} need an expanded copy, but it was opened not "
+            "to write; open it with write=True"
         )
 
     def close(self) -> None:

@@ -8,19 +8,22 @@ coordinates are 0-based half-open; only region strings are 1-based inclusive, as
 
 from __future__ import annotations
 
-import gzip
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError
+from genomepred.sequences.names import MOST_NAME, shown, some, text_array
 
 Int64 = NDArray[np.int64]
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,46 @@ class Span(NamedTuple):
 
 
 class Region(NamedTuple):
-    """One BED record, 0-based half-open."""
+    """A stretch of a contig, 0-based half-open."""
 
     contig: str
     start: int
     end: int
     name: str = ""
+
+    @property
+    def centre(self) -> int:
+        """The base in its middle."""
+        return (self.start + self.end) // 2
+
+
+class Place(Protocol):
+    """What a grid is made of: a :class:`Region`, or a record of a BED file with its own centre."""
+
+    @property
+    def contig(self) -> str:
+        """Name of the contig."""
+        ...
+
+    @property
+    def start(self) -> int:
+        """First base."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """Behind the last base."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the region."""
+        ...
+
+    @property
+    def centre(self) -> int:
+        """The base that a window is centred on."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +164,7 @@ class Grid:
     ----------
     geometry : Geometry
         Sizes of windows and bins.
-    contigs : array of str, [intervals]
+    contigs : array of str objects, [intervals]
         Contig of each interval.
     start, first_row : int64 array, [intervals]
         Start of each interval's first row in bases, and that row's number.
@@ -137,18 +174,18 @@ class Grid:
         Length in bases of each interval's contig.
     first_window : int64 array, [intervals]
         Number of each interval's first window; fixes the slots of a compute batch.
-    names : array of str, [intervals], optional
+    names : array of str objects, [intervals], optional
         Names of BED records (centred grids).
     """
 
     geometry: Geometry
-    contigs: NDArray[np.str_]
+    contigs: NDArray[np.object_]
     start: Int64
     first_row: Int64
     rows: int
     length: Int64
     first_window: Int64
-    names: NDArray[np.str_] | None = None
+    names: NDArray[np.object_] | None = None
 
     @classmethod
     def whole(cls, contigs: Mapping[str, int], geometry: Geometry) -> Grid:
@@ -158,7 +195,7 @@ class Grid:
         first = np.cumsum(windows) - windows
         return cls(
             geometry=geometry,
-            contigs=np.array(list(contigs), np.str_),
+            contigs=text_array(contigs),
             start=np.zeros(len(contigs), np.int64),
             first_row=first * geometry.bins,
             rows=int(windows.sum()) * geometry.bins,
@@ -168,7 +205,7 @@ class Grid:
 
     @classmethod
     def of_regions(
-        cls, contigs: Mapping[str, int], geometry: Geometry, regions: Sequence[Region]
+        cls, contigs: Mapping[str, int], geometry: Geometry, regions: Sequence[Place]
     ) -> Grid:
         """Rows of the whole grid that intersect any of the regions: one interval a merged region.
 
@@ -203,20 +240,26 @@ class Grid:
 
     @classmethod
     def centred(
-        cls, contigs: Mapping[str, int], geometry: Geometry, regions: Sequence[Region]
+        cls, contigs: Mapping[str, int], geometry: Geometry, regions: Sequence[Place]
     ) -> Grid:
-        """One window per region, centred on it, in the given order with the regions' names."""
+        """One window per region, around its centre, in the given order with the regions' names.
+
+        Raises
+        ------
+        RegionError
+            If a name is longer than 1,000 bytes or has control characters.
+        """
         count = np.arange(len(regions), dtype=np.int64)
-        middle = np.array([(r.start + r.end) // 2 for r in regions], np.int64)
+        middle = np.array([r.centre for r in regions], np.int64)
         return cls(
             geometry=geometry,
-            contigs=np.array([r.contig for r in regions], np.str_),
+            contigs=text_array(r.contig for r in regions),
             start=middle - geometry.span // 2,
             first_row=count * geometry.bins,
             rows=len(regions) * geometry.bins,
             length=np.array([contigs[r.contig] for r in regions], np.int64),
             first_window=count,
-            names=np.array([r.name for r in regions], np.str_),
+            names=text_array(map(_checked_name, regions)),
         )
 
     @cached_property
@@ -233,8 +276,9 @@ class Grid:
     @cached_property
     def _intervals_of(self) -> dict[str, Int64]:
         order = np.argsort(self.contigs, kind="stable")
-        names, first = np.unique(self.contigs[order], return_index=True)
-        return dict(zip(names.tolist(), np.split(order, first[1:]), strict=True))
+        names = self.contigs[order].tolist()
+        first = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+        return dict(zip((names[i] for i in first), np.split(order, first[1:]), strict=True))
 
     def _rows_of(self, interval: int, start: int, end: int) -> tuple[int, int]:
         """Range of the interval's rows that intersect ``[start, end)``."""
@@ -255,7 +299,7 @@ class Grid:
         """
         if contig not in self._intervals_of:
             raise RegionError(
-                f"no predictions on contig {contig!r}; there are {_some(self._intervals_of)}"
+                f"no predictions on contig {shown(contig)}; there are {some(self._intervals_of)}"
             )
         ranges = (self._rows_of(int(k), start, end) for k in self._intervals_of[contig])
         return [(first, last) for first, last in ranges if first < last]
@@ -312,11 +356,6 @@ class Grid:
             k += 1
 
 
-def _some(names: Mapping[str, object], most: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in list(names)[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def parse_region(text: str, contigs: Mapping[str, int]) -> Region:
     """Region of a string such as ``chr1:1,001-2,000`` (1-based, inclusive) or a contig's name.
 
@@ -332,63 +371,29 @@ def parse_region(text: str, contigs: Mapping[str, int]) -> Region:
     contig, colon, bounds = text.rpartition(":")
     if not colon or contig not in contigs:
         raise RegionError(
-            f"region {text!r}: no contig {contig or text!r}; the genome has {_some(contigs)}"
+            f"region {shown(text)}: no contig {shown(contig or text)}; the genome has "
+            f"{some(contigs)}"
         )
     first, _, last = bounds.replace(",", "").partition("-")
-    if not first.isdecimal() or (last and not last.isdecimal()):
-        raise RegionError(f"region {text!r}: write CONTIG:START-END, 1-based and inclusive")
+    if not _NUMBER.fullmatch(first) or (last and not _NUMBER.fullmatch(last)):
+        raise RegionError(f"region {shown(text)}: write CONTIG:START-END, 1-based and inclusive")
     start, end = int(first) - 1, int(last) if last else contigs[contig]
     if not 0 <= start < end or end > contigs[contig]:
         raise RegionError(
-            f"region {text!r} is empty or outside {contig!r}, which has bases 1-{contigs[contig]}"
+            f"region {shown(text)} is empty or outside {shown(contig)}, which has bases "
+            f"1-{contigs[contig]}"
         )
     return Region(contig, start, end, text)
 
 
-def read_bed(
-    path: Path | str, contigs: Mapping[str, int], called: Path | str | None = None
-) -> list[Region]:
-    """Records of a BED file (plain or gzip), checked against a genome's contigs.
-
-    ``called`` is what messages call the file; by default its path.
-
-    Raises
-    ------
-    RegionError
-        Naming file and line, if a record is malformed, empty, on an unknown contig or outside it.
-    """
-    called = called or path
-    regions = []
-    try:
-        with Path(path).open("rb") as file:
-            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                words = line.split(None, 1)
-                if words and words[0] not in ("track", "browser") and words[0][0] != "#":
-                    regions.append(_bed_record(line, f"{called} line {number}", contigs))
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise RegionError(f"{called}: cannot be read as BED: {error}") from error
-    if not regions:
-        raise RegionError(f"{called}: no BED records; a record is contig, start, end and tabs")
-    return regions
-
-
-def _bed_record(line: str, where: str, contigs: Mapping[str, int]) -> Region:
-    fields = line.rstrip("\r\n").split("\t")
-    if len(fields) < 3:
-        fields = line.split()
-    if len(fields) < 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):
-        raise RegionError(f"{where}: expected contig, start and end, found {line.strip()[:60]!r}")
-    contig, start, end = fields[0], int(fields[1]), int(fields[2])
-    if contig not in contigs:
+def _checked_name(region: Place) -> str:
+    name, place = region.name, f"{shown(region.contig)} {region.start}-{region.end}"
+    size = len(name.encode(errors="replace"))
+    if size > MOST_NAME:
         raise RegionError(
-            f"{where}: contig {contig!r} is not in the genome, which has {_some(contigs)}; "
-            "use the genome's names in the BED"
+            f"the region at {place} has a name of {size:,} bytes, {shown(name)}; shorten it to "
+            f"{MOST_NAME:,}"
         )
-    if not start < end <= contigs[contig]:
-        raise RegionError(
-            f"{where}: {contig}:{start}-{end} is empty or outside the contig, which has "
-            f"{contigs[contig]} bases"
-        )
-    return Region(contig, start, end, fields[3] if len(fields) > 3 else "")
+    if _CONTROL.search(name):
+        raise RegionError(f"the region at {place} has control characters in its name: {name!r}")
+    return name

@@ -1,12 +1,13 @@
-"""samtools-compatible indexes: .fai of lines, .gzi of bgzip blocks; checked before they are used.
+"""samtools-compatible indexes: .fai of lines, .gzi of bgzip blocks.
 
-samtools leaves contigs without bases out of a .fai; here they are found again between the others.
+A .fai is checked against the FASTA before it is used. A .gzi is written for other programs only:
+the blocks themselves say where they are. samtools leaves contigs without bases out of a .fai; here
+they are found again between the others.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from genomepred.errors import SequenceError
+from genomepred.errors import OutputError
+from genomepred.files import discard_abandoned, own_folder, read_small, write_whole
 from genomepred.sequences.decode import ALPHABET
+from genomepred.sequences.names import MOST_NAME
 from genomepred.sequences.scan import Record
-from genomepred.sequences.sources import Source, walk_blocks
+from genomepred.sequences.sources import Source
 
 Int64 = NDArray[np.int64]
 
@@ -28,6 +31,10 @@ _GLANCE = 1 << 12
 _WINDOW = 1 << 14
 # More bytes than this between two contigs are no headers.
 _MOST_HEADERS = 1 << 24
+# Bytes of a .fai for one byte of its FASTA, at most: a contig ">a", "A" has a line of 14 or more.
+_FAI_RATE = 16
+_MOST_FAI = 1 << 30
+_MOST_NUMBER = 1 << 60
 
 
 class IndexFiles:
@@ -50,37 +57,50 @@ class IndexFiles:
 
     def cached(self, cache: Path, suffix: str) -> Path:
         """A path in a cache folder that belongs to this version of the FASTA alone."""
-        key = xxhash.xxh3_64_hexdigest(f"{self._fasta.resolve()}\n{self._stamp}".encode())
+        told = f"{os.fsdecode(self._fasta.resolve())}\n{self._stamp}"
+        key = xxhash.xxh3_64_hexdigest(os.fsencode(told))
         return cache / f"{self._fasta.name[:40]}.{key}{suffix}"
 
-    def current(self, suffix: str) -> Iterator[Path]:
-        """Existing indexes that are not older than the FASTA, best place first."""
+    def identity(self) -> dict[str, str | int]:
+        """What a cached file says of the FASTA that it belongs to."""
+        size, modified = self._stamp
+        return {"path": str(self._fasta.resolve()), "size": size, "mtime_ns": modified}
+
+    def current(self, suffix: str, limit: int) -> Iterator[bytes]:
+        """Contents of indexes that are not older than the FASTA, best place first.
+
+        What is no regular file or larger than ``limit`` bytes counts as absent.
+        """
         for place in self._places(suffix):
             with suppress(OSError):
                 if place.stat().st_mtime_ns >= self._stamp[1]:
-                    yield place
+                    yield read_small(place, limit, follow=place.parent != self._cache)
 
     def store(self, suffix: str, data: bytes) -> None:
         """Write an index where possible; without one the next start only takes longer."""
         for place in self._places(suffix):
-            with suppress(OSError):
-                place.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError, OutputError):
+                if place.parent == self._cache:
+                    cache_folder(place.parent)
                 # A folder that nobody may write to is left alone by root too.
                 if place.parent.stat().st_mode & 0o222:
-                    _write_atomically(place, data)
+                    discard_abandoned(place)
+                    write_whole(place, data)
                     return
 
 
-def _write_atomically(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+def cache_folder(path: Path) -> Path:
+    """A cache folder, made if absent.
+
+    Raises
+    ------
+    OutputError
+        If it is a link or no folder.
+    OSError
+        If it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return own_folder(path.parent, path.name)
 
 
 def format_fai(records: Iterable[Record]) -> bytes:
@@ -88,16 +108,24 @@ def format_fai(records: Iterable[Record]) -> bytes:
     return "".join("\t".join(map(str, r)) + "\n" for r in records if r.length).encode()
 
 
-def read_fai(path: Path, source: Source) -> list[Record] | None:
+def most_fai(source: Source) -> int:
+    """Most bytes that a .fai of these bytes can have."""
+    return min(_FAI_RATE * source.size + 4096, _MOST_FAI)
+
+
+def parse_fai(index: bytes, source: Source) -> list[Record] | None:
     """Records of a .fai that describes all bytes of ``source``, empty contigs added.
 
     Checked are: every header's place and name, the first and last line of every contig, and that
-    nothing lies between or after them. A missing, malformed or wrong index gives None.
+    nothing lies between or after them; what lies in between is checked when it is read. A malformed
+    or wrong index gives None.
     """
     try:
-        rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
+        rows = [line.split("\t") for line in index.decode().splitlines()]
         listed = [Record(row[0], *map(int, row[1:])) for row in rows]
-    except (OSError, ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError):
+        return None
+    if any(not 0 <= number < _MOST_NUMBER for record in listed for number in record[1:]):
         return None
     window = _Window(source)
     records: list[Record] = []
@@ -156,7 +184,7 @@ def _names_between(window: _Window, start: int, end: int, last: bool = False) ->
         if line[:1] != b">" or b"\r" in line or not words or not line.startswith(words[0], 1):
             return None
         name = words[0].decode("utf-8", "replace")
-        if not name.isprintable() or "\ufffd" in name:
+        if len(words[0]) > MOST_NAME or not name.isprintable() or "\ufffd" in name:
             return None
         names.append(name)
     return names
@@ -188,13 +216,8 @@ def format_gzi(blocks: Int64) -> bytes:
     return len(rows).to_bytes(8, "little") + rows.tobytes()
 
 
-def read_gzi(path: Path, fasta: Path) -> Int64 | None:
-    """Table of a bgzip file's blocks from its .gzi; None if that is missing or does not fit."""
-    try:
-        words = np.frombuffer(path.read_bytes(), "<u8").astype(np.int64)
-        known = np.concatenate([[0, 0], words[1:]]).reshape(-1, 2)
-        if len(words) == 0 or words[0] != len(known) - 1 or np.any(np.diff(known[:, 0]) <= 0):
-            return None
-        return walk_blocks(fasta, known)
-    except (OSError, ValueError, SequenceError):
-        return None
+def lists_blocks(index: bytes, blocks: Int64) -> bool:
+    """Whether a .gzi lists the blocks of a table; samtools leaves out the empty one at the end."""
+    right = format_gzi(blocks)
+    without = (len(blocks) - 3).to_bytes(8, "little") + right[8:-16]
+    return index == right or (len(blocks) > 2 and index == without)

@@ -16,6 +16,7 @@ import xxhash
 from genomepred.errors import SequenceError
 from genomepred.sequences import decode as kernel
 from genomepred.sequences.codes import Codes
+from genomepred.sequences.names import MOST_NAME, shown
 
 
 class Record(NamedTuple):
@@ -158,14 +159,14 @@ class _Scanner:
                 name = raw.decode()
             except UnicodeDecodeError:
                 raise SequenceError(
-                    f"{self._path}: {self._header(index)}: contig name {raw!r} is not UTF-8; "
+                    f"{self._path}: {self._header(index)}: contig name {shown(raw)} is not UTF-8; "
                     "rename it"
                 ) from None
             first = names.setdefault(name, index)
             if first != index:
                 raise SequenceError(
-                    f"{self._path}: {self._header(index)}: contig {name!r} a second time after "
-                    f"{self._header(first)}; names must be unique"
+                    f"{self._path}: {self._header(index)}: contig {shown(name)} a second time "
+                    f"after {self._header(first)}; names must be unique"
                 )
         return list(names)
 
@@ -181,8 +182,14 @@ class _Scanner:
             return SequenceError(f"{where}: a header without a name; write one right after '>'")
         if status == kernel.BAD_NAME:
             return SequenceError(f"{where}: byte {byte!r} in a contig's name; this is no FASTA")
-        contig = bytes(self._names).split(b"\n")[-2].decode(errors="replace")
+        if status == kernel.LONG_NAME:
+            name = bytes(self._names).rpartition(b"\n")[2]
+            return SequenceError(
+                f"{where}: the contig's name that begins {shown(name[:40])} has more than "
+                f"{MOST_NAME:,} bytes; shorten it, or put a blank after its first part"
+            )
+        contig = shown(bytes(self._names).split(b"\n")[-2].decode(errors="replace"))
         return SequenceError(
-            f"{where}: byte {byte!r} in contig {contig!r} is no nucleotide; allowed are the IUPAC "
+            f"{where}: byte {byte!r} in contig {contig} is no nucleotide; allowed are the IUPAC "
             "letters, X, and - . * for gaps"
         )

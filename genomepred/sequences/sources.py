@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import mmap
 import os
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from isal import igzip_lib
+from isal import igzip_lib, isal_zlib
 from numpy.typing import NDArray
 
 from genomepred.errors import SequenceError
+from genomepred.files import open_regular
 from genomepred.sequences.codes import Codes
 
 Kind = Literal["plain", "bgzip", "gzip", "xz"]
@@ -41,7 +43,8 @@ _FOREIGN = {
     b"\xfe\xff": "UTF-16 text; save it as plain ASCII",
     b"\x89PNG": "a PNG image",
 }
-_FIRST_BLOCK = np.zeros((1, 2), np.int64)
+# A bgzip block: bytes of its header and its trailer, and the most bases it may hold.
+_HEADER, _TRAILER, _MOST = 18, 8, 1 << 16
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
@@ -68,10 +71,8 @@ def kind_of(path: Path) -> Kind:
         If the file is missing, unreadable, empty, not a regular file or of a foreign format.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise SequenceError(f"{path}: is not a regular file; give a FASTA file")
-        with path.open("rb", buffering=0) as file:
-            head = file.read(18)
+        with open(_open(path), "rb", buffering=0) as file:
+            head = file.read(_HEADER)
     except OSError as error:
         raise _unreadable(path, error) from None
     if not head:
@@ -181,15 +182,7 @@ class BgzipSource:
     def _inflate(self, block: int, packed: memoryview, origin: int) -> Codes:
         start, size = self._places[block], self._offsets[block + 1] - self._offsets[block]
         member = packed[start - origin : self._places[block + 1] - origin]
-        try:
-            data = igzip_lib.decompress(member, igzip_lib.DECOMP_GZIP, bufsize=max(size, 1))
-        except _IsalError as error:
-            raise _damaged(self._path, start, error) from None
-        if len(data) != size:
-            raise SequenceError(
-                f"{self._path}: its .gzi is wrong about the block at byte offset {start}; remove it"
-            )
-        return np.frombuffer(data, np.uint8)
+        return np.frombuffer(_inflate_block(self._path, start, member, size), np.uint8)
 
     def close(self) -> None:
         """Close the file."""
@@ -213,42 +206,49 @@ def read_at(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
     return count
 
 
-def walk_blocks(path: Path, known: NDArray[np.int64] = _FIRST_BLOCK) -> NDArray[np.int64]:
-    """Table of all blocks of a bgzip file.
+def walk_blocks(path: Path) -> NDArray[np.int64] | None:
+    """Table of all blocks of a bgzip file, by way of the sizes in every block.
 
     Parameters
     ----------
     path : Path
-    known : int64 array, [blocks, 2], optional
-        Compressed and uncompressed offsets of the first blocks.
+        A file that begins with a bgzip block.
 
     Returns
     -------
-    int64 array, [blocks + 1, 2]
-        Offsets of all blocks, and the ends of both.
+    int64 array, [blocks + 1, 2], or None
+        Compressed and uncompressed offsets of all blocks, and the ends of both. None if gzip
+        members that are no bgzip blocks are among them: then it is one stream like any gzip file.
 
     Raises
     ------
     SequenceError
-        If a block is no bgzip block, or the file ends without the empty block that marks its end.
+        If something else than a block comes, but for zeros at the end, or the file ends without
+        the empty block that marks its end.
     """
-    table = [tuple(row) for row in known.tolist()]
-    fd = _open(path)
+    table, fd = [(0, 0)], _open(path)
     try:
         size = os.fstat(fd).st_size
-        packed, offset = table[-1]
-        header, count = os.pread(fd, 18, packed), -1
-        while packed < size:
+        header, count = os.pread(fd, _HEADER, 0), -1
+        while table[-1][0] < size:
+            packed, offset = table[-1]
             block = _block_size(header)
+            if block == 0 and header.startswith(_GZIP):
+                return None
+            if block == 0 and count == 0 and _only_zeros(fd, packed):
+                break
             if block == 0:
                 raise _damaged(path, packed, "no bgzip block begins here")
             if packed + block > size:
                 raise _damaged(path, packed, "the file is truncated in this block")
             # A block's last word is the size of its data; behind it is the next header.
-            tail = os.pread(fd, 22, packed + block - 4)
+            tail = os.pread(fd, 4 + _HEADER, packed + block - 4)
             count, header = int.from_bytes(tail[:4], "little"), tail[4:]
-            packed, offset = packed + block, offset + count
-            table.append((packed, offset))
+            if count == 0:  # such a block is never read: that nothing is in it is seen now
+                _inflate_block(path, packed, memoryview(os.pread(fd, block, packed)), 0)
+            if count > _MOST:
+                raise _damaged(path, packed, f"a block of {count:,} bytes, more than bgzip writes")
+            table.append((packed + block, offset + count))
     except OSError as error:
         raise _unreadable(path, error) from None
     finally:
@@ -256,6 +256,29 @@ def walk_blocks(path: Path, known: NDArray[np.int64] = _FIRST_BLOCK) -> NDArray[
     if count != 0:
         raise _damaged(path, size, "the file is truncated: bgzip's end-of-file block is missing")
     return np.array(table, np.int64)
+
+
+def _only_zeros(fd: int, start: int) -> bool:
+    """Whether nothing but zeros follows."""
+    while data := os.pread(fd, PIECE, start):
+        if data.strip(b"\0"):
+            return False
+        start += len(data)
+    return True
+
+
+def _inflate_block(path: Path, place: int, member: memoryview, size: int) -> bytes:
+    """Data of a bgzip block, which fill it: a wrong size in it must not swallow the next block."""
+    stream = isal_zlib.decompressobj(-15)
+    try:
+        data = stream.decompress(member[_HEADER : len(member) - _TRAILER], size + 1)
+    except _IsalError as error:
+        raise _damaged(path, place, error) from None
+    told = int.from_bytes(member[-8:-4], "little"), int.from_bytes(member[-4:], "little")
+    found = isal_zlib.crc32(data), len(data)
+    if not stream.eof or stream.unused_data or told != found or len(data) != size:
+        raise _damaged(path, place, "this block's data do not match its CRC and sizes")
+    return data
 
 
 def inflate(path: Path, kind: Literal["gzip", "xz"]) -> Iterator[Codes]:
@@ -273,7 +296,7 @@ def inflate(path: Path, kind: Literal["gzip", "xz"]) -> Iterator[Codes]:
     )
     magic = _GZIP if kind == "gzip" else _XZ
     try:
-        with path.open("rb", buffering=0) as file:
+        with open(_open(path), "rb", buffering=0) as file:
             member, data = new(), file.read(PIECE)
             while data:
                 while not member.eof:
@@ -304,16 +327,23 @@ def _unreadable(path: Path, error: OSError) -> SequenceError:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_regular(path)
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise SequenceError(f"{path}: is not a regular file; give a FASTA file") from None
         raise _unreadable(path, error) from None
 
 
 def _block_size(header: bytes) -> int:
     """Bytes of the bgzip block that begins with this header; 0 if it is none."""
-    if len(header) < 18 or header[:4] != b"\x1f\x8b\x08\x04" or header[10:16] != b"\x06\0BC\x02\0":
+    if (
+        len(header) < _HEADER
+        or header[:4] != b"\x1f\x8b\x08\x04"
+        or header[10:16] != b"\x06\0BC\x02\0"
+    ):
         return 0
-    return int.from_bytes(header[16:18], "little") + 1
+    size = int.from_bytes(header[16:18], "little") + 1
+    return size if size > _HEADER + _TRAILER else 0
 
 
 def _damaged(path: Path, offset: int, what: object) -> SequenceError:

@@ -10,7 +10,7 @@ import gzip
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from genomepred.errors import OutputError, StoreError
 from genomepred.files import output_error, publishing, require_space
 from genomepred.sequences.grid import Region
+from genomepred.store.bigwig import TOO_LONG, BigWigWriter
 from genomepred.store.reader import Float32, Int64, PredictionStore
 
 # Upper estimate of a bigWig's bytes a row, checked against the free space before writing: a record
@@ -67,6 +68,28 @@ def export_bigwig(
     for column, output in outputs:
         _write_bigwig(store, output, column, region)
     return [output for _, output in outputs]
+
+
+def genomes_of(run: Path, folder: Path) -> list[tuple[Path, Path]]:
+    """Prediction files of a run, each with the bigWig that it makes in a folder.
+
+    Raises
+    ------
+    StoreError
+        If the run has no finished genome.
+    OutputError
+        If the folder is none, or cannot be made.
+    """
+    files = sorted(path for path in run.glob("*.h5") if path.is_file())
+    if not files:
+        raise StoreError(f"{run}: a folder without prediction files (*.h5)")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputError(f"{folder} is a file; name a folder for the genomes of {run}") from error
+    except OSError as error:
+        raise output_error(folder, error) from error
+    return [(file, folder / f"{file.stem}.bw") for file in files]
 
 
 def export_bedgraph(
@@ -168,11 +191,11 @@ def _tiled(store: PredictionStore, column: int, region: Region | None) -> Iterat
     grid = store.grid
     ranges = store.ranges(region)
     first = np.array([first for first, _ in ranges], np.int64)
-    contigs = grid.contigs[grid.interval_of(first)]
-    for i in np.lexsort((first, contigs)):
-        for row, values in store.blocks(*ranges[i]):
+    contigs = grid.contigs[grid.interval_of(first)].tolist()
+    for contig, (first_row, last_row) in sorted(zip(contigs, ranges, strict=True)):
+        for row, values in store.blocks(first_row, last_row):
             start, end = grid.drawn(np.arange(row, row + len(values)))
-            yield _Block(str(contigs[i]), start, end, values[:, column])
+            yield _Block(contig, start, end, values[:, column])
 
 
 def _centred(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
@@ -181,80 +204,47 @@ def _centred(store: PredictionStore, column: int, region: Region | None) -> Iter
     rows = np.concatenate([np.arange(0), *(np.arange(*r) for r in ranges)])
     values = np.concatenate([np.empty(0, np.float32), *(store.read(*r)[:, column] for r in ranges)])
     start, end = grid.drawn(rows)
-    contigs = grid.contigs[grid.interval_of(rows)]
+    names = sorted(set(grid.contigs.tolist()))
+    number = {name: i for i, name in enumerate(names)}
+    contigs = np.array([number[name] for name in grid.contigs], np.int64)[grid.interval_of(rows)]
     order = np.lexsort((start, contigs))
     contigs, start, end, values = contigs[order], start[order], end[order], values[order]
     clash = (contigs[1:] == contigs[:-1]) & (start[1:] < end[:-1])
     if clash.any():
         at = int(clash.argmax())
         raise StoreError(
-            f"{store.path}: BED records overlap at {contigs[at]}:{start[at + 1] + 1}, but bigWig "
-            "and bedGraph hold one value a base; export tsv instead"
+            f"{store.path}: BED records overlap at {names[contigs[at]]}:{start[at + 1] + 1}, but "
+            "bigWig and bedGraph hold one value a base; export tsv instead"
         )
-    for contig in np.unique(contigs):
-        one = contigs == contig
-        yield _Block(str(contig), start[one], end[one], values[one])
+    bounds = np.searchsorted(contigs, np.arange(len(names) + 1))
+    for i, name in enumerate(names):
+        one = slice(bounds[i], bounds[i + 1])
+        yield _Block(name, start[one], end[one], values[one])
 
 
 def _write_bigwig(store: PredictionStore, path: Path, column: int, region: Region | None) -> None:
-    import pybigtools
-
-    records = _Records(_drawn(store, column, region))
-    if records.empty:
+    _refuse_long_contigs(store)
+    blocks = (block for block in _drawn(store, column, region) if block.start.size)
+    first = next(blocks, None)
+    if first is None:
         raise StoreError(f"{store.path}: no value to draw; every row asked for is missing")
-    with publishing(path, suffix=".tmp.bw", follow=True) as temporary:
+    with publishing(path, follow=True) as temporary, open(temporary, "xb") as file:
         rows = sum(last - first for first, last in store.ranges(region))
         require_space(path.parent, rows * _BIGWIG_ROW)
-        try:
-            pybigtools.open(str(temporary), "w").write(store.contigs, records)
-        except BaseException as error:
-            # The library panics where it cannot write, outside Python's tree of exceptions.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise OutputError(f"{path}: cannot be written; is the disk full?") from error
-        if records.error is not None:
-            raise records.error
-        _check_bigwig(path, temporary, records.bases)
+        width = min(store.grid.geometry.step, store.grid.geometry.bin_size)
+        with BigWigWriter(file, path.parent, store.contigs, width) as bigwig:
+            for block in chain([first], blocks):
+                bigwig.add(*block)
+            bigwig.finish()
 
 
-def _check_bigwig(path: Path, temporary: Path, bases: int) -> None:
-    """The library prints some errors and goes on, so the file says whether it is complete."""
-    import pybigtools
-
-    try:
-        with pybigtools.open(str(temporary)) as written:
-            found = written.info()["summary"]["basesCovered"]
-    except (pybigtools.BBIReadError, OSError) as error:
-        raise OutputError(f"{path}: could not be written as bigWig ({error})") from error
-    if found != bases:
-        raise OutputError(f"{path}: the bigWig came out with {found} of {bases} bases")
-
-
-class _Records:
-    """Iterator of (contig, start, end, value) for pybigtools.
-
-    It counts what it hands over and keeps errors, which the library would print and drop.
-    """
-
-    def __init__(self, blocks: Iterable[_Block]) -> None:
-        self.bases = 0
-        self.error: BaseException | None = None
-        self._blocks = (block for block in blocks if block.start.size)
-        self._next = next(self._blocks, None)
-        self.empty = self._next is None
-
-    def __iter__(self) -> Iterator[tuple[str, int, int, float]]:
-        block = self._next
-        while block is not None:
-            self.bases += int((block.end - block.start).sum())
-            columns = (block.start.tolist(), block.end.tolist(), block.values.tolist())
-            for start, end, value in zip(*columns, strict=True):
-                yield block.contig, start, end, value
-            try:
-                block = next(self._blocks, None)
-            except BaseException as error:
-                self.error = error
-                return
+def _refuse_long_contigs(store: PredictionStore) -> None:
+    for contig, length in store.contigs.items():
+        if length >= TOO_LONG:
+            raise StoreError(
+                f"{store.path}: contig {contig!r} has {length:,} bases, but bigWig numbers bases "
+                f"up to {TOO_LONG - 1:,}; export bedgraph or tsv instead"
+            )
 
 
 @contextmanager

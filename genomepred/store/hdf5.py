@@ -7,6 +7,7 @@ depends on the process, and metadata in one fixed version of the format.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +16,13 @@ from typing import Any
 
 import h5py
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, StoreError
-from genomepred.files import (
-    publishing,
-    require_space,
-    sha256_of,
-    write_all,
-)
+from genomepred.files import publishing, read_small, require_space, sha256_of, write_all
 from genomepred.sequences.grid import Grid
 from genomepred.store import zstd
-from genomepred.store.checksum import intact
 from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
 from genomepred.store.reader import (
     DATASET,
@@ -57,15 +53,25 @@ __all__ = [
 
 # Metadata arrays are deflated whatever the predictions are, so that every tool can read them.
 _TABLE = Layout(tracks=1, compression="deflate-4")
-_TABLE_ROWS = 65536
+_TABLE_BYTES = 1 << 19  # of a chunk
+
+
+# A part ends with this and the sha256 of all bytes before: fletcher32 cannot tell 0x0000 from
+# 0xffff. HDF5 reads a file no further than its own end, so any tool reads parts as they are.
+_SEAL = b"genomepred part "
+_TRAILER = len(_SEAL) + hashlib.sha256().digest_size
+_LARGEST_PART = 1 << 34
 
 
 class DamagedPartError(StoreError):
     """A part that is absent, truncated or damaged; ``path`` says which, to compute it again."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: damaged part ({reason}); delete it and run predict again")
-        self.path = path
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: damaged part ({self.reason}); delete it and run predict again"
 
 
 def write_part(
@@ -75,7 +81,7 @@ def write_part(
     layout: Layout,
     attributes: Mapping[str, Attribute],
 ) -> None:
-    """Publish consecutive rows as a small HDF5 file of their own.
+    """Publish consecutive rows as a small HDF5 file of their own, which its sha256 follows.
 
     Parameters
     ----------
@@ -108,7 +114,8 @@ def write_part(
         for i, chunk in enumerate(chunks):
             data.id.write_direct_chunk((i * layout.chunk_rows, 0), chunk)
     with publishing(path) as temporary, open(temporary, "xb", buffering=0) as target:
-        write_all(target.fileno(), image.getvalue())
+        write_all(target.fileno(), image.getbuffer())
+        write_all(target.fileno(), _SEAL + hashlib.sha256(image.getbuffer()).digest())
 
 
 def read_part_attributes(path: Path) -> dict[str, Attribute]:
@@ -124,15 +131,16 @@ def read_part_attributes(path: Path) -> dict[str, Attribute]:
 
 
 def check_part(path: Path) -> None:
-    """Verify a part's structure and the checksum of each chunk, without decompressing.
+    """Verify a part: the digest of all of its bytes, then its structure.
 
     Raises
     ------
     DamagedPartError
         If anything is missing, truncated or altered.
     """
-    read_part_attributes(path)
-    _part_chunks(path)
+    with _opened_part(path) as file:
+        read_attributes(file)
+        _part_chunks(path, file)
 
 
 def join(
@@ -142,8 +150,12 @@ def join(
     grid: Grid,
     tracks: Sequence[tuple[str, str]],
     attributes: Mapping[str, Attribute],
+    told: Sequence[Mapping[str, Attribute]] | None = None,
 ) -> str:
     """Publish the parts of one genome as one file, copying compressed chunks as they are.
+
+    Each part is read once; what is checked is what is copied. The chunks of the finished file are
+    compared with those of the parts once more before it appears.
 
     Parameters
     ----------
@@ -159,6 +171,8 @@ def join(
         One for each column.
     attributes : mapping
         Root attributes beside the format's and the grid's own.
+    told : sequence of mapping, optional
+        What each part must say of itself, in its attributes.
 
     Returns
     -------
@@ -168,7 +182,7 @@ def join(
     Raises
     ------
     DamagedPartError
-        If a part is absent, damaged or of another layout.
+        If a part is absent, damaged, of another layout, or says something else of itself.
     StoreError
         If the parts do not add up to the grid.
     OutputError
@@ -181,9 +195,15 @@ def join(
                 with _create_file(target) as file:
                     _write_attributes(file, {**attributes, **_grid_attributes(grid)})
                     _write_tables(file, grid, tracks)
-                    _copy_parts(file, parts, layout, grid.rows)
+                    copied = _copy_parts(file, parts, layout, grid.rows, told)
+                    _name_dimensions(file, [name for name, _ in tracks])
             finally:
                 target.raise_error()
+        if _chunks_digest(temporary) != copied:
+            raise StoreError(
+                f"{path}: what was written is not what was joined; check the disk and the memory "
+                "of this machine, then run predict again"
+            )
         return sha256_of(temporary)
 
 
@@ -204,21 +224,27 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
     """
     try:
         noted = read_sidecar(sidecar or sidecar_path(path))
-        if noted.get("outcome") != "finished":
-            reason = f": {noted['error']}" if noted.get("error") else ""
-            return [f"{path}: not finished (outcome {noted.get('outcome')!r}{reason})"]
+        if noted["outcome"] != "finished":
+            return [f"{path}: not finished (outcome {noted['outcome']!r}: {noted['error']})"]
         digest = sha256_of(path)
     except OSError as error:
         return [f"{path}: cannot be read: {error.strerror}"]
     except StoreError as error:
         return [str(error)]
-    if digest != noted.get("sha256"):
-        expected = noted.get("sha256")
+    if digest != noted["sha256"]:
         return [
-            f"{path}: altered since it was written (sha256 {digest}, not {expected}); remove it "
-            "and run predict again"
+            f"{path}: altered since it was written (sha256 {digest}, not {noted['sha256']}); "
+            "remove it and run predict again"
         ]
+    return _content_problems(path, noted)
+
+
+def _content_problems(path: Path, noted: Mapping[str, Any]) -> list[str]:
+    from genomepred.store.cohort import cohort_problems, is_cohort
+
     try:
+        if is_cohort(path):
+            return cohort_problems(path, noted)
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]
     except GenomepredError as error:
@@ -227,15 +253,14 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
 
 def _structure_problems(store: PredictionStore, noted: Mapping[str, Any]) -> list[str]:
     data, problems = store.predictions, []
-    if store.rows != noted.get("rows"):
-        problems.append(f"{store.rows} rows, but the sidecar says {noted.get('rows')}")
+    if store.rows != noted["rows"]:
+        problems.append(f"{store.rows} rows, but the sidecar says {noted['rows']}")
     expected = -(-store.rows // data.chunks[0])
     if data.id.get_num_chunks() != expected:
         problems.append(f"{data.id.get_num_chunks()} chunks of {expected} are present")
     if not (data.shuffle and data.fletcher32):
         problems.append("chunks are not shuffled and checksummed")
-    expectations = dict(noted.get("signature") or {})
-    expectations["sequence_digest"] = (noted.get("genome") or {}).get("digest")
+    expectations = {**noted["signature"], "sequence_digest": noted["genome"]["digest"]}
     for name, value in expectations.items():
         if value is not None and store.attributes.get(name, value) != value:
             problems.append(f"{name} is {store.attributes[name]!r}, the sidecar says {value!r}")
@@ -354,19 +379,34 @@ def _write_tables(file: h5py.File, grid: Grid, tracks: Sequence[tuple[str, str]]
     _write_strings(group, "description", [description for _, description in tracks])
 
 
+def _name_dimensions(file: h5py.File, tracks: Sequence[str]) -> None:
+    """Call the dimensions of the predictions row and track, as programs that read netCDF do.
+
+    The scale of the tracks holds their names; that of the rows, as netCDF has it, nothing.
+    """
+    data = file[DATASET]
+    rows = file.create_dataset("row", shape=data.shape[:1], dtype=">f4")
+    _write_strings(file, "track", tracks)
+    label = f"This is a netCDF dimension but not a netCDF variable.{len(rows):10d}"
+    for dimension, (scale, name) in enumerate([(rows, label), (file["track"], "track")]):
+        h5py.h5ds.set_scale(scale.id, name.encode())
+        h5py.h5ds.attach_scale(data.id, scale.id, dimension)
+
+
 def _write_strings(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
     data = [text.encode() for text in texts]
     width = max([len(text) for text in data], default=0) or 1
-    array = np.array(data, f"S{width}")
-    _write_table(group, name, array, h5py.string_dtype("utf-8", width))
+    _write_table(group, name, data, h5py.string_dtype("utf-8", width))
 
 
-def _write_table(group: h5py.Group, name: str, values: NDArray[Any], kind: np.dtype[Any]) -> None:
+def _write_table(
+    group: h5py.Group, name: str, values: Sequence[bytes] | NDArray[Any], kind: np.dtype[Any]
+) -> None:
     """Write a vector through our own filters, for its bytes must not depend on HDF5's zlib."""
-    chunk = min(max(len(values), 1), _TABLE_ROWS)
+    chunk = min(max(len(values), 1), max(_TABLE_BYTES // kind.itemsize, 1))
     data = group.create_dataset(
         name,
-        shape=values.shape,
+        shape=(len(values),),
         maxshape=(None,),
         chunks=(chunk,),
         dtype=kind,
@@ -376,16 +416,26 @@ def _write_table(group: h5py.Group, name: str, values: NDArray[Any], kind: np.dt
         fletcher32=True,
     )
     for first in range(0, len(values), chunk):
-        block = np.zeros(chunk, values.dtype)
+        block = np.zeros(chunk, kind)
         block[: len(values) - first] = values[first : first + chunk]
         data.id.write_direct_chunk((first,), filter_bytes(block, _TABLE))
 
 
-def _copy_parts(file: h5py.File, parts: Sequence[Path], layout: Layout, rows: int) -> None:
-    data = _create_predictions(file, rows, layout)
+def _copy_parts(
+    file: h5py.File,
+    parts: Sequence[Path],
+    layout: Layout,
+    rows: int,
+    told: Sequence[Mapping[str, Attribute]] | None,
+) -> str:
+    """Copy all chunks; a digest of them in order."""
+    data, digest = _create_predictions(file, rows, layout), xxhash.xxh3_128()
     row = 0
-    for part in parts:
-        count, chunks = _part_chunks(part, data)
+    for k, part in enumerate(parts):
+        with _opened_part(part) as opened:
+            if told is not None and read_attributes(opened) != told[k]:
+                raise DamagedPartError(part, "of another run or another sequence")
+            count, chunks = _part_chunks(part, opened, data)
         if row % layout.chunk_rows or row + count > rows:
             raise StoreError(
                 f"{part}: its {count} rows do not follow the {row} rows before it in a file of "
@@ -393,9 +443,20 @@ def _copy_parts(file: h5py.File, parts: Sequence[Path], layout: Layout, rows: in
             )
         for i, chunk in enumerate(chunks):
             data.id.write_direct_chunk((row + i * layout.chunk_rows, 0), chunk)
+            digest.update(chunk)
         row += count
     if row != rows:
         raise StoreError(f"{len(parts)} parts hold {row} of {rows} rows; run predict again")
+    return digest.hexdigest()
+
+
+def _chunks_digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with h5py.File(path, "r", locking=False) as file:
+        data = file[DATASET]
+        for row in range(0, data.shape[0], data.chunks[0]):
+            digest.update(data.id.read_direct_chunk((row, 0))[1])
+    return digest.hexdigest()
 
 
 def _size(part: Path) -> int:
@@ -407,28 +468,38 @@ def _size(part: Path) -> int:
 
 @contextmanager
 def _opened_part(path: Path) -> Iterator[Any]:
-    """The HDF5 file of a part; whatever is raised on reading damaged bytes becomes one error."""
+    """The HDF5 file of a part, opened from the very bytes whose digest was checked.
+
+    Whatever is raised on reading becomes one error.
+    """
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        data = read_small(path, _LARGEST_PART, follow=False)
+        image, trailer = memoryview(data)[:-_TRAILER], data[-_TRAILER:]
+        if trailer != _SEAL + hashlib.sha256(image).digest():
+            raise DamagedPartError(path, "its bytes do not match their sha256")
+        with h5py.File(io.BytesIO(image), "r") as file:
             yield file
     except READ_ERRORS as error:
-        raise DamagedPartError(path, first_line(error)) from error
+        raise DamagedPartError(path, _reason(error)) from error
 
 
-def _part_chunks(path: Path, like: Any = None) -> tuple[int, list[bytes]]:
-    """Rows and stored chunks of a part, each checked against its checksum.
+def _reason(error: BaseException) -> str:
+    told = error.strerror if isinstance(error, OSError) else None
+    return told or first_line(error)
+
+
+def _part_chunks(path: Path, file: h5py.File, like: Any = None) -> tuple[int, list[bytes]]:
+    """Rows and stored chunks of a part.
 
     ``like`` is a dataset whose type, width, chunks and filters the part must share.
     """
-    with _opened_part(path) as file:
-        data = file[DATASET]
-        if like is not None and _layout_facts(data) != _layout_facts(like):
-            raise DamagedPartError(path, "another type, width, chunk size or compression")
-        rows, step = data.shape[0], data.chunks[0]
-        stored = [data.id.read_direct_chunk((row, 0)) for row in range(0, rows, step)]
-    for i, (skipped_filters, chunk) in enumerate(stored):
-        if skipped_filters or not intact(chunk):
-            raise DamagedPartError(path, f"chunk {i} does not match its checksum")
+    data = file[DATASET]
+    if like is not None and _layout_facts(data) != _layout_facts(like):
+        raise DamagedPartError(path, "another type, width, chunk size or compression")
+    rows, step = data.shape[0], data.chunks[0]
+    stored = [data.id.read_direct_chunk((row, 0)) for row in range(0, rows, step)]
+    if any(skipped_filters for skipped_filters, _ in stored):
+        raise DamagedPartError(path, "a chunk without its filters")
     return rows, [chunk for _, chunk in stored]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,23 +15,40 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import ModelError, RegionError, StoreError
-from genomepred.sequences.grid import Geometry, Grid, Region, parse_region
+from genomepred.errors import DependencyError, ModelError, RegionError, StoreError
+from genomepred.files import open_regular
+from genomepred.sequences.grid import Region, parse_region
 from genomepred.store import zstd
+from genomepred.store.schema import (
+    DATASET,
+    Attribute,
+    open_group,
+    open_predictions,
+    read_attributes,
+    read_grid,
+    read_texts,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray
+
+__all__ = ["DATASET", "Attribute", "PredictionStore", "Predictions", "read_attributes"]
 
 FORMAT = "genomepred"
 FORMAT_VERSION = 1
-DATASET = "predictions"
 
-Attribute = str | int | float | bool
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 
 # What HDF5 and h5py raise on files that are damaged or not what they claim to be.
-READ_ERRORS = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError)
+READ_ERRORS = (
+    *(OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError),
+    *(ArithmeticError, MemoryError),
+)
+
+# An end that a region string leaves open.
+_OPEN = 1 << 62
 
 # Values decoded at a time when a file is walked: 256 KB of float32, 8 MB once they are text.
 _BLOCK_VALUES = 1 << 16
@@ -53,7 +71,7 @@ class Predictions:
         NaN where missing.
     tracks : tuple of str
         Names of the columns of ``values``.
-    names : array of str, [rows], optional
+    names : array of str objects, [rows], optional
         Names of the BED records (files made with ``--centre``).
     """
 
@@ -62,7 +80,7 @@ class Predictions:
     end: Int64
     values: Float32
     tracks: tuple[str, ...]
-    names: NDArray[np.str_] | None = None
+    names: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -95,8 +113,9 @@ class Predictions:
 class PredictionStore:
     """One genome's predictions, opened for reading.
 
-    ``store[contig, start:end]`` is the rows that intersect a region; ``store.read(first, last)``
-    is rows by number. Use it as a context manager, or call :meth:`close`.
+    ``store[contig, start:end]`` is the rows that intersect a region, ``store[contig, base]`` those
+    that describe one base; ``store.read(first, last)`` is rows by number. Use it as a context
+    manager, or call :meth:`close`. Any number of readers may open one file: no locks are taken.
 
     Parameters
     ----------
@@ -122,15 +141,21 @@ class PredictionStore:
         If the file is absent, damaged, incomplete, of a newer format, or not ours.
     """
 
+    _file: Any = None
+
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
-            raise StoreError(f"{self.path} is not a regular file; name a file that predict wrote")
         with self._reading("opened"):
-            self._file = h5py.File(
-                self.path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=_CACHE_SLOTS
-            )
+            if self.path.is_dir():
+                raise IsADirectoryError
+            # As a Python file: HDF5 itself lets one process open a file only in one way of
+            # locking, so that a file that other code has open could not be opened here.
+            self._bytes = open(open_regular(self.path), "rb")  # noqa: SIM115  (closed by close)
         try:
+            with self._reading("opened"):
+                self._file = h5py.File(
+                    self._bytes, "r", rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=_CACHE_SLOTS
+                )
             with self._reading("read"):
                 self._load()
         except BaseException:
@@ -140,19 +165,23 @@ class PredictionStore:
     def _load(self) -> None:
         self.attributes = read_attributes(self._file)
         self._require_format()
-        _require_codec(self._file[DATASET])
-        self.predictions = self._file[DATASET]
-        self.tracks = tuple(_strings(self._file["tracks/name"]).tolist())
-        self.descriptions = tuple(_strings(self._file["tracks/description"]).tolist())
-        self.rows: int = self.predictions.shape[0]
-        self.grid = _grid(self._file["intervals"], self.attributes, self.rows)
-        if self.predictions.chunks is None:
-            raise ValueError("predictions without chunks, which another program has rewritten")
-        if self.predictions.shape[1:] != (len(self.tracks),):
-            raise ValueError(f"{len(self.tracks)} track names for {self.predictions.shape}")
+        self.predictions = open_predictions(self._file)
+        _require_codec(self.predictions)
+        count = self.predictions.shape[1]
+        self.rows: int = self._row_count()
+        tracks = open_group(self._file, "tracks")
+        self.tracks = tuple(read_texts(tracks, "name", count).tolist())
+        self.descriptions = tuple(read_texts(tracks, "description", count).tolist())
+        self.grid = read_grid(self._file, self.attributes, self.rows)
+
+    #: What the file says that it is.
+    format = FORMAT
+
+    def _row_count(self) -> int:
+        return int(self.predictions.shape[0])
 
     def _require_format(self) -> None:
-        if self.attributes.get("format") != FORMAT:
+        if self.attributes.get("format") != self.format:
             raise StoreError(
                 f"{self.path}: HDF5, but not a genomepred prediction file; give one that "
                 "`genomepred predict` wrote"
@@ -183,7 +212,9 @@ class PredictionStore:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+        self._bytes.close()
 
     def __enter__(self) -> PredictionStore:
         return self
@@ -238,12 +269,25 @@ class PredictionStore:
     def region(self, text: str) -> Region:
         """Region of a string such as ``chr1:1,001-2,000`` (1-based inclusive) or a contig's name.
 
+        Its end may lie past the contig's, as samtools takes it; rows are those there are.
+
         Raises
         ------
         RegionError
-            If the contig has no predictions here or the range does not fit it.
+            If the contig has no predictions here, or the range is malformed, empty or outside it.
         """
-        return parse_region(text, self.contigs)
+        try:
+            region = parse_region(text, dict.fromkeys(self.contigs, _OPEN))
+        except ValueError as error:  # thousands of digits
+            raise RegionError(f"region {text[:60]!r}...: write CONTIG:START-END") from error
+        length = self.contigs[region.contig]
+        if region.end == _OPEN:
+            region = region._replace(end=length)
+        if region.start and region.start >= length:
+            raise RegionError(
+                f"region {text!r} lies outside {region.contig!r}, which has bases 1-{length}"
+            )
+        return region
 
     def columns(self, tracks: Sequence[str] = ()) -> list[int]:
         """Columns of the named tracks, in the order given; of all tracks if none is named.
@@ -266,18 +310,65 @@ class PredictionStore:
         length = self.grid.length[self.grid.interval_of(rows)]
         return np.clip(start, 0, length), np.clip(start + self.grid.geometry.bin_size, 0, length)
 
-    def __getitem__(self, key: str | tuple[str, slice]) -> Predictions:
+    def __getitem__(self, key: str | tuple[str, slice | int]) -> Predictions:
         contig, start, end = self._bounds(key)
-        ranges = self.ranges(Region(contig, start, end))
-        rows = np.concatenate([np.arange(0), *(np.arange(*r) for r in ranges)]).astype(np.int64)
-        values = [np.empty((0, len(self.tracks)), np.float32), *(self.read(*r) for r in ranges)]
+        rows, values = self._gathered(Region(contig, start, end))
         names = self.grid.names
         return Predictions(
             contig,
             *self.described(rows),
-            np.concatenate(values),
+            values,
             self.tracks,
             None if names is None else names[self.grid.interval_of(rows)],
+        )
+
+    def _gathered(self, region: Region | None) -> tuple[Int64, Float32]:
+        """Rows of a region, or all, by number and as values."""
+        ranges = self.ranges(region)
+        rows = np.concatenate([np.arange(0), *(np.arange(*r) for r in ranges)]).astype(np.int64)
+        values = [np.empty((0, len(self.tracks)), np.float32), *(self.read(*r) for r in ranges)]
+        return rows, np.concatenate(values)
+
+    def _places(self, rows: Int64) -> dict[str, NDArray[Any]]:
+        """Contig, start, end and name (where there are names) of rows."""
+        start, end = self.described(rows)
+        interval, names = self.grid.interval_of(rows), self.grid.names
+        places = {"contig": self.grid.contigs[interval], "start": start, "end": end}
+        return places if names is None else {**places, "name": names[interval]}
+
+    def to_frame(self, region: str | None = None) -> pd.DataFrame:
+        """All rows, or those of a region string, with contig, start, end, name and the tracks."""
+        import pandas as pd
+
+        rows, values = self._gathered(None if region is None else self.region(region))
+        table = pd.DataFrame(values, columns=pd.Index(self.tracks))
+        return pd.concat([pd.DataFrame(self._places(rows)), table], axis=1)
+
+    def to_xarray(self, region: str | None = None) -> xarray.DataArray:
+        """All rows, or those of a region string, [row, track].
+
+        The rows have the coordinates contig, start, end and name (where there are names), the
+        tracks their names; the file's attributes are the array's.
+
+        Raises
+        ------
+        DependencyError
+            If xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise DependencyError(
+                "to_xarray needs xarray: pip install 'genomepred[xarray]'"
+            ) from error
+        rows, values = self._gathered(None if region is None else self.region(region))
+        places = {name: ("row", column) for name, column in self._places(rows).items()}
+        return xarray.DataArray(
+            values,
+            dims=("row", "track"),
+            coords={**places, "track": list(self.tracks)},
+            attrs=self.attributes,
+            name=DATASET,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -301,50 +392,19 @@ class PredictionStore:
             "compression": _compression(data),
         }
 
-    def _bounds(self, key: str | tuple[str, slice]) -> tuple[str, int, int]:
+    def _bounds(self, key: str | tuple[str, slice | int]) -> tuple[str, int, int]:
         contig, bases = key if isinstance(key, tuple) else (key, slice(None))
-        start = bases.start or 0
         length = self.contigs.get(contig, 0)
+        if not isinstance(bases, slice):
+            base = index(bases)
+            if contig in self.contigs and not 0 <= base < length:
+                raise RegionError(f"{contig}[{base}]: the contig has bases 0-{length - 1}, 0-based")
+            bases = slice(base, base + 1)
+        start = bases.start or 0
         end = max(start, length) if bases.stop is None else bases.stop
         if bases.step is not None or not 0 <= start <= end:
             raise RegionError(f"{contig}[{start}:{end}]: write store[contig, start:end], 0-based")
         return contig, start, end
-
-
-def read_attributes(file: h5py.File) -> dict[str, Attribute]:
-    """Root attributes as plain Python values."""
-    return {name: _plain(value) for name, value in file.attrs.items()}
-
-
-def _plain(value: Any) -> Attribute:
-    if isinstance(value, bytes):
-        return value.decode()
-    plain: Attribute = value.item() if isinstance(value, np.generic) else value
-    return plain
-
-
-def _strings(data: h5py.Dataset) -> NDArray[np.str_]:
-    return np.char.decode(data[:], "utf-8")
-
-
-def _grid(intervals: h5py.Group, attributes: Mapping[str, Attribute], rows: int) -> Grid:
-    sizes = ("window", "stride", "crop", "bins", "bin_size")
-    grid = Grid(
-        geometry=Geometry(**{name: int(attributes[name]) for name in sizes}),
-        contigs=_strings(intervals["contig"]),
-        start=intervals["start"][:],
-        first_row=intervals["first_row"][:],
-        rows=rows,
-        length=intervals["contig_length"][:],
-        first_window=intervals["first_window"][:],
-        names=_strings(intervals["name"]) if "name" in intervals else None,
-    )
-    columns = (grid.start, grid.first_row, grid.length, grid.first_window)
-    if any(column.shape != grid.contigs.shape for column in columns):
-        raise ValueError("columns of /intervals differ in length")
-    if (grid.row_counts < 0).any():
-        raise ValueError(f"/intervals do not add up to {rows} rows")
-    return grid
 
 
 def _compression(data: h5py.Dataset) -> str:

@@ -6,9 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genomepred.documents import DocumentError, read_document, seal
+from genomepred.documents import COUNT, DocumentError, check_document, read_document, seal
 from genomepred.errors import StoreError
 from genomepred.files import write_whole
+
+#: Values of a signature, in sidecars and in the record of a run.
+SIGNATURE = {str: (str, int, bool, float, None)}
+_SCHEMAS = {
+    "finished": {
+        "sha256": str,
+        "bytes": COUNT,
+        "rows": COUNT,
+        "bases": COUNT,
+        "genome": {"path": str, "size": COUNT, "mtime_ns": int, "digest": str},
+        "signature": SIGNATURE,
+        "started": str,
+        "finished": str,
+    },
+    "failed": {
+        "error": str,
+        "session": str,
+        "genome": {"path": str},
+        "signature": SIGNATURE,
+        "finished": str,
+    },
+}
+# A failed genome's message may quote what it found; everything else is small.
+_LARGEST = 1 << 22
 
 
 def sidecar_path(path: Path) -> Path:
@@ -22,15 +46,19 @@ def write_sidecar(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """Contents of a sidecar.
+    """Contents of a sidecar: what its outcome requires, each value of its own kind.
 
     Raises
     ------
     StoreError
-        If it is absent, unreadable, no JSON object, or altered since it was written.
+        If it is absent, unreadable, no such document, or altered since it was written.
     """
     try:
-        return read_document(path, {}, sealed=True)
+        noted = read_document(path, {"outcome": str}, sealed=True, limit=_LARGEST)
+        if noted["outcome"] not in _SCHEMAS:
+            raise DocumentError(f"outcome is {noted['outcome'][:40]!r}")
+        check_document(noted, _SCHEMAS[noted["outcome"]])
+        return noted
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
     except DocumentError as error:

@@ -17,19 +17,8 @@ import torch
 from tqdm import tqdm
 
 from genomepred import __version__
-from genomepred.documents import seal
-from genomepred.errors import DataError, DeviceError, OutputError, SignatureError
-from genomepred.files import (
-    create_whole,
-    discard_abandoned,
-)
-from genomepred.models import build
-from genomepred.models.card import Card, Track, flatten, read_card
-from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
-from genomepred.models.fused import prepare
-from genomepred.models.layers import SequenceModel
-from genomepred.store.sidecar import read_sidecar, write_sidecar
-from genomepred.training.data import (
+from genomepred.data.examples import known_bases
+from genomepred.data.read import (
     TEST,
     VALIDATION,
     Codes,
@@ -39,27 +28,51 @@ from genomepred.training.data import (
     Source,
     open_data,
 )
-from genomepred.training.examples import known_bases
-from genomepred.training.figures import curves, new_figure
-from genomepred.training.loop import (
+from genomepred.data.source import file_facts
+from genomepred.documents import COUNT, DocumentError, Schema, read_document, seal
+from genomepred.errors import DataError, DeviceError, OutputError, SignatureError
+from genomepred.evaluation.figures import curves, new_figure
+from genomepred.evaluation.metrics import Sites, find_sites, peaks_inside
+from genomepred.files import create_whole, discard_abandoned, write_whole
+from genomepred.models import build
+from genomepred.models.card import Card, Track, flatten, read_card
+from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
+from genomepred.models.fused import prepare
+from genomepred.models.layers import SequenceModel
+from genomepred.training.fit import (
     HISTORY,
+    PREVIOUS,
     STATE,
     Fit,
     Float32,
     Settings,
     Weights,
     fit,
+    history_digest,
     raw_values,
 )
-from genomepred.training.metrics import Sites, find_sites, peaks_inside, sklearn_metrics
 from genomepred.training.precision import precision_differences, tolerances
-from genomepred.training.source import file_facts
 from genomepred.training.tasks import Task, find_task
 
 RUN, METRICS, CURVES = "run.json", "metrics.json", "curves.png"
 SCRATCH = ".data"
 # Fields of Source that the data's facts tell by their contents, wherever the files lie.
 _FILES = ("data", "labels", "genome", "bigwig")
+_FACTS = [{"file": str, "sha256": str}]
+_RECORD = {
+    "batch_size": COUNT,
+    "config": {str: object},
+    "data": {"data?": _FACTS, "signals?": _FACTS},
+}
+_SETS = {"validation": {str: object}, "test": {str: object}}
+_OUTCOME = {
+    "name": str,
+    "headline": str,
+    "epochs": COUNT,
+    "weights_sha256": str,
+    "history_sha256": str,
+    "metrics": _SETS,
+}
 # Golden inputs: enough of each kind to show a difference, few enough to be checked in an instant.
 _GOLDEN = 4
 # Differences that an error names: enough to find the option that was changed.
@@ -181,10 +194,9 @@ def train(plan: Plan, out: Path) -> Card:
     OutputError
         If the folder cannot be written.
     DependencyError
-        If scikit-learn or matplotlib is not installed.
+        If matplotlib is not installed.
     """
     # What would fail at the end fails now.
-    sklearn_metrics()
     new_figure(1, 1)
     for name in ("best", "last"):
         check_target(out / name)
@@ -215,11 +227,12 @@ def train(plan: Plan, out: Path) -> Card:
         licence=plan.description.licence,
     )
     golden = _golden(data)
-    _claim(out, _identity(plan, config, data, task))
+    settings = _decided(plan, model, out)
+    _claim(out, {**_identity(plan, config, data, task), "batch_size": settings.batch_size})
     if (out / METRICS).exists():
         return _leave(plan, out)
-    course = fit(model, data, task, plan.settings, out=out)
-    card = replace(card, training=_provenance(plan, data, task, course))
+    course = fit(model, data, task, settings, out=out)
+    card = replace(card, training=_provenance(replace(plan, settings=settings), data, task, course))
     dtype = plan.weights_dtype
     last = replace(card, metrics={"validation": _rounded(course.records[-1].metrics)})
     save_checkpoint(
@@ -238,17 +251,51 @@ def train(plan: Plan, out: Path) -> Card:
     )
     card = save_checkpoint(out / "best", stored, card, golden, weights_dtype=dtype)
     curves({plan.description.name: out / HISTORY}, task.headline, out / CURVES)
-    write_sidecar(out / METRICS, _outcome(card, task, course))
+    write_whole(out / METRICS, seal(_outcome(card, task, course, out)))
     _tidy(out)
     return card
 
 
+def _decided(plan: Plan, model: SequenceModel, out: Path) -> Settings:
+    """The plan's settings; a batch size that was left open is the one this training began with."""
+    if plan.settings.batch_size is None and (out / RUN).exists():
+        then = _read(out / RUN, _RECORD, f"nothing can go on from it: remove {out}")
+        return replace(plan.settings, batch_size=then["batch_size"])
+    return plan.settings.decided(model)
+
+
 def _tidy(out: Path) -> None:
     """Remove what only a training that goes on needs, and what its killed processes have left."""
-    (out / STATE).unlink(missing_ok=True)
+    for name in (STATE, PREVIOUS):
+        (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / SCRATCH, ignore_errors=True)
+    _sweep(out)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed processes have left half-written."""
     for name in (RUN, STATE, HISTORY, CURVES, METRICS):
         discard_abandoned(out / name)
+
+
+def read_outcome(out: Path) -> dict[str, Any]:
+    """Content of a finished training's ``metrics.json``, which is its own and whole.
+
+    Raises
+    ------
+    OutputError
+        If it is absent or damaged.
+    """
+    return _read(out / METRICS, _OUTCOME, f"delete {METRICS} to train again")
+
+
+def _read(path: Path, schema: Schema, advice: str) -> dict[str, Any]:
+    try:
+        return read_document(path, schema, sealed=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+    except DocumentError as error:
+        raise OutputError(f"{path} is damaged ({error}); {advice}, or use another --out") from error
 
 
 def measure(model: SequenceModel, data: Data, task: Task) -> dict[str, Any]:
@@ -303,7 +350,7 @@ def _has_map(data: PeakData) -> bool:
 def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
     """Sites in a scan of the test regions, by a threshold from the validation regions.
 
-    Forward strand, at the card's stride; see :func:`genomepred.training.metrics.find_sites`. The
+    Forward strand, at the card's stride; see :func:`genomepred.evaluation.metrics.find_sites`. The
     regions of several genomes are one map.
     """
     card, fast = model.card, prepare(model, "torch")
@@ -402,7 +449,9 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
                 "choose another --out"
             )
         create_whole(path, seal(identity))
-    then, now = (flatten(_numbered(it)) for it in (read_sidecar(path), _as_json(identity)))
+    _sweep(out)
+    there = _read(path, _RECORD, f"nothing can go on from it: remove {out}")
+    then, now = (flatten(_numbered(it)) for it in (there, _as_json(identity)))
     differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if differing:
         shown = differing[:_MOST_SHOWN]
@@ -424,9 +473,9 @@ def _is_finished(plan: Plan, out: Path) -> bool:
     """
     if not (out / METRICS).exists() or not (out / RUN).exists():
         return False
-    then, source = read_sidecar(out / RUN), plan.source
+    then, source = _read(out / RUN, _RECORD, f"its results in {out} stay as they are"), plan.source
     paths = [source.data, source.labels, source.genome, *source.bigwig]
-    data, config = then.get("data", {}), then.get("config", {})
+    data, config = then["data"], then["config"]
     files = [*data.get("data", []), *data.get("signals", [])]
     now = _as_json(_asked(plan))
     return (
@@ -443,8 +492,13 @@ def _sorted(files: list[dict[str, str]]) -> list[str]:
 
 def _leave(plan: Plan, out: Path) -> Card:
     """The card of a finished training; says which words about it are ignored."""
-    _tidy(out)
     card, asked = read_card(out / "best"), plan.description
+    if card.weights_sha256 != read_outcome(out)["weights_sha256"]:
+        raise OutputError(
+            f"{out / 'best'} is not the checkpoint that {METRICS} tells of; delete {METRICS} to "
+            "train again, or use another --out"
+        )
+    _tidy(out)
     words = {
         "--name": (card.name, asked.name),
         "--licence": (card.licence, asked.licence),
@@ -531,7 +585,7 @@ def _provenance(plan: Plan, data: Data, task: Task, course: Fit) -> dict[str, An
     }
 
 
-def _outcome(card: Card, task: Task, course: Fit) -> dict[str, Any]:
+def _outcome(card: Card, task: Task, course: Fit, out: Path) -> dict[str, Any]:
     """What ``metrics.json`` holds."""
     return {
         "name": card.name,
@@ -541,6 +595,7 @@ def _outcome(card: Card, task: Task, course: Fit) -> dict[str, Any]:
         "epochs": len(course.records),
         "best_epoch": course.best_record.epoch,
         "weights_sha256": card.weights_sha256,
+        "history_sha256": history_digest(out / HISTORY),
         "metrics": card.metrics,
     }
 

@@ -14,15 +14,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from genomepred.errors import DataError, GenomepredError
-from genomepred.files import publishing
+from genomepred.documents import DocumentError, parse_document
+from genomepred.errors import DataError, GenomepredError, OutputError
+from genomepred.evaluation import figures
+from genomepred.files import publishing, read_small
 from genomepred.models.checkpoint import load_model
-from genomepred.store.sidecar import read_sidecar
-from genomepred.training import figures
-from genomepred.training.loop import HISTORY
-from genomepred.training.run import METRICS, Plan, train
+from genomepred.training.fit import HISTORY, history_digest
+from genomepred.training.run import METRICS, Plan, read_outcome, train
 
 TABLE, FIGURE = "comparison.tsv", "comparison.png"
+_LARGEST_CONFIG = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def read_config(path: Path) -> Config:
         If it is not that, naming the place.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_document(read_small(path, _LARGEST_CONFIG), object)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {error}") from error
+    except DocumentError as error:
+        raise DataError(f"{path}: is no sweep: {error}") from error
     _check_config(document, path)
     common = document["train"]
     runs = {}
@@ -126,12 +127,22 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path) -> Result:
-        """Result of a finished training's folder."""
+        """Result of a finished training's folder.
+
+        Raises
+        ------
+        OutputError
+            If its history is not the one it was finished with.
+        """
         model = load_model(folder / "best")
         parameters = sum(weights.numel() for weights in model.parameters())
-        return cls(
-            read_sidecar(folder / METRICS), figures.read_history(folder / HISTORY), parameters
-        )
+        outcome, history = read_outcome(folder), folder / HISTORY
+        if not history.is_file() or history_digest(history) != outcome["history_sha256"]:
+            raise OutputError(
+                f"{history}: is not the one that {METRICS} tells of; delete {METRICS} to train "
+                "again"
+            )
+        return cls(outcome, figures.read_history(history), parameters)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics of the best epoch's weights by set: ``validation``, ``test``, or each test."""

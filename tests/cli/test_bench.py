@@ -39,7 +39,7 @@ def document(*arguments: object) -> dict[str, Any]:
     result = bench(*arguments, "--json")
     if result.exception:
         raise result.exception
-    found: dict[str, Any] = json.loads(result.stdout)
+    found: dict[str, Any] = json.loads(result.stdout)["result"]
     assert found["device"] == "cpu"
     assert {"cpu", "cores", "torch", "commit", "date"} <= found["machine"].keys()
     return found
@@ -145,7 +145,7 @@ def test_outputs_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
     assert "1 of 1 could not be timed, first block basenji-maize tower: differs" in str(
         result.exception
     )
-    (row,) = json.loads(result.stdout)["layers"]
+    (row,) = json.loads(result.stdout)["result"]["layers"]
     assert row["differs"] > 1e-5
     assert "microseconds" not in row
 
@@ -161,7 +161,7 @@ def test_models_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(models, "prepare", wrong)
     result = bench("models", "--model", "motif-cnn", "--batch", 4, "--rounds", 1, "--json")
     assert isinstance(result.exception, ModelError)
-    (row,) = json.loads(result.stdout)["models"]
+    (row,) = json.loads(result.stdout)["result"]["models"]
     assert row["differs"] > 1e-3
     assert "seconds" not in row
 
@@ -177,7 +177,7 @@ def test_one_that_fails_does_not_take_the_others_along(monkeypatch: pytest.Monke
     monkeypatch.setattr(kernels, "measure", fail)
     result = bench("kernels", "--layer", "first two-conv", "--rounds", 1, "--json")
     assert isinstance(result.exception, DeviceError)
-    rows = json.loads(result.stdout)["layers"]
+    rows = json.loads(result.stdout)["result"]["layers"]
     assert [row.get("failed") for row in rows] == [
         *(2 * ["RuntimeError: no such instruction"]),
         None,
@@ -277,8 +277,9 @@ def test_gpu_command_tried_on_a_cpu(tmp_path: Path) -> None:
     assert tests["failure"] == tests["error"] == []
     assert all("CUDA" in why for why in tests["skipped"])
     for name, rows in (("kernels", "layers"), ("models", "models"), ("predict", "models")):
-        assert json.loads((tmp_path / f"{name}.json").read_text())[rows]
-    check_whole_runs(json.loads((tmp_path / "predict.json").read_text())["models"][0])
+        assert json.loads((tmp_path / f"{name}.json").read_text())["result"][rows]
+    whole = json.loads((tmp_path / "predict.json").read_text())["result"]
+    check_whole_runs(whole["models"][0])
     # What comes back from such a machine is few files.
     assert len(list(tmp_path.iterdir())) <= 8
 

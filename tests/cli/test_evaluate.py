@@ -18,15 +18,16 @@ from click.testing import CliRunner, Result
 
 from genomepred.cli import cli
 from genomepred.cli.train import _plan_of_run, evaluate, sweep
+from genomepred.data.source import Source
 from genomepred.errors import DataError, ModelError
+from genomepred.evaluation.judge import PARTS
 from genomepred.models.card import Card, Track, read_card
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import make_external
-from genomepred.training.evaluation import PARTS
-from genomepred.training.source import Source
 from genomepred.training.sweep import read_config
 from tests.checkpoints import make_checkpoint
 from tests.cli.test_train import train
+from tests.data.test_read import write_cultivars
 from tests.models.as_written import AS_WRITTEN, make_as_written
 
 pytest.importorskip("sklearn")
@@ -67,7 +68,7 @@ def test_metrics_are_printed_and_written(tmp_path: Path) -> None:
     call = ("evaluate", "--model", model, "--data", table, "--part", "all", "--bootstrap", 50)
     shown = done(*call, "--out", tmp_path / "out").stdout
     assert "all: 60 examples" in shown
-    document = json.loads(done(*call, "--out", tmp_path / "out2", "--json").stdout)
+    document = json.loads(done(*call, "--out", tmp_path / "out2", "--json").stdout)["result"]
     assert document == json.loads((tmp_path / "out2" / "metrics.json").read_text())
     estimate = document["sets"]["all"]["tracks"]["score"]["auROC"]
     line = f"auROC {estimate['value']:.4f} [{estimate['low']:.4f}, {estimate['high']:.4f}]"
@@ -76,7 +77,7 @@ def test_metrics_are_printed_and_written(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).stat().st_size > 0
     # --seed is of the resamples too.
     other = json.loads(done(*call, "--out", tmp_path / "out3", "--json", "--seed", 1).stdout)
-    found = other["sets"]["all"]["tracks"]["score"]["auROC"]
+    found = other["result"]["sets"]["all"]["tracks"]["score"]["auROC"]
     assert found["value"] == estimate["value"]
     assert found["low"] != estimate["low"]
 
@@ -132,7 +133,7 @@ def test_the_bundled_model_is_what_its_card_says(tmp_path: Path, shared_data: Pa
             "--test", "chr22", "--test", "chr20:31500001-63025520",
             "--bootstrap", 100, "--out", tmp_path, "--json",
         ).stdout
-    )  # fmt: skip
+    )["result"]  # fmt: skip
     card = read_card("ctcf").metrics["held_out"]
     for kind, found in document["sets"].items():
         assert found["rows"] == 2 * card["peaks"]
@@ -198,7 +199,7 @@ def test_files_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
     copy.write_bytes(table.read_bytes())
     same = ("--sequence", "bases", "--target", "noise", "--seed", 1, "--test", "0.25")
     for asked in (("--data", copy), ("--data", table, *same)):
-        document = json.loads(done(*call, *asked).stdout)
+        document = json.loads(done(*call, *asked).stdout)["result"]
         found = document["sets"]["test"]
         assert found["rows"] == stated["examples"] == 50
         assert found["tracks"]["noise"]["R2"]["value"] == pytest.approx(stated["R2"], abs=1e-4)
@@ -215,7 +216,7 @@ def test_files_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
         assert f"{other} was asked, but" in str(error)
         assert f"was trained on this file with {was}; leave it out" in str(error)
     everything = ("--data", table, "--part", "all", "--seed", 5, "--test", "1-5")
-    document = json.loads(done(*call, *everything).stdout)
+    document = json.loads(done(*call, *everything).stdout)["result"]
     assert (document["sets"]["all"]["rows"], document["bootstrap"]["seed"]) == (200, 5)
     with copy.open("a") as file:  # another file
         file.write("ACGTACGTACGT,0.5,0.25\n")
@@ -229,7 +230,7 @@ def test_peaks_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
         "evaluate", "--model", tmp_path / "m" / "best", "--data", tmp_path / "peaks.fa",
         "--genome", tmp_path / "genome.fa", "--bootstrap", 0, "--out", tmp_path / "o",
     )  # fmt: skip
-    found = json.loads(done(*call, "--json").stdout)["sets"]
+    found = json.loads(done(*call, "--json").stdout)["result"]["sets"]
     for kind, metrics in stated.items():
         assert found[kind]["rows"] == metrics["examples"]
         score = found[kind]["tracks"]["motif"]["auROC"]["value"]
@@ -237,6 +238,58 @@ def test_peaks_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
     error = run(*call, "--test", "chr7:1-9000").exception
     assert isinstance(error, DataError)
     assert "with --test chr7:30001-40000; leave it out" in str(error)
+
+
+def test_every_genome_of_a_manifest_is_judged_and_the_worst_named(tmp_path: Path) -> None:
+    manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "chr01"])
+    regions = ("--validation", "Chr1:8001-12000", "--test", "Chr1:15001-20000")
+    done(
+        "train", "--model", "linear", "--data", manifest, "--window", 20, *regions, "--epochs", 1,
+        "--device", "cpu", "--out", tmp_path / "m",
+    )  # fmt: skip
+    call = (
+        "evaluate",
+        "--model",
+        tmp_path / "m" / "best",
+        "--bootstrap",
+        0,
+        "--out",
+        tmp_path / "o",
+    )
+    shown = done(*call, "--data", manifest).stdout  # window and regions are the card's
+    assert "worst of 2 genomes: " in shown
+    table = pd.read_csv(tmp_path / "o" / "genomes.tsv", sep="\t")
+    sets = json.loads((tmp_path / "o" / "metrics.json").read_text())["sets"]
+    for kind, found in sets.items():
+        own = table[(table.set == kind) & (table.metric == "accuracy")]
+        assert sorted(own.genome) == ["a", "b"]
+        whole = found["tracks"]["peak"]["accuracy"]["value"]
+        assert own.value.mean() == pytest.approx(whole)  # as many examples of each
+    means = table[table.metric == "auPRC"].groupby("genome", sort=False).value.mean()
+    assert means.is_monotonic_increasing
+    one = ("--data", tmp_path / "b" / "p.narrowPeak", "--genome", tmp_path / "b" / "g.fa")
+    done(*call, *one, "--validation", "1:8001-12000", "--test", "1:16001-20000")
+    for held_out in (
+        ("--part", "all"),
+        ("--validation", "1:8001-12000", "--test", "1:14001-20000"),
+    ):
+        error = run(*call, *one, *held_out).exception
+        assert isinstance(error, DataError)
+        assert "was trained on genome g.fa, kept from " in str(error)
+
+
+def test_all_peaks_of_another_genome_are_judged(tmp_path: Path) -> None:
+    assert train(tmp_path, "m", "--seed", "3", "--device", "cpu").exit_code == 0
+    rng = np.random.default_rng(5)
+    (tmp_path / "new.fa").write_text(">1\n" + "".join(rng.choice(list("ACGT"), 30_000)) + "\n")
+    starts = range(100, 29_000, 700)
+    (tmp_path / "new.bed").write_text("".join(f"1\t{s}\t{s + 40}\n" for s in starts))
+    call = (
+        "evaluate", "--model", tmp_path / "m" / "best", "--data", tmp_path / "new.bed",
+        "--genome", tmp_path / "new.fa", "--bootstrap", 0, "--out", tmp_path / "o", "--json",
+    )  # fmt: skip
+    found = json.loads(done(*call, "--part", "all").stdout)["sets"]
+    assert {of["rows"] for of in found.values()} == {2 * len(starts)}
 
 
 def test_misfits_are_one_line(tmp_path: Path) -> None:
@@ -300,7 +353,8 @@ def test_a_sweep_trains_its_runs_as_train_would(
     command = shlex.split(card.training["command"].replace("--out cnn", "--out again"))
     done(*command[1:])
     assert read_card(Path("again/best")).weights_sha256 == card.weights_sha256
-    rows = json.loads(done("sweep", "sweep.json", "--out", "out", "--seeds", 2, "--json").stdout)
+    result = done("sweep", "sweep.json", "--out", "out", "--seeds", 2, "--json")
+    rows = json.loads(result.stdout)["result"]["runs"]
     assert [row["run"] for row in rows] == ["slow", "cnn"]
     assert rows[0]["seeds"] == 2
     assert len(pd.read_csv("out/comparison.tsv", sep="\t")) == 2

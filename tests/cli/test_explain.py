@@ -51,7 +51,7 @@ def test_json_counts_windows_and_names_files(tmp_path: Path) -> None:
         ("gradients", ("--method", "gradient")),
         ("filters", ("--sites", "5")),
     ]:
-        document = json.loads(run(command, "--model", "ctcf", *options, *more).stdout)
+        document = json.loads(run(command, "--model", "ctcf", *options, *more).stdout)["result"]
         assert document["windows"] == 2
         assert all(Path(path).is_file() for path in document["files"])
 

@@ -25,7 +25,7 @@ def test_list_shows_bundled_models_and_architectures() -> None:
     assert shown.exit_code == 0
     assert "ctcf" in shown.stdout
     assert "tf-cnn" in shown.stdout
-    document = json.loads(run("models", "list", "--json").stdout)
+    document = json.loads(run("models", "list", "--json").stdout)["result"]
     assert document["bundled"]["ctcf"]["window"] == 100
     assert set(document["architectures"]) == set(MODELS)
     for name, line in document["architectures"].items():
@@ -39,7 +39,7 @@ def test_list_shows_bundled_models_and_architectures() -> None:
 
 
 def test_show_prints_the_whole_card() -> None:
-    document = json.loads(run("models", "show", "ctcf", "--json").stdout)
+    document = json.loads(run("models", "show", "ctcf", "--json").stdout)["result"]
     assert document == json.loads(read_card("ctcf").to_json())
     shown = run("models", "show", "ctcf").stdout
     for part in ("weights_sha256", "tracks, CTCF", "training, command", "metrics, map, recall"):
@@ -48,7 +48,7 @@ def test_show_prints_the_whole_card() -> None:
 
 def test_check_prints_the_largest_difference() -> None:
     assert "golden outputs on cpu differ by at most" in run("models", "check", "ctcf").stdout
-    document = json.loads(run("models", "check", "ctcf", "--json").stdout)
+    document = json.loads(run("models", "check", "ctcf", "--json").stdout)["result"]
     assert 0 <= document["largest_difference"] <= document["tolerance"] == 1e-5
 
 
@@ -88,7 +88,7 @@ def test_import_makes_a_checkpoint_that_check_accepts(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     card = read_card(tmp_path / "mine")
-    assert json.loads(done.stdout) == json.loads(card.to_json())
+    assert json.loads(done.stdout)["result"] == json.loads(card.to_json())
     assert (card.name, card.stride, card.min_bases, card.licence) == ("mine", 30, 40, "MIT")
     assert (card.base_order, card.n_policy, card.activation) == ("TGCA", "uniform", "softplus")
     assert card.tracks == (Track("a", "first output"), Track("b"))

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from genomepred.cli import cli
 from genomepred.cli.store import export, info, plot, query
-from genomepred.errors import GenomepredError, RegionError, StoreError
+from genomepred.errors import GenomepredError, OutputError, RegionError, StoreError
 from tests.store_files import CONTIGS, random_values, write_store
 
 COMMANDS = [info, query, plot, *export.commands.values()]
@@ -67,7 +67,7 @@ def test_info_for_people(file: Path) -> None:
 
 
 def test_info_for_machines(file: Path) -> None:
-    document = json.loads(run("info", file, "--json").stdout)
+    document = json.loads(run("info", file, "--json").stdout)["result"]
     assert document["rows"] == 76
     assert document["bytes"] == file.stat().st_size
     assert document["attributes"]["weights_sha256"] == "feed"
@@ -84,7 +84,8 @@ def test_query_counts_bases_from_one(file: Path) -> None:
 
 def test_query_as_json_gives_null_for_missing(file: Path) -> None:
     values = random_values(76, 2)
-    rows = json.loads(run("query", file, "chr2", "--track", "MRL", "--json").stdout)
+    result = run("query", file, "chr2", "--track", "MRL", "--json")
+    rows = json.loads(result.stdout)["result"]["rows"]
     assert len(rows) == 47
     assert list(rows[0]) == ["contig", "start", "end", "MRL"]
     for row, value in zip(rows, values[:47, 1], strict=True):
@@ -107,6 +108,42 @@ def test_exports(file: Path, tmp_path: Path) -> None:
     assert text.splitlines()[1].startswith("ctg-é\t0\t57\t")
 
 
+def test_a_region_past_the_end_of_its_contig_is_cut_with_a_note(file: Path, tmp_path: Path) -> None:
+    note = "genomepred: chr2:900-2,000: chr2 ends at base 1,003; taken up to there\n"
+    done = run("query", file, "chr2:900-2,000")
+    assert done.stdout == run("query", file, "chr2:900-1003").stdout
+    assert done.stderr == note
+    assert run("query", file, "chr2:900-2,000", "--json").stderr == note
+    cut, whole = (tmp_path / name for name in ("cut.tsv", "whole.tsv"))
+    run("export", "tsv", file, "--region", "chr2:900-2,000", "-o", cut)
+    run("export", "tsv", file, "--region", "chr2:900-", "-o", whole)
+    assert cut.read_text() == whole.read_text()
+
+
+def test_the_genomes_of_a_run_become_bigwig_in_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("one", "two"):
+        write_store(out / f"{name}.h5", tracks=("CTCF", "MRL"))
+    run("export", "bigwig", out, "-o", tmp_path / "maps" / "all", "--track", "MRL")
+    names = sorted(path.name for path in (tmp_path / "maps" / "all").iterdir())
+    assert names == ["one.bw", "two.bw"]
+    found = json.loads(run("export", "bigwig", out, "-o", tmp_path / "both", "--json").stdout)
+    names = [f"{genome}.{track}.bw" for genome in ("one", "two") for track in ("CTCF", "MRL")]
+    assert found["result"]["files"] == [str(tmp_path / "both" / name) for name in names]
+    with pytest.raises(OutputError, match=r"one\.h5 is a file; name a folder"):
+        run("export", "bigwig", out, "-o", out / "one.h5")
+    with pytest.raises(StoreError, match="without prediction files"):
+        run("export", "bigwig", tmp_path / "both", "-o", tmp_path / "x")
+
+
+@pytest.mark.parametrize("bad", ["~/x.bw", "s3://bucket/x.bw"])
+def test_outputs_that_are_no_paths_are_refused(file: Path, bad: str) -> None:
+    for command in (("export", "bigwig", file), ("export", "tsv", file), ("plot", file, "chr2")):
+        with pytest.raises(OutputError, match=bad):
+            run(*command, "-o", bad)
+
+
 def test_plot(file: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     done = run("plot", file, "chr2:1-500", "-o", tmp_path / "x.png", "--track", "CTCF")
@@ -115,8 +152,12 @@ def test_plot(file: Path, tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_error(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(RegionError, match="outside 'chr2', which has bases 1-1003"):
-        run("query", file, "chr2:1-2000")
+    for command, *output in (("query",), ("plot", "-o", tmp_path / "x.png")):
+        with pytest.raises(RegionError, match="outside 'chr2', which has bases 1-1003"):
+            run(command, file, "chr2:1004-2000", *output)
+    for text in ("chr2:9-1", "chr2:0-5", "chr2:x-y", "chr2:1-" + "9" * 5000):
+        with pytest.raises(RegionError):
+            run("query", file, text)
     with pytest.raises(
         RegionError, match=f"no contig 'chr9'; the genome has {next(iter(CONTIGS))!r}"
     ):
@@ -139,7 +180,7 @@ def test_the_terminal_sees_one_line_and_an_exit_code(tmp_path: Path) -> None:
 def test_help_needs_no_heavy_library() -> None:
     code = (
         "import sys, genomepred.cli.store\n"
-        "heavy = {'torch', 'numba', 'h5py', 'numpy', 'pandas', 'matplotlib', 'pybigtools'}\n"
+        "heavy = {'torch', 'numba', 'h5py', 'numpy', 'pandas', 'matplotlib', 'pyBigWig'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

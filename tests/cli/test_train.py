@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 
 from genomepred.cli import cli
 from genomepred.cli.train import train as command
+from genomepred.data.source import Source
 from genomepred.errors import DataError, DependencyError, ModelError, OutputError, SignatureError
 from genomepred.models.card import read_card
 from genomepred.models.checkpoint import check_golden
-from genomepred.training.loop import Settings
+from genomepred.training.fit import Settings
 from genomepred.training.run import Description
-from genomepred.training.source import Source
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_peaks_give_a_checkpoint_that_proves_itself_its_history_and_a_map(tmp_pa
     result = train(tmp_path, "out", "--weights-dtype", "float16", "--json")
     assert result.exit_code == 0, result.output
     card = read_card(tmp_path / "out" / "best")
-    assert json.loads(result.stdout) == json.loads(card.to_json())
+    assert json.loads(result.stdout)["result"] == json.loads(card.to_json())
     assert (card.name, card.window, card.stride, card.min_bases) == ("planted", 40, 8, 20)
     assert (card.activation, [track.name for track in card.tracks]) == ("sigmoid", ["motif"])
     assert card.config == {"window": 40, "filters": 8, "hidden": [8]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -45,6 +46,15 @@ def some_windows(window: int, count: int = 3) -> list[Window]:
         name = f"chr/é:{100 * i + 1}-{100 * i + window}"
         windows.append(Window(name, "chr/é", 100 * i, codes, (5, window - 5)))
     return windows
+
+
+@pytest.mark.parametrize("name", ["a\tb", 'p "q"', '"p" q', "a\nb\tc", "\t"])
+def test_names_do_not_shift_the_columns(model: SequenceModel, tmp_path: Path, name: str) -> None:
+    window = replace(some_windows(40, 1)[0], name=name, contig=name)
+    run.ism(model, iter([window]), Output(model.card), tmp_path, pictures=0)
+    table = pd.read_csv(tmp_path / "ism.tsv", sep="\t", keep_default_na=False)
+    assert set(table.name) == set(table.contig) == {name}
+    assert table.base.isin(list("ACGT")).all()
 
 
 def size_of(path: Path) -> tuple[int, int]:

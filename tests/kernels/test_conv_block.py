@@ -66,7 +66,7 @@ def test_reference_is_the_modules_in_order(dilation: int, round_up: bool) -> Non
 
 def test_sigmoid_gelu_has_a_factor() -> None:
     x = torch.randn(1, 5, 3)
-    (out,) = bias_act_pool_reference(x, torch.zeros(3), None, "gelu_sigmoid", 1.702)
+    (out,) = bias_act_pool_reference(x, torch.zeros(3), None, Epilogue("gelu_sigmoid", 1.702))
     torch.testing.assert_close(out, x * torch.sigmoid(1.702 * x))
 
 

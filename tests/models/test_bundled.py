@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from genomepred.data.read import Mix, PeakData, Peaks, Split, load_contigs, read_peaks
+from genomepred.evaluation.metrics import find_sites
 from genomepred.models.agreement import difference
 from genomepred.models.card import (
     ASSETS,
@@ -19,9 +21,7 @@ from genomepred.models.checkpoint import check_golden, load_model
 from genomepred.models.fused import prepare
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
-from genomepred.training.data import Mix, PeakData, Peaks, Split, load_contigs, read_peaks
-from genomepred.training.loop import raw_values
-from genomepred.training.metrics import find_sites
+from genomepred.training.fit import raw_values
 from genomepred.training.tasks import find_task
 
 

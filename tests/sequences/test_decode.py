@@ -89,16 +89,22 @@ def test_decode_any_piece_of_lines(case: tuple[bytes, int, int, int], spare: int
 
 @settings(deadline=None)  # the first call compiles
 @given(pieces_of_lines(), st.data())
-def test_decode_points_at_the_first_byte_that_is_no_sequence(
+def test_decode_points_at_the_first_byte_that_is_not_what_it_should_be(
     case: tuple[bytes, int, int, int], data: st.DataObject
 ) -> None:
     text, column, bases, width = case
-    sequence = [i for i, byte in enumerate(text) if byte not in b"\r\n"]
-    if not sequence:
+    if not text:
         return
-    bad = sorted(data.draw(st.sets(st.sampled_from(sequence), min_size=1, max_size=3)))
+    places = st.one_of(
+        st.integers(0, len(text) - 1),
+        st.sampled_from([i for i, byte in enumerate(text) if byte in b"\r\n"] or [0]),
+    )
+    bad = sorted(data.draw(st.sets(places, min_size=1, max_size=3)))
     wrong = bytearray(text)
     for i in bad:
-        wrong[i] = data.draw(st.sampled_from(list(b"\0\n\r >EFIJLOPQZefijlopqz09@\x7f\x80\xff")))
-    out = np.empty(len(sequence), np.uint8)
+        others = b"\0\n\r >EFIJLOPQZefijlopqz09@\x7f\x80\xff"
+        if text[i] in b"\r\n":  # where a line ends, a base is as wrong as anything else
+            others = bytes(byte for byte in others + b"ACGTN" if byte != text[i])
+        wrong[i] = data.draw(st.sampled_from(list(others)))
+    out = np.empty(len(text), np.uint8)
     assert decode(readonly(wrong), column, bases, width, out) == -1 - bad[0]

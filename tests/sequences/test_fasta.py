@@ -24,6 +24,7 @@ from tests.sequences.fasta_files import (
     AS_CODES,
     KINDS,
     assert_reads_as,
+    bgzip,
     fasta_text,
     naive_codes,
     naive_slice,
@@ -256,6 +257,29 @@ def test_what_is_no_fasta_is_refused_in_one_line(text: str, kind: str, tmp_path:
     assert not list((tmp_path / "cache").glob("*.codes*[!k]"))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_are_bounded(kind: str, tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", b">a\nAC\n>" + b"x" * 1000 + b" y\nAC\n", kind)
+    for _ in range(2):
+        with Genome(path, cache=tmp_path / "cache") as genome:
+            assert [len(name) for name in genome.contigs] == [1, 1000]
+    path = write_fasta(tmp_path / "h.fa", b">a\nAC\n>" + b"x" * 5_000_000 + b"\nAC\n", kind)
+    path.with_name("h.fa.fai").write_text(f"a\t2\t3\t2\t3\n{'x' * 5_000_000}\t2\t5000008\t2\t3\n")
+    with pytest.raises(SequenceError, match=r"line 3, .*'xxx.* more than 1,000 bytes") as caught:
+        Genome(path, cache=tmp_path / "cache")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paths_need_not_be_utf_8(kind: str, tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / os.fsdecode(b"caf\xe9.fa"), BODY, kind)
+    for _ in range(2):
+        with Genome(path, cache=tmp_path / os.fsdecode(b"cach\xe9")) as genome:
+            assert genome.name == os.fsdecode(b"caf\xe9")
+            assert_reads_as(genome, naive_codes(BODY))
+            genome.discard_cache()
+
+
 def test_letters_that_no_fast_path_may_let_through(tmp_path: Path) -> None:
     sequence = bytearray(b"ACGT" * 4000)
     for place, width in ((9_000, 60), (15_999, 60), (0, 60), (9_000, 16_000)):
@@ -291,25 +315,89 @@ def test_garbage_behind_a_packed_file_is_refused_but_zeros_are_not(
     path.write_bytes(packed + b"garbage")
     with pytest.raises(SequenceError, match=f"byte offset {len(packed)}"):
         Genome(path, write=False)
-    if kind != "bgzip":
-        path.write_bytes(packed + bytes(512))
-        with Genome(path, write=False) as genome:
-            assert genome.contigs == {"a": 4}
+    path.write_bytes(packed + bytes(300_000))
+    with Genome(path, write=False) as genome:
+        assert genome.contigs == {"a": 4}
+    path.write_bytes(packed + bytes(512) + b"garbage")
+    with pytest.raises(SequenceError, match="byte offset"):
+        Genome(path, write=False)
+
+
+@pytest.mark.parametrize("end", [b"", bytes(99)])
+def test_gzip_members_behind_bgzip_blocks_are_read(end: bytes, tmp_path: Path) -> None:
+    first, second = b">a\nACGT\nACGT\n", b"AC\n>b\nGATTACA\n"
+    packed = bgzip(first, 9) + gzip.compress(second) + bgzip(b">c\nTT\n") + end
+    path = tmp_path / "g.fa.gz"
+    path.write_bytes(packed)
+    with Genome(path, cache=tmp_path / "cache") as genome:
+        assert_reads_as(genome, naive_codes(first + second + b">c\nTT\n"))
+    damaged = bytearray(packed)
+    damaged[packed.index(gzip.compress(second)) + 15] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(SequenceError):
+        Genome(path, cache=tmp_path / "cache")
+    assert sorted(f.suffix for f in (tmp_path / "cache").iterdir()) == [".codes", ".lock", ".lock"]
 
 
 @pytest.mark.parametrize("kind", ["bgzip", "gzip", "xz"])
-def test_a_flipped_bit_in_packed_data_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_packed_file_is_refused_or_changes_nothing(
+    kind: str, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
-    text = b">a\n" + bytes(rng.choice(list(b"ACGT"), 9000).astype(np.uint8)) + b"\n"
-    packed = bytearray(pack(text, kind, block=4000))
-    packed[len(packed) // 2] ^= 4
+    text = b">a\n" + bytes(rng.choice(list(b"ACGT"), 1500).astype(np.uint8)) + b"\n"
+    packed = pack(text, kind, block=400)
+    path = write_fasta(tmp_path / "g.fa", text)
+    with Genome(path) as genome:
+        digest = genome.digest()
     path = tmp_path / "g.fa.gz"
-    path.write_bytes(packed)
-    with pytest.raises(SequenceError), Genome(path, cache=tmp_path) as genome:
-        genome.digest()
+    bits = 8 * len(packed)
+    refused = 0
+    # Somewhere, and everywhere in the first header, the last trailer and bgzip's empty block.
+    for bit in {*rng.integers(0, bits, 300).tolist(), *range(8 * 18), *range(bits - 8 * 40, bits)}:
+        damaged = bytearray(packed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            with Genome(path, write=False) as genome:
+                assert genome.digest() == digest, bit
+        except SequenceError:
+            refused += 1
+    assert refused > 400
+
+
+def test_sizes_of_bgzip_blocks_that_hide_bases_are_refused(tmp_path: Path) -> None:
+    line = b"ACGTTGCA\n" * 10
+    blocks = [bgzip(text)[:-28] for text in (b">a\n" + line, line, line)]
+    end = bgzip(b"")[-28:]
+
+    def resized(block: bytes, size: int) -> bytes:  # ISIZE
+        return block[:-4] + size.to_bytes(4, "little")
+
+    def swallowing(block: bytes, more: bytes) -> bytes:  # BSIZE of both
+        return block[:16] + (len(block) + len(more) - 1).to_bytes(2, "little") + block[18:] + more
+
+    path = tmp_path / "g.fa.gz"
+    for wrong in (
+        [blocks[0], blocks[1], resized(blocks[2], 0)],
+        [blocks[0], resized(blocks[1], 0), blocks[2]],
+        [blocks[0], resized(blocks[1], 9), blocks[2]],
+        [blocks[0], blocks[1], resized(blocks[2], len(line) + 9)],
+        [blocks[0], blocks[1], resized(blocks[2], 1 << 31)],
+        [blocks[0], swallowing(blocks[1], blocks[2])],
+        [blocks[0], blocks[1], swallowing(blocks[2], end)],
+        [blocks[0], blocks[1], blocks[2], resized(end, 9)],
+        [blocks[0], blocks[1], blocks[2], end[:-8] + b"\1" + end[-7:]],
+    ):
+        path.write_bytes(b"".join(wrong) + end)
+        with pytest.raises(SequenceError, match="byte offset"), Genome(path, write=False) as genome:
+            genome.digest()
 
 
 def test_what_is_no_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(SequenceError, match="is not a regular file"):
+            Genome(path)
     with pytest.raises(SequenceError, match="not a regular file"):
         Genome(tmp_path)
     with pytest.raises(SequenceError, match=r"missing\.fa: cannot be read: No such file"):
@@ -326,7 +414,7 @@ def test_an_unreadable_file_is_refused_in_one_line(
     def deny(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", deny)  # root, as which tests may run, reads everything
+    monkeypatch.setattr(os, "open", deny)  # root, as which tests may run, reads everything
     with pytest.raises(SequenceError, match=r"g\.fa: cannot be read: Permission denied"):
         Genome(path)
 
@@ -428,7 +516,7 @@ def test_offsets_past_4_gib(tmp_path: Path) -> None:
         assert genome.contigs == {"big": length}
         tail = genome.codes("big", length - rest - 120, length + 2)
         assert tail.tolist() == [0, 1, 2, 3, 3] * 24 + [1] * rest + [4, 4]
-        with pytest.raises(SequenceError, match=r"byte offset 4270000005, contig 'big'"):
+        with pytest.raises(SequenceError, match=r"byte offset 4270000004, contig 'big'"):
             genome.codes("big", 4_200_000_000, 4_200_000_060)
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import gzip
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genomepred.errors import ModelError, RegionError
-from genomepred.sequences.grid import Geometry, Grid, Region, parse_region, read_bed
+from genomepred.sequences.bed import BedRecord
+from genomepred.sequences.grid import Geometry, Grid, Region, parse_region
 
 
 @st.composite
@@ -219,6 +218,8 @@ def test_region_strings(text, region):
         ("chr1:10-5", "empty or outside"),
         ("chr1:990-1001", "bases 1-1000"),
         ("chr1:a-b", "write CONTIG:START-END"),
+        ("chr1:1-" + "9" * 5000, "write CONTIG:START-END"),
+        ("x" * 5000, "no contig 'xxx"),
     ],
 )
 def test_bad_region_strings(text, message):
@@ -226,47 +227,25 @@ def test_bad_region_strings(text, message):
         parse_region(text, CONTIGS)
 
 
-def test_bed_reading(tmp_path: Path):
-    text = "# c\ntrack name=x\nbrowser y\nchr1\t0\t10\tpeak 1\t5\r\n\nHLA:A*01:01\t3\t4\n"
-    plain, packed = tmp_path / "a.bed", tmp_path / "a.bed.gz"
-    plain.write_text(text)
-    packed.write_bytes(gzip.compress(text.encode()))
-    wanted = [Region("chr1", 0, 10, "peak 1"), Region("HLA:A*01:01", 3, 4, "")]
-    assert read_bed(plain, CONTIGS) == read_bed(packed, CONTIGS) == wanted
+def test_names_take_as_much_memory_as_they_have_letters():
+    contigs = {**{f"c{i}": 100 for i in range(30_000)}, "x" * 1000: 100}
+    grid = Grid.whole(contigs, Geometry(10, 10))
+    part = Grid.of_regions(contigs, Geometry(10, 10), [Region(name, 0, 10) for name in contigs])
+    centred = Grid.centred(contigs, Geometry(10, 10), [Region("c1", 0, 9, n) for n in contigs])
+    for array in (grid.contigs, part.contigs, centred.contigs, centred.names):
+        assert array.itemsize == 8
+        assert len(array) == 30_001
+    assert grid.query("x" * 1000, 0, 1) == [(300_000, 300_001)]
 
 
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ("1\t0\t10", "line 2: contig '1' is not in the genome, which has 'chr1'"),
-        ("chr1\t5\t5", "line 2: chr1:5-5 is empty"),
-        ("chr1\t5\t1001", "line 2: chr1:5-1001 .* 1000 bases"),
-        ("chr1\tx\t10", "line 2: expected contig, start and end"),
-        ("chr1 only", "line 2: expected contig, start and end"),
-    ],
-)
-def test_bad_bed_records_are_named(tmp_path: Path, record, message):
-    path = tmp_path / "bad.bed"
-    path.write_text(f"chr1\t0\t5\n{record}\n")
-    with pytest.raises(RegionError, match=message):
-        read_bed(path, CONTIGS)
+def test_names_of_regions_are_bounded():
+    for name, message in {"x" * 1001: "1,001 bytes", "é" * 600: "1,200", "a\0b": "control"}.items():
+        with pytest.raises(RegionError, match=message) as caught:
+            Grid.centred({"c": 10}, Geometry(4, 2), [Region("c", 0, 5, name)])
+        assert len(str(caught.value)) < 300
 
 
-def test_bed_oddities(tmp_path: Path):
-    """Contigs called like header words, a byte order mark, gzip by content and not by name."""
-    contigs = {"track1": 100, "browser": 50, "c1": 100}
-    path = tmp_path / "odd.bed"
-    text = "\ufefftrack name=x\ntrack1\t0\t9\nbrowser position\n  # note\nc1\t5\t6\n"
-    path.write_bytes(gzip.compress(text.encode()))
-    assert [region.contig for region in read_bed(path, contigs)] == ["track1", "c1"]
-
-
-def test_bed_that_is_no_bed(tmp_path: Path):
-    (tmp_path / "empty.bed").write_text("# nothing\n")
-    with pytest.raises(RegionError, match="no BED records"):
-        read_bed(tmp_path / "empty.bed", CONTIGS)
-    (tmp_path / "image.bed").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
-    with pytest.raises(RegionError, match="cannot be read as BED"):
-        read_bed(tmp_path / "image.bed", CONTIGS)
-    with pytest.raises(RegionError, match="cannot be read as BED"):
-        read_bed(tmp_path, CONTIGS)
+def test_centred_windows_use_the_centre_that_a_record_has():
+    records = [BedRecord("c", 100, 200, "n", "-", 120), Region("c", 100, 200)]
+    grid = Grid.centred({"c": 1000}, Geometry(20, 10), records)
+    assert grid.start.tolist() == [110, 140]

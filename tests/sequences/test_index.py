@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 from contextlib import suppress
 from pathlib import Path
 
@@ -144,35 +147,110 @@ def test_bytes_that_changed_behind_the_index_are_noticed(tmp_path: Path) -> None
             genome.codes("a", 0, 13)
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "shifted", "of another file"])
+GZI = {
+    "missing": lambda words: None,
+    "short": lambda words: words.tobytes()[:-5],
+    "without a block": lambda words: np.delete(words, [5, 6]) - np.eye(1, len(words) - 2)[0],
+    "without the last blocks": lambda words: np.append(words[0] - 2, words[1:-4]),
+    "of no block but the first": lambda words: words[:1] * 0,
+    "of wrong data": lambda words: words + np.eye(1, len(words), 4)[0],
+    "of wrong places": lambda words: words + np.eye(1, len(words), 3)[0],
+    "of huge offsets": lambda words: words | np.where(np.arange(len(words)) == 4, 1 << 62, 0),
+    "of a huge count": lambda words: words | np.where(np.arange(len(words)) == 0, 1 << 62, 0),
+    "empty": lambda words: words[:0],
+}
+
+
+@pytest.mark.parametrize("damage", GZI)
 def test_a_wrong_gzi_is_made_anew(damage: str, tmp_path: Path) -> None:
     text = b">a\n" + b"ACGTTGCA\n" * 100
     path = write_fasta(tmp_path / "g.fa.gz", text, "bgzip", block=100)
     Genome(path).close()
     index = path.with_name("g.fa.gz.gzi")
     right = index.read_bytes()
-    if damage == "missing":
-        index.unlink()
-    else:
-        index.write_bytes(
-            {"short": right[:-5], "shifted": right[:16] + right[8:]}.get(damage, bytes(8))
-        )
+    wrong = GZI[damage](np.frombuffer(right, "<u8").astype(np.int64))
+    index.unlink()
+    if wrong is not None:
+        index.write_bytes(wrong if isinstance(wrong, bytes) else wrong.astype("<u8").tobytes())
+        assert index.read_bytes() != right
     with Genome(path) as genome:
         assert_reads_as(genome, naive_codes(text))
-    if damage != "of another file":  # eight zeros are a valid index of no block but the first
-        assert index.read_bytes() == right
+    assert index.read_bytes() == right
 
 
-def test_a_gzi_with_a_wrong_offset_gives_one_line_and_no_wrong_codes(tmp_path: Path) -> None:
-    text = b">a\n" + b"ACGTTGCA\n" * 100
-    path = write_fasta(tmp_path / "g.fa.gz", text, "bgzip", block=100)
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from([b"\n", b"\r\n"]),
+    st.sampled_from(["plain", "bgzip"]),
+    st.sampled_from([1, 5, 64]),
+    st.data(),
+)
+def test_bytes_that_changed_behind_an_index_are_seen(
+    tmp_path_factory: pytest.TempPathFactory,
+    end: bytes,
+    kind: str,
+    step: int,
+    data: st.DataObject,
+) -> None:
+    """Whatever byte is put anywhere: the codes of the file as it is now, or a refusal."""
+    text = fasta_text({"a": b"ACGTN" * 12 + b"AC", "b": b"GATTACA"}, 5, end, True)
+    changed = bytearray(text)
+    place = data.draw(st.integers(0, len(text) - 1))
+    changed[place] = data.draw(st.sampled_from(list(b"AN\0>L \n\r")))
+    path = write_fasta(tmp_path_factory.mktemp("changed") / "g.fa", text, kind)
     Genome(path).close()
-    index = path.with_name("g.fa.gz.gzi")
-    words = np.frombuffer(index.read_bytes(), "<u8").copy()
-    words[4] += 1  # the second listed block's data
-    index.write_bytes(words.tobytes())
-    with pytest.raises(SequenceError, match=r"its \.gzi is wrong"), Genome(path) as genome:
-        genome.codes("a", 0, 800)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    write_fasta(path, bytes(changed), kind)
+    os.utime(path, ns=times)
+    try:
+        with Genome(path) as genome:
+            found = {
+                name: [
+                    code
+                    for start in range(0, length, step)
+                    for code in genome.codes(name, start, min(start + step, length)).tolist()
+                ]
+                for name, length in genome.contigs.items()
+            }
+    except SequenceError:
+        return
+    expected = naive_codes(bytes(changed))
+    assert found == {name: codes.tolist() for name, codes in expected.items()}
+
+
+@pytest.mark.parametrize("suffix", [".fai", ".gzi"])
+@pytest.mark.parametrize("what", ["pipe", "folder", "device", "endless", "number"])
+def test_what_is_no_index_is_not_read(what: str, suffix: str, tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa.gz", BODY, "bgzip")
+    index = path.with_name(path.name + suffix)
+    if what == "pipe":
+        os.mkfifo(index)
+    elif what == "folder":
+        index.mkdir()
+    elif what == "device":
+        index.symlink_to("/dev/zero")
+    elif what == "endless":
+        with index.open("wb") as file:
+            file.truncate(1 << 42)
+    else:
+        index.write_text(f"a\t{'9' * 5000}\t7\t5\t6\nb\t{'9' * 40}\t26\t{'9' * 40}\t6\n")
+    with Genome(path) as genome:
+        assert_reads_as(genome, naive_codes(BODY))
+
+
+def test_leftovers_of_killed_processes_go_from_beside_the_file(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "g.fa", BODY)
+    script = """
+        import os, sys
+        os.fsync = lambda descriptor: os._exit(9)
+        from genomepred import Genome
+        Genome("g.fa")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 9
+    assert len(list(tmp_path.glob("*.tmp"))) == 1
+    Genome(path).close()
+    assert sorted(os.listdir(tmp_path)) == ["g.fa", "g.fa.fai"]
 
 
 @pytest.mark.parametrize("obstacle", ["a read-only folder", "folders of the indexes' names"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 import resource
 import subprocess
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from genomepred import files
 from genomepred.errors import OutputError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
+from genomepred.store import hdf5
 from genomepred.store.export import export_bedgraph, export_bigwig, export_tsv
 from genomepred.store.hdf5 import (
     DamagedPartError,
@@ -209,19 +212,65 @@ def test_no_flipped_byte_of_a_part_changes_what_is_joined(tmp_path: Path) -> Non
     good, attributes = path.read_bytes(), read_part_attributes(path)
     grid = Grid.whole({"c": 480}, Geometry(window=100, stride=20))
     expected = join([path], tmp_path / "good.h5", WIDE, grid, TRACKS, {})
-    found = 0
-    for position in rng.integers(0, len(good), 300).tolist():
+    for position in [*rng.integers(0, len(good), 300).tolist(), -1, -40]:
         path.write_bytes(flipped(good, position, int(rng.integers(8))))
-        try:
+        with pytest.raises(DamagedPartError, match="do not match their sha256"):
             check_part(path)
-        except DamagedPartError:
-            found += 1
-            with pytest.raises(DamagedPartError):
-                join([path], tmp_path / "flip.h5", WIDE, grid, TRACKS, {})
-        else:
-            assert read_part_attributes(path) == attributes
-            assert join([path], tmp_path / "flip.h5", WIDE, grid, TRACKS, {}) == expected
-    assert found > 200  # the rest of the part is unused space
+        with pytest.raises(DamagedPartError):
+            join([path], tmp_path / "flip.h5", WIDE, grid, TRACKS, {})
+    path.write_bytes(good)
+    assert read_part_attributes(path) == attributes
+    assert join([path], tmp_path / "again.h5", WIDE, grid, TRACKS, {}) == expected
+
+
+def test_words_of_ones_in_place_of_zeros_are_found(tmp_path: Path) -> None:
+    """What fletcher32 cannot see."""
+    layout = Layout(2000, compression="none")
+    path = write_parts(tmp_path, np.zeros((20, 2000), np.float32), layout)[0]
+    with h5py.File(path) as file:
+        at = file["predictions"].id.get_chunk_info(0).byte_offset
+    data = bytearray(path.read_bytes())
+    assert data[at + 1000 : at + 1002] == b"\0\0"
+    data[at + 1000 : at + 1002] = b"\xff\xff"
+    path.write_bytes(data)
+    with h5py.File(path) as file:
+        assert file["predictions"][:].any()  # HDF5 reads it without a word
+    with pytest.raises(DamagedPartError, match="sha256"):
+        check_part(path)
+
+
+def test_a_part_is_no_link_and_no_pipe(tmp_path: Path) -> None:
+    path = write_parts(tmp_path, random_values(20, 2000), WIDE)[0]
+    link, pipe = tmp_path / "link.part", tmp_path / "pipe.part"
+    link.symlink_to(path)
+    os.mkfifo(pipe)
+    for part in (link, pipe):
+        with pytest.raises(DamagedPartError):
+            check_part(part)
+
+
+def test_a_damaged_part_can_be_handed_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(DamagedPartError(Path("x.h5"), "why")))
+    assert (str(error), error.path) == (str(DamagedPartError(Path("x.h5"), "why")), Path("x.h5"))
+
+
+def test_what_is_written_is_compared_with_what_was_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = write_parts(tmp_path, random_values(GRID.rows, 2000), WIDE)
+
+    def flipping(temporary: Path) -> str:
+        with h5py.File(temporary) as file:
+            at = file["predictions"].id.get_chunk_info(1).byte_offset
+        data = temporary.read_bytes()
+        temporary.write_bytes(flipped(data, at + 100, 3))
+        return chunks_digest(temporary)
+
+    chunks_digest = hdf5._chunks_digest
+    monkeypatch.setattr(hdf5, "_chunks_digest", flipping)
+    with pytest.raises(StoreError, match="not what was joined"):
+        join(parts, tmp_path / "genome.h5", WIDE, GRID, TRACKS, {})
+    assert set(tmp_path.iterdir()) == set(parts)
 
 
 def test_truncated_parts_are_damaged(tmp_path: Path) -> None:
@@ -237,8 +286,8 @@ def test_truncated_parts_are_damaged(tmp_path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda part: part.unlink(), "No such file"),
-        (lambda part: part.write_text("no HDF5"), "signature not found"),
-        (lambda part: part.write_bytes(flipped(part.read_bytes(), -1500, 3)), "checksum"),
+        (lambda part: part.write_text("no HDF5"), "do not match their sha256"),
+        (lambda part: part.write_bytes(flipped(part.read_bytes(), -1500, 3)), "their sha256"),
         (
             lambda part: write_part(part, [b"x"], 1, Layout(2000, compression="none"), {}),
             "another type, width, chunk size or compression",
@@ -373,7 +422,14 @@ def test_places_that_cannot_hold_a_file_are_refused(tmp_path: Path, place: str) 
 def test_sidecars_round_trip(tmp_path: Path) -> None:
     path = sidecar_path(tmp_path / "genome.v1.h5")
     assert path.name == "genome.v1.h5.json"
-    document = {"outcome": "failed", "error": "line 3: é", "rows": 2**60, "signature": {"a": None}}
+    document = {
+        "outcome": "failed",
+        "error": "line 3: é",
+        "session": "",
+        "genome": {"path": "g\udce9.fa"},
+        "signature": {"a": None, "rows": 2**60},
+        "finished": "now",
+    }
     write_sidecar(path, document)
     assert read_sidecar(path) == document
 
@@ -387,6 +443,17 @@ def test_damaged_sidecars_say_so(tmp_path: Path, text: str, message: str) -> Non
     with pytest.raises(StoreError, match=message):
         read_sidecar(path)
     assert len(verify_file(tmp_path / "x.h5")) == 1
+
+
+def test_verify_finds_every_flipped_bit_of_a_sidecar(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "genome.h5")
+    good = sidecar_path(path).read_bytes()
+    for bit in range(8 * len(good)):
+        sidecar_path(path).write_bytes(flipped(good, bit // 8, bit % 8))
+        with pytest.raises(StoreError):
+            read_sidecar(sidecar_path(path))
+    sidecar_path(path).write_bytes(flipped(good, 100, 0))
+    assert len(verify_file(path)) == 1
 
 
 def test_verify_finds_every_flipped_byte(tmp_path: Path) -> None:
@@ -415,10 +482,21 @@ def test_verify_finds_truncation_and_absence(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"rows": 7}, "the sidecar says 7"),
-        ({"outcome": "failed", "error": "line 3"}, "not finished .*line 3"),
-        ({"genome": {"digest": "other"}}, "sequence_digest is '0123abcd'"),
+        (
+            {"outcome": "failed", "error": "line 3", "session": ""},
+            "not finished .*line 3",
+        ),
+        (
+            {"genome": {"path": "", "size": 0, "mtime_ns": 0, "digest": "other"}},
+            "sequence_digest is '0123abcd'",
+        ),
         ({"signature": {"strand": "mean"}}, "strand is 'forward', the sidecar says 'mean'"),
-        ({"sha256": None}, "altered"),
+        ({"sha256": "0"}, "altered"),
+        ({"sha256": None}, "sha256 is None, not text"),
+        ({"bytes": "7"}, "bytes is '7', not an integer"),
+        ({"outcome": "lost"}, "outcome is 'lost'"),
+        ({"genome": ["digest"]}, "genome is .*, not an object"),
+        ({"signature": {"strand": ["forward"]}}, "signature.strand is"),
     ],
 )
 def test_verify_compares_the_file_with_its_sidecar(
@@ -434,8 +512,11 @@ def test_verify_compares_the_file_with_its_sidecar(
 
 def test_verify_looks_inside_a_file_whose_hash_is_right(tmp_path: Path) -> None:
     path = write_store(tmp_path / "genome.h5")
+    noted = read_sidecar(sidecar_path(path))
+    write_sidecar(sidecar_path(path), {**noted, "rows": GRID.rows + 1})
+    assert verify_file(path) == [f"{path}: {GRID.rows} rows, but the sidecar says {GRID.rows + 1}"]
     with h5py.File(path, "r+") as file:
         file["predictions"].resize((GRID.rows - 1, 1))
-    noted = read_sidecar(sidecar_path(path))
     write_sidecar(sidecar_path(path), {**noted, "sha256": files.sha256_of(path)})
-    assert verify_file(path) == [f"{path}: {GRID.rows - 1} rows, but the sidecar says {GRID.rows}"]
+    (problem,) = verify_file(path)
+    assert "/intervals/end does not follow" in problem

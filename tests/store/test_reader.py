@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.store.hdf5 import Layout, PredictionStore
 from tests.store_files import ATTRIBUTES, CONTIGS, random_values, write_store
 
+NOT_DATA = "This is a netCDF dimension but not a netCDF variable."
 SCALAR = Geometry(window=100, stride=20)
 REGIONS = [
     Region("chr2", 300, 301),
@@ -151,6 +153,68 @@ def test_a_table_has_contig_start_end_name_and_tracks(stores: dict[str, Path]) -
     assert frame["end"].tolist() == [1003, 61]
     assert frame["one"].dtype == np.float32
     assert isinstance(frame, pd.DataFrame)
+
+
+def test_one_base_as_an_index(stores: dict[str, Path]) -> None:
+    with PredictionStore(stores["scalar"]) as store:
+        for base in (0, 640, np.int64(1002)):
+            one, slice_ = store["chr2", base], store["chr2", int(base) : int(base) + 1]
+            assert one.start.tolist() == slice_.start.tolist()
+            assert np.array_equal(one.values, slice_.values, equal_nan=True)
+        assert len(store["chr2", 500]) == 5
+        for base in (-1, 1003):
+            with pytest.raises(RegionError, match="bases 0-1002"):
+                store["chr2", base]
+
+
+@pytest.mark.parametrize("name", ["scalar", "regions, bins", "centred"])
+def test_the_whole_store_as_a_table_and_as_an_array(stores: dict[str, Path], name: str) -> None:
+    xarray = pytest.importorskip("xarray")
+    with PredictionStore(stores[name]) as store:
+        frame, array = store.to_frame(), store.to_xarray()
+        values = store.read(0, store.rows)
+        start, end = store.described(np.arange(store.rows))
+        part, cut = store["chr2", :400], store.to_frame("chr2:1-400")
+        assert cut.equals(part.to_frame())
+        assert np.array_equal(store.to_xarray("chr2:1-400"), part.values, equal_nan=True)
+        names = store.grid.names
+    assert np.array_equal(frame[["one", "two"]].to_numpy(), values, equal_nan=True)
+    assert (frame["start"].tolist(), frame["end"].tolist()) == (start.tolist(), end.tolist())
+    assert ("name" in frame) == (names is not None) == ("name" in array.coords)
+    assert isinstance(array, xarray.DataArray)
+    assert (array.dims, array.attrs["model"]) == (("row", "track"), "ctcf")
+    assert np.array_equal(array.sel(track="two"), values[:, 1], equal_nan=True)
+    assert array["contig"].values.tolist() == frame["contig"].tolist()
+
+
+def test_dimensions_have_names_for_other_programs(stores: dict[str, Path]) -> None:
+    with h5py.File(stores["scalar"]) as file:
+        rows, tracks = file["predictions"].dims
+        assert (list(rows.keys()), list(tracks.keys())) == ([f"{NOT_DATA}{76:10d}"], ["track"])
+        assert file["track"].asstr()[:].tolist() == ["one", "two"]
+        assert file["row"].shape == (76,)
+        assert file["row"].id.get_storage_size() == 0
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf")
+    with xarray.open_dataset(stores["scalar"], engine="h5netcdf") as data:
+        assert dict(data.sizes) == {"row": 76, "track": 2}
+        assert data["predictions"].dims == ("row", "track")
+        assert data["track"].values.tolist() == [b"one", b"two"]
+        expected = random_values(76, 2)
+        assert np.array_equal(data["predictions"].values, expected, equal_nan=True)
+
+
+def test_readers_take_no_locks(stores: dict[str, Path]) -> None:
+    """Other code may have the file open and locked, here or in another process."""
+    path = stores["scalar"]
+    with h5py.File(path), PredictionStore(path) as store, PredictionStore(path) as again:
+        assert len(store["chr2"]) == len(again["chr2"]) == 47
+    with PredictionStore(path), h5py.File(path) as file:
+        assert file["predictions"].shape == (76, 2)
+    with open(path, "rb") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        with PredictionStore(path) as store:
+            assert len(store["chr2"]) == 47
 
 
 # -- rows ----------------------------------------------------------------------------------------
@@ -291,7 +355,7 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path: Path) -> None:
             assert contents() == expected
         except StoreError:
             refused += 1
-    assert refused > 200
+    assert refused > 150
 
 
 def test_zstd_files_name_the_extra_that_reads_them(

@@ -14,14 +14,15 @@ import pandas as pd
 import pytest
 import torch
 
+from genomepred.data import storage
+from genomepred.data.read import Source, open_data
 from genomepred.documents import SEAL, seal
 from genomepred.errors import DataError, ModelError, OutputError, SignatureError
 from genomepred.models import MODELS
 from genomepred.models.card import TOLERANCE, read_card
 from genomepred.models.checkpoint import check_golden, load_model
-from genomepred.training import loop, run, storage
-from genomepred.training.data import Source, open_data
-from genomepred.training.loop import STATE, Settings
+from genomepred.training import fit, run
+from genomepred.training.fit import STATE, Settings
 from genomepred.training.run import METRICS, RUN, SCRATCH, Description, Plan, train
 from genomepred.training.tasks import find_task
 
@@ -128,8 +129,8 @@ class _StopError(Exception):
 @pytest.mark.parametrize(
     ("where", "call", "epochs"),
     [
-        *[("loop._write_history", 1, 1), ("loop._write_history", 1, 2)],
-        *[("loop._write_history", 2, 2), ("run.write_sidecar", 1, 2), ("run._finished", 2, 2)],
+        *[("fit._write_history", 1, 1), ("fit._write_history", 1, 2)],
+        *[("fit._write_history", 2, 2), ("run._outcome", 1, 2), ("run._finished", 2, 2)],
         *[("run.save_checkpoint", 1, 2), ("run.save_checkpoint", 2, 2), ("run.measure", 1, 2)],
         *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("run.create_whole", 1, 2)],
     ],
@@ -140,7 +141,7 @@ def test_a_training_stopped_anywhere_ends_the_same(
     plan = plan_of(tmp_path, epochs=epochs)
     train(plan, tmp_path / "undisturbed")
     place, name = where.split(".")
-    module = {"run": run, "loop": loop}[place]
+    module = {"run": run, "fit": fit}[place]
     real, calls = getattr(module, name), []
 
     def stopping(*args: object, **kwargs: object) -> object:

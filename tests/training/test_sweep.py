@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from genomepred.data.read import Source
 from genomepred.errors import DataError, GenomepredError, ModelError
 from genomepred.training import sweep as module
-from genomepred.training.data import Source
-from genomepred.training.loop import Settings
+from genomepred.training.fit import Settings
 from genomepred.training.run import Plan, train
 from genomepred.training.sweep import Trial, read_config, summary, sweep
 
@@ -73,10 +73,10 @@ def test_what_a_file_may_not_say(tmp_path: Path, document: object, message: str)
 
 def test_files_that_are_no_sweeps_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(DataError, match=r"bad\.json: is not JSON"):
+    with pytest.raises(DataError, match=r"bad\.json: is no sweep: not JSON"):
         read_config(tmp_path / "bad.json")
     (tmp_path / "deep.json").write_text("[" * 100_000)
-    with pytest.raises(DataError, match=r"deep\.json: is not JSON"):
+    with pytest.raises(DataError, match=r"deep\.json: is no sweep: nested too deeply"):
         read_config(tmp_path / "deep.json")
     with pytest.raises(DataError, match=r"absent\.json: cannot be read"):
         read_config(tmp_path / "absent.json")

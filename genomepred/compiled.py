@@ -1,0 +1,101 @@
+"""Where compiled functions are kept: they are code, so only where nobody else can put any."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from contextlib import suppress
+
+# Enough to meet a quota that lets an empty file through.
+_TRIED = bytes(1 << 16)
+
+
+def keep_numba(package: str) -> None:
+    """Name a place for Numba's compiled functions where neither package nor home can be written.
+
+    Numba refuses to load functions that it may not cache, as in a container without a home. Beside
+    the package, and in the user's own cache, is where it keeps them by itself.
+
+    Parameters
+    ----------
+    package : str
+        Folder of the package.
+    """
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return
+    if os.access(os.path.join(package, "sequences"), os.W_OK):
+        return
+    if _writable(os.path.join(_user_cache(), "numba")):
+        return
+    os.environ["NUMBA_CACHE_DIR"] = private_folder()
+
+
+def keep_inductor() -> None:
+    """Name a place for what ``torch.compile`` makes, which it else keeps in the shared /tmp."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        place = os.path.join(_user_cache(), "genomepred")
+        folder = place if _writable(place) else private_folder()
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, "inductor")
+
+
+def private_folder() -> str:
+    """A folder for temporary code that is this user's and that no other user can write into.
+
+    The same one for all processes of the user; where others have made it, a new one that goes when
+    this process ends.
+    """
+    import tempfile
+
+    folder = os.path.join(tempfile.gettempdir(), f"genomepred-{os.getuid()}")
+    with suppress(OSError):
+        os.mkdir(folder, 0o700)
+    if is_private(folder):
+        return folder
+    import atexit
+    import shutil
+
+    own = tempfile.mkdtemp(prefix="genomepred-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    with suppress(OSError, AttributeError):  # there may be no stderr
+        sys.stderr.write(
+            f"genomepred: warning: {folder} is not private: compiled functions are not kept, which "
+            "makes every start slow; set NUMBA_CACHE_DIR to a folder of your own\n"
+        )
+    return own
+
+
+def is_private(folder: str) -> bool:
+    """Whether it is a folder, no link, that this user owns and that others cannot write into."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return False
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return own and not found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _user_cache() -> str:
+    """The user's own cache; empty if there is no home, as of a user without an entry."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return cache if os.path.isabs(cache) else ""
+
+
+def _writable(folder: str) -> bool:
+    """Whether files can be put into a folder, which is made if absent."""
+    if not os.path.isabs(folder):
+        return False
+    tried = os.path.join(folder, f".genomepred-{os.getpid()}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        descriptor = os.open(tried, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return False
+    try:
+        return os.write(descriptor, _TRIED) == len(_TRIED)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            os.unlink(tried)

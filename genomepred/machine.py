@@ -1,0 +1,196 @@
+"""What this process may use of its machine: processors and memory, and the limit that says so.
+
+Containers and schedulers limit by control groups (both versions), affinity, ``ulimit`` and
+variables; the least of them counts. Nothing here imports anything heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from genomepred.errors import MemoryLimitError
+
+# Address space that torch and the compiler of kernels reserve before a first window is computed;
+# below it they end the process or stand still, rather than say that memory is out.
+_ADDRESS_SPACE = 1_400_000_000
+# Limits from here on are how control groups and Slurm write "none".
+_NONE = 1 << 60
+_MEMORY_TOLD = re.compile(
+    r"can't allocate memory|cannot allocate memory|unable to allocate|not enough memory|bad_alloc"
+    r"|out of memory|can't start new thread|failed to map segment|thread creation failed"
+    r"|find/load shared object file",
+    re.IGNORECASE,
+)
+
+
+class Limit(NamedTuple):
+    """An amount, and what sets it."""
+
+    amount: int
+    why: str
+
+
+def usable_cpus() -> Limit:
+    """Processors that this process may keep busy: at least one."""
+    limits = [Limit(len(os.sched_getaffinity(0)), "processors of this process (affinity)")]
+    for name, quota in _group_limits("cpu"):
+        limits.append(Limit(int(quota), f"CPU quota of {quota:g} of {name}"))
+    tasks = _number(os.environ.get("SLURM_CPUS_PER_TASK", ""))
+    if tasks:
+        limits.append(Limit(tasks, "SLURM_CPUS_PER_TASK"))
+    least = min(limits)
+    return least._replace(amount=max(least.amount, 1))
+
+
+def usable_memory() -> Limit:
+    """Bytes that all processes of this command may hold together."""
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    limits = [Limit(pages * size, "memory of the machine")]
+    for name, limit in _group_limits("memory"):
+        limits.append(Limit(int(limit), f"memory limit of {name}"))
+    node = _number(os.environ.get("SLURM_MEM_PER_NODE", ""))
+    if node:
+        limits.append(Limit(node << 20, "SLURM_MEM_PER_NODE"))
+    each = _number(os.environ.get("SLURM_MEM_PER_CPU", ""))
+    if each:
+        count = _number(os.environ.get("SLURM_CPUS_ON_NODE", "")) or usable_cpus().amount
+        limits.append(Limit(count * each << 20, "SLURM_MEM_PER_CPU"))
+    return min(limits)
+
+
+def process_memory() -> Limit:
+    """Bytes that this one process may map; ``ulimit -v`` and ``-d`` count here."""
+    limits = [usable_memory()]
+    for number, name in ((resource.RLIMIT_AS, "v"), (resource.RLIMIT_DATA, "d")):
+        soft = resource.getrlimit(number)[0]
+        if 0 <= soft < _NONE:
+            limits.append(Limit(soft, f"address space of a process (ulimit -{name})"))
+    return min(limits)
+
+
+def tell_memory() -> str:
+    """The least limit of memory, in words."""
+    amount, why = process_memory()
+    return f"{amount / 1e9:,.1f} GB, {why}"
+
+
+def require_address_space() -> None:
+    """Refuse a limit under which libraries end the process before they can say why.
+
+    Raises
+    ------
+    MemoryLimitError
+        If ``ulimit -v`` or ``-d`` is too low to begin with.
+    """
+    amount, why = process_memory()
+    if amount < _ADDRESS_SPACE and "ulimit" in why:
+        raise MemoryLimitError(
+            f"{amount / 1e9:,.2f} GB, {why}: too little for torch and compiled kernels, which "
+            f"reserve {_ADDRESS_SPACE / 1e9:,.1f} GB before they start; raise the limit "
+            "(h_vmem of schedulers)"
+        )
+
+
+def out_of_memory(error: BaseException | None) -> MemoryLimitError | None:
+    """One line for an error that says, in whatever form, that memory or threads ran out."""
+    seen = 0
+    while error is not None and seen < 20:
+        told = isinstance(error, (RuntimeError, OSError, ImportError, SystemError))
+        if isinstance(error, MemoryError) or (told and _MEMORY_TOLD.search(str(error))):
+            return MemoryLimitError(
+                f"out of memory ({_first_line(error)}); the limit is {tell_memory()}: raise it, or "
+                "use fewer --jobs, a smaller --batch-size or a smaller model"
+            )
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0][:200]
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
+
+
+# -- control groups ------------------------------------------------------------------------------
+
+
+def _group_limits(kind: str, proc: Path = Path("/proc/self")) -> Iterator[tuple[str, float]]:
+    """Limits of this process's control groups and all above: CPUs or bytes."""
+    for mount, path, version in _groups(kind, proc):
+        folder = mount / path.lstrip("/")
+        while True:
+            limit = _READERS[kind, version](folder)
+            if limit is not None and limit < _NONE:
+                yield f"control group {folder}", limit
+            if folder in (mount, folder.parent):
+                break
+            folder = folder.parent
+
+
+def _groups(kind: str, proc: Path) -> Iterator[tuple[Path, str, int]]:
+    """Mount point, path below it, and version of each hierarchy that limits ``kind``."""
+    try:
+        lines = (proc / "cgroup").read_text(errors="surrogateescape").splitlines()
+        mounts = (proc / "mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    paths = {}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        paths.update(dict.fromkeys(controllers.split(","), path))
+    for line in mounts:
+        fields, _, rest = line.partition(" - ")
+        system, _, options = rest.split(" ", 2)
+        root, mount = fields.split(" ")[3:5]
+        if system == "cgroup2" and "" in paths:
+            found, version = paths[""], 2
+        elif system == "cgroup" and kind in options.split(" ")[-1].split(",") and kind in paths:
+            found, version = paths[kind], 1
+        else:
+            continue
+        # A container sees its own group mounted, under the path that it has outside.
+        if root != "/" and (found + "/").startswith(root + "/"):
+            found = found[len(root) :]
+        yield Path(mount), "" if ".." in found.split("/") else found, version
+
+
+def _numbers(path: Path) -> list[float] | None:
+    try:
+        return [float(word) for word in path.read_text().split()]
+    except (OSError, ValueError):  # absent, or "max"
+        return None
+
+
+def _quota_1(folder: Path) -> float | None:
+    quota, period = _numbers(folder / "cpu.cfs_quota_us"), _numbers(folder / "cpu.cfs_period_us")
+    return quota[0] / period[0] if quota and period and quota[0] > 0 and period[0] > 0 else None
+
+
+def _quota_2(folder: Path) -> float | None:
+    numbers = _numbers(folder / "cpu.max")
+    return numbers[0] / numbers[1] if numbers and len(numbers) == 2 and numbers[1] else None
+
+
+def _memory_1(folder: Path) -> float | None:
+    numbers = _numbers(folder / "memory.limit_in_bytes")
+    return numbers[0] if numbers else None
+
+
+def _memory_2(folder: Path) -> float | None:
+    found = [_numbers(folder / f"memory.{name}") for name in ("max", "high")]
+    return min((numbers[0] for numbers in found if numbers), default=None)
+
+
+_READERS = {
+    ("cpu", 1): _quota_1,
+    ("cpu", 2): _quota_2,
+    ("memory", 1): _memory_1,
+    ("memory", 2): _memory_2,
+}

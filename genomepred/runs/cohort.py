@@ -1,0 +1,641 @@
+"""Cohort runs: a reference and a panel in, one file out; each distinct window computed once.
+
+A shard is a range of windows of the grid, fixed by the number of haplotypes and the model, so that
+what it holds is a function of reference, panel and signature alone. Any number of processes work
+on the shards of one folder; whoever finds the last one finished joins them.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from genomepred.errors import (
+    GenomepredError,
+    ModelError,
+    OutputError,
+    PrecisionError,
+    SequenceError,
+)
+from genomepred.files import Claim, output_error, own_folder, sha256_of, sync_folder
+from genomepred.inference.engine import Block, Engine, Numerics
+from genomepred.models.external import External
+from genomepred.runs.folder import CACHE, PARTS, refuse_links
+from genomepred.runs.genome import GenomeResult
+from genomepred.runs.run import RunReport
+from genomepred.runs.setup import Setup
+from genomepred.runs.signature import facts, open_run
+from genomepred.runs.spec import RunSpec
+from genomepred.sequences.codes import real_counts
+from genomepred.sequences.cohort import Panel, PanelOptions
+from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type
+from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Geometry, Grid
+from genomepred.store.cohort import INDEX_CHUNK, join_cohort, write_cohort_part
+from genomepred.store.hdf5 import (
+    DamagedPartError,
+    Layout,
+    read_sidecar,
+    sidecar_path,
+    write_sidecar,
+)
+
+# Bytes that the values of all haplotypes of a shard may take if no two are equal, and windows of a
+# shard at most: what a kill loses, and what is read again for its margins.
+_SHARD_BYTES = 1 << 28
+_SHARD_WINDOWS = 1 << 12
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 1.0
+_MOST_DAMAGES = 3
+# Stretches of a grid that a plan looks at, and windows of each.
+_STRETCHES, _STRETCH = 8, 256
+
+
+def shard_windows(haplotypes: int, tracks: int) -> int:
+    """Windows of a shard: whole chunks of the index, as many as memory may hold."""
+    fitting = _SHARD_BYTES // (4 * haplotypes * tracks)
+    return max(min(fitting, _SHARD_WINDOWS) // INDEX_CHUNK, 1) * INDEX_CHUNK
+
+
+@dataclass(frozen=True, eq=False)
+class ShardResult:
+    """Predictions of a range of windows.
+
+    Attributes
+    ----------
+    values : float32 array, [distinct x bins, tracks]
+        NaN where missing.
+    counts : int64 array, [windows]
+        Distinct predictions of each window.
+    leader : uint array, [distinct]
+    index : uint array, [haplotypes, windows]
+    """
+
+    values: NDArray[np.float32]
+    counts: NDArray[np.int64]
+    leader: NDArray[Any]
+    index: NDArray[Any]
+
+
+def compute_shard(
+    engine: Engine, panel: Panel, grid: Grid, first: int, last: int, slots: int
+) -> ShardResult:
+    """Distinct predictions of windows ``[first, last)`` of a whole grid.
+
+    A window's slot in its compute batch is fixed by its place among the shard's distinct windows.
+    """
+    rows = _Rows(engine, slots)
+    kind = leader_type(len(panel.haplotypes))
+    counts, leader, index = [], [np.empty(0, kind)], []
+    for contig, begin, end in _pieces(grid, first, last):
+        for chunk in distinct_windows(panel, grid.geometry, contig, begin, end):
+            counts.append(np.diff(chunk.begin))
+            leader.append(chunk.leader)
+            index.append(chunk.index)
+            rows.take(chunk, contig)
+    return ShardResult(
+        rows.finish(), np.concatenate(counts), np.concatenate(leader), np.concatenate(index, axis=1)
+    )
+
+
+def _pieces(grid: Grid, first: int, last: int) -> Iterator[tuple[str, int, int]]:
+    """Contigs and their own windows in a range of a grid's windows."""
+    ends = np.append(grid.first_window[1:], grid.rows // grid.geometry.bins)
+    k = int(np.searchsorted(ends, first, side="right"))
+    while first < last:
+        origin, end = int(grid.first_window[k]), min(int(ends[k]), last)
+        if first < end:
+            yield str(grid.contigs[k]), first - origin, end - origin
+            first = end
+        k += 1
+
+
+class _Rows:
+    """Distinct windows on their way through the engine, a block at a time."""
+
+    def __init__(self, engine: Engine, slots: int) -> None:
+        self._engine, self._slots = engine, slots
+        window = engine.geometry.window
+        self._codes = torch.full((slots * window,), 4, dtype=torch.uint8)
+        self._table = self._codes.numpy().reshape(slots, window)
+        self._used = 0
+        self._values: list[NDArray[np.float32]] = []
+
+    def take(self, chunk: Chunk, contig: str) -> None:
+        """Compute a chunk's rows, as far as they fill a block."""
+        done, count = 0, len(chunk.leader)
+        while done < count:
+            more = min(count - done, self._slots - self._used)
+            self._table[self._used : self._used + more] = chunk.codes(done, done + more)
+            self._used += more
+            done += more
+            if self._used == self._slots:
+                self._compute(contig)
+
+    def finish(self) -> NDArray[np.float32]:
+        """Values of everything taken, [rows, tracks]."""
+        if self._used:
+            self._compute("the shard's end")
+        empty = np.empty((0, self._engine.tracks), np.float32)
+        return np.concatenate([empty, *self._values])
+
+    def _compute(self, contig: str) -> None:
+        g, batch, count = self._engine.geometry, self._engine.numerics.compute_batch, self._used
+        slots = ceil(count / batch) * batch
+        self._table[count:slots] = 4
+        flat = self._table[:slots].reshape(-1)
+        starts = np.arange(slots, dtype=np.int64) * g.window
+        missing = np.ones((slots, g.bins), np.bool_)
+        least = self._engine.card.min_bases
+        missing[:count] = (real_counts(flat, starts[:count], g.window) < least)[:, None]
+        if g.bins > 1 and least:
+            bins = starts[:count, None] + g.crop + np.arange(g.bins) * g.bin_size
+            empty = real_counts(flat, bins.reshape(-1), g.bin_size) == 0
+            missing[:count] |= empty.reshape(-1, g.bins)
+        needed = np.any(~missing.reshape(-1, batch * g.bins), axis=1)
+        codes = self._codes[: slots * g.window]
+        found = self._engine.submit(Block(codes, starts, g.window, needed))()
+        values = np.where(missing[..., None], np.float32(np.nan), found)[:count]
+        bad = ~np.isfinite(values).all(axis=2) & ~missing[:count]
+        if bad.any():
+            raise PrecisionError(
+                f"{self._engine.card.name!r} gives values that are not finite on {contig!r} in "
+                f"{self._engine.numerics.precision}; start again in a new --out with --precision "
+                "fp32, if this is not what it was"
+            )
+        self._values.append(values.reshape(-1, values.shape[2]))
+        self._used = 0
+
+
+class CohortRun:
+    """A run on one reference and one panel.
+
+    Parameters
+    ----------
+    options : RunSpec
+        Of one genome, the reference.
+    variants : Path
+        VCF or BCF.
+    panel_options : PanelOptions
+
+    Raises
+    ------
+    GenomepredError
+        If model, reference, panel or options do not fit, or the run was started with others.
+    """
+
+    def __init__(self, options: RunSpec, variants: Path, panel_options: PanelOptions) -> None:
+        if len(options.genomes) != 1:
+            raise ModelError(
+                f"--variants: one genome is the reference, but {len(options.genomes)} are given"
+            )
+        if options.regions is not None:
+            raise ModelError("--variants with --regions: a panel is predicted whole; leave one out")
+        if options.overlap == "share":
+            raise ModelError(
+                "--overlap share: distinct windows of a panel are computed by themselves; leave it "
+                "out with --variants"
+            )
+        self.options = replace(options, overlap="naive")
+        self.out = options.out
+        refuse_links(self.out)
+        self.setup = Setup(self.options)
+        self.geometry: Geometry = self.setup.geometry
+        self.layout: Layout = self.setup.layout
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            cache = own_folder(self.out, CACHE)
+        except OSError as error:
+            raise output_error(self.out, error) from error
+        name, path = options.genomes[0]
+        self.genome = Genome(path, name=name, cache=cache)
+        self.panel = Panel(self.genome, variants, panel_options, cache=cache)
+        self.grid = Grid.whole(self.genome.contigs, self.geometry)
+        self.windows = self.grid.rows // self.geometry.bins
+        self.signature = self._open()
+        self.name = self.panel.name
+        self.folder = own_folder(self.out, PARTS, self.name)
+        self.final = self.out / f"{self.name}.h5"
+        self.step = shard_windows(len(self.panel.haplotypes), self.layout.tracks)
+
+    def _open(self) -> dict[str, Any]:
+        setup, options = self.setup, self.options
+        expected = facts(
+            setup.card,
+            self.geometry,
+            self.layout,
+            setup.device,
+            strand=options.strand,
+            regions=None,
+            centre=False,
+            code_sha256=setup.model.code.sha256 if isinstance(setup.model, External) else None,
+        )
+        expected |= {"reference": self.genome.digest(), "panel": self.panel.digest}
+        asked: dict[str, Any] = {"overlap": "naive"}
+        if options.precision != "auto":
+            asked["precision"] = options.precision
+        about = {"tracks": setup.tracks, "command": sys.argv, "genomes": [self.panel.name]}
+        return open_run(self.out, expected, asked, lambda: setup.decide(setup._sample), about)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that obeys the run's signature."""
+        said = self.signature
+        names = ("precision", "kernels", "compute_batch", "strand", "overlap")
+        return self.setup.engine(Numerics(**{name: said[name] for name in names}))
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Windows of all shards."""
+        return [
+            (first, min(first + self.step, self.windows))
+            for first in range(0, self.windows, self.step)
+        ]
+
+    def part(self, first: int, last: int) -> Path:
+        """Path of a finished shard."""
+        return self.folder / f"{first}-{last}.h5"
+
+    def part_attributes(self, first: int, last: int) -> dict[str, str | int]:
+        """What a part says of itself."""
+        return {
+            "genome": self.name,
+            "first_window": first,
+            "last_window": last,
+            "signature": json.dumps(self.signature, sort_keys=True),
+        }
+
+    def finished(self) -> dict[str, Any] | None:
+        """The sidecar, if the file is published and what it says."""
+        sidecar = sidecar_path(self.final)
+        if not sidecar.exists() or not self.final.exists():
+            return None
+        noted = read_sidecar(sidecar)
+        same = noted["outcome"] == "finished" and noted["signature"] == self.signature
+        return noted if same and sha256_of(self.final) == noted["sha256"] else None
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Shards of this process's share that are not on disk."""
+        i, n = self.options.shard
+        return [
+            shard
+            for k, shard in enumerate(self.ranges())
+            if k % n == i - 1 and not self.part(*shard).exists()
+        ]
+
+    def compute(self, progress: Callable[[int, int], object] = lambda *_: None) -> None:
+        """Compute the shards of this process's share that nobody else is at.
+
+        ``progress`` is told windows, and distinct windows of them, of every shard that is done.
+        """
+        for first, last in self.missing():
+            claim = Claim.take(self.folder / f"{first}-{last}.lock")
+            if claim is None:
+                continue
+            try:
+                if not self.part(first, last).exists():
+                    distinct = self._compute(first, last)
+                    progress(last - first, distinct)
+            finally:
+                claim.release()
+
+    def _compute(self, first: int, last: int) -> int:
+        slots = self.setup.slots(self.signature["compute_batch"])
+        found = compute_shard(self.engine, self.panel, self.grid, first, last, slots)
+        self._check_sources()
+        write_cohort_part(
+            self.part(first, last),
+            found.values,
+            found.counts,
+            found.leader,
+            found.index,
+            self.layout,
+            self.part_attributes(first, last),
+        )
+        return len(found.leader)
+
+    def _check_sources(self) -> None:
+        for path, stamp in (
+            (self.genome.path, self.genome.stamp),
+            (self.panel.path, self.panel.stamp),
+        ):
+            now = path.stat() if path.exists() else None
+            if now is None or (now.st_size, now.st_mtime_ns) != stamp:
+                raise SequenceError(
+                    f"{path} changed while it was being predicted: restore it and run again, or "
+                    "use another --out"
+                )
+
+    def publish(self) -> bool:
+        """Join all shards into the file; False if some are missing, or one proved damaged."""
+        claim = Claim.take(self.folder / "publish.lock", wait=True)
+        try:
+            if self.finished() is not None:
+                return True
+            ranges = self.ranges()
+            if not all(self.part(*shard).exists() for shard in ranges):
+                return False
+            self._check_sources()
+            said = self.signature
+            attributes = {
+                "genome": self.name,
+                "sequence_digest": said["reference"],
+                "panel": said["panel"],
+                "model": said["model"],
+                "weights_sha256": said["weights_sha256"],
+                "strand": said["strand"],
+                "precision": said["precision"],
+                "package_version": said["genomepred"],
+            }
+            try:
+                digest = join_cohort(
+                    [self.part(*shard) for shard in ranges],
+                    self.final,
+                    self.layout,
+                    self.grid,
+                    self.setup.tracks,
+                    self.panel.haplotypes,
+                    attributes,
+                    [self.part_attributes(*shard) for shard in ranges],
+                )
+            except DamagedPartError as error:
+                error.path.unlink(missing_ok=True)
+                return False
+            sync_folder(self.out)
+            self._write_outcome(digest)
+            self._clear()
+            return True
+        finally:
+            if claim is not None:
+                claim.release()
+
+    def _write_outcome(self, digest: str) -> None:
+        size, mtime_ns = self.genome.stamp
+        document = {
+            "outcome": "finished",
+            "sha256": digest,
+            "bytes": self.final.stat().st_size,
+            "rows": self.grid.rows,
+            "bases": sum(self.genome.contigs.values()),
+            "genome": {
+                "path": str(self.genome.path),
+                "size": size,
+                "mtime_ns": mtime_ns,
+                "digest": self.signature["reference"],
+            },
+            "signature": self.signature,
+            "started": _now(),
+            "finished": _now(),
+        }
+        write_sidecar(sidecar_path(self.final), document)
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            path.unlink(missing_ok=True)
+        try:
+            self.folder.rmdir()
+        except OSError:
+            return  # another process is about to look
+
+    def result(self) -> GenomeResult:
+        """Outcome as other runs report it."""
+        noted = self.finished()
+        if noted is None:
+            return GenomeResult(self.name, "partial", self.final)
+        return GenomeResult(self.name, "finished", self.final, noted["rows"], noted["bases"])
+
+    def close(self) -> None:
+        """Close reference and panel."""
+        self.panel.close()
+        self.genome.close()
+
+
+def run_cohort(
+    options: RunSpec, variants: Path, panel_options: PanelOptions, progress: bool = False
+) -> RunReport:
+    """Start or continue a cohort run; see :func:`predict_cohort`."""
+    threads = torch.get_num_threads()
+    run = CohortRun(options, variants, panel_options)
+    try:
+        if progress:
+            for line in run.panel.warnings():
+                tqdm.write(f"genomepred: {variants}: {line}", sys.stderr)
+        return _run(run, progress)
+    finally:
+        torch.set_num_threads(threads)
+        run.close()
+
+
+def _run(run: CohortRun, progress: bool) -> RunReport:
+    computed = 0
+    if run.finished() is None:
+        hidden = None if progress else True
+        haplotypes, stride = len(run.panel.haplotypes), run.geometry.stride
+        left = sum(last - first for first, last in run.missing()) * stride
+        bar = tqdm(total=left, unit=" bases", unit_scale=True, disable=hidden, smoothing=0.05)
+        done = [0, 0]
+
+        def count(windows: int, distinct: int) -> None:
+            done[0] += windows
+            done[1] += distinct
+            bar.update(windows * stride)
+            share = f"{done[1] / done[0]:.1f} of {haplotypes:,} haplotypes distinct"
+            bar.set_postfix_str(share)
+
+        helpers = _start_helpers(run)
+        try:
+            with bar:
+                for _ in range(_MOST_DAMAGES):
+                    run.compute(count)
+                    _await_others(run, helpers)
+                    if run.publish() or run.options.shard[1] > 1:
+                        break
+                else:
+                    raise OutputError(
+                        f"{run.folder}: parts prove damaged again and again; check the disk"
+                    )
+        finally:
+            for helper in helpers:
+                helper.terminate()
+                helper.join()
+        computed = done[0] * stride
+    return RunReport([run.result()], computed)
+
+
+def _start_helpers(run: CohortRun) -> list[Any]:
+    """Processes that compute shards beside this one."""
+    count = min(run.setup.workers, len(run.missing())) - 1
+    context = multiprocessing.get_context("spawn")
+    arguments = (run.options, run.panel.path, run.panel.options, os.getpid())
+    helpers = [
+        context.Process(target=_help, args=arguments, daemon=True) for _ in range(max(count, 0))
+    ]
+    for helper in helpers:
+        helper.start()
+    return helpers
+
+
+def _help(options: RunSpec, variants: Path, panel_options: PanelOptions, parent: int) -> None:
+    """Body of a helper: shards, until there are none or the parent is gone."""
+
+    def look(windows: int, distinct: int) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    try:
+        run = CohortRun(options, variants, panel_options)
+        run.compute(look)
+    except GenomepredError as error:
+        # The parent takes over what is left, and meets the same obstacle if it is one.
+        print(f"genomepred: a worker has stopped: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _await_others(run: CohortRun, helpers: list[Any]) -> None:
+    """Wait for shards that others are computing; take over those that they give up."""
+    delay = _SHORTEST_WAIT
+    while run.missing() and run.finished() is None:
+        time.sleep(delay)
+        delay = min(2 * delay, _LONGEST_WAIT)
+        run.compute()
+
+
+def predict_cohort(
+    reference: str | Path,
+    variants: str | Path,
+    model: str | Path,
+    out: str | Path,
+    *,
+    missing: str = "reference",
+    unphased: str = "error",
+    inbred: bool = False,
+    samples: tuple[str, ...] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> GenomeResult:
+    """Predict all haplotypes of a panel into one file in ``out``; call again to continue.
+
+    Parameters
+    ----------
+    reference : path
+        FASTA that the panel was called on.
+    variants : path
+        VCF or BCF; plain, gzip or bgzip.
+    model : str or path
+        Checkpoint directory, or the name of a bundled model.
+    out : path
+        Output folder.
+    missing : {"reference", "n"}
+        What a missing allele is.
+    unphased : {"error", "first", "n"}
+        What heterozygotes without phase are.
+    inbred : bool
+        One haplotype a sample.
+    samples : tuple of str, optional
+        Selected samples; all by default.
+    progress : bool
+        Show progress on stderr.
+    **options
+        As of :func:`genomepred.predict`: stride, strand, device, precision, jobs and so on.
+
+    Returns
+    -------
+    GenomeResult
+
+    Raises
+    ------
+    GenomepredError
+        Whatever stops the run, as in :func:`genomepred.predict`.
+    """
+    from genomepred.runs.inputs import find_genomes
+
+    asked = RunSpec(
+        genomes=tuple(find_genomes([reference])), model=str(model), out=Path(out), **options
+    )
+    panel_options = PanelOptions(missing, unphased, inbred, samples)  # type: ignore[arg-type]
+    return run_cohort(asked, Path(variants), panel_options, progress).genomes[0]
+
+
+@dataclass(frozen=True)
+class CohortEstimate:
+    """What a cohort run would do, from stretches of its grid.
+
+    Parameters
+    ----------
+    haplotypes, windows, shards, workers : int
+    distinct : float
+        Distinct windows a grid window.
+    saving : float
+        How many times fewer windows are computed than haplotype by haplotype.
+    missing, unphased : int
+        Missing alleles and heterozygotes without phase of the panel.
+    bytes_on_disk : int
+    seconds : float
+        Of all workers, start-up not included.
+    """
+
+    haplotypes: int
+    windows: int
+    shards: int
+    workers: int
+    distinct: float
+    saving: float
+    missing: int
+    unphased: int
+    bytes_on_disk: int
+    seconds: float
+    warnings: list[str]
+
+
+def plan_cohort(options: RunSpec, variants: Path, panel_options: PanelOptions) -> CohortEstimate:
+    """Distinct windows, bytes and time of a cohort run; writes nothing but temporary files."""
+    setup = Setup(replace(options, overlap="naive"), writes=False)
+    name, path = options.genomes[0]
+    with Genome(path, name=name) as genome, Panel(genome, variants, panel_options) as panel:
+        grid = Grid.whole(genome.contigs, setup.geometry)
+        windows, haplotypes = grid.rows // setup.geometry.bins, len(panel.haplotypes)
+        looked = distinct = 0
+        step = max((windows - _STRETCH) // max(_STRETCHES - 1, 1), _STRETCH)
+        for first in range(0, windows, step):
+            for contig, a, b in _pieces(grid, first, min(first + _STRETCH, windows)):
+                for chunk in distinct_windows(panel, setup.geometry, contig, a, b):
+                    looked += len(chunk.begin) - 1
+                    distinct += len(chunk.leader)
+        numerics = setup.decide(setup.random_block)
+        engine = setup.engine(numerics)
+        each = distinct / max(looked, 1)
+        rows = windows * each
+        seconds = rows / numerics.compute_batch * engine.seconds_per_batch() / setup.workers
+        values = rows * setup.geometry.bins * setup.layout.tracks
+        size = np.dtype(setup.layout.dtype).itemsize
+        return CohortEstimate(
+            haplotypes=haplotypes,
+            windows=windows,
+            shards=-(-windows // shard_windows(haplotypes, setup.layout.tracks)),
+            workers=setup.workers,
+            distinct=each,
+            saving=haplotypes / max(each, 1e-9),
+            missing=panel.counts.missing,
+            unphased=panel.counts.unphased,
+            # Leaders and their index: two bytes, and a bit for every haplotype.
+            bytes_on_disk=int(values * size + 2 * rows + windows * (8 + haplotypes / 8)),
+            seconds=seconds,
+            warnings=panel.warnings(),
+        )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

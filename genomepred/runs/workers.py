@@ -1,0 +1,206 @@
+"""The same run in further processes, which end with this one, however it ends.
+
+A worker is started isolated: it looks for modules where this process does, but never in the current
+folder. It says that it is alive every few seconds; one that is silent is ended by name, and what it
+had claimed is taken over, as is the share of one that dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from genomepred.machine import tell_memory
+from genomepred.messages import described, say, say_warnings
+from genomepred.runs.spec import RunSpec
+
+# Seconds between a worker's signs of life, without one until it is given up, and for it to end
+# once it is told to.
+_BEAT, _SILENCE, _END = 5.0, 60.0, 3.0
+# -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
+_BODY = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from genomepred.runs.run import work; work()"
+)
+
+
+def command(body: str, *arguments: str) -> list[str]:
+    """Command that runs Python code isolated, with this process's module path as first argument."""
+    path = [place for place in sys.path if place]  # "" is the current folder
+    options = [f"-W{option}" for option in sys.warnoptions]
+    utf8 = f"utf8={sys.flags.utf8_mode}"
+    return [sys.executable, "-I", "-X", utf8, *options, "-c", body, json.dumps(path), *arguments]
+
+
+class Workers:
+    """Further processes on the same run; they end with this one, however it ends."""
+
+    def __init__(
+        self, spec: RunSpec, session: str, count: int, progress: Callable[[int], object]
+    ) -> None:
+        self._told = [
+            replace(spec, device=_device_of(spec.device, k + 1)).to_json(session=session)
+            for k in range(count)
+        ]
+        self._progress = progress
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> None:
+        try:
+            for text in self._told:
+                self._workers.append(_Worker(text, self._progress))
+        except (OSError, RuntimeError) as error:  # no memory, or no more processes or threads
+            had = f"{len(self._workers) + 1} of {len(self._told) + 1} workers"
+            warnings.warn(f"{had} are at work, no more can be started: {error}", stacklevel=2)
+        except BaseException:
+            self._end()
+            raise
+
+    def look(self) -> None:
+        """End workers that give no sign of life; called while this process waits for others."""
+        for worker in self._workers:
+            worker.look()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.let_go()
+        for worker in self._workers:
+            worker.end()
+
+
+class _Worker:
+    """One process, and the thread that hears it."""
+
+    def __init__(self, text: str, progress: Callable[[int], object]) -> None:
+        self._progress, self._heard = progress, time.monotonic()
+        self._dismissed = False
+        self._process = subprocess.Popen(
+            command(_BODY),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is the parent's: it ends us
+        )
+        thread = threading.Thread(target=self._listen, daemon=True)
+        try:
+            thread.start()
+            assert self._process.stdin is not None
+            with suppress(BrokenPipeError):  # it has died already, and is named by who listens
+                self._process.stdin.write(text.encode() + b"\n")
+                self._process.stdin.flush()
+        except BaseException:
+            self._process.kill()
+            raise
+        self._thread = thread
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._heard = time.monotonic()
+            with suppress(ValueError):  # a line that its death has cut
+                if rows := int(line):
+                    self._progress(rows)
+        code = self._process.wait()
+        if code < 0 and not self._dismissed:
+            _tell_of_death(self._process.pid, -code)
+
+    def look(self) -> None:
+        """End it if it is silent."""
+        silent = time.monotonic() - self._heard
+        if silent > _SILENCE and not self._dismissed and self._process.poll() is None:
+            self._dismissed = True
+            self._process.kill()
+            warnings.warn(
+                f"worker {self._process.pid} has been silent for {silent:.0f} s and is ended; "
+                "its work is taken over",
+                stacklevel=2,
+            )
+
+    def let_go(self) -> None:
+        """Tell it to end: it does when its stdin ends, whatever it is at."""
+        self._dismissed = True
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+
+    def end(self) -> None:
+        """Wait for its end, and bring it about where it does not come."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END)
+        if self._process.poll() is None:
+            self._process.kill()
+            try:
+                self._process.wait(_END)
+            except subprocess.TimeoutExpired:  # in a system call that nothing ends
+                pid = self._process.pid
+                warnings.warn(f"worker {pid} ends when the disk answers it", stacklevel=2)
+                return
+        self._thread.join(_END)
+
+
+def _tell_of_death(pid: int, number: int) -> None:
+    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+    why = ""
+    if number in (signal.SIGKILL, signal.SIGABRT):
+        why = f" (as the system ends it where memory runs out: {tell_memory()})"
+    say(f"worker {pid} was ended by {name}; its work is taken over{why}")
+
+
+def _device_of(device: str, worker: int) -> str:
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{worker % torch.cuda.device_count()}"
+    return device
+
+
+@contextmanager
+def serving() -> Iterator[tuple[RunSpec, str, Callable[[int], object]]]:
+    """Be a worker: what is asked for, session, and where to report the bases that are done.
+
+    The process ends with its parent, by one line and an error's exit code, or by itself.
+    """
+    say_warnings()
+    done = threading.Event()
+    # What libraries print must not be mistaken for progress.
+    line, speaking = os.fdopen(os.dup(1), "w", buffering=1), threading.Lock()
+    os.dup2(2, 1)
+
+    def report(bases: int) -> None:
+        with speaking:
+            line.write(f"{bases}\n")
+
+    def end_with_parent() -> None:
+        sys.stdin.buffer.read()
+        if not done.is_set():
+            os._exit(1)
+
+    def beat() -> None:
+        with suppress(OSError):  # the parent has gone
+            while not done.wait(_BEAT):
+                report(0)
+
+    try:
+        told = json.loads(sys.stdin.readline())
+        spec, session = RunSpec.of_json(told), told["session"]
+        for body in (end_with_parent, beat):
+            threading.Thread(target=body, daemon=True).start()
+        yield spec, session, report
+    except BaseException as error:
+        # The parent takes over what is left, and meets the same obstacle if it is one.
+        what, code = described(error)
+        say(f"a worker has stopped: {what}")
+        os._exit(code)
+    done.set()

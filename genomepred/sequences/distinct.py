@@ -1,0 +1,384 @@
+"""Distinct windows: what of a panel's windows has to be computed, each sequence once.
+
+The grid stays in reference coordinates. Window ``i`` has the anchor ``x = i * stride + span // 2``,
+the centre of what it describes; ``x'`` is the first reference base from there on that a haplotype
+keeps, ``phi(x')`` its place on the haplotype, and the window is the haplotype's ``window`` bases
+from ``phi(x') - crop - span // 2`` on. Haplotypes with equal windows form a class, its *leader* is
+the lowest haplotype number of it. Rows stand in order of (window, leader).
+
+A window's key is the sum of the keys of the edits that reach into it, mixed with where its first
+base lies on the reference: two windows with equal keys hold the same bases. (The converse fails
+where one edit is cut by a window's end; such a window is computed twice, no more.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from genomepred.sequences.codes import Codes
+from genomepred.sequences.cohort import BLOCK, Panel
+from genomepred.sequences.grid import Geometry
+from genomepred.sequences.haplotypes import Region, mix
+
+Int64 = NDArray[np.int64]
+# In place of a leader where a haplotype does not have the contig.
+_WIDE_FROM = 65_535
+
+# Windows whose keys are kept at a time: 3,000 haplotypes need 5 MB.
+_CHUNK = 64
+
+
+def leader_type(haplotypes: int) -> np.dtype[Any]:
+    """Type of leaders; its largest value means that a haplotype has no such contig."""
+    return np.dtype(np.uint16 if haplotypes < _WIDE_FROM else np.uint32)
+
+
+def anchor(geometry: Geometry) -> int:
+    """Bases from a window's place on the grid (``i * stride``) to its anchor."""
+    return geometry.span // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Consecutive windows of one contig and what of them is distinct.
+
+    Attributes
+    ----------
+    first : int
+        Number of the first window on its contig.
+    begin : int64 array, [windows + 1]
+        Where each window's distinct rows begin.
+    leader : uint array, [distinct]
+        Ascending within a window.
+    index : uint array, [haplotypes, windows]
+        Leader of each haplotype, or the type's largest value.
+    """
+
+    first: int
+    begin: Int64
+    leader: NDArray[Any]
+    index: NDArray[Any]
+    _region: Region
+    _codes: Codes
+    _origin: int
+    _start: Int64
+    _edit: NDArray[np.int32]
+    _delta: Int64
+    _window: int
+
+    def codes(self, first: int = 0, last: int | None = None) -> Codes:
+        """Codes of distinct rows ``[first, last)``, [rows, window]."""
+        last = len(self.leader) if last is None else last
+        out = np.empty((last - first, self._window), np.uint8)
+        row = np.arange(first, last)
+        window = np.searchsorted(self.begin, row, side="right") - 1
+        leader = self.leader[first:last].astype(np.int64)
+        edit = self._edit[window, leader].astype(np.int64)
+        r = self._region
+        _build(
+            self._start[window, leader],
+            edit,
+            r.first[leader + 1],
+            r.edit,
+            r.start,
+            r.end,
+            r.alt_first,
+            r.letters,
+            self._delta[edit + leader],
+            self._codes,
+            self._origin,
+            out,
+        )
+        return out
+
+
+def distinct_windows(
+    panel: Panel, geometry: Geometry, contig: str, first: int, last: int
+) -> Iterator[Chunk]:
+    """Windows ``[first, last)`` of a contig, a few at a time."""
+    if first >= last:
+        return
+    left = geometry.crop + anchor(geometry)
+    low = first * geometry.stride + anchor(geometry) - left
+    high = (last - 1) * geometry.stride + anchor(geometry) - left + geometry.window
+    margin = geometry.window
+    while True:
+        sweep = _Sweep(panel, geometry, contig, low - margin, high + margin)
+        chunks = range(first, last, _CHUNK)
+        done = first
+        for begin in chunks:
+            chunk = sweep.chunk(begin, min(begin + _CHUNK, last))
+            if chunk is None:
+                break
+            yield chunk
+            done = begin + len(chunk.begin) - 1
+        if done == last:
+            return
+        # A deletion or insertion carries a window out of what was loaded: load more.
+        first, margin = done, 2 * margin + BLOCK
+        low = first * geometry.stride + anchor(geometry) - left
+
+
+class _Sweep:
+    """Pointers into the edits of all haplotypes that move along a contig."""
+
+    def __init__(self, panel: Panel, geometry: Geometry, contig: str, low: int, high: int) -> None:
+        region = self._region = panel.region(contig, low, high)
+        self._geometry = geometry
+        haplotypes = len(panel.haplotypes)
+        self._absent = panel.absent(contig)
+        self._type = leader_type(haplotypes)
+        self._origin = min(low, region.low)
+        end = max(high, region.high)
+        self._codes = panel.reference.codes(contig, self._origin, end)
+        self._delta = np.empty(len(region.edit) + haplotypes, np.int64)
+        self._sum = np.empty((len(region.edit) + haplotypes, 2), np.uint64)
+        _prefixes(
+            region.first,
+            region.edit,
+            region.start,
+            region.end,
+            region.alt_first,
+            region.key,
+            self._delta,
+            self._sum,
+        )
+        # First edit behind the anchor, and the last base known to be kept; first edit in the
+        # window; first edit behind it.
+        self._at = np.stack([region.first[:-1]] * 4, 1)
+        self._at[:, 3] = -(1 << 62)
+        slots = 1 << max(2 * haplotypes - 1, 1).bit_length()
+        self._table = np.zeros((slots, 2), np.uint64)
+        self._stamp = np.zeros(slots, np.int64)
+        self._leader_of = np.zeros(slots, np.int64)
+        self._number = 0
+
+    def chunk(self, first: int, last: int) -> Chunk | None:
+        """Windows ``[first, last)``; None if what was loaded does not reach."""
+        g, r = self._geometry, self._region
+        count, haplotypes = last - first, len(r.first) - 1
+        key = np.empty((count, haplotypes, 2), np.uint64)
+        start = np.empty((count, haplotypes), np.int64)
+        edit = np.empty((count, haplotypes), np.int32)
+        reaches = _sweep(
+            first * g.stride + anchor(g),
+            g.stride,
+            g.crop + anchor(g),
+            g.window,
+            self._absent,
+            r.low,
+            r.high,
+            r.length,
+            r.first,
+            r.edit,
+            r.start,
+            r.end,
+            r.alt_first,
+            self._delta,
+            self._sum,
+            self._at,
+            key,
+            start,
+            edit,
+        )
+        if not reaches:
+            return None
+        begin = np.zeros(count + 1, np.int64)
+        leader = np.empty(count * haplotypes, self._type)
+        index = np.empty((haplotypes, count), self._type)
+        none = np.iinfo(self._type).max
+        found = _group(
+            key,
+            self._absent,
+            none,
+            self._table,
+            self._stamp,
+            self._leader_of,
+            self._number,
+            begin,
+            leader,
+            index,
+        )
+        self._number += count
+        return Chunk(
+            first,
+            begin,
+            leader[:found].copy(),
+            index,
+            r,
+            self._codes,
+            self._origin,
+            start,
+            edit,
+            self._delta,
+            g.window,
+        )
+
+
+@njit(nogil=True, cache=True)
+def _prefixes(
+    first: Any, edit: Any, start: Any, end: Any, alt_first: Any, key: Any, delta: Any, total: Any
+) -> None:
+    """Net length and keys of each haplotype's edits before each; one more than its edits."""
+    for h in range(len(first) - 1):
+        net, low, high = 0, np.uint64(0), np.uint64(0)
+        for j in range(first[h], first[h + 1] + 1):
+            delta[j + h], total[j + h, 0], total[j + h, 1] = net, low, high
+            if j < first[h + 1]:
+                e = edit[j]
+                net += alt_first[e + 1] - alt_first[e] - (end[e] - start[e])
+                low += key[e, 0]
+                high += key[e, 1]
+
+
+@njit(nogil=True, cache=True)
+def _sweep(
+    anchor: int,
+    stride: int,
+    left: int,
+    window: int,
+    absent: Any,
+    low: int,
+    high: int,
+    length: int,
+    first: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    alt_first: Any,
+    delta: Any,
+    total: Any,
+    at: Any,
+    key: Any,
+    place: Any,
+    inside: Any,
+) -> bool:
+    """Keys of windows of all haplotypes; False if one reaches out of ``[low, high)``.
+
+    ``place`` receives where windows begin on their haplotype, ``inside`` the first edit that
+    reaches into each.
+    """
+    for h in range(len(absent)):
+        if absent[h]:
+            continue
+        stop = first[h + 1]
+        j, f, g, floor = at[h, 0], at[h, 1], at[h, 2], at[h, 3]
+        for w in range(len(key)):
+            x = max(anchor + w * stride, floor)
+            # Over all edits before x; over deletions that take it, to the first base kept.
+            while j < stop:
+                e = edit[j]
+                gap = alt_first[e + 1] - alt_first[e] != end[e] - start[e]
+                if end[e] <= x:
+                    j += 1
+                elif gap and start[e] <= x:
+                    x = end[e]
+                    j += 1
+                else:
+                    break
+            floor = x
+            begin = x + delta[j + h] - left
+            while f < stop:
+                e = edit[f]
+                if start[e] + delta[f + h] + alt_first[e + 1] - alt_first[e] > begin:
+                    break
+                f += 1
+            finish = begin + window
+            while g < stop and start[edit[g]] + delta[g + h] < finish:
+                g += 1
+            where = begin - delta[f + h]
+            if (low > 0 and where <= low) or (high < length and finish - delta[g + h] >= high):
+                return False
+            spread = np.uint64(where)
+            key[w, h, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
+            key[w, h, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
+            place[w, h], inside[w, h] = begin, f
+        at[h, 0], at[h, 1], at[h, 2], at[h, 3] = j, f, g, floor
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _group(
+    key: Any,
+    absent: Any,
+    none: int,
+    table: Any,
+    stamp: Any,
+    leader_of: Any,
+    number: int,
+    begin: Any,
+    leader: Any,
+    index: Any,
+) -> int:
+    """Classes of equal keys, window by window; how many there are in all."""
+    mask = np.uint64(len(table) - 1)
+    found = 0
+    for w in range(key.shape[0]):
+        number += 1
+        begin[w] = found
+        for h in range(key.shape[1]):
+            if absent[h]:
+                index[h, w] = none
+                continue
+            a, b = key[w, h, 0], key[w, h, 1]
+            slot = a & mask
+            while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
+                slot = (slot + np.uint64(1)) & mask
+            if stamp[slot] != number:
+                stamp[slot] = number
+                table[slot, 0], table[slot, 1] = a, b
+                leader_of[slot] = h
+                leader[found] = h
+                found += 1
+            index[h, w] = leader_of[slot]
+    begin[key.shape[0]] = found
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _build(
+    begins: Any,
+    firsts: Any,
+    stops: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    alt_first: Any,
+    letters: Any,
+    delta_before: Any,
+    codes: Any,
+    origin: int,
+    out: Any,
+) -> None:
+    """Codes of windows: reference between the edits, and what replaces it."""
+    for row in range(len(out)):
+        at, k, stop, done = begins[row], firsts[row], stops[row], 0
+        base = at - delta_before[row]
+        window = out.shape[1]
+        while done < window:
+            if k < stop and start[edit[k]] <= base:
+                e = edit[k]
+                # Where a window begins inside an edit, `base` counts on from the edit's start.
+                skip = base - start[e] if done == 0 else 0
+                for p in range(alt_first[e] + skip, alt_first[e + 1]):
+                    if done == window:
+                        break
+                    out[row, done] = letters[p]
+                    done += 1
+                base = end[e]
+                k += 1
+                continue
+            until = base + window - done
+            if k < stop:
+                until = min(until, start[edit[k]])
+            for x in range(base, until):
+                inside = 0 <= x - origin < len(codes)
+                out[row, done] = codes[x - origin] if inside else 4
+                done += 1
+            base = until

@@ -1,0 +1,447 @@
+"""Kernels that turn records and carriers into accepted edits of haplotypes.
+
+An *edit* replaces reference bases ``[start, end)`` by others; those of equal length are split into
+single bases, so an edit is a substitution of one base or a *gap* (deletion, insertion, or both).
+An *event* is what one allele of one record does: any number of edits. Conflicts are settled as
+``bcftools consensus`` does, once along the chromosome: a record that begins inside an accepted one
+is skipped; on the last base of an accepted one may follow a record whose first base stays what it
+was, unless an insertion was accepted there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from genomepred.sequences.decode import CODE_OF_BYTE, INVALID, UNKNOWN
+from genomepred.sequences.vcf_decode import (
+    ALL_COPIES,
+    ALLELE,
+    CARRIER,
+    COPY,
+    END,
+    FILTERED,
+    GENOTYPE,
+    HETEROZYGOUS,
+    NUMBER,
+    POS,
+    UNPHASED,
+    WHO,
+)
+
+# What an allele does. NOTHING: `*`; BLOCK: <*> and <NON_REF>, which hold their bases as they are;
+# LETTERS: bases; DELETION: <DEL>; OTHER: what no haplotype can be made of.
+REF, NOTHING, BLOCK, LETTERS, DELETION, OTHER = range(6)
+
+# Columns of the table of alleles. LAST is the last reference base it takes; KEEPS says that an
+# insertion or deletion leaves its first base as it is; GROWS that it is longer than REF. EVENT is
+# the number of its event in the block, -1 before the first carrier.
+ALLELE_COLUMNS = 6
+KIND, LAST, KEEPS, GROWS, SAME_LENGTH, EVENT = range(ALLELE_COLUMNS)
+
+# Status of `classify`.
+FINE, OUTSIDE, UNSORTED, MISMATCH, BAD_LETTER = range(5)
+
+# State of `settle`: where it goes on, what the block holds so far, and counts of the panel.
+STATE_SIZE = 16
+AT_RECORD, AT_CARRIER, EVENTS, EDITS, LETTER_COUNT, PAIRS = range(6)
+MISSING_COUNT, UNPHASED_COUNT, FILTERED_COUNT, ACCEPTED, REACH = range(6, 11)
+FIRST_RECORD, FIRST_SAMPLE, BAD_SAMPLE, BAD_NUMBER = range(11, 15)
+# Status of `settle`.
+DONE, MORE_ROOM, UNUSABLE, UNPHASED_FOUND = range(4)
+
+# What is done with unphased heterozygotes, and with missing alleles.
+REFUSE, FIRST, AS_N = range(3)
+
+
+@njit(nogil=True, cache=True)
+def _upper(byte: int) -> int:
+    return byte & 0xDF if 0x61 <= byte <= 0x7A else byte
+
+
+@njit(nogil=True, cache=True)
+def _is(bases: Any, start: int, end: int, text: Any) -> bool:
+    """Whether letters are the given upper-case text, in any case."""
+    if end - start != len(text):
+        return False
+    for k in range(len(text)):
+        if _upper(bases[start + k]) != text[k]:
+            return False
+    return True
+
+
+_DEL = np.frombuffer(b"<DEL>", np.uint8)
+_STAR = np.frombuffer(b"<*>", np.uint8)
+_NON_REF = np.frombuffer(b"<NON_REF>", np.uint8)
+
+
+@njit(nogil=True, cache=True)
+def _changes_length_only(bases: Any, r: int, r_end: int, a: int, a_end: int) -> Any:
+    """Whether two alleles differ by one run of bases that is in one of them and not the other."""
+    while r < r_end and a < a_end and _upper(bases[r]) == _upper(bases[a]):
+        r += 1
+        a += 1
+    if r == r_end or a == a_end:
+        return r < r_end or a < a_end
+    r_last, a_last = r_end - 1, a_end - 1
+    while r_last > r and a_last > a and _upper(bases[r_last]) == _upper(bases[a_last]):
+        r_last -= 1
+        a_last -= 1
+    if (a_last == a) == (r_last == r):
+        return False
+    return _upper(bases[r_last]) == _upper(bases[a_last])
+
+
+@njit(nogil=True, cache=True)
+def _classify_alternative(
+    bases: Any, start: int, end: int, ref_start: int, ref_end: int, record: Any, row: Any
+) -> Any:
+    """Fill an alternative's row of the table; False if it holds what no allele can."""
+    last = record[POS] + ref_end - ref_start - 1
+    row[LAST], row[KEEPS], row[GROWS], row[SAME_LENGTH] = last, 0, 0, 0
+    if end == start:
+        return False
+    byte = bases[start]
+    if byte == 0x2A and end == start + 1:  # *
+        row[KIND] = NOTHING
+        return True
+    if byte == 0x3C:  # <
+        if _is(bases, start, end, _DEL):
+            row[KIND], row[KEEPS] = DELETION, 1
+            row[LAST] = record[END] - 1
+            if record[END] < 0:
+                row[KIND] = OTHER
+        elif _is(bases, start, end, _STAR) or _is(bases, start, end, _NON_REF):
+            row[KIND] = BLOCK
+            row[LAST] = max(last, record[END] - 1)
+        else:
+            row[KIND] = OTHER
+        return bases[end - 1] == 0x3E
+    row[KIND] = LETTERS
+    for k in range(start, end):
+        if bases[k] in (0x5B, 0x5D) or (bases[k] == 0x2E and end > start + 1):  # breakends
+            row[KIND] = OTHER
+            return True
+        if CODE_OF_BYTE[bases[k]] == INVALID or bases[k] in (0x2D, 0x2A, 0x2E):
+            return False
+    alt, ref = end - start, ref_end - ref_start
+    row[SAME_LENGTH], row[GROWS] = alt == ref, alt > ref
+    if alt != ref:
+        row[KEEPS] = _upper(bases[start]) == _upper(bases[ref_start]) and _changes_length_only(
+            bases, ref_start, ref_end, start, end
+        )
+    return True
+
+
+@njit(nogil=True, cache=True)
+def classify(
+    records: Any,
+    first: int,
+    last: int,
+    bases: Any,
+    starts: Any,
+    before: int,
+    length: int,
+    codes: Any,
+    origin: int,
+    table: Any,
+    mismatches: Any,
+) -> tuple[int, int]:
+    """Check records ``[first, last)`` against the reference and fill the table of their alleles.
+
+    Parameters
+    ----------
+    records, bases, starts
+        See :class:`genomepred.sequences.vcf.Batch`.
+    first, last : int
+    before : int
+        Position of the record before.
+    length : int
+        Bases of the contig.
+    codes : uint8 array
+        Reference codes from ``origin`` on, as far as the records' REF reaches.
+    origin : int
+    table : int32 array, [alleles, ALLELE_COLUMNS]
+    mismatches : int64 array, [2]
+        Number of records whose REF is not the reference, and the first of them.
+
+    Returns
+    -------
+    status, record : int
+    """
+    for r in range(first, last):
+        record, pos = records[r], records[r, POS]
+        a = record[ALLELE]
+        stop = records[r + 1, ALLELE] if r + 1 < len(records) else len(starts) - 1
+        size = starts[a + 1] - starts[a]
+        if pos < 0 or pos + size > length or record[END] > length:
+            return OUTSIDE, r
+        if pos < before:
+            return UNSORTED, r
+        before = pos
+        table[a, KIND], table[a, EVENT] = REF, -1
+        wrong = False
+        for k in range(size):
+            code = CODE_OF_BYTE[bases[starts[a] + k]]
+            here = codes[pos - origin + k]
+            if code == INVALID or bases[starts[a] + k] in (0x2D, 0x2A, 0x2E):
+                return BAD_LETTER, r
+            wrong |= here != UNKNOWN and here != code  # noqa: PLR1714 - not in, Numba cannot
+        if wrong:
+            mismatches[1] = r if mismatches[0] == 0 else mismatches[1]
+            mismatches[0] += 1
+        for b in range(a + 1, stop):
+            table[b, EVENT] = -1
+            if not _classify_alternative(
+                bases, starts[b], starts[b + 1], starts[a], starts[a + 1], record, table[b]
+            ):
+                return BAD_LETTER, r
+    return FINE, last
+
+
+@njit(nogil=True, cache=True)
+def _add_letters(
+    pos: int,
+    bases: Any,
+    r: int,
+    r_end: int,
+    a: int,
+    a_end: int,
+    state: Any,
+    edits: Any,
+    alt_first: Any,
+    letters: Any,
+) -> None:
+    """Append the edits of an allele of bases."""
+    if r_end - r == a_end - a:
+        for k in range(a_end - a):
+            if _upper(bases[r + k]) != _upper(bases[a + k]):
+                code = CODE_OF_BYTE[bases[a + k]]
+                _add(pos + k, pos + k + 1, state, edits, alt_first)
+                letters[state[LETTER_COUNT]] = code
+                state[LETTER_COUNT] += 1
+                alt_first[state[EDITS]] = state[LETTER_COUNT]
+        return
+    # As in chain files: a first base that stays is no part of the gap.
+    kept = _upper(bases[r]) == _upper(bases[a])
+    _add(pos + kept, pos + r_end - r, state, edits, alt_first)
+    for k in range(a + kept, a_end):
+        letters[state[LETTER_COUNT]] = CODE_OF_BYTE[bases[k]]
+        state[LETTER_COUNT] += 1
+    alt_first[state[EDITS]] = state[LETTER_COUNT]
+
+
+@njit(nogil=True, cache=True)
+def _add(start: int, end: int, state: Any, edits: Any, alt_first: Any) -> None:
+    edits[state[EDITS], 0], edits[state[EDITS], 1] = start, end
+    state[EDITS] += 1
+    alt_first[state[EDITS]] = state[LETTER_COUNT]
+
+
+@njit(nogil=True, cache=True)
+def _add_unknown(
+    pos: int, count: int, state: Any, edits: Any, alt_first: Any, letters: Any
+) -> None:
+    """Append edits that hide ``count`` bases."""
+    for k in range(count):
+        _add(pos + k, pos + k + 1, state, edits, alt_first)
+        letters[state[LETTER_COUNT]] = UNKNOWN
+        state[LETTER_COUNT] += 1
+        alt_first[state[EDITS]] = state[LETTER_COUNT]
+
+
+@njit(nogil=True, cache=True)
+def _all_same_length(carriers: Any, n: int, first: int, table: Any) -> bool:
+    """Whether all alleles of the genotype that carrier ``n`` belongs to are as long as REF."""
+    who = carriers[n, WHO]
+    begin = n
+    while begin > 0 and carriers[begin - 1, WHO] == who and carriers[begin, COPY] > 0:
+        begin -= 1
+    while begin < len(carriers) and carriers[begin, WHO] == who:
+        number = carriers[begin, NUMBER]
+        if number > 0 and not table[first + number, SAME_LENGTH]:
+            return False
+        begin += 1
+        if begin < len(carriers) and carriers[begin, COPY] == 0:
+            break
+    return True
+
+
+@njit(nogil=True, cache=True)
+def settle(
+    records: Any,
+    stop: int,
+    bases: Any,
+    starts: Any,
+    carriers: Any,
+    table: Any,
+    missing: int,
+    unphased: int,
+    inbred: bool,
+    frozen: Any,
+    inserted: Any,
+    state: Any,
+    first_edit: Any,
+    edits: Any,
+    alt_first: Any,
+    letters: Any,
+    hidden: Any,
+    pairs: Any,
+    skipped: Any,
+) -> int:
+    """Accept or skip what the carriers of records up to ``stop`` carry.
+
+    Parameters
+    ----------
+    records, bases, starts, carriers
+        See :class:`genomepred.sequences.vcf.Batch`.
+    stop : int
+        Record to stop at.
+    table : int32 array, [alleles, ALLELE_COLUMNS]
+    missing : int
+        ``FIRST`` (reference) or ``AS_N``.
+    unphased : int
+        ``REFUSE``, ``FIRST`` or ``AS_N``.
+    inbred : bool
+        Only the first copy counts, and every heterozygote as unphased.
+    frozen, inserted : int64 and bool array, [samples, most copies]
+        Last base taken on each haplotype; whether the last accepted record made it longer.
+    state : int64 array, [STATE_SIZE]
+    first_edit : int32 array
+        First edit of each event of the block.
+    edits : int64 array, [most, 2]
+        Start and end of each edit on the reference.
+    alt_first : int32 array
+        Where each edit's bases begin in ``letters``.
+    letters : uint8 array
+        Codes of all edits.
+    hidden : int32 array, [records, 2]
+        Events that hide a record's first base, and all of REF; -1 before the first.
+    pairs : int32 array, [most, 2]
+        Haplotype (sample x most copies + copy) and event of what is accepted, in order of records.
+    skipped : int64 array, [samples]
+        Records skipped as in conflict.
+
+    Returns
+    -------
+    int
+        ``DONE``; ``MORE_ROOM`` if an array is full; ``UNUSABLE`` at a carrier of an allele that
+        cannot be used. Called again it goes on.
+    """
+    most = frozen.shape[1]
+    while state[AT_RECORD] < stop:
+        r = state[AT_RECORD]
+        record, first = records[r], records[r, ALLELE]
+        last = records[r + 1, CARRIER] if r + 1 < len(records) else len(carriers)
+        size = starts[first + 1] - starts[first]
+        while state[AT_CARRIER] < last:
+            n = state[AT_CARRIER]
+            who, copy, number = carriers[n, WHO], carriers[n, COPY], carriers[n, NUMBER]
+            het = carriers[n, GENOTYPE] & (HETEROZYGOUS if inbred else UNPHASED) != 0
+            every = copy == ALL_COPIES
+            longest = starts[first + number + 1] - starts[first + number] if number > 0 else 0
+            if (
+                state[PAIRS] + most > len(pairs)
+                or state[EVENTS] + 1 >= len(first_edit)
+                or state[EDITS] + max(size, 1) + 1 >= len(edits)
+                or state[LETTER_COUNT] + size + longest + 1 >= len(letters)
+            ):
+                return MORE_ROOM
+            if number > 0 and table[first + number, KIND] == OTHER:
+                state[BAD_SAMPLE], state[BAD_NUMBER] = who, number
+                return UNUSABLE
+            if number < 0:
+                state[MISSING_COUNT] += 1
+            if het and (copy == 0 or every):
+                if state[UNPHASED_COUNT] == 0:
+                    state[FIRST_RECORD], state[FIRST_SAMPLE] = r, who
+                state[UNPHASED_COUNT] += 1
+            state[FILTERED_COUNT] += number > 0 and record[FILTERED] != 0
+            hide = -1
+            if number < 0:
+                hide = 0 if missing == AS_N else -2
+            if het and unphased == AS_N:
+                hide = 1 if _all_same_length(carriers[:last], n, first, table) else -2
+            if hide == -2 or (hide == -1 and number == 0):
+                state[AT_CARRIER] += 1
+                continue
+            event, end, keeps, grows = -1, record[POS], False, False
+            if hide >= 0:
+                end += size - 1 if hide == 1 else 0
+            else:
+                row = table[first + number]
+                end, keeps, grows = row[LAST], row[KEEPS] != 0, row[GROWS] != 0
+                if row[KIND] == NOTHING:
+                    state[AT_CARRIER] += 1
+                    continue
+            begin_copy, end_copy = copy, copy + 1
+            if every:
+                begin_copy, end_copy = 0, most
+            elif inbred and copy > 0:
+                end_copy = begin_copy
+            for c in range(begin_copy, end_copy):
+                block = hide < 0 and table[first + number, KIND] == BLOCK
+                pos = record[POS]
+                if block:
+                    frozen[who, c] = end if pos > frozen[who, c] else frozen[who, c]
+                    continue
+                if pos < frozen[who, c] or (
+                    pos == frozen[who, c] and (not keeps or inserted[who, c])
+                ):
+                    skipped[who] += 1
+                    continue
+                event = hidden[r, hide] if hide >= 0 else table[first + number, EVENT]
+                if event < 0:
+                    event = state[EVENTS]
+                    first_edit[event] = state[EDITS]
+                    if hide >= 0:
+                        hidden[r, hide] = event
+                        count = size if hide == 1 else 1
+                        _add_unknown(pos, count, state, edits, alt_first, letters)
+                    else:
+                        table[first + number, EVENT] = event
+                        if table[first + number, KIND] == DELETION:
+                            _add(pos + 1, end + 1, state, edits, alt_first)
+                        else:
+                            _add_letters(
+                                pos,
+                                bases,
+                                starts[first],
+                                starts[first + 1],
+                                starts[first + number],
+                                starts[first + number + 1],
+                                state,
+                                edits,
+                                alt_first,
+                                letters,
+                            )
+                    state[EVENTS] += 1
+                    first_edit[state[EVENTS]] = state[EDITS]
+                    state[REACH] = max(state[REACH], end + 1)
+                frozen[who, c], inserted[who, c] = end, grows
+                pairs[state[PAIRS], 0], pairs[state[PAIRS], 1] = who * most + c, event
+                state[PAIRS] += 1
+                state[ACCEPTED] += 1
+            state[AT_CARRIER] += 1
+        state[AT_RECORD] += 1
+    return DONE
+
+
+@njit(nogil=True, cache=True)
+def by_haplotype(pairs: Any, first: Any, events: Any) -> None:
+    """Sort (haplotype, event) pairs by haplotype, keeping their order.
+
+    ``first`` (int64, [haplotypes + 1]) receives where each haplotype's events begin in ``events``.
+    """
+    first[:] = 0
+    for i in range(len(pairs)):
+        first[pairs[i, 0] + 1] += 1
+    for h in range(1, len(first)):
+        first[h] += first[h - 1]
+    at = first[:-1].copy()
+    for i in range(len(pairs)):
+        h = pairs[i, 0]
+        events[at[h]] = pairs[i, 1]
+        at[h] += 1

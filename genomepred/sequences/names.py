@@ -1,0 +1,40 @@
+"""Names of contigs and records: how long they may be, how they are held and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Most bytes of a name in UTF-8. A longer one is no name, but sequence or a table on one line.
+MOST_NAME = 1000
+
+_SHOWN = 60  # characters of a name that a message quotes
+
+
+def text_array(names: Iterable[str]) -> NDArray[np.object_]:
+    """Names as an array that takes as much memory as they have characters.
+
+    NumPy's own text takes four bytes a character of the longest one, for each.
+    """
+    listed = list(names)
+    array = np.empty(len(listed), object)
+    array[:] = listed
+    return array
+
+
+def shown(name: Any) -> str:
+    """A name in quotes for messages; the beginning of a long one."""
+    text = repr(name)
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[:_SHOWN]}...{text[0]} ({len(name):,} long)"
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """The first names, for messages."""
+    listed = list(names)
+    rest = f" and {len(listed) - most:,} more" if len(listed) > most else ""
+    return ", ".join(map(shown, listed[:most])) + rest

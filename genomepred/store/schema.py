@@ -1,0 +1,249 @@
+"""What a prediction file must be, checked once when it is opened; later reads trust it.
+
+Nothing is read before its type and size are known: no link leads to another object or file, no
+type refers to memory of the file (variable-length data, references), no filter loads code, and no
+size is larger than what the file can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from genomepred.sequences.grid import Geometry, Grid
+from genomepred.sequences.names import text_array
+from genomepred.store import zstd
+
+Attribute = str | int | float | bool
+
+DATASET = "predictions"
+
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+_MOST_ATTRIBUTES, _MOST_TEXT = 1000, 1 << 16  # of the root; bytes of one text
+_MOST_INTERVALS = 1 << 27
+_MOST_BASES = 1 << 48  # positions stay exact in any sum
+_MOST_CHUNK = 1 << 26  # bytes of a decoded chunk: ours have 256 KB, or one row
+_LEAST_STORED = 4  # bytes of a stored chunk: its checksum
+_SIZES = ("window", "stride", "crop", "bins", "bin_size")
+_COLUMNS = ("start", "end", "first_row", "first_window", "contig_length")
+
+
+class SchemaError(ValueError):
+    """Why a file is no prediction file; says what and where."""
+
+
+def read_attributes(file: h5py.File) -> dict[str, Attribute]:
+    """Root attributes as plain values: scalars of fixed size, none large.
+
+    Raises
+    ------
+    SchemaError
+        If there is another kind of attribute.
+    """
+    count = h5py.h5a.get_num_attrs(file.id)
+    if count > _MOST_ATTRIBUTES:
+        raise SchemaError(f"{count:,} attributes")
+    return dict(_attribute(file, i) for i in range(count))
+
+
+def _attribute(file: h5py.File, index: int) -> tuple[str, Attribute]:
+    found = h5py.h5a.open(file.id, index=index)
+    name = found.name.decode()
+    if found.shape != () or not _is_plain(found.get_type(), _MOST_TEXT):
+        raise SchemaError(f"attribute {name!r} is no text of fixed length and no number")
+    value = file.attrs[name]
+    if isinstance(value, bytes):
+        return name, value.decode()
+    return name, value.item() if isinstance(value, np.generic) else value
+
+
+def _is_plain(kind: Any, most: int) -> bool:
+    """Whether a type is a number, a truth value or a text, of a fixed size of at most ``most``."""
+    if kind.get_size() > most:
+        return False
+    if isinstance(kind, h5py.h5t.TypeStringID):
+        return not kind.is_variable_str()
+    if isinstance(kind, h5py.h5t.TypeEnumID):
+        return bool(kind.dtype == np.bool_)
+    return isinstance(kind, h5py.h5t.TypeIntegerID | h5py.h5t.TypeFloatID)
+
+
+def open_dataset(parent: h5py.Group, name: str, dimensions: int) -> h5py.Dataset:
+    """A dataset that lies whole in this file, in chunks that filters of HDF5 itself decode.
+
+    Raises
+    ------
+    SchemaError
+        If it is absent or another kind of dataset.
+    """
+    where = f"{parent.name.rstrip('/')}/{name}"
+    data = _own(parent, name, where)
+    if not isinstance(data, h5py.Dataset):
+        raise SchemaError(f"{where} is no dataset")
+    created, kind = data.id.get_create_plist(), data.id.get_type()
+    if data.ndim != dimensions or 0 in (data.chunks or (0,)):
+        raise SchemaError(f"{where} has shape {data.shape} and chunks {data.chunks}")
+    if created.get_layout() != h5py.h5d.CHUNKED or created.get_external_count():
+        raise SchemaError(f"{where} lies outside the file")
+    if isinstance(kind, h5py.h5t.TypeEnumID) or not _is_plain(kind, _MOST_TEXT):
+        raise SchemaError(f"{where} is of type {kind.dtype}, or of variable length")
+    filters = {created.get_filter(i)[0] for i in range(created.get_nfilters())}
+    if filters - _FILTERS - {zstd.FILTER}:
+        raise SchemaError(f"{where} is stored through filters {sorted(filters)}")
+    _require_chunks(data, where)
+    return data
+
+
+def _own(parent: h5py.Group, name: str, where: str) -> Any:
+    """An object of a group, not through links that lead elsewhere."""
+    key = name.encode()
+    if not parent.id.links.exists(key):
+        raise SchemaError(f"{where} is absent")
+    if parent.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+        raise SchemaError(f"{where} is a link")
+    return parent[name]
+
+
+def _require_chunks(data: h5py.Dataset, where: str) -> None:
+    """Every chunk is there, so that the sizes are those of data and not of a claim."""
+    size = data.dtype.itemsize * int(np.prod(data.chunks, dtype=object))
+    if size > _MOST_CHUNK:
+        raise SchemaError(f"{where} has chunks of {size:,} bytes")
+    expected = 1
+    for length, chunk in zip(data.shape, data.chunks, strict=True):
+        expected *= -(-length // chunk)
+    if expected > data.file.id.get_filesize() // _LEAST_STORED:
+        raise SchemaError(f"{where} has more chunks ({expected:,}) than the file can hold")
+    stored = data.id.get_num_chunks()
+    if stored != expected:
+        raise SchemaError(f"{where}: {stored:,} chunks of {expected:,} are present")
+
+
+def open_group(file: h5py.File, name: str) -> h5py.Group:
+    """A group of the file's root.
+
+    Raises
+    ------
+    SchemaError
+        If it is absent, a link or no group.
+    """
+    group = _own(file, name, f"/{name}")
+    if not isinstance(group, h5py.Group):
+        raise SchemaError(f"/{name} is no group")
+    return group
+
+
+def open_predictions(file: h5py.File) -> h5py.Dataset:
+    """The matrix of predictions, [rows, tracks], float32 or float16, whole rows in a chunk.
+
+    Raises
+    ------
+    SchemaError
+        If it is absent or not as this package writes it.
+    """
+    data = open_dataset(file, DATASET, 2)
+    if data.dtype not in (np.dtype("<f4"), np.dtype("<f2")):
+        raise SchemaError(f"predictions are {data.dtype}, neither float32 nor float16")
+    if data.chunks[1] != data.shape[1] or not data.shape[1]:
+        raise SchemaError(f"predictions have chunks {data.chunks} for shape {data.shape}")
+    return data
+
+
+def read_texts(group: h5py.Group, name: str, count: int) -> NDArray[Any]:
+    """A column of texts, held by their own lengths.
+
+    Raises
+    ------
+    SchemaError
+        If it is none of ``count`` texts of fixed length.
+    """
+    data = open_dataset(group, name, 1)
+    if data.shape != (count,):
+        raise SchemaError(f"{data.name} has shape {data.shape}, not {count:,} entries")
+    if not isinstance(data.id.get_type(), h5py.h5t.TypeStringID):
+        raise SchemaError(f"{data.name} is {data.dtype}, not text")
+    return text_array(text.decode() for text in _entries(data))
+
+
+def _entries(data: h5py.Dataset) -> Iterator[bytes]:
+    for first in range(0, len(data), data.chunks[0]):
+        yield from data[first : first + data.chunks[0]].tolist()
+
+
+def _read_numbers(group: h5py.Group, name: str, count: int) -> NDArray[np.int64]:
+    data = open_dataset(group, name, 1)
+    if data.shape != (count,) or data.dtype != np.dtype("<i8"):
+        raise SchemaError(
+            f"{data.name} is {data.dtype} of shape {data.shape}, not int64 of {count:,}: columns "
+            "of /intervals differ in length or type"
+        )
+    numbers: NDArray[np.int64] = data[:]
+    return numbers
+
+
+def read_grid(file: h5py.File, attributes: dict[str, Attribute], rows: int) -> Grid:
+    """Rows and coordinates, each number within its bounds.
+
+    Raises
+    ------
+    SchemaError
+        If anything is absent, of another type or out of its bounds.
+    ModelError
+        If sizes contradict each other.
+    """
+    geometry = _geometry(attributes)
+    intervals = open_group(file, "intervals")
+    count = open_dataset(intervals, "contig", 1).shape[0]
+    if count > _MOST_INTERVALS:
+        raise SchemaError(f"{count:,} intervals")
+    columns = {name: _read_numbers(intervals, name, count) for name in _COLUMNS}
+    has_names = intervals.id.links.exists(b"name")
+    grid = Grid(
+        geometry=geometry,
+        contigs=read_texts(intervals, "contig", count),
+        start=columns["start"],
+        first_row=columns["first_row"],
+        rows=rows,
+        length=columns["contig_length"],
+        first_window=columns["first_window"],
+        names=read_texts(intervals, "name", count) if has_names else None,
+    )
+    _require_bounds(grid, columns["end"])
+    return grid
+
+
+def _geometry(attributes: dict[str, Attribute]) -> Geometry:
+    sizes = {}
+    for name in _SIZES:
+        value = attributes.get(name)
+        if type(value) is not int or not 0 <= value <= _MOST_BASES:
+            raise SchemaError(f"attribute {name} is {value!r}, not a number of bases")
+        sizes[name] = value
+    return Geometry(**sizes)
+
+
+def _require_bounds(grid: Grid, end: NDArray[np.int64]) -> None:
+    """Rows add up, and lie where their contigs are, so that no arithmetic can overflow."""
+    g, first = grid.geometry, grid.first_row
+    if max(g.window, g.stride, g.span) > _MOST_BASES:
+        raise SchemaError(f"sizes too large: {g}")
+    counts = np.diff(first, append=np.int64(grid.rows))
+    if (counts < 0).any() or (first[:1] != 0).any() or (grid.rows and not first.size):
+        raise SchemaError(f"/intervals do not add up to {grid.rows} rows")
+    length = grid.length
+    if (length < 0).any() or (length > _MOST_BASES).any() or (grid.first_window < 0).any():
+        raise SchemaError("/intervals/contig_length or first_window is out of bounds")
+    beyond = length + g.span + 2 * g.stride
+    if (grid.start < -g.span).any() or (grid.start > beyond).any():
+        raise SchemaError("/intervals/start is out of bounds")
+    if (counts > (beyond - grid.start) // g.step).any():
+        raise SchemaError("/intervals have more rows than their contigs have room for")
+    if (grid.end != end).any():
+        raise SchemaError("/intervals/end does not follow from start and rows")
+    pairs = list(zip(grid.contigs.tolist(), length.tolist(), strict=True))
+    if dict(pairs) != dict(reversed(pairs)):
+        raise SchemaError("/intervals/contig_length differs within a contig")

@@ -1,0 +1,97 @@
+"""Panels on the command line: predict and plan --variants, --sample, export consensus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from genomepred.cli import cli
+from tests.checkpoints import make_checkpoint
+from tests.sequences.panels import random_panel
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a reference, a panel, a model, and the panel's predictions."""
+    folder = tmp_path_factory.mktemp("cohort")
+    panel = random_panel(2, samples=3, length=700)
+    panel.fasta(folder / "ref.fa")
+    panel.vcf(folder / "panel.vcf")
+    make_checkpoint(folder / "model", window=40, stride=10)
+    call("predict", *arguments(folder))
+    return folder
+
+
+def arguments(folder: Path, out: str = "out") -> list[str]:
+    return [
+        "--genomes", str(folder / "ref.fa"), "--variants", str(folder / "panel.vcf"),
+        "--model", str(folder / "model"), "--out", str(folder / out), "--jobs", "1",
+    ]  # fmt: skip
+
+
+def call(*words: str, fails: type[BaseException] | None = None) -> str:
+    result = CliRunner().invoke(cli, words)
+    if fails is not None:
+        assert isinstance(result.exception, fails)
+        return str(result.exception) + result.output
+    assert result.exception is None, (result.exception, result.output)
+    return result.output
+
+
+def test_predict_and_verify(run: Path) -> None:
+    assert (run / "out" / "panel.h5").exists()
+    assert "ok" in call("verify", str(run / "out"))
+    assert "panel.h5" in call("predict", *arguments(run))
+
+
+def test_plan_tells_what_is_distinct(run: Path) -> None:
+    text = call("plan", *arguments(run, "other"))
+    assert "haplotypes\t6" in text
+    assert "distinct windows a grid window" in text
+    assert not (run / "other").exists()
+
+
+def test_samples_and_choices(run: Path) -> None:
+    call("predict", *arguments(run, "two"), "--samples", "s2,s0", "--missing", "n")
+    text = call("info", str(run / "two" / "panel.h5"))
+    assert "4 of 2 samples" in text
+    for extra in (["--samples", "s1"], ["--inbred"], ["--missing", "n"], ["--unphased", "first"]):
+        words = [w for w in arguments(run, "none") if w not in ("--variants",)]
+        words.remove(str(run / "panel.vcf"))
+        assert "--variants" in call("predict", *words, *extra, fails=SystemExit)
+
+
+def test_reading_one_haplotype(run: Path, tmp_path: Path) -> None:
+    file = str(run / "out" / "panel.h5")
+    assert "haplotypes" in call("info", file)
+    assert "rows" in call("info", file, "--sample", "s1.2")
+    first = call("query", file, "c1:1-60", "--sample", "s1.1")
+    assert first.startswith("contig") or first.startswith("c1") or first.startswith("#")
+    target = tmp_path / "s1.tsv"
+    call("export", "tsv", file, "--sample", "s1.1", "-o", str(target))
+    assert target.read_text().count("\n") > 70
+    call("export", "bedgraph", file, "--sample", "s2.1", "-o", str(tmp_path / "x.bedgraph"))
+    call("export", "bigwig", file, "--sample", "s2.1", "-o", str(tmp_path / "x.bw"))
+    assert "--sample" in call("query", file, "c1", fails=Exception)
+    assert "no sample" in call("query", file, "c1", "--sample", "zz", fails=Exception)
+
+
+def test_export_consensus(run: Path, tmp_path: Path) -> None:
+    words = [str(run / "panel.vcf"), "--genome", str(run / "ref.fa"), "--sample", "s1.2"]
+    fasta, chain = tmp_path / "s1.fa", tmp_path / "s1.chain"
+    call("export", "consensus", *words, "-o", str(fasta), "--chain", str(chain))
+    assert fasta.read_text().startswith(">c1\n")
+    assert chain.read_text().startswith("chain ")
+    assert "say s1.COPY" in call(
+        "export", "consensus", *words[:-1], "s1", "-o", str(fasta), fails=Exception
+    )
+
+
+def test_json(run: Path) -> None:
+    result = CliRunner().invoke(cli, ["info", str(run / "out" / "panel.h5"), "--json"])
+    assert result.exception is None
+    if result.output.strip():
+        assert json.loads(result.output)["result"]["haplotypes"] == 6

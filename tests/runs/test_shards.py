@@ -1,0 +1,89 @@
+"""Sizes of shards, and how many processes are worth their start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from genomepred import predict
+from genomepred.inference.engine import Engine, multiply_adds
+from genomepred.machine import Limit
+from genomepred.models import build
+from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.runs import setup
+from genomepred.runs.folder import shard_rows
+from genomepred.runs.inputs import GenomePath
+from genomepred.runs.spec import RunSpec
+from genomepred.store.chunks import Layout
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.mark.parametrize("tracks", [1, 3, 6, 100, 919, 5313])
+@pytest.mark.parametrize("bins", [1, 7, 128, 5_000, 20_000])
+@pytest.mark.parametrize("batch", [1, 4, 256, 8_192])
+def test_shards_are_whole_chunks_and_whole_compute_batches(
+    tracks: int, bins: int, batch: int
+) -> None:
+    layout = Layout(tracks=tracks, bins=bins)
+    rows = shard_rows(layout, batch)
+    assert rows % layout.chunk_rows == 0
+    assert rows % (batch * bins) == 0
+    assert rows <= max(layout.shard_rows, 2 * batch * bins)
+
+
+def test_no_compute_batch_is_computed_for_two_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracks, window, windows = 600, 50, 1_024  # chunks of 64 rows, compute batches of 256
+    config: dict[str, Any] = {"window": window, "tracks": tracks}
+    card = Card(
+        name="wide", architecture="linear", config=config, window=window, bin_size=window,
+        stride=window, tracks=tuple(Track(f"t{i}") for i in range(tracks)), activation="none",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, (2, window), dtype=np.uint8)
+    save_checkpoint(tmp_path / "wide", build("linear", **config), card, codes)
+    letters = "".join("ACGT"[code] for code in rng.integers(0, 4, windows * window))
+    (tmp_path / "a.fa").write_text(f">a\n{letters}\n")
+    calls = []
+    cut = Engine._cut
+
+    def counted(self: Engine, *arguments: Any) -> None:
+        calls.append(arguments[2])
+        cut(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_cut", counted)
+    predict(tmp_path / "a.fa", tmp_path / "wide", tmp_path / "out", jobs=1)
+    compared = 2  # the prepared model, with the model as written
+    assert len(calls) - compared == windows // 256
+
+
+def test_processes_are_started_for_work_whether_of_many_windows_or_of_large_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "usable_cpus", lambda: Limit(8, "a test"))
+    monkeypatch.setattr(setup, "usable_memory", lambda: Limit(1 << 40, "a test"))
+    model = make_checkpoint(tmp_path / "tiny", window=1_000)
+    (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 25_000 + "\n")
+    options = RunSpec(
+        genomes=(GenomePath("a", tmp_path / "a.fa"),),
+        model=str(model),
+        out=tmp_path,
+        stride=100,
+        overlap="naive",
+    )
+    windows = 1_000
+    assert setup.Setup(options).workers == 1
+    work = windows * multiply_adds(load_model(model), 1_000)
+    monkeypatch.setattr(setup, "_MULTIPLY_ADDS_A_WORKER", work / 3.1)
+    assert setup.Setup(options).workers == 3
+    assert setup.Setup(replace(options, overlap="share")).workers == 1
+    monkeypatch.setattr(setup, "_WINDOWS_A_WORKER", windows / 5.1)
+    assert setup.Setup(options).workers == 5
+    monkeypatch.setattr(setup, "_WINDOWS_A_WORKER", 1)
+    assert setup.Setup(options).workers == 8
