@@ -6,7 +6,11 @@ imports neither torch nor numba.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +36,31 @@ _HOMES = {
     "predict": "genomepred.runs.run",
 }
 
-# In a checkout the folder kernels/ stands beside this one; a wheel carries it as a subpackage.
-# Extending the search path makes `genomepred.kernels` the same module in both.
-_checkout = Path(__file__).parent.parent
-if not (Path(__file__).parent / "kernels").exists() and (_checkout / "kernels").is_dir():
-    __path__.append(str(_checkout))
+
+def _find_folders_beside() -> None:
+    """Let ``genomepred.kernels`` and ``genomepred.benchmarks`` be imported from a checkout.
+
+    There the folders stand beside this one; a wheel carries them as subpackages. A finder of these
+    two names, and no longer search path: ``genomepred.genomepred`` would be found along that too.
+    """
+    here = Path(__file__).parent
+    folders = {f"{__name__}.{name}": here.parent / name for name in ("kernels", "benchmarks")}
+    missing = {
+        name: str(folder / "__init__.py")
+        for name, folder in folders.items()
+        if not (here / folder.name).exists() and (folder / "__init__.py").is_file()
+    }
+
+    class Beside(MetaPathFinder):
+        @staticmethod
+        def find_spec(name: str, *_: object) -> ModuleSpec | None:
+            return spec_from_file_location(name, missing[name]) if name in missing else None
+
+    if missing:
+        sys.meta_path.append(Beside())
 
 
+_find_folders_beside()
 keep_numba(str(Path(__file__).parent))
 
 
