@@ -90,3 +90,7 @@ class Outlook:
         mean = self._bases / max(self._open, 1)
         self._bar.total = round(self._bases + mean * (self._genomes - len(self._seen)))
         self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
+
+    def wait(self) -> None:
+        """Say that nothing is left to do but to wait."""
+        self._bar.set_description_str("waiting for other processes on this run")
