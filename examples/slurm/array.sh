@@ -31,8 +31,12 @@ while kill -0 "$worker" 2>/dev/null; do
     status=$?
 done
 
-if [ -n "$stopped" ] && [ "$status" -eq 143 ]; then
+# Signals of the time limit meet a job that runs; those of scancel and of a requeue by others one
+# that is ending already, and that must not come back by itself.
+task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+if [ -n "$stopped" ] && [ "$status" -eq 143 ] \
+    && scontrol show job "$SLURM_JOB_ID" -o | grep -q ' JobState=RUNNING '; then
     echo "stopped before the time limit; requeued"
-    scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    scontrol requeue "$task"
 fi
 exit "$status"
