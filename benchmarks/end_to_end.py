@@ -37,7 +37,8 @@ from genomepred.models.card import N_POLICIES, Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
 from genomepred.runs.inputs import find_genomes
 from genomepred.runs.run import predict
-from genomepred.runs.setup import Options, Setup
+from genomepred.runs.setup import Setup
+from genomepred.runs.spec import RunSpec
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import PredictionStore
@@ -199,7 +200,7 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         Every window by itself; or as a run decides.
     """
     setup = Setup(
-        Options(
+        RunSpec(
             genomes=tuple(find_genomes([fasta])),
             model=case.model,
             out=case.folder / "unused",
@@ -210,7 +211,7 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         ),
         writes=False,
     )
-    numerics = setup.decide(setup.random_block)
+    numerics = setup.decide()
     engine = setup.engine(numerics)
     batch = numerics.compute_batch
     with Genome(fasta, write=False) as genome:
