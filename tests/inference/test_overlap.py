@@ -548,7 +548,9 @@ def test_a_run_whose_shared_form_is_wrong_goes_window_by_window(
     computed = Sharing.forward
     predict(genome, model, tmp_path / "right", jobs=1)
     monkeypatch.setattr(Sharing, "forward", lambda *given: computed(*given) + 0.1)
-    with pytest.warns(UserWarning, match=r"not shared by the prepared model \(kmers,direct\): .* differs"):
+    with pytest.warns(
+        UserWarning, match=r"not shared by the prepared model \(kmers,direct\): .* differs"
+    ):
         predict(genome, model, tmp_path / "wrong", jobs=1)
     found = {}
     for name in ("right", "wrong"):
