@@ -339,7 +339,7 @@ def forget(out: Path, names: tuple[str, ...], as_json: bool) -> None:
 
     removed = forget_genomes(out, names)
     if as_json:
-        echo_json([str(path) for path in removed])
+        echo_json({"removed": [str(path) for path in removed]})
         return
     for path in removed:
         click.echo(f"removed {path}")
