@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from genomepred import __version__
 from genomepred.errors import DataError, OutputError
 from genomepred.explain.windows import Window
-from genomepred.files import publishing
+from genomepred.files import discard_abandoned, publishing
 from genomepred.models.card import Card
 from genomepred.tsv import tab_separated
 
@@ -62,6 +62,8 @@ class Results:
     ) -> None:
         make_folder(folder)
         self.paths = [folder / f"{kind}.h5", folder / f"{kind}.tsv"]
+        for path in self.paths:
+            discard_abandoned(path)
         self._attributes = {**file_attributes(kind, card), **attributes}
         self._columns = columns
         self._names: list[str] = []

@@ -193,7 +193,10 @@ class Engine:
             torch.cuda.set_device(device)
             for holder, name, value in CUDA_SETTINGS:
                 setattr(holder, name, value)
-        self._model = _with_kernels(model.to(device).eval(), numerics, device)
+        #: The model as written, and as it is computed.
+        self.written = model.to(device).eval()
+        self.model: Any = _with_kernels(self.written, numerics, device)
+        self._model = self.model
         self._activation = activation_function(card.activation)
         self._reverse_tracks = (
             torch.tensor(card.reverse_tracks, device=device) if card.reverse_tracks else None
@@ -299,7 +302,7 @@ class Engine:
             return self._recorded
         strand = self.numerics.strand
         try:
-            with torch.no_grad(), self._autocast(), self._no_recompilation():
+            with torch.no_grad(), self.autocast(), self._no_recompilation():
                 if strand == "forward":
                     return self._forward()
                 forward = self._forward() if strand != "reverse" else None
@@ -323,10 +326,19 @@ class Engine:
     def _reverse(self) -> Tensor:
         self._buffer.copy_(self._complement[self._buffer.long()].flip(-1))
         # On the other strand of a block its windows stand in the opposite order.
-        result = self._forward().flip((0, 1) if self._shared else 1)
-        return result if self._reverse_tracks is None else result[..., self._reverse_tracks]
+        return self.turned_tracks(self._forward().flip((0, 1) if self._shared else 1))
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def turned_tracks(self, values: Tensor) -> Tensor:
+        """Values of the other strand, each in the column of the track that it is of."""
+        return values if self._reverse_tracks is None else values[..., self._reverse_tracks]
+
+    def activate(self, values: Tensor) -> Tensor:
+        """Predictions of raw float32 values."""
+        result: Tensor = self._activation(values)
+        return result
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of convolutions and matrix products, while it is entered."""
         if self.numerics.precision == "fp32":
             return nullcontext()
         # Casts that were cached outside of a CUDA graph would be none of its memory.
