@@ -44,7 +44,7 @@ def options() -> Iterator[tuple[str, click.Option]]:
 @pytest.mark.parametrize(("name", "option"), list(options()), ids=str)
 def test_every_option_says_what_it_does_and_its_default(name: str, option: click.Option) -> None:
     assert option.help, name
-    assert option.required or "[default: " in option.help, name
+    assert option.required or option.show_default or "[default: " in option.help, name
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
