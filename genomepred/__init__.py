@@ -19,21 +19,34 @@ from genomepred.compiled import keep_numba
 if TYPE_CHECKING:
     from genomepred.inference.predictor import Predictor
     from genomepred.models.checkpoint import load_model
+    from genomepred.runs.cohort import predict_cohort
     from genomepred.runs.run import predict
     from genomepred.sequences.fasta import Genome
     from genomepred.sequences.grid import Grid
+    from genomepred.store.cohort import CohortStore
     from genomepred.store.hdf5 import PredictionStore
 
 __version__ = "0.1.0"
-__all__ = ["Genome", "Grid", "PredictionStore", "Predictor", "load_model", "predict"]
+__all__ = [
+    "CohortStore",
+    "Genome",
+    "Grid",
+    "PredictionStore",
+    "Predictor",
+    "load_model",
+    "predict",
+    "predict_cohort",
+]
 
 _HOMES = {
+    "CohortStore": "genomepred.store.cohort",
     "Genome": "genomepred.sequences.fasta",
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
     "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.runs.run",
+    "predict_cohort": "genomepred.runs.cohort",
 }
 
 

@@ -198,7 +198,7 @@ _received: list[signal.Signals] = []
 
 
 class _EndedError(BaseException):
-    """SIGTERM, as a scheduler sends before its time limit, or SIGHUP of a terminal that closes."""
+    """Ctrl-C, SIGTERM as a scheduler sends it, or SIGHUP of a terminal that closes."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number)
@@ -223,8 +223,8 @@ def _catch_signals() -> None:
 
     def unraisable(lost: sys.UnraisableHookArgs, /) -> None:
         """Where a destructor or a callback has swallowed the exception, nothing else ends us."""
-        if isinstance(lost.exc_value, KeyboardInterrupt | _EndedError):
-            os.write(tell, bytes([_received[0] if _received else signal.SIGINT]))
+        if isinstance(lost.exc_value, _EndedError):
+            os.write(tell, bytes([lost.exc_value.number]))
         else:
             shown(lost)
 
@@ -233,8 +233,6 @@ def _catch_signals() -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     _received.append(signal.Signals(number))
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
     raise _EndedError(_received[-1])
 
 

@@ -177,7 +177,7 @@ config_option = click.option(
 )
 
 
-def echo_json(result: Any) -> None:
+def echo_json(result: dict[str, Any]) -> None:
     """Give the result of a command under ``--json``; it is printed when the command ends."""
     click.get_current_context().meta[RESULT] = result
 

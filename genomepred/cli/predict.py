@@ -236,7 +236,8 @@ def _plan_cohort(spec: RunSpec, variants: Path, panel_options: PanelOptions, as_
         f"shards\t{estimate.shards:,}\nmissing alleles\t{estimate.missing:,}\n"
         f"heterozygotes without phase\t{estimate.unphased:,}\n"
         f"distinct windows a grid window\t{estimate.distinct:.2f}\n"
-        f"{estimate.saving:,.1f} times fewer windows than sample by sample\n"
+        + (f"distinct tiles a grid window\t{estimate.tiles:.2f}\n" if estimate.tiles else "")
+        + f"{estimate.saving:,.1f} times less work than window by window, sample by sample\n"
         f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk at most and "
         f"{estimate.seconds:,.0f} s on {estimate.workers} workers, start-up not included"
     )
@@ -244,9 +245,9 @@ def _plan_cohort(spec: RunSpec, variants: Path, panel_options: PanelOptions, as_
         click.echo(line)
 
 
-def _counted(kernels: str) -> str:
+def _counted(kernels: tuple[str, ...]) -> str:
     """Neighbours of one name as one: ``kmers, 3 direct``."""
-    groups = [(name, len(list(same))) for name, same in groupby(kernels.split(","))]
+    groups = [(name, len(list(same))) for name, same in groupby(kernels)]
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
 
 
@@ -339,7 +340,7 @@ def forget(out: Path, names: tuple[str, ...], as_json: bool) -> None:
 
     removed = forget_genomes(out, names)
     if as_json:
-        echo_json([str(path) for path in removed])
+        echo_json({"removed": [str(path) for path in removed]})
         return
     for path in removed:
         click.echo(f"removed {path}")

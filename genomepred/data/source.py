@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genomepred.errors import DataError
+from genomepred.files import open_regular, sha256_of
 
 _CHOICES = {
     "transform": ("none", "log1p", "log2p1"),
@@ -107,13 +108,19 @@ class Source:
 
 
 def file_facts(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name and sha256 of each file."""
+    """Name and sha256 of each file.
+
+    Raises
+    ------
+    DataError
+        If one cannot be read, or is no regular file.
+    """
     return [{"file": path.name, "sha256": _sha256(path)} for path in paths]
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    try:
+        os.close(open_regular(path))  # a pipe would wait for ever
+        return sha256_of(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error

@@ -441,6 +441,19 @@ def _tell_omitted(figure: Figure, count: int, what: str) -> None:
         figure.suptitle(f"the first {_MOST}; {count} more {what} are not drawn", fontsize=_FONT)
 
 
+def without_formulas(figure: Figure) -> Figure:
+    """The figure with texts as they are, but for those at ticks: names may hold dollar signs."""
+    from matplotlib.axis import Tick
+    from matplotlib.text import Text
+
+    at_ticks = {id(text) for tick in figure.findobj(Tick) for text in tick.findobj(Text)}
+    for text in figure.findobj(Text):
+        if id(text) not in at_ticks:
+            text.set_parse_math(False)
+    return figure
+
+
 def _save(figure: Figure, path: Path) -> None:
+    without_formulas(figure)
     with publishing(path, follow=True) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower() or "png")

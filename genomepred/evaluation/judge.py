@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from genomepred.data.examples import known_bases
+from genomepred.data.examples import Codes, known_bases
 from genomepred.data.peak_files import is_manifest
 from genomepred.data.read import Data, Examples, LabelledData, Source, open_data
 from genomepred.data.tables import TABLE, Table
@@ -29,11 +29,10 @@ from genomepred.evaluation import figures
 from genomepred.evaluation import intervals as bootstrap
 from genomepred.evaluation.provenance import as_trained, check_held_out
 from genomepred.files import discard_abandoned, output_error, publishing, write_whole
-from genomepred.inference.engine import activation_function, compute_batch
+from genomepred.inference.engine import activation_function
+from genomepred.inference.predictor import Predictor
 from genomepred.models.card import Card, Track
-from genomepred.models.fused import fast_form
-from genomepred.models.layers import SequenceModel, without_tf32
-from genomepred.training.fit import raw_values
+from genomepred.models.layers import SequenceModel
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -163,8 +162,9 @@ def evaluate(
     facts = data.facts()
     check_held_out(facts, card, "validation" if part == "validation" else "test", source.data)
     columns = check_fit(card, data, source.data)
+    predictor = Predictor(model, device=model.device, activation=False, threads=None)
     judged = [
-        judge(model, name, data.task, parts, columns)
+        judge(predictor.predict, card, name, data.task, parts, columns)
         for name, parts in choose_part(data, part, source.data).items()
     ]
     document = {
@@ -269,11 +269,28 @@ def choose_part(data: Data, part: str, path: Path) -> dict[str, list[Examples]]:
 
 
 def judge(
-    model: SequenceModel, name: str, task: str, parts: Sequence[Examples], columns: Sequence[int]
+    predict: Callable[[Codes], Float32],
+    card: Card,
+    name: str,
+    task: str,
+    parts: Sequence[Examples],
+    columns: Sequence[int],
 ) -> Judged:
-    """Predict examples with some of a model's tracks, in its fast form.
+    """Predict examples, and take some of a model's tracks.
 
     As in predictions of a genome, windows with fewer known bases than the card asks have none.
+
+    Parameters
+    ----------
+    predict : callable
+        Codes ``uint8 [n, window]`` to raw values ``float32 [n, 1, tracks]``.
+    card : Card
+        Of the model.
+    name, task : str
+        Of the set; what its labels are.
+    parts : sequence of Examples
+    columns : sequence of int
+        Tracks of the model, in the order of the labels.
 
     Raises
     ------
@@ -282,8 +299,6 @@ def judge(
     ModelError
         If a prediction is not finite.
     """
-    card, fast = model.card, fast_form(model)
-    batch = compute_batch(card.window, model.device.type)
     known = np.concatenate([known_bases(part.codes) for part in parts])
     rows = np.flatnonzero(known >= card.min_bases)
     if not len(rows):
@@ -291,8 +306,7 @@ def judge(
             f"{name}: none of {len(known)} sequences has the {card.min_bases} known bases that "
             f"model {card.name!r} asks, the most are {known.max()}; give longer sequences"
         )
-    with without_tf32():
-        raw = np.concatenate([raw_values(fast, part.codes, batch)[:, 0] for part in parts])[rows]
+    raw = np.concatenate([predict(part.codes)[:, 0] for part in parts])[rows]
     predictions = activation_function(card.activation)(torch.from_numpy(raw)).numpy()
     if not np.isfinite(predictions).all():
         row, track = map(int, np.argwhere(~np.isfinite(predictions))[0])

@@ -6,7 +6,7 @@ thresholds, and unlike probabilities they have no ties near 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from genomepred.data.examples import Codes
 from genomepred.errors import DataError
 from genomepred.evaluation.intervals import Resampled, binary, profile, regression
-from genomepred.models.layers import SequenceModel
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.grid import Region
-from genomepred.training.fit import raw_values
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -184,7 +182,7 @@ class Sites:
 
 
 def find_sites(
-    model: SequenceModel,
+    predict: Callable[[Codes], Float32],
     contigs: dict[str, Codes],
     regions: Sequence[Region],
     peaks: Sequence[Region],
@@ -201,8 +199,8 @@ def find_sites(
 
     Parameters
     ----------
-    model : SequenceModel
-        Of one bin and one track; prepared for speed if wished. Forward strand only.
+    predict : callable
+        Codes ``uint8 [n, window]``, which may be a view, to raw values ``float32 [n, 1, 1]``.
     contigs : dict of str to uint8 array
         Codes.
     regions : sequence of Region
@@ -220,7 +218,7 @@ def find_sites(
     scores, found, total, bases = [], [], 0, 0
     for region, inside in zip(regions, peaks_inside(regions, peaks), strict=True):
         codes = contigs[region.contig][region.start : region.end]
-        centres, values = _scan(model, codes, window, stride, min_bases)
+        centres, values = _scan(predict, codes, window, stride, min_bases)
         scores.append(values)
         found.append(_count_around(centres + region.start, inside))
         total += len(inside)
@@ -247,14 +245,14 @@ def peaks_inside(regions: Iterable[Region], peaks: Sequence[Region]) -> list[Int
 
 
 def _scan(
-    model: SequenceModel, codes: Codes, window: int, stride: int, min_bases: int
+    predict: Callable[[Codes], Float32], codes: Codes, window: int, stride: int, min_bases: int
 ) -> tuple[Int64, Float32]:
     """Centres and scores of the sites of one region."""
     if len(codes) < window:
         return np.empty(0, np.int64), np.empty(0, np.float32)
     starts = np.arange(0, len(codes) - window + 1, stride)
     windows = np.lib.stride_tricks.sliding_window_view(codes, window)[::stride]
-    scores = raw_values(model, windows).reshape(-1)
+    scores = predict(windows).reshape(-1)
     scores[real_counts(codes, starts, window) < min_bases] = np.nan
     is_site = local_maxima(scores, window // stride)
     return starts[is_site] + window // 2, scores[is_site]

@@ -19,10 +19,9 @@ from genomepred.inference.engine import (
     Block,
     Engine,
     Numerics,
-    choose_numerics,
-    compute_batch,
     find_device,
 )
+from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
 
@@ -101,24 +100,13 @@ class Predictor:
         self._threads = threads
         with self._settings():
             if numerics is None:
-                numerics = choose_numerics(
-                    model,
-                    found,
-                    self._geometry,
-                    self.device,
-                    precision=precision,
-                    kernels=kernels,
-                    strand=strand,
-                    windows=0,
-                    sample=self._random,
-                )
+                subject = Subject(model, found, self._geometry, self.device)
+                batch, window = subject.compute_batch, found.window
+                spread = random_block(batch, window, window, batch)
+                candidates = Candidates(precision, kernels, strand)
+                numerics = decide(subject, candidates, GuardWindows(spread))
             self.numerics = replace(numerics, overlap="naive")  # windows come one by one
             self._engine = Engine(model, self.card, self._geometry, self.numerics, self.device)
-
-    def _random(self, windows: int, consecutive: bool) -> Block:
-        g = self._geometry
-        batch = compute_batch(g.window, self.device.type, g.bins)
-        return random_block(windows, g.window, g.window, batch)
 
     @property
     def window(self) -> int:

@@ -583,7 +583,9 @@ def fusable(conv: nn.Conv1d) -> bool:
     return conv.stride == (1,) and conv.groups == 1 and conv.weight.dtype == torch.float32
 
 
-def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.float32) -> Model:
+def prepare(
+    model: Model, kernels: str | Sequence[str] = "auto", *, dtype: torch.dtype = torch.float32
+) -> Model:
     """Copy of a model in evaluation mode, rewritten for speed on the device that it is on.
 
     Runs of layers in ``nn.Sequential`` become blocks: BatchNorm is folded, a following
@@ -598,10 +600,10 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
     Parameters
     ----------
     model : nn.Module
-    kernels : str, optional
+    kernels : str or sequence of str, optional
         ``auto``, ``triton``, ``cudnn`` or ``cpu``: what the blocks' implementations are chosen
-        from (see :func:`genomepred.kernels.dispatch.choose`); their names in order, separated by
-        commas, as :func:`kernels_of` gives them; or ``torch`` for none of our kernels.
+        from (see :func:`genomepred.kernels.dispatch.choose`); ``torch`` for none of our kernels;
+        or their names in order, as :func:`kernels_of` gives them.
     dtype : torch.dtype, optional
         Of the blocks' weights and features.
 
@@ -611,8 +613,8 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
         If the kernels do not exist, or not for the model or its device.
     """
     prepared = copy.deepcopy(model).eval().requires_grad_(False)
-    asked = kernels if kernels in dispatch.ASKED else "auto"
-    fusing = None if kernels == "torch" else _Fusing(_device(prepared), asked, dtype)
+    asked = kernels if isinstance(kernels, str) else "auto"
+    fusing = None if kernels in ("torch", ("torch",)) else _Fusing(_device(prepared), asked, dtype)
     if fusing is not None:
         fusing.fuse_sequences(prepared)
     for module in prepared.modules():
@@ -620,7 +622,7 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
             fold_batch_norms(module)
     if fusing is not None:
         fusing.fuse_others(prepared)
-        if asked != kernels:
+        if not isinstance(kernels, str):
             _obey(prepared, kernels)
     rewrite_channels_last(prepared)
     return prepared
@@ -630,24 +632,39 @@ def _blocks(model: nn.Module) -> list[FusedConv]:
     return [module for module in model.modules() if isinstance(module, FusedConv)]
 
 
-def kernels_of(prepared: nn.Module) -> str:
+def kernels_of(prepared: nn.Module) -> tuple[str, ...]:
     """Implementations of a prepared model's blocks in order, or ``torch`` if it has none."""
-    return ",".join(block.implementation for block in _blocks(prepared)) or "torch"
+    return tuple(block.implementation for block in _blocks(prepared)) or ("torch",)
 
 
-def _obey(prepared: nn.Module, kernels: str) -> None:
-    blocks, names = _blocks(prepared), kernels.split(",")
+def are_measured(prepared: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether every block's entry of the table of implementations stands on a measurement."""
+    return all(
+        dispatch.is_measured(
+            "codes_conv" if block.reads_codes else "conv_block",
+            block.weight.device,
+            channels_in=4 if block.reads_codes else block.channels_in,
+            channels=block.channels,
+            width=block.weight.shape[0],
+            dtype=dtype,
+        )
+        for block in _blocks(prepared)
+    )
+
+
+def _obey(prepared: nn.Module, kernels: Sequence[str]) -> None:
+    blocks, names, said = _blocks(prepared), list(kernels), ",".join(kernels)
     if len(names) != len(blocks):
         raise ValueError(
-            f"kernels {kernels!r}: expected auto, triton, cudnn, cpu, torch or the implementations "
-            f"of the model's {len(blocks)} blocks, as {kernels_of(prepared)!r}"
+            f"kernels {said!r}: expected auto, triton, cudnn, cpu, torch or the implementations "
+            f"of the model's {len(blocks)} blocks, as {','.join(kernels_of(prepared))!r}"
         )
     for block, name in zip(blocks, names, strict=True):
         operation = "codes_conv" if block.reads_codes else "conv_block"
         device = block.weight.device
         if name not in dispatch.IMPLEMENTATIONS[operation, device.type]:
             raise ValueError(
-                f"kernels {kernels!r}: {name!r} does not compute {operation} on {device}; use "
+                f"kernels {said!r}: {name!r} does not compute {operation} on {device}; use "
                 + " or ".join(dispatch.IMPLEMENTATIONS[operation, device.type])
             )
         block.use(name)

@@ -8,11 +8,11 @@ the bytes are the same, so whoever renames last changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.files import Claim, own_folder
 from genomepred.inference.pipeline import Stop
+from genomepred.progress import Outlook
 from genomepred.runs.folder import PARTS
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.publish import publish
@@ -25,7 +25,7 @@ _SHORTEST_WAIT, _LONGEST_WAIT, _WAIT_A_GENOME = 0.01, 0.5, 0.01
 def claimed(
     works: Sequence[GenomeWork],
     stop: Stop,
-    bar: Any = None,
+    outlook: Outlook | None = None,
     waiting: Callable[[], object] = lambda: None,
 ) -> Iterator[Shard]:
     """Claim shards until every genome is published, failed, or left to other shares.
@@ -37,8 +37,8 @@ def claimed(
     works : sequence of GenomeWork
     stop : Stop
         The run's, through which is waited.
-    bar : tqdm, optional
-        At first sight of a genome its rows, in bases, are added to the total.
+    outlook : Outlook, optional
+        Told what there is to do of every genome at first sight.
     waiting : callable
         Called again and again while there is nothing to do but to wait for other processes.
     """
@@ -49,7 +49,7 @@ def claimed(
         for work in unsettled:
             stop.check()
             try:
-                for shard in _claimed(work, bar):
+                for shard in _claimed(work, outlook):
                     moved = True
                     yield shard
                 if not _settle(work):
@@ -65,22 +65,23 @@ def claimed(
         longest = max(_LONGEST_WAIT, _WAIT_A_GENOME * len(unsettled))
         delay = _SHORTEST_WAIT if moved else min(2 * delay, longest)
         if unsettled and not moved:
-            if delay == longest and bar is not None:
-                bar.set_description_str("waiting for other processes on this run")
+            if delay == longest and outlook is not None:
+                outlook.wait()
             waiting()
             stop.wait(delay)
 
 
-def _claimed(work: GenomeWork, bar: Any) -> Iterator[Shard]:
+def _claimed(work: GenomeWork, outlook: Outlook | None) -> Iterator[Shard]:
     """Shards of this process's share of a genome that nobody else is computing."""
-    if work.settled():
+    settled = work.settled()
+    if not settled and not work.prepare():
         return
-    first_sight = work.prepared is None
-    if not work.prepare():
+    if outlook is not None:
+        missing = [] if settled else work.missing(work.plan.share)
+        rows = sum(last - first for first, last in missing)
+        outlook.see(work.name, rows * work.plan.geometry.step)
+    if settled:
         return
-    if first_sight and bar is not None:
-        rows = sum(last - first for first, last in work.missing(work.plan.share))
-        bar.total += rows * work.plan.geometry.step
     own_folder(work.plan.out, PARTS, work.name)
     if work.settled():  # whoever has published it has cleared its folder away
         return

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from genomepred.inference import pipeline
-from genomepred.inference.engine import Numerics
 from genomepred.runs.folder import RunPlan
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.setup import Setup
 from genomepred.runs.shards import Shard
+from genomepred.runs.signature import numerics_of
 
 
 class Computer:
@@ -24,13 +24,7 @@ class Computer:
     """
 
     def __init__(self, setup: Setup, plan: RunPlan) -> None:
-        numerics = Numerics(
-            precision=plan.signature["precision"],
-            kernels=plan.signature["kernels"],
-            compute_batch=plan.signature["compute_batch"],
-            strand=plan.signature["strand"],
-            overlap=plan.signature["overlap"],
-        )
+        numerics = numerics_of(plan.signature)
         self.plan = plan
         self._engine = setup.engine(numerics)
         self._slots, self._min_bases = setup.slots(numerics.compute_batch), setup.card.min_bases

@@ -51,7 +51,7 @@ _RUN = {
         "zstandard": (str, None),
         "hdf5": str,
         "precision": str,
-        "kernels": str,
+        "kernels": [str],
         "compute_batch": range(1, 1 << 31),
         "overlap": str,
     },

@@ -69,7 +69,7 @@ def plan(spec: RunSpec) -> Estimate:
     time is the engine's alone, at full use of all workers, and for shards that are not done yet.
     """
     setup = Setup(spec, writes=False)
-    numerics = setup.decide(setup.random_block)
+    numerics = setup.decide()
     genomes = [_plan_genome(setup, numerics, source) for source in spec.genomes]
     engine = setup.engine(numerics)
     batches = sum(genome.batches * genome.left for genome in genomes) / spec.shard[1]

@@ -9,14 +9,16 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tqdm import tqdm
 
+from genomepred.compiled import tell_of_compiling
 from genomepred.errors import GenomepredError, GenomesFailedError
 from genomepred.files import user_path
 from genomepred.inference import pipeline
+from genomepred.progress import Outlook, Progress
 from genomepred.runs.claims import claimed
 from genomepred.runs.compute import Computer
 from genomepred.runs.folder import RunPlan, sweep
@@ -153,8 +155,9 @@ def _run(spec: RunSpec, progress: bool) -> RunReport:
     sweep(spec.out)
     if progress and setup.geometry.samples:
         tqdm.write("the stride leaves bases between windows: this samples the genome", sys.stderr)
-    hidden = None if progress and sys.stderr is not None else True
-    bar = tqdm(total=0, unit=" bases", unit_scale=True, disable=hidden, smoothing=0.05)
+    if progress:
+        tell_of_compiling()
+    bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
     computed, counting = 0, threading.Lock()
 
     def count(bases: int) -> None:
@@ -174,7 +177,7 @@ def _compute(
     setup: Setup,
     plan: RunPlan,
     progress: Callable[[int], object],
-    bar: Any = None,
+    bar: Progress | None = None,
     waiting: Callable[[], object] = lambda: None,
 ) -> list[GenomeWork]:
     """Compute this process's part of a run, beside any number of others on the same folder.
@@ -182,13 +185,14 @@ def _compute(
     ``waiting`` is called again and again while there is nothing to do but to wait for them.
     """
     works = [GenomeWork(source, plan, k) for k, source in enumerate(setup.spec.genomes)]
+    outlook = None if bar is None else Outlook(bar, len(works))
 
     def abandon() -> None:
         for work in works:
             work.abandon()
 
     stop = pipeline.Stop()
-    shards = claimed(works, stop, bar, waiting)
+    shards = claimed(works, stop, outlook, waiting)
     Computer(setup, plan).compute(shards, stop, progress, abandon)
     _tell_duplicates(works, plan)
     return works

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,13 +19,12 @@ from genomepred.errors import (
 )
 from genomepred.files import open_regular, own_folder, publishing
 from genomepred.inference import batching
-from genomepred.inference.engine import (
-    Block,
-    Engine,
-    Numerics,
-    choose_numerics,
-    compute_batch,
-    find_device,
+from genomepred.inference.engine import Block, Engine, Numerics, compute_batch, find_device
+from genomepred.inference.numerics import (
+    Candidates,
+    GuardWindows,
+    Subject,
+    decide,
     resolve_kernels,
 )
 from genomepred.inference.overlap_choice import Blocks, Filled, choose_blocks
@@ -45,15 +44,13 @@ from genomepred.runs.folder import (
     regions_path,
 )
 from genomepred.runs.inputs import is_own_place
-from genomepred.runs.signature import facts, open_run
+from genomepred.runs.signature import facts, join_run, start_run
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.status import restart_if_mistaken
 from genomepred.sequences.bed import self_described
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import Layout
-
-T = TypeVar("T")
 
 # Compute batches handed to the device at a time, unless --batch-size says otherwise. One thread, a
 # single linear layer at stride 20: 4, 16, 64 a block gave 22-25, 28, 29-32 million bases/s.
@@ -66,6 +63,13 @@ _MULTIPLY_ADDS_A_WORKER = 2.5e11
 _COMPRESSORS = 4
 # Bytes that a worker holds, about: 0.33 GB with torch and a model, 0.12 GB for blocks and shards.
 _MEMORY_A_WORKER = 600_000_000
+
+
+class _Looked(NamedTuple):
+    """What a look at the first genome gives to the decision."""
+
+    blocks: Blocks | None
+    windows: GuardWindows
 
 
 class Setup:
@@ -133,19 +137,15 @@ class Setup:
             code_sha256=self.model.code.sha256 if isinstance(self.model, External) else None,
         )
         choices = {"precision": spec.precision, "overlap": spec.overlap}
-        asked = {name: choice for name, choice in choices.items() if choice != "auto"}
+        asked: dict[str, Any] = {k: choice for k, choice in choices.items() if choice != "auto"}
         if spec.kernels != "auto":
-            asked["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
+            asked["kernels"] = list(resolve_kernels(self.model, spec.kernels, self.device, "fp32"))
         restart_if_mistaken(spec.out, {**expected, **asked}, names)
-        if spec.regions is not None and not (spec.out / RUN_FILE).exists():
-            self._with_first_genome(lambda genome, grid: None)  # a wrong BED must start no run
-
-        def decide() -> Numerics:
-            numerics = self.decide(self._sample)
+        if not os.path.lexists(spec.out / RUN_FILE):
+            numerics = self.decide()
             about["saving"] = self.saving(numerics)
-            return numerics
-
-        signature = open_run(spec.out, expected, asked, decide, about)
+            start_run(spec.out, expected, numerics, about)
+        signature = join_run(spec.out, expected, asked)
         i, n = spec.shard
         return RunPlan(
             out=spec.out,
@@ -160,26 +160,61 @@ class Setup:
             compressors=max(1, min(_COMPRESSORS, usable_cpus().amount // self.workers)),
         )
 
-    @property
-    def _guards_precision(self) -> bool:
-        """Whether anything but float32 may be used: then real windows decide, else random do."""
-        return self.device.type != "cpu" or self.spec.precision not in ("auto", "fp32")
-
     @cached_property
     def blocks(self) -> Blocks | None:
         """Blocks to share overlap by, unless a guard decides against them; None: no sharing."""
+        return self._looked.blocks
+
+    @cached_property
+    def _looked(self) -> _Looked:
+        """What the first genome that can be read and has rows tells; of random windows if none.
+
+        Raises
+        ------
+        RegionError
+            If the BED does not fit that genome.
+        GenomepredError
+            If no genome can be read to check a precision on.
+        """
+        spec = self.spec
+        guards = self.device.type != "cpu" or spec.precision not in ("auto", "fp32")
+        real = guards and self._writes  # random windows guard float32, and estimates
+        if not (real or self._full_blocks is not None or spec.regions is not None):
+            return _Looked(None, self._random_windows(None))
+        for name, path in spec.genomes:
+            cache = spec.out / CACHE if self._writes else None
+            with (
+                contextlib.suppress(SequenceError),
+                Genome(path, name=name, cache=cache, write=self._writes) as genome,
+            ):
+                grid = make_grid(genome.contigs, self.geometry, spec.regions, spec.centre)
+                if grid.rows:
+                    blocks = self._blocks_of(genome, grid)
+                    random = None if real else self._random_windows(blocks)
+                    return _Looked(blocks, random or self._windows_of(genome, grid, blocks))
+        if real:
+            raise GenomepredError(
+                f"--precision {spec.precision}: no genome can be read to check it on"
+            )
+        return _Looked(self._full_blocks, self._random_windows(self._full_blocks))
+
+    def _blocks_of(self, genome: Genome, grid: Grid) -> Blocks | None:
+        """Blocks as full as a genome's are: short contigs, and regions far apart, leave gaps."""
         if self._full_blocks is None:
             return None
+        grids = (Grid.whole(genome.contigs, self.geometry), grid)
+        contigs, batches = list(genome.contigs), _BATCHES_A_BLOCK[self.device.type]
+        fills = [partial(batching.filled, g, contigs, batches=batches) for g in grids]
+        return self._choose_blocks(*fills)
 
-        def choose(genome: Genome, grid: Grid) -> list[Blocks | None]:
-            """Short contigs, and regions far apart, leave blocks half empty."""
-            grids = (Grid.whole(genome.contigs, self.geometry), grid)
-            contigs, batches = list(genome.contigs), _BATCHES_A_BLOCK[self.device.type]
-            fills = [partial(batching.filled, g, contigs, batches=batches) for g in grids]
-            return [self._choose_blocks(*fills)]
+    def _windows_of(self, genome: Genome, grid: Grid, blocks: Blocks | None) -> GuardWindows:
+        spread = batching.sample(genome, grid, self.subject.compute_batch)
+        following = blocks and batching.sample_shared(genome, grid, blocks.windows)
+        return GuardWindows(spread, following)
 
-        found = self._with_first_genome(choose)
-        return self._full_blocks if found is None else found[0]
+    def _random_windows(self, blocks: Blocks | None) -> GuardWindows:
+        spread = self.random_block(self.subject.compute_batch)
+        return GuardWindows(spread, blocks and self.random_block(blocks.windows, True))
 
     @cached_property
     def _full_blocks(self) -> Blocks | None:
@@ -196,8 +231,13 @@ class Setup:
         blocks = self.blocks if numerics.overlap == "share" else None
         return blocks.saving if blocks is not None else 1.0
 
-    def decide(self, sample: Callable[[int, bool], Block]) -> Numerics:
-        """Choose overlap, precision and kernels (see :func:`engine.choose_numerics`).
+    @property
+    def subject(self) -> Subject:
+        """What is to be computed, and where."""
+        return Subject(self.model, self.card, self.geometry, self.device)
+
+    def decide(self) -> Numerics:
+        """Choose overlap, precision and kernels (see :func:`genomepred.inference.numerics.decide`).
 
         Raises
         ------
@@ -206,54 +246,16 @@ class Setup:
         DeviceError
             If the kernels that are asked for do not run on the device.
         """
-        numerics = choose_numerics(
-            self.model,
-            self.card,
-            self.geometry,
-            self.device,
-            precision=self.spec.precision,
-            kernels=self.spec.kernels,
-            strand=self.spec.strand,
-            windows=self.windows / self.workers,
-            sample=sample if self._guards_precision else self.random_block,
-            blocks=self.blocks,
-        )
-        if self.spec.overlap == "share" and numerics.overlap != "share":
+        spec, looked = self.spec, self._looked
+        windows = self.windows / self.workers
+        candidates = Candidates(spec.precision, spec.kernels, spec.strand, looked.blocks, windows)
+        numerics = decide(self.subject, candidates, looked.windows)
+        if spec.overlap == "share" and numerics.overlap != "share":
             raise PrecisionError(
                 f"--overlap share: {self.card.name!r} is not what it is window by window, as the "
                 "warning says; use --overlap auto or naive"
             )
         return numerics
-
-    def _sample(self, windows: int, consecutive: bool) -> Block:
-        """Windows of the first genome that can be read: from its middle, or all over it."""
-        sample = batching.sample_shared if consecutive else batching.sample
-        block = self._with_first_genome(partial(sample, windows=windows))
-        if block is None:
-            raise GenomepredError(
-                f"--precision {self.spec.precision}: no genome can be read to check it on"
-            )
-        return block
-
-    def _with_first_genome(self, use: Callable[[Genome, Grid], T]) -> T | None:
-        """Result for the first genome that can be read and has rows; None if there is none.
-
-        Raises
-        ------
-        RegionError
-            If the BED does not fit that genome.
-        """
-        spec = self.spec
-        for name, path in spec.genomes:
-            cache = spec.out / CACHE if self._writes else None
-            with (
-                contextlib.suppress(SequenceError),
-                Genome(path, name=name, cache=cache, write=self._writes) as genome,
-            ):
-                grid = make_grid(genome.contigs, self.geometry, spec.regions, spec.centre)
-                if grid.rows:
-                    return use(genome, grid)
-        return None
 
     def random_block(self, windows: int, consecutive: bool = False, seed: int = 0) -> Block:
         """Windows of random sequence, side by side or ``consecutive`` ones of a grid."""
@@ -265,7 +267,7 @@ class Setup:
 
     def engine(self, numerics: Numerics) -> Engine:
         """The engine that obeys the given numerics."""
-        return Engine(self.model, self.card, self.geometry, numerics, self.device)
+        return self.subject.engine(numerics)
 
     def slots(self, batch: int) -> int:
         """Windows of one block: the batch size, rounded up to whole compute batches."""

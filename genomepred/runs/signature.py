@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,10 @@ def _numba_version() -> str:
     return " ".join([version("numba"), "llvmlite", version("llvmlite"), *target])
 
 
-def open_run(
-    out: Path,
-    expected: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    decide: Callable[[], Numerics],
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The run's signature: of ``OUT/run.json`` if it exists, else decided now and written there.
+def start_run(
+    out: Path, expected: Mapping[str, Any], numerics: Numerics, about: Mapping[str, Any]
+) -> None:
+    """Write ``OUT/run.json``, complete and at once; if another process was first, its file stays.
 
     Parameters
     ----------
@@ -107,32 +103,54 @@ def open_run(
         Output folder; made if absent.
     expected : mapping
         What this process would use (see :func:`facts`).
+    numerics : Numerics
+        What was decided.
+    about : mapping
+        What else it says of the run: all that merging needs to know.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be made or written.
+    """
+    decided = {name: getattr(numerics, name) for name in _DECIDED}
+    decided["kernels"] = list(numerics.kernels)
+    document = {"created": now(), **about, "signature": {**expected, **decided}}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        create_whole(out / RUN_FILE, seal(document))
+    except OSError as error:
+        raise _unusable(out, error) from error
+
+
+def numerics_of(signature: Mapping[str, Any]) -> Numerics:
+    """Numerics that a signature says to obey."""
+    decided = {name: signature[name] for name in (*_DECIDED, "strand")}
+    return Numerics(**{**decided, "kernels": tuple(signature["kernels"])})
+
+
+def join_run(out: Path, expected: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The signature of ``OUT/run.json``, which this process can match.
+
+    Parameters
+    ----------
+    out, expected
+        See :func:`start_run`.
     asked : mapping
         Of what is otherwise decided, what the user has fixed (``precision``, ``kernels``,
         ``overlap``).
-    decide : callable
-        Chooses the rest; called only if the run is new.
-    about : mapping
-        What else a new ``run.json`` says of the run: all that merging needs to know.
 
     Raises
     ------
     SignatureError
         If the run was started with something that changes its numbers; the message names it.
     OutputError
-        If the folder cannot be made or written.
+        If the folder holds no run that can be read.
     """
-    path = out / RUN_FILE
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(path):
-            numerics = decide()
-            decided = {name: getattr(numerics, name) for name in _DECIDED}
-            _create(path, about, {**expected, **decided})
         signature: dict[str, Any] = read_run(out)["signature"]
     except OSError as error:
-        why = "it is a file" if out.is_file() else error.strerror
-        raise OutputError(f"{out}: cannot be used as output folder: {why}") from error
+        raise _unusable(out, error) from error
     wanted = {**expected, **asked}
     differing = [name for name in wanted if signature.get(name) != wanted[name]]
     if differing:
@@ -146,11 +164,13 @@ def open_run(
     return signature
 
 
-def _create(path: Path, about: Mapping[str, Any], signature: Mapping[str, Any]) -> None:
-    """Create the file complete and at once; if another process was first, its file stays."""
-    create_whole(path, seal({"created": now(), **about, "signature": dict(signature)}))
+def _unusable(out: Path, error: OSError) -> OutputError:
+    why = "it is a file" if out.is_file() else error.strerror
+    return OutputError(f"{out}: cannot be used as output folder: {why}")
 
 
 def _short(value: Any) -> str:
-    text = "unset" if value is None else str(value)
+    text = ",".join(value) if isinstance(value, list) else str(value)
+    if value is None:
+        return "unset"
     return text[:12] + "..." if len(text) == 64 else text

@@ -70,7 +70,79 @@ class Chunk:
     _start: Int64
     _edit: NDArray[np.int32]
     _delta: Int64
+    _sum: NDArray[np.uint64]
     _window: int
+
+    def _rows(self) -> tuple[Int64, Int64, Int64]:
+        """Leader, place on its haplotype and first edit of every distinct row."""
+        window = np.repeat(np.arange(len(self.begin) - 1), np.diff(self.begin))
+        leader = self.leader.astype(np.int64)
+        return leader, self._start[window, leader], self._edit[window, leader].astype(np.int64)
+
+    def piece_keys(
+        self, offsets: tuple[int, ...], length: int
+    ) -> tuple[NDArray[np.uint64], Int64, Int64]:
+        """Keys of pieces of the distinct windows, ``length`` bases from each offset on.
+
+        Returns
+        -------
+        key : uint64 array, [rows, offsets, 2]
+            Equal keys mean equal bases, in this chunk or in another one of the same contig.
+        start, edit : int64 array, [rows, offsets]
+            For :meth:`piece_codes`.
+        """
+        leader, begins, firsts = self._rows()
+        r, shape = self._region, (len(leader), len(offsets))
+        key, start = np.empty((*shape, 2), np.uint64), np.empty(shape, np.int64)
+        edit = np.empty(shape, np.int64)
+        _pieces(
+            leader,
+            begins,
+            firsts,
+            np.array(offsets, np.int64),
+            length,
+            r.first,
+            r.edit,
+            r.start,
+            r.alt_first,
+            self._delta,
+            self._sum,
+            key,
+            start,
+            edit,
+        )
+        return key, start, edit
+
+    def piece_codes(self, which: Int64, start: Int64, edit: Int64, length: int) -> Codes:
+        """Codes of some pieces of :meth:`piece_keys`, by their flat numbers, [pieces, length]."""
+        leader = self.leader[which // start.shape[1]].astype(np.int64)
+        out = np.empty((len(which), length), np.uint8)
+        self._fill(leader, start.reshape(-1)[which], edit.reshape(-1)[which], out)
+        return out
+
+    def real_bases(self) -> Int64:
+        """Codes 0-3 of every distinct window, without building it."""
+        leader, begins, firsts = self._rows()
+        r = self._region
+        out = np.empty(len(leader), np.int64)
+        known = np.zeros(len(self._codes) + 1, np.int64)
+        np.cumsum(self._codes < 4, out=known[1:])
+        _count_real(
+            begins,
+            firsts,
+            r.first[leader + 1],
+            r.edit,
+            r.start,
+            r.end,
+            r.alt_first,
+            r.letters,
+            self._delta[firsts + leader],
+            known,
+            self._origin,
+            self._window,
+            out,
+        )
+        return out
 
     def codes(self, first: int = 0, last: int | None = None) -> Codes:
         """Codes of distinct rows ``[first, last)``, [rows, window]."""
@@ -80,9 +152,13 @@ class Chunk:
         window = np.searchsorted(self.begin, row, side="right") - 1
         leader = self.leader[first:last].astype(np.int64)
         edit = self._edit[window, leader].astype(np.int64)
+        self._fill(leader, self._start[window, leader], edit, out)
+        return out
+
+    def _fill(self, leader: Int64, start: Int64, edit: Int64, out: Codes) -> None:
         r = self._region
         _build(
-            self._start[window, leader],
+            start,
             edit,
             r.first[leader + 1],
             r.edit,
@@ -95,7 +171,6 @@ class Chunk:
             self._origin,
             out,
         )
-        return out
 
 
 def distinct_windows(
@@ -217,6 +292,7 @@ class _Sweep:
             start,
             edit,
             self._delta,
+            self._sum,
             g.window,
         )
 
@@ -301,6 +377,90 @@ def _sweep(
             place[w, h], inside[w, h] = begin, f
         at[h, 0], at[h, 1], at[h, 2], at[h, 3] = j, f, g, floor
     return True
+
+
+@njit(nogil=True, cache=True)
+def _pieces(
+    leader: Any,
+    begins: Any,
+    firsts: Any,
+    offsets: Any,
+    length: int,
+    first: Any,
+    edit: Any,
+    start: Any,
+    alt_first: Any,
+    delta: Any,
+    total: Any,
+    key: Any,
+    place: Any,
+    inside: Any,
+) -> None:
+    """Keys of pieces of windows, as :func:`_sweep` makes those of windows."""
+    forward = len(offsets) < 2 or offsets[0] < offsets[1]
+    for row in range(len(leader)):
+        h = leader[row]
+        stop = first[h + 1]
+        f = g = firsts[row]
+        for i in range(len(offsets)):
+            k = i if forward else len(offsets) - 1 - i
+            begin = begins[row] + offsets[k]
+            while f < stop:
+                e = edit[f]
+                if start[e] + delta[f + h] + alt_first[e + 1] - alt_first[e] > begin:
+                    break
+                f += 1
+            g = max(g, f)
+            while g < stop and start[edit[g]] + delta[g + h] < begin + length:
+                g += 1
+            spread = np.uint64(begin - delta[f + h])
+            key[row, k, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
+            key[row, k, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
+            place[row, k], inside[row, k] = begin, f
+
+
+@njit(nogil=True, cache=True)
+def _count_real(
+    begins: Any,
+    firsts: Any,
+    stops: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    alt_first: Any,
+    letters: Any,
+    delta_before: Any,
+    known: Any,
+    origin: int,
+    window: int,
+    out: Any,
+) -> None:
+    """As :func:`_build`, counting; ``known[x]`` codes before ``origin + x`` are real."""
+    for row in range(len(out)):
+        k, stop, done, count = firsts[row], stops[row], 0, 0
+        base = begins[row] - delta_before[row]
+        while done < window:
+            if k < stop and start[edit[k]] <= base:
+                e = edit[k]
+                skip = base - start[e] if done == 0 else 0
+                for p in range(alt_first[e] + skip, alt_first[e + 1]):
+                    if done == window:
+                        break
+                    count += letters[p] < 4
+                    done += 1
+                base = end[e]
+                k += 1
+                continue
+            until = base + window - done
+            if k < stop:
+                until = min(until, start[edit[k]])
+            last = len(known) - 1
+            a = min(max(base - origin, 0), last)
+            b = min(max(until - origin, 0), last)
+            count += known[b] - known[a]
+            done += until - base
+            base = until
+        out[row] = count
 
 
 @njit(nogil=True, cache=True)

@@ -26,6 +26,7 @@ from genomepred.errors import DataError, DeviceError, ModelError, OutputError
 from genomepred.files import open_regular, publishing, sync_file, write_whole
 from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel, channels_last
+from genomepred.progress import Progress
 from genomepred.training.memory import pass_size, step_size
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def fit(
     if out is not None and course.records:  # killed between the state and its line
         _write_history(out / HISTORY, course.records)
     validation = data.validation()
-    bar: tqdm[Any] = tqdm(
+    bar = Progress(
         total=settings.epochs, initial=len(course.records), desc="training", unit="epoch"
     )
     with bar:
@@ -268,7 +269,7 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.rate = 0, 0.0
 
-    def epoch(self, number: int, data: Data, validation: Examples, bar: tqdm[Any]) -> Record:
+    def epoch(self, number: int, data: Data, validation: Examples, bar: Progress) -> Record:
         """Train for an epoch and validate."""
         start = time.perf_counter()
         _reseed(self.settings.seed, number)
@@ -297,7 +298,7 @@ class _Trainer:
             seconds=round(time.perf_counter() - start, 2),
         )
 
-    def _train(self, examples: Batches, bar: tqdm[Any]) -> float:
+    def _train(self, examples: Batches, bar: Progress) -> float:
         """One pass; the mean loss. Examples that fill no batch wait for another epoch's order."""
         size = self.size
         batches = max(len(examples) // size, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -176,3 +177,15 @@ def test_pictures_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(DependencyError, match=r"genomepred\[train\]"):
         parity({"x": binary_series(0)}, tmp_path / "p.png")
     assert not (tmp_path / "p.png").exists()
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path: Path) -> None:
+    name = "cost $a_$ and $\\x$"
+    rng = np.random.default_rng(0)
+    series = Series(rng.normal(size=3000), rng.normal(size=3000), "$^$", "$_$")
+    parity({name: series}, tmp_path / "p.svg")
+    text = (tmp_path / "p.svg").read_text()
+    assert name in text
+    assert "mathdefault" not in re.sub("<!--.*?-->", "", text)  # powers of ten stay formulas
+    roc_pr({name: binary_series(1)}, tmp_path / "r.svg")
+    assert name in (tmp_path / "r.svg").read_text()

@@ -263,9 +263,10 @@ def test_a_module_without_parameters_is_judged(tmp_path: Path) -> None:
     assert written(tmp_path / "out")[2].prediction_label.tolist() == counts
 
 
+@pytest.mark.gpu
 def test_no_prediction_comes_from_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    model, seen = make_model(tmp_path, "label"), []
+    model, seen = make_model(tmp_path, "label").cuda(), []
     table = make_table(tmp_path, model, "regression")
     model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     evaluate(model, Source(table), tmp_path / "out", part="all", resamples=0)

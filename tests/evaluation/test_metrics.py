@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from genomepred.evaluation.metrics import (
 )
 from genomepred.models.layers import SequenceModel
 from genomepred.sequences.grid import Region
+from genomepred.training.fit import raw_values
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0], np.float32)
 SCORES = np.array([3.0, 1.0, -1.0, 2.0, -2.0, -3.0, -4.0], np.float32)
@@ -133,7 +135,7 @@ def sites_of(
     codes: np.ndarray[tuple[int], np.dtype[np.uint8]], *peaks: int, start: int = 0
 ) -> Sites:
     return find_sites(
-        _CountA(10),
+        partial(raw_values, _CountA(10)),
         {"c": codes},
         [Region("c", start, len(codes))],
         [Region("c", peak, peak + 10) for peak in peaks],
@@ -214,10 +216,10 @@ def test_peaks_are_walked_through_once_for_however_many_regions() -> None:
 
 
 def test_a_region_shorter_than_a_window_has_no_sites() -> None:
-    model, codes = _CountA(10), genome((50, 60))
+    predict, codes = partial(raw_values, _CountA(10)), genome((50, 60))
     regions = [Region("c", 0, 5), Region("c", 5, 400)]
     sites = find_sites(
-        model, {"c": codes}, regions, [Region("c", 50, 60)], window=10, stride=5, min_bases=5
+        predict, {"c": codes}, regions, [Region("c", 50, 60)], window=10, stride=5, min_bases=5
     )
     assert (sites.peaks, sites.scores[0]) == (1, 10)
 

@@ -4,7 +4,7 @@ Run in a process of its own, which prints one JSON line a kernel, configuration 
 capability: registers, spilled bytes and tensor-core instructions as the assembler reports them, or
 the error. Each compilation is a process too, since some combinations end in an abort of LLVM.
 
-    python -m tests.kernels.compile_ahead [--all]
+    python -m tests.kernels.compile_ahead [--all] [--every N]
 """
 
 from __future__ import annotations
@@ -171,8 +171,9 @@ def _finished(running: dict[int, tuple[Case, Path]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--all", action="store_true", help="every 16-bit type and input width")
-    everything = parser.parse_args().all
-    for result in compile_all(cases(everything)):
+    parser.add_argument("--every", type=int, default=1, help="only every n-th case")
+    arguments = parser.parse_args()
+    for result in compile_all(cases(arguments.all)[:: arguments.every]):
         print(json.dumps(result), flush=True)
 
 

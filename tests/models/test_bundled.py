@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_a_sample_of_the_held_out_map_looks_as_the_card_says(
 ) -> None:
     stated = card.metrics["map"]
     sites = find_sites(
-        prepare(load_model("ctcf")),
+        partial(raw_values, prepare(load_model("ctcf"))),
         contigs,
         [Region("chr20", 42_500_000, 43_500_000)],
         peaks.regions,

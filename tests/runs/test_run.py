@@ -640,7 +640,7 @@ def test_plan_counts_what_predict_computes_and_writes_nothing(genome, model, tmp
     size = (tmp_path / "o" / "virus.h5").stat().st_size
     assert 0.3 * size < estimate.bytes_on_disk / 2 < 3 * size
     assert estimate.seconds > 0
-    assert estimate.numerics.kernels == "kmers,direct"
+    assert estimate.numerics.kernels == ("kmers", "direct")
 
 
 def test_sidecars_tell_what_was_done(genome, model, tmp_path):
@@ -652,7 +652,7 @@ def test_sidecars_tell_what_was_done(genome, model, tmp_path):
     assert sidecar["outcome"] == "finished"
     assert sidecar["genome"]["path"] == str(genome)
     assert signature["overlap"] == "share"
-    assert signature["kernels"] == "kmers,direct"
+    assert signature["kernels"] == ["kmers", "direct"]
     assert signature["compute_batch"] == 1024
     assert signature["threads"] == 1
 
@@ -679,7 +679,7 @@ def test_kernels_change_no_value(genome, model, tmp_path, overlap):
         out = tmp_path / asked
         run(genome, model, out, kernels=asked, overlap=overlap, stride=20)
         used = json.loads((out / "run.json").read_text())["signature"]["kernels"]
-        assert used == ("reference" if asked == "reference" else "kmers,direct")
+        assert used == (["reference"] if asked == "reference" else ["kmers", "direct"])
         with PredictionStore(out / "virus.h5") as store:
             found[asked] = store.read(0, store.rows)
     reference = found["reference"]
@@ -723,7 +723,7 @@ def test_another_choice_of_kernels_is_obeyed_or_refused(
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_overlap_is_shared_in_half_precision(genome, tmp_path, precision, kernels):
-    allowed = {"fp32": 1e-5, "fp16": 0.02, "bf16": 0.2}
+    allowed = {"fp32": 1e-5, "fp16": 0.04, "bf16": 0.3}  # of random weights
     model = make_checkpoint(tmp_path / "tiny", tolerance=allowed)
     options = {"overlap": "share", "stride": 20}
     run(genome, model, tmp_path / "fp32", **options)

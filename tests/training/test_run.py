@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -194,6 +195,40 @@ def test_a_finished_training_is_known_without_reading_its_data(
         plan.source.data.write_text(plan.source.data.read_text().replace("\t2", "\t3", 1))
         with pytest.raises(_StopError):
             train(plan, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [RUN, METRICS])
+def test_a_changed_record_is_one_line(tmp_path: Path, name: str) -> None:
+    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
+    train(plan, out)
+    whole = (out / name).read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 20).tolist():
+        damaged = whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :]
+        (out / name).write_bytes(damaged)
+        with pytest.raises(
+            OutputError, match=rf"{name} is damaged \(.*use another --out"
+        ) as caught:
+            train(plan, out)
+        assert "\n" not in str(caught.value)
+    (out / name).write_bytes(b"[" * 100_000)
+    with pytest.raises(OutputError, match="nested too deeply"):
+        train(plan, out)
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    with pytest.raises(OutputError, match="cannot be read"):
+        train(plan, out)
+
+
+def test_another_checkpoint_in_the_place_of_the_best_is_told(tmp_path: Path) -> None:
+    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
+    train(plan, out)
+    train(replace(plan, settings=replace(plan.settings, seed=1)), tmp_path / "other")
+    shutil.rmtree(out / "best")
+    shutil.copytree(tmp_path / "other" / "best", out / "best")
+    with pytest.raises(
+        OutputError, match=r"best is not the checkpoint that metrics\.json tells of"
+    ):
+        train(plan, out)
 
 
 def test_what_a_kill_after_the_metrics_leaves_is_removed(

@@ -1,0 +1,338 @@
+"""Trunk tiles: of a panel's distinct windows, each distinct stretch goes through the trunk once.
+
+A window's trunk positions are cut into a left end, tiles of ``stride x phases`` bases and a right
+end. A *piece* is the sequence that decides on one of them: a tile with as much beside it as the
+trunk sees, an end with the window's end itself, whose zero padding it must see too. Pieces of all
+windows are found equal by the keys of their edits, as windows are; the trunk runs on distinct
+pieces, the head on the positions of every distinct window, gathered from them.
+
+The trunk sees pieces in the fixed batches that a shard's own order makes, so that equal shards give
+equal bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import lcm
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from genomepred.errors import ModelError
+from genomepred.inference.engine import Engine, compute_batch
+from genomepred.inference.overlap_work import (
+    CannotShareError,
+    Place,
+    counted,
+    follow,
+    multiply_adds,
+    sharable,
+)
+from genomepred.sequences.codes import Codes
+from genomepred.sequences.distinct import Chunk
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+
+# Windows of a call of the head: its gathered features stay in the cache.
+_HEAD_BASES = 262_144
+# Values of the features of distinct pieces that are kept before all are forgotten.
+_MOST_VALUES = 1 << 27
+# As for shared overlap: how many times less counted work pays.
+PAYS = 1.25
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces of one kind.
+
+    Parameters
+    ----------
+    length : int
+        Bases of a piece.
+    offsets : tuple of int
+        Where pieces of this kind begin in a window.
+    begin, count : int
+        Positions that are taken of each, of those the trunk makes of it.
+    """
+
+    length: int
+    offsets: tuple[int, ...]
+    begin: int
+    count: int
+
+
+def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
+    """Left end, tiles and right end of the windows of a model with a trunk.
+
+    Raises
+    ------
+    CannotShareError
+        If the model has no trunk that works on stretches, or its windows are too short for them.
+    """
+    model = sharable(model)
+    window = model.window
+
+    def place(bases: int) -> Place:
+        return follow(model.trunk, Place(stride, 1, 1, bases, 0, 0, 0, bases)).place
+
+    whole = place(window)
+    step = whole.step
+    tile = lcm(stride, step) // step  # positions
+
+    def shortest(positions: int, left: bool, right: bool) -> tuple[int, Place]:
+        """Bases of the shortest piece with so many positions that padding leaves alone."""
+        bases = window % step if right else 0
+        while bases <= window:
+            try:
+                found = place(bases)
+                good = found.length
+                good -= (0 if left else found.left) + (0 if right else found.right)
+                if bases and good >= positions:
+                    return bases, found
+            except (CannotShareError, ModelError, ValueError):
+                pass
+            bases += step
+        raise CannotShareError("windows are too short for tiles")
+
+    inner, found = shortest(tile, False, False)
+    start = max(whole.left, found.left)
+    tiles = (whole.length - whole.right - start) // tile
+    while tiles and (start + (tiles - 1) * tile - found.left) * step + inner > window:
+        tiles -= 1
+    rest = whole.length - start - tiles * tile
+    if tiles < 1:
+        raise CannotShareError("windows are too short for tiles")
+    head, _ = shortest(start, True, False)
+    last, end = shortest(rest, False, True)
+    offsets = tuple((start + k * tile - found.left) * step for k in range(tiles))
+    return (
+        Pieces(head, (0,), 0, start),
+        Pieces(inner, offsets, found.left, tile),
+        Pieces(last, (window - last,), end.length - rest, rest),
+    )
+
+
+def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, ...]:
+    """The same pieces of the other strand, by their places on this one."""
+    return tuple(
+        replace(p, offsets=tuple(window - offset - p.length for offset in p.offsets))
+        for p in pieces
+    )
+
+
+class _Distinct:
+    """Numbers of distinct keys in order of their coming."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._table = np.zeros((1 << 12, 2), np.uint64)
+        self._number = np.full(1 << 12, -1, np.int64)
+
+    def numbers(self, key: NDArray[np.uint64]) -> tuple[Int64, Int64]:
+        """Number of each key ``[keys, 2]``, and the places of those that are new."""
+        while 2 * (self.count + len(key)) > len(self._number):
+            self._grow()
+        number, new = np.empty(len(key), np.int64), np.empty(len(key), np.int64)
+        found = _number(key, self._table, self._number, self.count, number, new)
+        self.count += found
+        return number, new[:found]
+
+    def _grow(self) -> None:
+        kept = self._number >= 0
+        key, number = self._table[kept], self._number[kept]
+        self._table = np.zeros((2 * len(self._table), 2), np.uint64)
+        self._number = np.full(len(self._table), -1, np.int64)
+        _insert(key, number, self._table, self._number)
+
+
+class _Kind:
+    """Distinct pieces of one kind, and what the trunk makes of them."""
+
+    def __init__(self, pieces: Pieces, length: int, turn: bool, device_type: str) -> None:
+        self.pieces, self._turn = pieces, turn
+        self.batch = compute_batch(length, device_type)
+        self.distinct = _Distinct()
+        self.numbers: list[Int64] = []
+        self._waiting: list[Codes] = []
+        self._done: list[Tensor] = []
+        self.values = 0
+        self.calls = 0
+
+    def take(self, chunk: Chunk) -> None:
+        """Find the pieces of a chunk's distinct windows."""
+        key, start, edit = chunk.piece_keys(self.pieces.offsets, self.pieces.length)
+        number, new = self.distinct.numbers(key.reshape(-1, 2))
+        self.numbers.append(number.reshape(key.shape[:2]))
+        if len(new):
+            codes = chunk.piece_codes(new, start, edit, self.pieces.length)
+            if self._turn:
+                codes = np.ascontiguousarray(np.array([3, 2, 1, 0, 4], np.uint8)[codes[:, ::-1]])
+            self._waiting.append(codes)
+
+    def features(self, tiles: Tiles) -> Tensor:
+        """Positions of all distinct pieces, ``[pieces, count, channels]``."""
+        if self._waiting:
+            codes = np.concatenate(self._waiting)
+            self._waiting = []
+            self._done.append(tiles.run_trunk(codes, self.pieces, self.batch))
+            self._done = [torch.cat(self._done)]
+            self.values = self._done[0].numel()
+            self.calls += -(-len(codes) // self.batch)
+        return self._done[0]
+
+    def forget(self) -> None:
+        """Start anew, to bound memory."""
+        self.distinct = _Distinct()
+        self._done, self.values = [], 0
+
+
+class Tiles:
+    """Computes distinct windows of chunks through distinct pieces.
+
+    Parameters
+    ----------
+    engine : Engine
+        Of numerics whose overlap is ``naive``; its model, device and activation are used.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        model = sharable(engine.written)
+        self._pieces = cut_windows(model, engine.geometry.stride)
+        self._head_batch = max(_HEAD_BASES // model.window, 1)
+        strand = engine.numerics.strand
+        self._strands = {"forward": (False,), "reverse": (True,)}.get(strand, (False, True))
+        self._kinds: list[tuple[_Kind, ...]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all pieces: at the beginning of every shard."""
+        window, device = self._engine.geometry.window, self._engine.device.type
+        self._kinds = [
+            tuple(
+                _Kind(p, p.length, turn, device)
+                for p in (turned(self._pieces, window) if turn else self._pieces)
+            )
+            for turn in self._strands
+        ]
+
+    def take(self, chunk: Chunk) -> None:
+        """Note the distinct windows of a chunk."""
+        for kinds in self._kinds:
+            for kind in kinds:
+                kind.take(chunk)
+
+    def values(self) -> Float32:
+        """Predictions of all windows taken since the last call, ``[windows, 1, tracks]``."""
+        engine = self._engine
+        with torch.no_grad(), engine.autocast():
+            strands = [
+                self._strand(kinds, turn)
+                for kinds, turn in zip(self._kinds, self._strands, strict=True)
+            ]
+        if max(kind.values for kinds in self._kinds for kind in kinds) > _MOST_VALUES:
+            for kinds in self._kinds:
+                for kind in kinds:
+                    kind.forget()
+        if len(strands) == 1:
+            found = strands[0]
+        elif engine.numerics.strand == "mean":
+            found = (strands[0] + strands[1]) / 2
+        else:
+            found = torch.cat(strands, dim=2)
+        result: Float32 = found.cpu().numpy()
+        return result
+
+    def _strand(self, kinds: tuple[_Kind, ...], turn: bool) -> Tensor:
+        features = [kind.features(self) for kind in kinds]
+        numbers = [torch.from_numpy(np.concatenate(kind.numbers)) for kind in kinds]
+        for kind in kinds:
+            kind.numbers = []
+        rows, batch = len(numbers[0]), self._head_batch
+        outs = []
+        for first in range(0, rows, batch):
+            parts = []
+            for feature, number in zip(features, numbers, strict=True):
+                some = number[first : first + batch].to(feature.device)
+                if len(some) < batch:  # the same shape for every call
+                    some = torch.cat([some, some[:1].expand(batch - len(some), -1)])
+                parts.append(feature[some].flatten(1, 2))
+            x = torch.cat(parts, dim=1).transpose(1, 2)
+            y = self._engine.activate(self._engine.model.head(x).unsqueeze(1).float())
+            outs.append(y[: rows - first].clone())
+        values = torch.cat(outs)
+        return self._engine.turned_tracks(values) if turn else values
+
+    def run_trunk(self, codes: Codes, pieces: Pieces, batch: int) -> Tensor:
+        """Taken positions of pieces, ``[pieces, count, channels]``."""
+        engine = self._engine
+        buffer = torch.full((batch, pieces.length), 4, dtype=torch.uint8)
+        outs = []
+        for first in range(0, len(codes), batch):
+            some = torch.from_numpy(codes[first : first + batch])
+            buffer[: len(some)] = some
+            buffer[len(some) :] = 4
+            y = engine.model.trunk(engine.model.encode(buffer.to(engine.device)))
+            y = y[:, :, pieces.begin : pieces.begin + pieces.count].transpose(1, 2)
+            outs.append(y[: len(some)].contiguous())
+        return torch.cat(outs)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Distinct pieces of each kind so far, of the first strand."""
+        return tuple(kind.distinct.count for kind in self._kinds[0])
+
+
+def tile_work(model: nn.Module, stride: int) -> tuple[tuple[int, ...], int, int]:
+    """Multiply-adds: of a piece of each kind, of a window's head, of a window by itself.
+
+    Raises
+    ------
+    CannotShareError
+        See :func:`cut_windows`.
+    """
+    pieces = cut_windows(model, stride)
+    whole = sharable(model)
+    with torch.no_grad():
+        codes = [torch.zeros(1, p.length, dtype=torch.uint8) for p in pieces]
+        works = tuple(counted(whole.trunk, whole.encode(c)).multiply_adds for c in codes)
+    window = multiply_adds(model, whole.window)
+    codes_ = torch.zeros(1, whole.window, dtype=torch.uint8)
+    with torch.no_grad():
+        trunk = counted(whole.trunk, whole.encode(codes_)).multiply_adds
+    return works, window - trunk, window
+
+
+@njit(nogil=True, cache=True)
+def _number(key: Any, table: Any, numbers: Any, count: int, number: Any, new: Any) -> int:
+    """Look keys up, and number those that are new; how many."""
+    mask = np.uint64(len(numbers) - 1)
+    found = 0
+    for i in range(len(key)):
+        a, b = key[i, 0], key[i, 1]
+        slot = a & mask
+        while numbers[slot] >= 0 and (table[slot, 0] != a or table[slot, 1] != b):
+            slot = (slot + np.uint64(1)) & mask
+        if numbers[slot] < 0:
+            table[slot, 0], table[slot, 1] = a, b
+            numbers[slot] = count + found
+            new[found] = i
+            found += 1
+        number[i] = numbers[slot]
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _insert(key: Any, number: Any, table: Any, numbers: Any) -> None:
+    mask = np.uint64(len(numbers) - 1)
+    for i in range(len(key)):
+        slot = key[i, 0] & mask
+        while numbers[slot] >= 0:
+            slot = (slot + np.uint64(1)) & mask
+        table[slot, 0], table[slot, 1] = key[i, 0], key[i, 1]
+        numbers[slot] = number[i]

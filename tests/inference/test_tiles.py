@@ -1,0 +1,109 @@
+"""Windows through distinct trunk tiles against windows by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genomepred.inference.engine import Block, Engine, Numerics
+from genomepred.inference.overlap_work import CannotShareError
+from genomepred.inference.tiles import Tiles, cut_windows, tile_work
+from genomepred.models import build
+from genomepred.models.card import Card, Track
+from genomepred.models.fused import kernels_of, prepare
+from genomepred.sequences.cohort import Panel
+from genomepred.sequences.distinct import distinct_windows
+from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Geometry
+from tests.sequences.panels import random_panel
+
+SMALL_BASENJI = {"window": 400, "dilated_repeat": 1}
+MODELS: list[tuple[str, dict[str, Any], int]] = [
+    ("basenji-maize", SMALL_BASENJI, 32),
+    ("basenji-maize", SMALL_BASENJI, 20),
+    ("basenji-maize", {**SMALL_BASENJI, "window": 397}, 24),
+    ("tf-cnn", {"window": 200}, 20),
+    ("tf-cnn", {"window": 198, "tracks": 2}, 7),
+    ("utr-attention", {"window": 120}, 12),
+]
+
+
+def make(name: str, config: dict[str, Any], stride: int, strand: str, kernels: str) -> Engine:
+    torch.manual_seed(0)
+    model = build(name, **config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    tracks = tuple(Track(f"t{i}") for i in range(config.get("tracks", 1)))
+    card = Card(
+        name=name,
+        architecture=name,
+        config=config,
+        window=config["window"],
+        bin_size=config["window"],
+        stride=stride,
+        tracks=tracks,
+        activation="none",
+    )
+    if kernels != "reference":
+        kernels = kernels_of(prepare(model, kernels, dtype=torch.float32))
+    geometry = Geometry(window=config["window"], stride=stride)
+    return Engine(model, card, geometry, Numerics("fp32", kernels, 8, strand), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("strand", ["forward", "reverse", "mean", "each"])
+@pytest.mark.parametrize(("name", "config", "stride"), MODELS)
+def test_tiles_give_the_windows_own_values(
+    tmp_path: Path, name: str, config: dict[str, Any], stride: int, strand: str
+) -> None:
+    kernels = "reference" if stride % 3 else "cpu"
+    engine = make(name, config, stride, strand, kernels)
+    text = random_panel(4, samples=3, length=1300, rate=0.02)
+    text.contigs = {"c1": text.contigs["c1"]}
+    text.lines = [line for line in text.lines if line.startswith("c1")]
+    tiles = Tiles(engine)
+    found, expected = [], []
+    with (
+        Genome(text.fasta(tmp_path / "ref.fa")) as genome,
+        Panel(genome, text.vcf(tmp_path / "p.vcf")) as panel,
+    ):
+        count = int(engine.geometry.windows(genome.contigs["c1"]))
+        for chunk in distinct_windows(panel, engine.geometry, "c1", 0, count):
+            codes = chunk.codes()
+            assert (chunk.real_bases() == (codes < 4).sum(1)).all()
+            tiles.take(chunk)
+            if chunk.first % 2 == 0:
+                found.append(tiles.values())
+            slots = -(-len(codes) // 8) * 8
+            flat = torch.full((slots, codes.shape[1]), 4, dtype=torch.uint8)
+            flat[: len(codes)] = torch.from_numpy(codes)
+            starts = np.arange(slots, dtype=np.int64) * codes.shape[1]
+            block = Block(flat.reshape(-1), starts, codes.shape[1], np.ones(slots // 8, np.bool_))
+            expected.append(engine.submit(block)()[: len(codes)].copy())
+    a, b = np.concatenate(found), np.concatenate(expected)
+    assert a.shape == b.shape
+    assert np.abs(a - b).max() <= 1e-5 * (1 + np.abs(b).max())
+    rows = len(a)
+    assert tiles.counts[1] < rows * len(cut_windows(engine.written, stride)[1].offsets) / 2
+
+
+def test_sizes_of_the_published_case() -> None:
+    left, tile, right = cut_windows(build("basenji-maize").eval(), 104)
+    assert (tile.length, tile.count, len(tile.offsets)) == (200, 13, 27)
+    assert left.count + 27 * 13 + right.count == 375
+    works, head, window = tile_work(build("basenji-maize").eval(), 104)
+    assert works[1] < window / 10
+    assert head == 375
+
+
+def test_models_without_tiles() -> None:
+    for name, config, stride in (
+        ("linear", {"window": 100}, 20),
+        ("tf-cnn", {"window": 40}, 200),
+    ):
+        with pytest.raises(CannotShareError):
+            cut_windows(build(name, **config).eval(), stride)
