@@ -50,7 +50,7 @@ MANY = bool({"avx512f", "neon"} & _features())
 
 
 def _named(function: Any) -> Any:
-    function.__qualname__ += f"_{_DIGEST}"
+    function.__qualname__ = f"{function.__name__}_{_DIGEST}"
     return function
 
 
