@@ -124,7 +124,6 @@ def measure(
     except Exception:
         works, head, work, kinds, tiles = (), 0, multiply_adds(alone.written, window), (), None
     slots = 16 * alone.numerics.compute_batch
-    some = first + max(SAMPLE * WINDOWS // (WINDOWS * 70), 8)
 
     def find() -> tuple[int, list[int]]:
         distinct, seen = 0, [set[Any]() for _ in kinds]
@@ -140,6 +139,9 @@ def measure(
             pass
 
     distinct, pieces = find()
+    # Enough of them that the last compute batch, which is not full, does not matter.
+    least = max(SAMPLE, 8 * alone.numerics.compute_batch)
+    some = first + min(-(-least * WINDOWS // distinct), WINDOWS)
     expected = compute_shard(alone, panel, grid, first, some, slots)
     if tiles is not None:
         found = compute_shard(tiles, panel, grid, first, some, slots)
