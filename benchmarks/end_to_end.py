@@ -304,7 +304,7 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
     }
     # The best of these counts: two threads on two busy cores are slower than one.
     ways = {
-        f"today's way, {threads} threads, {workers} loaders": (threads, workers)
+        f"baseline, {threads} threads, {workers} loaders": (threads, workers)
         for threads, workers in ((1, cores), (cores, 0), (cores, cores))
     }
     for way, numbers in ways.items():
@@ -320,7 +320,7 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
     rate = {name: slope(name, sizes.process) for name in (*numerics, "pipeline")}
     rate["command"] = slope("command", sizes.command)
     rate["whole command"] = sizes.command[1] / middle["command, long"]
-    rate["today's way"] = max(slope(way, sizes.naive) for way in ways)
+    rate["baseline"] = max(slope(way, sizes.naive) for way in ways)
     result: Row = {
         "model": case.name,
         "stride": case.stride,
@@ -331,8 +331,8 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
         "bases_per_second": rate,
         "pipeline_over_engine": rate["pipeline"] / rate[used],
         "shared_over_each_window": rate[used] / rate["engine, each window"],
-        "steady_over_todays_way": rate["command"] / rate["today's way"],
-        "whole_command_over_todays_way": rate["whole command"] / rate["today's way"],
+        "steady_over_baseline": rate["command"] / rate["baseline"],
+        "whole_command_over_baseline": rate["whole command"] / rate["baseline"],
         "bases": vars(sizes),
         "seconds": times,
     }
@@ -340,8 +340,8 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
     lines += [f"  {name}: {value:,.0f} bases/s" for name, value in rate.items()]
     lines.append(
         f"  the pipeline reaches {result['pipeline_over_engine']:.2f} of the {used}; against "
-        f"today's way {result['steady_over_todays_way']:.1f}x in steady state, "
-        f"{result['whole_command_over_todays_way']:.1f}x as a whole command"
+        f"the baseline {result['steady_over_baseline']:.1f}x in steady state, "
+        f"{result['whole_command_over_baseline']:.1f}x as a whole command"
     )
     return result, "\n".join(lines)
 

@@ -12,7 +12,7 @@ from genomepred.cli.options import debug_option, echo_json, json_option
 
 _PACKAGES = (
     *("torch", "triton", "numpy", "numba", "h5py", "isal", "xxhash", "safetensors", "pandas"),
-    *("pyBigWig", "matplotlib", "logomaker", "scikit-learn", "zstandard", "hdf5plugin"),
+    *("matplotlib", "logomaker", "scikit-learn", "zstandard", "hdf5plugin"),
 )
 # Optional packages and the extra that installs each.
 _EXTRAS = {

@@ -236,7 +236,8 @@ def _plan_cohort(spec: RunSpec, variants: Path, panel_options: PanelOptions, as_
         f"shards\t{estimate.shards:,}\nmissing alleles\t{estimate.missing:,}\n"
         f"heterozygotes without phase\t{estimate.unphased:,}\n"
         f"distinct windows a grid window\t{estimate.distinct:.2f}\n"
-        f"{estimate.saving:,.1f} times fewer windows than sample by sample\n"
+        + (f"distinct tiles a grid window\t{estimate.tiles:.2f}\n" if estimate.tiles else "")
+        + f"{estimate.saving:,.1f} times less work than window by window, sample by sample\n"
         f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk at most and "
         f"{estimate.seconds:,.0f} s on {estimate.workers} workers, start-up not included"
     )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyBigWig
 from numpy.typing import NDArray
 
+from genomepred.data.bigwig import BigWig, BigWigError
 from genomepred.data.contigs import match_names
 from genomepred.errors import DataError
 from genomepred.files import open_regular
@@ -19,9 +17,6 @@ from genomepred.sequences.grid import Region
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-
-_RECORD = np.dtype([("start", "i8"), ("end", "i8"), ("value", "f8")])
-_PIECE = 1 << 18  # bases whose records are Python objects at a time: at most 40 MB of them
 
 
 def window_means(path: Path, regions: Sequence[Region]) -> Float64:
@@ -52,52 +47,21 @@ def window_means(path: Path, regions: Sequence[Region]) -> Float64:
     for i, region in enumerate(regions):
         rows.setdefault(region.contig, []).append(i)
     means = np.full(len(regions), np.nan)
-    with _open(path) as file:
-        contigs = file.chroms()
-        names = match_names(rows, contigs, "the set of peaks", str(path))
-        for label, name in names.items():
-            here = np.array(rows[label], np.int64)
-            starts = np.array([regions[i].start for i in here], np.int64)
-            ends = np.array([regions[i].end for i in here], np.int64)
-            means[here] = _means(_records(path, file, name, contigs[name]), starts, ends)
-    return means
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
     try:
-        descriptor = open_regular(path)
+        with open(open_regular(path), "rb") as file:
+            bigwig = BigWig(file)
+            names = match_names(rows, bigwig.contigs, "the set of peaks", str(path))
+            for label, name in names.items():
+                here = np.array(rows[label], np.int64)
+                starts = np.array([regions[i].start for i in here], np.int64)
+                ends = np.array([regions[i].end for i in here], np.int64)
+                records = bigwig.records(name)
+                means[here] = _means(records[np.isfinite(records["value"])], starts, ends)
+    except BigWigError as error:
+        raise DataError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read as bigWig: {error.strerror}") from error
-    try:
-        # By descriptor: the library takes no path that is not UTF-8, and fetches what it takes for
-        # a URL.
-        file = pyBigWig.open(f"/dev/fd/{descriptor}")
-    except RuntimeError as error:
-        raise DataError(f"{path}: cannot be read as bigWig; give a bigWig file") from error
-    finally:
-        os.close(descriptor)
-    with file:
-        if not file.isBigWig():
-            raise DataError(f"{path}: is a bigBed, whose records have no signal; give a bigWig")
-        yield file
-
-
-def _records(path: Path, file: Any, contig: str, length: int) -> NDArray[Any]:
-    """Records of a contig whose values are finite, sorted."""
-    pieces = [np.empty(0, _RECORD)]
-    for first in range(0, length, _PIECE):
-        try:
-            found = file.intervals(contig, first, min(first + _PIECE, length))
-        except RuntimeError as error:
-            raise DataError(f"{path}: contig {contig!r} cannot be read: {error}") from error
-        piece = np.array(list(found or ()), _RECORD)
-        piece = piece[(piece["start"] >= first) & np.isfinite(piece["value"])]
-        pieces.append(piece)
-    records = np.concatenate(pieces)
-    if (records["start"][1:] < records["end"][:-1]).any():
-        raise DataError(f"{path}: contig {contig!r}: records overlap or are not sorted")
-    return records
+    return means
 
 
 def _means(records: NDArray[Any], starts: Int64, ends: Int64) -> Float64:

@@ -1,10 +1,12 @@
 """Trunk tiles: of a panel's distinct windows, each distinct stretch goes through the trunk once.
 
 A window's trunk positions are cut into a left end, tiles of ``stride x phases`` bases and a right
-end. A *piece* is the sequence that decides on one of them: a tile with as much beside it as the
-trunk sees, an end with the window's end itself, whose zero padding it must see too. Pieces of all
-windows are found equal by the keys of their edits, as windows are; the trunk runs on distinct
-pieces, the head on the positions of every distinct window, gathered from them.
+end; the last tile may be longer than what is left for it, and is seen to its end beyond the window,
+where the next windows need it anyway. A *piece* is the sequence that decides on one of them: a tile
+with as much beside it as the trunk sees, an end with the window's end itself, whose zero padding it
+must see too. Pieces of all windows are found equal by the keys of their edits, as windows are; the
+trunk runs on distinct pieces, the head on the positions of every distinct window, gathered from
+them.
 
 The trunk sees pieces in the fixed batches that a shard's own order makes, so that equal shards give
 equal bits.
@@ -13,6 +15,7 @@ equal bits.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import lcm
 from typing import Any
 
@@ -33,7 +36,7 @@ from genomepred.inference.overlap_work import (
     sharable,
 )
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.distinct import Chunk
+from genomepred.sequences.distinct import Chunk, slack
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -66,6 +69,7 @@ class Pieces:
     count: int
 
 
+@lru_cache(maxsize=8)
 def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     """Left end, tiles and right end of the windows of a model with a trunk.
 
@@ -101,21 +105,28 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
 
     inner, found = shortest(tile, False, False)
     start = max(whole.left, found.left)
-    tiles = (whole.length - whole.right - start) // tile
-    while tiles and (start + (tiles - 1) * tile - found.left) * step + inner > window:
+    end = whole.length - whole.right  # tiles end at the first edge, the last of them cut there
+    tiles = -(-(end - start) // tile)
+    offsets = tuple((start + k * tile - found.left) * step for k in range(tiles))
+    while tiles and offsets[tiles - 1] + inner > window + slack(window):
         tiles -= 1
-    rest = whole.length - start - tiles * tile
     if tiles < 1:
         raise CannotShareError("windows are too short for tiles")
+    rest = whole.length - min(start + tiles * tile, end)
     head, _ = shortest(start, True, False)
-    last, end = shortest(rest, False, True)
-    offsets = tuple((start + k * tile - found.left) * step for k in range(tiles))
-    pieces = (
+    last, tail = shortest(rest, False, True)
+    return (
         Pieces(head, (0,), 0, start),
-        Pieces(inner, offsets, found.left, tile),
-        Pieces(last, (window - last,), end.length - rest, rest),
+        Pieces(inner, offsets[:tiles], found.left, tile),
+        Pieces(last, (window - last,), tail.length - rest, rest),
     )
-    return pieces
+
+
+def positions(model: nn.Module) -> int:
+    """Positions of a window that leave a model's trunk."""
+    model = sharable(model)
+    window = model.window
+    return follow(model.trunk, Place(1, 1, 1, window, 0, 0, 0, window)).place.length
 
 
 def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, ...]:
@@ -205,6 +216,7 @@ class Tiles:
         self._engine = engine
         model = sharable(engine.written)
         self._pieces = cut_windows(model, engine.geometry.stride)
+        self._positions = positions(model)
         self._head_batch = max(_HEAD_BASES // model.window, 1)
         strand = engine.numerics.strand
         self._strands = {"forward": (False,), "reverse": (True,)}.get(strand, (False, True))
@@ -263,6 +275,8 @@ class Tiles:
                 if len(some) < batch:  # the same shape for every call
                     some = torch.cat([some, some[:1].expand(batch - len(some), -1)])
                 parts.append(feature[some].flatten(1, 2))
+            # Of the last tile only what comes before the right end.
+            parts[1] = parts[1][:, : self._positions - parts[0].shape[1] - parts[2].shape[1]]
             x = torch.cat(parts, dim=1).transpose(1, 2)
             y = self._engine.activate(self._engine.model.head(x).unsqueeze(1).float())
             outs.append(y[: rows - first].clone())

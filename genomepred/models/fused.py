@@ -10,16 +10,18 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from genomepred.kernels import dispatch
-from genomepred.kernels.bias_act_pool import bias_act_pool
-from genomepred.kernels.codes_conv import codes_conv, convolved_length, pooled_length
-from genomepred.kernels.conv_block import conv_block
+from genomepred.kernels.codes_conv.op import codes_conv
+from genomepred.kernels.codes_conv.reference import convolved_length
+from genomepred.kernels.conv_block.op import conv_block
+from genomepred.kernels.epilogue.op import bias_act_pool
+from genomepred.kernels.epilogue.reference import Epilogue, pooled_length
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import (
@@ -46,16 +48,6 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, float]] = {
     nn.SiLU: ("gelu_sigmoid", 1.0),
     nn.Mish: ("mish", 1.0),
 }
-
-
-class Epilogue(NamedTuple):
-    """What a block does after its convolution, see ``bias_act_pool_reference``."""
-
-    activation: str = "none"
-    factor: float = 1.0
-    pool: str = "none"
-    next_activation: str = "none"
-    next_factor: float = 1.0
 
 
 class FusedConv(nn.Module):
@@ -157,12 +149,12 @@ class FusedConv(nn.Module):
             # Past the operations, whose calls take as long as a small block.
             return self._on_cpu(x, residual, padding, epilogue, outs)
         if self.reads_codes:
-            return [codes_conv(x, self.weight, self.shift, padding, *epilogue)]
+            return [codes_conv(x, self.weight, self.shift, padding, epilogue)]
         if self.implementation == "cudnn":
             y = self._by_cudnn(x, padding)
-            return list(bias_act_pool(y, self.shift, residual, *epilogue, keep=keep))
-        options = (padding, self.dilation, *epilogue)
-        return list(conv_block(x, self.weight, self.shift, residual, *options, keep=keep))
+            return list(bias_act_pool(y, self.shift, residual, epilogue, keep))
+        options = (padding, self.dilation, epilogue, keep)
+        return list(conv_block(x, self.weight, self.shift, residual, *options))
 
     def empty(
         self, x: Tensor, padding: tuple[int, int] | None = None, epilogue: Epilogue | None = None
@@ -180,7 +172,7 @@ class FusedConv(nn.Module):
         if name == "none" or not x.numel():
             return x
         rows, nothing = x.reshape(1, -1, x.shape[-1]), torch.zeros_like(self.shift)
-        y: Tensor = bias_act_pool(rows, nothing, activation=name, factor=factor)[0]
+        y: Tensor = bias_act_pool(rows, nothing, epilogue=Epilogue(name, factor))[0]
         return y.view(x.shape)
 
     def _keeps_another(self, epilogue: Epilogue) -> bool:
@@ -194,15 +186,17 @@ class FusedConv(nn.Module):
         epilogue: Epilogue,
         outs: Sequence[Tensor],
     ) -> list[Tensor]:
-        from genomepred.kernels import cpu
-
         if self.implementation == "kmers":
+            from genomepred.kernels.codes_conv import cpu as first
+
             if self._packed is None:
-                self._packed = cpu.pack_codes(self.weight, self.shift)
+                self._packed = first.pack_codes(self.weight, self.shift)
             outs = list(outs) or self.empty(x, padding, epilogue)
-            cpu.codes_conv(*(x, self.weight, self.shift, padding, *epilogue, outs[0], self._packed))
+            first.codes_conv(x, self.weight, self.shift, padding, epilogue, outs[0], self._packed)
             return outs
-        arguments = (x, self.weight, self.shift, residual, padding, self.dilation, *epilogue)
+        from genomepred.kernels.conv_block import cpu
+
+        arguments = (x, self.weight, self.shift, residual, padding, self.dilation, epilogue)
         keep = self._keeps_another(epilogue)
         if self.implementation == "onednn":
             return list(cpu.conv_block_by_onednn(*arguments, keep))
@@ -353,7 +347,7 @@ class DirectLinear(nn.Linear):
         known = x.dtype == torch.float32 and x.shape[-1:] == (self.in_features,)
         if not known or not x.numel() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        from genomepred.kernels import cpu
+        from genomepred.kernels.conv_block import cpu
 
         if self._packed is None:
             weight = self.weight.detach().T[None]
@@ -389,7 +383,7 @@ class DirectActivation(nn.Module):
         if x.dtype != torch.float32 or not whole.is_contiguous():
             y: Tensor = self.layer(x)
             return y
-        from genomepred.kernels import cpu
+        from genomepred.kernels.epilogue import cpu
 
         y = cpu.activated(whole, *self._known)
         return y if whole is x else y.transpose(1, -1)

@@ -12,7 +12,9 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -33,7 +35,10 @@ from genomepred.errors import (
     SequenceError,
 )
 from genomepred.files import Claim, output_error, own_folder, sha256_of, sync_folder
-from genomepred.inference.engine import Block, Engine
+from genomepred.inference.engine import REFERENCE, Block, Engine, Numerics
+from genomepred.inference.numerics import resolve_kernels
+from genomepred.inference.overlap_work import CannotShareError
+from genomepred.inference.tiles import PAYS, Pieces, Tiles, cut_windows, tile_work
 from genomepred.models.external import External
 from genomepred.progress import Progress
 from genomepred.runs.folder import CACHE, PARTS, RUN_FILE, refuse_links
@@ -62,6 +67,12 @@ _SHARD_BYTES = 1 << 28
 _SHARD_WINDOWS = 1 << 12
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 1.0
 _MOST_DAMAGES = 3
+# Distinct windows that go through tiles at a time: of each such group one batch of pieces is not
+# full.
+_TILE_ROWS = 1 << 16
+# Haplotype windows that a guard compares.
+_GUARDED = 1 << 14
+TILES = "tiles"
 # Stretches of a grid that a plan looks at, and windows of each.
 _STRETCHES, _STRETCH = 8, 256
 
@@ -99,7 +110,8 @@ def compute_shard(
 
     A window's slot in its compute batch is fixed by its place among the shard's distinct windows.
     """
-    rows = _Rows(engine, slots)
+    rows: _Rows | _TileRows
+    rows = _TileRows(engine) if engine.numerics.overlap == TILES else _Rows(engine, slots)
     kind = leader_type(len(panel.haplotypes))
     counts, leader, index = [], [np.empty(0, kind)], []
     for contig, begin, end in _pieces(grid, first, last):
@@ -123,6 +135,61 @@ def _pieces(grid: Grid, first: int, last: int) -> Iterator[tuple[str, int, int]]
             yield str(grid.contigs[k]), first - origin, end - origin
             first = end
         k += 1
+
+
+class _TileRows:
+    """Distinct windows on their way through tiles, some ten thousand at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._tiles = engine, Tiles(engine)
+        self._contig, self._waiting = "", 0
+        self._real: list[NDArray[np.int64]] = []
+        self._values: list[NDArray[np.float32]] = []
+
+    def take(self, chunk: Chunk, contig: str) -> None:
+        """Note a chunk's rows, and compute what waits if it is enough."""
+        if contig != self._contig:  # keys are places on a contig
+            self._compute()
+            self._tiles.reset()
+            self._contig = contig
+        self._tiles.take(chunk)
+        self._real.append(chunk.real_bases())
+        self._waiting += len(chunk.leader)
+        if self._waiting >= _TILE_ROWS:
+            self._compute()
+
+    def finish(self) -> NDArray[np.float32]:
+        """Values of everything taken, [rows, tracks]."""
+        self._compute()
+        return np.concatenate([np.empty((0, self._engine.tracks), np.float32), *self._values])
+
+    def _compute(self) -> None:
+        if not self._waiting:
+            return
+        values = self._tiles.values()
+        missing = (np.concatenate(self._real) < self._engine.card.min_bases)[:, None]
+        self._values.append(_checked(self._engine, values, missing, self._contig))
+        self._real, self._waiting = [], 0
+
+
+def _checked(
+    engine: Engine, found: NDArray[np.float32], missing: NDArray[np.bool_], contig: str
+) -> NDArray[np.float32]:
+    """Values ``[windows, bins, tracks]`` as rows, NaN where missing.
+
+    Raises
+    ------
+    PrecisionError
+        If another value is not finite.
+    """
+    values = np.where(missing[..., None], np.float32(np.nan), found)
+    if (~np.isfinite(values).all(axis=2) & ~missing).any():
+        raise PrecisionError(
+            f"{engine.card.name!r} gives values that are not finite on {contig!r} in "
+            f"{engine.numerics.precision}; start again in a new --out with --precision fp32, if "
+            "this is not what it was"
+        )
+    return values.reshape(-1, values.shape[2])
 
 
 class _Rows:
@@ -170,16 +237,105 @@ class _Rows:
         needed = np.any(~missing.reshape(-1, batch * g.bins), axis=1)
         codes = self._codes[: slots * g.window]
         found = self._engine.submit(Block(codes, starts, g.window, needed))()
-        values = np.where(missing[..., None], np.float32(np.nan), found)[:count]
-        bad = ~np.isfinite(values).all(axis=2) & ~missing[:count]
-        if bad.any():
-            raise PrecisionError(
-                f"{self._engine.card.name!r} gives values that are not finite on {contig!r} in "
-                f"{self._engine.numerics.precision}; start again in a new --out with --precision "
-                "fp32, if this is not what it was"
-            )
-        self._values.append(values.reshape(-1, values.shape[2]))
+        self._values.append(_checked(self._engine, found[:count], missing[:count], contig))
         self._used = 0
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Counted work of stretches of a panel.
+
+    Parameters
+    ----------
+    windows, distinct : int
+        Windows of the grid that were looked at, and distinct ones of them.
+    pieces : tuple of int
+        Distinct left ends, tiles and right ends; empty if the model has none.
+    saving : float
+        How many times less multiply-adds through tiles than for distinct windows by themselves;
+        0 without tiles.
+    """
+
+    windows: int
+    distinct: int
+    pieces: tuple[int, ...]
+    saving: float
+
+
+def look(setup: Setup, panel: Panel, grid: Grid, stretches: int = _STRETCHES) -> Sharing:
+    """Find what is distinct in stretches of the grid; nothing is computed."""
+    windows = grid.rows // grid.geometry.bins
+    stride = grid.geometry.stride
+    step = max((windows - _STRETCH) // max(stretches - 1, 1), _STRETCH)
+    kinds: tuple[Pieces, ...] = ()
+    works: tuple[int, ...] = ()
+    head = alone = 0
+    with suppress(CannotShareError):
+        works, head, alone = tile_work(setup.model, stride)
+        kinds = cut_windows(setup.model, stride)
+    looked = distinct = 0
+    pieces = [0] * len(kinds)
+    for first in range(0, windows, step):
+        for contig, a, b in _pieces(grid, first, min(first + _STRETCH, windows)):
+            found: list[set[bytes]] = [set() for _ in kinds]
+            for chunk in distinct_windows(panel, grid.geometry, contig, a, b):
+                looked += len(chunk.begin) - 1
+                distinct += len(chunk.leader)
+                for kind, seen in zip(kinds, found, strict=True):
+                    key, _, _ = chunk.piece_keys(kind.offsets, kind.length)
+                    seen.update(np.unique(key.reshape(-1).view("V16")).tolist())
+            pieces = [n + len(seen) for n, seen in zip(pieces, found, strict=True)]
+    if not kinds:
+        return Sharing(looked, distinct, (), 0.0)
+    work = sum(n * w for n, w in zip(pieces, works, strict=True)) + distinct * head
+    return Sharing(looked, distinct, tuple(pieces), distinct * alone / max(work, 1))
+
+
+def decide(setup: Setup, panel: Panel, grid: Grid, overlap: str) -> Numerics:
+    """Numerics of a cohort run: tiles where counted work says that they pay and a guard agrees.
+
+    Raises
+    ------
+    ModelError
+        If sharing is asked for and the model has no tiles.
+    PrecisionError
+        If it is asked for and the guard is against it, or as for other runs.
+    """
+    numerics = setup.decide()
+    if overlap == "naive" or not grid.rows:
+        return numerics
+    found = look(setup, panel, grid)
+    if not found.pieces and overlap == "share":
+        raise ModelError(
+            f"--overlap share: {setup.card.name!r} has no trunk whose stretches windows share, or "
+            "its windows are too short; use --overlap auto or naive"
+        )
+    if not found.pieces or (overlap == "auto" and found.saving < PAYS):
+        return numerics
+    kernels = resolve_kernels(setup.model, setup.spec.kernels, setup.device, numerics.precision)
+    tiles = replace(numerics, kernels=kernels, overlap=TILES)
+    difference = _difference_of_tiles(setup, panel, grid, tiles)
+    allowed = setup.card.tolerance[numerics.precision]
+    if difference <= allowed:
+        return tiles
+    why = f"tiles differ from windows by themselves by {difference:.2g}, allowed are {allowed:.2g}"
+    if overlap == "share":
+        raise PrecisionError(f"--overlap share: {why}; use --overlap auto or naive")
+    warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
+    return numerics
+
+
+def _difference_of_tiles(setup: Setup, panel: Panel, grid: Grid, tiles: Numerics) -> float:
+    """Largest difference between a stretch through tiles and as the model is written."""
+    windows = grid.rows // grid.geometry.bins
+    first = windows // 2
+    last = min(first + max(_GUARDED // len(panel.haplotypes), 8), windows)
+    alone = setup.engine(replace(tiles, kernels=REFERENCE, overlap="naive", precision="fp32"))
+    slots = setup.slots(tiles.compute_batch)
+    expected = compute_shard(alone, panel, grid, first, last, slots).values
+    found = compute_shard(setup.engine(tiles), panel, grid, first, last, slots).values
+    scale = np.abs(found - expected) / (1 + np.abs(expected))
+    return float(np.nanmax(scale, initial=0.0))
 
 
 class CohortRun:
@@ -206,15 +362,10 @@ class CohortRun:
             )
         if options.regions is not None:
             raise ModelError("--variants with --regions: a panel is predicted whole; leave one out")
-        if options.overlap == "share":
-            raise ModelError(
-                "--overlap share: distinct windows of a panel are computed by themselves; leave it "
-                "out with --variants"
-            )
-        self.options = replace(options, overlap="naive")
+        self.options = options
         self.out = options.out
         refuse_links(self.out)
-        self.setup = Setup(self.options)
+        self.setup = Setup(replace(options, overlap="naive"))
         self.geometry: Geometry = self.setup.geometry
         self.layout: Layout = self.setup.layout
         try:
@@ -246,13 +397,18 @@ class CohortRun:
             code_sha256=setup.model.code.sha256 if isinstance(setup.model, External) else None,
         )
         expected |= {"reference": self.genome.digest(), "panel": self.panel.digest}
-        asked: dict[str, Any] = {"overlap": "naive"}
+        asked: dict[str, Any] = {}
+        if options.overlap != "auto":
+            asked["overlap"] = {"naive": "naive", "share": TILES}[options.overlap]
         if options.precision != "auto":
             asked["precision"] = options.precision
         about = {"tracks": setup.tracks, "command": sys.argv, "genomes": [self.panel.name]}
         if not os.path.lexists(self.out / RUN_FILE):
-            start_run(self.out, expected, setup.decide(), about)
+            start_run(self.out, expected, self._decide(), about)
         return join_run(self.out, expected, asked)
+
+    def _decide(self) -> Numerics:
+        return decide(self.setup, self.panel, self.grid, self.options.overlap)
 
     @cached_property
     def engine(self) -> Engine:
@@ -578,8 +734,10 @@ class CohortEstimate:
     haplotypes, windows, shards, workers : int
     distinct : float
         Distinct windows a grid window.
+    tiles : float
+        Distinct trunk tiles a grid window; 0 where windows are computed by themselves.
     saving : float
-        How many times fewer windows are computed than haplotype by haplotype.
+        How many times less work than every window of every haplotype by itself.
     missing, unphased : int
         Missing alleles and heterozygotes without phase of the panel.
     bytes_on_disk : int
@@ -592,6 +750,7 @@ class CohortEstimate:
     shards: int
     workers: int
     distinct: float
+    tiles: float
     saving: float
     missing: int
     unphased: int
@@ -607,18 +766,14 @@ def plan_cohort(options: RunSpec, variants: Path, panel_options: PanelOptions) -
     with Genome(path, name=name) as genome, Panel(genome, variants, panel_options) as panel:
         grid = Grid.whole(genome.contigs, setup.geometry)
         windows, haplotypes = grid.rows // setup.geometry.bins, len(panel.haplotypes)
-        looked = distinct = 0
-        step = max((windows - _STRETCH) // max(_STRETCHES - 1, 1), _STRETCH)
-        for first in range(0, windows, step):
-            for contig, a, b in _pieces(grid, first, min(first + _STRETCH, windows)):
-                for chunk in distinct_windows(panel, setup.geometry, contig, a, b):
-                    looked += len(chunk.begin) - 1
-                    distinct += len(chunk.leader)
-        numerics = setup.decide()
-        engine = setup.engine(numerics)
-        each = distinct / max(looked, 1)
+        found = look(setup, panel, grid)
+        numerics = decide(setup, panel, grid, options.overlap)
+        engine = setup.engine(replace(numerics, overlap="naive"))
+        each = found.distinct / max(found.windows, 1)
         rows = windows * each
-        seconds = rows / numerics.compute_batch * engine.seconds_per_batch() / setup.workers
+        saving = found.saving if numerics.overlap == TILES else 1.0
+        seconds = rows / numerics.compute_batch * engine.seconds_per_batch() / saving
+        seconds /= setup.workers
         values = rows * setup.geometry.bins * setup.layout.tracks
         size = np.dtype(setup.layout.dtype).itemsize
         return CohortEstimate(
@@ -627,7 +782,8 @@ def plan_cohort(options: RunSpec, variants: Path, panel_options: PanelOptions) -
             shards=-(-windows // shard_windows(haplotypes, setup.layout.tracks)),
             workers=setup.workers,
             distinct=each,
-            saving=haplotypes / max(each, 1e-9),
+            tiles=found.pieces[1] / max(found.windows, 1) if numerics.overlap == TILES else 0.0,
+            saving=haplotypes / max(each, 1e-9) * saving,
             missing=panel.counts.missing,
             unphased=panel.counts.unphased,
             # Leaders and their index: two bytes, and a bit for every haplotype.

@@ -32,11 +32,18 @@ _WIDE_FROM = 65_535
 
 # Windows whose keys are kept at a time: 3,000 haplotypes need 5 MB.
 _CHUNK = 64
+# Bases loaded beside what windows span, for what deletions take; more if they take more.
+_MARGIN = 1 << 12
 
 
 def leader_type(haplotypes: int) -> np.dtype[Any]:
     """Type of leaders; its largest value means that a haplotype has no such contig."""
     return np.dtype(np.uint16 if haplotypes < _WIDE_FROM else np.uint32)
+
+
+def slack(window: int) -> int:
+    """Bases beyond a window's ends that its pieces may reach."""
+    return window // 2
 
 
 def anchor(geometry: Geometry) -> int:
@@ -182,7 +189,7 @@ def distinct_windows(
     left = geometry.crop + anchor(geometry)
     low = first * geometry.stride + anchor(geometry) - left
     high = (last - 1) * geometry.stride + anchor(geometry) - left + geometry.window
-    margin = geometry.window
+    margin = 2 * geometry.window + _MARGIN
     while True:
         sweep = _Sweep(panel, geometry, contig, low - margin, high + margin)
         chunks = range(first, last, _CHUNK)
@@ -224,6 +231,10 @@ class _Sweep:
             self._delta,
             self._sum,
         )
+        # What lies beside a window on a haplotype may lie further away on the reference, by no more
+        # than what the haplotype has lost.
+        lost = _most_lost(region.first, region.edit, region.start, region.end, region.alt_first)
+        self._more = slack(geometry.window) + int(lost)
         # First edit behind the anchor, and the last base known to be kept; first edit in the
         # window; first edit behind it.
         self._at = np.stack([region.first[:-1]] * 4, 1)
@@ -246,6 +257,7 @@ class _Sweep:
             g.stride,
             g.crop + anchor(g),
             g.window,
+            self._more,
             self._absent,
             r.low,
             r.high,
@@ -314,11 +326,25 @@ def _prefixes(
 
 
 @njit(nogil=True, cache=True)
+def _most_lost(first: Any, edit: Any, start: Any, end: Any, alt_first: Any) -> int:
+    """Most bases that deletions take from one haplotype."""
+    most = 0
+    for h in range(len(first) - 1):
+        lost = 0
+        for j in range(first[h], first[h + 1]):
+            e = edit[j]
+            lost += max(end[e] - start[e] - (alt_first[e + 1] - alt_first[e]), 0)
+        most = max(most, lost)
+    return most
+
+
+@njit(nogil=True, cache=True)
 def _sweep(
     anchor: int,
     stride: int,
     left: int,
     window: int,
+    more: int,
     absent: Any,
     low: int,
     high: int,
@@ -336,6 +362,8 @@ def _sweep(
     inside: Any,
 ) -> bool:
     """Keys of windows of all haplotypes; False if one reaches out of ``[low, high)``.
+
+    So does one whose pieces might, up to ``more`` bases beyond its ends.
 
     ``place`` receives where windows begin on their haplotype, ``inside`` the first edit that
     reaches into each.
@@ -369,7 +397,8 @@ def _sweep(
             while g < stop and start[edit[g]] + delta[g + h] < finish:
                 g += 1
             where = begin - delta[f + h]
-            if (low > 0 and where <= low) or (high < length and finish - delta[g + h] >= high):
+            beyond = finish + more - delta[g + h]
+            if (low > 0 and where - more <= low) or (high < length and beyond >= high):
                 return False
             spread = np.uint64(where)
             key[w, h, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
@@ -402,6 +431,13 @@ def _pieces(
         h = leader[row]
         stop = first[h + 1]
         f = g = firsts[row]
+        least = begins[row] + (offsets[0] if forward else offsets[-1])
+        while f > first[h]:  # a piece may begin before its window
+            e = edit[f - 1]
+            if start[e] + delta[f - 1 + h] + alt_first[e + 1] - alt_first[e] <= least:
+                break
+            f -= 1
+        g = f
         for i in range(len(offsets)):
             k = i if forward else len(offsets) - 1 - i
             begin = begins[row] + offsets[k]

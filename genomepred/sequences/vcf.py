@@ -237,7 +237,7 @@ class VariantFile:
                 name, number = self._next_contig(data, at, name)
             elif status == kernel.FULL:
                 if not counts[0]:
-                    arrays.grow()
+                    arrays.grow(int(self._state[kernel.NEED]))
             elif status == kernel.HIGH_PLOIDY and len(self._gt) < _MOST_PLOIDY:
                 self._gt = np.zeros(min(2 * len(self._gt), _MOST_PLOIDY), np.int64)
                 self._state[kernel.RECORD] -= 1
@@ -363,10 +363,11 @@ class _Arrays:
             np.zeros((carriers, kernel.CARRIER_COLUMNS), np.int32),
         )
 
-    def grow(self) -> None:
-        """Make room for a larger record."""
-        records, bases, starts, carriers = (len(array) for array in self.all)
-        self._make(records, 2 * bases, 2 * starts, 2 * carriers)
+    def grow(self, which: int) -> None:
+        """Double the array that has no room for a record."""
+        sizes = [len(array) for array in self.all]
+        sizes[which] *= 2
+        self._make(*sizes)
 
     def batch(
         self, contig: str, first: int, count: int, alleles: int, letters: int, carried: int

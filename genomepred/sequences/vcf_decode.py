@@ -19,7 +19,9 @@ from numba.np.arrayobj import make_array
 # COMMON is the ploidy of most samples on it, IRREGULAR the number of samples with another. SAMPLE
 # and VALUE describe what stopped a kernel.
 STATE_SIZE = 8
-RECORD, ON_CONTIG, COMMON, IRREGULAR, SAMPLE, VALUE = range(6)
+RECORD, ON_CONTIG, COMMON, IRREGULAR, SAMPLE, VALUE, NEED = range(7)
+# NEED: which of the arrays has no room for a record.
+RECORD_ROOM, LETTER_ROOM, ALLELE_ROOM, CARRIER_ROOM = range(4)
 
 # Columns of the table of records. END is the base behind the last that a symbolic allele spans,
 # -1 if the record does not say; FILTERED is 1 unless FILTER is PASS or empty; ALLELE and CARRIER
@@ -82,6 +84,7 @@ def _genotype(
     What it notes about ploidy stays right if a record is decoded twice.
     """
     if n + p > len(carriers):
+        state[NEED] = CARRIER_ROOM
         return FULL, n
     if p == 1 and gt[0] < 0:
         if dotted[s] != state[RECORD]:
@@ -447,11 +450,13 @@ def _text_record(
     if raw[end] != _TAB:
         return FEW_COLUMNS, at, allele, letter, n
     if letter + end - at > len(bases):
+        state[NEED] = LETTER_ROOM
         return FULL, at, allele, letter, n
     symbolic = False
     at += 1
     while at < end:  # REF and ALT, whose alleles are separated by one byte each
         if allele + 1 >= len(starts):
+            state[NEED] = ALLELE_ROOM
             return FULL, at, allele, letter, n
         starts[allele] = letter
         symbolic |= raw[at] == _LESS
@@ -683,6 +688,7 @@ def _bcf_record(
         if kind != 7 or place + size > end:
             return BAD_TYPE, allele, letter, n
         if allele + 1 >= len(starts) or letter + size > len(bases):
+            state[NEED] = LETTER_ROOM if letter + size > len(bases) else ALLELE_ROOM
             return FULL, allele, letter, n
         starts[allele] = letter
         symbolic |= size > 0 and raw[place] == _LESS

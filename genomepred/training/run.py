@@ -390,8 +390,8 @@ def _check_shape(model: SequenceModel, data: Data) -> None:
     tracks = len(data.tracks)
     if (model.window, model.bins, model.tracks) != (data.window, 1, tracks):
         raise DataError(
-            f"the model has window {model.window}, {model.bins} bin(s) and {model.tracks} "
-            f"track(s); the data need window {data.window}, 1 bin and {tracks} track(s): "
+            f"the model has window {model.window}, bins {model.bins} and tracks {model.tracks}; "
+            f"the data need window {data.window}, bins 1 and tracks {tracks}: "
             f"{', '.join(data.tracks)}"
         )
 

@@ -117,7 +117,8 @@ def test_peaks_are_judged_by_kind_of_negatives(tmp_path: Path) -> None:
     assert len(worst) == 20
     assert not worst.duplicated(["name", "sequence"]).any()  # peaks are in all three sets
     assert "validation: " in done(*call, "--part", "validation").stdout
-    error = run(*call, "--part", "all").exception
+    assert f"random: {2 * len(peaks)} examples" in done(*call, "--part", "all").stdout
+    error = run(*call, "--part", "training").exception
     assert isinstance(error, DataError)
     assert "drawn anew" in str(error)
 
@@ -288,7 +289,7 @@ def test_all_peaks_of_another_genome_are_judged(tmp_path: Path) -> None:
         "evaluate", "--model", tmp_path / "m" / "best", "--data", tmp_path / "new.bed",
         "--genome", tmp_path / "new.fa", "--bootstrap", 0, "--out", tmp_path / "o", "--json",
     )  # fmt: skip
-    found = json.loads(done(*call, "--part", "all").stdout)["sets"]
+    found = json.loads(done(*call, "--part", "all").stdout)["result"]["sets"]
     assert {of["rows"] for of in found.values()} == {2 * len(starts)}
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genomepred.data.signals import _RECORD, _means, window_means
+from genomepred.data.bigwig import RECORD
+from genomepred.data.signals import _means, window_means
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
 from tests.bigwig_files import write_bigwig
@@ -32,7 +33,7 @@ def test_means_are_those_of_the_bases_that_have_a_value(
         values[start:end] = value
     starts = np.array([start for start, _ in windows], np.int64)
     ends = starts + np.array([size for _, size in windows])
-    found = _means(np.array(records, _RECORD), starts, ends)
+    found = _means(np.array(records, RECORD), starts, ends)
     for mean, start, stop in zip(found, starts, ends, strict=True):
         known = values[max(start, 0) : max(stop, 0)]
         known = known[~np.isnan(known)]
@@ -91,7 +92,7 @@ def test_a_record_has_no_influence_on_windows_it_does_not_touch(
         assert touching == pytest.approx((lines[49][3] + lines[51][3]) / 2)
 
 
-def test_records_longer_than_a_piece_are_taken_once(tmp_path: Path) -> None:
+def test_long_records_weigh_as_many_bases_as_they_have(tmp_path: Path) -> None:
     path = tmp_path / "x.bw"
     lines = [("c", 5, 600_000, 2.0), ("c", 600_000, 600_010, 6.0), ("c", 700_000, 700_001, 1.0)]
     write_bigwig(path, {"c": 800_000}, lines)

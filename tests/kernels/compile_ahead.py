@@ -30,7 +30,7 @@ MMA = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 
 @dataclass(frozen=True)
 class Case:
-    """One compilation: names of kernel and table in ``kernels/gpu.py``, and what to compile for."""
+    """One compilation: names of kernel and table in :mod:`.gpu`, and what to compile for."""
 
     kernel: str
     tiles: str
@@ -42,7 +42,7 @@ class Case:
 
 def cases(everything: bool = False) -> list[Case]:
     """Cases that a GPU of the capability would run, with the largest epilogue."""
-    from genomepred.kernels import gpu
+    from tests.kernels import gpu
 
     return list(_cases(gpu, everything))
 
@@ -74,7 +74,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from genomepred.kernels import gpu
+    from tests.kernels import gpu
 
     kernel = getattr(gpu, case.kernel)
     tile = getattr(gpu, case.tiles)[case.channels]

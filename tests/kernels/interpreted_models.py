@@ -25,9 +25,9 @@ from torch.utils._pytree import tree_leaves
 
 from genomepred.inference.overlap import Sharing
 from genomepred.inference.overlap_work import CannotShareError, phases_of
-from genomepred.kernels.bias_act_pool import bias_act_pool
-from genomepred.kernels.codes_conv import codes_conv
-from genomepred.kernels.conv_block import conv_block
+from genomepred.kernels.codes_conv import op as codes_op
+from genomepred.kernels.conv_block import op as block_op
+from genomepred.kernels.epilogue import op as epilogue_op
 from genomepred.models import build, fused
 from genomepred.models.agreement import difference
 from genomepred.models.fused import DirectActivation, DirectLinear, FusedConv, kernels_of, prepare
@@ -41,7 +41,7 @@ from tests.models.test_fused import CASES, CONFIGS, codes_like, exact, named, se
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Using padding='same'")
 LAST = [(name, configs[-1]) for name, configs in CONFIGS.items()]
 
-for operation in (codes_conv, conv_block, bias_act_pool):
+for operation in (codes_op._operation, block_op._operation, epilogue_op._operation):
     operation.register_kernel("cpu")(operation._backend_fns["cuda"])
 
 
@@ -55,7 +55,7 @@ def pretended() -> Iterator[None]:
             there = fused.dispatch.IMPLEMENTATIONS[name, "cuda"]
             patch.setitem(fused.dispatch.IMPLEMENTATIONS, (name, "cpu"), there)
         yield
-    assert not {"numba", "genomepred.kernels.cpu"} & set(sys.modules)
+    assert not {"numba", "genomepred.kernels.vectors"} & set(sys.modules)
 
 
 def pretend(patch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:

@@ -301,7 +301,7 @@ DIRECT: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "tf-conv-transformer": (
         {"window": 40, "transformer_blocks": 1, "mlp_blocks": 1},
         [*(f"head.transformer.0.{path}" for path in ENCODER_LAYER[0]), "head.mlp.0"],
-        [*(f"head.transformer.0.{path}" for path in ENCODER_LAYER[1]), "head.mlp.1"],
+        [*(f"head.transformer.0.{path}" for path in ENCODER_LAYER[1]), "head.mlp.1.0"],
     ),
 }
 
@@ -314,14 +314,16 @@ def paths_of(model: nn.Module, kind: type[nn.Module]) -> list[str]:
 def test_linear_layers_and_activations_beside_blocks_are_ours(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genomepred.kernels import cpu  # not above: another suite imports this without Numba
+    # Not above: another suite imports this without Numba.
+    from genomepred.kernels.conv_block import cpu as block_cpu
+    from genomepred.kernels.epilogue import cpu as epilogue_cpu
 
     config, linear, activations = DIRECT[name]
     model = build(name, **config)
     prepared, calls = prepare(model), []
     assert paths_of(prepared, DirectLinear) == sorted(linear)
     assert paths_of(prepared, DirectActivation) == sorted(activations)
-    for kernel in ("linear", "activated"):
+    for cpu, kernel in ((block_cpu, "linear"), (epilogue_cpu, "activated")):
         call = getattr(cpu, kernel)
         monkeypatch.setattr(
             cpu, kernel, lambda *x, call=call, n=kernel: calls.append(n) or call(*x)

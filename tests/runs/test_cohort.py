@@ -10,16 +10,19 @@ import pytest
 import torch
 
 from genomepred.errors import ModelError, SequenceError, SignatureError
+from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.runs import cohort
+from genomepred.runs.checking import verify
 from genomepred.runs.cohort import predict_cohort
-from genomepred.runs.run import predict, verify
+from genomepred.runs.run import predict
 from genomepred.sequences.cohort import Panel, PanelOptions, export_consensus, write_consensus
 from genomepred.sequences.fasta import Genome
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
+from genomepred.store.sidecar import read_sidecar, sidecar_path
 from tests.checkpoints import make_checkpoint
 from tests.sequences.panels import RandomPanel, random_panel
 from tests.sequences.test_distinct import windows_of
@@ -51,7 +54,7 @@ def test_haplotypes_with_substitutions_are_their_own_predictions(
 ) -> None:
     text = snps_only(random_panel(1, samples=4, length=1500, rate=0.1))
     fasta, vcf = text.fasta(tmp_path / "ref.fa"), text.vcf(tmp_path / "panel.vcf")
-    result = predict_cohort(fasta, vcf, model, tmp_path / "out", jobs=1)
+    result = predict_cohort(fasta, vcf, model, tmp_path / "out", jobs=1, overlap="naive")
     with Genome(fasta) as genome, Panel(genome, vcf) as panel, CohortStore(result.path) as store:
         assert store.haplotypes == panel.haplotypes
         for sample, copy in panel.haplotypes:
@@ -72,7 +75,7 @@ def test_haplotypes_with_substitutions_are_their_own_predictions(
 @pytest.mark.parametrize("seed", [0, 2])
 def test_every_row_is_the_prediction_of_its_window(tmp_path: Path, model: Path, seed: int) -> None:
     fasta, vcf, _ = write(tmp_path, seed, samples=3, length=600)
-    result = predict_cohort(fasta, vcf, model, tmp_path / "out", jobs=1)
+    result = predict_cohort(fasta, vcf, model, tmp_path / "out", jobs=1, overlap="naive")
     with Genome(fasta) as genome, Panel(genome, vcf) as panel, CohortStore(result.path) as store:
         g = store.grid.geometry
         for h, (sample, copy) in enumerate(panel.haplotypes):
@@ -155,15 +158,74 @@ def test_a_changed_panel_or_reference_is_refused(tmp_path: Path, model: Path) ->
         predict_cohort(fasta, vcf, model, out, jobs=1)
 
 
+def linear(folder: Path) -> Path:
+    """A model without a trunk."""
+    module = build("linear", window=40)
+    card = Card(
+        name="flat",
+        architecture="linear",
+        config={"window": 40},
+        window=40,
+        bin_size=40,
+        stride=10,
+        tracks=(Track("score"),),
+        activation="none",
+    )
+    codes = np.random.default_rng(0).integers(0, 5, (4, 40), dtype=np.uint8)
+    save_checkpoint(folder / "flat", module, card, codes)
+    return folder / "flat"
+
+
+def basenji(folder: Path) -> Path:
+    """A model whose windows overlap much, with random weights."""
+    torch.manual_seed(1)
+    config = {"window": 400, "dilated_repeat": 1}
+    module = build("basenji-maize", **config).eval()
+    card = Card(
+        name="maize",
+        architecture="basenji-maize",
+        config=config,
+        window=400,
+        bin_size=400,
+        stride=20,
+        tracks=(Track("score"),),
+        activation="none",
+        min_bases=200,
+    )
+    codes = np.random.default_rng(0).integers(0, 5, (4, 400), dtype=np.uint8)
+    save_checkpoint(folder / "maize", module, card, codes)
+    return folder / "maize"
+
+
+@pytest.mark.parametrize("strand", ["forward", "each"])
+def test_tiles_are_chosen_and_right(
+    tmp_path: Path, strand: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fasta, vcf, _ = write(tmp_path, 3, samples=4, length=9000, rate=0.01)
+    checkpoint, options = basenji(tmp_path), {"jobs": 1, "strand": strand}
+    monkeypatch.setattr(cohort, "_SHARD_WINDOWS", 256)
+    tiled = predict_cohort(fasta, vcf, checkpoint, tmp_path / "tiles", **options)
+    alone = predict_cohort(fasta, vcf, checkpoint, tmp_path / "alone", overlap="naive", **options)
+    assert read_sidecar(sidecar_path(tiled.path))["signature"]["overlap"] == "tiles"
+    with CohortStore(tiled.path) as a, CohortStore(alone.path) as b:
+        for contig in ("c1", "c2"):
+            found, expected = a.matrix(contig, 0, 9000), b.matrix(contig, 0, 9000)
+            assert (np.isnan(found) == np.isnan(expected)).all()
+            assert np.nanmax(np.abs(found - expected) / (1 + np.abs(expected))) < 1e-5
+    for i in (2, 1):
+        again = predict_cohort(fasta, vcf, checkpoint, tmp_path / "two", shard=(i, 2), **options)
+    assert again.path.read_bytes() == tiled.path.read_bytes()
+
+
 def test_what_a_panel_cannot_do_is_said(tmp_path: Path, model: Path) -> None:
     fasta, vcf, _ = write(tmp_path, 5)
     (tmp_path / "r.bed").write_text("c1\t1\t9\n")
     for options, message in (
-        ({"overlap": "share"}, "--overlap share"),
+        ({"overlap": "share", "model": linear(tmp_path)}, "--overlap share"),
         ({"regions": tmp_path / "r.bed"}, "--regions"),
     ):
         with pytest.raises(ModelError, match=message):
-            predict_cohort(fasta, vcf, model, tmp_path / "out", **options)
+            predict_cohort(fasta, vcf, options.pop("model", model), tmp_path / "out", **options)
     with pytest.raises(SequenceError, match="no sample"):
         predict_cohort(fasta, vcf, model, tmp_path / "out", samples=("nobody",))
 

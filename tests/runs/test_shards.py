@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from genomepred import predict
-from genomepred.inference.engine import Engine, multiply_adds
+from genomepred.inference.engine import Engine
+from genomepred.inference.overlap_work import multiply_adds
 from genomepred.machine import Limit
 from genomepred.models import build
 from genomepred.models.card import Card, Track

@@ -127,3 +127,19 @@ def test_workers_end_with_a_parent_that_is_killed(job):
             return
         time.sleep(0.05)
     pytest.fail(f"workers {found} are still there")
+
+
+def test_a_worker_that_is_done_ends_while_its_parent_still_listens():
+    """A thread that waits for stdin must not hold what the interpreter needs to end."""
+    body = (
+        "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+        "from genomepred.runs import workers\n"
+        "workers.RunSpec.of_json = classmethod(lambda cls, told: told)\n"
+        "with workers.serving(): pass"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(workers.command(body), stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+        assert worker.stdin is not None
+        worker.stdin.write(b'{"session": "s"}\n')
+        worker.stdin.flush()
+        assert worker.wait(120) == 0

@@ -144,6 +144,17 @@ def test_many_records_and_long_lines_cross_the_buffer(tmp_path: Path) -> None:
     assert all(len(carriers) == 1 + i % 2 for i, (*_, carriers) in enumerate(found))
 
 
+def test_one_record_larger_than_the_arrays(tmp_path: Path) -> None:
+    alts = ",".join("A" + "C" * (k % 50) + "GT"[k % 2] * (k // 50 + 1) for k in range(40_000))
+    samples = [f"s{i}" for i in range(40_000)]
+    calls = "\t".join(f"{i}|{i % 7}" for i in range(1, 40_001))
+    lines = [f"c1\t5\t.\tA\t{alts}\t.\t.\t.\tGT\t{calls}", FIXED + "\t".join(["0|1"] * 40_000)]
+    found = carriers_of(write(tmp_path / "p.vcf", *lines, samples="\t".join(samples)))
+    assert [len(carriers) for *_, carriers in found] == [80_000 - 40_000 // 7, 40_000]
+    assert len(found[0][2]) == 40_001
+    assert found[0][3][-2][2] == 40_000
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -1,14 +1,9 @@
-"""What follows a convolution, in one pass: shift, activation, residual, max-pool, activation.
-
-The same steps in the same order are the epilogue of :mod:`genomepred.kernels.codes_conv` and
-:mod:`genomepred.kernels.conv_block`; as an operation of its own they follow a convolution of
-another library (cuDNN on GPUs older than sm_80, oneDNN on a CPU). Layout is channels-last.
-"""
+"""The definition of what follows a convolution: shift, activation, residual, pool, activation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Optional
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +12,43 @@ from torch.nn import functional
 ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "gelu_tanh", "gelu_sigmoid", "mish")
 POOLS = ("none", "floor", "ceil")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Epilogue(NamedTuple):
+    """What a block does after its convolution, but for the shift and the residual.
+
+    Parameters
+    ----------
+    activation, next_activation : str
+        One of ``ACTIVATIONS``: before the residual, and after the pool.
+    factor, next_factor : float
+        Of ``leaky_relu`` and ``gelu_sigmoid``.
+    pool : {"none", "floor", "ceil"}
+        Maximum of two neighbours; an odd last position is dropped or stands alone.
+    """
+
+    activation: str = "none"
+    factor: float = 1.0
+    pool: str = "none"
+    next_activation: str = "none"
+    next_factor: float = 1.0
+
+    def check(self) -> None:
+        """Refuse names that no implementation knows.
+
+        Raises
+        ------
+        ValueError
+            If an activation is not in ``ACTIVATIONS`` or the pool not in ``POOLS``.
+        """
+        for activation in (self.activation, self.next_activation):
+            if activation not in ACTIVATIONS:
+                raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+        if self.pool not in POOLS:
+            raise ValueError(f"pool {self.pool!r} is none of {', '.join(POOLS)}")
+
+
+NO_EPILOGUE = Epilogue()
 
 
 def activate(x: Tensor, activation: str, factor: float) -> Tensor:
@@ -52,21 +84,6 @@ def max_pool(x: Tensor, pool: str) -> Tensor:
     return torch.maximum(x[:, 0 : 2 * pairs : 2], x[:, 1 : 2 * pairs : 2])
 
 
-def check_names(activations: Sequence[str], pool: str) -> None:
-    """Refuse names that no implementation knows.
-
-    Raises
-    ------
-    ValueError
-        If an activation is not in ``ACTIVATIONS`` or the pool not in ``POOLS``.
-    """
-    for activation in activations:
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
-    if pool not in POOLS:
-        raise ValueError(f"pool {pool!r} is none of {', '.join(POOLS)}")
-
-
 def check_vector(name: str, vector: Tensor, channels: int) -> None:
     """Refuse anything but one float32 value a channel.
 
@@ -91,11 +108,7 @@ def bias_act_pool_reference(
     x: Tensor,
     shift: Tensor,
     residual: Tensor | None = None,
-    activation: str = "none",
-    factor: float = 1.0,
-    pool: str = "none",
-    next_activation: str = "none",
-    next_factor: float = 1.0,
+    epilogue: Epilogue = NO_EPILOGUE,
     keep: bool = False,
 ) -> list[Tensor]:
     """Shift, activation, residual, max-pool and the next block's activation.
@@ -108,26 +121,23 @@ def bias_act_pool_reference(
         Added first: bias and what BatchNorm leaves of itself.
     residual : tensor like x, optional
         Added after the activation.
-    activation, next_activation : str
-        One of ``ACTIVATIONS``: before the residual, and after the pool.
-    factor, next_factor : float
-        Of ``leaky_relu`` and ``gelu_sigmoid``.
-    pool : {"none", "floor", "ceil"}
-        Maximum of two neighbours; an odd last position is dropped or stands alone.
+    epilogue : Epilogue
+        Activations and pool.
     keep : bool
-        Whether the value before ``next_activation`` is returned as well.
+        Whether the value before the next activation is returned as well.
 
     Returns
     -------
     list of one or two tensors like x, [N, pooled L, C]
-        The result, then with ``keep`` the value before ``next_activation``.
+        The result, then with ``keep`` the value before the next activation.
 
     Raises
     ------
     ValueError
         If a name is unknown or a shape or dtype does not fit.
     """
-    check_names((activation, next_activation), pool)
+    epilogue.check()
+    activation, factor, pool, next_activation, next_factor = epilogue
     values = activate(x.to(wide(x.dtype)) + shift.to(wide(x.dtype)), activation, factor)
     if residual is not None:
         values = values + residual
@@ -136,71 +146,14 @@ def bias_act_pool_reference(
     return [value.to(x.dtype) for value in ((out, kept) if keep else (out,))]
 
 
-@torch.library.custom_op("genomepred::bias_act_pool", mutates_args=(), device_types="cpu")
-def bias_act_pool(
-    x: Tensor,
-    shift: Tensor,
-    residual: Optional[Tensor] = None,  # noqa: UP045 (read by torch's schema)
-    activation: str = "none",
-    factor: float = 1.0,
-    pool: str = "none",
-    next_activation: str = "none",
-    next_factor: float = 1.0,
-    keep: bool = False,
-) -> list[Tensor]:
-    """Operation of :func:`bias_act_pool_reference`; the last dimension of ``x`` is contiguous."""
-    from genomepred.kernels import cpu
-
-    check_epilogue(x, shift, residual, (activation, next_activation), pool)
-    return cpu.bias_act_pool(
-        x, shift, residual, activation, factor, pool, next_activation, next_factor, keep
-    )
-
-
-@bias_act_pool.register_kernel("cuda")
-def _(
-    x: Tensor,
-    shift: Tensor,
-    residual: Optional[Tensor] = None,  # noqa: UP045
-    activation: str = "none",
-    factor: float = 1.0,
-    pool: str = "none",
-    next_activation: str = "none",
-    next_factor: float = 1.0,
-    keep: bool = False,
-) -> list[Tensor]:
-    from genomepred.kernels import gpu
-
-    check_epilogue(x, shift, residual, (activation, next_activation), pool)
-    outs = empty_outputs(x, x.shape[1], x.shape[2], pool, keep)
-    epilogue = gpu.Epilogue(activation, factor, pool, next_activation, next_factor)
-    gpu.launch_bias_act_pool(x, shift, residual, epilogue, outs)
-    return outs
-
-
-@bias_act_pool.register_fake
-def _(
-    x: Tensor,
-    shift: Tensor,
-    residual: Optional[Tensor] = None,  # noqa: UP045
-    activation: str = "none",
-    factor: float = 1.0,
-    pool: str = "none",
-    next_activation: str = "none",
-    next_factor: float = 1.0,
-    keep: bool = False,
-) -> list[Tensor]:
-    return empty_outputs(x, x.shape[1], x.shape[2], pool, keep)
-
-
 def empty_outputs(x: Tensor, length: int, channels: int, pool: str, keep: bool) -> list[Tensor]:
     """Contiguous outputs of an operation whose convolution gives ``length`` positions."""
     shape = (x.shape[0], pooled_length(length, pool), channels)
     return [x.new_empty(shape) for _ in range(1 + keep)]
 
 
-def check_epilogue(
-    x: Tensor, shift: Tensor, residual: Tensor | None, activations: Sequence[str], pool: str
+def check_bias_act_pool(
+    x: Tensor, shift: Tensor, residual: Tensor | None, epilogue: Epilogue
 ) -> None:
     """Refuse arguments that the implementations cannot take.
 
@@ -209,7 +162,7 @@ def check_epilogue(
     ValueError
         If a name is unknown or a shape, dtype or layout does not fit.
     """
-    check_names(activations, pool)
+    epilogue.check()
     if x.dim() != 3 or x.dtype not in DTYPES:
         raise ValueError(f"x must be [N, L, C] of {DTYPES}, found {x.dtype} {list(x.shape)}")
     check_vector("shift", shift, x.shape[2])
@@ -218,6 +171,17 @@ def check_epilogue(
             f"residual must be {x.dtype} {list(x.shape)}, found {residual.dtype} "
             f"{list(residual.shape)}"
         )
-    for tensor in (x, residual):
+    check_layout(x, residual)
+
+
+def check_layout(*tensors: Tensor | None) -> None:
+    """Refuse memory that is not channels-last.
+
+    Raises
+    ------
+    ValueError
+        If the channels of a tensor are not its contiguous dimension.
+    """
+    for tensor in tensors:
         if tensor is not None and tensor.shape[2] > 1 and tensor.stride(2) != 1:
             raise ValueError("channels must be the contiguous dimension (channels-last memory)")

@@ -1,9 +1,4 @@
-"""First convolution of a model straight from codes: one byte a base in, features out.
-
-The definition is :func:`codes_conv_reference`; :func:`codes_conv` is the registered operation,
-which runs k-mer tables on a CPU (:mod:`genomepred.kernels.cpu`) and Triton on a GPU
-(:mod:`genomepred.kernels.gpu`).
-"""
+"""The definition of a convolution straight from codes: one byte a base in, features out."""
 
 from __future__ import annotations
 
@@ -12,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genomepred.kernels.bias_act_pool import (
+from genomepred.kernels.epilogue.reference import (
     DTYPES,
+    NO_EPILOGUE,
+    Epilogue,
     bias_act_pool_reference,
-    check_names,
     check_vector,
     pooled_length,
     wide,
@@ -63,11 +59,7 @@ def codes_conv_reference(
     table: Tensor,
     shift: Tensor,
     padding: Sequence[int],
-    activation: str = "none",
-    factor: float = 1.0,
-    pool: str = "none",
-    next_activation: str = "none",
-    next_factor: float = 1.0,
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> Tensor:
     """Convolution of one-hot codes, then shift, activation, max-pool and the next activation.
 
@@ -82,8 +74,8 @@ def codes_conv_reference(
         Bias, or what is left of an affine map whose scale is in the table.
     padding : two ints
         Positions left and right of the codes that add nothing, at least 0.
-    activation, factor, pool, next_activation, next_factor
-        See :func:`genomepred.kernels.bias_act_pool.bias_act_pool_reference`.
+    epilogue : Epilogue
+        Activations and pool.
 
     Returns
     -------
@@ -94,16 +86,14 @@ def codes_conv_reference(
     ValueError
         If a name is unknown or a shape or dtype does not fit.
     """
-    check_names((activation, next_activation), pool)
+    epilogue.check()
     length = convolved_length(codes.shape[1], table.shape[0], padding)
     rows = torch.cat([table, torch.zeros_like(table[:, :1])], dim=1).to(wide(table.dtype))
     outside = UNKNOWN + 1
     padded = torch.nn.functional.pad(codes.clamp(max=UNKNOWN).long(), tuple(padding), value=outside)
     taps = [row[padded[:, k : k + length]] for k, row in enumerate(rows)]
     values = torch.stack(taps).sum(0)
-    (out,) = bias_act_pool_reference(
-        values, shift, None, activation, factor, pool, next_activation, next_factor
-    )
+    (out,) = bias_act_pool_reference(values, shift, None, epilogue)
     return out.to(table.dtype)
 
 
@@ -126,74 +116,13 @@ def convolved_length(length: int, span: int, padding: Sequence[int]) -> int:
     return result
 
 
-@torch.library.custom_op("genomepred::codes_conv", mutates_args=(), device_types="cpu")
-def codes_conv(
-    codes: Tensor,
-    table: Tensor,
-    shift: Tensor,
-    padding: Sequence[int],
-    activation: str = "none",
-    factor: float = 1.0,
-    pool: str = "none",
-    next_activation: str = "none",
-    next_factor: float = 1.0,
-) -> Tensor:
-    """Operation of :func:`codes_conv_reference`."""
-    from genomepred.kernels import cpu
-
-    check_codes_conv(codes, table, shift, (activation, next_activation), pool)
-    out = _empty_output(codes, table, padding, pool)
-    cpu.codes_conv(
-        *(codes, table, shift, padding, activation, factor, pool, next_activation, next_factor),
-        out,
-    )
-    return out
-
-
-@codes_conv.register_kernel("cuda")
-def _(
-    codes: Tensor,
-    table: Tensor,
-    shift: Tensor,
-    padding: Sequence[int],
-    activation: str = "none",
-    factor: float = 1.0,
-    pool: str = "none",
-    next_activation: str = "none",
-    next_factor: float = 1.0,
-) -> Tensor:
-    from genomepred.kernels import gpu
-
-    check_codes_conv(codes, table, shift, (activation, next_activation), pool)
-    out = _empty_output(codes, table, padding, pool)
-    epilogue = gpu.Epilogue(activation, factor, pool, next_activation, next_factor)
-    gpu.launch_codes_conv(codes, table, shift, padding, epilogue, out)
-    return out
-
-
-@codes_conv.register_fake
-def _(
-    codes: Tensor,
-    table: Tensor,
-    shift: Tensor,
-    padding: Sequence[int],
-    activation: str = "none",
-    factor: float = 1.0,
-    pool: str = "none",
-    next_activation: str = "none",
-    next_factor: float = 1.0,
-) -> Tensor:
-    return _empty_output(codes, table, padding, pool)
-
-
-def _empty_output(codes: Tensor, table: Tensor, padding: Sequence[int], pool: str) -> Tensor:
+def empty_output(codes: Tensor, table: Tensor, padding: Sequence[int], pool: str) -> Tensor:
+    """Contiguous output of the operation, unfilled."""
     length = convolved_length(codes.shape[1], table.shape[0], padding)
     return table.new_empty(codes.shape[0], pooled_length(length, pool), table.shape[2])
 
 
-def check_codes_conv(
-    codes: Tensor, table: Tensor, shift: Tensor, activations: Sequence[str], pool: str
-) -> None:
+def check_codes_conv(codes: Tensor, table: Tensor, shift: Tensor, epilogue: Epilogue) -> None:
     """Refuse arguments that the implementations cannot take.
 
     Raises
@@ -201,7 +130,7 @@ def check_codes_conv(
     ValueError
         If a name is unknown or a shape, dtype or layout does not fit.
     """
-    check_names(activations, pool)
+    epilogue.check()
     if codes.dim() != 2 or codes.dtype != torch.uint8:
         raise ValueError(f"codes must be uint8 [N, L], found {codes.dtype} {list(codes.shape)}")
     if table.dim() != 3 or table.shape[1] != 5 or table.dtype not in DTYPES:
