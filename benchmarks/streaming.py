@@ -26,10 +26,10 @@ from isal import igzip_lib
 from numpy.typing import NDArray
 
 from genomepred.benchmarks.measure import interleaved, median, write_json
+from genomepred.sequences.byte_source import PIECE, inflate, walk_blocks
 from genomepred.sequences.decode import decode
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.scan import scan
-from genomepred.sequences.sources import PIECE, inflate, walk_blocks
 
 CONTIG = "20"
 BLOCK = 1 << 20  # bases of one call

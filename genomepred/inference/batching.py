@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from genomepred.inference.engine import Block
 from genomepred.sequences.codes import real_counts
-from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Geometry, Grid, Span
+from genomepred.sequences.source import SequenceSource
 
 # How full shared compute batches will be is seen in the first rows: of so many full ones.
 _ROWS_COUNTED = 64
@@ -43,7 +43,7 @@ class Windows:
 
 
 def cut(
-    genome: Genome,
+    genome: SequenceSource,
     grid: Grid,
     first: int,
     last: int,
@@ -164,7 +164,7 @@ def filled(grid: Grid, contigs: Sequence[str], windows: int, batches: int) -> fl
     return sum(span.windows for span in grid.spans(0, last)) / (windows * count)
 
 
-def sample(genome: Genome, grid: Grid, windows: int) -> Block:
+def sample(genome: SequenceSource, grid: Grid, windows: int) -> Block:
     """One compute batch of ``windows`` windows, evenly spread over the rows of a grid."""
     rows = np.linspace(0, grid.rows - 1, windows).astype(np.int64).tolist()
     spans = (next(grid.spans(row, row + 1)) for row in rows)
@@ -172,7 +172,7 @@ def sample(genome: Genome, grid: Grid, windows: int) -> Block:
     return _fill(genome, grid, placed, windows, 0, False, False).block
 
 
-def sample_shared(genome: Genome, grid: Grid, windows: int) -> Block:
+def sample_shared(genome: SequenceSource, grid: Grid, windows: int) -> Block:
     """One compute batch of up to ``windows`` windows that follow each other, from the middle."""
     first = grid.rows // 2
     last = min(first + windows * grid.geometry.bins, grid.rows)
@@ -181,7 +181,7 @@ def sample_shared(genome: Genome, grid: Grid, windows: int) -> Block:
 
 
 def _fill(
-    genome: Genome,
+    genome: SequenceSource,
     grid: Grid,
     placed: Placed,
     batch: int,
@@ -255,7 +255,7 @@ def _layout(
 
 
 def _read(
-    genome: Genome, span: Span, stride: int, window: int, buffer: NDArray[np.uint8], at: int
+    genome: SequenceSource, span: Span, stride: int, window: int, buffer: NDArray[np.uint8], at: int
 ) -> None:
     if stride <= window:
         end = span.start + (span.windows - 1) * stride + window

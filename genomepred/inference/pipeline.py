@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 from genomepred.errors import GenomepredError, OutputError, PrecisionError
 from genomepred.inference.batching import Windows, cut
 from genomepred.inference.engine import Engine
-from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
+from genomepred.sequences.source import SequenceSource
 
 # Blocks waiting for the engine, and results waiting for the writer: enough that neither side
 # waits on a hiccup of the other, few enough to cost nothing (a block is 1 byte a base).
@@ -89,7 +89,10 @@ class Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
 class ShardJob(Protocol):
     """A row range to compute, and what to do with the outcome."""
 
-    genome: Genome
+    @property
+    def genome(self) -> SequenceSource:
+        """Where the codes come from."""
+
     grid: Grid
     first: int
     last: int

@@ -29,10 +29,10 @@ from genomepred.errors import OutputError, RegionError, SequenceError
 from genomepred.files import Claim, publishing, write_all, write_whole
 from genomepred.sequences import edits as kernel
 from genomepred.sequences import vcf_decode
+from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.haplotypes import Region, expand
-from genomepred.sequences.sources import stamp_of
 from genomepred.sequences.vcf import Batch, VariantFile
 
 Int64 = NDArray[np.int64]

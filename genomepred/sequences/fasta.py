@@ -13,6 +13,15 @@ from typing import Protocol
 import numpy as np
 
 from genomepred.errors import OutputError, RegionError, SequenceError
+from genomepred.sequences.byte_source import (
+    BgzipSource,
+    ByteSource,
+    PlainSource,
+    inflate,
+    kind_of,
+    stamp_of,
+    walk_blocks,
+)
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.decode import UNKNOWN, decode
 from genomepred.sequences.expanded import (
@@ -33,15 +42,6 @@ from genomepred.sequences.index import (
 )
 from genomepred.sequences.names import shown, some
 from genomepred.sequences.scan import Record, Scan, SequenceDigest, scan
-from genomepred.sequences.sources import (
-    BgzipSource,
-    PlainSource,
-    Source,
-    inflate,
-    kind_of,
-    stamp_of,
-    walk_blocks,
-)
 
 _SUFFIX = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bgz|xz))?$", re.IGNORECASE)
 # Codes hashed at once.
@@ -113,7 +113,7 @@ class Genome:
 
     def _open(self) -> _Reader:
         kind = kind_of(self.path)
-        source: Source | None = None
+        source: ByteSource | None = None
         if kind in ("plain", "bgzip"):
             source = PlainSource(self.path) if kind == "plain" else self._open_bgzip()
         if source is None:
@@ -130,7 +130,7 @@ class Genome:
             self._files.store(".fai", format_fai(result.records))
         return _IndexedReader(self.path, source, result.records)
 
-    def _open_bgzip(self) -> Source | None:
+    def _open_bgzip(self) -> ByteSource | None:
         """The blocks of a bgzip file; None if other gzip members are among them."""
         blocks = walk_blocks(self.path)
         if blocks is None:
@@ -278,7 +278,7 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 class _IndexedReader:
     """Codes by arithmetic on lines."""
 
-    def __init__(self, path: Path, source: Source, records: list[Record]) -> None:
+    def __init__(self, path: Path, source: ByteSource, records: list[Record]) -> None:
         self._path, self._source = path, source
         self._records = {record.name: record for record in records}
         self.contigs = {record.name: record.length for record in records}

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from genomepred.errors import OutputError
 from genomepred.files import discard_abandoned, own_folder, read_small, write_whole
+from genomepred.sequences.byte_source import ByteSource
 from genomepred.sequences.decode import ALPHABET
 from genomepred.sequences.names import MOST_NAME
 from genomepred.sequences.scan import Record
-from genomepred.sequences.sources import Source
 
 Int64 = NDArray[np.int64]
 
@@ -108,12 +108,12 @@ def format_fai(records: Iterable[Record]) -> bytes:
     return "".join("\t".join(map(str, r)) + "\n" for r in records if r.length).encode()
 
 
-def most_fai(source: Source) -> int:
+def most_fai(source: ByteSource) -> int:
     """Most bytes that a .fai of these bytes can have."""
     return min(_FAI_RATE * source.size + 4096, _MOST_FAI)
 
 
-def parse_fai(index: bytes, source: Source) -> list[Record] | None:
+def parse_fai(index: bytes, source: ByteSource) -> list[Record] | None:
     """Records of a .fai that describes all bytes of ``source``, empty contigs added.
 
     Checked are: every header's place and name, the first and last line of every contig, and that
@@ -148,7 +148,7 @@ def parse_fai(index: bytes, source: Source) -> list[Record] | None:
 class _Window:
     """Reads that share one buffer while they ascend."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ByteSource) -> None:
         self._source = source
         self._start, self._data = 0, b""
 

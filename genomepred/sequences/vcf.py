@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from genomepred.errors import SequenceError
 from genomepred.sequences import vcf_decode as kernel
+from genomepred.sequences.byte_source import PlainSource, inflate
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.sources import PlainSource, inflate
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]

@@ -32,6 +32,7 @@ from tests.sequences.fasta_files import (
     records,
     write_fasta,
 )
+from tests.sequences.source_suite import check_source
 
 BODY = b">a one\nACGTA\nACGTA\nACG\n>b\nGATTA\nCA\n"
 
@@ -77,6 +78,16 @@ def test_any_records_wrapped_and_packed_in_any_way(
     with Genome(path, write=False) as genome:
         assert genome.contigs == {name: len(s) for name, s in contigs.items()}
         assert genome.digest() == digest
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_genome_is_a_sequence_source(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sequence = bytes(rng.choice(list(b"ACGTN"), 700_000).astype(np.uint8))
+    contigs = {"a": sequence, "empty": b"", "b": sequence[::-7]}
+    path = write_fasta(tmp_path / "g.fa", fasta_text(contigs, 60, b"\n", True), kind)
+    expected = {name: np.frombuffer(s.translate(AS_CODES), np.uint8) for name, s in contigs.items()}
+    check_source(lambda: Genome(path, cache=tmp_path / "cache"), expected)
 
 
 # Real files ---------------------------------------------------------------------------------

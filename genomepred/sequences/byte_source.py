@@ -87,7 +87,7 @@ def kind_of(path: Path) -> Kind:
     return "xz" if head.startswith(_XZ) else "plain"
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Uncompressed bytes that can be read anywhere."""
 
     size: int
@@ -118,7 +118,7 @@ class PlainSource:
         self._buffer = np.frombuffer(self._view.toreadonly(), np.uint8)
 
     def pieces(self, start: int, end: int) -> Iterator[Codes]:
-        """See :class:`Source`."""
+        """See :class:`ByteSource`."""
         while start < end:
             count = read_at(self._path, self._fd, self._view[: end - start], start)
             yield self._buffer[:count]
@@ -151,7 +151,7 @@ class BgzipSource:
         self._packed = memoryview(b"")
 
     def pieces(self, start: int, end: int) -> Iterator[Codes]:
-        """See :class:`Source`."""
+        """See :class:`ByteSource`."""
         if start >= end:
             return
         first = bisect_right(self._offsets, start) - 1
