@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow torture docs lint env clean
+.PHONY: demo examples test test-slow torture docs lint env clean
 
 env: $(STAMP)
 
@@ -14,6 +14,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: env
 	$(BIN)/python -m genomepred.demo --out demo-out
+	@echo "to use genomepred in this shell: . $(BIN)/activate"
+
+examples: env
+	PATH="$(abspath $(BIN)):$$PATH" examples/first_hour.sh examples-out
 
 test: env
 	$(BIN)/python -m pytest -q
@@ -33,4 +37,4 @@ lint: env
 	$(BIN)/mypy
 
 clean:
-	rm -rf demo-out build dist *.egg-info
+	rm -rf demo-out examples-out build dist *.egg-info

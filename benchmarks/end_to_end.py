@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from genomepred.benchmarks.measure import Row, interleaved, median
 from genomepred.errors import ModelError
-from genomepred.inference import pipeline
+from genomepred.inference import batching
 from genomepred.inference.engine import Numerics, activation_function
 from genomepred.models import build
 from genomepred.models.agreement import difference
@@ -37,7 +37,8 @@ from genomepred.models.card import N_POLICIES, Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
 from genomepred.runs.inputs import find_genomes
 from genomepred.runs.run import predict
-from genomepred.runs.setup import Options, Setup
+from genomepred.runs.setup import Setup
+from genomepred.runs.spec import RunSpec
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import PredictionStore
@@ -199,7 +200,7 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         Every window by itself; or as a run decides.
     """
     setup = Setup(
-        Options(
+        RunSpec(
             genomes=tuple(find_genomes([fasta])),
             model=case.model,
             out=case.folder / "unused",
@@ -210,14 +211,14 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         ),
         writes=False,
     )
-    numerics = setup.decide(setup.random_block)
+    numerics = setup.decide()
     engine = setup.engine(numerics)
     batch = numerics.compute_batch
     with Genome(fasta, write=False) as genome:
         grid = Grid.whole(genome.contigs, setup.geometry)
         cutting = {"batch": batch, "slots": setup.slots(batch), "min_bases": setup.card.min_bases}
         kinds = {"shared": numerics.overlap == "share", "pinned": case.device == "cuda"}
-        blocks = [w.block for w in pipeline.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
+        blocks = [w.block for w in batching.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
 
     def run() -> None:
         torch.set_num_threads(1)
@@ -303,7 +304,7 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
     }
     # The best of these counts: two threads on two busy cores are slower than one.
     ways = {
-        f"today's way, {threads} threads, {workers} loaders": (threads, workers)
+        f"baseline, {threads} threads, {workers} loaders": (threads, workers)
         for threads, workers in ((1, cores), (cores, 0), (cores, cores))
     }
     for way, numbers in ways.items():
@@ -319,7 +320,7 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
     rate = {name: slope(name, sizes.process) for name in (*numerics, "pipeline")}
     rate["command"] = slope("command", sizes.command)
     rate["whole command"] = sizes.command[1] / middle["command, long"]
-    rate["today's way"] = max(slope(way, sizes.naive) for way in ways)
+    rate["baseline"] = max(slope(way, sizes.naive) for way in ways)
     result: Row = {
         "model": case.name,
         "stride": case.stride,
@@ -330,8 +331,8 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
         "bases_per_second": rate,
         "pipeline_over_engine": rate["pipeline"] / rate[used],
         "shared_over_each_window": rate[used] / rate["engine, each window"],
-        "steady_over_todays_way": rate["command"] / rate["today's way"],
-        "whole_command_over_todays_way": rate["whole command"] / rate["today's way"],
+        "steady_over_baseline": rate["command"] / rate["baseline"],
+        "whole_command_over_baseline": rate["whole command"] / rate["baseline"],
         "bases": vars(sizes),
         "seconds": times,
     }
@@ -339,8 +340,8 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
     lines += [f"  {name}: {value:,.0f} bases/s" for name, value in rate.items()]
     lines.append(
         f"  the pipeline reaches {result['pipeline_over_engine']:.2f} of the {used}; against "
-        f"today's way {result['steady_over_todays_way']:.1f}x in steady state, "
-        f"{result['whole_command_over_todays_way']:.1f}x as a whole command"
+        f"the baseline {result['steady_over_baseline']:.1f}x in steady state, "
+        f"{result['whole_command_over_baseline']:.1f}x as a whole command"
     )
     return result, "\n".join(lines)
 

@@ -27,13 +27,14 @@ from genomepred.benchmarks.measure import (
     timed,
     warmed,
 )
-from genomepred.kernels.bias_act_pool import bias_act_pool, bias_act_pool_reference
-from genomepred.kernels.codes_conv import codes_conv_reference, codes_table
-from genomepred.kernels.conv_block import conv_block_reference
+from genomepred.kernels.codes_conv.reference import codes_conv_reference, codes_table
+from genomepred.kernels.conv_block.reference import conv_block_reference
 from genomepred.kernels.dispatch import IMPLEMENTATIONS, PRECISIONS, choose
+from genomepred.kernels.epilogue.op import bias_act_pool
+from genomepred.kernels.epilogue.reference import Epilogue, bias_act_pool_reference
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
-from genomepred.models.fused import Epilogue, FusedConv
+from genomepred.models.fused import FusedConv
 from genomepred.models.layers import OneHot, SameConv1d, channels_last
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU}
@@ -117,9 +118,9 @@ class Problem:
     residual: Tensor | None
 
     @property
-    def after(self) -> tuple[str, float, str]:
-        """Activation, its factor, pool."""
-        return self.layer.activation, 1.0, self.layer.pool
+    def after(self) -> Epilogue:
+        """Activation and pool."""
+        return Epilogue(self.layer.activation, pool=self.layer.pool)
 
     @property
     def shift(self) -> Tensor:
@@ -169,14 +170,14 @@ def reference(problem: Problem, dtype: torch.dtype) -> Tensor:
     layer, shift = problem.layer, problem.shift.double()
     if layer.channels_in == 0:
         table = problem.table(dtype).double()
-        return codes_conv_reference(problem.x, table, shift, layer.sides, *problem.after)
+        return codes_conv_reference(problem.x, table, shift, layer.sides, problem.after)
     x, residual = problem.rows(dtype)
     wide = None if residual is None else residual.double()
     if layer.width == 0:
-        return bias_act_pool_reference(x.double(), shift, wide, *problem.after)[0]
+        return bias_act_pool_reference(x.double(), shift, wide, problem.after)[0]
     weight = problem.weight(dtype).double()
     place = (layer.sides, layer.dilation)
-    return conv_block_reference(x.double(), weight, shift, wide, *place, *problem.after)[0]
+    return conv_block_reference(x.double(), weight, shift, wide, *place, problem.after)[0]
 
 
 # -- contestants ----------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def implementations(
     layer, shift = problem.layer, problem.shift
     x, residual = (problem.x, None) if layer.channels_in == 0 else problem.rows(dtype)
     if layer.width == 0:
-        return {PASS: lambda: bias_act_pool(x, shift, residual, *problem.after)[0]}
+        return {PASS: lambda: bias_act_pool(x, shift, residual, problem.after)[0]}
     operation = "codes_conv" if layer.channels_in == 0 else "conv_block"
     calls = {}
     for name in IMPLEMENTATIONS[operation, device]:
@@ -198,7 +199,7 @@ def implementations(
             shift,
             layer.sides,
             layer.dilation,
-            Epilogue(*problem.after),
+            problem.after,
             reads_codes=layer.channels_in == 0,
             keeps=False,
             adds=layer.residual,
@@ -385,7 +386,7 @@ def describe(row: Row) -> str:
 @torch.no_grad()
 def group_sizes(rounds: int) -> Iterator[Row]:
     """Time of the CPU's first layers by taps a group: the measurement behind the default."""
-    from genomepred.kernels import cpu
+    from genomepred.kernels.codes_conv import cpu
 
     for layer in LAYERS:
         if layer.channels_in or layer.pool == "none":
@@ -393,7 +394,7 @@ def group_sizes(rounds: int) -> Iterator[Row]:
         codes = torch.randint(0, 4, (layer.samples, layer.length), dtype=torch.uint8)
         table, shift = torch.randn(layer.width, 5, layer.channels), torch.zeros(layer.channels)
         out = torch.empty(layer.samples, layer.length, layer.channels)
-        plain = (codes, table, shift, layer.sides, "none", 1.0, "none", "none", 1.0, out)
+        plain = (codes, table, shift, layer.sides, Epilogue(), out)
         calls = {
             str(n): functools.partial(cpu.codes_conv, *plain, cpu.pack_codes(table, shift, n))
             for n in range(1, 6)

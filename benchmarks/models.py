@@ -114,7 +114,7 @@ def contestants(
         options = {"freezing": True} if device == "cpu" else None
         form = torch.compile(model, dynamic=False, options=options)
         calls["compiled"] = (lambda: autocast(form, dtype)) if half else lambda: form(codes)
-    return calls, kernels_of(prepared)
+    return calls, ",".join(kernels_of(prepared))
 
 
 def measure(

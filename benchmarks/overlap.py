@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import ROOT, interleaved, median, write_json
 from genomepred import Genome
-from genomepred.inference.engine import Block, Engine, Numerics, compute_batch, resolve_kernels
+from genomepred.inference.engine import REFERENCE, Block, Engine, Numerics, compute_batch
+from genomepred.inference.numerics import resolve_kernels
 from genomepred.inference.overlap_choice import choose_blocks
 from genomepred.inference.overlap_long import long_work
 from genomepred.inference.overlap_work import block_work, multiply_adds, phases_of
@@ -113,7 +114,7 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
     batch = compute_batch(model.window, "cpu", model.bins)
     kernels = resolve_kernels(model, "auto", CPU, "fp32")
     numerics = {
-        "eager": Numerics("fp32", "reference", batch, "forward"),
+        "eager": Numerics("fp32", REFERENCE, batch, "forward"),
         "prepared": Numerics("fp32", kernels, batch, "forward"),
         "shared": Numerics("fp32", kernels, blocks.windows, "forward", "share"),
     }

@@ -6,13 +6,18 @@ imports neither torch nor numba.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genomepred.compiled import keep_numba
 
 if TYPE_CHECKING:
+    from genomepred.inference.predictor import Predictor
     from genomepred.models.checkpoint import load_model
     from genomepred.runs.cohort import predict_cohort
     from genomepred.runs.run import predict
@@ -27,6 +32,7 @@ __all__ = [
     "Genome",
     "Grid",
     "PredictionStore",
+    "Predictor",
     "load_model",
     "predict",
     "predict_cohort",
@@ -37,18 +43,37 @@ _HOMES = {
     "Genome": "genomepred.sequences.fasta",
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
+    "Predictor": "genomepred.inference.predictor",
     "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.runs.run",
     "predict_cohort": "genomepred.runs.cohort",
 }
 
-# In a checkout the folder kernels/ stands beside this one; a wheel carries it as a subpackage.
-# Extending the search path makes `genomepred.kernels` the same module in both.
-_checkout = Path(__file__).parent.parent
-if not (Path(__file__).parent / "kernels").exists() and (_checkout / "kernels").is_dir():
-    __path__.append(str(_checkout))
+
+def _find_folders_beside() -> None:
+    """Let ``genomepred.kernels`` and ``genomepred.benchmarks`` be imported from a checkout.
+
+    There the folders stand beside this one; a wheel carries them as subpackages. A finder of these
+    two names, and no longer search path: ``genomepred.genomepred`` would be found along that too.
+    """
+    here = Path(__file__).parent
+    folders = {f"{__name__}.{name}": here.parent / name for name in ("kernels", "benchmarks")}
+    missing = {
+        name: str(folder / "__init__.py")
+        for name, folder in folders.items()
+        if not (here / folder.name).exists() and (folder / "__init__.py").is_file()
+    }
+
+    class Beside(MetaPathFinder):
+        @staticmethod
+        def find_spec(name: str, *_: object) -> ModuleSpec | None:
+            return spec_from_file_location(name, missing[name]) if name in missing else None
+
+    if missing:
+        sys.meta_path.append(Beside())
 
 
+_find_folders_beside()
 keep_numba(str(Path(__file__).parent))
 
 

@@ -99,3 +99,21 @@ def _writable(folder: str) -> bool:
         os.close(descriptor)
         with suppress(OSError):
             os.unlink(tried)
+
+
+def tell_of_compiling() -> None:
+    """Say, where nothing is kept yet, why the first run of a machine starts slowly."""
+    from genomepred.messages import say
+
+    if not is_warm():
+        say("compiling the reader and the CPU's kernels; this is done once on a machine")
+
+
+def is_warm() -> bool:
+    """Whether functions that Numba has compiled for this package are kept somewhere."""
+    from pathlib import Path
+
+    beside = Path(__file__).parent / "sequences" / "__pycache__"
+    places = [os.environ.get("NUMBA_CACHE_DIR", ""), os.path.join(_user_cache() or "/", "numba")]
+    kept = (Path(place).glob("**/decode*.nbi") for place in places if place)
+    return any(beside.glob("decode*.nbi")) or any(next(found, None) for found in kept)

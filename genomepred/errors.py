@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from genomepred.runs.run import GenomeResult
+    from genomepred.runs.genome import GenomeResult
 
 
 class GenomepredError(Exception):
     """Base of all errors caused by input, environment or state rather than by a defect here."""
 
     exit_code = 3
+
+
+class OptionError(GenomepredError):
+    """An option of a value that it cannot have, or two that contradict each other: wrong usage."""
+
+    exit_code = 2
 
 
 class SequenceError(GenomepredError):

@@ -47,7 +47,8 @@ def publishing(path: Path, suffix: str = ".tmp", follow: bool = False) -> Iterat
     suffix : str
         Of the temporary's name, for writers that look at it.
     follow : bool
-        Write what a link names instead, and leave the link: for outputs that the user names.
+        Write what a link names instead, and leave the link: for outputs that the user names. What
+        killed processes have left beside it is removed.
 
     Raises
     ------
@@ -58,6 +59,8 @@ def publishing(path: Path, suffix: str = ".tmp", follow: bool = False) -> Iterat
         path = Path(os.path.realpath(path))
     temporary = path.parent / f"{path.stem[:120]}.{_owner()}{suffix}"
     try:
+        if follow:
+            discard_abandoned(path)
         if path.exists() and not path.is_file():
             raise OutputError(f"{path} is not a regular file; choose another output")
         yield temporary
@@ -238,7 +241,7 @@ def read_small(path: Path, limit: int, *, follow: bool = True) -> bytes:
     raise FileNotFoundError(errno.ENOENT, "stale file handle", str(path))
 
 
-def user_path(text: str) -> Path:
+def user_path(text: str | Path) -> Path:
     """Path of what a user wrote.
 
     Raises
@@ -246,6 +249,7 @@ def user_path(text: str) -> Path:
     OutputError
         If it is a URL, or begins with a ``~`` that no shell has expanded.
     """
+    text = os.fspath(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         raise OutputError(f"{text}: URLs are not read or written; copy it, and give a path")
     if text.startswith("~"):

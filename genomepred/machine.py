@@ -85,14 +85,14 @@ def require_address_space() -> None:
     Raises
     ------
     MemoryLimitError
-        If ``ulimit -v`` or ``-d`` is too low to begin with.
+        If ``ulimit -v`` is too low to begin with.
     """
-    amount, why = process_memory()
-    if amount < _ADDRESS_SPACE and "ulimit" in why:
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= soft < _ADDRESS_SPACE:
         raise MemoryLimitError(
-            f"{amount / 1e9:,.2f} GB, {why}: too little for torch and compiled kernels, which "
-            f"reserve {_ADDRESS_SPACE / 1e9:,.1f} GB before they start; raise the limit "
-            "(h_vmem of schedulers)"
+            f"the address space of a process is limited to {soft / 1e9:,.2f} GB (ulimit -v): torch "
+            f"and compiled kernels reserve {_ADDRESS_SPACE / 1e9:,.1f} GB before they start; raise "
+            "the limit (h_vmem of schedulers)"
         )
 
 

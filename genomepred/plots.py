@@ -91,10 +91,11 @@ def _figure(region: Region, edges: Float64, summaries: Mapping[str, Summary], ti
     panels = figure.subplots(len(summaries), 1, sharex=True, squeeze=False)[:, 0]
     for axes, colour, (name, summary) in zip(panels, cycle(_COLOURS), summaries.items()):
         _draw_panel(axes, edges, summary, colour)
-        axes.set_ylabel(name)
+        axes.set_ylabel(name, parse_math=False)
     _number_bases(panels[-1], region)
-    figure.supxlabel(_caption(region, list(summaries.values())), fontsize=9)
-    figure.suptitle(title, fontsize=13)
+    caption = _caption(region, list(summaries.values()))
+    figure.supxlabel(caption, fontsize=9, parse_math=False)
+    figure.suptitle(title, fontsize=13, parse_math=False)
     return figure
 
 
@@ -181,13 +182,22 @@ def _unit(region: Region) -> tuple[int, str]:
 
 
 def _number_bases(axes: Axes, region: Region) -> None:
-    """Label positions, counted from 1, with thousands separators."""
-    from matplotlib.ticker import FuncFormatter
+    """Label positions, counted from 1."""
+    from matplotlib.ticker import MaxNLocator
 
     size, _ = _unit(region)
-    ticks = axes.get_xticks()
-    decimals = max(0, -int(np.floor(np.log10((ticks[1] - ticks[0]) / size) + 1e-9)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / size:,.{decimals}f}"))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks().tolist() if low <= tick <= high]
+    axes.set_xticks(ticks, position_labels(ticks, size))
+
+
+def position_labels(positions: Sequence[float], size: int) -> list[str]:
+    """Positions in units of ``size`` bases, exact to the base, all with the same decimals."""
+    decimals = next(
+        d for d in range(10) if all(abs(round(p / size, d) * size - p) < 0.01 for p in positions)
+    )
+    return [f"{position / size:,.{decimals}f}" for position in positions]
 
 
 def _caption(region: Region, summaries: Sequence[Summary]) -> str:

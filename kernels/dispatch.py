@@ -86,6 +86,32 @@ def choose(
         raise ValueError(why)
     if asked in ("triton", "cudnn"):
         return asked if operation == "conv_block" else "triton"
+    return str(_entry(operation, device, channels_in, channels, width, dtype)["implementation"])
+
+
+def is_measured(
+    operation: str,
+    device: torch.device,
+    *,
+    channels_in: int,
+    channels: int,
+    width: int,
+    dtype: torch.dtype,
+) -> bool:
+    """Whether the table's entry for a block stands on a measurement; see :func:`choose`."""
+    entry = _entry(operation, device, channels_in, channels, width, dtype)
+    return not entry["evidence"].startswith("not measured")
+
+
+def _entry(
+    operation: str,
+    device: torch.device,
+    channels_in: int,
+    channels: int,
+    width: int,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """The first entry of the table that fits."""
     sizes = {
         "channels_in": channels_in,
         "channels": channels,
@@ -96,7 +122,7 @@ def choose(
         typed = _NAMES[dtype] in entry.get("dtypes", PRECISIONS)
         fits = all(sizes[size] <= most for size, most in entry.get("at_most", {}).items())
         if entry["operation"] == operation and typed and fits:
-            return str(entry["implementation"])
+            return entry
     raise AssertionError(f"the table of {family(device)} has no last entry for {operation}")
 
 

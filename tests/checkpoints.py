@@ -18,7 +18,7 @@ def make_checkpoint(
     seed: int = 0,
     window: int = 100,
     filters: int = 8,
-    scale: float = 3,
+    scale: float = 1.75,
     **card: object,
 ) -> Path:
     """A two-block CNN with random weights, spread so that outputs vary."""

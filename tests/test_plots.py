@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genomepred import plots
 from genomepred.errors import DependencyError, OutputError, RegionError, StoreError
-from genomepred.plots import plot_region, summarise
+from genomepred.plots import plot_region, position_labels, summarise
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.store.hdf5 import PredictionStore
 from tests.store_files import CONTIGS, write_store
@@ -127,6 +128,67 @@ def test_text_names_genome_model_region_and_unit(store: PredictionStore, tmp_pat
             text = (tmp_path / "x.svg").read_text()
             assert ticks in text, region
             assert f"c ({unit})" in text
+
+
+@given(
+    first=st.integers(0, 10**9),
+    step=st.sampled_from([1, 2, 5, 25, 500, 2500, 12_500, 250_000, 10**7]),
+    size=st.sampled_from([1, 1000, 10**6]),
+)
+def test_labels_of_positions_are_exact(first: int, step: int, size: int) -> None:
+    positions = [first // step * step + i * step for i in range(8)]
+    labels = position_labels(positions, size)
+    assert [round(float(text.replace(",", "")) * size, 3) for text in labels] == positions
+    assert len(set(labels)) == 8
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        Region("chr", 159_000, 176_000),  # ticks of 2.5 kb
+        Region("chr", 1_000_000, 1_009_000),
+        Region("chr", 3_000_000, 16_000_000),
+        Region("chr", 500, 900),
+        Region("chr", 56, 57),
+        Region("chr", 20_000_000, 20_000_003),
+    ],
+)
+def test_a_picture_shows_the_numbers_of_the_file(tmp_path: Path, region: Region) -> None:
+    """Line, areas, shades and tick labels, each against the rows themselves."""
+    grid = Grid.whole({"chr": 30_000_000}, Geometry(window=5000, stride=5000))
+    if region.end - region.start < 100_000:
+        grid = Grid.of_regions({"chr": 30_000_000}, Geometry(window=100, stride=20), [region])
+    values = np.random.default_rng(0).random((grid.rows, 1), np.float32)
+    values[grid.rows // 2 : grid.rows // 2 + max(grid.rows // 9, grid.rows > 9)] = np.nan
+    with PredictionStore(write_store(tmp_path / "g.h5", grid, values, ("a$b$",))) as store:
+        start, end, drawn = plots._drawn_rows(store, region)
+        edges = np.linspace(region.start, region.end, min(1100, region.end - region.start) + 1)
+        summary = summarise(start, end, drawn[:, 0], edges)
+        figure = plots._figure(region, edges, {"a$b$": summary}, "title")
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    (line,) = axes.lines
+    assert np.array_equal(line.get_xdata(), edges + 0.5)
+    assert np.array_equal(line.get_ydata()[:-1], summary.mean, equal_nan=True)
+    row, start, end = np.arange(grid.rows), *grid.drawn(np.arange(grid.rows))
+    for x0, x1, mean, low, high in zip(
+        edges[:-1], edges[1:], *np.array(summary)[[1, 0, 2]], strict=True
+    ):
+        here = values[row[(start < x1) & (end > x0)], 0].astype(np.float64)
+        here = here[~np.isnan(here)]
+        found = [here.mean(), here.min(), here.max()] if here.size else [np.nan] * 3
+        assert [mean, low, high] == pytest.approx(found, nan_ok=True)
+    shown = [tick for tick in axes.xaxis.get_major_ticks() if tick.label1.get_text()]
+    size = {"bp": 1, "kb": 1000, "Mb": 10**6}[figure.get_supxlabel().split("(")[1][:2]]
+    assert shown
+    for tick in shown:
+        told = float(tick.label1.get_text().replace(",", "")) * size
+        assert told == pytest.approx(tick.get_loc(), abs=0.01)
+        assert region.start + 1 <= round(told) <= region.end
+    shaded = sum(patch.get_width() for patch in axes.patches)
+    missing = np.isnan(summary.mean).sum() * (edges[1] - edges[0])
+    assert shaded == pytest.approx(missing)
+    assert axes.get_ylabel() == "a$b$"
 
 
 def test_one_base_is_drawn_and_none_is_refused(store: PredictionStore, tmp_path: Path) -> None:

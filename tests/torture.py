@@ -69,7 +69,8 @@ class Runs:
         return [
             *[sys.executable, "-m", "genomepred", "predict", "--genomes", str(self.genomes)],
             *["--model", str(self.model), "--out", str(out), "--stride", str(self.stride)],
-            *["--jobs", "1", *extra],
+            *([] if "--jobs" in extra else ["--jobs", "1"]),
+            *extra,
         ]
 
     def finish(self, out: Path, *extra: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from genomepred import __version__
-from genomepred.cli.options import RESULT, envelope
+from genomepred.cli.options import RESULT, envelope, refuse_repeated
 from genomepred.messages import described, say, say_warnings
 
 _AS_JSON, _COMMAND = "genomepred.as_json", "genomepred.command"
@@ -32,6 +32,8 @@ _COMMANDS = {
     "predict": "genomepred.cli.predict",
     "plan": "genomepred.cli.predict",
     "merge": "genomepred.cli.predict",
+    "status": "genomepred.cli.predict",
+    "forget": "genomepred.cli.predict",
     "verify": "genomepred.cli.predict",
     "info": "genomepred.cli.store",
     "query": "genomepred.cli.store",
@@ -85,6 +87,14 @@ class _LazyGroup(click.Group):
         command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            refuse_repeated(command, rest, ctx)
+        return name, command, rest
 
 
 def _named(ctx: click.Context, group: click.Group, args: Sequence[str]) -> str:
@@ -188,7 +198,7 @@ _received: list[signal.Signals] = []
 
 
 class _EndedError(BaseException):
-    """SIGTERM, as a scheduler sends before its time limit, or SIGHUP of a terminal that closes."""
+    """Ctrl-C, SIGTERM as a scheduler sends it, or SIGHUP of a terminal that closes."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number)
@@ -213,8 +223,8 @@ def _catch_signals() -> None:
 
     def unraisable(lost: sys.UnraisableHookArgs, /) -> None:
         """Where a destructor or a callback has swallowed the exception, nothing else ends us."""
-        if isinstance(lost.exc_value, KeyboardInterrupt | _EndedError):
-            os.write(tell, bytes([_received[0] if _received else signal.SIGINT]))
+        if isinstance(lost.exc_value, _EndedError):
+            os.write(tell, bytes([lost.exc_value.number]))
         else:
             shown(lost)
 
@@ -223,8 +233,6 @@ def _catch_signals() -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     _received.append(signal.Signals(number))
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
     raise _EndedError(_received[-1])
 
 

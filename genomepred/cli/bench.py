@@ -12,6 +12,7 @@ import click
 
 from genomepred.cli.options import (
     UserPath,
+    complete_model,
     debug_option,
     device_option,
     echo_json,
@@ -20,6 +21,13 @@ from genomepred.cli.options import (
 )
 
 _PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+def _complete_architecture(_: object, __: object, incomplete: str) -> list[str]:
+    from genomepred.models import MODELS
+
+    return [name for name in sorted(MODELS) if name.startswith(incomplete)]
+
 
 _compile_option = click.option(
     "--compile/--no-compile",
@@ -114,6 +122,7 @@ def kernels(
     "names",
     multiple=True,
     metavar="ARCHITECTURE",
+    shell_complete=_complete_architecture,
     help="As of `train`; repeatable.  [default: all, each at its usual window]",
 )
 @click.option(
@@ -177,6 +186,7 @@ def models(
     "names",
     multiple=True,
     default=("ctcf",),
+    shell_complete=complete_model,
     help="Bundled name or checkpoint folder, of one bin; `linear` is made on the spot; repeatable."
     "  [default: ctcf]",
 )

@@ -47,8 +47,8 @@ def synthetic_motifs(out: Path, length: int, count: int | None, seed: int, as_js
 
     The label is the mean of A 20, C 17, G 14, T 11; TAT anywhere adds 10, GCG takes 10 away.
     """
-    from genomepred.training.synthetic import synthetic_motifs as make
-    from genomepred.training.synthetic import write_table
+    from genomepred.data.synthetic import synthetic_motifs as make
+    from genomepred.data.synthetic import write_table
 
     frame = make(length, count, seed)
     write_table(frame, out)

@@ -12,7 +12,7 @@ from genomepred.cli.options import debug_option, echo_json, json_option
 
 _PACKAGES = (
     *("torch", "triton", "numpy", "numba", "h5py", "isal", "xxhash", "safetensors", "pandas"),
-    *("pyBigWig", "matplotlib", "logomaker", "scikit-learn", "zstandard", "hdf5plugin"),
+    *("matplotlib", "logomaker", "scikit-learn", "zstandard", "hdf5plugin"),
 )
 # Optional packages and the extra that installs each.
 _EXTRAS = {
@@ -113,7 +113,7 @@ def _choices() -> dict[str, str]:
 
     import torch
 
-    from genomepred.inference.engine import PROBE_FROM_MULTIPLY_ADDS
+    from genomepred.inference.numerics import PROBE_FROM_MULTIPLY_ADDS
 
     cuda = torch.cuda.is_available()
     compiler = shutil.which("g++") or shutil.which("clang++")
@@ -125,8 +125,9 @@ def _choices() -> dict[str, str]:
             else "fp32: fastest and exact on a CPU"
         ),
         "kernels": (
-            f"by the table below up to {PROBE_FROM_MULTIPLY_ADDS:.0e} multiply-adds a worker; "
-            "above, that, the model as written, or compiled, by a probe"
+            f"by the table below up to {PROBE_FROM_MULTIPLY_ADDS['cuda' if cuda else 'cpu']:.0e} "
+            "multiply-adds a worker; above, that, the model as written, or compiled, by a probe"
+            + ("; where the table is not measured, also below, without compiling" if cuda else "")
             + ("" if compiler or cuda else " (compiled: no, there is no C++ compiler)")
         ),
         "workers": (

@@ -14,6 +14,7 @@ from genomepred.cli.options import (
     device_option,
     echo_json,
     json_option,
+    model_option,
     trust_code_option,
 )
 
@@ -28,12 +29,7 @@ Command = Callable[..., None]
 def _common(command: Command) -> Command:
     """Add the options of all four explanations."""
     options = [
-        click.option(
-            "--model",
-            required=True,
-            metavar="DIR_OR_NAME",
-            help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-        ),
+        model_option,
         click.option(
             "--input",
             "inputs",

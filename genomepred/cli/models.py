@@ -12,6 +12,7 @@ import click
 
 from genomepred.cli.options import (
     UserPath,
+    complete_model,
     config_option,
     debug_option,
     device_option,
@@ -66,7 +67,7 @@ def _first_line(home: str) -> str:
 
 
 @models.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @json_option
 @debug_option
 def show(model: str, as_json: bool) -> None:
@@ -86,7 +87,7 @@ def show(model: str, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @device_option
 @trust_code_option
 @json_option

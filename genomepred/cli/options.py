@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem as Completion
 
 option = partial(click.option, show_default=True)
 
@@ -36,6 +38,58 @@ class UserPath(_PathType):
         return super().convert(value, param, ctx)
 
 
+def refuse_repeated(command: click.Command, args: list[str], parent: click.Context) -> None:
+    """Refuse an option that is given twice and takes one value: click would use the last.
+
+    Called by the program's group for whatever command was asked for, so it holds for all.
+    """
+    context = click.Context(command, parent, command.name, **command.context_settings)
+    _, rest, given = command.make_parser(context).parse_args(args=list(args))
+    if any(set(parameter.opts) & set(context.help_option_names) for parameter in given):
+        return
+    for parameter in dict.fromkeys(given):
+        if given.count(parameter) > 1 and _takes_one_value(parameter):
+            message = (
+                f"{parameter.opts[0]} is given {given.count(parameter)} times; it takes one value"
+            )
+            raise click.UsageError(message, context)
+    if isinstance(command, click.Group) and rest:
+        inner = command.get_command(context, rest[0])
+        if inner is not None:
+            refuse_repeated(inner, rest[1:], context)
+
+
+def _takes_one_value(parameter: click.Parameter) -> bool:
+    """Whether a second use would silently replace the first; a switch may be set twice."""
+    if not isinstance(parameter, click.Option) or parameter.multiple or parameter.count:
+        return False
+    return not parameter.is_flag or bool(parameter.secondary_opts)
+
+
+def complete_model(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[Completion]:
+    """Bundled names and checkpoint folders; where there are none, folders on the way to one."""
+    from genomepred.models.card import CARD, bundled_models
+
+    names = [name for name in bundled_models() if name.startswith(incomplete)]
+    folder, _, start = incomplete.rpartition("/")
+    base = Path(folder + "/" if folder or incomplete.startswith("/") else ".")
+    with suppress(OSError):
+        inside = sorted(path.name for path in base.expanduser().iterdir())
+        near = [name for name in inside if name.startswith(start)]
+        shown = incomplete[: len(incomplete) - len(start)]
+        names += [shown + name for name in near if (base.expanduser() / name / CARD).is_file()]
+    return list(map(Completion, names)) or [Completion(incomplete, type="dir")]
+
+
+model_option = click.option(
+    "--model",
+    required=True,
+    metavar="DIR_OR_NAME",
+    shell_complete=complete_model,
+    help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
+)
 json_option = click.option(
     "--json",
     "as_json",
@@ -123,7 +177,7 @@ config_option = click.option(
 )
 
 
-def echo_json(result: Any) -> None:
+def echo_json(result: dict[str, Any]) -> None:
     """Give the result of a command under ``--json``; it is printed when the command ends."""
     click.get_current_context().meta[RESULT] = result
 

@@ -1,12 +1,13 @@
-"""Commands around runs: predict, plan, merge, verify."""
+"""Commands around runs: predict, plan, merge, status, forget, verify."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import Field, fields
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,19 +15,22 @@ from genomepred.cli import STARTED
 from genomepred.cli.options import (
     UserPath,
     debug_option,
+    device_option,
     echo_json,
     json_option,
+    model_option,
     panel_options,
     trust_code_option,
 )
+from genomepred.runs.spec import LARGEST, Option, RunSpec
 
 if TYPE_CHECKING:
+    from genomepred.runs.genome import GenomeResult
     from genomepred.runs.plan import Estimate
-    from genomepred.runs.run import GenomeResult
-    from genomepred.runs.setup import Options
+    from genomepred.runs.status import GenomeStatus
     from genomepred.sequences.cohort import PanelOptions
 
-Command = Callable[..., None]
+Command = Callable[..., Any]
 # What cannot be read is reported by what reads it, with its own exit code.
 _GENOMES = UserPath(readable=False)
 
@@ -43,100 +47,32 @@ class _Share(click.ParamType[tuple[int, int]]):
         return int(i), int(n)
 
 
+# Fields of a run that commands take in their own ways, that other commands have too, and that need
+# a type of their own.
+_GIVEN = {"genomes", "model", "out"}
+_SHARED: dict[str, Any] = {"device": device_option, "trust_code": trust_code_option}
+_TYPES = {"regions": UserPath(readable=False), "shard": _Share()}
+
+
 def _run_options(command: Command) -> Command:
-    """Add the options that predict and plan share."""
-    options = [
+    """Add the options that predict and plan share: those that a run declares."""
+    decorators = [
         click.argument("more_genomes", nargs=-1, type=UserPath()),
         click.option(
             "--genomes",
             multiple=True,
-            type=UserPath(readable=False),
+            type=_GENOMES,
             help="FASTA file (plain, gzip, bgzip, xz), folder, glob, or .tsv manifest with the "
             "columns name and path; repeatable, and trailing paths are added.",
         ),
-        click.option(
-            "--model",
-            required=True,
-            metavar="DIR_OR_NAME",
-            help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-        ),
+        model_option,
         click.option(
             "--out",
             required=True,
             type=UserPath(),
             help="Output folder; a run that was stopped continues there.",
         ),
-        click.option(
-            "--stride",
-            type=click.IntRange(1, 2**31),
-            help="Bases between windows.  [default: the card's]",
-        ),
-        click.option(
-            "--regions",
-            type=UserPath(readable=False),
-            help="BED file: only rows that meet its regions; with an explicit --overlap, the same "
-            "bits as in a run without.  [default: whole genomes]",
-        ),
-        click.option(
-            "--centre",
-            is_flag=True,
-            help="With --regions: one window centred on each record.  [default: off]",
-        ),
-        click.option(
-            "--strand",
-            type=click.Choice(["forward", "reverse", "mean", "each"]),
-            default="forward",
-            show_default=True,
-            help="Strand to predict; mean averages both, each gives two tracks.",
-        ),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(1),
-            help="Windows handed to the device at a time; never changes a value.  "
-            "[default: by window and device]",
-        ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
-            default="auto",
-            show_default=True,
-            help="auto: fp32 on CPU, else the fastest that the card's tolerance allows.",
-        ),
-        click.option(
-            "--overlap",
-            type=click.Choice(["auto", "share", "naive"]),
-            default="auto",
-            show_default=True,
-            help="share: convolve a base once for all windows that see it; naive: every window by "
-            "itself; auto: share where that is clearly faster for the rows asked for.",
-        ),
-        click.option(
-            "--kernels",
-            type=click.Choice(["auto", "triton", "cudnn", "cpu", "reference"]),
-            default="auto",
-            show_default=True,
-            help="What computes convolutions. auto: for each the fastest known for the device "
-            "(`genomepred doctor` tells); reference: the model as written.",
-        ),
-        click.option(
-            "--store-dtype",
-            type=click.Choice(["float32", "float16"]),
-            default="float32",
-            show_default=True,
-            help="Type of the stored predictions; float16 rounds to 11 bits and ends at 65,504.",
-        ),
-        click.option(
-            "--compression",
-            default="deflate",
-            show_default=True,
-            help="deflate, deflate-1 to deflate-9, zstd (needs a plug-in to read) or none.",
-        ),
+        *[_declared(declared) for declared in fields(RunSpec) if declared.name not in _GIVEN],
         click.option(
             "--variants",
             type=UserPath(readable=False),
@@ -149,31 +85,41 @@ def _run_options(command: Command) -> Command:
             help="With --variants: names with commas between, or a file with one a line, in this "
             "order.  [default: all]",
         ),
-        click.option(
-            "--shard",
-            type=_Share(),
-            default="1/1",
-            show_default=True,
-            help="Compute share I of N, as for task I of a SLURM array of N.",
-        ),
-        click.option(
-            "--jobs",
-            type=click.IntRange(1),
-            help="Worker processes.  [default: one a core or GPU, if there is work for them]",
-        ),
-        trust_code_option,
+        panel_options,
         json_option,
         debug_option,
     ]
-    for option in reversed(options):
-        command = option(command)
-    return cast(Command, panel_options(command))
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
 
 
-def _panel(fields: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
+def _declared(declared: Field[Any]) -> Any:
+    """The option of a field of a run's declaration."""
+    if declared.name in _SHARED:
+        return _SHARED[declared.name]
+    option: Option = declared.metadata["option"]
+    flag = "--" + declared.name.replace("_", "-")
+    how: dict[str, Any] = {"help": option.help}
+    if declared.default is False:
+        return click.option(flag, is_flag=True, **how)
+    if declared.default is not None:
+        default = declared.default
+        how |= {"default": "1/1" if declared.name == "shard" else default, "show_default": True}
+    if declared.name in _TYPES:
+        how["type"] = _TYPES[declared.name]
+    elif option.range is not None:
+        ends = option.range.start, option.range.stop - 1
+        how["type"] = click.IntRange(ends[0], ends[1] if ends[1] < LARGEST else None)
+    elif option.choices and option.listed:
+        how["type"] = click.Choice(option.choices)
+    return click.option(flag, **how)
+
+
+def _panel(values: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
     """Take the options of a panel out of all others: its file and how to read it."""
-    variants, samples = fields.pop("variants"), fields.pop("samples")
-    how = {name: fields.pop(name) for name in ("missing", "unphased", "inbred")}
+    variants, samples = values.pop("variants"), values.pop("samples")
+    how = {name: values.pop(name) for name in ("missing", "unphased", "inbred")}
     if variants is None:
         if samples is not None or how["inbred"] or {"n", "first"} & set(map(str, how.values())):
             raise click.UsageError(
@@ -185,22 +131,19 @@ def _panel(fields: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
     return variants, PanelOptions(**how, samples=read_samples(samples) if samples else None)
 
 
-def _options(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **fields: Any) -> Options:
+def _spec(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **values: Any) -> RunSpec:
     from genomepred.runs.inputs import find_genomes, for_any_process
-    from genomepred.runs.setup import Options
 
-    if fields["centre"] and fields["regions"] is None:
-        raise click.UsageError("--centre needs --regions: a window is centred on each BED record")
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
-    if fields["regions"] is not None:
-        fields["regions"] = for_any_process(fields["regions"])
-    return Options(genomes=tuple(find_genomes(genomes + more_genomes)), **fields)
+    if values["regions"] is not None:
+        values["regions"] = for_any_process(values["regions"])
+    return RunSpec(genomes=tuple(find_genomes(genomes + more_genomes)), **values)
 
 
 @click.command()
 @_run_options
-def predict(as_json: bool, **fields: Any) -> None:
+def predict(as_json: bool, **values: Any) -> None:
     """Predict genomes into OUT, one HDF5 file each; with --variants, a panel into one file.
 
     Stop it anywhere and run the same command again: it continues, and the files are the same to
@@ -209,14 +152,14 @@ def predict(as_json: bool, **fields: Any) -> None:
     from genomepred.errors import GenomesFailedError
     from genomepred.runs.run import RunReport, run
 
-    failure, panel = None, _panel(fields)
+    failure, panel = None, _panel(values)
     try:
         if panel is not None:
             from genomepred.runs.cohort import run_cohort
 
-            report = run_cohort(_options(**fields), *panel, progress=True)
+            report = run_cohort(_spec(**values), *panel, progress=True)
         else:
-            report = run(_options(**fields), progress=True)
+            report = run(_spec(**values), progress=True)
     except GenomesFailedError as error:
         failure, report = error, RunReport(error.results, 0)
     seconds = time.perf_counter() - STARTED
@@ -246,33 +189,33 @@ def _print_results(results: list[GenomeResult]) -> None:
 
 @click.command()
 @_run_options
-def plan(as_json: bool, **fields: Any) -> None:
+def plan(as_json: bool, **values: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
     from genomepred.runs.plan import plan as make_plan
 
-    if (panel := _panel(fields)) is not None:
-        _plan_cohort(_options(**fields), *panel, as_json)
+    if (panel := _panel(values)) is not None:
+        _plan_cohort(_spec(**values), *panel, as_json)
         return
-    estimate = make_plan(_options(**fields))
+    estimate = make_plan(_spec(**values))
     if as_json:
         numerics, genomes = vars(estimate.numerics), [vars(g) for g in estimate.genomes]
         echo_json(vars(estimate) | {"numerics": numerics, "genomes": genomes})
         _refuse_unreadable(estimate)
         return
-    click.echo("genome\tcontigs\tbases\twindows\trows\tshards")
+    click.echo("genome\tcontigs\tbases\twindows\trows\tshards\tfinished")
     for genome in estimate.genomes:
         if genome.error:
             click.echo(f"{genome.name}\tcannot be read: {genome.error}")
         else:
             click.echo(
                 f"{genome.name}\t{genome.contigs:,}\t{genome.bases:,}\t{genome.windows:,}\t"
-                f"{genome.rows:,}\t{genome.shards:,}"
+                f"{genome.rows:,}\t{genome.shards:,}\t{genome.finished:,}"
             )
     numerics_ = estimate.numerics
     click.echo(
         f"{numerics_.precision}, batches of {numerics_.compute_batch} windows, "
         f"{estimate.workers} workers\nkernels: {_counted(numerics_.kernels)}\n"
-        f"{_overlap(estimate, fields['overlap'])}\n"
+        f"{_overlap(estimate, values['overlap'])}\n"
         f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk and {estimate.seconds:,.0f} s "
         f"({estimate.bases_per_second:,.0f} bases/s), start-up not included"
     )
@@ -281,12 +224,10 @@ def plan(as_json: bool, **fields: Any) -> None:
     _refuse_unreadable(estimate)
 
 
-def _plan_cohort(
-    options: Options, variants: Path, panel_options: PanelOptions, as_json: bool
-) -> None:
+def _plan_cohort(spec: RunSpec, variants: Path, panel_options: PanelOptions, as_json: bool) -> None:
     from genomepred.runs.cohort import plan_cohort
 
-    estimate = plan_cohort(options, variants, panel_options)
+    estimate = plan_cohort(spec, variants, panel_options)
     if as_json:
         echo_json(vars(estimate))
         return
@@ -304,9 +245,9 @@ def _plan_cohort(
         click.echo(line)
 
 
-def _counted(kernels: str) -> str:
+def _counted(kernels: tuple[str, ...]) -> str:
     """Neighbours of one name as one: ``kmers, 3 direct``."""
-    groups = [(name, len(list(same))) for name, same in groupby(kernels.split(","))]
+    groups = [(name, len(list(same))) for name, same in groupby(kernels)]
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
 
 
@@ -335,7 +276,7 @@ def _refuse_unreadable(estimate: Estimate) -> None:
 def merge(out: str, as_json: bool) -> None:
     """Publish the genomes of OUT whose shards are all computed."""
     from genomepred.errors import GenomesFailedError
-    from genomepred.runs.run import merge as merge_run
+    from genomepred.runs.merging import merge as merge_run
 
     failure = None
     try:
@@ -356,12 +297,63 @@ def merge(out: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("out", type=UserPath())
+@click.option(
+    "--shares",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Also tell which of N shares (`--shard I/N`, tasks of a SLURM array) have work left.  "
+    "[default: the N of the command that started the run]",
+)
+@json_option
+@debug_option
+def status(out: Path, shares: int | None, as_json: bool) -> None:
+    """Show what of OUT is done, missing or failed, and why; changes nothing."""
+    from genomepred.runs.status import status as status_of
+
+    found = status_of(out, shares)
+    if as_json:
+        echo_json(vars(found) | {"genomes": [vars(genome) for genome in found.genomes]})
+        return
+    for genome in found.genomes:
+        click.echo("\t".join([genome.name, genome.state, *_progress(genome)]))
+    click.echo(f"{found.finished} of {len(found.genomes)} genomes are finished")
+    if found.shares_missing:
+        tasks = ",".join(map(str, found.shares_missing))
+        click.echo(f"of {found.shares} shares, these have work left: --array={tasks}")
+
+
+def _progress(genome: GenomeStatus) -> list[str]:
+    if genome.state == "finished":
+        return []
+    shards = "" if genome.shards is None else f"{genome.shards - genome.missing} of {genome.shards}"
+    return [f"{shards} shards" if shards else "no shards yet", *filter(None, [genome.error])]
+
+
+@click.command()
+@click.argument("out", type=UserPath())
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@json_option
+@debug_option
+def forget(out: Path, names: tuple[str, ...], as_json: bool) -> None:
+    """Remove genomes NAME... from the run in OUT: their files, sidecars and shards."""
+    from genomepred.runs.status import forget as forget_genomes
+
+    removed = forget_genomes(out, names)
+    if as_json:
+        echo_json({"removed": [str(path) for path in removed]})
+        return
+    for path in removed:
+        click.echo(f"removed {path}")
+
+
+@click.command()
+@click.argument("out", type=UserPath())
 @json_option
 @debug_option
 def verify(out: str, as_json: bool) -> None:
     """Check every file of OUT against its sidecar, byte for byte."""
     from genomepred.errors import VerificationError
-    from genomepred.runs.run import verify as verify_run
+    from genomepred.runs.checking import verify as verify_run
 
     reports = verify_run(out)
     if as_json:

@@ -62,9 +62,11 @@ def info(file: Path, sample: str | None, as_json: bool) -> None:
 
     Of a cohort's file without --sample: haplotypes, and how many windows are distinct.
     """
-    from genomepred.store.cohort import CohortStore, is_cohort, open_store
+    from genomepred.store.opening import is_cohort, open_store
 
     if sample is None and is_cohort(file):
+        from genomepred.store.cohort import CohortStore
+
         with CohortStore(file) as cohort:
             summary = cohort.summary()
         if not as_json:
@@ -94,8 +96,8 @@ def query(
     end are left out. The table's start and end are 0-based half-open, as in BED. A missing value
     is NaN (null in JSON).
     """
-    from genomepred.store.cohort import open_store
     from genomepred.store.export import export_tsv
+    from genomepred.store.opening import open_store
 
     with open_store(file, sample) as store:
         place = _clipped(store, region)
@@ -135,8 +137,8 @@ def bigwig(
 
     FILE may be the folder of a run: each of its genomes makes OUTPUT/<genome>.bw.
     """
-    from genomepred.store.cohort import open_store
     from genomepred.store.export import export_bigwig, genomes_of
+    from genomepred.store.opening import open_store
 
     written = []
     for path, target in genomes_of(file, output) if file.is_dir() else [(file, output)]:
@@ -162,8 +164,8 @@ def bedgraph(
     as_json: bool,
 ) -> None:
     """Write FILE as bedGraph, one a track, sorted by contig name and start."""
-    from genomepred.store.cohort import open_store
     from genomepred.store.export import export_bedgraph
+    from genomepred.store.opening import open_store
 
     path = _to_path(output, as_json)
     with open_store(file, sample) as store:
@@ -188,8 +190,8 @@ def tsv(
     as_json: bool,
 ) -> None:
     """Write FILE as a table: contig, start, end, one column a track."""
-    from genomepred.store.cohort import open_store
     from genomepred.store.export import export_tsv
+    from genomepred.store.opening import open_store
 
     path = _to_path(output, as_json)
     with open_store(file, sample) as store:
@@ -256,7 +258,7 @@ def plot(
 ) -> None:
     """Draw REGION of FILE, one panel a track; REGION as in query."""
     from genomepred.plots import plot_region
-    from genomepred.store.cohort import open_store
+    from genomepred.store.opening import open_store
 
     with open_store(file, sample) as store:
         plot_region(store, _clipped(store, region), tracks, output)

@@ -20,11 +20,12 @@ from genomepred.cli.options import (
     device_option,
     echo_json,
     json_option,
+    model_option,
     option,
     trust_code_option,
 )
+from genomepred.data.source import Source
 from genomepred.models import MODELS
-from genomepred.training.source import Source
 
 if TYPE_CHECKING:
     from genomepred.training.run import Plan
@@ -149,7 +150,7 @@ _SETTINGS_OPTIONS = [
         help="Examples a step.  [default: 256, or fewer if memory does not suffice]",
     ),
     option(
-        "--optimiser",
+        "--optimizer",
         default="adamw",
         type=click.Choice(["adamw", "adam"]),
         help="Adam with decoupled weight decay, or with L2.",
@@ -164,7 +165,7 @@ _SETTINGS_OPTIONS = [
         "--weight-decay",
         default=1e-2,
         type=click.FloatRange(0),
-        help="Weight decay of the optimiser.",
+        help="Weight decay of the optimizer.",
     ),
     option(
         "--schedule",
@@ -315,7 +316,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
     import torch
 
     from genomepred.inference.engine import find_device
-    from genomepred.training.loop import Settings
+    from genomepred.training.fit import Settings
     from genomepred.training.run import Description, Plan
 
     return Plan(
@@ -332,12 +333,7 @@ def _plan(options: dict[str, Any], command: str) -> Plan:
 
 
 @click.command()
-@option(
-    "--model",
-    required=True,
-    metavar="DIR_OR_NAME",
-    help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",
-)
+@model_option
 @option(
     "--out",
     required=True,
@@ -389,10 +385,10 @@ def evaluate(
     """
     import torch
 
+    from genomepred.evaluation.judge import evaluate as run
+    from genomepred.evaluation.judge import lines, tell, worst_genomes
     from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import load_model
-    from genomepred.training.evaluation import evaluate as run
-    from genomepred.training.evaluation import lines, tell, worst_genomes
 
     torch.set_num_threads(1)
     document = run(

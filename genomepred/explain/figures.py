@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import DependencyError
+from genomepred.evaluation.figures import without_formulas
 from genomepred.explain.attention import Attention
 from genomepred.explain.motifs import Filters, Match, Motif
 from genomepred.explain.windows import Window
@@ -131,7 +132,7 @@ def _published(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
 
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     yield figure
-    canvas = FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(without_formulas(figure))
     canvas.draw()  # type: ignore[no-untyped-call]
     drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     pixels = Image.fromarray(drawn).convert("RGB")

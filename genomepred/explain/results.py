@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,8 +15,9 @@ from numpy.typing import NDArray
 from genomepred import __version__
 from genomepred.errors import DataError, OutputError
 from genomepred.explain.windows import Window
-from genomepred.files import publishing
+from genomepred.files import discard_abandoned, publishing
 from genomepred.models.card import Card
+from genomepred.tsv import tab_separated
 
 _FORMAT_VERSION = 1
 # Numbers of one chunk, at most: what is read for a single window stays small.
@@ -63,6 +62,8 @@ class Results:
     ) -> None:
         make_folder(folder)
         self.paths = [folder / f"{kind}.h5", folder / f"{kind}.tsv"]
+        for path in self.paths:
+            discard_abandoned(path)
         self._attributes = {**file_attributes(kind, card), **attributes}
         self._columns = columns
         self._names: list[str] = []
@@ -162,13 +163,6 @@ class Results:
             shuffle=True,
             fletcher32=True,
         )
-
-
-def tab_separated(fields: Sequence[object]) -> str:
-    """Fields of a line of a table, without its end; those with tabs or line ends in quotes."""
-    line = io.StringIO()
-    csv.writer(line, delimiter="\t", lineterminator="").writerow(fields)
-    return line.getvalue()
 
 
 def file_attributes(kind: str, card: Card) -> dict[str, str | int]:

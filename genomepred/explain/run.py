@@ -11,7 +11,6 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from genomepred.explain import figures
 from genomepred.explain.attention import attend, attention_layers
@@ -26,10 +25,12 @@ from genomepred.explain.motifs import (
     write_meme,
 )
 from genomepred.explain.mutagenesis import Mutagenesis
-from genomepred.explain.results import Results, file_attributes, make_folder, tab_separated
+from genomepred.explain.results import Results, file_attributes, make_folder
 from genomepred.explain.windows import Output, Window
 from genomepred.files import publishing, write_whole
 from genomepred.models.layers import SequenceModel
+from genomepred.progress import Progress
+from genomepred.tsv import tab_separated
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,7 @@ def _check_pictures(pictures: int) -> None:
 
 
 def _progress(windows: Iterable[Window], kind: str) -> Iterator[Window]:
-    yield from tqdm(windows, desc=kind, unit=" windows", delay=2)
+    yield from Progress(windows, desc=kind, unit=" windows", delay=2)
 
 
 def _picture(out: Path, kind: str, number: int, window: Window) -> Path:

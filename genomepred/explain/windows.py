@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genomepred.errors import DataError, ModelError, SequenceError
-from genomepred.models.card import Card
-from genomepred.sequences.codes import Codes
-from genomepred.sequences.fasta import Genome
-from genomepred.sequences.grid import Region, parse_region
-from genomepred.sequences.names import MOST_NAME, shown
-from genomepred.training.tables import (
+from genomepred.data.tables import (
     NAME_COLUMNS,
     SEQUENCE_COLUMNS,
     TABLE,
     Table,
     encode_rows,
 )
+from genomepred.errors import DataError, ModelError, SequenceError
+from genomepred.models.card import Card
+from genomepred.sequences.codes import Codes
+from genomepred.sequences.fasta import Genome
+from genomepred.sequences.grid import Region, parse_region
+from genomepred.sequences.names import MOST_NAME, shown
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
-from math import gcd
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,18 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genomepred.compiled import keep_inductor
-from genomepred.errors import DeviceError, ModelError, PrecisionError
-from genomepred.inference.overlap_choice import Blocks, share
-from genomepred.inference.overlap_work import multiply_adds
-from genomepred.kernels.dispatch import PRECISIONS, obstacle
-from genomepred.models.agreement import difference as _difference
+from genomepred.errors import DeviceError, ModelError
+from genomepred.inference.overlap_choice import share
+from genomepred.kernels.dispatch import PRECISIONS
 from genomepred.models.card import Card
-from genomepred.models.fused import kernels_of, prepare
+from genomepred.models.fused import prepare
 from genomepred.sequences.grid import Geometry
 
 STRANDS = ("forward", "reverse", "mean", "each")
 # What Numerics.kernels may say beside the kernels of a prepared model.
-REFERENCE, COMPILED = "reference", "compiled"
+REFERENCE, COMPILED, TORCH = ("reference",), "compiled", ("torch",)
 
 # Bases of one compute batch. CPU, one thread, us a window in batches of 8,192 / 16,384 / 32,768 /
 # 65,536 / 131,072 bases: basenji-maize 226 / 144 / 117 / 111 / 106, the two-block CNN at W = 200
@@ -48,14 +44,16 @@ _BATCH_WINDOWS = {"cpu": 256, "cuda": 8_192}
 # 4.8; W = 1,400, batches of 1 / 4 / 16: 6.5 / 4.2 / 5.1.
 _BATCH_BASES_IN_BINS = 8_192
 
-# Compiling takes 3-17 s, so runs that finish within about two minutes on one core never probe:
-# 5e10 multiply-adds a second is what one AVX-512 core reaches. Counted, not timed, so that equal
-# runs decide alike.
-PROBE_FROM_MULTIPLY_ADDS = 6e12
-# Kernels replace those before them only where clearly faster, so that noise decides nothing.
-_PROBE_MARGIN = 1.15
 # Calls before a CUDA graph is recorded: libraries choose algorithms and allocate in the first.
 _WARM_UP_CALLS = 3
+# Settings of torch, for the whole process, under which an engine computes on a GPU.
+CUDA_SETTINGS: tuple[tuple[Any, str, bool], ...] = (
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+    (torch.backends.cuda.matmul, "allow_tf32", False),
+    (torch.backends.cudnn, "allow_tf32", False),
+    (torch.backends.cudnn, "deterministic", True),
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,12 @@ class Numerics:
     ----------
     precision : {"fp32", "fp16", "bf16"}
         Type of convolutions and matrix products; accumulation and activation stay in float32.
-    kernels : str
+    kernels : tuple of str
         What the blocks of the prepared model are computed by, in order, as
-        :func:`genomepred.models.fused.kernels_of` tells: ``kmers,direct,onednn``, or ``torch``
-        if no block has a kernel of ours. Otherwise ``reference``, the model as written, or
-        ``compiled``, the prepared model without kernels of ours by ``torch.compile``.
+        :func:`genomepred.models.fused.kernels_of` tells: ``("kmers", "direct", "onednn")``, or
+        ``("torch",)`` if no block has a kernel of ours. After a leading ``"compiled"`` the same
+        model goes through ``torch.compile``, which keeps our operations whole. The model as written
+        is ``("reference",)``.
     compute_batch : int
         Windows of every call of the model.
     strand : {"forward", "reverse", "mean", "each"}
@@ -81,10 +80,20 @@ class Numerics:
     """
 
     precision: str
-    kernels: str
+    kernels: tuple[str, ...]
     compute_batch: int
     strand: str
     overlap: str = "naive"
+
+    @property
+    def as_written(self) -> bool:
+        """Whether the model is computed as it is written."""
+        return self.kernels == REFERENCE
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the prepared model goes through ``torch.compile``."""
+        return self.kernels[0] == COMPILED
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,11 +191,8 @@ class Engine:
             torch.set_num_threads(1)
         else:
             torch.cuda.set_device(device)
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.deterministic = True
+            for holder, name, value in CUDA_SETTINGS:
+                setattr(holder, name, value)
         #: The model as written, and as it is computed.
         self.written = model.to(device).eval()
         self.model: Any = _with_kernels(self.written, numerics, device)
@@ -207,7 +213,7 @@ class Engine:
         self._graph: torch.cuda.CUDAGraph | None = None
         self.tracks = len(card.tracks) * (2 if numerics.strand == "each" else 1)
         self._check_output_shape()
-        if device.type == "cuda" and numerics.kernels not in (REFERENCE, COMPILED):
+        if device.type == "cuda" and not (numerics.as_written or numerics.compiled):
             self._record()
 
     def _check_output_shape(self) -> None:
@@ -336,13 +342,14 @@ class Engine:
         if self.numerics.precision == "fp32":
             return nullcontext()
         # Casts that were cached outside of a CUDA graph would be none of its memory.
-        cached = self.device.type == "cpu" or self.numerics.kernels in (REFERENCE, COMPILED)
+        recorded = not (self.numerics.as_written or self.numerics.compiled)
+        cached = self.device.type == "cpu" or not recorded
         dtype = PRECISIONS[self.numerics.precision]
         return torch.autocast(self.device.type, dtype=dtype, cache_enabled=cached)
 
     def _no_recompilation(self) -> AbstractContextManager[object]:
         """After the first call a recompilation, which would change last bits, is an error."""
-        if self.numerics.kernels == COMPILED and self._warm:
+        if self.numerics.compiled and self._warm:
             stance: AbstractContextManager[object] = torch.compiler.set_stance("fail_on_recompile")
             return stance
         return nullcontext()
@@ -361,54 +368,29 @@ class Engine:
 
 def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) -> nn.Module:
     """The model as the numerics say that it is computed."""
-    if numerics.kernels == REFERENCE:
+    if numerics.as_written:
         return model
-    if numerics.kernels != COMPILED:
-        return _prepared(model, numerics.kernels, numerics.precision)
-    prepared = _prepared(model, "torch", numerics.precision)
+    if not numerics.compiled:
+        return prepared_form(model, numerics.kernels, numerics.precision)
+    prepared = prepared_form(model, numerics.kernels[1:], numerics.precision)
     keep_inductor()
     options = {"freezing": True} if device.type == "cpu" else None
     prepared.compile(dynamic=False, options=options)
     return prepared
 
 
-def _prepared(model: nn.Module, kernels: str, precision: str) -> nn.Module:
+def prepared_form(model: nn.Module, kernels: str | Sequence[str], precision: str) -> nn.Module:
+    """Copy of a model, rewritten for speed; see :func:`genomepred.models.fused.prepare`.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be rewritten so.
+    """
     try:
         return prepare(model, kernels, dtype=PRECISIONS[precision])
     except Exception as error:  # a module of the user's own that cannot be copied
         raise ModelError(f"the model cannot be rewritten: {error}") from error
-
-
-def resolve_kernels(model: nn.Module, asked: str, device: torch.device, precision: str) -> str:
-    """What ``--kernels`` means for a model on a device, as :class:`Numerics` says it.
-
-    Parameters
-    ----------
-    asked : {"auto", "triton", "cudnn", "cpu", "reference"}
-        ``auto`` is the model as written where nothing else can be.
-
-    Raises
-    ------
-    DeviceError
-        If the kernels do not run on the device.
-    ModelError
-        If they are asked for and the model cannot be rewritten.
-    """
-    if asked == REFERENCE:
-        return asked
-    kernels, why = asked, obstacle(device, PRECISIONS[precision], asked)
-    if why and asked != "auto":
-        raise DeviceError(f"--kernels {asked}: {why}")
-    if why:
-        warnings.warn(f"torch's convolutions are used: {why}", stacklevel=2)
-        kernels = "torch"
-    try:
-        return kernels_of(_prepared(model.to(device).eval(), kernels, precision))
-    except ModelError as error:
-        if asked != "auto":
-            raise
-        warnings.warn(f"the model is computed as written: {error}", stacklevel=2)
-        return REFERENCE
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
@@ -421,138 +403,3 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
         "exp": torch.exp,
     }
     return functions[name]
-
-
-def choose_numerics(
-    model: nn.Module,
-    card: Card,
-    geometry: Geometry,
-    device: torch.device,
-    *,
-    precision: str,
-    kernels: str = "auto",
-    strand: str,
-    windows: float,
-    sample: Callable[[int, bool], Block],
-    blocks: Blocks | None = None,
-) -> Numerics:
-    """Decide precision, kernels and overlap for a run.
-
-    Parameters
-    ----------
-    precision : {"auto", "fp32", "fp16", "bf16"}
-        ``auto`` is float32 on the CPU and, on a GPU, the first of float16, bfloat16 and float32
-        that the precision guard accepts; an explicit choice that it rejects is an error.
-    kernels : {"auto", "triton", "cudnn", "cpu", "reference"}
-        ``auto``: those of the table of :mod:`genomepred.kernels.dispatch`, unless a probe finds
-        something faster, or they differ from the model as written by more than its card allows.
-    windows : float
-        Windows that each worker will compute, about: decides whether a probe can pay.
-    sample : callable
-        Given a compute batch, and whether its windows follow each other as the grid's do, returns
-        a block of fixed grid rows for the guard.
-    blocks : Blocks, optional
-        Blocks to share overlap by; the guard may decide against them.
-
-    Raises
-    ------
-    PrecisionError
-        If the explicitly chosen precision or kernels give NaN or differ from the model as written,
-        in float32, by more than the card's tolerance.
-    DeviceError, ModelError
-        See :func:`resolve_kernels`.
-    """
-    batch = compute_batch(geometry.window, device.type, geometry.bins)
-    candidates: tuple[str, ...] = (precision,)
-    if precision == "auto":
-        candidates = ("fp32",) if device.type == "cpu" else ("fp16", "bf16", "fp32")
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-            candidates = ("fp16", "fp32")  # bfloat16 is emulated, slowly, before sm_80
-
-    def engine(precision: str, used: str, batch: int = batch, overlap: str = "naive") -> Engine:
-        numerics = Numerics(precision, used, batch, strand, overlap)
-        return Engine(model, card, geometry, numerics, device)
-
-    def difference(precision: str, used: str) -> float:
-        block = sample(batch, False)
-        reference = engine("fp32", REFERENCE).submit(block)()
-        return _difference(engine(precision, used).submit(block)(), reference)
-
-    def difference_shared(precision: str, used: str, windows: int) -> float:
-        block = sample(windows, True)
-        alone = gcd(windows, batch)  # both are multiples of powers of two
-        batches = replace(block, needed=np.ones(windows // alone, np.bool_))
-        reference = engine("fp32", REFERENCE, alone).submit(batches)()
-        return _difference(engine(precision, used, windows, "share").submit(block)(), reference)
-
-    def why_not(used: str, difference: Callable[[], float]) -> str:
-        """What speaks against a way to compute the model; empty if nothing does."""
-        try:
-            found = difference()
-        except ModelError as error:  # a module of the user's own that only runs as written
-            if used == REFERENCE:
-                raise
-            return str(error)
-        if found <= tolerance:
-            return ""
-        return (
-            f"{_called(used)} differs from the model as written by {found:.2g} "
-            f"(relative to 1 + |value|); the card of {card.name!r} allows {tolerance:.2g}"
-        )
-
-    accepted = "fp32"
-    for candidate in candidates:
-        found = difference(candidate, REFERENCE) if candidate != "fp32" else 0.0
-        if found <= card.tolerance[candidate]:
-            accepted = candidate
-            break
-        if precision != "auto":
-            raise PrecisionError(
-                f"--precision {candidate} differs from fp32 by {found:.2g} (relative to 1 + "
-                f"|value|) on {batch} windows of the genome; the card of {card.name!r} allows "
-                f"{card.tolerance[candidate]:.2g}; use --precision auto or fp32"
-            )
-    used, tolerance = resolve_kernels(model, kernels, device, accepted), card.tolerance[accepted]
-    ways = (used,) if kernels != "auto" or used == REFERENCE else (used, REFERENCE)
-    for way in ways if blocks else ():
-        assert blocks is not None
-        shared = partial(difference_shared, accepted, way, blocks.windows)
-        if not (why := why_not(way, shared)):
-            return Numerics(accepted, way, blocks.windows, strand, "share")
-        warnings.warn(f"overlap is not shared by {_called(way)}: {why}", stacklevel=2)
-    probed = kernels == "auto" and (
-        windows * multiply_adds(model, geometry.window) >= PROBE_FROM_MULTIPLY_ADDS
-    )
-    if probed:
-        used = _fastest(lambda used: engine(accepted, used), (used, REFERENCE, COMPILED))
-    if why := why_not(used, partial(difference, accepted, used)):
-        if kernels not in ("auto", REFERENCE):
-            raise PrecisionError(f"--kernels {kernels}: {why}; use --kernels auto or reference")
-        if used != REFERENCE:
-            warnings.warn(f"the model is computed as written: {why}", stacklevel=2)
-        used = REFERENCE
-    return Numerics(accepted, used, batch, strand)
-
-
-def _called(kernels: str) -> str:
-    """The form of a model that kernels compute, in words."""
-    forms = {REFERENCE: "the model as written", COMPILED: "the compiled model"}
-    return forms.get(kernels, f"the prepared model ({kernels})")
-
-
-def _fastest(engine: Callable[[str], Engine], kernels: tuple[str, ...]) -> str:
-    best, best_time = REFERENCE, float("inf")
-    for used in kernels:
-        try:
-            seconds = engine(used).seconds_per_batch()
-        except Exception as error:
-            # A module of the user's own may only run as written, and a missing compiler must not
-            # stop a run that works without.
-            if used == COMPILED:
-                warnings.warn(f"torch.compile is not used: {error}", stacklevel=2)
-            elif used == REFERENCE or not isinstance(error, ModelError):
-                raise
-            continue
-        if seconds * _PROBE_MARGIN < best_time:
-            best, best_time = used, seconds
-    return best

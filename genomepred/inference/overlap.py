@@ -35,7 +35,8 @@ from genomepred.inference.overlap_work import (
     sharable,
     taps_of,
 )
-from genomepred.models.fused import Buffers, Epilogue, FusedChain, FusedConv
+from genomepred.kernels.epilogue.reference import Epilogue
+from genomepred.models.fused import Buffers, FusedChain, FusedConv
 from genomepred.models.layers import (
     AttentionPool,
     ChannelsLastConv,

@@ -29,8 +29,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,16 +37,14 @@ import torch
 from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, OutputError, PrecisionError
-from genomepred.inference.engine import Block, Engine
-from genomepred.sequences.codes import real_counts
+from genomepred.inference.batching import Windows, cut
+from genomepred.inference.engine import Engine
 from genomepred.sequences.fasta import Genome
-from genomepred.sequences.grid import Geometry, Grid, Span
+from genomepred.sequences.grid import Grid
 
 # Blocks waiting for the engine, and results waiting for the writer: enough that neither side
 # waits on a hiccup of the other, few enough to cost nothing (a block is 1 byte a base).
 _QUEUED = 4
-# How full shared compute batches will be is seen in the first rows: of so many full ones.
-_ROWS_COUNTED = 64
 # Seconds between looks at the stop while waiting for a queue, and for a thread to leave after it:
 # as long as slow disks take for a call or two.
 _LOOK, _LEAVE = 0.1, 3.0
@@ -102,222 +99,6 @@ class ShardJob(Protocol):
 
     def fail(self, error: GenomepredError) -> None:
         """Take note that the genome cannot be predicted; its further blocks are dropped."""
-
-
-@dataclass(frozen=True)
-class Windows:
-    """A block, and which rows its slots hold.
-
-    Parameters
-    ----------
-    block : Block
-        Codes and window starts.
-    pieces : list of (slot, Span)
-        Consecutive windows, and the slot of the first of them.
-    missing : bool array, [slots, bins]
-        Bins with too few real bases, which stay NaN, and all bins of slots that are not in use.
-    """
-
-    block: Block
-    pieces: list[tuple[int, Span]]
-    missing: NDArray[np.bool_]
-
-
-def cut(
-    genome: Genome,
-    grid: Grid,
-    first: int,
-    last: int,
-    *,
-    batch: int,
-    slots: int,
-    min_bases: int,
-    shared: bool = False,
-    pinned: bool = False,
-) -> Iterator[Windows]:
-    """Blocks that hold all windows of rows ``[first, last)``, in order.
-
-    A window's slot within its compute batch of ``batch`` windows is fixed by its number in the
-    grid, so that its prediction does not depend on which rows are computed. ``slots``, a multiple
-    of ``batch``, bounds a block. With ``shared``, windows of a compute batch lie in one buffer as
-    they do in their contig, for an engine that shares overlap.
-    """
-    if shared:
-        blocks = place_shared(grid, first, last, list(genome.contigs), batch, slots)
-    else:
-        blocks = place(grid, first, last, batch, slots)
-    for placed in blocks:
-        yield _fill(genome, grid, placed, batch, min_bases, shared, pinned)
-
-
-Placed = list[tuple[int, Span]]
-
-
-def place(grid: Grid, first: int, last: int, batch: int, slots: int) -> Iterator[Placed]:
-    """Blocks of slots and the consecutive windows that start there; see :func:`cut`."""
-    placed: Placed = []
-    position = 0
-    for span in grid.spans(first, last):
-        while span.windows:
-            slot = position - position % batch + span.number % batch
-            slot += batch if slot < position else 0
-            if slot >= slots:
-                yield placed
-                placed, position = [], 0
-                continue
-            count = min(span.windows, slots - slot)
-            placed.append((slot, span._replace(windows=count)))
-            position = slot + count
-            span = _after(span, count, grid.geometry)  # noqa: PLW2901 - what is left of it
-    if placed:
-        yield placed
-
-
-def place_shared(
-    grid: Grid, first: int, last: int, contigs: Sequence[str], batch: int, slots: int
-) -> Iterator[Placed]:
-    """As :func:`place`; the windows of a compute batch lie as far apart as in their contig.
-
-    Windows of different contigs, or of regions in different batches of the grid, must not overlap:
-    contigs are numbered as if ``gap`` windows lay between them, and regions keep that distance
-    where they share a batch of slots.
-    """
-    g = grid.geometry
-    gap = (g.window - 1) // g.stride
-    order = {contig: i for i, contig in enumerate(contigs)}
-    placed: Placed = []
-    batches: list[tuple[int, int]] = []  # the first free slot, and whose batch of the grid it is
-    for span in grid.spans(first, last):
-        number = span.number + gap * order[span.contig]
-        while span.windows:
-            whose, slot = divmod(number, batch)
-            fitting = [
-                (free, k)
-                for k, (free, owner) in enumerate(batches)
-                if owner == whose or free + gap <= slot
-            ]
-            k = max(fitting)[1] if fitting else len(batches)
-            if k == slots // batch:
-                yield placed
-                placed, batches = [], []
-                continue
-            count = min(span.windows, batch - slot)
-            placed.append((k * batch + slot, span._replace(windows=count)))
-            batches[k : k + 1] = [(slot + count, whose)]
-            number += count
-            span = _after(span, count, g)  # noqa: PLW2901 - what is left of it
-    if placed:
-        yield placed
-
-
-def _after(span: Span, count: int, g: Geometry) -> Span:
-    """What is left of a span after its first ``count`` windows."""
-    return span._replace(
-        start=span.start + count * g.stride,
-        windows=span.windows - count,
-        number=span.number + count,
-        row=span.row + count * g.bins,
-    )
-
-
-def compute_batches(
-    grid: Grid, contigs: Sequence[str], last: int, batch: int, slots: int, shared: bool
-) -> int:
-    """Number of compute batches that hold the windows of rows ``[0, last)``; see :func:`cut`."""
-    if shared:
-        blocks = place_shared(grid, 0, last, contigs, batch, slots)
-    else:
-        blocks = place(grid, 0, last, batch, slots)
-    count = 0
-    for placed in blocks:
-        ends = ((slot // batch, -(-(slot + span.windows) // batch)) for slot, span in placed)
-        count += len({k for first, end in ends for k in range(first, end)})
-    return count
-
-
-def filled(grid: Grid, contigs: Sequence[str], windows: int, batches: int) -> float:
-    """Share of its ``windows`` windows that a shared compute batch holds on average.
-
-    Of the first rows of a grid; ``batches`` compute batches are placed at a time.
-    """
-    last = min(grid.rows, _ROWS_COUNTED * windows * grid.geometry.bins)
-    count = compute_batches(grid, contigs, last, windows, batches * windows, shared=True)
-    return sum(span.windows for span in grid.spans(0, last)) / (windows * count)
-
-
-def sample(genome: Genome, grid: Grid, windows: int) -> Block:
-    """One compute batch of ``windows`` windows, evenly spread over the rows of a grid."""
-    rows = np.linspace(0, grid.rows - 1, windows).astype(np.int64).tolist()
-    spans = (next(grid.spans(row, row + 1)) for row in rows)
-    placed = [(slot, span._replace(windows=1)) for slot, span in enumerate(spans)]
-    return _fill(genome, grid, placed, windows, 0, False, False).block
-
-
-def sample_shared(genome: Genome, grid: Grid, windows: int) -> Block:
-    """One compute batch of up to ``windows`` windows that follow each other, from the middle."""
-    first = grid.rows // 2
-    last = min(first + windows * grid.geometry.bins, grid.rows)
-    blocks = cut(genome, grid, first, last, batch=windows, slots=windows, min_bases=0, shared=True)
-    return next(blocks).block
-
-
-def _fill(
-    genome: Genome,
-    grid: Grid,
-    placed: Placed,
-    batch: int,
-    min_bases: int,
-    shared: bool,
-    pinned: bool,
-) -> Windows:
-    """Read the codes of placed windows into one buffer and count their real bases."""
-    g = grid.geometry
-    slots = -(-max(slot + span.windows for slot, span in placed) // batch) * batch
-    starts, size, pitch = _layout(placed, slots, batch, g, shared)
-    codes = torch.full((size,), 4, dtype=torch.uint8, pin_memory=pinned)
-    buffer = codes.numpy()
-    used: NDArray[np.bool_] = np.zeros(slots, np.bool_)
-    for slot, span in placed:
-        used[slot : slot + span.windows] = True
-        _read(genome, span, g.stride, g.window, buffer, int(starts[slot]))
-    missing: NDArray[np.bool_] = np.ones((slots, g.bins), np.bool_)
-    missing[used] = (real_counts(buffer, starts[used], g.window) < min_bases)[:, None]
-    if g.bins > 1 and min_bases:  # with 0 every position of every window is scored
-        bins = starts[used][:, None] + g.crop + np.arange(g.bins) * g.bin_size
-        empty = real_counts(buffer, bins.reshape(-1), g.bin_size) == 0
-        missing[used] |= empty.reshape(-1, g.bins)
-    needed = np.any(~missing.reshape(-1, batch * g.bins), axis=1)
-    return Windows(Block(codes, starts, pitch, needed), placed, missing)
-
-
-def _layout(
-    placed: Placed, slots: int, batch: int, g: Geometry, shared: bool
-) -> tuple[NDArray[np.int64], int, int]:
-    """Where each slot's window starts in a buffer, its size, and the windows' pitch or 0."""
-    slot = np.arange(slots, dtype=np.int64)
-    if shared:
-        bases = (batch - 1) * g.stride + g.window
-        return slot // batch * bases + slot % batch * g.stride, slots // batch * bases, g.stride
-    pitch = min(g.stride, g.window)  # windows that do not overlap are laid side by side
-    if len(placed) == 1:
-        return slot * pitch, (slots - 1) * pitch + g.window, pitch
-    starts, size = np.zeros(slots, np.int64), 0
-    for first, span in placed:
-        starts[first : first + span.windows] = size + np.arange(span.windows) * pitch
-        size += (span.windows - 1) * pitch + g.window
-    return starts, size, 0
-
-
-def _read(
-    genome: Genome, span: Span, stride: int, window: int, buffer: NDArray[np.uint8], at: int
-) -> None:
-    if stride <= window:
-        end = span.start + (span.windows - 1) * stride + window
-        genome.codes(span.contig, span.start, end, out=buffer[at : at + end - span.start])
-        return
-    for k in range(span.windows):
-        start, here = span.start + k * stride, at + k * window
-        genome.codes(span.contig, start, start + window, out=buffer[here : here + window])
 
 
 def run(

@@ -342,7 +342,8 @@ def _readme(card: Card) -> str:
     return (
         f"{_front_matter(card)}# {card.name}\n\n"
         f"`{card.architecture}`, window {card.window}, default stride {card.stride}, "
-        f"{card.bins} bin(s) of {card.bin_size} bases, activation {card.activation}.\n"
+        f"{card.bins} {'bin' if card.bins == 1 else 'bins'} of {card.bin_size} bases, "
+        f"activation {card.activation}.\n"
         f"Licence: {card.licence or 'not stated'}.\n\n"
         f"```\ngenomepred predict --genomes GENOME.fa --model THIS_FOLDER --out OUT{trust}\n```\n\n"
         f"| track | description | unit |\n| --- | --- | --- |\n{tracks}{tables}"

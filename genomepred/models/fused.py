@@ -10,16 +10,18 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from genomepred.kernels import dispatch
-from genomepred.kernels.bias_act_pool import bias_act_pool
-from genomepred.kernels.codes_conv import codes_conv, convolved_length, pooled_length
-from genomepred.kernels.conv_block import conv_block
+from genomepred.kernels.codes_conv.op import codes_conv
+from genomepred.kernels.codes_conv.reference import convolved_length
+from genomepred.kernels.conv_block.op import conv_block
+from genomepred.kernels.epilogue.op import bias_act_pool
+from genomepred.kernels.epilogue.reference import Epilogue, pooled_length
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import (
@@ -46,16 +48,6 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, float]] = {
     nn.SiLU: ("gelu_sigmoid", 1.0),
     nn.Mish: ("mish", 1.0),
 }
-
-
-class Epilogue(NamedTuple):
-    """What a block does after its convolution, see ``bias_act_pool_reference``."""
-
-    activation: str = "none"
-    factor: float = 1.0
-    pool: str = "none"
-    next_activation: str = "none"
-    next_factor: float = 1.0
 
 
 class FusedConv(nn.Module):
@@ -157,12 +149,12 @@ class FusedConv(nn.Module):
             # Past the operations, whose calls take as long as a small block.
             return self._on_cpu(x, residual, padding, epilogue, outs)
         if self.reads_codes:
-            return [codes_conv(x, self.weight, self.shift, padding, *epilogue)]
+            return [codes_conv(x, self.weight, self.shift, padding, epilogue)]
         if self.implementation == "cudnn":
             y = self._by_cudnn(x, padding)
-            return list(bias_act_pool(y, self.shift, residual, *epilogue, keep=keep))
-        options = (padding, self.dilation, *epilogue)
-        return list(conv_block(x, self.weight, self.shift, residual, *options, keep=keep))
+            return list(bias_act_pool(y, self.shift, residual, epilogue, keep))
+        options = (padding, self.dilation, epilogue, keep)
+        return list(conv_block(x, self.weight, self.shift, residual, *options))
 
     def empty(
         self, x: Tensor, padding: tuple[int, int] | None = None, epilogue: Epilogue | None = None
@@ -180,7 +172,7 @@ class FusedConv(nn.Module):
         if name == "none" or not x.numel():
             return x
         rows, nothing = x.reshape(1, -1, x.shape[-1]), torch.zeros_like(self.shift)
-        y: Tensor = bias_act_pool(rows, nothing, activation=name, factor=factor)[0]
+        y: Tensor = bias_act_pool(rows, nothing, epilogue=Epilogue(name, factor))[0]
         return y.view(x.shape)
 
     def _keeps_another(self, epilogue: Epilogue) -> bool:
@@ -194,15 +186,17 @@ class FusedConv(nn.Module):
         epilogue: Epilogue,
         outs: Sequence[Tensor],
     ) -> list[Tensor]:
-        from genomepred.kernels import cpu
-
         if self.implementation == "kmers":
+            from genomepred.kernels.codes_conv import cpu as first
+
             if self._packed is None:
-                self._packed = cpu.pack_codes(self.weight, self.shift)
+                self._packed = first.pack_codes(self.weight, self.shift)
             outs = list(outs) or self.empty(x, padding, epilogue)
-            cpu.codes_conv(*(x, self.weight, self.shift, padding, *epilogue, outs[0], self._packed))
+            first.codes_conv(x, self.weight, self.shift, padding, epilogue, outs[0], self._packed)
             return outs
-        arguments = (x, self.weight, self.shift, residual, padding, self.dilation, *epilogue)
+        from genomepred.kernels.conv_block import cpu
+
+        arguments = (x, self.weight, self.shift, residual, padding, self.dilation, epilogue)
         keep = self._keeps_another(epilogue)
         if self.implementation == "onednn":
             return list(cpu.conv_block_by_onednn(*arguments, keep))
@@ -353,7 +347,7 @@ class DirectLinear(nn.Linear):
         known = x.dtype == torch.float32 and x.shape[-1:] == (self.in_features,)
         if not known or not x.numel() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        from genomepred.kernels import cpu
+        from genomepred.kernels.conv_block import cpu
 
         if self._packed is None:
             weight = self.weight.detach().T[None]
@@ -389,7 +383,7 @@ class DirectActivation(nn.Module):
         if x.dtype != torch.float32 or not whole.is_contiguous():
             y: Tensor = self.layer(x)
             return y
-        from genomepred.kernels import cpu
+        from genomepred.kernels.epilogue import cpu
 
         y = cpu.activated(whole, *self._known)
         return y if whole is x else y.transpose(1, -1)
@@ -589,7 +583,9 @@ def fusable(conv: nn.Conv1d) -> bool:
     return conv.stride == (1,) and conv.groups == 1 and conv.weight.dtype == torch.float32
 
 
-def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.float32) -> Model:
+def prepare(
+    model: Model, kernels: str | Sequence[str] = "auto", *, dtype: torch.dtype = torch.float32
+) -> Model:
     """Copy of a model in evaluation mode, rewritten for speed on the device that it is on.
 
     Runs of layers in ``nn.Sequential`` become blocks: BatchNorm is folded, a following
@@ -604,10 +600,10 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
     Parameters
     ----------
     model : nn.Module
-    kernels : str, optional
+    kernels : str or sequence of str, optional
         ``auto``, ``triton``, ``cudnn`` or ``cpu``: what the blocks' implementations are chosen
-        from (see :func:`genomepred.kernels.dispatch.choose`); their names in order, separated by
-        commas, as :func:`kernels_of` gives them; or ``torch`` for none of our kernels.
+        from (see :func:`genomepred.kernels.dispatch.choose`); ``torch`` for none of our kernels;
+        or their names in order, as :func:`kernels_of` gives them.
     dtype : torch.dtype, optional
         Of the blocks' weights and features.
 
@@ -617,8 +613,8 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
         If the kernels do not exist, or not for the model or its device.
     """
     prepared = copy.deepcopy(model).eval().requires_grad_(False)
-    asked = kernels if kernels in dispatch.ASKED else "auto"
-    fusing = None if kernels == "torch" else _Fusing(_device(prepared), asked, dtype)
+    asked = kernels if isinstance(kernels, str) else "auto"
+    fusing = None if kernels in ("torch", ("torch",)) else _Fusing(_device(prepared), asked, dtype)
     if fusing is not None:
         fusing.fuse_sequences(prepared)
     for module in prepared.modules():
@@ -626,7 +622,7 @@ def prepare(model: Model, kernels: str = "auto", *, dtype: torch.dtype = torch.f
             fold_batch_norms(module)
     if fusing is not None:
         fusing.fuse_others(prepared)
-        if asked != kernels:
+        if not isinstance(kernels, str):
             _obey(prepared, kernels)
     rewrite_channels_last(prepared)
     return prepared
@@ -636,24 +632,39 @@ def _blocks(model: nn.Module) -> list[FusedConv]:
     return [module for module in model.modules() if isinstance(module, FusedConv)]
 
 
-def kernels_of(prepared: nn.Module) -> str:
+def kernels_of(prepared: nn.Module) -> tuple[str, ...]:
     """Implementations of a prepared model's blocks in order, or ``torch`` if it has none."""
-    return ",".join(block.implementation for block in _blocks(prepared)) or "torch"
+    return tuple(block.implementation for block in _blocks(prepared)) or ("torch",)
 
 
-def _obey(prepared: nn.Module, kernels: str) -> None:
-    blocks, names = _blocks(prepared), kernels.split(",")
+def are_measured(prepared: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether every block's entry of the table of implementations stands on a measurement."""
+    return all(
+        dispatch.is_measured(
+            "codes_conv" if block.reads_codes else "conv_block",
+            block.weight.device,
+            channels_in=4 if block.reads_codes else block.channels_in,
+            channels=block.channels,
+            width=block.weight.shape[0],
+            dtype=dtype,
+        )
+        for block in _blocks(prepared)
+    )
+
+
+def _obey(prepared: nn.Module, kernels: Sequence[str]) -> None:
+    blocks, names, said = _blocks(prepared), list(kernels), ",".join(kernels)
     if len(names) != len(blocks):
         raise ValueError(
-            f"kernels {kernels!r}: expected auto, triton, cudnn, cpu, torch or the implementations "
-            f"of the model's {len(blocks)} blocks, as {kernels_of(prepared)!r}"
+            f"kernels {said!r}: expected auto, triton, cudnn, cpu, torch or the implementations "
+            f"of the model's {len(blocks)} blocks, as {','.join(kernels_of(prepared))!r}"
         )
     for block, name in zip(blocks, names, strict=True):
         operation = "codes_conv" if block.reads_codes else "conv_block"
         device = block.weight.device
         if name not in dispatch.IMPLEMENTATIONS[operation, device.type]:
             raise ValueError(
-                f"kernels {kernels!r}: {name!r} does not compute {operation} on {device}; use "
+                f"kernels {said!r}: {name!r} does not compute {operation} on {device}; use "
                 + " or ".join(dispatch.IMPLEMENTATIONS[operation, device.type])
             )
         block.use(name)

@@ -35,20 +35,18 @@ from genomepred.errors import (
     SequenceError,
 )
 from genomepred.files import Claim, output_error, own_folder, sha256_of, sync_folder
-from genomepred.inference.engine import (
-    REFERENCE,
-    Block,
-    Engine,
-    Numerics,
-    resolve_kernels,
-)
+from genomepred.inference.engine import REFERENCE, Block, Engine, Numerics
+from genomepred.inference.numerics import resolve_kernels
 from genomepred.inference.overlap_work import CannotShareError
 from genomepred.inference.tiles import PAYS, Pieces, Tiles, cut_windows, tile_work
 from genomepred.models.external import External
-from genomepred.runs.genome import CACHE, PARTS, refuse_links
-from genomepred.runs.run import GenomeResult, RunReport
-from genomepred.runs.setup import Options, Setup
-from genomepred.runs.signature import facts, open_run
+from genomepred.progress import Progress
+from genomepred.runs.folder import CACHE, PARTS, RUN_FILE, refuse_links
+from genomepred.runs.genome import GenomeResult
+from genomepred.runs.run import RunReport
+from genomepred.runs.setup import Setup
+from genomepred.runs.signature import facts, join_run, numerics_of, start_run
+from genomepred.runs.spec import RunSpec
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type
@@ -303,7 +301,7 @@ def decide(setup: Setup, panel: Panel, grid: Grid, overlap: str) -> Numerics:
     PrecisionError
         If it is asked for and the guard is against it, or as for other runs.
     """
-    numerics = setup.decide(setup._sample)
+    numerics = setup.decide()
     if overlap == "naive" or not grid.rows:
         return numerics
     found = look(setup, panel, grid)
@@ -314,7 +312,7 @@ def decide(setup: Setup, panel: Panel, grid: Grid, overlap: str) -> Numerics:
         )
     if not found.pieces or (overlap == "auto" and found.saving < PAYS):
         return numerics
-    kernels = resolve_kernels(setup.model, setup.options.kernels, setup.device, numerics.precision)
+    kernels = resolve_kernels(setup.model, setup.spec.kernels, setup.device, numerics.precision)
     tiles = replace(numerics, kernels=kernels, overlap=TILES)
     difference = _difference_of_tiles(setup, panel, grid, tiles)
     allowed = setup.card.tolerance[numerics.precision]
@@ -345,7 +343,7 @@ class CohortRun:
 
     Parameters
     ----------
-    options : Options
+    options : RunSpec
         Of one genome, the reference.
     variants : Path
         VCF or BCF.
@@ -357,7 +355,7 @@ class CohortRun:
         If model, reference, panel or options do not fit, or the run was started with others.
     """
 
-    def __init__(self, options: Options, variants: Path, panel_options: PanelOptions) -> None:
+    def __init__(self, options: RunSpec, variants: Path, panel_options: PanelOptions) -> None:
         if len(options.genomes) != 1:
             raise ModelError(
                 f"--variants: one genome is the reference, but {len(options.genomes)} are given"
@@ -405,7 +403,9 @@ class CohortRun:
         if options.precision != "auto":
             asked["precision"] = options.precision
         about = {"tracks": setup.tracks, "command": sys.argv, "genomes": [self.panel.name]}
-        return open_run(self.out, expected, asked, self._decide, about)
+        if not os.path.lexists(self.out / RUN_FILE):
+            start_run(self.out, expected, self._decide(), about)
+        return join_run(self.out, expected, asked)
 
     def _decide(self) -> Numerics:
         return decide(self.setup, self.panel, self.grid, self.options.overlap)
@@ -413,9 +413,7 @@ class CohortRun:
     @cached_property
     def engine(self) -> Engine:
         """The engine that obeys the run's signature."""
-        said = self.signature
-        names = ("precision", "kernels", "compute_batch", "strand", "overlap")
-        return self.setup.engine(Numerics(**{name: said[name] for name in names}))
+        return self.setup.engine(numerics_of(self.signature))
 
     def ranges(self) -> list[tuple[int, int]]:
         """Windows of all shards."""
@@ -583,7 +581,7 @@ class CohortRun:
 
 
 def run_cohort(
-    options: Options, variants: Path, panel_options: PanelOptions, progress: bool = False
+    options: RunSpec, variants: Path, panel_options: PanelOptions, progress: bool = False
 ) -> RunReport:
     """Start or continue a cohort run; see :func:`predict_cohort`."""
     threads = torch.get_num_threads()
@@ -601,10 +599,9 @@ def run_cohort(
 def _run(run: CohortRun, progress: bool) -> RunReport:
     computed = 0
     if run.finished() is None:
-        hidden = None if progress else True
         haplotypes, stride = len(run.panel.haplotypes), run.geometry.stride
         left = sum(last - first for first, last in run.missing()) * stride
-        bar = tqdm(total=left, unit=" bases", unit_scale=True, disable=hidden, smoothing=0.05)
+        bar = Progress(total=left, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
         done = [0, 0]
 
         def count(windows: int, distinct: int) -> None:
@@ -647,7 +644,7 @@ def _start_helpers(run: CohortRun) -> list[Any]:
     return helpers
 
 
-def _help(options: Options, variants: Path, panel_options: PanelOptions, parent: int) -> None:
+def _help(options: RunSpec, variants: Path, panel_options: PanelOptions, parent: int) -> None:
     """Body of a helper: shards, until there are none or the parent is gone."""
 
     def look(windows: int, distinct: int) -> None:
@@ -721,7 +718,7 @@ def predict_cohort(
     """
     from genomepred.runs.inputs import find_genomes
 
-    asked = Options(
+    asked = RunSpec(
         genomes=tuple(find_genomes([reference])), model=str(model), out=Path(out), **options
     )
     panel_options = PanelOptions(missing, unphased, inbred, samples)  # type: ignore[arg-type]
@@ -762,7 +759,7 @@ class CohortEstimate:
     warnings: list[str]
 
 
-def plan_cohort(options: Options, variants: Path, panel_options: PanelOptions) -> CohortEstimate:
+def plan_cohort(options: RunSpec, variants: Path, panel_options: PanelOptions) -> CohortEstimate:
     """Distinct windows, bytes and time of a cohort run; writes nothing but temporary files."""
     setup = Setup(replace(options, overlap="naive"), writes=False)
     name, path = options.genomes[0]

@@ -1,72 +1,41 @@
-"""One genome of a run: its shards, who computes them, and how they become a published file.
+"""One genome of a run: what its files say of it, and the shards that are still open.
 
 All state is on disk, in ``OUT/.parts/<genome>/``: ``genome.json`` (what the genome was when its
-first shard was computed), one file per finished shard, and empty lock files. A lock is held by the
-process that computes a shard and released by the kernel when that process ends, however it ends.
-Where the file system has no locks, two processes may compute the same shard; the bytes are the
-same, so whoever renames last changes nothing.
-
-Records and parts carry a digest of their own content. A damaged record is made again from the
-sequence, a damaged part is computed again.
+first shard was computed), one file per finished shard, and empty lock files; and in the sidecar
+beside the published file. Records and parts carry a digest of their own content: a damaged record
+is made again from the sequence, a damaged part is computed again.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import stat
 import threading
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from functools import cached_property, partial
-from math import lcm
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import (
     GenomepredError,
-    OutputError,
     SequenceError,
     SignatureError,
     StoreError,
 )
-from genomepred.files import (
-    Claim,
-    own_folder,
-    sha256_of,
-    sweep_abandoned,
-    sync_folder,
-    write_whole,
-)
+from genomepred.files import Claim, own_folder, write_whole
+from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.runs.inputs import GenomePath
-from genomepred.sequences.bed import read_bed
 from genomepred.sequences.expanded import discard
 from genomepred.sequences.fasta import Genome
-from genomepred.sequences.grid import Geometry, Grid
+from genomepred.sequences.grid import Grid
 from genomepred.sequences.index import IndexFiles
-from genomepred.store.hdf5 import (
-    DamagedPartError,
-    Layout,
-    encode_chunk,
-    join,
-    read_sidecar,
-    sidecar_path,
-    write_part,
-    write_sidecar,
-)
+from genomepred.store.sidecar import read_sidecar, sidecar_path, write_sidecar
 
-PARTS, CACHE = ".parts", ".cache"
 _RECORD = {
     "name": str,
     "path": str,
@@ -81,110 +50,18 @@ _RECORD = {
 _LARGEST_RECORD = 1 << 30
 # What stands at a record's place and is no file that we wrote: it is replaced, or refused there.
 _NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
-# A part that proves damaged so often is not worth computing once more.
-_MOST_DAMAGES = 3
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """What all genomes of a run have in common.
+class GenomeResult:
+    """Outcome of one genome: ``finished``, ``failed``, or ``partial`` (other shares are open)."""
 
-    ``regions`` is the run's own copy of a BED that messages call ``regions_called``.
-    ``share`` is ``(i, n)``: of every genome, this process computes the shards whose number plus
-    the genome's number is ``i`` modulo ``n``. ``session`` tells failures of this command, its
-    workers included, from those of an earlier one.
-    """
-
-    out: Path
-    geometry: Geometry
-    layout: Layout
-    regions: Path | None
-    centre: bool
-    signature: dict[str, Any]
-    tracks: tuple[tuple[str, str], ...]
-    regions_called: str | None = None
-    share: tuple[int, int] = (0, 1)
-    session: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows of a shard."""
-        return shard_rows(self.layout, self.signature["compute_batch"])
-
-    @property
-    def cache(self) -> Path:
-        """Folder of indexes and expanded sequences."""
-        return self.out / CACHE
-
-    @cached_property
-    def signature_text(self) -> str:
-        """The signature as parts carry it."""
-        return json.dumps(self.signature, sort_keys=True)
-
-    def grid(self, contigs: dict[str, int]) -> Grid:
-        """Grid of a genome with the given contig lengths.
-
-        Raises
-        ------
-        OutputError
-            If the run's copy of the BED is not what the run was started with.
-        """
-        if self.regions is not None:
-            check_regions(self.regions, self.signature["regions"])
-        return make_grid(contigs, self.geometry, self.regions, self.centre, self.regions_called)
-
-
-def shard_rows(layout: Layout, compute_batch: int) -> int:
-    """Rows of a shard: whole chunks, windows and compute batches.
-
-    A compute batch that two shards cut would be computed twice.
-    """
-    return lcm(layout.shard_rows, compute_batch * layout.bins)
-
-
-def make_grid(
-    contigs: dict[str, int],
-    geometry: Geometry,
-    regions: Path | None,
-    centre: bool,
-    called: str | None = None,
-) -> Grid:
-    """Grid of a genome: all of it, the rows that meet a BED's regions, or one window a record."""
-    if regions is None:
-        return Grid.whole(contigs, geometry)
-    records = read_bed(regions, contigs, called)
-    make = Grid.centred if centre else Grid.of_regions
-    return make(contigs, geometry, records)
-
-
-def regions_path(out: Path, sha256: str) -> Path:
-    """Where a run keeps its copy of a BED: at a name that no genome's folder can have."""
-    return out / PARTS / f".regions-{sha256[:16]}.bed"
-
-
-def check_regions(path: Path, sha256: str) -> None:
-    """Raise an OutputError unless a run's copy of its BED is what the run was started with."""
-    with suppress(OSError):
-        if sha256_of(path, follow=False) == sha256:
-            return
-    raise OutputError(f"{path}: the run's copy of the BED is missing or altered; run predict again")
-
-
-def refuse_links(out: Path) -> None:
-    """Refuse a folder whose own places are links or no folders: they would lead out of it."""
-    for name in (PARTS, CACHE):
-        if os.path.lexists(out / name):
-            own_folder(out, name)
-
-
-def sweep(out: Path) -> None:
-    """Remove temporaries that killed processes have left anywhere in a run, in one pass."""
-    sweep_abandoned(out)
-    sweep_abandoned(out / PARTS)
-    with suppress(OSError), os.scandir(out / PARTS) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                sweep_abandoned(Path(entry.path))
+    name: str
+    outcome: str
+    path: Path
+    rows: int = 0
+    bases: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,8 +114,8 @@ class GenomeWork:
         # Shards that are not known to be on disk, and those that this process is at.
         self._open: set[tuple[int, int]] = set()
         self._in_flight: dict[tuple[int, int], Claim | None] = {}
-        self._damages: Counter[Path] = Counter()
-        self._publishing = threading.Lock()
+        #: Held by the thread that publishes; how often which part has proved damaged.
+        self.publishing, self.damages = threading.Lock(), Counter[Path]()
 
     # -- where it stands ---------------------------------------------------------------------
 
@@ -274,9 +151,19 @@ class GenomeWork:
             self.error = GenomepredError(noted["error"])
         return self._published is not None or self.error is not None
 
+    def is_published(self) -> bool:
+        """Whether the genome's file and sidecar are there."""
+        noted = self.outcome()
+        return noted is not None and noted["outcome"] == "finished"
+
+    def note_published(self, noted: dict[str, Any]) -> None:
+        """Write the sidecar of a file that is in its place."""
+        write_sidecar(self.sidecar, noted)
+        self._published = noted
+
     @property
     def published(self) -> dict[str, Any] | None:
-        """The published file's sidecar, once :meth:`settled` or :meth:`publish` has seen it."""
+        """The published file's sidecar, once it has been seen or written."""
         return self._published
 
     def _accept(self, noted: dict[str, Any]) -> None:
@@ -287,7 +174,7 @@ class GenomeWork:
                 "now: remove the file to compute it again, or use another --out"
             )
         recorded = noted["genome"]
-        if self._stamp() == (recorded["size"], recorded["mtime_ns"]):
+        if self.stamp() == (recorded["size"], recorded["mtime_ns"]):
             return
         with Genome(self.path, name=self.name, cache=self.plan.cache) as genome:
             digest = genome.digest()
@@ -305,7 +192,14 @@ class GenomeWork:
         if self.plan.cache.is_dir():
             discard(IndexFiles(self.path, stamp, None).cached(self.plan.cache, ".codes"))
 
-    def _stamp(self) -> tuple[int, int]:
+    def stamp(self) -> tuple[int, int]:
+        """Size and modification time of the sequence file.
+
+        Raises
+        ------
+        SequenceError
+            If it is not there.
+        """
         try:
             status = self.path.stat()
         except OSError as error:
@@ -320,7 +214,7 @@ class GenomeWork:
             return True
         own_folder(self.plan.out, PARTS, self.name)
         record = self._sound_record()
-        if record is None or self._stamp() != _stamp_of(record):
+        if record is None or self.stamp() != _stamp_of(record):
             claim = Claim.take(self.folder / "genome.lock")
             if claim is None:
                 return False
@@ -376,7 +270,7 @@ class GenomeWork:
 
     def _make_record(self) -> dict[str, Any]:
         before = self._sound_record()
-        if before is not None and self._stamp() == _stamp_of(before):
+        if before is not None and self.stamp() == _stamp_of(before):
             return before  # another process has made it meanwhile
         genome = self.genome()
         size, mtime_ns = genome.stamp
@@ -386,7 +280,7 @@ class GenomeWork:
             "size": size,
             "mtime_ns": mtime_ns,
             "digest": genome.digest(),
-            "started": _now(),
+            "started": now(),
             "contigs": list(genome.contigs),
             "lengths": list(genome.contigs.values()),
         }
@@ -419,10 +313,16 @@ class GenomeWork:
         """Path of a finished shard."""
         return self.folder / f"{first}-{last}.h5"
 
+    def has(self, first: int, last: int) -> bool:
+        """Whether a shard is on disk; links and pipes are no parts."""
+        with suppress(OSError):
+            return stat.S_ISREG(os.lstat(self.part(first, last)).st_mode)
+        return False
+
     def look(self) -> None:
         """See which shards are on disk, in one look at the folder."""
         assert self.prepared is not None
-        there = _files_in(self.folder)
+        there = files_in(self.folder)
         ranges = self.prepared.ranges
         self._open = {shard for shard in ranges if self.part(*shard).name not in there}
 
@@ -443,46 +343,13 @@ class GenomeWork:
         """Whether all shards are known to be on disk."""
         return self.prepared is not None and not self._open
 
-    def claim_shards(self) -> Iterator[Shard]:
-        """Shards of this process's share that nobody else is computing."""
-        own_folder(self.plan.out, PARTS, self.name)
-        if self.settled():  # whoever has published it has cleared its folder away
-            return
-        for first, last in self.missing(self.plan.share):
-            if self.error is not None:
-                return
-            claim = Claim.take(self.folder / f"{first}-{last}.lock")
-            if claim is None:
-                continue
-            if _is_file(self.part(first, last)):
-                self._open.discard((first, last))
-                claim.release()
-                continue
-            yield self.assign(first, last, claim)
+    def at_work(self) -> bool:
+        """Whether this process computes shards of the genome."""
+        return bool(self._in_flight)
 
-    def assign(self, first: int, last: int, claim: Claim | None = None) -> Shard:
-        """A shard that is this process's to compute, whether by a lock or by order."""
-        assert self.prepared is not None
+    def begin(self, first: int, last: int, claim: Claim | None) -> None:
+        """Note that this process computes a shard, by which claim."""
         self._in_flight[first, last] = claim
-        return Shard(self, self.prepared, first, last)
-
-    def settle(self) -> bool:
-        """Publish if all is there; whether the genome needs no further look by this process."""
-        if not self._in_flight:
-            self.close()  # all that was claimed has been read
-        if self.settled():
-            self.forget()
-            return True
-        if self.prepared is None or self._in_flight:
-            return False
-        self.look()
-        if self.complete():
-            self.publish(self.prepared)
-            return False  # another process may be at it, or a part may prove damaged
-        if self.plan.share[1] > 1 and not self.missing(self.plan.share):
-            self.forget()
-            return True
-        return False
 
     def forget(self) -> None:
         """Let go of what grows with the number of contigs."""
@@ -522,108 +389,8 @@ class GenomeWork:
                 "session": self.plan.session,
                 "genome": {"path": str(self.path)},
                 "signature": self.plan.signature,
-                "finished": _now(),
+                "finished": now(),
             },
-        )
-
-    def publish(self, prepared: Prepared) -> bool:
-        """Join all parts into the published file.
-
-        Parameters
-        ----------
-        prepared : Prepared
-            What the parts were computed from.
-
-        Returns
-        -------
-        bool
-            False if another process or thread is at it, or if a part proved damaged: that part is
-            removed, to be computed again.
-
-        Raises
-        ------
-        SequenceError
-            If the sequence file has changed since it was digested.
-        StoreError
-            If the same part has proved damaged again and again.
-        """
-        if not self._publishing.acquire(blocking=False):
-            return False
-        try:
-            claim = Claim.take(self.folder / "publish.lock")
-            if claim is None:
-                return self._is_published()
-            try:
-                if not self._is_published():
-                    return self._publish(prepared)
-                self.clear(prepared.stamp)
-                return True
-            finally:
-                claim.release()
-        finally:
-            self._publishing.release()
-
-    def _is_published(self) -> bool:
-        noted = self.outcome()
-        return noted is not None and noted["outcome"] == "finished"
-
-    def _publish(self, prepared: Prepared) -> bool:
-        try:
-            self._recheck_digest(prepared)
-            joined = self.folder / "joined.h5"
-            sha256 = self._join(joined, prepared)
-            os.rename(joined, self.final)
-            sync_folder(self.plan.out)
-            self._write_outcome(sha256, prepared)
-        except DamagedPartError as error:
-            self._give_up_part(error)
-            return False
-        except FileNotFoundError:
-            return self._is_published()  # without locks two publish, and one clears away first
-        self.clear(prepared.stamp)
-        return True
-
-    def _give_up_part(self, error: DamagedPartError) -> None:
-        """Remove a damaged part, to be computed again."""
-        self._damages[error.path] += 1
-        if self._damages[error.path] > _MOST_DAMAGES:
-            raise StoreError(
-                f"{error.path}: damaged again whenever it was computed ({error.reason}); check "
-                f"the disk of {self.plan.out}"
-            ) from error
-        error.path.unlink(missing_ok=True)
-
-    def _recheck_digest(self, prepared: Prepared) -> None:
-        if not os.path.exists(self.path):
-            return  # merging needs no sequence
-        if self._stamp() != prepared.stamp:
-            with Genome(self.path, name=self.name, cache=self.plan.cache) as genome:
-                digest = genome.digest()
-            if digest != prepared.digest:
-                raise SequenceError(
-                    f"{self.path} changed while it was being predicted; restore it and run again, "
-                    f"or remove {self.folder} to start this genome again"
-                )
-
-    def _join(self, path: Path, prepared: Prepared) -> str:
-        signature = self.plan.signature
-        attributes = {
-            "genome": self.name,
-            "sequence_digest": prepared.digest,
-            "model": signature["model"],
-            "weights_sha256": signature["weights_sha256"],
-            "strand": signature["strand"],
-            "precision": signature["precision"],
-            "package_version": signature["genomepred"],
-        }
-        return join(
-            [self.part(*shard) for shard in prepared.ranges],
-            path,
-            self.plan.layout,
-            prepared.grid,
-            self.plan.tracks,
-            attributes,
-            [self.part_attributes(prepared, *shard) for shard in prepared.ranges],
         )
 
     def part_attributes(self, prepared: Prepared, first: int, last: int) -> dict[str, str | int]:
@@ -644,93 +411,14 @@ class GenomeWork:
         SequenceError
             If the file has been changed, before or after it was opened.
         """
-        if not genome.stamp == prepared.stamp == self._stamp():
+        if not genome.stamp == prepared.stamp == self.stamp():
             raise SequenceError(
                 f"{self.path} changed while it was being predicted: restore it and run again, or "
                 f"remove {self.folder} to start this genome again"
             )
 
-    def _write_outcome(self, sha256: str, prepared: Prepared) -> None:
-        size, mtime_ns = prepared.stamp
-        noted = {
-            "outcome": "finished",
-            "sha256": sha256,
-            "bytes": self.final.stat().st_size,
-            "rows": prepared.grid.rows,
-            "bases": sum(prepared.contigs.values()),
-            "genome": {
-                "path": str(prepared.path),
-                "size": size,
-                "mtime_ns": mtime_ns,
-                "digest": prepared.digest,
-            },
-            "signature": self.plan.signature,
-            "started": prepared.started,
-            "finished": _now(),
-        }
-        write_sidecar(self.sidecar, noted)
-        self._published = noted
 
-
-class Shard:
-    """A claimed shard on its way through the pipeline (a ``pipeline.ShardJob``)."""
-
-    _compressors = ThreadPoolExecutor(4, thread_name_prefix="compress")
-
-    def __init__(self, work: GenomeWork, prepared: Prepared, first: int, last: int) -> None:
-        self.work, self.prepared, self.first, self.last = work, prepared, first, last
-        self.genome, self.grid = work.genome(), prepared.grid
-
-    def finish(self, values: NDArray[np.float32]) -> None:
-        """Compress and write the shard; the last one of a genome publishes it."""
-        work = self.work
-        try:
-            self._write(self._encode(values), len(values))
-            work.written(self.first, self.last)
-            if work.complete() and work.error is None:
-                work.publish(self.prepared)
-        except OutputError:
-            raise
-        except GenomepredError as error:
-            work.fail(error)
-        except OSError as error:
-            raise output_error(error, work) from error
-        finally:
-            work.landed(self.first, self.last)
-
-    def _encode(self, values: NDArray[np.float32]) -> list[bytes]:
-        layout = self.work.plan.layout
-        starts = range(0, len(values), layout.chunk_rows)
-        pieces = [values[row : row + layout.chunk_rows] for row in starts]
-        return list(self._compressors.map(partial(encode_chunk, layout=layout), pieces))
-
-    def _write(self, chunks: Sequence[bytes], rows: int) -> None:
-        work, part = self.work, self.work.part(self.first, self.last)
-        work.check_source(self.genome, self.prepared)
-        if _is_file(part):
-            work.duplicates += 1  # locks keep nobody out here; equal work gives equal bytes
-            return
-        attributes = work.part_attributes(self.prepared, self.first, self.last)
-        try:
-            write_part(part, chunks, rows, work.plan.layout, attributes)
-        except FileNotFoundError:
-            if not work.settled():  # published by others, who computed the same shard
-                raise
-
-    def fail(self, error: GenomepredError) -> None:
-        """Give the genome up."""
-        if isinstance(error, SequenceError):
-            try:  # what a file that changes under way looks like to its reader is no explanation
-                self.work.check_source(self.genome, self.prepared)
-            except SequenceError as changed:
-                error = changed
-        try:
-            self.work.fail(error)
-        finally:
-            self.work.landed(self.first, self.last)
-
-
-def _files_in(folder: Path) -> set[str]:
+def files_in(folder: Path) -> set[str]:
     """Names of the regular files in a folder: links and pipes are no parts."""
     try:
         with os.scandir(folder) as entries:
@@ -739,12 +427,6 @@ def _files_in(folder: Path) -> set[str]:
         if error.errno not in (errno.ENOENT, errno.ESTALE):
             raise
         return set()
-
-
-def _is_file(path: Path) -> bool:
-    with suppress(OSError):
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    return False
 
 
 def _check_record(record: dict[str, Any], name: str) -> None:
@@ -756,15 +438,3 @@ def _check_record(record: dict[str, Any], name: str) -> None:
 
 def _stamp_of(record: dict[str, Any]) -> tuple[int, int]:
     return record["size"], record["mtime_ns"]
-
-
-def output_error(error: OSError, work: GenomeWork) -> OutputError:
-    """One line for a system error that is no fault of the genome."""
-    return OutputError(
-        f"{error.filename or work.plan.out}: {error.strerror or error} while working on "
-        f"{work.name}; finished shards are kept: mend it and run the same command again"
-    )
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from genomepred.errors import GenomepredError
-from genomepred.inference import pipeline
+from genomepred.errors import GenomepredError, StoreError
+from genomepred.inference import batching
 from genomepred.inference.engine import Engine, Numerics
-from genomepred.runs.genome import make_grid, shard_rows
+from genomepred.runs.folder import PARTS, make_grid, shard_rows
+from genomepred.runs.genome import files_in
 from genomepred.runs.inputs import GenomePath
-from genomepred.runs.setup import Options, Setup
+from genomepred.runs.setup import Setup
+from genomepred.runs.spec import RunSpec
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
+from genomepred.store.sidecar import read_sidecar, sidecar_path
 
 # Coordinates, tracks and dimension scales of one file, of a few contigs.
 _FILE_BYTES = 8_000
@@ -30,7 +35,13 @@ class GenomePlan:
     rows: int
     shards: int
     batches: int
+    finished: int = 0  # of the shards
     error: str = ""
+
+    @property
+    def left(self) -> float:
+        """Share of the work that is left."""
+        return 1 - self.finished / self.shards if self.shards else 0.0
 
 
 @dataclass(frozen=True)
@@ -51,21 +62,21 @@ class Estimate:
     bases_per_second: float
 
 
-def plan(options: Options) -> Estimate:
+def plan(spec: RunSpec) -> Estimate:
     """Rows, shards, bytes and time of a run, from its grids and a short probe; writes nothing.
 
     The probe times a few compute batches and compresses the predictions of random sequence; the
-    time is the engine's alone, at full use of all workers.
+    time is the engine's alone, at full use of all workers, and for shards that are not done yet.
     """
-    setup = Setup(options, writes=False)
-    numerics = setup.decide(setup.random_block)
-    genomes = [_plan_genome(setup, numerics, source) for source in options.genomes]
+    setup = Setup(spec, writes=False)
+    numerics = setup.decide()
+    genomes = [_plan_genome(setup, numerics, source) for source in spec.genomes]
     engine = setup.engine(numerics)
-    batches = sum(genome.batches for genome in genomes) / options.shard[1]
-    rows = sum(genome.rows for genome in genomes) / options.shard[1]
+    batches = sum(genome.batches * genome.left for genome in genomes) / spec.shard[1]
+    rows = sum(genome.rows for genome in genomes) / spec.shard[1]
     files = sum(genome.rows > 0 for genome in genomes)
     seconds = batches * engine.seconds_per_batch() / setup.workers
-    bases = sum(genome.bases for genome in genomes) / options.shard[1]
+    bases = sum(genome.bases * genome.left for genome in genomes) / spec.shard[1]
     return Estimate(
         genomes=genomes,
         numerics=numerics,
@@ -81,22 +92,37 @@ def plan(options: Options) -> Estimate:
 
 
 def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> GenomePlan:
-    options = setup.options
+    spec = setup.spec
     try:
         with Genome(source.path, name=source.name, write=False) as genome:
             contigs = genome.contigs
-        grid = make_grid(contigs, setup.geometry, options.regions, options.centre)
+        grid = make_grid(contigs, setup.geometry, spec.regions, spec.centre)
     except GenomepredError as error:
-        return GenomePlan(source.name, 0, 0, 0, 0, 0, 0, str(error))
+        return GenomePlan(source.name, 0, 0, 0, 0, 0, 0, error=str(error))
     windows = sum(span.windows for span in grid.spans(0, grid.rows))
-    shards = -(-grid.rows // shard_rows(setup.layout, numerics.compute_batch))
+    step = shard_rows(setup.layout, numerics.compute_batch)
+    shards = -(-grid.rows // step)
     shared = numerics.overlap == "share"
     batch = numerics.compute_batch
-    batches = pipeline.compute_batches(
+    batches = batching.compute_batches(
         grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
     )
     bases = sum(contigs.values())
-    return GenomePlan(source.name, len(contigs), bases, windows, grid.rows, shards, batches)
+    finished = _finished(spec.out, source.name, grid.rows, step)
+    return GenomePlan(
+        source.name, len(contigs), bases, windows, grid.rows, shards, batches, finished
+    )
+
+
+def _finished(out: Path, name: str, rows: int, step: int) -> int:
+    """Shards of a genome that are done: all of a published one, those with parts of another."""
+    final = out / f"{name}.h5"
+    with suppress(StoreError, OSError):
+        noted = read_sidecar(sidecar_path(final))
+        if noted["outcome"] == "finished" and final.stat().st_size == noted["bytes"]:
+            return -(-rows // step)
+    there = files_in(out / PARTS / name)
+    return sum(f"{k}-{min(k + step, rows)}.h5" in there for k in range(0, rows, step))
 
 
 def _bytes_per_row(setup: Setup, engine: Engine) -> float:

@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,57 +19,19 @@ import h5py
 import torch
 
 from genomepred import __version__
-from genomepred.documents import COUNT, DocumentError, read_document, seal
+from genomepred.documents import seal
 from genomepred.errors import OutputError, SignatureError
 from genomepred.files import create_whole
 from genomepred.inference.engine import Numerics, describe_device
 from genomepred.models.card import Card
+from genomepred.runs.folder import RUN_FILE, now
+from genomepred.runs.manifest import read_run
 from genomepred.sequences.bed import described_sha256
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
 
-RUN_FILE = "run.json"
 # What is chosen by probing when a run starts; the rest follows from input and environment.
 _DECIDED = ("precision", "kernels", "compute_batch", "overlap")
-_SIZE = range(1, 1 << 62)
-_RUN = {
-    "created": str,
-    "command": [str],
-    "genomes": [str],
-    "tracks": [[str]],
-    "saving?": float,
-    "signature": {
-        "model": str,
-        "weights_sha256": str,
-        "code": (str, None),
-        "card": str,
-        "window": _SIZE,
-        "crop": COUNT,
-        "bins": _SIZE,
-        "bin_size": _SIZE,
-        "stride": _SIZE,
-        "regions": (str, None),
-        "centre": bool,
-        "strand": str,
-        "store_dtype": str,
-        "compression": str,
-        "device": str,
-        "threads": int,
-        "genomepred": str,
-        "torch": str,
-        "triton": (str, None),
-        "numba": (str, None),
-        "zlib": str,
-        "zstandard": (str, None),
-        "hdf5": str,
-        "precision": str,
-        "kernels": str,
-        "compute_batch": range(1, 1 << 31),
-        "overlap": str,
-    },
-}
-# A million genomes with names of 50 letters, or 100,000 with the longest names.
-_LARGEST_RUN = 1 << 26
 
 
 def facts(
@@ -131,14 +92,10 @@ def _numba_version() -> str:
     return " ".join([version("numba"), "llvmlite", version("llvmlite"), *target])
 
 
-def open_run(
-    out: Path,
-    expected: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    decide: Callable[[], Numerics],
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The run's signature: of ``OUT/run.json`` if it exists, else decided now and written there.
+def start_run(
+    out: Path, expected: Mapping[str, Any], numerics: Numerics, about: Mapping[str, Any]
+) -> None:
+    """Write ``OUT/run.json``, complete and at once; if another process was first, its file stays.
 
     Parameters
     ----------
@@ -146,32 +103,54 @@ def open_run(
         Output folder; made if absent.
     expected : mapping
         What this process would use (see :func:`facts`).
+    numerics : Numerics
+        What was decided.
+    about : mapping
+        What else it says of the run: all that merging needs to know.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be made or written.
+    """
+    decided = {name: getattr(numerics, name) for name in _DECIDED}
+    decided["kernels"] = list(numerics.kernels)
+    document = {"created": now(), **about, "signature": {**expected, **decided}}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        create_whole(out / RUN_FILE, seal(document))
+    except OSError as error:
+        raise _unusable(out, error) from error
+
+
+def numerics_of(signature: Mapping[str, Any]) -> Numerics:
+    """Numerics that a signature says to obey."""
+    decided = {name: signature[name] for name in (*_DECIDED, "strand")}
+    return Numerics(**{**decided, "kernels": tuple(signature["kernels"])})
+
+
+def join_run(out: Path, expected: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The signature of ``OUT/run.json``, which this process can match.
+
+    Parameters
+    ----------
+    out, expected
+        See :func:`start_run`.
     asked : mapping
         Of what is otherwise decided, what the user has fixed (``precision``, ``kernels``,
         ``overlap``).
-    decide : callable
-        Chooses the rest; called only if the run is new.
-    about : mapping
-        What else a new ``run.json`` says of the run: all that merging needs to know.
 
     Raises
     ------
     SignatureError
         If the run was started with something that changes its numbers; the message names it.
     OutputError
-        If the folder cannot be made or written.
+        If the folder holds no run that can be read.
     """
-    path = out / RUN_FILE
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(path):
-            numerics = decide()
-            decided = {name: getattr(numerics, name) for name in _DECIDED}
-            _create(path, about, {**expected, **decided})
         signature: dict[str, Any] = read_run(out)["signature"]
     except OSError as error:
-        why = "it is a file" if out.is_file() else error.strerror
-        raise OutputError(f"{out}: cannot be used as output folder: {why}") from error
+        raise _unusable(out, error) from error
     wanted = {**expected, **asked}
     differing = [name for name in wanted if signature.get(name) != wanted[name]]
     if differing:
@@ -185,38 +164,13 @@ def open_run(
     return signature
 
 
-def read_run(out: Path) -> dict[str, Any]:
-    """Contents of the ``run.json`` of a folder.
-
-    Raises
-    ------
-    OutputError
-        If the folder holds no run, or its ``run.json`` is damaged.
-    """
-    path = out / RUN_FILE
-    try:
-        document = read_document(path, _RUN, sealed=True, limit=_LARGEST_RUN, follow=False)
-        if any(len(track) != 2 for track in document["tracks"]):
-            raise DocumentError("a track is not a name and a description")
-    except (FileNotFoundError, NotADirectoryError):
-        raise OutputError(
-            f"{out}: no run here ({RUN_FILE} is absent); give the --out of predict"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
-    except DocumentError as error:
-        raise OutputError(
-            f"{path} is damaged ({error}): restore it, or start again in another folder"
-        ) from error
-    return document
-
-
-def _create(path: Path, about: Mapping[str, Any], signature: Mapping[str, Any]) -> None:
-    """Create the file complete and at once; if another process was first, its file stays."""
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    create_whole(path, seal({"created": created, **about, "signature": dict(signature)}))
+def _unusable(out: Path, error: OSError) -> OutputError:
+    why = "it is a file" if out.is_file() else error.strerror
+    return OutputError(f"{out}: cannot be used as output folder: {why}")
 
 
 def _short(value: Any) -> str:
-    text = "unset" if value is None else str(value)
+    text = ",".join(value) if isinstance(value, list) else str(value)
+    if value is None:
+        return "unset"
     return text[:12] + "..." if len(text) == 64 else text

@@ -17,16 +17,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from genomepred.machine import tell_memory
 from genomepred.messages import described, say, say_warnings
-from genomepred.runs.inputs import GenomePath
-from genomepred.runs.setup import Options
+from genomepred.runs.spec import RunSpec
 
 # Seconds between a worker's signs of life, without one until it is given up, and for it to end
 # once it is told to.
@@ -50,10 +48,10 @@ class Workers:
     """Further processes on the same run; they end with this one, however it ends."""
 
     def __init__(
-        self, options: Options, session: str, count: int, progress: Callable[[int], object]
+        self, spec: RunSpec, session: str, count: int, progress: Callable[[int], object]
     ) -> None:
-        self._options = [
-            _to_json(replace(options, device=_device_of(options.device, k + 1)), session)
+        self._told = [
+            replace(spec, device=_device_of(spec.device, k + 1)).to_json(session=session)
             for k in range(count)
         ]
         self._progress = progress
@@ -61,10 +59,10 @@ class Workers:
 
     def __enter__(self) -> None:
         try:
-            for text in self._options:
+            for text in self._told:
                 self._workers.append(_Worker(text, self._progress))
         except (OSError, RuntimeError) as error:  # no memory, or no more processes or threads
-            had = f"{len(self._workers) + 1} of {len(self._options) + 1} workers"
+            had = f"{len(self._workers) + 1} of {len(self._told) + 1} workers"
             warnings.warn(f"{had} are at work, no more can be started: {error}", stacklevel=2)
         except BaseException:
             self._end()
@@ -168,26 +166,9 @@ def _device_of(device: str, worker: int) -> str:
     return device
 
 
-def _to_json(options: Options, session: str) -> str:
-    return json.dumps({**asdict(options), "session": session}, default=str)
-
-
-def from_json(text: str) -> tuple[Options, str]:
-    """Options and session of the line that a worker is given."""
-    fields = json.loads(text)
-    session = fields.pop("session")
-    typed = {
-        "genomes": tuple(GenomePath(name, Path(path)) for name, path in fields["genomes"]),
-        "out": Path(fields["out"]),
-        "regions": Path(fields["regions"]) if fields["regions"] else None,
-        "shard": tuple(fields["shard"]),
-    }
-    return Options(**{**fields, **typed}), session
-
-
 @contextmanager
-def serving() -> Iterator[tuple[Options, str, Callable[[int], object]]]:
-    """Be a worker: options, session, and where to report the bases that are done.
+def serving() -> Iterator[tuple[RunSpec, str, Callable[[int], object]]]:
+    """Be a worker: what is asked for, session, and where to report the bases that are done.
 
     The process ends with its parent, by one line and an error's exit code, or by itself.
     """
@@ -202,7 +183,9 @@ def serving() -> Iterator[tuple[Options, str, Callable[[int], object]]]:
             line.write(f"{bases}\n")
 
     def end_with_parent() -> None:
-        sys.stdin.buffer.read()
+        # Not by sys.stdin, whose lock a process that ends would wait for in vain.
+        while os.read(0, 1):
+            pass
         if not done.is_set():
             os._exit(1)
 
@@ -212,10 +195,11 @@ def serving() -> Iterator[tuple[Options, str, Callable[[int], object]]]:
                 report(0)
 
     try:
-        options, session = from_json(sys.stdin.readline())
+        told = json.loads(sys.stdin.readline())
+        spec, session = RunSpec.of_json(told), told["session"]
         for body in (end_with_parent, beat):
             threading.Thread(target=body, daemon=True).start()
-        yield options, session, report
+        yield spec, session, report
     except BaseException as error:
         # The parent takes over what is left, and meets the same obstacle if it is one.
         what, code = described(error)

@@ -1,11 +1,12 @@
 """Kernels that turn bytes of a FASTA into codes; all release the GIL.
 
-`decode` reads a range of a record whose lines are known from an index. `scan` walks a whole file
-and finds the records on the way. Both check every byte: `decode_lines` and `decode_run` translate
-with packed compares and selects and look closer only where a code is not one of 0-3.
+`decode` reads a range of a record whose lines are known. `scan` walks over a file byte by byte,
+finds the records and says where `decode` can go on faster. Both check every byte: `decode`
+translates with packed compares and selects and looks closer only where a code is not one of 0-3.
 
 The kernels that call each other stand in one file because Numba's cache does not notice changes in
-other files.
+other files. They are few, call each other little and are inlined before they are compiled: LLVM
+works through the code of a function again in whatever calls it, and a first start waits for that.
 """
 
 from __future__ import annotations
@@ -88,28 +89,15 @@ _decode_chunk = _chunk_decoder(strict=False)
 _decode_chunk_strictly = _chunk_decoder(strict=True)
 
 
-# Not cached by itself, but with what calls it: processes that start together could take the code
-# for one value of ``strict`` for the other's.
-@njit(nogil=True)
-def _run(raw: Any, out: Any, strict: bool) -> None:
-    """Decode ``raw`` into the equally long ``out``."""
-    chunks = len(out) // CHUNK * CHUNK
-    for at in range(0, chunks, CHUNK):
-        if strict:
-            _decode_chunk_strictly(raw, at, out, at)
-        else:
-            _decode_chunk(raw, at, out, at)
-    for at in range(chunks, len(out)):
-        out[at] = CODE_OF_BYTE[raw[at]]
-
-
-@njit(nogil=True)  # as above
+@njit(nogil=True, error_model="numpy", cache=True)
 def _lines(raw: Any, out: Any, lines: int, bases: int, width: int, strict: bool) -> bool:
     """Decode whole lines in chunks, whose surplus past a line's end the next line overwrites.
 
-    Returns whether each line ends with LF, or with CRLF if its end has two bytes.
+    Returns whether each line ends with LF, or with CRLF if its end has two bytes, or with its last
+    base if it has none.
     """
     wrong = np.uint8(0)
+    ends = np.uint8(0 if width == bases else 0xFF)
     before, byte = (1, np.uint8(_CR)) if width - bases == 2 else (0, np.uint8(_LF))
     for line in range(lines):
         for column in range(0, bases, CHUNK):
@@ -119,10 +107,10 @@ def _lines(raw: Any, out: Any, lines: int, bases: int, width: int, strict: bool)
                 _decode_chunk(raw, line * width + column, out, line * bases + column)
         last = line * width + width - 1
         wrong |= (raw[last] ^ np.uint8(_LF)) | (raw[last - before] ^ byte)
-    return bool(wrong == 0)
+    return bool(wrong & ends == 0)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, error_model="numpy", cache=True)
 def _union(codes: Any) -> Any:
     """Bitwise or of all codes: below 4 if all are known bases, 8 or more if any is invalid."""
     words = codes[: len(codes) // 8 * 8].view(np.uint64)  # 200 GB/s; as bytes 45 GB/s
@@ -136,42 +124,7 @@ def _union(codes: Any) -> Any:
     return np.int64(union & np.uint64(0xFF))
 
 
-@njit(nogil=True, cache=True)
-def decode_run(raw: Any, out: Any) -> bool:
-    """Decode bytes without line ends into the equally long ``out``; whether all were valid."""
-    _run(raw, out, False)
-    if _union(out) < UNKNOWN:
-        return True
-    _run(raw, out, True)
-    return bool(_union(out) < INVALID)
-
-
-@njit(nogil=True, cache=True)
-def decode_lines(raw: Any, out: Any, lines: int, bases: int, width: int) -> int:
-    """Decode whole lines of equal length; how many, all of them and their ends valid.
-
-    Stops early at a group with an invalid byte, and where the surplus of a line's last chunk would
-    pass the end of ``raw`` or ``out``.
-    """
-    surplus = -(-bases // CHUNK) * CHUNK
-    safe = min((len(raw) - surplus) // width, (len(out) - surplus) // bases) + 1
-    lines = min(lines, max(safe, 0))
-    done = 0
-    while done < lines:
-        count = min(max(_GROUP // bases, 1), lines - done)
-        source, target = raw[done * width :], out[done * bases :]
-        even = _lines(source, target, count, bases, width, False)
-        if _union(target[: count * bases]) >= UNKNOWN:
-            _lines(source, target, count, bases, width, True)
-            if _union(target[: count * bases]) >= INVALID:
-                break
-        if not even:
-            break
-        done += count
-    return done
-
-
-@njit(nogil=True, cache=True)
+@njit(nogil=True, error_model="numpy", cache=True)
 def decode(raw: Any, column: int, bases: int, width: int, out: Any) -> int:
     """Decode bytes of one record whose lines are known.
 
@@ -190,29 +143,43 @@ def decode(raw: Any, column: int, bases: int, width: int, out: Any) -> int:
     -------
     int
         Number of codes written, or ``-1 - i`` if ``raw[i]`` is not what it should be: sequence, or
-        LF or CRLF where a line ends.
+        LF or CRLF where a line ends. All before it are then decoded.
     """
     at, done = 0, 0
     while at < len(raw):
-        if column == 0:
-            lines = decode_lines(raw[at:], out[done:], (len(raw) - at) // width, bases, width)
-            at += lines * width
-            done += lines * bases
-        count = max(min(bases - column, len(raw) - at), 0)
-        if not decode_run(raw[at : at + count], out[done : done + count]):
-            for j in range(count):
-                if out[done + j] >= INVALID:
-                    return -1 - at - j
-        at += count
-        done += count
-        column += count
-        while column >= bases and at < len(raw):
-            if raw[at] != (_LF if column == width - 1 else _CR):
+        # Whole lines, or pieces of one: as many as have room for the surplus of their last chunk.
+        whole = column == 0 and len(raw) - at >= width and bases <= _GROUP
+        unit, step = (bases, width) if whole else (CHUNK, CHUNK)
+        room = -(-unit // CHUNK) * CHUNK
+        lines = min((len(raw) - at - room) // step, (len(out) - done - room) // unit) + 1
+        span = len(raw) - at if whole else min(bases - column, len(raw) - at)
+        lines = min(lines, span // step)
+        while lines > 0:
+            count = min(_GROUP // unit, lines)
+            source, target = raw[at:], out[done : done + count * unit]
+            even = _lines(source, out[done:], count, unit, step, False)
+            if _union(target) >= UNKNOWN:
+                _lines(source, out[done:], count, unit, step, True)
+                even = even and _union(target) < INVALID
+            if not even:
+                break
+            at += count * step
+            done += count * unit
+            column += 0 if whole else count * unit
+            lines -= count
+        # The rest of a line, or the one where something is wrong.
+        while at < len(raw):
+            code = CODE_OF_BYTE[raw[at]]
+            if column < bases and code < INVALID:
+                out[done] = code
+                done += 1
+            elif column < bases or raw[at] != (_LF if column == width - 1 else _CR):
                 return -1 - at
             at += 1
             column += 1
             if column == width:
                 column = 0
+                break
     return done
 
 
@@ -229,82 +196,15 @@ HEADER_LINE, HEADER, LENGTH, FIRST, LINE_BASES, LINE_WIDTH, SHAPE = range(COLUMN
 # Shapes of a record: all lines full so far; a short or empty line came; arithmetic on lines does
 # not find its bases.
 FULL, ENDED, UNEVEN = range(3)
-# Why `scan` returned.
-DONE, TABLE_FULL, NO_HEADER, NO_NAME, BAD_NAME, LONG_NAME, BAD_BYTE = range(7)
+# Why `scan` returned: at the end of what it was given; for want of room; where many equal lines or
+# a long one follow, which `decode` takes faster; or because of what it found.
+DONE, TABLE_FULL, LINES, LONG, NO_HEADER, NO_NAME, BAD_NAME, LONG_NAME, BAD_BYTE = range(9)
 
-# From this length on a line is decoded in runs of as many bases.
-_LONG = 1 << 10
-# Most lines decoded at once; after a failure as many are read byte by byte.
-_MOST_LINES = 1 << 8
-
-
-@njit(nogil=True, cache=True)
-def _equal_lines(raw: Any, width: int, ends: int) -> int:
-    """How many of the next lines have this width, the last ``ends`` bytes being the line end."""
-    lines = min(_MOST_LINES, len(raw) // width)
-    for line in range(lines):
-        last = line * width + width - 1
-        if raw[line * width] == _HEADER_MARK or raw[last] != _LF:
-            return line
-        if ends == 2 and raw[last - 1] != _CR:
-            return line
-    return lines
+# So many bytes must follow for `decode` to be worth its call from Python.
+MANY = 1 << 13
 
 
-@njit(nogil=True, cache=True)
-def _full_lines(raw: Any, state: Any, record: Any, out: Any) -> int:
-    """Decode the next lines that repeat the record's first; how many."""
-    bases, width = record[LINE_BASES], record[LINE_WIDTH]
-    if bases == 0 or record[SHAPE] != FULL or state[SLOW] > 0:
-        return 0
-    equal = _equal_lines(raw, width, width - bases)
-    lines = decode_lines(raw, out, equal, bases, width)
-    state[SLOW] = equal - lines
-    state[LINE] += lines
-    record[LENGTH] += lines * bases
-    return lines
-
-
-@njit(nogil=True, cache=True)
-def _rest_of_line(raw: Any, state: Any, record: Any, out: Any) -> tuple[int, int, int]:
-    """Take sequence up to the end of its line; (status, bytes taken, codes written)."""
-    at, done = 0, 0
-    status, runs = DONE, True
-    while at < len(raw) and raw[at] != _LF and raw[at] != _CR:
-        if runs and state[BASES] + done >= _LONG and len(raw) - at >= _LONG:
-            runs = decode_run(raw[at : at + _LONG], out[done : done + _LONG])
-            if runs:
-                at += _LONG
-                done += _LONG
-                continue
-        code = CODE_OF_BYTE[raw[at]]
-        if code < INVALID:
-            out[done] = code
-            done += 1
-        elif raw[at] != 0x20 and not 0x09 <= raw[at] <= 0x0C:  # blanks are skipped
-            status = BAD_BYTE
-            break
-        at += 1
-    state[BASES] += done
-    state[WIDTH] += at
-    record[LENGTH] += done
-    return status, at, done
-
-
-@njit(nogil=True, cache=True)
-def _sequence(raw: Any, offset: int, state: Any, record: Any, out: Any) -> tuple[int, int, int]:
-    """Take full lines, or one line as far as it goes; (status, bytes taken, codes written)."""
-    if state[MODE] == START:
-        lines = _full_lines(raw, state, record, out)
-        if lines > 0:
-            return DONE, lines * record[LINE_WIDTH], lines * record[LINE_BASES]
-        if record[LENGTH] == 0:
-            record[FIRST] = offset
-        state[MODE] = SEQUENCE
-    return _rest_of_line(raw, state, record, out)
-
-
-@njit("void(int64[::1], int64[::1], int64)", nogil=True, cache=True)
+@njit(nogil=True, error_model="numpy", inline="always")
 def end_line(state: Any, record: Any, ends: int) -> None:
     """Close a line that ends with LF (1), CRLF (2) or a lone CR (0)."""
     bases, width = state[BASES], state[WIDTH]
@@ -326,21 +226,7 @@ def end_line(state: Any, record: Any, ends: int) -> None:
         record[SHAPE] = ENDED
 
 
-@njit(nogil=True, cache=True)
-def _line_end(byte: int, state: Any, record: Any) -> int:
-    """Take LF or CR, or close a line whose CR was not followed by LF; bytes taken."""
-    if state[RETURN] == 1 and byte != _LF:
-        state[RETURN] = 0
-        end_line(state, record, 0)
-        return 0
-    state[WIDTH] += 1
-    if byte == _LF:
-        end_line(state, record, 1 + state[RETURN])
-    state[RETURN] = byte == _CR
-    return 1
-
-
-@njit(nogil=True, cache=True)
+@njit(nogil=True, error_model="numpy", inline="always")
 def _name_byte(byte: int, state: Any, names: Any) -> int:
     """Take a byte of a contig's name or the blank or line end after it; the status."""
     blank = byte == 0x20 or 0x09 <= byte <= 0x0D
@@ -358,24 +244,75 @@ def _name_byte(byte: int, state: Any, names: Any) -> int:
     return DONE
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, error_model="numpy", inline="always")
+def _rest_of_line(raw: Any, at: int, out: Any, done: int) -> tuple[int, int]:
+    """Take sequence up to the end of its line, a long way or a bad byte; where both then are."""
+    stop = min(len(raw), at + MANY)
+    while at < stop and raw[at] != _LF and raw[at] != _CR:
+        code = CODE_OF_BYTE[raw[at]]
+        if code < INVALID:
+            out[done] = code
+            done += 1
+        elif raw[at] != 0x20 and not 0x09 <= raw[at] <= 0x0C:  # blanks are skipped
+            break
+        at += 1
+    return at, done
+
+
+@njit(nogil=True, error_model="numpy", inline="always")
+def _line_end(byte: int, state: Any, record: Any) -> int:
+    """Take LF or CR, or close a line whose CR was not followed by LF; bytes taken."""
+    lone = state[RETURN] == 1 and byte != _LF
+    if not lone:
+        state[WIDTH] += 1
+    if lone or byte == _LF:
+        end_line(state, record, 0 if lone else 1 + state[RETURN])
+    state[RETURN] = byte == _CR and not lone
+    return 0 if lone else 1
+
+
+@njit(nogil=True, error_model="numpy", inline="always")
 def _begin_record(offset: int, state: Any, records: Any) -> int:
     """Take the mark of a header; the status."""
     if state[RECORDS] == len(records):
         return TABLE_FULL
     record = records[state[RECORDS]]
-    record[:] = 0
-    record[HEADER_LINE], record[HEADER] = state[LINE], offset
+    record[HEADER_LINE], record[HEADER], record[SHAPE] = state[LINE], offset, FULL
     state[RECORDS] += 1
     state[MODE] = NAME
     return DONE
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, error_model="numpy", inline="always")
+def _are_equal(raw: Any, at: int, width: int) -> bool:
+    """Whether lines of this width fill the next `MANY` bytes, or at least one such line does."""
+    behind = at
+    while 0 < width <= len(raw) - behind and behind - at < MANY and raw[behind + width - 1] == _LF:
+        behind += width
+    return behind - at >= MANY
+
+
+@njit(nogil=True, error_model="numpy", inline="always")
+def _sequence(raw: Any, at: int, offset: int, state: Any, record: Any) -> int:
+    """Begin or go on with a line of sequence; the status, which may be a faster way."""
+    if state[RECORDS] == 0:
+        return NO_HEADER
+    many = state[SLOW] == 0 and len(raw) - at >= MANY
+    if state[MODE] == SEQUENCE:
+        return LONG if many and state[BASES] >= MANY else DONE
+    if many and record[SHAPE] == FULL and _are_equal(raw, at, record[LINE_WIDTH]):
+        return LINES
+    if record[LENGTH] == 0:
+        record[FIRST] = offset + at
+    state[MODE] = SEQUENCE
+    return DONE
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
 def scan(
     raw: Any, offset: int, state: Any, records: Any, names: Any, out: Any
 ) -> tuple[int, int, int]:
-    """Walk over the next piece of a FASTA.
+    """Walk byte by byte over the next piece of a FASTA.
 
     Parameters
     ----------
@@ -385,7 +322,7 @@ def scan(
     state : int64 array, [STATE_SIZE]
         Zeros before the first piece, but ``LINE`` 1.
     records : int64 array, [most, COLUMNS]
-        Receives the records.
+        Receives the records; zeros before.
     names : uint8 array
         Receives the contigs' names, each followed by a line feed; as long as ``raw``.
     out : uint8 array
@@ -398,7 +335,7 @@ def scan(
         written.
     """
     at, done, status = 0, 0, DONE
-    while at < len(raw) and status == DONE:
+    while at < len(raw):
         byte = raw[at]
         record = records[max(state[RECORDS] - 1, 0)]
         if state[MODE] == NAME:
@@ -412,10 +349,15 @@ def scan(
         elif state[MODE] == START and byte == _HEADER_MARK:
             status = _begin_record(offset + at, state, records)
             at += status == DONE
-        elif state[RECORDS] == 0:
-            status = NO_HEADER
         else:
-            status, taken, count = _sequence(raw[at:], offset + at, state, record, out[done:])
-            at += taken
-            done += count
+            status = _sequence(raw, at, offset, state, record)
+            if status == DONE:
+                behind, count = _rest_of_line(raw, at, out, done)
+                state[BASES] += count - done
+                state[WIDTH] += behind - at
+                record[LENGTH] += count - done
+                status = BAD_BYTE if behind == at else DONE
+                at, done = behind, count
+        if status != DONE:
+            break
     return status, at, done

@@ -124,6 +124,9 @@ class ExpandedCodes:
             count = min(BLOCK - skip, view.nbytes)
             size = min(BLOCK, self._bases - at + skip)
             if self._checked[block]:
+                last = (at + view.nbytes - 1) // BLOCK + 1
+                unknown = self._checked.find(0, block, last)
+                count = min(view.nbytes, (last if unknown < 0 else unknown) * BLOCK - at)
                 self._read(view[:count], at)
             elif count == size:
                 self._read_block(block, view[:count])

@@ -18,6 +18,9 @@ from genomepred.sequences import decode as kernel
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.names import MOST_NAME, shown
 
+# Bytes of a long line that are looked over for its end, and decoded, at once.
+_LONGEST = 1 << 16
+
 
 class Record(NamedTuple):
     """One line of a .fai; ``offset`` is that of the first base in the uncompressed bytes."""
@@ -123,10 +126,43 @@ class _Scanner:
             self._offset += taken
             if status == kernel.TABLE_FULL:
                 self._records = np.concatenate([self._records, np.zeros_like(self._records)])
-            elif status != kernel.DONE:
+            elif status not in (kernel.DONE, kernel.LINES, kernel.LONG):
                 raise self._error(status, piece[taken : taken + 1].tobytes())
             yield self._codes[:count].data
             piece = piece[taken:]
+            if status in (kernel.LINES, kernel.LONG):
+                take = self._full_lines if status == kernel.LINES else self._long_line
+                taken, count = take(piece)
+                self._offset += taken
+                yield self._codes[:count].data
+                piece = piece[taken:]
+
+    def _full_lines(self, piece: Codes) -> tuple[int, int]:
+        """Decode the next lines that repeat the record's first; bytes and bases."""
+        state, record = self._state, self._records[self._state[kernel.RECORDS] - 1]
+        bases, width = int(record[kernel.LINE_BASES]), int(record[kernel.LINE_WIDTH])
+        ends = piece[width - 1 :: width] == ord("\n")
+        lines = len(ends) if ends.all() else int(ends.argmin())
+        found = kernel.decode(piece[: lines * width], 0, bases, width, self._codes)
+        if found < 0:
+            lines = (-1 - found) // width
+        state[kernel.SLOW] = 1  # the next line is another or a part of one
+        state[kernel.LINE] += lines
+        record[kernel.LENGTH] += lines * bases
+        return lines * width, lines * bases
+
+    def _long_line(self, piece: Codes) -> tuple[int, int]:
+        """Decode what follows of a long line, up to its end or a blank; bytes and bases."""
+        state, record = self._state, self._records[self._state[kernel.RECORDS] - 1]
+        end = piece[:_LONGEST].tobytes().find(b"\n")
+        piece = piece[: _LONGEST if end < 0 else end]
+        found = kernel.decode(piece, 0, len(piece), len(piece) + 1, self._codes)
+        taken = len(piece) if found >= 0 else -1 - found
+        if end >= 0 or found < 0:
+            state[kernel.SLOW] = 1  # the rest of this line byte by byte
+        state[[kernel.BASES, kernel.WIDTH]] += taken
+        record[kernel.LENGTH] += taken
+        return taken, taken
 
     def finish(self) -> tuple[list[Record], bool]:
         """All records, and whether all of them are even."""
@@ -143,7 +179,7 @@ class _Scanner:
         feed = 1 - int(state[kernel.RETURN])
         if state[kernel.MODE] != kernel.START:
             state[kernel.WIDTH] += feed
-            kernel.end_line(state, self._records[count - 1], feed)
+            kernel.end_line.py_func(state, self._records[count - 1], feed)
         table = self._records[:count]
         columns = [kernel.LENGTH, kernel.FIRST, kernel.LINE_BASES, kernel.LINE_WIDTH]
         records = [

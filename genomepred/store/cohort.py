@@ -23,13 +23,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, RegionError, StoreError
-from genomepred.files import open_regular, publishing, require_space, sha256_of, write_all
+from genomepred.files import publishing, require_space, sha256_of, write_all
 from genomepred.sequences.distinct import leader_type
 from genomepred.sequences.grid import Grid, Region
 from genomepred.store import hdf5
 from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
 from genomepred.store.hdf5 import DamagedPartError
-from genomepred.store.reader import READ_ERRORS, Float32, Int64, PredictionStore
+from genomepred.store.opening import COHORT_FORMAT
+from genomepred.store.reader import Float32, Int64, PredictionStore
 from genomepred.store.schema import (
     Attribute,
     SchemaError,
@@ -39,7 +40,6 @@ from genomepred.store.schema import (
     read_texts,
 )
 
-COHORT_FORMAT = "genomepred cohort"
 # Haplotypes and windows of a chunk of the index: 128 kB, of which a haplotype's stretch decodes
 # little and a stretch of all haplotypes little more than it needs.
 INDEX_CHUNK = 256
@@ -504,30 +504,14 @@ def _gather(found: Any, low: int, bins: int, rows: Any, skip: int, out: Any) -> 
                 out[h, r, t] = np.nan if d < 0 else rows[(d - low) * bins + b, t]
 
 
-def is_cohort(path: Path) -> bool:
-    """Whether a file says that it is a cohort's; False for what cannot be read."""
-    try:
-        with (
-            open(open_regular(path), "rb") as raw,
-            h5py.File(raw, "r") as file,
-        ):
-            return bool(read_attributes(file).get("format") == COHORT_FORMAT)
-    except READ_ERRORS:
-        return False
-
-
-def open_store(path: Path, sample: str | None = None) -> PredictionStore:
-    """A prediction file, or one haplotype of a cohort file.
+def open_haplotype(path: Path, sample: str) -> PredictionStore:
+    """One haplotype of a cohort file, which is closed with it.
 
     Raises
     ------
     StoreError
-        If a sample is asked of a file that is no cohort's, or none is of one that is.
+        If the file is no cohort's, or the sample is not in it.
     """
-    if sample is None:
-        if is_cohort(path):
-            raise StoreError(f"{path}: holds a cohort; say which haplotype with --sample S or S.1")
-        return PredictionStore(path)
     store = CohortStore(path)
     try:
         return _Owned(store, store.named(sample))

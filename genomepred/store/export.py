@@ -22,9 +22,10 @@ from genomepred.files import output_error, publishing, require_space
 from genomepred.sequences.grid import Region
 from genomepred.store.bigwig import TOO_LONG, BigWigWriter
 from genomepred.store.reader import Float32, Int64, PredictionStore
+from genomepred.tsv import quoted, tab_separated
 
-# Upper estimate of a bigWig's bytes a row, checked against the free space before writing: a record
-# is 12 bytes before compression; predictions took 9.3, zoom levels included.
+# Upper estimate of a bigWig's bytes a row, checked against the free space before writing: random
+# values took 6.4 with their zoom levels, which lie on the disk twice at the end.
 _BIGWIG_ROW = 12
 
 
@@ -65,6 +66,7 @@ def export_bigwig(
         If the file cannot be written; nothing is left behind.
     """
     outputs = _outputs(store, path, track)
+    _refuse_odd_contigs(store)
     for column, output in outputs:
         _write_bigwig(store, output, column, region)
     return [output for _, output in outputs]
@@ -109,6 +111,7 @@ def export_bedgraph(
             f"--track ({', '.join(store.tracks)}) or name a file with -o to write all"
         )
     outputs = _outputs(store, path or Path("-"), track)
+    _refuse_odd_contigs(store)
     for column, output in outputs:
         with _text_output(path and output) as file:
             for block in _drawn(store, column, region):
@@ -151,7 +154,7 @@ def export_tsv(
     names = ["name"] if store.grid.names is not None else []
     header = ["contig", "start", "end", *names, *(store.tracks[k] for k in columns)]
     with _text_output(path) as file:
-        file.write(("\t".join(header) + "\n").encode())
+        file.write(f"{tab_separated(header)}\n".encode())
         for first, last in ranges:
             for row, values in store.blocks(first, last):
                 rows = np.arange(row, row + len(values))
@@ -238,6 +241,16 @@ def _write_bigwig(store: PredictionStore, path: Path, column: int, region: Regio
             bigwig.finish()
 
 
+def _refuse_odd_contigs(store: PredictionStore) -> None:
+    """Neither format quotes names: blanks and control characters would end them."""
+    for contig in store.contigs:
+        if not contig or not contig.isprintable() or any(map(str.isspace, contig)):
+            raise StoreError(
+                f"{store.path}: contig {contig!r}: bedGraph and bigWig hold no names that are "
+                "empty or have blanks or control characters; export tsv instead"
+            )
+
+
 def _refuse_long_contigs(store: PredictionStore) -> None:
     for contig, length in store.contigs.items():
         if length >= TOO_LONG:
@@ -281,12 +294,13 @@ def _bedgraph_lines(block: _Block) -> bytes:
 def _tsv_lines(store: PredictionStore, rows: Int64, values: Float32) -> bytes:
     start, end = store.described(rows)
     kept = start < end
-    interval = store.grid.interval_of(rows[kept])
+    interval, numbers = np.unique(store.grid.interval_of(rows[kept]), return_inverse=True)
+    contigs = list(map(quoted, store.grid.contigs[interval].tolist()))
     texts = ["\t".join(row) for row in _texts(values[kept]).tolist()]
     if store.grid.names is not None:
-        names = store.grid.names[interval].tolist()
-        texts = [f"{name}\t{text}" for name, text in zip(names, texts, strict=True)]
-    return _lines(store.grid.contigs[interval].tolist(), start[kept], end[kept], texts)
+        names = list(map(quoted, store.grid.names[interval].tolist()))
+        texts = [f"{names[k]}\t{text}" for k, text in zip(numbers.tolist(), texts, strict=True)]
+    return _lines((contigs[k] for k in numbers.tolist()), start[kept], end[kept], texts)
 
 
 def _lines(contigs: Iterable[str], start: Int64, end: Int64, texts: Iterable[str]) -> bytes:

@@ -240,7 +240,8 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
 
 
 def _content_problems(path: Path, noted: Mapping[str, Any]) -> list[str]:
-    from genomepred.store.cohort import cohort_problems, is_cohort
+    from genomepred.store.cohort import cohort_problems
+    from genomepred.store.opening import is_cohort
 
     try:
         if is_cohort(path):

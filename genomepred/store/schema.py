@@ -153,7 +153,7 @@ def open_predictions(file: h5py.File) -> h5py.Dataset:
     return data
 
 
-def read_texts(group: h5py.Group, name: str, count: int) -> NDArray[Any]:
+def read_texts(group: h5py.Group, name: str, count: int) -> NDArray[np.object_]:
     """A column of texts, held by their own lengths.
 
     Raises

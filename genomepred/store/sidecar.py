@@ -11,7 +11,7 @@ from genomepred.errors import StoreError
 from genomepred.files import write_whole
 
 #: Values of a signature, in sidecars and in the record of a run.
-SIGNATURE = {str: (str, int, bool, float, None)}
+SIGNATURE = {str: (str, int, bool, float, None, [str])}
 _SCHEMAS = {
     "finished": {
         "sha256": str,

@@ -1,1 +1,15 @@
-"""Data, loop and metrics for training the models of the set."""
+"""Training: data (:mod:`genomepred.data`) -> an evaluated checkpoint.
+
+:func:`genomepred.training.run.train` is what ``genomepred train`` calls: it opens the data, builds
+the model, fits it, measures it (:mod:`genomepred.evaluation`) and writes checkpoints. Killed
+anywhere, the same call goes on to the same weights.
+
+======================================== ===========================================================
+:mod:`~genomepred.training.run`          a plan -> ``OUT``: checkpoints, history, metrics, records
+:mod:`~genomepred.training.fit`          the loop: epochs, steps, the state it goes on from
+:mod:`~genomepred.training.tasks`        regression, binary, profile: losses, metrics, activations
+:mod:`~genomepred.training.memory`       how many examples fit into memory at once
+:mod:`~genomepred.training.precision`    what fp16 and bf16 change, for the card
+:mod:`~genomepred.training.sweep`        many trainings and their comparison
+======================================== ===========================================================
+"""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,9 +31,9 @@ def step_size(model: SequenceModel, most: int) -> int:
 
     The same for a model on every machine of the same limits, whatever else runs there.
     """
-    kept = _Sizes()
-    with torch.random.fork_rng(devices=[]), kept, _kept_for_gradients(kept, model):
-        model.body(model.encode(_example(model)).float())
+    kept, copied = _Sizes(), copy.deepcopy(model).train()  # its statistics and dropouts are its own
+    with torch.random.fork_rng(devices=[]), kept, _kept_for_gradients(kept, copied):
+        copied.body(copied.encode(_example(model)).float())
     weights = _COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
     return _that_fit(most, _limit(model) - weights, _STEP * kept.total)
 
@@ -38,9 +41,21 @@ def step_size(model: SequenceModel, most: int) -> int:
 def pass_size(model: SequenceModel, most: int) -> int:
     """As :func:`step_size`, of a pass without gradients."""
     sizes = _Sizes()
-    with torch.inference_mode(), sizes:
+    with _at_rest(model), torch.inference_mode(), sizes:
         model(_example(model))
     return _that_fit(most, _limit(model), _ALIVE * sizes.largest)
+
+
+@contextmanager
+def _at_rest(model: SequenceModel) -> Iterator[None]:
+    """The model in evaluation mode: it keeps no statistics and draws no random numbers."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _example(model: SequenceModel) -> Tensor:

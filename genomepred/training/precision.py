@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from genomepred.data.examples import Examples
 from genomepred.inference.engine import activation_function
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import SequenceModel
-from genomepred.training.examples import Examples
-from genomepred.training.loop import PRECISIONS, Float32, raw_values
+from genomepred.training.fit import PRECISIONS, Float32, raw_values
 
 # Held-out windows on which they are compared.
 _COMPARED = 256

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,8 @@ import torch
 from tqdm import tqdm
 
 from genomepred import __version__
-from genomepred.documents import COUNT, DocumentError, Schema, read_document, seal
-from genomepred.errors import DataError, DeviceError, OutputError, SignatureError
-from genomepred.files import create_whole, discard_abandoned, write_whole
-from genomepred.models import build
-from genomepred.models.card import Card, Track, flatten, read_card
-from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
-from genomepred.models.fused import prepare
-from genomepred.models.layers import SequenceModel
-from genomepred.training.data import (
+from genomepred.data.examples import known_bases
+from genomepred.data.read import (
     TEST,
     VALIDATION,
     Codes,
@@ -35,9 +29,18 @@ from genomepred.training.data import (
     Source,
     open_data,
 )
-from genomepred.training.examples import known_bases
-from genomepred.training.figures import curves, new_figure
-from genomepred.training.loop import (
+from genomepred.data.source import file_facts
+from genomepred.documents import COUNT, DocumentError, Schema, read_document, seal
+from genomepred.errors import DataError, DeviceError, OutputError, SignatureError
+from genomepred.evaluation.figures import curves, new_figure
+from genomepred.evaluation.metrics import Sites, find_sites, peaks_inside
+from genomepred.files import create_whole, discard_abandoned, write_whole
+from genomepred.models import build
+from genomepred.models.card import Card, Track, flatten, read_card
+from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
+from genomepred.models.fused import prepare
+from genomepred.models.layers import SequenceModel
+from genomepred.training.fit import (
     HISTORY,
     PREVIOUS,
     STATE,
@@ -49,9 +52,7 @@ from genomepred.training.loop import (
     history_digest,
     raw_values,
 )
-from genomepred.training.metrics import Sites, find_sites, peaks_inside, sklearn_metrics
 from genomepred.training.precision import precision_differences, tolerances
-from genomepred.training.source import file_facts
 from genomepred.training.tasks import Task, find_task
 
 RUN, METRICS, CURVES = "run.json", "metrics.json", "curves.png"
@@ -194,10 +195,9 @@ def train(plan: Plan, out: Path) -> Card:
     OutputError
         If the folder cannot be written.
     DependencyError
-        If scikit-learn or matplotlib is not installed.
+        If matplotlib is not installed.
     """
     # What would fail at the end fails now.
-    sklearn_metrics()
     new_figure(1, 1)
     for name in ("best", "last"):
         check_target(out / name)
@@ -229,11 +229,12 @@ def train(plan: Plan, out: Path) -> Card:
     )
     golden = _golden(data)
     settings = _decided(plan, model, out)
-    _claim(out, {**_identity(plan, config, data, task), "batch_size": settings.batch_size})
+    identity = _identity(plan, config, data, task, settings)
+    _claim(out, identity)
     if (out / METRICS).exists():
         return _leave(plan, out)
     course = fit(model, data, task, settings, out=out)
-    card = replace(card, training=_provenance(replace(plan, settings=settings), data, task, course))
+    card = replace(card, training=_provenance(plan, identity, task, course))
     dtype = plan.weights_dtype
     last = replace(card, metrics={"validation": _rounded(course.records[-1].metrics)})
     save_checkpoint(
@@ -351,14 +352,14 @@ def _has_map(data: PeakData) -> bool:
 def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
     """Sites in a scan of the test regions, by a threshold from the validation regions.
 
-    Forward strand, at the card's stride; see :func:`genomepred.training.metrics.find_sites`. The
+    Forward strand, at the card's stride; see :func:`genomepred.evaluation.metrics.find_sites`. The
     regions of several genomes are one map.
     """
-    card, fast = model.card, prepare(model, "torch")
+    card, predict = model.card, partial(raw_values, prepare(model, "torch"))
 
     def sites(part: int) -> Sites:
         return find_sites(
-            fast,
+            predict,
             data.contigs,
             data.regions[part],
             data.peaks.regions,
@@ -389,8 +390,8 @@ def _check_shape(model: SequenceModel, data: Data) -> None:
     tracks = len(data.tracks)
     if (model.window, model.bins, model.tracks) != (data.window, 1, tracks):
         raise DataError(
-            f"the model has window {model.window}, {model.bins} bin(s) and {model.tracks} "
-            f"track(s); the data need window {data.window}, 1 bin and {tracks} track(s): "
+            f"the model has window {model.window}, bins {model.bins} and tracks {model.tracks}; "
+            f"the data need window {data.window}, bins 1 and tracks {tracks}: "
             f"{', '.join(data.tracks)}"
         )
 
@@ -409,10 +410,13 @@ def _training_labels(data: Data) -> Float32:
     return np.concatenate([examples.take(slice(i, i + _BLOCK)).labels for i in blocks])
 
 
-def _identity(plan: Plan, config: Mapping[str, Any], data: Data, task: Task) -> dict[str, Any]:
-    """All that the checkpoint depends on, but for words."""
+def _identity(
+    plan: Plan, config: Mapping[str, Any], data: Data, task: Task, settings: Settings
+) -> dict[str, Any]:
+    """All that the checkpoint depends on, but for words; its card tells some of it."""
     return {
         **_asked(plan),
+        "batch_size": settings.batch_size,
         "config": dict(config),
         "data": data.facts(),
         "task": asdict(task),
@@ -567,14 +571,14 @@ def _min_bases(data: Data) -> int:
     return max(fewest, 1)
 
 
-def _provenance(plan: Plan, data: Data, task: Task, course: Fit) -> dict[str, Any]:
+def _provenance(plan: Plan, identity: Mapping[str, Any], task: Task, course: Fit) -> dict[str, Any]:
     best = course.best_record
     return {
         "task": task.name,
         "source": plan.description.source,
-        "data": data.facts(),
+        "data": identity["data"],
         "command": plan.description.command,
-        "settings": asdict(plan.settings),
+        "settings": {**identity["settings"], "batch_size": identity["batch_size"]},
         "standardised_by": {"mean": list(task.shift), "deviation": list(task.scale)}
         if task.scale
         else None,
@@ -582,7 +586,7 @@ def _provenance(plan: Plan, data: Data, task: Task, course: Fit) -> dict[str, An
         "epochs": len(course.records),
         "best_epoch": best.epoch,
         f"validation_{task.headline}": _round(best.score),
-        "torch": torch.__version__,
+        "torch": identity["torch"],
     }
 
 

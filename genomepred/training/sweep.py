@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from genomepred.documents import DocumentError, parse_document
 from genomepred.errors import DataError, GenomepredError, OutputError
+from genomepred.evaluation import figures
 from genomepred.files import publishing, read_small
 from genomepred.models.checkpoint import load_model
-from genomepred.training import figures
-from genomepred.training.loop import HISTORY, history_digest
+from genomepred.progress import Progress
+from genomepred.training.fit import HISTORY, history_digest
 from genomepred.training.run import METRICS, Plan, read_outcome, train
 
 TABLE, FIGURE = "comparison.tsv", "comparison.png"
@@ -203,7 +203,7 @@ def sweep(trials: Mapping[str, Trial], out: Path, metric: str | None = None) -> 
 def _bar(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Plan]]:
     """Every plan with its trial's name, behind a bar."""
     plans = [(name, plan) for name, trial in trials.items() for plan in trial.plans]
-    with tqdm(plans, desc="sweep", unit="training") as bar:
+    with Progress(plans, desc="sweep", unit="training") as bar:
         for name, plan in bar:
             bar.set_postfix_str(f"{name}, seed {plan.settings.seed}")
             yield name, plan

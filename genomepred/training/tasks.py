@@ -13,8 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from genomepred.errors import DataError
+from genomepred.evaluation.metrics import (
+    binary_metrics,
+    profile_metrics,
+    regression_metrics,
+    softmax,
+)
 from genomepred.models.layers import SequenceModel, rescale_output
-from genomepred.training.metrics import binary_metrics, profile_metrics, regression_metrics, softmax
 
 Float32 = NDArray[np.float32]
 Metrics = dict[str, float]
@@ -91,7 +96,7 @@ class Task:
         Returns
         -------
         dict
-            The names are those of :mod:`genomepred.training.metrics`; NaN where undefined.
+            The names are those of :mod:`genomepred.evaluation.metrics`; NaN where undefined.
 
         Raises
         ------

@@ -285,7 +285,7 @@ def test_gpu_command_tried_on_a_cpu(tmp_path: Path) -> None:
 
 
 def check_whole_runs(row: dict[str, Any]) -> None:
-    """Both engines, the pipeline, whole commands and today's way were compared and timed."""
+    """Both engines, the pipeline, whole commands and the baseline were compared and timed."""
     assert row["model"] == "ctcf"
     assert row["stride"] == 20
     assert row["difference"] <= 1e-5
@@ -293,7 +293,7 @@ def check_whole_runs(row: dict[str, Any]) -> None:
     assert list(row["numerics"]) == engines
     assert [row["numerics"][name]["overlap"] for name in engines] == ["naive", "share"]
     rates = row["bases_per_second"]
-    assert rates.keys() == {*engines, "pipeline", "command", "whole command", "today's way"}
+    assert rates.keys() == {*engines, "pipeline", "command", "whole command", "baseline"}
     assert rates["whole command"] > 0
     for name in (*engines, "pipeline", "command"):
         assert [len(row["seconds"][f"{name}, {size}"]) for size in ("short", "long")] == [1, 1]

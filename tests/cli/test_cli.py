@@ -134,7 +134,7 @@ def test_plan_as_text_and_json(model, tmp_path):
     assert "kernels: kmers, direct\n" in text
     assert "kernels: reference\n" in genomepred(*arguments, "--kernels", "reference").stdout
     plan = json.loads(genomepred(*arguments, "--json").stdout)["result"]
-    assert plan["numerics"]["kernels"] == "kmers,direct"
+    assert plan["numerics"]["kernels"] == ["kmers", "direct"]
     assert plan["genomes"][0]["rows"] == -(-(48502 - 100) // 500) + 1
     assert not (tmp_path / "o").exists()
 

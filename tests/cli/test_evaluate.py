@@ -18,15 +18,16 @@ from click.testing import CliRunner, Result
 
 from genomepred.cli import cli
 from genomepred.cli.train import _plan_of_run, evaluate, sweep
+from genomepred.data.source import Source
 from genomepred.errors import DataError, ModelError
+from genomepred.evaluation.judge import PARTS
 from genomepred.models.card import Card, Track, read_card
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import make_external
-from genomepred.training.evaluation import PARTS
-from genomepred.training.source import Source
 from genomepred.training.sweep import read_config
 from tests.checkpoints import make_checkpoint
 from tests.cli.test_train import train
+from tests.data.test_read import write_cultivars
 from tests.models.as_written import AS_WRITTEN, make_as_written
 
 pytest.importorskip("sklearn")
@@ -116,7 +117,8 @@ def test_peaks_are_judged_by_kind_of_negatives(tmp_path: Path) -> None:
     assert len(worst) == 20
     assert not worst.duplicated(["name", "sequence"]).any()  # peaks are in all three sets
     assert "validation: " in done(*call, "--part", "validation").stdout
-    error = run(*call, "--part", "all").exception
+    assert f"random: {2 * len(peaks)} examples" in done(*call, "--part", "all").stdout
+    error = run(*call, "--part", "training").exception
     assert isinstance(error, DataError)
     assert "drawn anew" in str(error)
 
@@ -237,6 +239,58 @@ def test_peaks_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
     error = run(*call, "--test", "chr7:1-9000").exception
     assert isinstance(error, DataError)
     assert "with --test chr7:30001-40000; leave it out" in str(error)
+
+
+def test_every_genome_of_a_manifest_is_judged_and_the_worst_named(tmp_path: Path) -> None:
+    manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "chr01"])
+    regions = ("--validation", "Chr1:8001-12000", "--test", "Chr1:15001-20000")
+    done(
+        "train", "--model", "linear", "--data", manifest, "--window", 20, *regions, "--epochs", 1,
+        "--device", "cpu", "--out", tmp_path / "m",
+    )  # fmt: skip
+    call = (
+        "evaluate",
+        "--model",
+        tmp_path / "m" / "best",
+        "--bootstrap",
+        0,
+        "--out",
+        tmp_path / "o",
+    )
+    shown = done(*call, "--data", manifest).stdout  # window and regions are the card's
+    assert "worst of 2 genomes: " in shown
+    table = pd.read_csv(tmp_path / "o" / "genomes.tsv", sep="\t")
+    sets = json.loads((tmp_path / "o" / "metrics.json").read_text())["sets"]
+    for kind, found in sets.items():
+        own = table[(table.set == kind) & (table.metric == "accuracy")]
+        assert sorted(own.genome) == ["a", "b"]
+        whole = found["tracks"]["peak"]["accuracy"]["value"]
+        assert own.value.mean() == pytest.approx(whole)  # as many examples of each
+    means = table[table.metric == "auPRC"].groupby("genome", sort=False).value.mean()
+    assert means.is_monotonic_increasing
+    one = ("--data", tmp_path / "b" / "p.narrowPeak", "--genome", tmp_path / "b" / "g.fa")
+    done(*call, *one, "--validation", "1:8001-12000", "--test", "1:16001-20000")
+    for held_out in (
+        ("--part", "all"),
+        ("--validation", "1:8001-12000", "--test", "1:14001-20000"),
+    ):
+        error = run(*call, *one, *held_out).exception
+        assert isinstance(error, DataError)
+        assert "was trained on genome g.fa, kept from " in str(error)
+
+
+def test_all_peaks_of_another_genome_are_judged(tmp_path: Path) -> None:
+    assert train(tmp_path, "m", "--seed", "3", "--device", "cpu").exit_code == 0
+    rng = np.random.default_rng(5)
+    (tmp_path / "new.fa").write_text(">1\n" + "".join(rng.choice(list("ACGT"), 30_000)) + "\n")
+    starts = range(100, 29_000, 700)
+    (tmp_path / "new.bed").write_text("".join(f"1\t{s}\t{s + 40}\n" for s in starts))
+    call = (
+        "evaluate", "--model", tmp_path / "m" / "best", "--data", tmp_path / "new.bed",
+        "--genome", tmp_path / "new.fa", "--bootstrap", 0, "--out", tmp_path / "o", "--json",
+    )  # fmt: skip
+    found = json.loads(done(*call, "--part", "all").stdout)["result"]["sets"]
+    assert {of["rows"] for of in found.values()} == {2 * len(starts)}
 
 
 def test_misfits_are_one_line(tmp_path: Path) -> None:

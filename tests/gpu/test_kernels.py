@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from genomepred.kernels.bias_act_pool import bias_act_pool
-from genomepred.kernels.codes_conv import codes_conv
-from genomepred.kernels.conv_block import conv_block
+from genomepred.kernels.codes_conv.op import codes_conv
+from genomepred.kernels.conv_block.op import conv_block
+from genomepred.kernels.epilogue.op import bias_act_pool
 from tests.kernels import cases
 
 pytestmark = pytest.mark.gpu

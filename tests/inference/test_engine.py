@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,25 +10,36 @@ import torch
 from torch import nn
 
 from genomepred.errors import DeviceError, ModelError, PrecisionError
+from genomepred.inference import numerics
 from genomepred.inference.engine import (
+    REFERENCE,
     Block,
     Engine,
     Numerics,
-    choose_numerics,
     compute_batch,
     find_device,
-    multiply_adds,
+)
+from genomepred.inference.numerics import (
+    Candidates,
+    GuardWindows,
+    Subject,
+    decide,
+    fastest,
     resolve_kernels,
+    ways_to_try,
 )
 from genomepred.inference.overlap_choice import Blocks, choose_blocks, share
+from genomepred.inference.overlap_work import multiply_adds
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
-from genomepred.models.fused import kernels_of, prepare
+from genomepred.models.fused import are_measured, kernels_of, prepare
 from genomepred.sequences.grid import Geometry
 from tests.checkpoints import make_checkpoint
 
 CPU = torch.device("cpu")
 BATCH = 16
+OURS, COMPILED_OURS = ("kmers", "direct"), ("compiled", "kmers", "direct")
+PREPARED = r"the prepared model \(kmers, direct\)"
 STRIDE = 20  # of the tiny model's card
 
 
@@ -40,7 +49,7 @@ def model(tmp_path_factory):
 
 
 def make_engine(
-    model, *, strand="forward", kernels="reference", precision="fp32", device=CPU, **card
+    model, *, strand="forward", kernels=REFERENCE, precision="fp32", device=CPU, **card
 ):
     numerics = Numerics(precision, kernels, BATCH, strand)
     return Engine(model, replace(model.card, **card), model.card.geometry(), numerics, device)
@@ -68,10 +77,10 @@ def test_predictions_are_those_of_the_plain_model(model):
 
 
 # All that the tiny model's two blocks can be computed by, and no kernels of ours at all.
-KERNELS = ("kmers,direct", "kmers,onednn", "torch")
+KERNELS = (("kmers", "direct"), ("kmers", "onednn"), ("torch",))
 
 
-@pytest.mark.parametrize("kernels", ["reference", *KERNELS])
+@pytest.mark.parametrize("kernels", [REFERENCE, *KERNELS])
 def test_a_window_depends_on_its_slot_and_on_no_other_window(model, kernels):
     """What makes resumed, sharded and BED runs equal to the bit."""
     engine = make_engine(model, kernels=kernels)
@@ -150,7 +159,7 @@ def test_reverse_flips_bins_and_permutes_tracks():
     block = Block(torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True]))
     results = {
         strand: Engine(
-            Positions(), card, geometry, Numerics("fp32", "reference", 4, strand), CPU
+            Positions(), card, geometry, Numerics("fp32", REFERENCE, 4, strand), CPU
         ).submit(block)()
         for strand in ("forward", "reverse")
     }
@@ -158,7 +167,7 @@ def test_reverse_flips_bins_and_permutes_tracks():
     # swapped back, both strands count the same.
     np.testing.assert_array_equal(results["forward"], results["reverse"])
     plain = Engine(
-        Positions(), positions_card(), geometry, Numerics("fp32", "reference", 4, "reverse"), CPU
+        Positions(), positions_card(), geometry, Numerics("fp32", REFERENCE, 4, "reverse"), CPU
     )
     np.testing.assert_array_equal(plain.submit(block)(), results["forward"][..., ::-1])
 
@@ -177,7 +186,7 @@ def test_activations(activation, function):
     geometry = Geometry(10, 10, bins=2)
     windows = np.random.default_rng(0).integers(0, 4, (4, 10), dtype=np.uint8)
     block = Block(torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True]))
-    numerics = Numerics("fp32", "reference", 4, "forward")
+    numerics = Numerics("fp32", REFERENCE, 4, "forward")
     raw, found = (
         Engine(Positions(), positions_card(activation=name), geometry, numerics, CPU).submit(
             block
@@ -195,7 +204,7 @@ def test_a_model_that_does_not_keep_its_cards_promise_is_refused():
             Positions(),
             positions_card(tracks=(Track("A"),)),
             Geometry(10, 10, bins=2),
-            Numerics("fp32", "reference", 4, "forward"),
+            Numerics("fp32", REFERENCE, 4, "forward"),
             CPU,
         )
 
@@ -213,7 +222,7 @@ def test_kernels_agree_with_the_model_as_written(model, kernels):
 def test_kernels_in_half_precision(model, precision, within):
     windows = random_windows(BATCH)
     reference = make_engine(model).submit(block_of(windows))()
-    half = make_engine(model, kernels="kmers,direct", precision=precision)
+    half = make_engine(model, kernels=("kmers", "direct"), precision=precision)
     found = half.submit(block_of(windows))()
     assert 0 < (np.abs(found - reference) / (1 + np.abs(reference))).max() <= within
 
@@ -221,10 +230,10 @@ def test_kernels_in_half_precision(model, precision, within):
 @pytest.mark.parametrize(
     ("kernels", "message"),
     [
-        ("kmers", "implementations of the model's 2 blocks"),
-        ("triton,triton", "'triton' does not compute codes_conv on cpu"),
-        ("onednn", "onednn"),
-        ("conv2d", "conv2d"),
+        (("kmers",), "implementations of the model's 2 blocks"),
+        (("triton", "triton"), "'triton' does not compute codes_conv on cpu"),
+        (("onednn",), "onednn"),
+        (("conv2d",), "conv2d"),
     ],
 )
 def test_kernels_that_are_not_the_models_are_refused(model, kernels, message):
@@ -238,8 +247,10 @@ def broken(model, kernels="auto", *, dtype=torch.float32):
 
 def test_kernels_that_compute_something_else_are_not_used(model, monkeypatch):
     monkeypatch.setattr("genomepred.inference.engine.prepare", broken)
-    assert choose(model).kernels == "reference"
-    with pytest.raises(PrecisionError, match=r"--kernels cpu: it differs .* allows 1e-05; use --k"):
+    assert choose(model).kernels == REFERENCE
+    with pytest.raises(
+        PrecisionError, match=rf"--kernels cpu: {PREPARED} differs .* 1e-05; use --k"
+    ):
         choose(model, kernels="cpu")
 
 
@@ -248,7 +259,7 @@ def test_a_model_that_cannot_be_rewritten_runs_as_written(model, monkeypatch):
         raise TypeError("cannot pickle this")
 
     monkeypatch.setattr("genomepred.inference.engine.prepare", refuse)
-    assert choose(model).kernels == "reference"
+    assert choose(model).kernels == REFERENCE
     with pytest.raises(ModelError, match="cannot be rewritten: cannot pickle this"):
         choose(model, kernels="cpu")
 
@@ -260,29 +271,86 @@ def test_kernels_of_a_gpu_are_refused_on_a_cpu(model, asked):
 
 
 def test_without_kernels_for_a_device_torch_computes(model, monkeypatch):
-    monkeypatch.setattr("genomepred.inference.engine.obstacle", lambda *_: "no such thing here")
+    monkeypatch.setattr("genomepred.inference.numerics.obstacle", lambda *_: "no such thing here")
     with pytest.warns(UserWarning, match="torch's convolutions are used: no such thing here"):
-        assert resolve_kernels(model, "auto", CPU, "fp32") == "torch"
+        assert resolve_kernels(model, "auto", CPU, "fp32") == ("torch",)
 
 
 @pytest.mark.parametrize(
-    ("times", "kernels"),
+    ("times", "wanted"),
     [
-        ({"kmers,direct": 1.0, "reference": 0.9, "compiled": 0.95}, "kmers,direct"),
-        ({"kmers,direct": 1.0, "reference": 1.0, "compiled": 0.8}, "compiled"),
-        ({"kmers,direct": 1.0, "reference": 0.8, "compiled": 0.75}, "reference"),
+        ({OURS: 1.0, REFERENCE: 0.9, COMPILED_OURS: 0.95}, OURS),
+        ({OURS: 1.0, REFERENCE: 1.0, COMPILED_OURS: 0.8}, COMPILED_OURS),
+        ({OURS: 1.0, REFERENCE: 0.8, COMPILED_OURS: 0.75}, REFERENCE),
     ],
 )
-def test_long_runs_take_what_a_probe_finds_clearly_faster(model, monkeypatch, times, kernels):
-    monkeypatch.setattr(Engine, "seconds_per_batch", lambda engine: times[engine.numerics.kernels])
+def test_a_later_way_is_taken_only_where_it_is_clearly_faster(times, wanted):
+    assert fastest(times, times.__getitem__) == wanted
+
+
+def test_a_way_that_does_not_run_is_none_unless_it_must():
+    def seconds(kernels):
+        if kernels == OURS:
+            raise ModelError("only as written")
+        if kernels == COMPILED_OURS:
+            raise RuntimeError("no compiler\nsecond line")
+        return 1.0
+
+    with pytest.warns(UserWarning, match="torch.compile is not used: no compiler$"):
+        assert fastest([OURS, REFERENCE, COMPILED_OURS], seconds) == REFERENCE
+    with pytest.raises(RuntimeError, match="no compiler"):
+        fastest([REFERENCE], lambda kernels: seconds(COMPILED_OURS))
+
+
+def ways(model, device, windows, used=OURS):
+    subject = Subject(model, model.card, model.card.geometry(), torch.device(device))
+    return list(ways_to_try(subject, Candidates(windows=windows), "fp32", used))
+
+
+def test_only_long_runs_on_a_cpu_try_anything_but_the_table(model):
+    assert ways(model, "cpu", 0) == [OURS]
+    assert ways(model, "cpu", 1e9) == [OURS, REFERENCE, ("compiled", "torch")]
+
+
+def test_a_gpu_tries_what_nobody_has_measured(model, monkeypatch):
+    ours, cudnn = ("triton", "triton"), ("triton", "cudnn")
+    monkeypatch.setattr(numerics, "_prepared", lambda *_: None if measured is None else model)
+    monkeypatch.setattr(numerics, "are_measured", lambda *_: measured)
+    monkeypatch.setattr(numerics, "resolve_kernels", lambda *_: cudnn)
+    measured = True
+    assert ways(model, "cuda", 0, ours) == [ours]
+    long = [(("compiled", *ours)), ("compiled", "torch")]
+    assert ways(model, "cuda", 1e12, ours) == [ours, REFERENCE, *long]
+    measured = False
+    assert ways(model, "cuda", 0, ours) == [ours, cudnn, REFERENCE]
+    assert ways(model, "cuda", 1e12, ours) == [ours, cudnn, REFERENCE, *long]
+    assert ways(model, "cuda", 0, REFERENCE) == [REFERENCE]
+
+
+def test_a_probe_times_the_ways_and_takes_one_of_them(model, monkeypatch):
+    monkeypatch.setitem(numerics.PROBE_FROM_MULTIPLY_ADDS, "cpu", 0)
     monkeypatch.setattr(nn.Module, "compile", lambda *_, **__: None)
-    assert choose(model, windows=1e9).kernels == kernels
-    assert choose(model, windows=1e9, kernels="cpu").kernels == "kmers,direct"
-    assert choose(model, windows=1e9, kernels="reference").kernels == "reference"
+    tried = []
+    seconds = Engine.seconds_per_batch
+
+    def counted(engine):
+        tried.append(engine.numerics.kernels)
+        return seconds(engine)
+
+    monkeypatch.setattr(Engine, "seconds_per_batch", counted)
+    assert choose(model, windows=1e9).kernels in tried
+    assert tried == [OURS, REFERENCE, ("compiled", "torch")]
+    assert choose(model, windows=1e9, kernels="cpu").kernels == OURS
+    assert choose(model, windows=1e9, kernels="reference").kernels == REFERENCE
+    assert len(tried) == 3
+
+
+def test_entries_of_the_table_tell_whether_they_are_measured(model):
+    assert are_measured(prepare(model), torch.float32)
 
 
 def test_a_recording_that_fails_is_told_and_changes_nothing(model, monkeypatch):
-    engine = make_engine(model, kernels="kmers,direct")
+    engine = make_engine(model, kernels=("kmers", "direct"))
     wanted = engine.submit(block_of(random_windows(BATCH)))()
 
     def no_stream(device):
@@ -292,30 +360,6 @@ def test_a_recording_that_fails_is_told_and_changes_nothing(model, monkeypatch):
     with pytest.warns(UserWarning, match="run without a CUDA graph: no stream here$"):
         engine._record()
     assert engine.submit(block_of(random_windows(BATCH)))().tobytes() == wanted.tobytes()
-
-
-def test_recorded_batches_are_replayed_each_into_its_own_rows(model, monkeypatch):
-    """All of a recording but CUDA: what replays overwrites the same tensor again and again."""
-    engine = make_engine(model, strand="each", kernels="kmers,direct")
-    block = block_of(random_windows(3 * BATCH))
-    wanted, replays = engine.submit(block)(), []
-
-    class Graph:
-        def replay(self):
-            engine._graph = None
-            engine._recorded.copy_(engine._predict_buffer())
-            engine._graph = self
-            replays.append(engine._buffer.clone())
-
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
-    monkeypatch.setattr("torch.cuda.Stream", lambda device: stream)
-    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
-    monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
-    monkeypatch.setattr("torch.cuda.graph", lambda graph, stream: nullcontext())
-    engine._record()
-    assert engine.submit(block)().tobytes() == wanted.tobytes()
-    assert len(replays) == 3
 
 
 @pytest.mark.gpu
@@ -349,7 +393,7 @@ def test_a_model_that_waits_for_the_host_runs_without_a_cuda_graph(model):
     waiting, stream = Waiting().to(device), torch.cuda.current_stream(device)
     waiting.card = replace(model.card, activation="none")
     with pytest.warns(UserWarning, match="run without a CUDA graph"):
-        engine = make_engine(waiting, kernels="torch", device=device)
+        engine = make_engine(waiting, kernels=("torch",), device=device)
     assert torch.cuda.current_stream(device) == stream
     windows = random_windows(BATCH)
     with torch.no_grad():
@@ -361,7 +405,7 @@ def test_a_model_that_waits_for_the_host_runs_without_a_cuda_graph(model):
 def test_the_compiled_model_agrees_and_never_compiles_again(model):
     windows = random_windows(2 * BATCH)
     reference = make_engine(model, strand="mean").submit(block_of(windows))()
-    engine = make_engine(model, strand="mean", kernels="compiled")
+    engine = make_engine(model, strand="mean", kernels=("compiled", "torch"))
     np.testing.assert_allclose(engine.submit(block_of(windows))(), reference, atol=1e-5)
     engine._buffer = engine._buffer[:5]
     with pytest.raises(RuntimeError, match="recompile"):
@@ -378,15 +422,11 @@ def sample(count: int, consecutive: bool) -> Block:
 
 def choose(model, *, precision="auto", kernels="auto", windows=0.0, tolerance=None, blocks=None):
     card = replace(model.card, tolerance=tolerance or model.card.tolerance)
-    return choose_numerics(
-        *(model, card, card.geometry(), CPU),
-        precision=precision,
-        kernels=kernels,
-        strand="forward",
-        windows=windows,
-        sample=sample,
-        blocks=blocks,
+    subject = Subject(model, card, card.geometry(), CPU)
+    guard = GuardWindows(
+        sample(subject.compute_batch, False), blocks and sample(blocks.windows, True)
     )
+    return decide(subject, Candidates(precision, kernels, "forward", blocks, windows), guard)
 
 
 @pytest.fixture
@@ -412,35 +452,35 @@ def test_what_is_shared_is_compared_with_the_model_as_written(model, blocks):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         chosen = choose(model, blocks=blocks)
-    assert chosen == Numerics("fp32", "kmers,direct", blocks.windows, "forward", "share")
+    assert chosen == Numerics("fp32", OURS, blocks.windows, "forward", "share")
 
 
 def test_a_wrong_shared_form_is_not_used(model, blocks, monkeypatch):
     monkeypatch.setattr("genomepred.inference.engine.share", lambda *given: Wrong(share(*given)))
-    for asked, ways in (("auto", ["kmers,direct", "reference"]), ("cpu", ["kmers,direct"])):
+    for asked, ways in (("auto", [PREPARED, "the model as written"]), ("cpu", [PREPARED])):
         with pytest.warns(UserWarning, match="overlap is not shared") as told:
             chosen = choose(model, kernels=asked, blocks=blocks)
-        assert chosen == Numerics("fp32", "kmers,direct", 256, "forward", "naive")
+        assert chosen == Numerics("fp32", OURS, 256, "forward", "naive")
         for way, warning in zip(ways, told, strict=True):
-            said = rf"overlap is not shared by {way} kernels: it differs .* by [0-9.e-]+ "
+            said = rf"overlap is not shared: {way} differs .* by [0-9.e-]+ "
             assert re.match(said + r".*; the card of 'tiny' allows 1e-05$", str(warning.message))
 
 
 def test_a_form_that_is_wrong_by_kernels_alone_is_shared_as_written(model, blocks, monkeypatch):
     def shared(form, *rest):
         sharing = share(form, *rest)
-        return Wrong(sharing) if kernels_of(form) != "torch" else sharing
+        return Wrong(sharing) if kernels_of(form) != ("torch",) else sharing
 
     monkeypatch.setattr("genomepred.inference.engine.share", shared)
-    with pytest.warns(UserWarning, match="not shared by kmers,direct kernels") as told:
+    with pytest.warns(UserWarning, match=f"not shared: {PREPARED}") as told:
         chosen = choose(model, blocks=blocks)
-    assert chosen == Numerics("fp32", "reference", blocks.windows, "forward", "share")
+    assert chosen == Numerics("fp32", REFERENCE, blocks.windows, "forward", "share")
     assert len(told) == 1
 
 
 def test_short_runs_on_the_cpu_take_our_kernels_in_fp32(model):
     chosen = choose(model)
-    assert (chosen.precision, chosen.kernels) == ("fp32", "kmers,direct")
+    assert (chosen.precision, chosen.kernels) == ("fp32", OURS)
     assert chosen.compute_batch == compute_batch(100, "cpu") == 256
 
 

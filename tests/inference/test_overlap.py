@@ -548,15 +548,20 @@ def test_a_run_whose_shared_form_is_wrong_goes_window_by_window(
     computed = Sharing.forward
     predict(genome, model, tmp_path / "right", jobs=1)
     monkeypatch.setattr(Sharing, "forward", lambda *given: computed(*given) + 0.1)
-    with pytest.warns(UserWarning, match="overlap is not shared by kmers,direct kernels: it dif"):
+    with pytest.warns(
+        UserWarning, match="overlap is not shared: the prepared model .kmers, direct. dif"
+    ):
         predict(genome, model, tmp_path / "wrong", jobs=1)
     found = {}
     for name in ("right", "wrong"):
         signature = json.loads((tmp_path / name / "run.json").read_text())["signature"]
         found[name] = (signature["overlap"], signature["kernels"])
-    assert found == {"right": ("share", "kmers,direct"), "wrong": ("naive", "kmers,direct")}
+    assert found == {
+        "right": ("share", ["kmers", "direct"]),
+        "wrong": ("naive", ["kmers", "direct"]),
+    }
     with (
-        pytest.warns(UserWarning, match="overlap is not shared by reference kernels: it differs"),
+        pytest.warns(UserWarning, match="overlap is not shared: the model as written differs from"),
         pytest.raises(PrecisionError, match="--overlap share: 'tiny' is not what it is window by"),
     ):
         predict(genome, model, tmp_path / "refused", jobs=1, overlap="share")

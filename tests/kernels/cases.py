@@ -15,9 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genomepred.kernels.bias_act_pool import ACTIVATIONS, POOLS, bias_act_pool_reference
-from genomepred.kernels.codes_conv import codes_conv_reference, codes_table
-from genomepred.kernels.conv_block import conv_block_reference
+from genomepred.kernels.codes_conv.reference import codes_conv_reference, codes_table
+from genomepred.kernels.conv_block.reference import conv_block_reference
+from genomepred.kernels.epilogue.reference import (
+    ACTIVATIONS,
+    POOLS,
+    Epilogue,
+    bias_act_pool_reference,
+)
 from genomepred.models.agreement import difference
 
 # |difference| / (1 + |reference|) against float64 on the same rounded inputs. Seen: float32 5e-7,
@@ -170,11 +175,12 @@ class Problem:
 
 def _epilogue(row: Row) -> Row:
     names = ("activation", "pool", "next_activation")
-    return {name: row[name] for name in names} | {"factor": FACTOR, "next_factor": NEXT_FACTOR}
+    named = {name: row[name] for name in names}
+    return {"epilogue": Epilogue(**named, factor=FACTOR, next_factor=NEXT_FACTOR)}
 
 
 def codes_problem(row: Row, device: str = "cpu") -> Problem:
-    """Problem of :func:`genomepred.kernels.codes_conv.codes_conv`."""
+    """Problem of :func:`genomepred.kernels.codes_conv.op.codes_conv`."""
     generator = torch.Generator().manual_seed(1)
     name, capability = row["kind"]
     dtype, width, channels = DTYPES[name], row["width"], row["channels"]
@@ -190,7 +196,7 @@ def codes_problem(row: Row, device: str = "cpu") -> Problem:
 
 
 def block_problem(row: Row, device: str = "cpu") -> Problem:
-    """Problem of :func:`genomepred.kernels.conv_block.conv_block`."""
+    """Problem of :func:`genomepred.kernels.conv_block.op.conv_block`."""
     generator = torch.Generator().manual_seed(2)
     name, capability = row["kind"]
     dtype, width, channels = DTYPES[name], row["width"], row["channels"]
@@ -214,7 +220,7 @@ def block_problem(row: Row, device: str = "cpu") -> Problem:
 
 
 def pointwise_problem(row: Row, device: str = "cpu") -> Problem:
-    """Problem of :func:`genomepred.kernels.bias_act_pool.bias_act_pool`."""
+    """Problem of :func:`genomepred.kernels.epilogue.op.bias_act_pool`."""
     generator = torch.Generator().manual_seed(3)
     name, capability = row["kind"]
     dtype, shape = DTYPES[name], (row["samples"], row["length"], row["channels"])

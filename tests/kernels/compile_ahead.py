@@ -4,7 +4,7 @@ Run in a process of its own, which prints one JSON line a kernel, configuration 
 capability: registers, spilled bytes and tensor-core instructions as the assembler reports them, or
 the error. Each compilation is a process too, since some combinations end in an abort of LLVM.
 
-    python -m tests.kernels.compile_ahead [--all]
+    python -m tests.kernels.compile_ahead [--all] [--every N]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MMA = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 
 @dataclass(frozen=True)
 class Case:
-    """One compilation: names of kernel and table in ``kernels/gpu.py``, and what to compile for."""
+    """One compilation: names of kernel and table in :mod:`.gpu`, and what to compile for."""
 
     kernel: str
     tiles: str
@@ -42,7 +42,7 @@ class Case:
 
 def cases(everything: bool = False) -> list[Case]:
     """Cases that a GPU of the capability would run, with the largest epilogue."""
-    from genomepred.kernels import gpu
+    from tests.kernels import gpu
 
     return list(_cases(gpu, everything))
 
@@ -74,7 +74,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from genomepred.kernels import gpu
+    from tests.kernels import gpu
 
     kernel = getattr(gpu, case.kernel)
     tile = getattr(gpu, case.tiles)[case.channels]
@@ -171,8 +171,9 @@ def _finished(running: dict[int, tuple[Case, Path]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--all", action="store_true", help="every 16-bit type and input width")
-    everything = parser.parse_args().all
-    for result in compile_all(cases(everything)):
+    parser.add_argument("--every", type=int, default=1, help="only every n-th case")
+    arguments = parser.parse_args()
+    for result in compile_all(cases(arguments.all)[:: arguments.every]):
         print(json.dumps(result), flush=True)
 
 

@@ -17,9 +17,8 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from genomepred.kernels import gpu
-from genomepred.kernels.bias_act_pool import POOLS
-from tests.kernels import cases, launches
+from genomepred.kernels.epilogue.reference import POOLS
+from tests.kernels import cases, gpu, launches
 
 torch.set_num_threads(1)
 # -inf of rows past a sample's end goes through the activation before its mask drops it.

@@ -25,22 +25,23 @@ from torch.utils._pytree import tree_leaves
 
 from genomepred.inference.overlap import Sharing
 from genomepred.inference.overlap_work import CannotShareError, phases_of
-from genomepred.kernels.bias_act_pool import bias_act_pool
-from genomepred.kernels.codes_conv import codes_conv
-from genomepred.kernels.conv_block import conv_block
+from genomepred.kernels.codes_conv import op as codes_op
+from genomepred.kernels.conv_block import op as block_op
+from genomepred.kernels.epilogue import op as epilogue_op
 from genomepred.models import build, fused
+from genomepred.models.agreement import difference
 from genomepred.models.fused import DirectActivation, DirectLinear, FusedConv, kernels_of, prepare
 from genomepred.models.layers import MaxPool, Residual, SequenceModel
 from tests.inference import test_overlap as overlaps
 from tests.inference.test_overlap import conv, drawn, random_codes
 from tests.kernels import interpreted  # noqa: F401 (sets the interpreter up)
 from tests.kernels.cases import DTYPES, TOLERANCES
-from tests.models.test_fused import CASES, CONFIGS, codes_like, error, exact, named, settle
+from tests.models.test_fused import CASES, CONFIGS, codes_like, exact, named, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Using padding='same'")
 LAST = [(name, configs[-1]) for name, configs in CONFIGS.items()]
 
-for operation in (codes_conv, conv_block, bias_act_pool):
+for operation in (codes_op._operation, block_op._operation, epilogue_op._operation):
     operation.register_kernel("cpu")(operation._backend_fns["cuda"])
 
 
@@ -54,7 +55,7 @@ def pretended() -> Iterator[None]:
             there = fused.dispatch.IMPLEMENTATIONS[name, "cuda"]
             patch.setitem(fused.dispatch.IMPLEMENTATIONS, (name, "cpu"), there)
         yield
-    assert not {"numba", "genomepred.kernels.cpu"} & set(sys.modules)
+    assert not {"numba", "genomepred.kernels.vectors"} & set(sys.modules)
 
 
 def pretend(patch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
@@ -86,7 +87,7 @@ def check(prepared: nn.Module, model: nn.Module, codes: Tensor, precision: str) 
     """A form of a model equals it, the whole of its output at a scale of 1."""
     expected = exact(model, codes)
     scale = 1.0 if precision == "fp32" else max(1.0, float(expected.abs().max()))
-    worst = error(called(prepared, codes, precision) / scale, expected / scale)
+    worst = difference(called(prepared, codes, precision) / scale, expected / scale)
     times = 1 if precision == "fp32" else 2
     assert worst <= times * TOLERANCES[DTYPES[precision]], kernels_of(prepared)
 
@@ -98,7 +99,7 @@ def check_shared(
     sharing = Sharing(prepared, stride, groups * phases_of(model, stride))
     codes = random_codes(sharing.bases)
     expected = exact(model, codes.unfold(0, model.window, stride))
-    worst = error(called(sharing, codes, precision), expected)
+    worst = difference(called(sharing, codes, precision), expected)
     assert worst <= TOLERANCES[DTYPES[precision]], kernels_of(prepared)
 
 
@@ -195,7 +196,7 @@ def test_half_precision_without_autocast(name: str, config: dict[str, Any], prec
     expected = exact(model, codes)
     scale = max(1.0, float(expected.abs().max()))
     assert found.dtype == torch.float32
-    assert error(found / scale, expected / scale) <= 2 * TOLERANCES[DTYPES[precision]]
+    assert difference(found / scale, expected / scale) <= 2 * TOLERANCES[DTYPES[precision]]
 
 
 def test_autocast_leaves_blocks_in_float32() -> None:
@@ -204,7 +205,7 @@ def test_autocast_leaves_blocks_in_float32() -> None:
     codes = windows_of(model, 3)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = prepared.trunk(prepared.encode(codes))
-    assert error(found, exact(model.trunk, model.encode(codes))) <= 1e-5
+    assert difference(found, exact(model.trunk, model.encode(codes))) <= 1e-5
 
 
 @settings(

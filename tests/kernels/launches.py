@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from genomepred.kernels import gpu
-from tests.kernels.cases import Problem, Row
-
-
-def _epilogue(arguments: Row) -> gpu.Epilogue:
-    names = ("activation", "factor", "pool", "next_activation", "next_factor")
-    return gpu.Epilogue(**{name: arguments.pop(name) for name in names})
+from tests.kernels import gpu
+from tests.kernels.cases import Problem
 
 
 def launch_codes(problem: Problem, device: str = "cpu") -> list[Tensor]:
     """Run the codes convolution into poisoned outputs and check them."""
-    arguments = dict(problem.arguments)
-    epilogue, outs = _epilogue(arguments), problem.poisoned(device)
-    gpu.launch_codes_conv(
-        **arguments, epilogue=epilogue, out=outs[0], capability=problem.capability
-    )
+    outs = problem.poisoned(device)
+    gpu.launch_codes_conv(**problem.arguments, out=outs[0], capability=problem.capability)
     return _checked(problem, outs)
 
 
@@ -27,8 +19,8 @@ def launch_block(problem: Problem, device: str = "cpu") -> list[Tensor]:
     """Run the block into poisoned outputs and check them."""
     arguments = dict(problem.arguments)
     del arguments["keep"]
-    epilogue, outs = _epilogue(arguments), problem.poisoned(device)
-    gpu.launch_conv_block(**arguments, epilogue=epilogue, outs=outs, capability=problem.capability)
+    outs = problem.poisoned(device)
+    gpu.launch_conv_block(**arguments, outs=outs, capability=problem.capability)
     return _checked(problem, outs)
 
 
@@ -36,8 +28,8 @@ def launch_pointwise(problem: Problem, device: str = "cpu") -> list[Tensor]:
     """Run the pointwise kernel into poisoned outputs and check them."""
     arguments = dict(problem.arguments)
     del arguments["keep"]
-    epilogue, outs = _epilogue(arguments), problem.poisoned(device)
-    gpu.launch_bias_act_pool(**arguments, epilogue=epilogue, outs=outs)
+    outs = problem.poisoned(device)
+    gpu.launch_bias_act_pool(**arguments, outs=outs)
     return _checked(problem, outs)
 
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from genomepred.kernels.codes_conv import codes_conv_reference
+from genomepred.kernels.codes_conv.reference import codes_conv_reference
 from genomepred.models.agreement import difference
 from tests.kernels import cases
 

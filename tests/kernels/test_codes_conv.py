@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from genomepred.kernels import cpu
-from genomepred.kernels.codes_conv import codes_conv, codes_conv_reference, codes_table
+from genomepred.kernels.codes_conv import cpu
+from genomepred.kernels.codes_conv.op import _operation, codes_conv
+from genomepred.kernels.codes_conv.reference import codes_conv_reference, codes_table
+from genomepred.kernels.epilogue.reference import Epilogue
 from genomepred.models.layers import MaxPool, OneHot, SameConv1d
 from tests.kernels import cases
 
@@ -43,7 +45,7 @@ def test_reference_is_one_hot_and_convolution(
         table = codes_table(conv.weight, base_order, n_policy)
         assert conv.bias is not None
         pool = "ceil" if round_up else "floor"
-        out = codes_conv_reference(codes, table, conv.bias, conv.sides, "gelu", 1.0, pool)
+        out = codes_conv_reference(codes, table, conv.bias, conv.sides, Epilogue("gelu", pool=pool))
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
 
@@ -74,7 +76,7 @@ def test_a_value_does_not_depend_on_its_batch() -> None:
     torch.manual_seed(0)
     codes = torch.randint(0, 5, (40, 100), dtype=torch.uint8)
     table, shift = torch.randn(10, 5, 64), torch.randn(64)
-    arguments = (table, shift, (4, 5), "gelu_tanh", 1.0, "floor")
+    arguments = (table, shift, (4, 5), Epilogue("gelu_tanh", pool="floor"))
     together = codes_conv(codes, *arguments)
     alone = torch.cat([codes_conv(row[None], *arguments) for row in codes])
     assert torch.equal(together, alone)
@@ -85,7 +87,7 @@ def test_nan_and_infinity_stay_visible() -> None:
     shift = torch.tensor([0.0, float("nan"), float("inf")])
     for pool in ("none", "floor", "ceil"):
         for activation in ("none", "relu", "gelu", "gelu_tanh"):
-            out = codes_conv(codes, TENSOR, shift, (1, 2), activation, 1.0, pool)
+            out = codes_conv(codes, TENSOR, shift, (1, 2), Epilogue(activation, pool=pool))
             assert out[..., 0].isfinite().all()
             assert out[..., 1].isnan().all()
             assert out[..., 2].isposinf().all()
@@ -94,7 +96,8 @@ def test_nan_and_infinity_stay_visible() -> None:
 @pytest.mark.parametrize("pool", ["none", "ceil"])
 def test_registration(pool: str) -> None:
     codes = torch.randint(0, 5, (2, 9), dtype=torch.uint8)
-    torch.library.opcheck(codes_conv, (codes, TENSOR, torch.randn(3), (1, 2), "gelu", 1.0, pool))
+    epilogue = Epilogue("gelu", pool=pool)
+    torch.library.opcheck(_operation, (codes, TENSOR, torch.randn(3), (1, 2), *epilogue))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +109,8 @@ def test_registration(pool: str) -> None:
         ({"shift": torch.zeros(4)}, r"shift must be contiguous float32 \[3\], found"),
         ({"padding": (1, -1)}, "padding must be two numbers from 0"),
         ({"codes": torch.zeros(2, 2, dtype=torch.uint8), "padding": (0, 0)}, "fewer than the 4"),
-        ({"activation": "tanh"}, "activation 'tanh' is none of none, relu"),
-        ({"pool": "mean"}, "pool 'mean' is none of none, floor, ceil"),
+        ({"epilogue": Epilogue("tanh")}, "activation 'tanh' is none of none, relu"),
+        ({"epilogue": Epilogue(pool="mean")}, "pool 'mean' is none of none, floor, ceil"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:

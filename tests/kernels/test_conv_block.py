@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from genomepred.kernels.bias_act_pool import bias_act_pool, bias_act_pool_reference
-from genomepred.kernels.conv_block import conv_block, conv_block_reference
+from genomepred.kernels.conv_block import op as block_op
+from genomepred.kernels.conv_block.op import conv_block
+from genomepred.kernels.conv_block.reference import conv_block_reference
+from genomepred.kernels.epilogue import op as epilogue_op
+from genomepred.kernels.epilogue.op import bias_act_pool
+from genomepred.kernels.epilogue.reference import Epilogue, bias_act_pool_reference
 from genomepred.models.layers import MaxPool, SameConv1d
 from tests.kernels import cases
 
@@ -53,9 +57,7 @@ def test_reference_is_the_modules_in_order(dilation: int, round_up: bool) -> Non
             x.transpose(1, 2),
             conv.sides,
             dilation,
-            "gelu_tanh",
-            pool="ceil" if round_up else "floor",
-            next_activation="relu",
+            Epilogue("gelu_tanh", 1.0, "ceil" if round_up else "floor", "relu"),
             keep=True,
         )
     torch.testing.assert_close(kept.transpose(1, 2), before, rtol=0, atol=1e-12)
@@ -64,7 +66,7 @@ def test_reference_is_the_modules_in_order(dilation: int, round_up: bool) -> Non
 
 def test_sigmoid_gelu_has_a_factor() -> None:
     x = torch.randn(1, 5, 3)
-    (out,) = bias_act_pool_reference(x, torch.zeros(3), None, "gelu_sigmoid", 1.702)
+    (out,) = bias_act_pool_reference(x, torch.zeros(3), None, Epilogue("gelu_sigmoid", 1.702))
     torch.testing.assert_close(out, x * torch.sigmoid(1.702 * x))
 
 
@@ -72,8 +74,8 @@ def test_sigmoid_gelu_has_a_factor() -> None:
 def test_registration(keep: bool) -> None:
     x, weight, shift = torch.randn(2, 9, 3), torch.randn(4, 3, 3), torch.randn(3)
     names = ("gelu", 1.0, "floor", "relu", 1.0, keep)
-    torch.library.opcheck(conv_block, (x, weight, shift, x, (1, 2), 1, *names))
-    torch.library.opcheck(bias_act_pool, (x, shift, x, *names))
+    torch.library.opcheck(block_op._operation, (x, weight, shift, x, (1, 2), 1, *names))
+    torch.library.opcheck(epilogue_op._operation, (x, shift, x, *names))
 
 
 X, WEIGHT, SHIFT = torch.randn(2, 9, 3), torch.randn(4, 3, 5), torch.randn(5)
@@ -89,7 +91,7 @@ X, WEIGHT, SHIFT = torch.randn(2, 9, 3), torch.randn(4, 3, 5), torch.randn(5)
         ({"shift": torch.zeros(5).half()}, r"shift must be contiguous float32 \[5\], found"),
         ({"residual": torch.zeros(2, 8, 5)}, r"residual must be torch.float32 \[2, 9, 5\], found"),
         ({"dilation": 9}, "fewer than the 28"),
-        ({"next_activation": "tanh"}, "activation 'tanh' is none of"),
+        ({"epilogue": Epilogue(next_activation="tanh")}, "activation 'tanh' is none of"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:

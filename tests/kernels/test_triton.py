@@ -32,18 +32,31 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def interpret(*options: str, suite: str = "interpreted.py") -> str:
-    """Closing line of a suite under the interpreter."""
+def interpret(*options: str, suite: str = "interpreted.py", every: int = 1) -> str:
+    """Closing line of every n-th test of a suite under the interpreter."""
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/kernels/{suite}")
-    return run(*command, *options, TRITON_INTERPRET="1").splitlines()[-1]
+    closing = run(*command, *options, TRITON_INTERPRET="1", GENOMEPRED_EVERY=str(every))
+    return closing.splitlines()[-1]
 
 
+# The default run takes every n-th case of what is minutes long under the interpreter; n shares no
+# factor with the numbers of types and shapes, so that all of them are met.
+def test_a_part_under_the_interpreter() -> None:
+    assert "passed" in interpret("-m", "not slow", every=11)
+
+
+def test_a_part_of_the_whole_models() -> None:
+    assert "passed" in interpret("-m", "not slow", suite="interpreted_models.py", every=17)
+
+
+@pytest.mark.slow
 def test_interpreter() -> None:
     assert "passed" in interpret("-m", "not slow")
 
 
+@pytest.mark.slow
 def test_whole_models() -> None:
-    assert "passed" in interpret(suite="interpreted_models.py")
+    assert "passed" in interpret("-m", "not slow", suite="interpreted_models.py")
 
 
 @pytest.mark.slow
@@ -65,8 +78,8 @@ def check_compiled(output: str) -> None:
         assert not expected or capability >= TENSOR_CORES, result
 
 
-def test_compiled_ahead_of_time() -> None:
-    check_compiled(run("-m", "tests.kernels.compile_ahead"))
+def test_a_part_compiled_ahead_of_time() -> None:
+    check_compiled(run("-m", "tests.kernels.compile_ahead", "--every", "7"))
 
 
 @pytest.mark.slow

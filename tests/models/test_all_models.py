@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from genomepred.errors import ModelError
-from genomepred.inference.engine import Block, Engine, Numerics, resolve_kernels
+from genomepred.inference.engine import COMPILED, TORCH, Block, Engine, Numerics
+from genomepred.inference.numerics import resolve_kernels
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE, Card, Track
@@ -174,9 +175,9 @@ def through_the_engine(name: str, kernels: str, precision: str, device: str) -> 
     with torch.no_grad():
         expected = model(codes).numpy()
     card, before = card_of(name, model), torch.get_num_threads()
-    if kernels not in ("torch", "compiled"):
-        kernels = resolve_kernels(model, kernels, torch.device(device), precision)
-    numerics = Numerics(precision, kernels, 8, "forward")
+    named = {"torch": TORCH, "compiled": (COMPILED, *TORCH)}
+    used = named.get(kernels) or resolve_kernels(model, kernels, torch.device(device), precision)
+    numerics = Numerics(precision, used, 8, "forward")
     block = Block(
         codes.flatten(), np.arange(16, dtype=np.int64) * WINDOW, WINDOW, np.array([True, True])
     )

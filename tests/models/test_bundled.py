@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from genomepred.data.read import Mix, PeakData, Peaks, Split, load_contigs, read_peaks
+from genomepred.evaluation.metrics import find_sites
 from genomepred.models.agreement import difference
 from genomepred.models.card import (
     ASSETS,
@@ -19,9 +22,7 @@ from genomepred.models.checkpoint import check_golden, load_model
 from genomepred.models.fused import prepare
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
-from genomepred.training.data import Mix, PeakData, Peaks, Split, load_contigs, read_peaks
-from genomepred.training.loop import raw_values
-from genomepred.training.metrics import find_sites
+from genomepred.training.fit import raw_values
 from genomepred.training.tasks import find_task
 
 
@@ -115,7 +116,7 @@ def test_a_sample_of_the_held_out_map_looks_as_the_card_says(
 ) -> None:
     stated = card.metrics["map"]
     sites = find_sites(
-        prepare(load_model("ctcf")),
+        partial(raw_values, prepare(load_model("ctcf"))),
         contigs,
         [Region("chr20", 42_500_000, 43_500_000)],
         peaks.regions,

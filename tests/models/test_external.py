@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
-from genomepred.inference import engine
+from genomepred.inference import engine, numerics
 from genomepred.inference.overlap_choice import choose_blocks
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
@@ -291,14 +291,18 @@ NETWORKS = {
 
 # What each is computed by where nothing is probed: `torch` is the prepared form without a block.
 COMPUTED_BY = {
-    "padded sequential": "direct,direct,direct",
+    "padded sequential": (
+        "direct",
+        "direct",
+        "direct",
+    ),
     "pre-activation": "direct,direct",
-    "view of a convolution": "reference",
-    "use of a layer's weight": "reference",
-    "convolution of its own kind": "torch",
-    "convolution that is changed as it is called": "torch",
-    "no parameters": "torch",
-    "cannot be copied": "reference",
+    "view of a convolution": ("reference",),
+    "use of a layer's weight": ("reference",),
+    "convolution of its own kind": ("torch",),
+    "convolution that is changed as it is called": ("torch",),
+    "no parameters": ("torch",),
+    "cannot be copied": ("reference",),
 }
 
 
@@ -308,7 +312,8 @@ def test_whatever_a_run_is_computed_by_the_numbers_are_the_modules_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, probing: bool
 ) -> None:
     monkeypatch.setattr(nn.Module, "compile", lambda *_, **__: None)
-    monkeypatch.setattr(engine, "PROBE_FROM_MULTIPLY_ADDS", 0 if probing else np.inf)
+    limit = {"cpu": 0 if probing else np.inf}
+    monkeypatch.setattr(numerics, "PROBE_FROM_MULTIPLY_ADDS", limit)
     torch.manual_seed(0)
     head = "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()"
     code = f"import torch\nfrom torch import nn\n\n{head}{NETWORKS[name]}"
@@ -318,17 +323,15 @@ def test_whatever_a_run_is_computed_by_the_numbers_are_the_modules_own(
     starts = np.arange(batch, dtype=np.int64) * 20
     block = engine.Block(torch.from_numpy(windows.reshape(-1)), starts, 20, np.array([True]))
     cpu, geometry = torch.device("cpu"), make_card().geometry()
-    numerics = engine.choose_numerics(
-        model, make_card(), geometry, cpu,
-        precision="auto", strand="forward", windows=1, sample=lambda *_: block,
-    )  # fmt: skip
-    found = engine.Engine(model, make_card(), geometry, numerics, cpu).submit(block)()
+    subject = numerics.Subject(model, make_card(), geometry, cpu)
+    chosen = numerics.decide(subject, numerics.Candidates(windows=1), numerics.GuardWindows(block))
+    found = subject.engine(chosen).submit(block)()
     with torch.no_grad():
         expected = model(torch.from_numpy(windows)).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     only_as_written = {"use of a layer's weight", "cannot be copied"}  # not even compiled
     if not probing or name in only_as_written:
-        assert numerics.kernels == COMPUTED_BY[name]
+        assert chosen.kernels == COMPUTED_BY[name]
 
 
 # Reads what a prepared convolution does not have.
@@ -358,19 +361,21 @@ def test_a_module_of_many_bins_that_only_runs_as_written(tmp_path: Path, overlap
         return engine.Block(torch.from_numpy(codes), starts, 60, np.array([True]))
 
     def choose(kernels: str) -> engine.Numerics:
-        return engine.choose_numerics(
-            model, card, geometry, cpu, kernels=kernels,
-            precision="auto", strand="forward", windows=1, sample=sample,
-            blocks=choose_blocks(model, geometry, "cpu", overlap, lambda windows: 1.0),
-        )  # fmt: skip
+        blocks = choose_blocks(model, geometry, "cpu", overlap, lambda windows: 1.0)
+        subject = numerics.Subject(model, card, geometry, cpu)
+        windows = numerics.GuardWindows(
+            sample(subject.compute_batch, False), blocks and sample(blocks.windows, True)
+        )
+        candidates = numerics.Candidates(kernels=kernels, windows=1, blocks=blocks)
+        return numerics.decide(subject, candidates, windows)
 
-    said = {"share": "overlap is not shared by direct kernels: ", "naive": "computed as written: "}
+    said = {"share": "overlap is not shared: ", "naive": "computed as written: "}
     with pytest.warns(UserWarning, match=f"{said[overlap]}.*{cause}") as told:
-        numerics = choose("auto")
-    assert (numerics.kernels, numerics.overlap) == ("reference", overlap)
+        chosen = choose("auto")
+    assert (chosen.kernels, chosen.overlap) == (("reference",), overlap)
     assert len(told) == 1
-    block = sample(numerics.compute_batch, True)
-    found = engine.Engine(model, card, geometry, numerics, cpu).submit(block)()
+    block = sample(chosen.compute_batch, True)
+    found = engine.Engine(model, card, geometry, chosen, cpu).submit(block)()
     with torch.no_grad():
         expected = model(block.codes.unfold(0, 68, 60)).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -15,8 +15,9 @@ from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.runs import cohort
+from genomepred.runs.checking import verify
 from genomepred.runs.cohort import predict_cohort
-from genomepred.runs.run import predict, verify
+from genomepred.runs.run import predict
 from genomepred.sequences.cohort import Panel, PanelOptions, export_consensus, write_consensus
 from genomepred.sequences.fasta import Genome
 from genomepred.store.cohort import CohortStore

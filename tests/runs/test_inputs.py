@@ -9,8 +9,8 @@ import pytest
 
 from genomepred import predict
 from genomepred.errors import GenomesFailedError, OutputError, SequenceError
+from genomepred.runs.checking import verify
 from genomepred.runs.inputs import find_genomes, genome_name
-from genomepred.runs.run import verify
 from genomepred.store.sidecar import read_sidecar
 from tests.checkpoints import make_checkpoint
 

@@ -18,6 +18,7 @@ from genomepred.errors import (
     DeviceError,
     GenomesFailedError,
     ModelError,
+    OptionError,
     OutputError,
     PrecisionError,
     RegionError,
@@ -27,11 +28,14 @@ from genomepred.errors import (
 from genomepred.files import Claim
 from genomepred.inference import overlap_choice, pipeline
 from genomepred.models.checkpoint import load_model
-from genomepred.runs.genome import GenomeWork, Shard
+from genomepred.runs import publish
+from genomepred.runs.checking import verify
+from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes
+from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
-from genomepred.runs.run import merge, verify
-from genomepred.runs.setup import Options
+from genomepred.runs.shards import Shard
+from genomepred.runs.spec import RunSpec
 from genomepred.store.hdf5 import Layout
 from tests.checkpoints import make_checkpoint
 
@@ -181,11 +185,11 @@ def test_a_crash_while_publishing_changes_nothing(
     wanted = run(genome, model, tmp_path / "whole")
     out = tmp_path / "crashed"
 
-    def crashing(self, *arguments):
+    def crashing(*arguments):
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, step, crashing)
+        patch.setattr(publish, step, crashing)
         with pytest.raises(Crash):
             run(genome, model, out)
     assert verify(out)[0].problems
@@ -454,11 +458,11 @@ def test_verify_names_genomes_that_were_never_begun(genome, model, tmp_path, mon
     for name in "ab":
         shutil.copy(genome, folder / f"{name}.fa")
 
-    def crashing(self, *arguments):
+    def crashing(*arguments):
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, "_write_outcome", crashing)
+        patch.setattr(publish, "_write_outcome", crashing)
         with pytest.raises(Crash):
             run(folder, model, out)
     assert [bool(report.problems) for report in verify(out)] == [True, True]
@@ -550,15 +554,21 @@ def test_outputs_that_cannot_be(genome, model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"strand": "both"}, ModelError, "--strand 'both'"),
-        ({"shard": (3, 2)}, ModelError, "--shard 3/2"),
-        ({"centre": True}, ModelError, "--centre needs --regions"),
+        ({"strand": "both"}, OptionError, "--strand 'both'"),
+        ({"shard": (3, 2)}, OptionError, "--shard 3/2"),
+        ({"centre": True}, OptionError, "--centre needs --regions"),
         ({"device": "tpu"}, DeviceError, "--device 'tpu'"),
-        ({"precision": "int8"}, ModelError, "--precision 'int8': one of auto, fp32, fp16, bf16"),
-        ({"kernels": "onednn"}, ModelError, "--kernels 'onednn': one of auto, triton, cudnn, cpu"),
+        ({"precision": "int8"}, OptionError, "--precision 'int8': one of auto, fp32, fp16, bf16"),
+        ({"kernels": "onednn"}, OptionError, "--kernels 'onednn': one of auto, triton, cudnn, cpu"),
         ({"kernels": "triton"}, DeviceError, "--kernels triton: triton kernels do not run on cpu"),
         ({"kernels": "cudnn"}, DeviceError, "use auto, cpu or reference"),
-        ({"compression": "lzma"}, Exception, "lzma"),
+        ({"compression": "lzma"}, OptionError, "--compression 'lzma': one of deflate, deflate-1"),
+        ({"store_dtype": "int8"}, OptionError, "--store-dtype 'int8': one of float32, float16"),
+        ({"stride": 0}, OptionError, "--stride 0: an integer from 1 to 2147483647"),
+        ({"stride": 2.5}, OptionError, "--stride 2.5: an integer"),
+        ({"jobs": True}, OptionError, "--jobs True: an integer"),
+        ({"batch_size": -1}, OptionError, "--batch-size -1: an integer"),
+        ({"shard": (1, "2")}, OptionError, "--shard 1/2: write I/N"),
     ],
 )
 def test_options_that_make_no_sense(genome, model, tmp_path, options, error, message):
@@ -614,7 +624,7 @@ def test_plan_counts_what_predict_computes_and_writes_nothing(genome, model, tmp
     (folder / "packed.fa.gz").write_bytes(gzip.compress(genome.read_bytes()))
     (folder / "bad.fa").write_text("no header\n")
     before = sorted(folder.iterdir())
-    options = Options(
+    options = RunSpec(
         genomes=tuple(find_genomes([folder])), model=str(model), out=tmp_path / "o", stride=5
     )
     estimate = plan(options)
@@ -630,7 +640,7 @@ def test_plan_counts_what_predict_computes_and_writes_nothing(genome, model, tmp
     size = (tmp_path / "o" / "virus.h5").stat().st_size
     assert 0.3 * size < estimate.bytes_on_disk / 2 < 3 * size
     assert estimate.seconds > 0
-    assert estimate.numerics.kernels == "kmers,direct"
+    assert estimate.numerics.kernels == ("kmers", "direct")
 
 
 def test_sidecars_tell_what_was_done(genome, model, tmp_path):
@@ -642,7 +652,7 @@ def test_sidecars_tell_what_was_done(genome, model, tmp_path):
     assert sidecar["outcome"] == "finished"
     assert sidecar["genome"]["path"] == str(genome)
     assert signature["overlap"] == "share"
-    assert signature["kernels"] == "kmers,direct"
+    assert signature["kernels"] == ["kmers", "direct"]
     assert signature["compute_batch"] == 1024
     assert signature["threads"] == 1
 
@@ -669,7 +679,7 @@ def test_kernels_change_no_value(genome, model, tmp_path, overlap):
         out = tmp_path / asked
         run(genome, model, out, kernels=asked, overlap=overlap, stride=20)
         used = json.loads((out / "run.json").read_text())["signature"]["kernels"]
-        assert used == ("reference" if asked == "reference" else "kmers,direct")
+        assert used == (["reference"] if asked == "reference" else ["kmers", "direct"])
         with PredictionStore(out / "virus.h5") as store:
             found[asked] = store.read(0, store.rows)
     reference = found["reference"]
@@ -713,7 +723,7 @@ def test_another_choice_of_kernels_is_obeyed_or_refused(
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_overlap_is_shared_in_half_precision(genome, tmp_path, precision, kernels):
-    allowed = {"fp32": 1e-5, "fp16": 0.02, "bf16": 0.2}
+    allowed = {"fp32": 1e-5, "fp16": 0.04, "bf16": 0.3}  # of random weights
     model = make_checkpoint(tmp_path / "tiny", tolerance=allowed)
     options = {"overlap": "share", "stride": 20}
     run(genome, model, tmp_path / "fp32", **options)
@@ -739,7 +749,7 @@ def test_how_overlap_is_shared_is_part_of_a_run(genome, model, tmp_path):
 def test_sharing_is_refused_where_windows_lie_anywhere(genome, model, tmp_path):
     bed = tmp_path / "sites.bed"
     bed.write_text("a\t100\t101\n")
-    with pytest.raises(ModelError, match="--overlap share: windows of --centre lie anywhere"):
+    with pytest.raises(OptionError, match="--overlap share: windows of --centre lie anywhere"):
         run(genome, model, tmp_path / "o", regions=bed, centre=True, overlap="share")
     with pytest.raises(ModelError, match="windows do not overlap at stride 101"):
         run(genome, model, tmp_path / "o", stride=101, overlap="share")

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from genomepred import predict
-from genomepred.inference.engine import Engine, multiply_adds
+from genomepred.inference.engine import Engine
+from genomepred.inference.overlap_work import multiply_adds
 from genomepred.machine import Limit
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
 from genomepred.runs import setup
-from genomepred.runs.genome import shard_rows
+from genomepred.runs.folder import shard_rows
 from genomepred.runs.inputs import GenomePath
+from genomepred.runs.spec import RunSpec
 from genomepred.store.chunks import Layout
 from tests.checkpoints import make_checkpoint
 
@@ -69,7 +71,7 @@ def test_processes_are_started_for_work_whether_of_many_windows_or_of_large_ones
     monkeypatch.setattr(setup, "usable_memory", lambda: Limit(1 << 40, "a test"))
     model = make_checkpoint(tmp_path / "tiny", window=1_000)
     (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 25_000 + "\n")
-    options = setup.Options(
+    options = RunSpec(
         genomes=(GenomePath("a", tmp_path / "a.fa"),),
         model=str(model),
         out=tmp_path,

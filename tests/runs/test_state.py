@@ -19,12 +19,15 @@ from genomepred import files, predict
 from genomepred.documents import seal
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, StoreError
 from genomepred.inference import pipeline
-from genomepred.runs import genome as genomes
-from genomepred.runs import run as runs
-from genomepred.runs.genome import GenomeWork, RunPlan, Shard
+from genomepred.runs import publish
+from genomepred.runs.checking import verify
+from genomepred.runs.claims import claimed
+from genomepred.runs.folder import RunPlan
+from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
-from genomepred.runs.run import merge, verify
-from genomepred.runs.signature import read_run
+from genomepred.runs.manifest import read_run
+from genomepred.runs.merging import merge
+from genomepred.runs.shards import Shard, output_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
 from tests.checkpoints import make_checkpoint
@@ -258,13 +261,13 @@ def test_a_folder_that_is_a_link_itself_is_fine(genome, model, tmp_path, wanted)
 def test_publishing_needs_nothing_that_another_thread_forgets(
     genome, model, tmp_path, monkeypatch, wanted
 ):
-    recheck = GenomeWork._recheck_digest
+    recheck = publish._recheck_digest
 
-    def forgetting(self, prepared):
-        self.prepared = None
-        recheck(self, prepared)
+    def forgetting(work, prepared):
+        work.prepared = None
+        recheck(work, prepared)
 
-    monkeypatch.setattr(GenomeWork, "_recheck_digest", forgetting)
+    monkeypatch.setattr(publish, "_recheck_digest", forgetting)
     assert run(genome, model, tmp_path) == wanted
 
 
@@ -381,7 +384,7 @@ def plan_in(out: Path, **options: Any) -> RunPlan:
 def compute(plan: RunPlan, sources: list[GenomePath]) -> None:
     """As the pipeline does it, but for the numbers."""
     works = [GenomeWork(source, plan, k) for k, source in enumerate(sources)]
-    for shard in runs._shards(works, pipeline.Stop(), None, 1, lambda: None):
+    for shard in claimed(works, pipeline.Stop()):
         shard.finish(np.zeros((shard.last - shard.first, 1), np.float32))
     assert all(work.published for work in works)
 
@@ -445,5 +448,5 @@ def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, mo
 def test_names_in_error_messages_of_the_disk_are_whole(tmp_path):
     plan = plan_in(tmp_path / "o")
     work = GenomeWork(GenomePath("g", tmp_path / "g.fa"), plan)
-    error = genomes.output_error(OSError(errno.EIO, "Input/output error"), work)
+    error = output_error(OSError(errno.EIO, "Input/output error"), work)
     assert re.fullmatch(rf"{tmp_path}/o: Input/output error while working on g; .*", str(error))

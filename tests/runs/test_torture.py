@@ -12,6 +12,17 @@ def runs(tmp_path_factory):
     return Runs(tmp_path_factory.mktemp("torture"), bases=140_000, stride=1)
 
 
+def test_a_killed_run_leaves_the_same_bytes(runs):
+    wanted = runs.finish(runs.fresh())
+    assert len(wanted) == 5
+    out = runs.fresh()
+    assert runs.kill(out, lambda: parts(out) == 1)
+    assert not hashes(out)
+    assert runs.finish(out) == wanted
+    assert not leftovers(out)
+
+
+@pytest.mark.slow
 def test_killed_and_shared_runs_leave_the_same_bytes(runs):
     wanted = runs.finish(runs.fresh())
     assert len(wanted) == 5

@@ -33,15 +33,15 @@ def test_table_and_both_formulations_agree_on_all_bytes() -> None:
     expected = [naive_code(byte) for byte in every]
     assert CODE_OF_BYTE.tolist() == expected
     out = np.empty(256, np.uint8)
-    module._run(readonly(every), out, True)
+    module._lines(readonly(every), out, 4, 64, 64, True)
     assert out.tolist() == expected
-    module._run(readonly(every), out, False)
+    module._lines(readonly(every), out, 4, 64, 64, False)
     assert out.tolist() == [min(code, 4) for code in expected]
 
 
 def test_kernels_release_the_gil() -> None:
     kernels = [f for f in vars(module).values() if hasattr(f, "targetoptions")]
-    assert len(kernels) >= 10
+    assert len(kernels) >= 5
     assert all(kernel.targetoptions["nogil"] for kernel in kernels)
 
 

@@ -14,13 +14,12 @@ from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
 from genomepred.store.cohort import (
     CohortStore,
-    is_cohort,
     join_cohort,
-    open_store,
     padded,
     write_cohort_part,
 )
 from genomepred.store.hdf5 import DamagedPartError
+from genomepred.store.opening import is_cohort, open_store
 from genomepred.store.reader import PredictionStore
 
 CONTIGS = {"chr1": 30_000, "empty": 0, "chr2": 641, "short": 3}

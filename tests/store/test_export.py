@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +255,54 @@ def test_places_that_cannot_be_written(whole: PredictionStore, tmp_path: Path) -
     for export in (export_bigwig, export_bedgraph, export_tsv):
         with pytest.raises(OutputError, match="there is no folder"):
             export(whole, tmp_path / "absent" / "x.bw")
+
+
+def test_names_with_tabs_and_line_ends_stay_in_their_column(tmp_path: Path) -> None:
+    contigs = {'a\t"b"': 300, "c\nd": 300}
+    grid = Grid.whole(contigs, Geometry(window=100, stride=100))
+    values = np.arange(6, dtype=np.float32).reshape(6, 1)
+    with PredictionStore(write_store(tmp_path / "g.h5", grid, values, ("t\tx",))) as store:
+        export_tsv(store, tmp_path / "x.tsv")
+        table = pd.read_csv(tmp_path / "x.tsv", sep="\t")
+        assert table["contig"].tolist() == [name for name in contigs for _ in range(3)]
+        assert table["t\tx"].tolist() == [0, 1, 2, 3, 4, 5]
+        for export in (export_bigwig, export_bedgraph):
+            with pytest.raises(StoreError, match="no names that are empty or have blanks"):
+                export(store, tmp_path / "x.out")
+    assert not (tmp_path / "x.out").exists()
+
+
+@pytest.mark.parametrize("kind", ["bigwig", "bedgraph", "tsv"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    grid = Grid.whole({"c": 400_000}, Geometry(window=100, stride=20))
+    path = write_store(tmp_path / "g.h5", grid)
+    code = (
+        "import resource, sys; from genomepred.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        f"sys.argv = ['genomepred', 'export', {kind!r}, 'g.h5', '-o', 'x.out']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == OutputError.exit_code, done.stderr
+    assert "x.out: the disk or quota" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "g.h5.json"]
+
+
+def test_what_killed_exports_have_left_is_removed(tmp_path: Path) -> None:
+    write_store(tmp_path / "g.h5")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    left = tmp_path / f"x.{socket.gethostname()}.{process.pid}.0123abcd.tmp"
+    other = tmp_path / f"x.{socket.gethostname()}.{os.getpid()}.0123abcd.tmp"
+    left.touch()
+    other.touch()  # of a process that lives
+    with PredictionStore(tmp_path / "g.h5") as store:
+        export_bigwig(store, tmp_path / "x.bw")
+    assert not left.exists()
+    assert other.exists()

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from genomepred.data.examples import Examples
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import SequenceModel
-from genomepred.training.examples import Examples
 from genomepred.training.precision import precision_differences, tolerances
-from tests.training.test_metrics import _CountA
+from tests.evaluation.test_metrics import _CountA
 
 
 class _Scaled(_CountA):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,14 +15,15 @@ import pandas as pd
 import pytest
 import torch
 
+from genomepred.data import storage
+from genomepred.data.read import Source, open_data
 from genomepred.documents import SEAL, seal
 from genomepred.errors import DataError, ModelError, OutputError, SignatureError
 from genomepred.models import MODELS
 from genomepred.models.card import TOLERANCE, read_card
 from genomepred.models.checkpoint import check_golden, load_model
-from genomepred.training import loop, run, storage
-from genomepred.training.data import Source, open_data
-from genomepred.training.loop import STATE, Settings
+from genomepred.training import fit, run
+from genomepred.training.fit import STATE, Settings
 from genomepred.training.run import METRICS, RUN, SCRATCH, Description, Plan, train
 from genomepred.training.tasks import find_task
 
@@ -128,8 +130,8 @@ class _StopError(Exception):
 @pytest.mark.parametrize(
     ("where", "call", "epochs"),
     [
-        *[("loop._write_history", 1, 1), ("loop._write_history", 1, 2)],
-        *[("loop._write_history", 2, 2), ("run._outcome", 1, 2), ("run._finished", 2, 2)],
+        *[("fit._write_history", 1, 1), ("fit._write_history", 1, 2)],
+        *[("fit._write_history", 2, 2), ("run._outcome", 1, 2), ("run._finished", 2, 2)],
         *[("run.save_checkpoint", 1, 2), ("run.save_checkpoint", 2, 2), ("run.measure", 1, 2)],
         *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("run.create_whole", 1, 2)],
     ],
@@ -140,7 +142,7 @@ def test_a_training_stopped_anywhere_ends_the_same(
     plan = plan_of(tmp_path, epochs=epochs)
     train(plan, tmp_path / "undisturbed")
     place, name = where.split(".")
-    module = {"run": run, "loop": loop}[place]
+    module = {"run": run, "fit": fit}[place]
     real, calls = getattr(module, name), []
 
     def stopping(*args: object, **kwargs: object) -> object:
@@ -193,6 +195,40 @@ def test_a_finished_training_is_known_without_reading_its_data(
         plan.source.data.write_text(plan.source.data.read_text().replace("\t2", "\t3", 1))
         with pytest.raises(_StopError):
             train(plan, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [RUN, METRICS])
+def test_a_changed_record_is_one_line(tmp_path: Path, name: str) -> None:
+    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
+    train(plan, out)
+    whole = (out / name).read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 20).tolist():
+        damaged = whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :]
+        (out / name).write_bytes(damaged)
+        with pytest.raises(
+            OutputError, match=rf"{name} is damaged \(.*use another --out"
+        ) as caught:
+            train(plan, out)
+        assert "\n" not in str(caught.value)
+    (out / name).write_bytes(b"[" * 100_000)
+    with pytest.raises(OutputError, match="nested too deeply"):
+        train(plan, out)
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    with pytest.raises(OutputError, match="cannot be read"):
+        train(plan, out)
+
+
+def test_another_checkpoint_in_the_place_of_the_best_is_told(tmp_path: Path) -> None:
+    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
+    train(plan, out)
+    train(replace(plan, settings=replace(plan.settings, seed=1)), tmp_path / "other")
+    shutil.rmtree(out / "best")
+    shutil.copytree(tmp_path / "other" / "best", out / "best")
+    with pytest.raises(
+        OutputError, match=r"best is not the checkpoint that metrics\.json tells of"
+    ):
+        train(plan, out)
 
 
 def test_what_a_kill_after_the_metrics_leaves_is_removed(

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genomepred.errors import DataError, GenomepredError, ModelError
+from genomepred.data.read import Source
+from genomepred.errors import DataError, GenomepredError, ModelError, OutputError
 from genomepred.training import sweep as module
-from genomepred.training.data import Source
-from genomepred.training.loop import Settings
+from genomepred.training.fit import Settings
 from genomepred.training.run import Plan, train
 from genomepred.training.sweep import Trial, read_config, summary, sweep
 
@@ -146,6 +146,15 @@ def test_a_sweep_compares_its_trials_over_their_seeds(tmp_path: Path) -> None:
     (shown,) = (line for line in lines if line.startswith("test R2 "))
     assert f"{table['test R2 mean'][1]:.4f} ± {table['test R2 sd'][1]:.4f}" in shown
     assert len(set(map(len, lines))) == 1
+
+
+def test_a_history_that_was_changed_is_refused(tmp_path: Path) -> None:
+    table, out = make_table(tmp_path), tmp_path / "out"
+    sweep(trials(table, seeds=1), out)
+    history = out / "e3" / "seed0" / "history.csv"
+    history.write_text(history.read_text().replace("0.", "1.", 1))
+    with pytest.raises(OutputError, match=r"e3, seed 0: .*history\.csv: is not the one that metr"):
+        sweep(trials(table, seeds=1), out)
 
 
 def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(

@@ -1,0 +1,119 @@
+"""Training data of every kind, behind one call: tables, FASTA with labels, peaks on genomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from genomepred.data.contigs import match_names
+from genomepred.data.examples import (
+    PARTS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Codes,
+    Data,
+    Epoch,
+    Examples,
+)
+from genomepred.data.labels import LabelledData, open_fasta, open_table
+from genomepred.data.peak_data import Mix, PeakData
+from genomepred.data.peak_files import (
+    PeakFiles,
+    is_manifest,
+    open_peaks,
+    open_signals,
+    read_manifest,
+)
+from genomepred.data.peaks import Peaks, Split, load_contigs, read_peaks
+from genomepred.data.source import Source
+from genomepred.data.tables import TABLE, Table
+from genomepred.errors import DataError
+
+__all__ = [
+    "PARTS",
+    "TEST",
+    "TRAIN",
+    "VALIDATION",
+    "Codes",
+    "Data",
+    "Epoch",
+    "Examples",
+    "LabelledData",
+    "Mix",
+    "PeakData",
+    "Peaks",
+    "Source",
+    "Split",
+    "load_contigs",
+    "match_names",
+    "open_data",
+    "read_peaks",
+]
+
+
+def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
+    """Read what training and evaluation need of the source's files.
+
+    Parameters
+    ----------
+    source : Source
+        Files, and what to make of them.
+    scratch : Path
+        Folder for codes that outgrow memory; made if needed.
+    split : bool, optional
+        Whether examples are split; otherwise all are test examples.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    DataError
+        If the files do not hold what is asked; names file, row or contig, and what to do.
+    SequenceError
+        If a FASTA is none.
+    OutputError
+        If ``scratch`` cannot be written.
+    DependencyError
+        If a library for a table's format is not installed.
+    """
+    name = source.data.name
+    table = Table(source.data) if TABLE.search(name) else None
+    if table is not None and is_manifest(table):
+        files = read_manifest(table)
+        _refuse(source, "several genomes with peaks", ("labels", "genome", "bigwig"))
+    elif table is not None:
+        _refuse(source, "tables", ("labels", "genome", "bigwig", "peak_format"))
+        return open_table(source, scratch, split)
+    elif source.labels is not None:
+        _refuse(source, "FASTA with labels", ("genome", "bigwig", "peak_format", "sequence"))
+        return open_fasta(source, scratch, split)
+    elif source.genome is not None:
+        files = [PeakFiles("", source.genome, source.data, source.bigwig)]
+    else:
+        raise DataError(
+            f"{source.data}: give --labels, a table with the names and labels of its sequences, or "
+            "--genome, the FASTA that its peaks lie on; a table is told by its name (.csv, .tsv, "
+            ".xlsx, .parquet)"
+        )
+    _refuse(source, "peaks", ("labels", "sequence", "targets", "pad"))
+    has_signal = bool(files[0].bigwig)
+    if source.task not in ("auto", "regression" if has_signal else "binary"):
+        raise DataError(
+            f"{source.data}: task {source.task} asked for, but peaks "
+            + ("with a bigWig are a regression" if has_signal else "without a bigWig are binary")
+        )
+    if has_signal:
+        return open_signals(files, source, scratch, split)
+    _refuse(source, "peaks without a bigWig", ("transform",))
+    return open_peaks(files, source, scratch, split)
+
+
+def _refuse(source: Source, what: str, names: Sequence[str]) -> None:
+    """Refuse options that would be ignored."""
+    for name in names:
+        if getattr(source, name) != getattr(Source, name):
+            option = {"targets": "target", "peak_format": "peak-format"}.get(name, name)
+            raise DataError(f"{source.data}: {what} take no --{option}; leave it out")

@@ -1,0 +1,355 @@
+"""The decision of a run's numerics: candidates and guard windows in, ``Numerics`` out.
+
+Windows are read before, as data, so a decision reads no files and calls nobody back: the same
+candidates and windows on the same machine give the same numerics, but where a probe measures time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import gcd
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from genomepred.errors import DeviceError, ModelError, PrecisionError
+from genomepred.inference.engine import (
+    COMPILED,
+    REFERENCE,
+    TORCH,
+    Block,
+    Engine,
+    Numerics,
+    compute_batch,
+    prepared_form,
+)
+from genomepred.inference.overlap_choice import Blocks
+from genomepred.inference.overlap_work import multiply_adds
+from genomepred.kernels.dispatch import PRECISIONS, obstacle
+from genomepred.models.card import Card
+from genomepred.models.fused import are_measured, kernels_of
+from genomepred.sequences.grid import Geometry
+
+# Compiling takes 3-17 s on a CPU, so runs that finish within about two minutes on one core never
+# probe: 5e10 multiply-adds a second is what one AVX-512 core reaches. On a GPU, where a hundred
+# times that is reached and compiling takes longer, only what needs no compiling is tried below.
+# Counted, not timed, so that equal runs decide alike.
+PROBE_FROM_MULTIPLY_ADDS = {"cpu": 6e12, "cuda": 5e14}
+# Kernels replace those before them only where clearly faster, so that noise decides nothing.
+_PROBE_MARGIN = 1.15
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, its card, its windows and the device that it is to run on."""
+
+    model: nn.Module
+    card: Card
+    geometry: Geometry
+    device: torch.device
+
+    def engine(self, numerics: Numerics) -> Engine:
+        """The engine that obeys the given numerics."""
+        return Engine(self.model, self.card, self.geometry, numerics, self.device)
+
+    @property
+    def compute_batch(self) -> int:
+        """Windows of a compute batch without sharing."""
+        return compute_batch(self.geometry.window, self.device.type, self.geometry.bins)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is asked for, and so what may be chosen.
+
+    Parameters
+    ----------
+    precision : {"auto", "fp32", "fp16", "bf16"}
+        ``auto`` is float32 on the CPU and, on a GPU, the first of float16, bfloat16 and float32
+        that the precision guard accepts; an explicit choice that it rejects is an error.
+    kernels : {"auto", "triton", "cudnn", "cpu", "reference"}
+        ``auto``: those of the table of :mod:`genomepred.kernels.dispatch`, unless a probe finds
+        something faster, or they differ from the model as written by more than its card allows.
+    strand : {"forward", "reverse", "mean", "each"}
+    blocks : Blocks, optional
+        Blocks to share overlap by; the guard may decide against them.
+    windows : float
+        Windows that each worker will compute, about: decides whether a probe can pay.
+    """
+
+    precision: str = "auto"
+    kernels: str = "auto"
+    strand: str = "forward"
+    blocks: Blocks | None = None
+    windows: float = 0
+
+
+@dataclass(frozen=True)
+class GuardWindows:
+    """Windows that ways to compute are compared on.
+
+    Parameters
+    ----------
+    spread : Block
+        One compute batch without sharing.
+    following : Block, optional
+        One compute batch of windows that follow each other as the grid's do, if there are blocks to
+        share overlap by.
+    """
+
+    spread: Block
+    following: Block | None = None
+
+
+def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> Numerics:
+    """Decide precision, kernels and overlap for a run.
+
+    Raises
+    ------
+    PrecisionError
+        If the explicitly chosen precision or kernels give NaN or differ from the model as written,
+        in float32, by more than the card's tolerance.
+    DeviceError, ModelError
+        See :func:`resolve_kernels`.
+    """
+    guard = _Guard(subject, candidates.strand, windows)
+    precision = _precision(subject, candidates, guard)
+    used = resolve_kernels(subject.model, candidates.kernels, subject.device, precision)
+    shared = _shared(candidates, guard, precision, used)
+    if shared is not None:
+        return shared
+    if candidates.kernels == "auto":
+        used = _probed(subject, candidates, precision, used)
+    numerics = Numerics(precision, used, subject.compute_batch, candidates.strand)
+    if not (why := guard.why_not(numerics)):
+        return numerics
+    if candidates.kernels not in ("auto", REFERENCE[0]):
+        raise PrecisionError(
+            f"--kernels {candidates.kernels}: {why}; use --kernels auto or reference"
+        )
+    if not numerics.as_written:
+        warnings.warn(f"the model is computed as written: {why}", stacklevel=2)
+    return replace(numerics, kernels=REFERENCE)
+
+
+class _Guard:
+    """Compares ways to compute with the model as written, in float32."""
+
+    def __init__(self, subject: Subject, strand: str, windows: GuardWindows) -> None:
+        self._subject, self._windows = subject, windows
+        self._written = Numerics("fp32", REFERENCE, subject.compute_batch, strand)
+
+    @cached_property
+    def _spread(self) -> NDArray[np.float32]:
+        return self._subject.engine(self._written).submit(self._windows.spread)()
+
+    def difference(self, numerics: Numerics) -> float:
+        """Largest difference from the model as written, relative to 1 + the value."""
+        if numerics.overlap == "share":
+            return self._difference_shared(numerics)
+        if numerics == self._written:
+            self._spread  # noqa: B018 - a model that does not run as written is an error here
+            return 0.0 if np.isfinite(self._spread).all() else float("inf")
+        reference = self._spread
+        return _difference(self._subject.engine(numerics).submit(self._windows.spread)(), reference)
+
+    def _difference_shared(self, numerics: Numerics) -> float:
+        block = self._windows.following
+        assert block is not None
+        windows = numerics.compute_batch
+        alone = gcd(windows, self._subject.compute_batch)  # both multiples of powers of two
+        batches = replace(block, needed=np.ones(windows // alone, np.bool_))
+        written = replace(self._written, compute_batch=alone)
+        reference = self._subject.engine(written).submit(batches)()
+        return _difference(self._subject.engine(numerics).submit(block)(), reference)
+
+    def why_not(self, numerics: Numerics) -> str:
+        """What speaks against a way to compute the model; empty if nothing does."""
+        try:
+            found = self.difference(numerics)
+        except ModelError as error:  # a module of the user's own that only runs as written
+            if numerics.as_written:
+                raise
+            return str(error)
+        card = self._subject.card
+        if found <= (tolerance := card.tolerance[numerics.precision]):
+            return ""
+        return (
+            f"{_called(numerics.kernels)} differs from the model as written by {found:.2g} "
+            f"(relative to 1 + |value|); the card of {card.name!r} allows {tolerance:.2g}"
+        )
+
+
+def _precision(subject: Subject, candidates: Candidates, guard: _Guard) -> str:
+    """The first precision that the guard accepts."""
+    asked, card = candidates.precision, subject.card
+    for precision in _precisions(asked, subject.device):
+        written = Numerics(precision, REFERENCE, subject.compute_batch, candidates.strand)
+        found = guard.difference(written) if precision != "fp32" else 0.0
+        if found <= card.tolerance[precision]:
+            return precision
+        if asked != "auto":
+            raise PrecisionError(
+                f"--precision {precision} differs from fp32 by {found:.2g} (relative to 1 + "
+                f"|value|) on {subject.compute_batch} windows of the genome; the card of "
+                f"{card.name!r} allows {card.tolerance[precision]:.2g}; use --precision auto or "
+                "fp32"
+            )
+    return "fp32"
+
+
+def _precisions(asked: str, device: torch.device) -> tuple[str, ...]:
+    if asked != "auto":
+        return (asked,)
+    if device.type == "cpu":
+        return ("fp32",)
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return ("fp16", "fp32")  # bfloat16 is emulated, slowly, before sm_80
+    return ("fp16", "bf16", "fp32")
+
+
+def _shared(
+    candidates: Candidates, guard: _Guard, precision: str, used: tuple[str, ...]
+) -> Numerics | None:
+    """Numerics that share overlap, by the kernels or as written; None if neither may."""
+    if candidates.blocks is None:
+        return None
+    tried = dict.fromkeys((used, REFERENCE)) if candidates.kernels == "auto" else (used,)
+    windows, strand = candidates.blocks.windows, candidates.strand
+    for way in tried:
+        numerics = Numerics(precision, way, windows, strand, "share")
+        if not (why := guard.why_not(numerics)):
+            return numerics
+        warnings.warn(f"overlap is not shared: {why}", stacklevel=3)
+    return None
+
+
+def _probed(
+    subject: Subject, candidates: Candidates, precision: str, used: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The fastest kernels, where trying them can pay or nobody has measured those of the table."""
+    ways = list(ways_to_try(subject, candidates, precision, used))
+    if len(ways) == 1:
+        return used
+
+    def seconds(kernels: tuple[str, ...]) -> float:
+        numerics = Numerics(precision, kernels, subject.compute_batch, candidates.strand)
+        return subject.engine(numerics).seconds_per_batch()
+
+    return fastest(ways, seconds)
+
+
+def ways_to_try(
+    subject: Subject, candidates: Candidates, precision: str, used: tuple[str, ...]
+) -> Iterable[tuple[str, ...]]:
+    """Kernels that a probe compares, each once: those of the table first.
+
+    On a CPU runs that are long enough try the model as written and compiled. On a GPU the same
+    holds, and of any length what needs no compiling is tried while an entry of the table that
+    decides a block is not measured.
+    """
+    device = subject.device
+    work = candidates.windows * multiply_adds(subject.model, subject.geometry.window)
+    long = work >= PROBE_FROM_MULTIPLY_ADDS[device.type]
+    ways = [used]
+    if device.type == "cuda":
+        prepared = None if used in (REFERENCE, TORCH) else _prepared(subject, used, precision)
+        if prepared is not None and not are_measured(prepared, PRECISIONS[precision]):
+            ways += [resolve_kernels(subject.model, "cudnn", device, precision), REFERENCE]
+        if long and used != REFERENCE:
+            ways += [REFERENCE, (COMPILED, *used)]
+    elif long:
+        ways += [REFERENCE]
+    if long:
+        ways += [(COMPILED, *TORCH)]
+    return dict.fromkeys(ways)
+
+
+def _prepared(subject: Subject, kernels: tuple[str, ...], precision: str) -> nn.Module:
+    return prepared_form(subject.model.to(subject.device).eval(), kernels, precision)
+
+
+def fastest(
+    ways: Iterable[tuple[str, ...]], seconds: Callable[[tuple[str, ...]], float]
+) -> tuple[str, ...]:
+    """The first of the ways that no later one beats clearly.
+
+    Parameters
+    ----------
+    ways : iterable of kernels
+    seconds : callable
+        Time of one compute batch by them. What it raises counts against compiled ways and, if it is
+        a ModelError, against all but the model as written; else it goes on.
+    """
+    best: tuple[str, ...] = REFERENCE
+    best_time = float("inf")
+    for used in ways:
+        try:
+            found = seconds(used)
+        except Exception as error:
+            # A module of the user's own may only run as written, and a missing compiler must not
+            # stop a run that works without.
+            if used[0] == COMPILED:
+                why = str(error).split("\n")[0]
+                warnings.warn(f"torch.compile is not used: {why}", stacklevel=2)
+            elif used == REFERENCE or not isinstance(error, ModelError):
+                raise
+            continue
+        if found * _PROBE_MARGIN < best_time:
+            best, best_time = used, found
+    return best
+
+
+def _called(kernels: tuple[str, ...]) -> str:
+    """The form of a model that kernels compute, in words."""
+    if kernels == REFERENCE:
+        return "the model as written"
+    if kernels[0] == COMPILED:
+        return "the compiled model"
+    return f"the prepared model ({', '.join(kernels)})"
+
+
+def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Largest difference relative to 1 + |reference|; infinite where anything is not finite."""
+    with np.errstate(all="ignore"):
+        difference = np.abs(values - reference) / (1 + np.abs(reference))
+    return float(difference.max()) if np.isfinite(difference).all() else float("inf")
+
+
+def resolve_kernels(
+    model: nn.Module, asked: str, device: torch.device, precision: str
+) -> tuple[str, ...]:
+    """What ``--kernels`` means for a model on a device, as :class:`Numerics` says it.
+
+    Parameters
+    ----------
+    asked : {"auto", "triton", "cudnn", "cpu", "reference"}
+        ``auto`` is the model as written where nothing else can be.
+
+    Raises
+    ------
+    DeviceError
+        If the kernels do not run on the device.
+    ModelError
+        If they are asked for and the model cannot be rewritten.
+    """
+    if asked == REFERENCE[0]:
+        return REFERENCE
+    kernels, why = asked, obstacle(device, PRECISIONS[precision], asked)
+    if why and asked != "auto":
+        raise DeviceError(f"--kernels {asked}: {why}")
+    if why:
+        warnings.warn(f"torch's convolutions are used: {why}", stacklevel=2)
+        kernels = "torch"
+    try:
+        return kernels_of(prepared_form(model.to(device).eval(), kernels, precision))
+    except ModelError as error:
+        if asked != "auto":
+            raise
+        warnings.warn(f"the model is computed as written: {error}", stacklevel=2)
+        return REFERENCE

@@ -1,0 +1,184 @@
+"""Codes to predictions, in memory: the way to a model for everything that is not a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from genomepred.errors import ModelError
+from genomepred.inference.batching import missing_bins, random_block
+from genomepred.inference.engine import (
+    CUDA_SETTINGS,
+    Block,
+    Engine,
+    Numerics,
+    find_device,
+)
+from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
+from genomepred.models.card import Card
+from genomepred.models.checkpoint import load_model
+
+Codes = NDArray[np.uint8]
+# Compute batches of one block: copied to the device together.
+_BATCHES_A_BLOCK = {"cpu": 4, "cuda": 2}
+
+
+class Predictor:
+    """A model on a device: codes in, predictions out, as a run computes them.
+
+    Windows are computed in compute batches of one fixed size, so a prediction depends on the window
+    and on its place modulo that size, never on how many windows there are. Weights are those of
+    the moment when the predictor is made, unless the kernels are ``reference``.
+
+    Parameters
+    ----------
+    model : nn.Module, str or path
+        A model in memory, a checkpoint directory, or the name of a bundled model. A model in memory
+        is moved to the device and put into evaluation mode.
+    card : Card, optional
+        Of a model in memory that has no attribute ``card``.
+    device : str or torch.device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    strand : {"forward", "reverse", "mean", "each"}
+        ``mean`` averages both strands after activation; ``each`` doubles the tracks.
+    precision : {"auto", "fp32", "fp16", "bf16"}
+        As of a run; compared with float32 on random sequence.
+    kernels : {"auto", "triton", "cudnn", "cpu", "reference"}
+        As of a run. ``reference``: the model as written, with the weights that it has when
+        :meth:`predict` is called.
+    numerics : Numerics, optional
+        Decided before, as in a run's ``run.json``: used instead of the three above, but that every
+        window is computed by itself.
+    activation : bool
+        Whether the card's activation is applied; without, raw values.
+    min_bases : int, optional
+        Windows with fewer known bases are NaN; by default the card's.
+    threads : int, optional
+        CPU threads of one operation. None: as many as torch is set to, on which last bits depend.
+    trust_code : str, optional
+        Code of a model that comes with its own, see :func:`genomepred.predict`.
+
+    Raises
+    ------
+    ModelError
+        If the model has no card, or does not return what its card promises.
+    PrecisionError, DeviceError
+        If precision or kernels that are asked for are not accurate enough, or do not run here.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | os.PathLike[str],
+        *,
+        card: Card | None = None,
+        device: str | torch.device = "auto",
+        strand: str = "forward",
+        precision: str = "auto",
+        kernels: str = "auto",
+        numerics: Numerics | None = None,
+        activation: bool = True,
+        min_bases: int | None = None,
+        threads: int | None = 1,
+        trust_code: str | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            model = load_model(os.fspath(model), trust_code=trust_code)
+        found = card or getattr(model, "card", None)
+        if not isinstance(found, Card):
+            raise ModelError("a model in memory needs a card: give it as `card`")
+        self.card = found if activation else replace(found, activation="none")
+        self.device = find_device(str(device))
+        self.min_bases = found.min_bases if min_bases is None else min_bases
+        self._geometry = found.geometry()
+        self._threads = threads
+        with self._settings():
+            if numerics is None:
+                subject = Subject(model, found, self._geometry, self.device)
+                batch, window = subject.compute_batch, found.window
+                spread = random_block(batch, window, window, batch)
+                candidates = Candidates(precision, kernels, strand)
+                numerics = decide(subject, candidates, GuardWindows(spread))
+            self.numerics = replace(numerics, overlap="naive")  # windows come one by one
+            self._engine = Engine(model, self.card, self._geometry, self.numerics, self.device)
+
+    @property
+    def window(self) -> int:
+        """Bases of a window."""
+        return self._geometry.window
+
+    @property
+    def bins(self) -> int:
+        """Output bins of a window."""
+        return self._geometry.bins
+
+    @property
+    def tracks(self) -> int:
+        """Output channels, both strands' with ``each``."""
+        return self._engine.tracks
+
+    def predict(self, codes: Codes) -> NDArray[np.float32]:
+        """Predictions of windows.
+
+        Parameters
+        ----------
+        codes : uint8 array, [windows, window]
+            A, C, G, T as 0 to 3; 4 is an unknown base. Any memory layout, such as a sliding view.
+
+        Returns
+        -------
+        float32 array, [windows, bins, tracks]
+            NaN where too few bases are known.
+
+        Raises
+        ------
+        ValueError
+            If the array has another shape or type.
+        """
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.shape[1] != self.window or codes.dtype != np.uint8:
+            raise ValueError(
+                f"codes are {codes.dtype} {list(codes.shape)}; give uint8 [windows, {self.window}]"
+            )
+        out = np.empty((len(codes), self.bins, self.tracks), np.float32)
+        slots = self.numerics.compute_batch * _BATCHES_A_BLOCK[self.device.type]
+        with self._settings():
+            for first in range(0, len(codes), slots):
+                part = np.ascontiguousarray(codes[first : first + slots])
+                out[first : first + slots] = self._compute(part)
+        return out
+
+    def _compute(self, windows: Codes) -> NDArray[np.float32]:
+        batch, window = self.numerics.compute_batch, self.window
+        slots = -(-len(windows) // batch) * batch
+        padded = np.full((slots, window), 4, np.uint8)
+        padded[: len(windows)] = windows
+        starts = np.arange(slots, dtype=np.int64) * window
+        flat = padded.reshape(-1)
+        needed = np.ones(slots // batch, np.bool_)
+        block = Block(torch.from_numpy(flat), starts, window, needed)
+        values = self._engine.submit(block)()[: len(windows)]
+        missing = missing_bins(flat, starts[: len(windows)], self._geometry, self.min_bases)
+        return np.where(missing[:, :, None], np.float32(np.nan), values)
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """The engine's settings of torch, which belong to the process, for a while."""
+        threads = torch.get_num_threads()
+        before = [getattr(holder, name) for holder, name, _ in CUDA_SETTINGS]
+        try:
+            if self.device.type == "cuda":
+                for holder, name, value in CUDA_SETTINGS:
+                    setattr(holder, name, value)
+            torch.set_num_threads(self._threads or threads)
+            yield
+        finally:
+            for (holder, name, _), value in zip(CUDA_SETTINGS, before, strict=True):
+                setattr(holder, name, value)
+            torch.set_num_threads(threads)

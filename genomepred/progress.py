@@ -1,0 +1,96 @@
+"""Progress on stderr: a bar on a terminal, one line a minute into a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    _Bar = tqdm[Any]
+else:
+    _Bar = tqdm
+
+_INTERVAL = 60.0  # seconds between the lines of a log
+
+
+class Progress(_Bar):
+    """tqdm, but a log gets whole lines, the first after a minute: what is shorter needs none.
+
+    Parameters
+    ----------
+    *args, **options
+        As of tqdm.
+    shown : bool
+        False for no output at all; without a stderr there is none either.
+    """
+
+    def __init__(self, *args: Any, shown: bool = True, **options: Any) -> None:
+        self._logs = sys.stderr is not None and not sys.stderr.isatty()
+        self._told, self._lines = time.monotonic(), 0
+        if self._logs:
+            options |= {"mininterval": _INTERVAL, "maxinterval": _INTERVAL, "ncols": 0}
+        options |= {"file": sys.stderr, "disable": not shown or sys.stderr is None}
+        super().__init__(*args, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draw the bar; into a file, write the line that is due."""
+        if not self._logs:
+            return super().display(msg, pos)
+        if msg != "" and time.monotonic() - self._told >= _INTERVAL:
+            self._told, self._lines = time.monotonic(), self._lines + 1
+            self._write()
+        return None
+
+    def clear(self, nolock: bool = False) -> None:
+        """Make room for a message, which a file has anyway."""
+        if not self._logs:
+            super().clear(nolock)
+
+    def close(self) -> None:
+        """Leave the bar as it is at the end; a file that has lines gets a last one."""
+        if self._logs:
+            self.leave = False
+            if self._lines and not self.disable:
+                self._write()
+        super().close()
+
+    def _write(self) -> None:
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
+
+
+class Outlook:
+    """What a run still has to do, told to its bar from the start.
+
+    Genomes that are not looked at yet count as the mean of those that are.
+
+    Parameters
+    ----------
+    bar : Progress
+        Its total becomes the bases of all genomes, its postfix the genomes seen.
+    genomes : int
+        How many there are.
+    """
+
+    def __init__(self, bar: Progress, genomes: int) -> None:
+        self._bar, self._genomes = bar, genomes
+        self._seen: set[str] = set()
+        self._bases = self._open = 0
+
+    def see(self, name: str, bases: int) -> None:
+        """Take note of a genome, and of the bases that are to be computed of it."""
+        if name in self._seen:
+            return
+        self._seen.add(name)
+        self._bases += bases
+        self._open += bases > 0
+        mean = self._bases / max(self._open, 1)
+        self._bar.total = round(self._bases + mean * (self._genomes - len(self._seen)))
+        self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
+
+    def wait(self) -> None:
+        """Say that nothing is left to do but to wait."""
+        self._bar.set_description_str("waiting for other processes on this run")

@@ -1,0 +1,69 @@
+"""Merging: publish what is complete, without computing and without the sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
+from genomepred.files import own_folder
+from genomepred.runs.folder import PARTS, refuse_links, sweep
+from genomepred.runs.genome import GenomeResult, GenomeWork
+from genomepred.runs.manifest import Run
+from genomepred.runs.publish import publish
+from genomepred.runs.shards import output_error
+from genomepred.store.sidecar import read_sidecar
+
+
+def merge(out: str | Path) -> list[GenomeResult]:
+    """Publish every genome of a run whose shards are all there.
+
+    Returns
+    -------
+    list of GenomeResult
+        Of the genomes that had not been published.
+
+    Raises
+    ------
+    GenomesFailedError
+        If any cannot be published; the message says how many, and of the first why.
+    """
+    run = Run(out)
+    refuse_links(run.out)
+    sweep(run.out)
+    results = [_merge_genome(run.work(name)) for name in run.begun()]
+    unfinished = [result for result in results if result.outcome != "finished"]
+    if unfinished:
+        raise GenomesFailedError(
+            f"{len(unfinished)} of {len(results)} genomes are not published; first: "
+            f"{unfinished[0].name}: {unfinished[0].error}",
+            results,
+        )
+    return results
+
+
+def _merge_genome(work: GenomeWork) -> GenomeResult:
+    def unfinished(outcome: str, why: str) -> GenomeResult:
+        return GenomeResult(work.name, outcome, work.final, error=why)
+
+    try:
+        own_folder(work.plan.out, PARTS, work.name)
+        record = work.read_record()
+        if record is not None:
+            work.path = Path(record["path"])
+            work.adopt(record)
+            assert work.prepared is not None
+            missing = len(work.missing())
+            if missing:
+                why = f"{missing} of {len(work.prepared.ranges)} shards are missing"
+                return unfinished("partial", f"{why}; run predict on this --out again")
+            if not publish(work, work.prepared):
+                why = "a part was damaged and is removed, or another process is publishing"
+                return unfinished("partial", f"{why}; run predict on this --out again")
+        noted = read_sidecar(work.sidecar)
+    except OSError as error:
+        raise output_error(error, work) from error
+    except OutputError:
+        raise
+    except GenomepredError as error:
+        return unfinished("failed", str(error))
+    return GenomeResult(work.name, "finished", work.final, noted["rows"], noted["bases"])

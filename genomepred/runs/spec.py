@@ -1,0 +1,193 @@
+"""One declaration of a run: options, defaults, help and checks.
+
+The command line's options, what a worker process is told and the checks of
+:func:`genomepred.predict` come from it. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from genomepred.errors import OptionError, RegionError
+from genomepred.runs.inputs import GenomePath
+
+# Integers without another end go no further.
+LARGEST = 2**31 - 1
+_POSITIVE = range(1, LARGEST + 1)
+COMPRESSIONS = ("deflate", *(f"deflate-{level}" for level in range(1, 10)), "zstd", "none")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How an option is told and checked; its field holds its default.
+
+    Parameters
+    ----------
+    help : str
+        For the command line; ends with the default in words where that is None.
+    choices : tuple of str
+        All values it may have, if they are few.
+    range : range, optional
+        Of an integer.
+    listed : bool
+        Whether the command line shows the choices by itself.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    range: range | None = None
+    listed: bool = True
+
+
+def _told(text: str, **how: Any) -> dict[str, Option]:
+    return {"option": Option(text, **how)}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run is asked to do; see :func:`genomepred.predict` for the meaning of each.
+
+    Raises
+    ------
+    OptionError
+        If a value is none of its option's, or two contradict each other.
+    RegionError
+        If the BED is no regular file.
+    """
+
+    genomes: tuple[GenomePath, ...]
+    model: str
+    out: Path
+    stride: int | None = field(
+        default=None,
+        metadata=_told("Bases between windows.  [default: the card's]", range=_POSITIVE),
+    )
+    regions: Path | None = field(
+        default=None,
+        metadata=_told(
+            "BED file: only rows that meet its regions; with an explicit --overlap, the same bits "
+            "as in a run without.  [default: whole genomes]",
+        ),
+    )
+    centre: bool = field(
+        default=False,
+        metadata=_told("With --regions: one window centred on each record.  [default: off]"),
+    )
+    strand: str = field(
+        default="forward",
+        metadata=_told(
+            "Strand to predict; mean averages both, each gives two tracks.",
+            choices=("forward", "reverse", "mean", "each"),
+        ),
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata=_told(
+            "Windows handed to the device at a time; never changes a value.  [default: by window "
+            "and device]",
+            range=_POSITIVE,
+        ),
+    )
+    device: str = "auto"
+    precision: str = field(
+        default="auto",
+        metadata=_told(
+            "auto: fp32 on CPU, else the fastest that the card's tolerance allows.",
+            choices=("auto", "fp32", "fp16", "bf16"),
+        ),
+    )
+    overlap: str = field(
+        default="auto",
+        metadata=_told(
+            "share: convolve a base once for all windows that see it; naive: every window by "
+            "itself; auto: share where that is clearly faster for the rows asked for.",
+            choices=("auto", "share", "naive"),
+        ),
+    )
+    kernels: str = field(
+        default="auto",
+        metadata=_told(
+            "What computes convolutions. auto: for each the fastest known for the device "
+            "(`genomepred doctor` tells); reference: the model as written.",
+            choices=("auto", "triton", "cudnn", "cpu", "reference"),
+        ),
+    )
+    store_dtype: Literal["float32", "float16"] = field(
+        default="float32",
+        metadata=_told(
+            "Type of the stored predictions; float16 rounds to 11 bits and ends at 65,504.",
+            choices=("float32", "float16"),
+        ),
+    )
+    compression: str = field(
+        default="deflate",
+        metadata=_told(
+            "deflate, deflate-1 to deflate-9, zstd (needs a plug-in to read) or none.",
+            choices=COMPRESSIONS,
+            listed=False,
+        ),
+    )
+    shard: tuple[int, int] = field(
+        default=(1, 1), metadata=_told("Compute share I of N, as for task I of a SLURM array of N.")
+    )
+    jobs: int | None = field(
+        default=None,
+        metadata=_told(
+            "Worker processes.  [default: one a core or GPU, if there is work for them]",
+            range=_POSITIVE,
+        ),
+    )
+    trust_code: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, option in options().items():
+            _check(name, getattr(self, name), option)
+        i, n = self.shard
+        if not (_is_in(n, _POSITIVE) and _is_in(i, range(1, n + 1))):
+            raise OptionError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
+        if self.overlap == "share" and self.centre:
+            raise OptionError("--overlap share: windows of --centre lie anywhere; leave it out")
+        if self.centre and self.regions is None:
+            raise OptionError("--centre needs --regions: one window is centred on each BED record")
+        if self.regions is not None and not self.regions.is_file():
+            raise RegionError(f"--regions {self.regions}: no such file, or no regular one")
+
+    def to_json(self, **more: Any) -> str:
+        """One line for another process, with whatever else it is to be told."""
+        return json.dumps({**asdict(self), **more}, default=str)
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> RunSpec:
+        """The spec that :meth:`to_json` has told, further keys left out."""
+        values = {option.name: told[option.name] for option in fields(cls)}
+        values["genomes"] = tuple(GenomePath(name, Path(path)) for name, path in told["genomes"])
+        values["out"] = Path(told["out"])
+        values["regions"] = Path(told["regions"]) if told["regions"] else None
+        values["shard"] = tuple(told["shard"])
+        return cls(**values)
+
+
+def options() -> dict[str, Option]:
+    """Options of a run by name, in the order in which they are told."""
+    return {
+        option.name: option.metadata["option"]
+        for option in fields(RunSpec)
+        if "option" in option.metadata
+    }
+
+
+def _check(name: str, value: Any, option: Option) -> None:
+    flag = "--" + name.replace("_", "-")
+    if option.choices and value not in option.choices:
+        raise OptionError(f"{flag} {value!r}: one of {', '.join(option.choices)}")
+    if option.range is not None and value is not None and not _is_in(value, option.range):
+        least, most = option.range.start, option.range.stop - 1
+        raise OptionError(f"{flag} {value!r}: an integer from {least} to {most}")
+
+
+def _is_in(value: object, integers: range) -> bool:
+    return type(value) is int and value in integers

@@ -1,0 +1,229 @@
+"""Where a run stands, and taking genomes out of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genomepred.documents import seal
+from genomepred.errors import GenomepredError, OutputError
+from genomepred.files import Claim, own_folder, write_whole
+from genomepred.runs.folder import PARTS, RUN_FILE, refuse_links
+from genomepred.runs.genome import GenomeWork
+from genomepred.runs.inputs import genome_name
+from genomepred.runs.manifest import Run
+from genomepred.store.sidecar import sidecar_path
+
+
+@dataclass(frozen=True)
+class GenomeStatus:
+    """Where one genome stands.
+
+    Attributes
+    ----------
+    name : str
+    state : {"finished", "failed", "begun", "new"}
+    shards : int, optional
+        All of its shards; None while that is not known, or not any more.
+    missing : int
+        Shards that are not on disk.
+    error : str
+        Why it failed, or cannot be told.
+    shares : tuple of int
+        Shares, counted from 1, that have shards to compute.
+    """
+
+    name: str
+    state: str
+    shards: int | None = None
+    missing: int = 0
+    error: str = ""
+    shares: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands; ``shares_missing`` of its ``shares`` have work left."""
+
+    genomes: list[GenomeStatus]
+    finished: int
+    shares: int
+    shares_missing: list[int]
+
+
+def status(out: str | Path, shares: int | None = None) -> Status:
+    """Where every genome of a run stands; reads no sequence and changes nothing.
+
+    Parameters
+    ----------
+    out : path
+        The ``--out`` of predict.
+    shares : int, optional
+        The N of ``--shard I/N``; by default that of the command that started the run.
+
+    Raises
+    ------
+    OutputError
+        If there is no run, or it cannot be read.
+    """
+    run = Run(out)
+    shares = shares or _shares_of(run.document["command"])
+    names = list(dict.fromkeys([*run.genomes, *run.begun(), *_noted(run.out)]))
+    genomes = [_status_of(run.work(name), shares) for name in names]
+    return Status(
+        genomes=genomes,
+        finished=sum(genome.state == "finished" for genome in genomes),
+        shares=shares,
+        shares_missing=sorted({share for genome in genomes for share in genome.shares}),
+    )
+
+
+def _noted(out: Path) -> list[str]:
+    """Names of genomes that have sidecars."""
+    return sorted(path.name[: -len(".h5.json")] for path in out.glob("*.h5.json"))
+
+
+def _shares_of(command: list[str]) -> int:
+    found = re.search(r"--shard[= ](\d{1,9})/(\d{1,9})", " ".join(command))
+    return max(int(found[2]), 1) if found else 1
+
+
+def _status_of(work: GenomeWork, shares: int) -> GenomeStatus:
+    noted = work.outcome()
+    if noted is not None and noted["outcome"] == "finished":
+        return GenomeStatus(work.name, "finished")
+    error = noted["error"] if noted is not None else ""
+    state = "failed" if noted is not None else "new"
+    every = tuple(range(1, shares + 1))
+    try:
+        record = work.read_record()
+        if record is None:
+            return GenomeStatus(work.name, state, error=error, shares=every)
+        work.adopt(record)
+    except (GenomepredError, OSError) as damaged:
+        return GenomeStatus(work.name, state, error=error or str(damaged), shares=every)
+    assert work.prepared is not None
+    missing = work.missing()
+    numbers = {shard: k for k, shard in enumerate(work.prepared.ranges)}
+    left = {(numbers[shard] + work.index) % shares + 1 for shard in missing}
+    return GenomeStatus(
+        name=work.name,
+        state="failed" if noted is not None else "begun",
+        shards=len(numbers),
+        missing=len(missing),
+        error=error,
+        shares=tuple(sorted(left)) or every[:1],  # complete: any share publishes it
+    )
+
+
+def forget(out: str | Path, names: Iterable[str]) -> list[Path]:
+    """Remove genomes from a run: their files, sidecars and shards, and their names.
+
+    Returns
+    -------
+    list of Path
+        What was removed.
+
+    Raises
+    ------
+    OutputError
+        If the run has no genome of a name, or a process is at work on it.
+    """
+    run = Run(out)
+    refuse_links(run.out)
+    names = list(dict.fromkeys(names))
+    known = {*run.genomes, *run.begun(), *_noted(run.out)}
+    for name in names:
+        if name not in known or genome_name(name) != name:
+            raise OutputError(
+                f"{run.out}: no genome {name!r} in this run; `genomepred status` lists them"
+            )
+        if is_at_work(run.out / PARTS / name):
+            raise OutputError(f"{name}: another process is computing it; stop that first")
+    removed = [path for name in names for path in _remove(run.out, name)]
+    left = [name for name in run.genomes if name not in names]
+    if len(left) < len(run.genomes):
+        write_whole(run.out / RUN_FILE, seal({**run.document, "genomes": left}))
+    return removed
+
+
+def _remove(out: Path, name: str) -> list[Path]:
+    final, folder = out / f"{name}.h5", out / PARTS / name
+    removed = []
+    for path in (sidecar_path(final), final):  # a file without a sidecar is not taken for finished
+        if os.path.lexists(path):
+            path.unlink()
+            removed.append(path)
+    if os.path.lexists(folder):
+        shutil.rmtree(own_folder(out, PARTS, name))
+        removed.append(folder)
+    return removed
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a process holds one of the locks in a genome's folder."""
+    for lock in folder.glob("*.lock"):
+        claim = Claim.take(lock)
+        if claim is None and os.path.lexists(lock):
+            return True
+        if claim is not None:
+            claim.release()
+    return False
+
+
+def restart_if_mistaken(out: Path, wanted: dict[str, Any], genomes: list[str]) -> None:
+    """Let a run of which nothing is computed yet begin again, as it is asked for now.
+
+    A run with a finished shard or a published genome, or at which a process is at work, stays.
+
+    Parameters
+    ----------
+    out : Path
+        Output folder, which may hold a run.
+    wanted : dict
+        Of the signature, what is asked for now.
+    genomes : list of str
+        Names of the genomes that are asked for now.
+    """
+    if not _is_mistaken(out, wanted, genomes):
+        return
+    lock = Claim.take(own_folder(out, PARTS) / ".restart.lock", wait=True)
+    try:
+        if _is_mistaken(out, wanted, genomes):  # nobody has been faster
+            _restart(out, wanted, genomes)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _is_mistaken(out: Path, wanted: dict[str, Any], genomes: list[str]) -> bool:
+    """Whether a folder's run is another than is asked for now, with nothing to show for itself."""
+    try:
+        run = Run(out)
+    except OutputError:
+        return False
+    differs = any(run.signature.get(key) != value for key, value in wanted.items())
+    if not differs and list(run.genomes) == genomes:
+        return False
+    folders = list((out / PARTS).glob("*/"))
+    if any(next(folder.glob("*-*.h5"), None) for folder in folders):
+        return False
+    if any(out.glob("*.h5")) or any(map(is_at_work, folders)):
+        return False
+    outcomes = (run.outcome(name) for name in _noted(out))
+    return not any(found is not None and found["outcome"] == "finished" for found in outcomes)
+
+
+def _restart(out: Path, wanted: dict[str, Any], genomes: list[str]) -> None:
+    run = Run(out)
+    for name in _noted(out):
+        sidecar_path(run.path(name)).unlink(missing_ok=True)
+    if any(run.signature.get(key) != value for key, value in wanted.items()):
+        (out / RUN_FILE).unlink(missing_ok=True)
+    else:
+        write_whole(out / RUN_FILE, seal({**run.document, "genomes": genomes}))

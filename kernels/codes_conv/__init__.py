@@ -1,0 +1,1 @@
+"""First convolution of a model straight from codes: see reference."""

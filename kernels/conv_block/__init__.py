@@ -1,0 +1,1 @@
+"""A convolution and everything up to the next one: see reference."""

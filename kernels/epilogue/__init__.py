@@ -1,0 +1,1 @@
+"""What follows a convolution, in one pass: see reference."""

@@ -1,0 +1,152 @@
+"""How the process ends, whatever the command is at when a signal comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+ENDINGS = {
+    signal.SIGINT: "genomepred: interrupted; run the same command again to continue\n",
+    signal.SIGTERM: "genomepred: terminated; run the same command again to continue\n",
+    signal.SIGHUP: "genomepred: the terminal is gone; run the same command again to continue\n",
+}
+FRAME = """
+import sys, threading, time
+import click
+from genomepred import cli
+
+@click.command()
+def wait():
+    print("ready", flush=True)
+{body}
+
+sys.argv[1:] = ["wait"]
+cli._COMMANDS["wait"] = "__main__"
+cli._LAST = 0.5
+cli.main()
+"""
+BODIES = {
+    "waits": "time.sleep(60)",
+    "loses it in a destructor": """
+class Held:
+    def __del__(self):
+        time.sleep(60)
+Held()
+time.sleep(60)""",
+    "makes another error of it": """
+try:
+    time.sleep(60)
+except BaseException:
+    raise RuntimeError("no compiled object")""",
+    "goes on": """
+for _ in range(2):
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass""",
+    "leaves a thread that the disk holds up": """
+threading.Thread(target=time.sleep, args=(60,), name="genomepred-write").start()
+time.sleep(60)""",
+}
+
+
+def started(body: str, **options: object) -> subprocess.Popen[str]:
+    indented = "\n".join(f"    {line}" for line in body.strip().split("\n"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", FRAME.format(body=indented)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="surrogateescape",
+        **options,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", list(ENDINGS))
+@pytest.mark.parametrize("body", list(BODIES))
+def test_a_signal_ends_the_process_by_one_line(body, number):
+    process = started(BODIES[body])
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert said == ENDINGS[number]
+    assert process.returncode == 128 + number
+
+
+def test_a_second_signal_ends_at_once():
+    process = started("cli._LAST = 600\n" + BODIES["goes on"])
+    process.terminate()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert said in ENDINGS.values()
+    assert process.returncode in (130, 143)
+
+
+def test_a_command_under_nohup_outlives_its_terminal():
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = started("time.sleep(1)", preexec_fn=ignore)
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("raise MemoryError", 16, "genomepred: error: out of memory (MemoryError); the limit is "),
+        ("import warnings; warnings.warn('slow')", 0, "genomepred: warning: slow\n"),
+        ("raise OSError(5, 'I/O', '/x/' + chr(0xdcff))", 10, "genomepred: error: /x/"),
+        ("print(chr(0xdcff) + 'x')", 0, ""),
+        ("raise ValueError('a' + chr(10) + 'b')", 1, "genomepred: a defect: ValueError: a b; "),
+    ],
+)
+def test_what_a_command_meets_is_one_line_and_a_code(body, code, said):
+    process = started(body)
+    process.stdout.buffer.read()
+    found = process.stderr.read()
+    assert process.wait(30) == code, found
+    assert found.startswith(said)
+    assert found.count("\n") == (1 if said else 0)
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    wanted = {**os.environ, **changes}
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def test_a_user_without_a_home_can_ask_for_the_version(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "genomepred", "--version"],
+        env=environment(HOME=None, XDG_CACHE_HOME=None),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("genomepred")
+
+
+def test_a_notebooks_backend_does_not_reach_the_command():
+    body = "import matplotlib; print(matplotlib.get_backend(), flush=True)"
+    process = started(body, env=environment(MPLBACKEND="module://matplotlib_inline.backend_inline"))
+    assert process.communicate(timeout=60) == ("agg\n", "")
+
+
+def test_an_address_space_too_small_is_named():
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); "
+        "import sys; sys.argv[1:] = ['predict', 'a.fa', '--model', 'ctcf', '--out', 'o']; "
+        "from genomepred.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 16
+    assert "limited to 1.00 GB (ulimit -v)" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+
+from genomepred import progress
+from genomepred.progress import Outlook, Progress
+
+
+class Log(io.StringIO):
+    def isatty(self) -> bool:
+        return False
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands until it is set, also for tqdm."""
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr("tqdm.std.time", lambda: now.seconds)
+    return now
+
+
+def run(clock, seconds: int, step: int = 1) -> None:
+    with Progress(total=seconds, unit=" bases") as bar:
+        for _ in range(0, seconds, step):
+            clock.seconds += step
+            bar.set_postfix_str(f"at {clock.seconds:.0f}")
+            bar.update(step)
+            bar.refresh()
+
+
+def test_a_log_gets_a_line_a_minute_and_a_last_one(clock, monkeypatch):
+    log = Log()
+    monkeypatch.setattr("sys.stderr", log)
+    run(clock, 200)
+    lines = log.getvalue().splitlines()
+    assert log.getvalue().endswith("\n")
+    assert "\r" not in log.getvalue()
+    assert len(lines) == 4
+    assert "at 60" in lines[0]
+    assert "100%" in lines[-1]
+
+
+def test_a_short_job_leaves_nothing_in_a_log(clock, monkeypatch):
+    log = Log()
+    monkeypatch.setattr("sys.stderr", log)
+    run(clock, 59)
+    assert log.getvalue() == ""
+
+
+def test_messages_stand_alone_in_a_log(clock, monkeypatch):
+    log = Log()
+    monkeypatch.setattr("sys.stderr", log)
+    with Progress(total=2) as bar:
+        bar.update()
+        Progress.write("a message", file=log)
+    assert log.getvalue() == "a message\n"
+
+
+def test_a_terminal_gets_a_bar(clock, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    run(clock, 3)
+    assert "\r" in terminal.getvalue()
+    assert "100%|" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("stderr", [None, Terminal()])
+def test_nothing_is_shown_where_nothing_is_wanted(clock, monkeypatch, stderr):
+    monkeypatch.setattr("sys.stderr", stderr)
+    with Progress(total=3, shown=False) as bar:
+        bar.update()
+    assert stderr is None or stderr.getvalue() == ""
+
+
+def test_a_total_stands_from_the_start(monkeypatch):
+    bar = Progress(total=0, shown=False)
+    outlook = Outlook(bar, 10)
+    outlook.see("a", 100)
+    assert bar.total == 1000
+    outlook.see("a", 100)
+    assert bar.total == 1000  # seen already
+    outlook.see("b", 300)
+    assert bar.total == 2000
+    outlook.see("finished before", 0)
+    assert bar.total == 400 + 200 * 7
+    for k in range(7):
+        outlook.see(f"c{k}", 200)
+    assert bar.total == 400 + 7 * 200
