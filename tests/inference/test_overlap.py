@@ -275,9 +275,9 @@ def test_windows_of_a_block_fill_whole_phases() -> None:
 # Prepared models
 
 
-def by_onednn(model: SequenceModel) -> str:
+def by_onednn(model: SequenceModel) -> tuple[str, ...]:
     blocks = (module for module in prepare(model).modules() if isinstance(module, FusedConv))
-    return ",".join("kmers" if block.reads_codes else "onednn" for block in blocks)
+    return tuple("kmers" if block.reads_codes else "onednn" for block in blocks)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "onednn"])

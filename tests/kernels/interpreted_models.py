@@ -62,11 +62,12 @@ def pretend(patch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
     patch.setattr("torch.cuda.get_device_capability", lambda device: capability)
 
 
-def mixed(model: nn.Module, first: str) -> str:
+def mixed(model: nn.Module, first: str) -> tuple[str, ...]:
     """Names of kernels in which triton and cudnn take turns, wherever there are both."""
     others = itertools.cycle(["triton", "cudnn"] if first == "triton" else ["cudnn", "triton"])
     blocks = [module for module in prepare(model).modules() if isinstance(module, FusedConv)]
-    return ",".join("triton" if b.reads_codes else next(others) for b in blocks) or "torch"
+    names = ("triton" if b.reads_codes else next(others) for b in blocks)
+    return tuple(names) or ("torch",)
 
 
 def windows_of(model: SequenceModel, batch: int) -> Tensor:

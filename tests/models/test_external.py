@@ -296,7 +296,7 @@ COMPUTED_BY = {
         "direct",
         "direct",
     ),
-    "pre-activation": "direct,direct",
+    "pre-activation": ("direct", "direct"),
     "view of a convolution": ("reference",),
     "use of a layer's weight": ("reference",),
     "convolution of its own kind": ("torch",),

@@ -86,8 +86,9 @@ def blocks_of(prepared: nn.Module) -> list[FusedConv]:
     return [module for module in prepared.modules() if isinstance(module, FusedConv)]
 
 
-def all_by_onednn(prepared: nn.Module) -> str:
-    return ",".join("kmers" if b.reads_codes else "onednn" for b in blocks_of(prepared)) or "torch"
+def all_by_onednn(prepared: nn.Module) -> tuple[str, ...]:
+    names = ("kmers" if b.reads_codes else "onednn" for b in blocks_of(prepared))
+    return tuple(names) or ("torch",)
 
 
 def check(model: nn.Module, x: torch.Tensor) -> nn.Module:
@@ -427,14 +428,14 @@ def test_the_kernels_are_as_asked_for() -> None:
 @pytest.mark.parametrize(
     ("kernels", "message"),
     [
-        ("kmers", "kernels 'kmers': expected auto, triton, cudnn, cpu, torch or the implem"),
-        ("kmers,direct,direct", "implementations of the model's 2 blocks"),
-        ("direct,direct", "'direct' does not compute codes_conv on cpu; use kmers"),
-        ("kmers,kmers", "'kmers' does not compute conv_block on cpu; use direct or onednn"),
-        ("kmers,triton", "'triton' does not compute conv_block on cpu"),
-        ("kmers, direct", "' direct' does not compute"),
-        ("fastest", "implementations of the model's 2 blocks"),
-        ("", "implementations of the model's 2 blocks"),
+        (("kmers",), "kernels 'kmers': expected auto, triton, cudnn, cpu, torch or the implem"),
+        (("kmers", "direct", "direct"), "implementations of the model's 2 blocks"),
+        (("direct", "direct"), "'direct' does not compute codes_conv on cpu; use kmers"),
+        (("kmers", "kmers"), "'kmers' does not compute conv_block on cpu; use direct or onednn"),
+        (("kmers", "triton"), "'triton' does not compute conv_block on cpu"),
+        (("kmers", " direct"), "' direct' does not compute"),
+        ("fastest", "kernels 'fastest': one of auto, triton, cudnn, cpu"),
+        ((), "implementations of the model's 2 blocks"),
         ("triton", "triton kernels do not run on cpu"),
         ("cudnn", "cudnn kernels do not run on cpu"),
         ("reference", "reference"),
@@ -499,14 +500,14 @@ def test_what_a_caller_holds_outlives_the_next_call(
     residual_model: SequenceModel, kernels: str, dtype: torch.dtype
 ) -> None:
     names = ["kmers", *[kernels] * 8]
-    prepared = prepare(residual_model, ",".join(names), dtype=dtype)
+    prepared = prepare(residual_model, tuple(names), dtype=dtype)
     with torch.no_grad():
         held = [prepared.trunk(codes_like(batch, 90, batch)) for batch in (6, 3, 6)]
         values = [trunk.clone() for trunk in held]
         for seed, batch in enumerate((6, 3, 1, 6, 8)):
             prepared.trunk(codes_like(batch, 90, seed))
             assert all(map(torch.equal, held, values))
-        fresh = prepare(residual_model, ",".join(names), dtype=dtype)
+        fresh = prepare(residual_model, tuple(names), dtype=dtype)
         for batch, value in zip((6, 3, 6), values, strict=True):
             assert torch.equal(prepared.trunk(codes_like(batch, 90, batch)), value)
             assert torch.equal(fresh.trunk(codes_like(batch, 90, batch)), value)
