@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -64,7 +63,7 @@ def _find_folders_beside() -> None:
         if not (here / folder.name).exists() and (folder / "__init__.py").is_file()
     }
 
-    class Beside(MetaPathFinder):
+    class Beside:
         @staticmethod
         def find_spec(name: str, *_: object) -> ModuleSpec | None:
             return spec_from_file_location(name, missing[name]) if name in missing else None

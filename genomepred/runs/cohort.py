@@ -8,14 +8,14 @@ on the shards of one folder; whoever finds the last one finished joins them.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from math import ceil
@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from genomepred.errors import (
-    GenomepredError,
     ModelError,
     OutputError,
     PrecisionError,
@@ -47,6 +46,7 @@ from genomepred.runs.run import RunReport
 from genomepred.runs.setup import Setup
 from genomepred.runs.signature import facts, join_run, numerics_of, start_run
 from genomepred.runs.spec import RunSpec
+from genomepred.runs.workers import Workers, serving
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type
@@ -602,68 +602,50 @@ def _run(run: CohortRun, progress: bool) -> RunReport:
         haplotypes, stride = len(run.panel.haplotypes), run.geometry.stride
         left = sum(last - first for first, last in run.missing()) * stride
         bar = Progress(total=left, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
-        done = [0, 0]
+        done, counting = [0, 0], threading.Lock()
 
-        def count(windows: int, distinct: int) -> None:
+        def count(bases: int) -> None:
+            nonlocal computed
+            with counting:  # called by several threads
+                computed += bases
+                bar.update(bases)
+
+        def count_own(windows: int, distinct: int) -> None:
             done[0] += windows
             done[1] += distinct
-            bar.update(windows * stride)
             share = f"{done[1] / done[0]:.1f} of {haplotypes:,} haplotypes distinct"
-            bar.set_postfix_str(share)
+            bar.set_postfix_str(share, refresh=False)
+            count(windows * stride)
 
-        helpers = _start_helpers(run)
-        try:
-            with bar:
-                for _ in range(_MOST_DAMAGES):
-                    run.compute(count)
-                    _await_others(run, helpers)
-                    if run.publish() or run.options.shard[1] > 1:
-                        break
-                else:
-                    raise OutputError(
-                        f"{run.folder}: parts prove damaged again and again; check the disk"
-                    )
-        finally:
-            for helper in helpers:
-                helper.terminate()
-                helper.join()
-        computed = done[0] * stride
+        helping = max(min(run.setup.workers, len(run.missing())) - 1, 0)
+        told = {"variants": str(run.panel.path), "panel": asdict(run.panel.options)}
+        workers = Workers(run.options, helping, count, __name__, **told)
+        with bar, workers:
+            for _ in range(_MOST_DAMAGES):
+                run.compute(count_own)
+                _await_others(run, workers)
+                if run.publish() or run.options.shard[1] > 1:
+                    break
+            else:
+                raise OutputError(
+                    f"{run.folder}: parts prove damaged again and again; check the disk"
+                )
     return RunReport([run.result()], computed)
 
 
-def _start_helpers(run: CohortRun) -> list[Any]:
-    """Processes that compute shards beside this one."""
-    count = min(run.setup.workers, len(run.missing())) - 1
-    context = multiprocessing.get_context("spawn")
-    arguments = (run.options, run.panel.path, run.panel.options, os.getpid())
-    helpers = [
-        context.Process(target=_help, args=arguments, daemon=True) for _ in range(max(count, 0))
-    ]
-    for helper in helpers:
-        helper.start()
-    return helpers
+def work() -> None:
+    """Body of a worker process: computes shards until none are left."""
+    with serving() as (spec, told, report):
+        panel_options = PanelOptions(**told["panel"])
+        run = CohortRun(spec, Path(told["variants"]), panel_options)
+        run.compute(lambda windows, _: report(windows * run.geometry.stride))
 
 
-def _help(options: RunSpec, variants: Path, panel_options: PanelOptions, parent: int) -> None:
-    """Body of a helper: shards, until there are none or the parent is gone."""
-
-    def look(windows: int, distinct: int) -> None:
-        if os.getppid() != parent:
-            os._exit(1)
-
-    try:
-        run = CohortRun(options, variants, panel_options)
-        run.compute(look)
-    except GenomepredError as error:
-        # The parent takes over what is left, and meets the same obstacle if it is one.
-        print(f"genomepred: a worker has stopped: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-def _await_others(run: CohortRun, helpers: list[Any]) -> None:
+def _await_others(run: CohortRun, workers: Workers) -> None:
     """Wait for shards that others are computing; take over those that they give up."""
     delay = _SHORTEST_WAIT
     while run.missing() and run.finished() is None:
+        workers.look()
         time.sleep(delay)
         delay = min(2 * delay, _LONGEST_WAIT)
         run.compute()

@@ -167,7 +167,7 @@ def _run(spec: RunSpec, progress: bool) -> RunReport:
             bar.update(bases)
 
     step = setup.geometry.step
-    workers = Workers(spec, plan.session, setup.workers - 1, count)
+    workers = Workers(spec, setup.workers - 1, count, __name__, session=plan.session)
     with bar, workers:
         works = _compute(setup, plan, lambda rows: count(rows * step), bar, workers.look)
     return RunReport(_results(works), computed)
@@ -237,8 +237,8 @@ def _result(work: GenomeWork) -> GenomeResult:
 
 def work() -> None:
     """Body of a worker process: options on the first line of stdin, whose end means stop."""
-    with serving() as (spec, session, report):
+    with serving() as (spec, told, report):
         setup = Setup(spec)
-        plan = replace(setup.open(), session=session)
+        plan = replace(setup.open(), session=told["session"])
         step = setup.geometry.step
         _compute(setup, plan, lambda rows: report(rows * step))

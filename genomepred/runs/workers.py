@@ -30,10 +30,7 @@ from genomepred.runs.spec import RunSpec
 # once it is told to.
 _BEAT, _SILENCE, _END = 5.0, 60.0, 3.0
 # -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
-_BODY = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from genomepred.runs.run import work; work()"
-)
+_BODY = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {} import work; work()"
 
 
 def command(body: str, *arguments: str) -> list[str]:
@@ -45,22 +42,39 @@ def command(body: str, *arguments: str) -> list[str]:
 
 
 class Workers:
-    """Further processes on the same run; they end with this one, however it ends."""
+    """Further processes on the same run; they end with this one, however it ends.
+
+    Parameters
+    ----------
+    spec : RunSpec
+    count : int
+    progress : callable
+        Told the bases that any of them has done, by several threads.
+    module : str
+        Where the function ``work`` is that they run, within :func:`serving`.
+    **told
+        What else they are told, as JSON holds it.
+    """
 
     def __init__(
-        self, spec: RunSpec, session: str, count: int, progress: Callable[[int], object]
+        self,
+        spec: RunSpec,
+        count: int,
+        progress: Callable[[int], object],
+        module: str,
+        **told: Any,
     ) -> None:
         self._told = [
-            replace(spec, device=_device_of(spec.device, k + 1)).to_json(session=session)
+            replace(spec, device=_device_of(spec.device, k + 1)).to_json(**told)
             for k in range(count)
         ]
-        self._progress = progress
+        self._progress, self._body = progress, _BODY.format(module)
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> None:
         try:
             for text in self._told:
-                self._workers.append(_Worker(text, self._progress))
+                self._workers.append(_Worker(self._body, text, self._progress))
         except (OSError, RuntimeError) as error:  # no memory, or no more processes or threads
             had = f"{len(self._workers) + 1} of {len(self._told) + 1} workers"
             warnings.warn(f"{had} are at work, no more can be started: {error}", stacklevel=2)
@@ -86,11 +100,11 @@ class Workers:
 class _Worker:
     """One process, and the thread that hears it."""
 
-    def __init__(self, text: str, progress: Callable[[int], object]) -> None:
+    def __init__(self, body: str, text: str, progress: Callable[[int], object]) -> None:
         self._progress, self._heard = progress, time.monotonic()
         self._dismissed = False
         self._process = subprocess.Popen(
-            command(_BODY),
+            command(body),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the parent's: it ends us
@@ -167,8 +181,8 @@ def _device_of(device: str, worker: int) -> str:
 
 
 @contextmanager
-def serving() -> Iterator[tuple[RunSpec, str, Callable[[int], object]]]:
-    """Be a worker: what is asked for, session, and where to report the bases that are done.
+def serving() -> Iterator[tuple[RunSpec, dict[str, Any], Callable[[int], object]]]:
+    """Be a worker: what is asked for, all it is told, and where to report bases that are done.
 
     The process ends with its parent, by one line and an error's exit code, or by itself.
     """
@@ -196,10 +210,10 @@ def serving() -> Iterator[tuple[RunSpec, str, Callable[[int], object]]]:
 
     try:
         told = json.loads(sys.stdin.readline())
-        spec, session = RunSpec.of_json(told), told["session"]
+        spec = RunSpec.of_json(told)
         for body in (end_with_parent, beat):
             threading.Thread(target=body, daemon=True).start()
-        yield spec, session, report
+        yield spec, told, report
     except BaseException as error:
         # The parent takes over what is left, and meets the same obstacle if it is one.
         what, code = described(error)

@@ -62,9 +62,7 @@ def test_a_run_with_workers_in_a_hostile_folder(hostile, job, capfd):
 
 def worker(body: str, progress=lambda bases: None) -> workers._Worker:
     """A process with a body of its own in place of a worker's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "_BODY", body)
-        return workers._Worker("{}", progress)
+    return workers._Worker(body, "{}", progress)
 
 
 def test_a_worker_that_dies_is_named(capfd):
