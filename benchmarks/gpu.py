@@ -248,7 +248,7 @@ def judge_json(out: Path, name: str) -> dict[str, Any]:
         document = json.loads((out / f"{name}.json").read_text())
     except (OSError, ValueError) as error:
         return {"status": "failed", "why": f"no results: {error}"}
-    result = document["result"] or {}
+    result = document.get("result") or {}
     rows = result.get("layers") or result.get("models") or []
     left_out = [
         f"{row.get('name') or row['model']} {row.get('dtype') or row.get('batch')}: {row[why]}"

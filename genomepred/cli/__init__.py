@@ -61,7 +61,10 @@ class _LazyGroup(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
-        return self._invoke_for_json(ctx) if ctx.meta[_AS_JSON] else super().invoke(ctx)
+        try:
+            return self._invoke_for_json(ctx) if ctx.meta[_AS_JSON] else super().invoke(ctx)
+        except BrokenPipeError:  # the reader of our output has seen enough; click would say 1
+            sys.exit(141)
 
     def _invoke_for_json(self, ctx: click.Context) -> object:
         """Print one document however the command ends; errors go on to where they are told."""

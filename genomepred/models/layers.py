@@ -56,7 +56,8 @@ class OneHot(nn.Module):
             raise ValueError(f"N policy {n_policy!r} is none of {', '.join(N_POLICIES)}")
         self.base_order, self.n_policy = base_order, n_policy
         table = torch.full((5, 4), N_POLICIES[n_policy])
-        table[:4] = torch.eye(4)[:, ["ACGT".index(base) for base in base_order]]
+        rows = [[float(base == column) for column in base_order] for base in "ACGT"]
+        table[:4] = torch.tensor(rows)  # torch.eye would import a compiler on the meta device
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:

@@ -313,10 +313,18 @@ def test_what_cannot_be_imported_is_skipped_with_the_reason(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("code", "status", "why"),
     [
-        ('print(\'{"layers": [{"name": "a"}]}\')', "passed", "1 of 1 were timed"),
-        ('print(\'{"layers": [{"name": "a"}]}\'); raise SystemExit(6)', "failed", "exit code 6"),
-        ("print('{\"layers\": []}')", "failed", "no results"),
-        ('print(\'{"layers": [{"name": "a", "left_out": "x"}]}\')', "failed", "nothing was"),
+        ('print(\'{"result": {"layers": [{"name": "a"}]}}\')', "passed", "1 of 1 were timed"),
+        (
+            'print(\'{"result": {"layers": [{"name": "a"}]}}\'); raise SystemExit(6)',
+            "failed",
+            "exit code 6",
+        ),
+        ('print(\'{"result": {"layers": []}}\')', "failed", "no results"),
+        (
+            'print(\'{"result": {"layers": [{"name": "a", "left_out": "x"}]}}\')',
+            "failed",
+            "nothing was",
+        ),
         ("print('half of a docum')", "failed", "no results"),
         ("raise ImportError('numba')", "failed", "exit code 1: ImportError: numba"),
     ],

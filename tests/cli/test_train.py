@@ -251,7 +251,7 @@ def test_words_may_differ(tmp_path: Path) -> None:
     [
         ("--test", "chr9", "chr9"),
         ("--set", "colour=red", "colour"),
-        ("--set", "tracks=2", "1 track"),
+        ("--set", "tracks=2", "tracks 1"),
         ("--set", "filters", "KEY=VALUE"),
         ("--track", "second", "2 --track for 1 tracks"),
         ("--class-weights", "1,2", "one positive number or 1 of them"),

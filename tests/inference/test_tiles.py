@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from genomepred.inference.engine import Block, Engine, Numerics
+from genomepred.inference.engine import REFERENCE, Block, Engine, Numerics
 from genomepred.inference.overlap_work import CannotShareError
 from genomepred.inference.tiles import Tiles, cut_windows, tile_work
 from genomepred.models import build
@@ -32,7 +32,7 @@ MODELS: list[tuple[str, dict[str, Any], int]] = [
 ]
 
 
-def make(name: str, config: dict[str, Any], stride: int, strand: str, kernels: str) -> Engine:
+def make(name: str, config: dict[str, Any], stride: int, strand: str, asked: str) -> Engine:
     torch.manual_seed(0)
     model = build(name, **config).eval()
     with torch.no_grad():
@@ -49,8 +49,9 @@ def make(name: str, config: dict[str, Any], stride: int, strand: str, kernels: s
         tracks=tracks,
         activation="none",
     )
-    if kernels != "reference":
-        kernels = kernels_of(prepare(model, kernels, dtype=torch.float32))
+    kernels = REFERENCE
+    if asked != "reference":
+        kernels = kernels_of(prepare(model, asked, dtype=torch.float32))
     geometry = Geometry(window=config["window"], stride=stride)
     return Engine(model, card, geometry, Numerics("fp32", kernels, 8, strand), torch.device("cpu"))
 
