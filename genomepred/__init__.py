@@ -69,9 +69,8 @@ def _find_folders_beside() -> None:
             return spec_from_file_location(name, missing[name]) if name in missing else None
 
     if missing:
-        sys.meta_path.insert(
-            0, Beside()
-        )  # before the finder of another checkout, if one is installed
+        # Before the finder of another checkout, if one is installed.
+        sys.meta_path.insert(0, Beside())
 
 
 _find_folders_beside()
