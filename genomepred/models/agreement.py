@@ -29,8 +29,8 @@ def difference(found: Values, expected: Values) -> float:
     ValueError
         If the shapes differ.
     """
-    wide = torch.as_tensor(expected).double()
-    other = torch.as_tensor(found).to(wide.device).double()
+    wide = torch.as_tensor(expected).detach().double()
+    other = torch.as_tensor(found).detach().to(wide.device).double()
     if other.shape != wide.shape:
         raise ValueError(f"values {list(other.shape)} are compared with {list(wide.shape)}")
     if not wide.numel():

@@ -252,6 +252,7 @@ def test_a_wheel_has_benchmarks_kernels_and_their_table(tmp_path: Path) -> None:
 # -- the command for a machine with a GPU
 
 
+@pytest.mark.slow
 def test_gpu_command_tried_on_a_cpu(tmp_path: Path) -> None:
     """Every part runs; what only a GPU can do is skipped and called so."""
     environment = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable}
