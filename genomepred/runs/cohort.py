@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -32,22 +31,23 @@ from genomepred.errors import (
     OutputError,
     PrecisionError,
     SequenceError,
+    StoreError,
 )
-from genomepred.files import Claim, output_error, own_folder, sha256_of, sync_folder
+from genomepred.files import Claim, output_error, own_folder, sync_folder
+from genomepred.inference.batching import missing_bins
 from genomepred.inference.engine import REFERENCE, Block, Engine, Numerics
 from genomepred.inference.numerics import resolve_kernels
 from genomepred.inference.overlap_work import CannotShareError
 from genomepred.inference.tiles import PAYS, Pieces, Tiles, cut_windows, tile_work
-from genomepred.models.external import External
+from genomepred.models.agreement import difference
 from genomepred.progress import Progress
-from genomepred.runs.folder import CACHE, PARTS, RUN_FILE, refuse_links
+from genomepred.runs.folder import CACHE, PARTS, RUN_FILE, now, refuse_links
 from genomepred.runs.genome import GenomeResult
 from genomepred.runs.run import RunReport
 from genomepred.runs.setup import Setup
-from genomepred.runs.signature import facts, join_run, numerics_of, start_run
+from genomepred.runs.signature import join_run, numerics_of, start_run
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.workers import Workers, serving
-from genomepred.sequences.codes import real_counts
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type
 from genomepred.sequences.fasta import Genome
@@ -228,12 +228,7 @@ class _Rows:
         flat = self._table[:slots].reshape(-1)
         starts = np.arange(slots, dtype=np.int64) * g.window
         missing = np.ones((slots, g.bins), np.bool_)
-        least = self._engine.card.min_bases
-        missing[:count] = (real_counts(flat, starts[:count], g.window) < least)[:, None]
-        if g.bins > 1 and least:
-            bins = starts[:count, None] + g.crop + np.arange(g.bins) * g.bin_size
-            empty = real_counts(flat, bins.reshape(-1), g.bin_size) == 0
-            missing[:count] |= empty.reshape(-1, g.bins)
+        missing[:count] = missing_bins(flat, starts[:count], g, self._engine.card.min_bases)
         needed = np.any(~missing.reshape(-1, batch * g.bins), axis=1)
         codes = self._codes[: slots * g.window]
         found = self._engine.submit(Block(codes, starts, g.window, needed))()
@@ -291,8 +286,10 @@ def look(setup: Setup, panel: Panel, grid: Grid, stretches: int = _STRETCHES) ->
     return Sharing(looked, distinct, tuple(pieces), distinct * alone / max(work, 1))
 
 
-def decide(setup: Setup, panel: Panel, grid: Grid, overlap: str) -> Numerics:
+def decide(setup: Setup, panel: Panel, grid: Grid, overlap: str, found: Sharing) -> Numerics:
     """Numerics of a cohort run: tiles where counted work says that they pay and a guard agrees.
+
+    ``found`` is what :func:`look` has counted.
 
     Raises
     ------
@@ -304,7 +301,6 @@ def decide(setup: Setup, panel: Panel, grid: Grid, overlap: str) -> Numerics:
     numerics = setup.decide()
     if overlap == "naive" or not grid.rows:
         return numerics
-    found = look(setup, panel, grid)
     if not found.pieces and overlap == "share":
         raise ModelError(
             f"--overlap share: {setup.card.name!r} has no trunk whose stretches windows share, or "
@@ -314,11 +310,11 @@ def decide(setup: Setup, panel: Panel, grid: Grid, overlap: str) -> Numerics:
         return numerics
     kernels = resolve_kernels(setup.model, setup.spec.kernels, setup.device, numerics.precision)
     tiles = replace(numerics, kernels=kernels, overlap=TILES)
-    difference = _difference_of_tiles(setup, panel, grid, tiles)
+    differ = _difference_of_tiles(setup, panel, grid, tiles)
     allowed = setup.card.tolerance[numerics.precision]
-    if difference <= allowed:
+    if differ <= allowed:
         return tiles
-    why = f"tiles differ from windows by themselves by {difference:.2g}, allowed are {allowed:.2g}"
+    why = f"tiles differ from windows by themselves by {differ:.2g}, allowed are {allowed:.2g}"
     if overlap == "share":
         raise PrecisionError(f"--overlap share: {why}; use --overlap auto or naive")
     warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
@@ -334,8 +330,8 @@ def _difference_of_tiles(setup: Setup, panel: Panel, grid: Grid, tiles: Numerics
     slots = setup.slots(tiles.compute_batch)
     expected = compute_shard(alone, panel, grid, first, last, slots).values
     found = compute_shard(setup.engine(tiles), panel, grid, first, last, slots).values
-    scale = np.abs(found - expected) / (1 + np.abs(expected))
-    return float(np.nanmax(scale, initial=0.0))
+    known = ~np.isnan(expected)
+    return difference(found[known], expected[known])
 
 
 class CohortRun:
@@ -362,6 +358,7 @@ class CohortRun:
             )
         if options.regions is not None:
             raise ModelError("--variants with --regions: a panel is predicted whole; leave one out")
+        self._started = now()
         self.options = options
         self.out = options.out
         refuse_links(self.out)
@@ -386,17 +383,7 @@ class CohortRun:
 
     def _open(self) -> dict[str, Any]:
         setup, options = self.setup, self.options
-        expected = facts(
-            setup.card,
-            self.geometry,
-            self.layout,
-            setup.device,
-            strand=options.strand,
-            regions=None,
-            centre=False,
-            code_sha256=setup.model.code.sha256 if isinstance(setup.model, External) else None,
-        )
-        expected |= {"reference": self.genome.digest(), "panel": self.panel.digest}
+        expected = setup.facts() | {"reference": self.genome.digest(), "panel": self.panel.digest}
         asked: dict[str, Any] = {}
         if options.overlap != "auto":
             asked["overlap"] = {"naive": "naive", "share": TILES}[options.overlap]
@@ -408,7 +395,8 @@ class CohortRun:
         return join_run(self.out, expected, asked)
 
     def _decide(self) -> Numerics:
-        return decide(self.setup, self.panel, self.grid, self.options.overlap)
+        found = look(self.setup, self.panel, self.grid)
+        return decide(self.setup, self.panel, self.grid, self.options.overlap, found)
 
     @cached_property
     def engine(self) -> Engine:
@@ -440,9 +428,12 @@ class CohortRun:
         sidecar = sidecar_path(self.final)
         if not sidecar.exists() or not self.final.exists():
             return None
-        noted = read_sidecar(sidecar)
+        try:
+            noted = read_sidecar(sidecar)
+        except StoreError:
+            return None  # damaged: the file is published again, with the same bytes
         same = noted["outcome"] == "finished" and noted["signature"] == self.signature
-        return noted if same and sha256_of(self.final) == noted["sha256"] else None
+        return noted if same and self.final.stat().st_size == noted["bytes"] else None
 
     def missing(self) -> list[tuple[int, int]]:
         """Shards of this process's share that are not on disk."""
@@ -489,8 +480,8 @@ class CohortRun:
             (self.genome.path, self.genome.stamp),
             (self.panel.path, self.panel.stamp),
         ):
-            now = path.stat() if path.exists() else None
-            if now is None or (now.st_size, now.st_mtime_ns) != stamp:
+            found = path.stat() if path.exists() else None
+            if found is None or (found.st_size, found.st_mtime_ns) != stamp:
                 raise SequenceError(
                     f"{path} changed while it was being predicted: restore it and run again, or "
                     "use another --out"
@@ -554,8 +545,8 @@ class CohortRun:
                 "digest": self.signature["reference"],
             },
             "signature": self.signature,
-            "started": _now(),
-            "finished": _now(),
+            "started": self._started,
+            "finished": now(),
         }
         write_sidecar(sidecar_path(self.final), document)
 
@@ -749,7 +740,7 @@ def plan_cohort(options: RunSpec, variants: Path, panel_options: PanelOptions) -
         grid = Grid.whole(genome.contigs, setup.geometry)
         windows, haplotypes = grid.rows // setup.geometry.bins, len(panel.haplotypes)
         found = look(setup, panel, grid)
-        numerics = decide(setup, panel, grid, options.overlap)
+        numerics = decide(setup, panel, grid, options.overlap, found)
         engine = setup.engine(replace(numerics, overlap="naive"))
         each = found.distinct / max(found.windows, 1)
         rows = windows * each
@@ -773,7 +764,3 @@ def plan_cohort(options: RunSpec, variants: Path, panel_options: PanelOptions) -
             seconds=seconds,
             warnings=panel.warnings(),
         )
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -126,16 +126,7 @@ class Setup:
         refuse_links(spec.out)
         names = [genome.name for genome in spec.genomes]
         about: dict[str, Any] = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
-        expected = facts(
-            self.card,
-            self.geometry,
-            self.layout,
-            self.device,
-            strand=spec.strand,
-            regions=spec.regions,
-            centre=spec.centre,
-            code_sha256=self.model.code.sha256 if isinstance(self.model, External) else None,
-        )
+        expected = self.facts()
         choices = {"precision": spec.precision, "overlap": spec.overlap}
         asked: dict[str, Any] = {k: choice for k, choice in choices.items() if choice != "auto"}
         if spec.kernels != "auto":
@@ -158,6 +149,20 @@ class Setup:
             tracks=self.tracks,
             share=(i - 1, n),
             compressors=max(1, min(_COMPRESSORS, usable_cpus().amount // self.workers)),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What of the signature follows from the command and the machine."""
+        spec = self.spec
+        return facts(
+            self.card,
+            self.geometry,
+            self.layout,
+            self.device,
+            strand=spec.strand,
+            regions=spec.regions,
+            centre=spec.centre,
+            code_sha256=self.model.code.sha256 if isinstance(self.model, External) else None,
         )
 
     @cached_property

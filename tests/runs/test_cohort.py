@@ -120,6 +120,11 @@ def test_bytes_do_not_depend_on_shards_jobs_kills_or_batches(
     again = predict_cohort(fasta, vcf, model, tmp_path / "killed", jobs=1, batch_size=64)
     assert again.path.read_bytes() == whole
     assert not list((tmp_path / "killed" / ".parts").glob("panel/*"))
+    # A sidecar that is damaged proves nothing: the file is made again.
+    sidecar = again.path.with_name(again.path.name + ".json")
+    sidecar.write_bytes(sidecar.read_bytes().replace(b"finished", b"finishes", 1))
+    again = predict_cohort(fasta, vcf, model, tmp_path / "killed", jobs=1)
+    assert again.path.read_bytes() == whole
     # Another form of the file, and another order of its columns.
     other = RandomPanel(text.contigs, list(reversed(text.samples)))
     for line in text.lines:
