@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-# Okabe and Ito's colours, told apart with any colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's colors, told apart with any color vision.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MISSING = "#E6E6E6"
 _FORMATS = (".png", ".pdf", ".svg")
 _DPI = 100
 _WIDTH, _HEIGHT, _PANEL = 12.0, 4.0, 1.6  # inches: one track gives 1200 x 400 pixels
-_PIXELS = 1100  # columns that values are summarised in: about the width of the axes
+_PIXELS = 1100  # columns that values are summarized in: about the width of the axes
 
 
 class Summary(NamedTuple):
@@ -76,7 +76,7 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
     start, end, values = _drawn_rows(store, region)
     edges = np.linspace(region.start, region.end, min(_PIXELS, region.end - region.start) + 1)
     summaries = {
-        store.tracks[column]: summarise(start, end, values[:, column], edges) for column in columns
+        store.tracks[column]: summarize(start, end, values[:, column], edges) for column in columns
     }
     figure = _figure(region, edges, summaries, _title(store, region))
     with publishing(path, follow=True) as temporary:
@@ -89,8 +89,8 @@ def _figure(region: Region, edges: Float64, summaries: Mapping[str, Summary], ti
     size = _WIDTH, max(_HEIGHT, 1.2 + _PANEL * len(summaries))
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     panels = figure.subplots(len(summaries), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, colour, (name, summary) in zip(panels, cycle(_COLOURS), summaries.items()):
-        _draw_panel(axes, edges, summary, colour)
+    for axes, color, (name, summary) in zip(panels, cycle(_COLORS), summaries.items()):
+        _draw_panel(axes, edges, summary, color)
         axes.set_ylabel(name, parse_math=False)
     _number_bases(panels[-1], region)
     caption = _caption(region, list(summaries.values()))
@@ -99,7 +99,7 @@ def _figure(region: Region, edges: Float64, summaries: Mapping[str, Summary], ti
     return figure
 
 
-def summarise(
+def summarize(
     start: Int64, end: Int64, values: NDArray[np.floating[Any]], edges: Float64
 ) -> Summary:
     """Lowest, mean and highest value of the intervals that touch each column of pixels.
@@ -140,21 +140,21 @@ def _drawn_rows(store: PredictionStore, region: Region) -> tuple[Int64, Int64, N
     none = np.empty((0, len(store.tracks)), np.float32)
     values = np.concatenate([none, *(store.read(*r) for r in ranges)])
     start, end = store.grid.drawn(rows)
-    order = np.argsort(start, kind="stable")  # the records of a centred grid are in BED order
+    order = np.argsort(start, kind="stable")  # the records of a centered grid are in BED order
     return start[order], end[order], values[order]
 
 
-def _draw_panel(axes: Axes, edges: Float64, summary: Summary, colour: str) -> None:
+def _draw_panel(axes: Axes, edges: Float64, summary: Summary, color: str) -> None:
     """Fill from 0 to the mean if nothing is negative; otherwise draw the mean as a line alone."""
     low, mean, high = (_stepped(values) for values in summary)
     x = edges + 0.5  # the base numbered p reaches from p - 0.5 to p + 0.5
     signed = bool((summary.low < 0).any())
     axes.fill_between(
-        x, low if signed else 0, high, step="post", color=colour, alpha=0.4, linewidth=0
+        x, low if signed else 0, high, step="post", color=color, alpha=0.4, linewidth=0
     )
     if not signed:
-        axes.fill_between(x, 0, mean, step="post", color=colour, linewidth=0)
-    axes.plot(x, mean, drawstyle="steps-post", color=colour, linewidth=0.8)
+        axes.fill_between(x, 0, mean, step="post", color=color, linewidth=0)
+    axes.plot(x, mean, drawstyle="steps-post", color=color, linewidth=0.8)
     for first, last in _runs(np.isnan(summary.mean)):
         axes.axvspan(x[first], x[last], color=_MISSING, linewidth=0, zorder=0)
     axes.set_xlim(x[0], x[-1])
@@ -206,7 +206,7 @@ def _caption(region: Region, summaries: Sequence[Summary]) -> str:
     if any((summary.low < summary.high).any() for summary in summaries):
         parts.append("strong: mean of the rows behind a pixel, light: their extremes")
     if any(np.isnan(summary.mean).any() for summary in summaries):
-        parts.append("grey: no prediction")
+        parts.append("gray: no prediction")
     return "; ".join(parts)
 
 

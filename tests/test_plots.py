@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from genomepred import plots
 from genomepred.errors import DependencyError, OutputError, RegionError, StoreError
-from genomepred.plots import plot_region, position_labels, summarise
+from genomepred.plots import plot_region, position_labels, summarize
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.store.hdf5 import PredictionStore
 from tests.store_files import CONTIGS, write_store
@@ -38,7 +38,7 @@ def test_columns_summarise_the_rows_that_touch_them(
     values = rng.normal(size=rows).astype(np.float32)
     values[rng.random(rows) < 0.3] = np.nan
     edges = np.linspace(bounds[0], bounds[0] + bounds[1], columns + 1)
-    summary = summarise(start, start + stride, values, edges)
+    summary = summarize(start, start + stride, values, edges)
     for i in range(columns):
         touching = values[(start < edges[i + 1]) & (start + stride > edges[i])]
         touching = touching[~np.isnan(touching)].astype(np.float64)
@@ -53,7 +53,7 @@ def test_one_peak_among_a_million_rows_is_shown() -> None:
     start = np.arange(1_000_000) * 20
     values = np.zeros(1_000_000, np.float32)
     values[777_777] = 1
-    summary = summarise(start, start + 20, values, np.linspace(0, 20_000_000, 1101))
+    summary = summarize(start, start + 20, values, np.linspace(0, 20_000_000, 1101))
     assert np.count_nonzero(summary.high == 1) == 1
     assert summary.mean.max() < 0.01
 
@@ -67,7 +67,7 @@ def store(tmp_path: Path) -> PredictionStore:
         yield opened
 
 
-def colours_along(path: Path, height: float) -> np.ndarray:
+def colors_along(path: Path, height: float) -> np.ndarray:
     """RGB of each pixel of the row at a share of the picture's height."""
     image = plt.imread(path)[..., :3]
     return (image[int(height * len(image))] * 255).round().astype(int)
@@ -79,7 +79,7 @@ def test_one_track_is_1200_by_400_with_the_missing_stretch_shaded(
     path = tmp_path / "x.png"
     plot_region(store, Region("chr2", 240, 740), ["CTCF"], path)
     assert struct.unpack(">II", path.read_bytes()[16:24]) == (1200, 400)
-    pixels = colours_along(path, 0.5)
+    pixels = colors_along(path, 0.5)
     filled = (pixels == [0, 114, 178]).all(axis=1)
     missing = (pixels == [230, 230, 230]).all(axis=1)
     assert filled.sum() / missing.sum() == pytest.approx(4, abs=0.05)  # 400 bases to 100
@@ -94,7 +94,7 @@ def test_panels_stand_in_the_order_asked(store: PredictionStore, tmp_path: Path)
     plot_region(store, Region("chr2", 0, 1003), [], path)
     width, height = struct.unpack(">II", path.read_bytes()[16:24])
     assert (width, height) == (1200, 440)
-    assert (colours_along(path, 0.3) == [0, 114, 178]).all(axis=1).any()
+    assert (colors_along(path, 0.3) == [0, 114, 178]).all(axis=1).any()
 
 
 @pytest.mark.parametrize("suffix", ["png", "PDF", "svg"])
@@ -114,7 +114,7 @@ def test_text_names_genome_model_region_and_unit(store: PredictionStore, tmp_pat
         assert "Nipponbare é · ctcf · chr10:1-9:100-500" in text
         assert "chr10:1-9 (bp)" in text
         assert ">CTCF<" in text
-        assert "grey" not in text  # nothing is missing there
+        assert "gray" not in text  # nothing is missing there
         long = Grid.whole({"c": 30_000_000}, Geometry(window=10_000, stride=10_000))
         path = write_store(tmp_path / "l.h5", long, np.ones((long.rows, 1), np.float32))
         for region, ticks, unit in [
@@ -163,7 +163,7 @@ def test_a_picture_shows_the_numbers_of_the_file(tmp_path: Path, region: Region)
     with PredictionStore(write_store(tmp_path / "g.h5", grid, values, ("a$b$",))) as store:
         start, end, drawn = plots._drawn_rows(store, region)
         edges = np.linspace(region.start, region.end, min(1100, region.end - region.start) + 1)
-        summary = summarise(start, end, drawn[:, 0], edges)
+        summary = summarize(start, end, drawn[:, 0], edges)
         figure = plots._figure(region, edges, {"a$b$": summary}, "title")
     (axes,) = figure.axes
     figure.draw_without_rendering()

@@ -106,7 +106,7 @@ def ism(
     """Substitute every base by each other and show the effects.
 
     Effects are differences of raw values (logits of a sigmoid, log probabilities of a softmax).
-    A sequence shorter than the window is centred in it, a region with the genome around it; a
+    A sequence shorter than the window is centered in it, a region with the genome around it; a
     longer one takes several windows side by side. Writes ism.h5, ism.tsv and pictures.
     """
     from genomepred.explain import run

@@ -195,7 +195,7 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
     type=click.IntRange(0),
     help="Known bases below which a window has no prediction; 0 predicts unknown bases as well.",
 )
-@option("--licence", default="", help="Licence of the weights.")
+@option("--license", default="", help="License of the weights.")
 @option(
     "--golden",
     type=_FILE,

@@ -246,7 +246,7 @@ def _plan_cohort(spec: RunSpec, variants: Path, panel_options: PanelOptions, as_
 
 
 def _counted(kernels: tuple[str, ...]) -> str:
-    """Neighbours of one name as one: ``kmers, 3 direct``."""
+    """Neighbors of one name as one: ``kmers, 3 direct``."""
     groups = [(name, len(list(same))) for name, same in groupby(kernels)]
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
 

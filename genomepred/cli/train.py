@@ -225,7 +225,7 @@ _DESCRIPTION_OPTIONS = [
         multiple=True,
         help="Unit of an output; repeatable, one a track.  [default: none]",
     ),
-    option("--licence", default="", help="Licence on the card."),
+    option("--license", default="", help="License on the card."),
     option("--source", default="", help="Origin of the data, for the card."),
 ]
 

@@ -233,7 +233,7 @@ def _load(
                 "genome the peaks were called on"
             )
         cut += record.end > length
-        start = min(record.centre, length - 1) - window // 2
+        start = min(record.center, length - 1) - window // 2
         regions.append(Region(contig, start, start + window))
         spans.append(Region(contig, record.start, min(record.end, length)))
     if cut:

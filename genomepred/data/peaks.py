@@ -108,8 +108,8 @@ def read_bed(path: Path, peak_format: str = "auto") -> list[BedRecord]:
     records, may_be_narrow, ignored = [], peak_format == "auto", False
     for record in bed_records(path, narrow_peak=narrow_peak, error=DataError):
         may_be_narrow = may_be_narrow and _may_be_narrow(record)
-        centre = str(record.centre - record.start)
-        ignored |= may_be_narrow and record.columns[9] not in ("-1", centre)
+        center = str(record.center - record.start)
+        ignored |= may_be_narrow and record.columns[9] not in ("-1", center)
         records.append(record._replace(columns=()))
     if not records:
         raise DataError(f"{path}: no peaks; a record is contig, start and end between tabs")

@@ -50,7 +50,7 @@ class Source:
         ``auto`` is binary if all labels are 0 or 1, else regression. ``profile`` scales the labels
         of each sequence (counts or shares) to the sum 1.
     window : int, optional
-        Bases of an example. Peaks: the window is centred on the summit (narrowPeak) or middle.
+        Bases of an example. Peaks: the window is centered on the summit (narrowPeak) or middle.
         Tables: what shorter sequences are padded to; by default the longest one's length.
     pad : {"left", "right"}, optional
         Side on which shorter sequences of a table or FASTA get unknown bases.

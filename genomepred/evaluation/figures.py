@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 Float64 = NDArray[np.float64]
 Values = NDArray[np.floating[Any]]
 
-# Okabe and Ito's colours, told apart with any colour vision; line styles and markers tell apart
+# Okabe and Ito's colors, told apart with any color vision; line styles and markers tell apart
 # what comes after them.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours: pairs differ
-_GREY = "#777777"
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colors: pairs differ
+_GRAY = "#777777"
 _DPI = 120
 _FONT = 11  # points; 9 for legends and notes
 _MOST = 16  # panels or curves that stay legible; more are left out, and the picture says so
@@ -109,10 +109,10 @@ def curves(histories: Mapping[str, Path], metric: str, path: Path) -> None:
     losses, scores, rates = figure.subplots(1, 3)
     for i, (name, run) in enumerate(runs.items()):
         look = _line(i) | {"marker": "." if len(run["epoch"]) <= 40 else ""}
-        colour = look["color"] if len(runs) > 1 else _COLOURS[1]
+        color = look["color"] if len(runs) > 1 else _COLORS[1]
         losses.plot(run["epoch"], run["loss"], **look | {"linestyle": "-"})
         losses.plot(
-            run["epoch"], run["validation_loss"], **look | {"linestyle": "--", "color": colour}
+            run["epoch"], run["validation_loss"], **look | {"linestyle": "--", "color": color}
         )
         scores.plot(run["epoch"], run[metric], **look, label=name if len(runs) > 1 else None)
         rates.plot(run["epoch"], run["learning_rate"], **look)
@@ -132,7 +132,7 @@ def curves(histories: Mapping[str, Path], metric: str, path: Path) -> None:
     _save(figure, path)
 
 
-def _mark_best(axes: Axes, epochs: Float64, scores: Float64, colour: str, *, tell: bool) -> None:
+def _mark_best(axes: Axes, epochs: Float64, scores: Float64, color: str, *, tell: bool) -> None:
     """A star at the first of the highest scores, which the legend tells if asked."""
     if np.isnan(scores).all():
         return
@@ -142,7 +142,7 @@ def _mark_best(axes: Axes, epochs: Float64, scores: Float64, colour: str, *, tel
         epochs[best],
         scores[best],
         "*",
-        color=colour,
+        color=color,
         markersize=15,
         markeredgecolor="white",
         label=label,
@@ -156,13 +156,13 @@ def _require(run: Mapping[str, Float64], columns: Iterable[str], path: Path) -> 
 
 
 def _name_lines(axes: Axes, styles: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
-    """Legend of line styles, in grey where colours stand for runs."""
+    """Legend of line styles, in gray where colors stand for runs."""
     from matplotlib.lines import Line2D
 
-    colours = _COLOURS if len(runs) == 1 else (_GREY,) * len(styles)
+    colors = _COLORS if len(runs) == 1 else (_GRAY,) * len(styles)
     lines = [
-        Line2D([], [], color=colour, linestyle=style)
-        for style, colour in zip(styles.values(), colours, strict=False)
+        Line2D([], [], color=color, linestyle=style)
+        for style, color in zip(styles.values(), colors, strict=False)
     ]
     axes.legend(lines, list(styles), fontsize=9)
 
@@ -208,7 +208,7 @@ def _draw_parity(figure: Figure, axes: Axes, series: Series) -> None:
     high = float(max(labels.max(), predictions.max()))
     margin = 0.04 * (high - low) or 0.5
     low, high = low - margin, high + margin
-    axes.axline((low, low), slope=1, color=_GREY, linewidth=1, linestyle="--", zorder=3)
+    axes.axline((low, low), slope=1, color=_GRAY, linewidth=1, linestyle="--", zorder=3)
     if len(labels) > _DENSE:
         drawn = axes.hexbin(
             labels,
@@ -223,7 +223,7 @@ def _draw_parity(figure: Figure, axes: Axes, series: Series) -> None:
         figure.colorbar(drawn, ax=axes, label="sequences", shrink=0.8)
     else:
         size = float(np.clip(6000 / len(labels), 8, 40))
-        axes.scatter(labels, predictions, s=size, color=_COLOURS[0], alpha=0.5, linewidths=0)
+        axes.scatter(labels, predictions, s=size, color=_COLORS[0], alpha=0.5, linewidths=0)
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
@@ -268,7 +268,7 @@ def roc_pr(series: Mapping[str, Series], path: Path) -> None:
     below = 0.35 + 0.22 * len(shown)
     figure = new_figure(10, 5.2 + below)
     roc, pr = figure.subplots(1, 2)
-    roc.axline((0, 0), slope=1, color=_GREY, linewidth=1, linestyle=":")
+    roc.axline((0, 0), slope=1, color=_GRAY, linewidth=1, linestyle=":")
     lines = []
     for i, one in enumerate(shown.values()):
         false_rate, recall, precision = _rates(*one.known())
@@ -383,26 +383,26 @@ def _mean_course(courses: Sequence[Float64]) -> Float64:
 
 
 def _draw_seeds(axes: Axes, row: int, values: Float64) -> None:
-    colour, known = _COLOURS[row % len(_COLOURS)], values[~np.isnan(values)]
+    color, known = _COLORS[row % len(_COLORS)], values[~np.isnan(values)]
     if not known.size:
         return
-    axes.plot(known, np.full(len(known), row + 0.25), ".", color=colour, markersize=5)
+    axes.plot(known, np.full(len(known), row + 0.25), ".", color=color, markersize=5)
     axes.errorbar(
         known.mean(),
         row,
         xerr=known.std(ddof=1) if len(known) > 1 else None,
         fmt=_MARKERS[row % len(_MARKERS)],
-        color=colour,
+        color=color,
         capsize=4,
         markersize=7,
     )
 
 
 def _line(number: int) -> dict[str, Any]:
-    """Colour and style of a line among several."""
+    """Color and style of a line among several."""
     return {
-        "color": _COLOURS[number % len(_COLOURS)],
-        "linestyle": _STYLES[number // len(_COLOURS) % len(_STYLES)],
+        "color": _COLORS[number % len(_COLORS)],
+        "linestyle": _STYLES[number // len(_COLORS) % len(_STYLES)],
     }
 
 

@@ -177,8 +177,8 @@ def _confusion(
 
 def regression(labels: NDArray[Any], values: NDArray[Any]) -> Resampled:
     """MSE, MAE, R2, Pearson and Spearman of a track; arguments ``[n]``."""
-    centre = labels.mean(dtype=np.float64)
-    y, p = labels.astype(np.float64) - centre, values.astype(np.float64) - centre
+    center = labels.mean(dtype=np.float64)
+    y, p = labels.astype(np.float64) - center, values.astype(np.float64) - center
     residual = y - p
     moments = np.stack([np.ones_like(y), residual**2, np.abs(residual), y, y * y], axis=1)
     rank_y, rank_p = _ranks(labels), _ranks(values)
@@ -209,7 +209,7 @@ def profile(shares: NDArray[Any], predicted: NDArray[Any]) -> Resampled:
     y, p = shares.astype(np.float64), predicted.astype(np.float64)
     own, entropy = (y * _log(y)).sum(axis=1), -(y * _log(p)).sum(axis=1)
     numbers = np.arange(y.shape[1])
-    of_centre = regression(y @ numbers, p @ numbers)
+    of_center = regression(y @ numbers, p @ numbers)
 
     def metrics(counts: Float64) -> dict[str, Float64]:
         n = counts.sum(axis=1)
@@ -217,15 +217,15 @@ def profile(shares: NDArray[Any], predicted: NDArray[Any]) -> Resampled:
         spread = counts @ own / n - (mean * _log(mean)).sum(axis=1)
         cross_entropy = counts @ entropy / n
         divergence = cross_entropy + counts @ own / n
-        centre = of_centre(counts)
+        center = of_center(counts)
         with np.errstate(divide="ignore", invalid="ignore"):
             explained = np.where(spread > _EQUAL, 1 - divergence / spread, np.nan)
         return {
             "cross_entropy": cross_entropy,
             "KL_divergence": divergence,
             "D2": explained,
-            "mean_fraction_R2": centre["R2"],
-            "mean_fraction_Pearson": centre["Pearson"],
+            "mean_fraction_R2": center["R2"],
+            "mean_fraction_Pearson": center["Pearson"],
         }
 
     return metrics

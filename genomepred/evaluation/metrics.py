@@ -130,7 +130,7 @@ class Sites:
     scores : float32 array, [sites]
         Raw value at the site.
     found : int64 array, [sites]
-        Known peaks that the site's centre lies in; none of them holds another site's.
+        Known peaks that the site's center lies in; none of them holds another site's.
     peaks : int
         Known peaks that lie inside the regions.
     megabases : float
@@ -144,7 +144,7 @@ class Sites:
 
     @property
     def is_known(self) -> NDArray[np.bool_]:
-        """Whether each site's centre lies in a known peak."""
+        """Whether each site's center lies in a known peak."""
         return self.found > 0
 
     @property
@@ -158,7 +158,7 @@ class Sites:
         return np.cumsum(self.is_known) / np.arange(1, len(self.scores) + 1)
 
     def best_threshold(self) -> float:
-        """Score that maximises F1, the harmonic mean of precision and recall."""
+        """Score that maximizes F1, the harmonic mean of precision and recall."""
         if not len(self.scores):
             return float("inf")
         precision, recall = self.precision, self.recall
@@ -194,7 +194,7 @@ def find_sites(
     """Scan regions and compare the local maxima of the scores with known peaks.
 
     A site is a window that scores highest of all within ``window`` bases on either side. It is
-    true if its centre lies in a known peak, else false: peaks missing from the labels count
+    true if its center lies in a known peak, else false: peaks missing from the labels count
     against the model. Peaks lie in the regions wholly or do not count.
 
     Parameters
@@ -218,9 +218,9 @@ def find_sites(
     scores, found, total, bases = [], [], 0, 0
     for region, inside in zip(regions, peaks_inside(regions, peaks), strict=True):
         codes = contigs[region.contig][region.start : region.end]
-        centres, values = _scan(predict, codes, window, stride, min_bases)
+        centers, values = _scan(predict, codes, window, stride, min_bases)
         scores.append(values)
-        found.append(_count_around(centres + region.start, inside))
+        found.append(_count_around(centers + region.start, inside))
         total += len(inside)
         bases += int(np.count_nonzero(codes < 4))
     if not total:
@@ -247,7 +247,7 @@ def peaks_inside(regions: Iterable[Region], peaks: Sequence[Region]) -> list[Int
 def _scan(
     predict: Callable[[Codes], Float32], codes: Codes, window: int, stride: int, min_bases: int
 ) -> tuple[Int64, Float32]:
-    """Centres and scores of the sites of one region."""
+    """Centers and scores of the sites of one region."""
     if len(codes) < window:
         return np.empty(0, np.int64), np.empty(0, np.float32)
     starts = np.arange(0, len(codes) - window + 1, stride)
@@ -259,17 +259,17 @@ def _scan(
 
 
 def local_maxima(scores: Float32, reach: int) -> NDArray[np.bool_]:
-    """Which scores are the highest within ``reach`` neighbours on either side.
+    """Which scores are the highest within ``reach`` neighbors on either side.
 
-    Of equal neighbours the first is the highest; a missing score (NaN) is neither a site nor in
+    Of equal neighbors the first is the highest; a missing score (NaN) is neither a site nor in
     the way of one.
     """
     known = np.where(np.isnan(scores), np.float32(-np.inf), scores)
     padded = np.pad(known, reach, constant_values=-np.inf)
-    neighbours = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    highest: NDArray[np.bool_] = (known >= neighbours.max(axis=1)) & np.isfinite(known)
+    neighbors = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    highest: NDArray[np.bool_] = (known >= neighbors.max(axis=1)) & np.isfinite(known)
     if reach:
-        highest &= known > neighbours[:, :reach].max(axis=1)
+        highest &= known > neighbors[:, :reach].max(axis=1)
     return highest
 
 

@@ -29,7 +29,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 _LETTERS = "ACGT"
-# Okabe and Ito's colours, told apart with any colour vision.
+# Okabe and Ito's colors, told apart with any color vision.
 _BASES = {"A": "#009E73", "C": "#0072B2", "G": "#E69F00", "T": "#D55E00"}
 _LINE, _ASKED, _BOX, _MISSING = "#333333", "#FFF3C4", "#D55E00", "#E6E6E6"
 _DPI = 100
@@ -107,7 +107,7 @@ def draw_profile(path: Path, window: Window, profile: Profile, title: str) -> No
 
 
 def most_important(importance: Float64, width: int) -> tuple[int, int]:
-    """The ``width`` neighbours, or all if there are not as many, with the largest sum."""
+    """The ``width`` neighbors, or all if there are not as many, with the largest sum."""
     if len(importance) <= width:
         return 0, len(importance)
     sums = np.cumsum(np.concatenate([[0.0], np.nan_to_num(importance)]))
@@ -177,7 +177,7 @@ def _draw_letters(axes: Axes, window: Window, profile: Profile, part: tuple[int,
 
 
 def _logo(axes: Axes, heights: Float64, first: int) -> None:
-    """Letters of the given heights ``[positions, 4]``, their centres from ``first`` on."""
+    """Letters of the given heights ``[positions, 4]``, their centers from ``first`` on."""
     import pandas as pd
     from logomaker import Logo
 

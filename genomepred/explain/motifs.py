@@ -430,15 +430,15 @@ class MotifMatcher:
 def _column_scores(a: Float64, b: Float64) -> NDArray[np.int64]:
     """Pearson's correlations of columns ``[n, 4]`` and ``[m, 4]`` in steps, ``int [n, m]``."""
 
-    def standardised(columns: Float64) -> Float64:
-        centred = columns - columns.mean(1, keepdims=True)
-        size = np.linalg.norm(centred, axis=1, keepdims=True)
+    def standardized(columns: Float64) -> Float64:
+        centered = columns - columns.mean(1, keepdims=True)
+        size = np.linalg.norm(centered, axis=1, keepdims=True)
         # A flat column resembles nothing.
         flat = size <= 1e-9
-        result: Float64 = np.where(flat, 0, centred / np.where(flat, 1, size))
+        result: Float64 = np.where(flat, 0, centered / np.where(flat, 1, size))
         return result
 
-    scores = standardised(a) @ standardised(b).T
+    scores = standardized(a) @ standardized(b).T
     return np.rint(scores * _SCORE_STEPS).astype(np.int64)
 
 

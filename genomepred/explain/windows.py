@@ -66,7 +66,7 @@ def read_windows(inputs: Sequence[str], card: Card, column: str | None = None) -
     """Windows of sequence files and regions, in the order given.
 
     Each record of a FASTA, row of a table or region takes as many windows, side by side and
-    centred on it together, as it needs for each of its bases to lie in a window's uncropped part:
+    centered on it together, as it needs for each of its bases to lie in a window's uncropped part:
     one if it is not longer than that. What a window reaches beyond a region is the genome's own
     sequence; beyond a record it is unknown bases, on one side where the model was trained so.
 
@@ -134,7 +134,7 @@ def _table_windows(place: _Place, card: Card, column: str | None) -> Iterator[Wi
 def _windows_of(
     region: Region, card: Card, read: Callable[[int, int], Codes], pad: str | None = None
 ) -> Iterator[Window]:
-    """Windows of a region, side by side and together centred on it, or to one side of padding."""
+    """Windows of a region, side by side and together centered on it, or to one side of padding."""
     span = card.bins * card.bin_size
     count = -(-(region.end - region.start) // span)
     beyond = count * span - (region.end - region.start)

@@ -1,4 +1,4 @@
-"""Overlap of models with many bins: neighbouring windows as one long window.
+"""Overlap of models with many bins: neighboring windows as one long window.
 
 A convolutional model that crops the ends of its window, so that no bin sees padding, gives the same
 bins for a longer window, whose context at the ends is computed once. How far a bin sees is derived

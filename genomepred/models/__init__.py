@@ -49,7 +49,7 @@ def model_class(name: str) -> type[SequenceModel]:
 
 
 def build(name: str, **config: Any) -> SequenceModel:
-    """Model of the named architecture with freshly initialised weights.
+    """Model of the named architecture with freshly initialized weights.
 
     Parameters
     ----------

@@ -90,8 +90,8 @@ class SelfAttention(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and a position-wise feed-forward network, each added to its input.
 
-    Post-norm (``norm_first=False``, as published by Vaswani et al., 2017) normalises each sum;
-    pre-norm normalises what each of the two is given. LayerNorm is over the channels. Without
+    Post-norm (``norm_first=False``, as published by Vaswani et al., 2017) normalizes each sum;
+    pre-norm normalizes what each of the two is given. LayerNorm is over the channels. Without
     ``inner``, ``4 * dim**2 + 4 * dim`` parameters in the attention,
     ``2 * dim * feedforward + feedforward + dim`` in the network, ``4 * dim`` in the two norms.
 

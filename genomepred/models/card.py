@@ -80,8 +80,8 @@ class Card:
         Largest ``|difference| / (1 + |reference|)`` of each precision.
     training, metrics : dict, optional
         Data, command and seed; results on held-out data.
-    licence : str, optional
-        Licence of the weights.
+    license : str, optional
+        License of the weights.
     weights_sha256 : str, optional
         Of ``model.safetensors``; filled in when it is saved.
     package_version, format_version : optional
@@ -111,7 +111,7 @@ class Card:
     tolerance: dict[str, float] = field(default_factory=TOLERANCE.copy)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    licence: str = ""
+    license: str = ""
     weights_sha256: str = "0" * 64
     package_version: str = __version__
     format_version: int = FORMAT_VERSION
@@ -314,7 +314,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tolerance": (_is_tolerance, "a positive number for each of fp32, fp16, bf16"),
     "training": (_is_json_object, "an object, not nested deeply"),
     "metrics": (_is_json_object, "an object without NaN"),
-    "licence": (_is_text, "text"),
+    "license": (_is_text, "text"),
     "weights_sha256": (_matches("[0-9a-f]{64}"), "64 hexadecimal digits"),
     "package_version": (_is_text, "text"),
 }

@@ -261,14 +261,14 @@ def _assemble(card: Card, weights: bytes, directory: Path, trust_code: str | Non
             f"{path}: sha256 is {digest}, but the card says {card.weights_sha256}; "
             "the file was changed or belongs to another card"
         )
-    model = _initialised(card, state, directory, trust_code)
+    model = _initialized(card, state, directory, trust_code)
     _check_fit(card, model, state, directory)
     model.load_state_dict(state)
     model.card = card
     return model.float().eval()
 
 
-def _initialised(
+def _initialized(
     card: Card, state: dict[str, Tensor], directory: Path, trust_code: str | None
 ) -> SequenceModel:
     """Model of a card; one of this package takes no memory before its weights are known to fit."""
@@ -344,7 +344,7 @@ def _readme(card: Card) -> str:
         f"`{card.architecture}`, window {card.window}, default stride {card.stride}, "
         f"{card.bins} {'bin' if card.bins == 1 else 'bins'} of {card.bin_size} bases, "
         f"activation {card.activation}.\n"
-        f"Licence: {card.licence or 'not stated'}.\n\n"
+        f"License: {card.license or 'not stated'}.\n\n"
         f"```\ngenomepred predict --genomes GENOME.fa --model THIS_FOLDER --out OUT{trust}\n```\n\n"
         f"| track | description | unit |\n| --- | --- | --- |\n{tracks}{tables}"
     )
@@ -352,10 +352,10 @@ def _readme(card: Card) -> str:
 
 def _front_matter(card: Card) -> str:
     """What Hugging Face's hub reads of a model: YAML, whose quoted texts are JSON's."""
-    known = re.match(r"[A-Za-z0-9.+-]+(?=$|[;,])", card.licence)
-    license_name = [] if known or not card.licence else [f"license_name: {_quoted(card.licence)}"]
+    known = re.match(r"[A-Za-z0-9.+-]+(?=$|[;,])", card.license)
+    license_name = [] if known or not card.license else [f"license_name: {_quoted(card.license)}"]
     lines = [
-        f"license: {known[0].lower() if known else 'other' if card.licence else 'unknown'}",
+        f"license: {known[0].lower() if known else 'other' if card.license else 'unknown'}",
         *license_name,
         "library_name: genomepred",
         "pipeline_tag: other",

@@ -71,7 +71,7 @@ class Request:
         Of a trusted class; of an architecture, ``window`` is one of its arguments.
     base_order, n_policy : str, optional
         By default those of the architecture, or ``ACGT`` and zeros.
-    input, activation, reverse_tracks, stride, min_bases, licence : optional
+    input, activation, reverse_tracks, stride, min_bases, license : optional
         As on the card. The stride is by default the bases that a window describes.
     golden : path, optional
         FASTA to cut golden inputs from; by default the bundled human sequence.
@@ -93,7 +93,7 @@ class Request:
     reverse_tracks: tuple[int, ...] | None = None
     stride: int | None = None
     min_bases: int = 1
-    licence: str = ""
+    license: str = ""
     golden: Path | None = None
 
 
@@ -240,7 +240,7 @@ def _card(
         base_order=base_order,
         n_policy=n_policy,
         min_bases=request.min_bases,
-        licence=request.licence,
+        license=request.license,
     )
 
 

@@ -160,7 +160,7 @@ def _failed(file: Path, when: str, error: BaseException) -> ModelError:
 
 
 def make_external(card: Card, trust_code: str | None) -> External:
-    """Model of a card whose architecture is the user's, freshly initialised.
+    """Model of a card whose architecture is the user's, freshly initialized.
 
     Parameters
     ----------

@@ -424,7 +424,7 @@ class _Draft:
         bias = torch.zeros_like(out) if conv.bias is None else conv.bias.detach().double()
         return cls(conv, out, bias)
 
-    def normalise(self, norm: nn.BatchNorm1d) -> None:
+    def normalize(self, norm: nn.BatchNorm1d) -> None:
         """Take in what follows the convolution directly."""
         self.scale, shift = affine(norm)
         self.shift = self.shift * self.scale + shift
@@ -478,7 +478,7 @@ class _Reader:
     def _follow(self, layer: nn.Module, last: _Draft) -> bool:
         """Whether the layer could be made part of the last block."""
         if _is_just(layer, nn.BatchNorm1d):
-            return self._normalised(layer, last)
+            return self._normalized(layer, last)
         if (activation := activation_of(layer)) is not None:
             return self._activated(activation, last)
         if _is_just(layer, MaxPool):
@@ -493,10 +493,10 @@ class _Reader:
         return True
 
     @staticmethod
-    def _normalised(norm: nn.BatchNorm1d, last: _Draft) -> bool:
+    def _normalized(norm: nn.BatchNorm1d, last: _Draft) -> bool:
         if norm.running_var is None or last.open != "norm" or last.adds:
             return False
-        last.normalise(norm)
+        last.normalize(norm)
         return True
 
     @staticmethod

@@ -182,12 +182,12 @@ class SameConv1d(nn.Conv1d):
 
 
 class MaxPool(nn.Module):
-    """Maximum of each ``size`` neighbours.
+    """Maximum of each ``size`` neighbors.
 
     Parameters
     ----------
     size : int
-        Neighbours, and the distance between them.
+        Neighbors, and the distance between them.
     round_up : bool, optional
         Whether an incomplete last group counts (as if padded with -inf) or is left out.
     """
@@ -305,7 +305,7 @@ def start_from_lecun(model: nn.Module) -> None:
 class ChannelsLastConv(nn.Module):
     """A 1-D convolution computed as a (1, K) 2-D one, which keeps channels-last memory.
 
-    Backends optimise 2-D convolutions in channels-last memory, and 1-D ones in no format.
+    Backends optimize 2-D convolutions in channels-last memory, and 1-D ones in no format.
 
     Parameters
     ----------
@@ -465,7 +465,7 @@ def zeros_beside(conv: nn.Conv1d) -> tuple[int, int]:
 def rescale_output(model: SequenceModel, shift: ArrayLike, scale: ArrayLike) -> None:
     """Make a model return ``raw value * scale + shift``, in place, by its last linear layer.
 
-    A regression learns standardised labels and is then put back into their unit.
+    A regression learns standardized labels and is then put back into their unit.
 
     Parameters
     ----------

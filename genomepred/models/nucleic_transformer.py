@@ -95,9 +95,9 @@ class GeM(nn.Module):
 
 
 class NucleicTransformer(SequenceModel):
-    """Embedded bases with positions, k-mer aggregation, transformer, generalised mean, linear.
+    """Embedded bases with positions, k-mer aggregation, transformer, generalized mean, linear.
 
-    The encoder layers are post-norm with Mish, and a generalised mean (GeM) follows them. With
+    The encoder layers are post-norm with Mish, and a generalized mean (GeM) follows them. With
     several ``kmers`` the aggregated sequences, which differ in length, stand one behind the other
     along the length, as in He et al., ACS Synth. Biol. 12, 3205 (2023), whose architecture this
     follows: positions are added before the aggregation, so that all of them know where they are,

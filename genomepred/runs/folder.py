@@ -36,7 +36,7 @@ class RunPlan:
     geometry: Geometry
     layout: Layout
     regions: Path | None
-    centre: bool
+    center: bool
     signature: dict[str, Any]
     tracks: tuple[tuple[str, str], ...]
     regions_called: str | None = None
@@ -69,7 +69,7 @@ class RunPlan:
         """
         if self.regions is not None:
             check_regions(self.regions, self.signature["regions"])
-        return make_grid(contigs, self.geometry, self.regions, self.centre, self.regions_called)
+        return make_grid(contigs, self.geometry, self.regions, self.center, self.regions_called)
 
 
 def shard_rows(layout: Layout, compute_batch: int) -> int:
@@ -84,14 +84,14 @@ def make_grid(
     contigs: dict[str, int],
     geometry: Geometry,
     regions: Path | None,
-    centre: bool,
+    center: bool,
     called: str | None = None,
 ) -> Grid:
     """Grid of a genome: all of it, the rows that meet a BED's regions, or one window a record."""
     if regions is None:
         return Grid.whole(contigs, geometry)
     records = read_bed(regions, contigs, called)
-    make = Grid.centred if centre else Grid.of_regions
+    make = Grid.centered if center else Grid.of_regions
     return make(contigs, geometry, records)
 
 

@@ -37,7 +37,7 @@ _RUN = {
         "bin_size": _SIZE,
         "stride": _SIZE,
         "regions": (str, None),
-        "centre": bool,
+        "center": bool,
         "strand": str,
         "store_dtype": str,
         "compression": str,
@@ -183,7 +183,7 @@ class Run:
             ),
             regions=regions,
             regions_called=str(regions),
-            centre=signature["centre"],
+            center=signature["center"],
             signature=signature,
             tracks=self.tracks,
         )

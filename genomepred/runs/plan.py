@@ -96,7 +96,7 @@ def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> Genome
     try:
         with Genome(source.path, name=source.name, write=False) as genome:
             contigs = genome.contigs
-        grid = make_grid(contigs, setup.geometry, spec.regions, spec.centre)
+        grid = make_grid(contigs, setup.geometry, spec.regions, spec.center)
     except GenomepredError as error:
         return GenomePlan(source.name, 0, 0, 0, 0, 0, 0, error=str(error))
     windows = sum(span.windows for span in grid.spans(0, grid.rows))

@@ -36,7 +36,7 @@ def predict(
     *,
     stride: int | None = None,
     regions: str | Path | None = None,
-    centre: bool = False,
+    center: bool = False,
     strand: str = "forward",
     batch_size: int | None = None,
     device: str = "auto",
@@ -65,8 +65,8 @@ def predict(
     regions : path, optional
         BED: predict only the rows of the whole-genome grid that meet its regions. With an explicit
         ``overlap`` they have the same bits as in a run without.
-    centre : bool
-        Instead predict one window centred on each BED record, in BED order.
+    center : bool
+        Instead predict one window centered on each BED record, in BED order.
     strand : {"forward", "reverse", "mean", "each"}
         ``mean`` averages both strands after activation; ``each`` doubles the tracks.
     batch_size : int, optional
@@ -116,7 +116,7 @@ def predict(
         out=user_path(os.fspath(out)),
         stride=stride,
         regions=None if regions is None else for_any_process(user_path(os.fspath(regions))),
-        centre=centre,
+        center=center,
         strand=strand,
         batch_size=batch_size,
         device=device,

@@ -144,7 +144,7 @@ class Setup:
             layout=self.layout,
             regions=_keep_regions(spec, signature["regions"]),
             regions_called=str(spec.regions),
-            centre=spec.centre,
+            center=spec.center,
             signature=signature,
             tracks=self.tracks,
             share=(i - 1, n),
@@ -161,7 +161,7 @@ class Setup:
             self.device,
             strand=spec.strand,
             regions=spec.regions,
-            centre=spec.centre,
+            center=spec.center,
             code_sha256=self.model.code.sha256 if isinstance(self.model, External) else None,
         )
 
@@ -192,7 +192,7 @@ class Setup:
                 contextlib.suppress(SequenceError),
                 Genome(path, name=name, cache=cache, write=self._writes) as genome,
             ):
-                grid = make_grid(genome.contigs, self.geometry, spec.regions, spec.centre)
+                grid = make_grid(genome.contigs, self.geometry, spec.regions, spec.center)
                 if grid.rows:
                     blocks = self._blocks_of(genome, grid)
                     random = None if real else self._random_windows(blocks)
@@ -227,7 +227,7 @@ class Setup:
         return self._choose_blocks(lambda windows: 1.0)
 
     def _choose_blocks(self, whole: Filled, asked: Filled | None = None) -> Blocks | None:
-        overlap = "naive" if self.spec.centre else self.spec.overlap
+        overlap = "naive" if self.spec.center else self.spec.overlap
         kind = self.device.type
         return choose_blocks(self.model, self.geometry, kind, overlap, whole, asked)
 
@@ -294,7 +294,7 @@ def _estimated_windows(spec: RunSpec, stride: int) -> float:
     windows = total / stride
     if spec.regions is not None:
         records = len(spec.genomes) * spec.regions.stat().st_size / 20
-        windows = min(windows, records if spec.centre else records * 10_000 / stride)
+        windows = min(windows, records if spec.center else records * 10_000 / stride)
     return windows
 
 

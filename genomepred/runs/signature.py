@@ -42,12 +42,12 @@ def facts(
     *,
     strand: str,
     regions: Path | None,
-    centre: bool,
+    center: bool,
     code_sha256: str | None,
 ) -> dict[str, Any]:
     """The part of the signature that follows from the command and the machine."""
     described = json.loads(card.to_json())
-    for prose in ("training", "metrics", "licence", "name"):
+    for prose in ("training", "metrics", "license", "name"):
         described.pop(prose, None)
     return {
         "model": card.name,
@@ -60,7 +60,7 @@ def facts(
         "bin_size": geometry.bin_size,
         "stride": geometry.stride,
         "regions": described_sha256(regions) if regions else None,
-        "centre": centre,
+        "center": center,
         "strand": strand,
         "store_dtype": layout.dtype,
         "compression": layout.compression,

@@ -73,9 +73,9 @@ class RunSpec:
             "as in a run without.  [default: whole genomes]",
         ),
     )
-    centre: bool = field(
+    center: bool = field(
         default=False,
-        metadata=_told("With --regions: one window centred on each record.  [default: off]"),
+        metadata=_told("With --regions: one window centered on each record.  [default: off]"),
     )
     strand: str = field(
         default="forward",
@@ -149,10 +149,10 @@ class RunSpec:
         i, n = self.shard
         if not (_is_in(n, _POSITIVE) and _is_in(i, range(1, n + 1))):
             raise OptionError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
-        if self.overlap == "share" and self.centre:
-            raise OptionError("--overlap share: windows of --centre lie anywhere; leave it out")
-        if self.centre and self.regions is None:
-            raise OptionError("--centre needs --regions: one window is centred on each BED record")
+        if self.overlap == "share" and self.center:
+            raise OptionError("--overlap share: windows of --center lie anywhere; leave it out")
+        if self.center and self.regions is None:
+            raise OptionError("--center needs --regions: one window is centered on each BED record")
         if self.regions is not None and not self.regions.is_file():
             raise RegionError(f"--regions {self.regions}: no such file, or no regular one")
 

@@ -37,7 +37,7 @@ _MOST_LINE = 1 << 20  # characters
 class BedRecord(NamedTuple):
     """One line of a BED file, 0-based half-open.
 
-    ``strand`` is ``+``, ``-`` or ``.``; ``centre`` the base a window is centred on: a narrowPeak's
+    ``strand`` is ``+``, ``-`` or ``.``; ``center`` the base a window is centered on: a narrowPeak's
     summit, else the middle; ``line`` the line's number; ``columns`` all of its text.
     """
 
@@ -46,7 +46,7 @@ class BedRecord(NamedTuple):
     end: int
     name: str = ""
     strand: str = "."
-    centre: int = 0
+    center: int = 0
     line: int = 0
     columns: tuple[str, ...] = ()
 
@@ -149,13 +149,13 @@ def _record(
         raise error(
             f"{where}: {shown(contig)} {start}-{end} is empty; start is 0-based, end exclusive"
         )
-    centre = (start + end) // 2
+    center = (start + end) // 2
     if narrow_peak:
         summit = _summit(fields, end - start, where, error)
-        centre = centre if summit < 0 else start + summit
+        center = center if summit < 0 else start + summit
     strand = fields[5] if len(fields) > 5 and fields[5] in ("+", "-") else "."
     name = fields[3] if len(fields) > 3 else ""
-    return BedRecord(contig, start, end, name, strand, centre, number, tuple(fields))
+    return BedRecord(contig, start, end, name, strand, center, number, tuple(fields))
 
 
 def _summit(fields: list[str], length: int, where: str, error: type[GenomepredError]) -> int:

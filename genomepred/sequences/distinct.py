@@ -1,7 +1,7 @@
 """Distinct windows: what of a panel's windows has to be computed, each sequence once.
 
 The grid stays in reference coordinates. Window ``i`` has the anchor ``x = i * stride + span // 2``,
-the centre of what it describes; ``x'`` is the first reference base from there on that a haplotype
+the center of what it describes; ``x'`` is the first reference base from there on that a haplotype
 keeps, ``phi(x')`` its place on the haplotype, and the window is the haplotype's ``window`` bases
 from ``phi(x') - crop - span // 2`` on. Haplotypes with equal windows form a class, its *leader* is
 the lowest haplotype number of it. Rows stand in order of (window, leader).

@@ -120,13 +120,13 @@ class Region(NamedTuple):
     name: str = ""
 
     @property
-    def centre(self) -> int:
+    def center(self) -> int:
         """The base in its middle."""
         return (self.start + self.end) // 2
 
 
 class Place(Protocol):
-    """What a grid is made of: a :class:`Region`, or a record of a BED file with its own centre."""
+    """What a grid is made of: a :class:`Region`, or a record of a BED file with its own center."""
 
     @property
     def contig(self) -> str:
@@ -149,8 +149,8 @@ class Place(Protocol):
         ...
 
     @property
-    def centre(self) -> int:
-        """The base that a window is centred on."""
+    def center(self) -> int:
+        """The base that a window is centered on."""
         ...
 
 
@@ -158,7 +158,7 @@ class Place(Protocol):
 class Grid:
     """Rows of one genome, numbered from 0 over consecutive intervals.
 
-    Use :meth:`whole`, :meth:`of_regions` or :meth:`centred` to make one.
+    Use :meth:`whole`, :meth:`of_regions` or :meth:`centered` to make one.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ class Grid:
     first_window : int64 array, [intervals]
         Number of each interval's first window; fixes the slots of a compute batch.
     names : array of str objects, [intervals], optional
-        Names of BED records (centred grids).
+        Names of BED records (centered grids).
     """
 
     geometry: Geometry
@@ -239,10 +239,10 @@ class Grid:
         )
 
     @classmethod
-    def centred(
+    def centered(
         cls, contigs: Mapping[str, int], geometry: Geometry, regions: Sequence[Place]
     ) -> Grid:
-        """One window per region, around its centre, in the given order with the regions' names.
+        """One window per region, around its center, in the given order with the regions' names.
 
         Raises
         ------
@@ -250,7 +250,7 @@ class Grid:
             If a name is longer than 1,000 bytes or has control characters.
         """
         count = np.arange(len(regions), dtype=np.int64)
-        middle = np.array([r.centre for r in regions], np.int64)
+        middle = np.array([r.center for r in regions], np.int64)
         return cls(
             geometry=geometry,
             contigs=text_array(r.contig for r in regions),
@@ -316,7 +316,7 @@ class Grid:
     def drawn(self, rows: Int64) -> tuple[Int64, Int64]:
         """Intervals on which rows are drawn, ``[start, end)``, never overlapping in one interval.
 
-        A row of a scalar model is drawn on the ``stride`` bases centred on what it describes (all
+        A row of a scalar model is drawn on the ``stride`` bases centered on what it describes (all
         of it if the stride is larger), clipped to its contig; a bin is drawn as it is.
         """
         g = self.geometry

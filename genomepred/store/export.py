@@ -61,7 +61,7 @@ def export_bigwig(
     Raises
     ------
     StoreError
-        If the track is unknown, nothing is there to draw, or BED records overlap (``--centre``).
+        If the track is unknown, nothing is there to draw, or BED records overlap (``--center``).
     OutputError
         If the file cannot be written; nothing is left behind.
     """
@@ -181,7 +181,7 @@ def _outputs(store: PredictionStore, path: Path, track: str | None) -> list[tupl
 
 def _drawn(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
     """Values of a track on the bases they are drawn on, sorted, missing ones left out."""
-    blocks = _centred if store.grid.names is not None else _tiled
+    blocks = _centered if store.grid.names is not None else _tiled
     for contig, start, end, values in blocks(store, column, region):
         keep = ~np.isnan(values) & (start < end)
         if region is not None:
@@ -201,8 +201,8 @@ def _tiled(store: PredictionStore, column: int, region: Region | None) -> Iterat
             yield _Block(contig, start, end, values[:, column])
 
 
-def _centred(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
-    """Blocks of a centred grid: one a contig, sorted in memory, for they stand in BED order."""
+def _centered(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
+    """Blocks of a centered grid: one a contig, sorted in memory, for they stand in BED order."""
     grid, ranges = store.grid, store.ranges(region)
     rows = np.concatenate([np.arange(0), *(np.arange(*r) for r in ranges)])
     values = np.concatenate([np.empty(0, np.float32), *(store.read(*r)[:, column] for r in ranges)])

@@ -72,7 +72,7 @@ class Predictions:
     tracks : tuple of str
         Names of the columns of ``values``.
     names : array of str objects, [rows], optional
-        Names of the BED records (files made with ``--centre``).
+        Names of the BED records (files made with ``--center``).
     """
 
     contig: str

@@ -92,8 +92,8 @@ class Description:
         The model's name.
     tracks, descriptions, units : tuple of str, optional
         Of the outputs, one a track, in order; tracks are by default the data's.
-    licence, source : str, optional
-        Licence of the weights; where the data come from.
+    license, source : str, optional
+        License of the weights; where the data come from.
     command : str, optional
         What trains the model again.
     """
@@ -102,7 +102,7 @@ class Description:
     tracks: tuple[str, ...] = ()
     descriptions: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
-    licence: str = ""
+    license: str = ""
     source: str = ""
     command: str = ""
 
@@ -225,7 +225,7 @@ def train(plan: Plan, out: Path) -> Card:
         base_order=model.base_order,
         n_policy=model.n_policy,
         min_bases=_min_bases(data) if plan.min_bases is None else plan.min_bases,
-        licence=plan.description.licence,
+        license=plan.description.license,
     )
     golden = _golden(data)
     settings = _decided(plan, model, out)
@@ -506,7 +506,7 @@ def _leave(plan: Plan, out: Path) -> Card:
     _tidy(out)
     words = {
         "--name": (card.name, asked.name),
-        "--licence": (card.licence, asked.licence),
+        "--license": (card.license, asked.license),
         "--source": (card.training.get("source", ""), asked.source),
     }
     for option, field_name, texts in (

@@ -24,7 +24,7 @@ class Epilogue(NamedTuple):
     factor, next_factor : float
         Of ``leaky_relu`` and ``gelu_sigmoid``.
     pool : {"none", "floor", "ceil"}
-        Maximum of two neighbours; an odd last position is dropped or stands alone.
+        Maximum of two neighbors; an odd last position is dropped or stands alone.
     """
 
     activation: str = "none"
@@ -70,12 +70,12 @@ def activate(x: Tensor, activation: str, factor: float) -> Tensor:
 
 
 def pooled_length(length: int, pool: str) -> int:
-    """Positions left of ``length`` by a max-pool of neighbours, or all without a pool."""
+    """Positions left of ``length`` by a max-pool of neighbors, or all without a pool."""
     return {"none": length, "floor": length // 2, "ceil": (length + 1) // 2}[pool]
 
 
 def max_pool(x: Tensor, pool: str) -> Tensor:
-    """Maximum of neighbouring positions, ``[N, L, C]`` -> ``[N, pooled_length(L), C]``."""
+    """Maximum of neighboring positions, ``[N, L, C]`` -> ``[N, pooled_length(L), C]``."""
     if pool == "none":
         return x
     if pool == "ceil" and x.shape[1] % 2:

@@ -84,12 +84,12 @@ def test_import_makes_a_checkpoint_that_check_accepts(tmp_path: Path) -> None:
         "--key-map", tmp_path / "map.json", "--input", "onehot_channels_first", "--window", "60",
         "--track", "a=first output", "--track", "b", "--stride", "30", "--min-bases", "40",
         "--activation", "softplus", "--base-order", "TGCA", "--n-policy", "uniform",
-        "--set", "tracks=2", "--licence", "MIT", "--reverse-tracks", "1,0", "--json",
+        "--set", "tracks=2", "--license", "MIT", "--reverse-tracks", "1,0", "--json",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     card = read_card(tmp_path / "mine")
     assert json.loads(done.stdout)["result"] == json.loads(card.to_json())
-    assert (card.name, card.stride, card.min_bases, card.licence) == ("mine", 30, 40, "MIT")
+    assert (card.name, card.stride, card.min_bases, card.license) == ("mine", 30, 40, "MIT")
     assert (card.base_order, card.n_policy, card.activation) == ("TGCA", "uniform", "softplus")
     assert card.tracks == (Track("a", "first output"), Track("b"))
     assert (card.config, card.reverse_tracks) == ({"tracks": 2}, (1, 0))

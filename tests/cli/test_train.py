@@ -250,7 +250,7 @@ def test_words_may_differ(tmp_path: Path) -> None:
     ("option", "value", "message"),
     [
         ("--test", "chr9", "chr9"),
-        ("--set", "colour=red", "colour"),
+        ("--set", "color=red", "color"),
         ("--set", "tracks=2", "tracks 1"),
         ("--set", "filters", "KEY=VALUE"),
         ("--track", "second", "2 --track for 1 tracks"),

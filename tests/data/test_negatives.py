@@ -144,7 +144,7 @@ def test_windows_lie_in_their_regions_touch_no_peak_and_have_few_unknown_bases()
     expected = set(range(300, 391)) | set(range(415, 691))
     expected |= {1000 + s for s in range(10, 491) if not 192 <= s <= 298}
     # 20,000 draws of some 740 places miss none: neither the first and last of a region, nor the
-    # neighbours of peaks, nor windows with one unknown base of ten.
+    # neighbors of peaks, nor windows with one unknown base of ten.
     assert set(drawn.tolist()) == expected
 
 

@@ -232,23 +232,23 @@ def bed(folder: Path, text: str, name: str = "peaks.bed") -> Path:
 TEN = "chr1\t100\t200\tp\t0\t.\t1.5\t2\t3\t7\nchr1\t100\t200\tp\t0\t.\t1.5\t2\t3\t-1\n"
 
 
-def centres(path: Path, peak_format: str = "auto") -> list[int]:
-    return [record.centre for record in read_bed(path, peak_format)]
+def centers(path: Path, peak_format: str = "auto") -> list[int]:
+    return [record.center for record in read_bed(path, peak_format)]
 
 
 def test_summits_are_read_where_name_header_or_user_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = "\n".join(f"{line}\t1\t2\t3" for line in TEN.splitlines())  # as idr writes it
-    assert centres(bed(tmp_path, TEN, "a.narrowPeak")) == [107, 150]
-    assert centres(bed(tmp_path, more, "a.narrowPeak")) == [107, 150]
-    assert centres(bed(tmp_path, f"track type=narrowPeak\n{TEN}")) == [107, 150]
-    assert centres(bed(tmp_path, TEN), "narrowPeak") == [107, 150]
-    assert centres(bed(tmp_path, TEN, "a.narrowPeak"), "bed") == [150, 150]
+    assert centers(bed(tmp_path, TEN, "a.narrowPeak")) == [107, 150]
+    assert centers(bed(tmp_path, more, "a.narrowPeak")) == [107, 150]
+    assert centers(bed(tmp_path, f"track type=narrowPeak\n{TEN}")) == [107, 150]
+    assert centers(bed(tmp_path, TEN), "narrowPeak") == [107, 150]
+    assert centers(bed(tmp_path, TEN, "a.narrowPeak"), "bed") == [150, 150]
     assert capsys.readouterr().err == ""
-    assert centres(bed(tmp_path, TEN)) == [150, 150]
+    assert centers(bed(tmp_path, TEN)) == [150, 150]
     assert "peaks.bed: has the ten columns of a narrowPeak" in capsys.readouterr().err
-    assert centres(bed(tmp_path, "chr1\t1\t9\tn\t0\t+\tchr1\t5\t9\t4\n")) == [5]  # intersect -wo
+    assert centers(bed(tmp_path, "chr1\t1\t9\tn\t0\t+\tchr1\t5\t9\t4\n")) == [5]  # intersect -wo
     assert capsys.readouterr().err == ""
 
 

@@ -267,7 +267,7 @@ def open_peak_data(source: Source, scratch: Path) -> PeakData:
     return data
 
 
-def test_windows_of_peaks_are_centred_on_their_summits(tmp_path: Path) -> None:
+def test_windows_of_peaks_are_centered_on_their_summits(tmp_path: Path) -> None:
     data = open_peak_data(peak_source(tmp_path), tmp_path)
     assert (data.window, data.task, data.tracks) == (20, "binary", ("peak",))
     expected = {GENOME[s + 7 - 10 : s + 7 + 10].tobytes() for s in STARTS}

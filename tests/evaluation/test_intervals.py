@@ -92,13 +92,13 @@ def test_profiles_are_measured_as_a_whole(seed: int, rows: int) -> None:
             continue
         divergence = stats.entropy(y, p, axis=1).mean()
         spread = stats.entropy(y, np.broadcast_to(y.mean(axis=0), y.shape), axis=1).mean()
-        centres = y @ np.arange(5), p @ np.arange(5)
+        centers = y @ np.arange(5), p @ np.arange(5)
         for name, expected in {
             "cross_entropy": divergence + stats.entropy(y, axis=1).mean(),
             "KL_divergence": divergence,
             "D2": 1 - divergence / spread,
-            "mean_fraction_R2": sklearn.r2_score(*centres),
-            "mean_fraction_Pearson": stats.pearsonr(*centres)[0],
+            "mean_fraction_R2": sklearn.r2_score(*centers),
+            "mean_fraction_Pearson": stats.pearsonr(*centers)[0],
         }.items():
             # Few rows that hardly differ give an R2 of thousands.
             assert found[name][resample] == pytest.approx(expected, rel=1e-8, abs=1e-9), name

@@ -145,9 +145,9 @@ def sites_of(
     )
 
 
-def test_sites_are_local_maxima_and_true_if_their_centre_is_in_a_peak() -> None:
-    # Windows at 50 and 200 see whole islands of 10 and 8; the peak at 46 holds the centre 55,
-    # the peak at 206 does not hold the centre 205, the peak at 300 has no site.
+def test_sites_are_local_maxima_and_true_if_their_center_is_in_a_peak() -> None:
+    # Windows at 50 and 200 see whole islands of 10 and 8; the peak at 46 holds the center 55,
+    # the peak at 206 does not hold the center 205, the peak at 300 has no site.
     sites = sites_of(genome((50, 60), (201, 209)), 46, 206, 300)
     assert sites.scores[:2].tolist() == [10, 8]
     assert sites.is_known[:2].tolist() == [True, False]
@@ -159,7 +159,7 @@ def test_sites_are_local_maxima_and_true_if_their_centre_is_in_a_peak() -> None:
     assert sites.at(99) == {"sites": 0, "precision": 0.0, "recall": 0.0}
 
 
-def test_of_equal_neighbours_the_first_is_the_site() -> None:
+def test_of_equal_neighbors_the_first_is_the_site() -> None:
     sites = sites_of(genome((100, 125)), 0)
     # Windows at 100, 105, 110 and 115 all score 10 and lie within 10 bases of one another.
     assert np.count_nonzero(sites.scores == 10) == 1
@@ -224,8 +224,8 @@ def test_a_region_shorter_than_a_window_has_no_sites() -> None:
     assert (sites.peaks, sites.scores[0]) == (1, 10)
 
 
-def test_a_site_finds_every_peak_around_its_centre() -> None:
-    # The site at 45-55 has its centre 50 in peaks that overlap: 46-56 and 50-60, not 52-62.
+def test_a_site_finds_every_peak_around_its_center() -> None:
+    # The site at 45-55 has its center 50 in peaks that overlap: 46-56 and 50-60, not 52-62.
     sites = sites_of(genome((45, 55)), 46, 50, 52, 200)
     assert (sites.found[0], sites.peaks) == (2, 4)
     assert sites.at(10) == {"sites": 1, "precision": 1.0, "recall": 0.5}

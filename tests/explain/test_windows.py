@@ -50,7 +50,7 @@ def letters(window: Window) -> str:
     return "".join("ACGTN"[code] for code in window.codes)
 
 
-def test_a_short_region_is_centred_with_the_genome_around_it(fasta: Path) -> None:
+def test_a_short_region_is_centered_with_the_genome_around_it(fasta: Path) -> None:
     (window,) = read_windows([f"{fasta}:chr1:31-34"], card())
     assert (window.name, window.contig, window.start) == ("chr1:31-34", "chr1", 27)
     assert letters(window) == RECORDS["chr1"][27:37]

@@ -413,7 +413,7 @@ def test_the_compiled_model_agrees_and_never_compiles_again(model):
 
 
 def sample(count: int, consecutive: bool) -> Block:
-    """Random windows: any compute batch, or as many neighbours on the grid."""
+    """Random windows: any compute batch, or as many neighbors on the grid."""
     if not consecutive:
         return block_of(random_windows(count), [True])
     codes = torch.from_numpy(random_windows(2 + count * STRIDE // 100).reshape(-1))

@@ -1,4 +1,4 @@
-"""Models of several bins: neighbouring windows as one long window."""
+"""Models of several bins: neighboring windows as one long window."""
 
 from __future__ import annotations
 

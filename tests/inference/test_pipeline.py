@@ -49,11 +49,11 @@ class MemoryGenome:
 @st.composite
 def grids(draw: st.DrawFn) -> Grid:
     contigs, geometry = draw(contig_lengths), draw(geometries())
-    kind = draw(st.sampled_from(["whole", "regions", "centred"]))
+    kind = draw(st.sampled_from(["whole", "regions", "centered"]))
     if kind == "whole":
         return Grid.whole(contigs, geometry)
     regions = draw(regions_on(contigs))
-    make = Grid.of_regions if kind == "regions" else Grid.centred
+    make = Grid.of_regions if kind == "regions" else Grid.centered
     return make(contigs, geometry, regions)
 
 

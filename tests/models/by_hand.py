@@ -42,9 +42,9 @@ def linear(p: dict[str, Array], name: str, x: Array) -> Array:
 
 
 def layer_norm(p: dict[str, Array], name: str, x: Array, eps: float) -> Array:
-    centred = x - x.mean(1, keepdims=True)
-    spread = np.sqrt((centred**2).mean(1, keepdims=True) + eps)
-    return centred / spread * p[f"{name}.weight"] + p[f"{name}.bias"]
+    centered = x - x.mean(1, keepdims=True)
+    spread = np.sqrt((centered**2).mean(1, keepdims=True) + eps)
+    return centered / spread * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
 def batch_norm(p: dict[str, Array], name: str, x: Array) -> Array:

@@ -31,7 +31,7 @@ def test_every_bundled_model_reproduces_its_golden_outputs(name: str) -> None:
     model = load_model(name)
     assert check_golden(model) <= 1e-5
     assert model.card.name == name
-    assert model.card.licence
+    assert model.card.license
     assert model.card.training["command"].startswith("genomepred train ")
 
 

@@ -30,7 +30,7 @@ def make_card(**changes: Any) -> Card:
         "min_bases": 10,
         "training": {"seed": 3, "nested": {"a": [1, 2]}},
         "metrics": {"auROC": 0.5},
-        "licence": "MIT",
+        "license": "MIT",
     }
     return Card(**{**fields, **changes})
 
@@ -71,7 +71,7 @@ BAD_FIELDS = [
     ("tracks", ["CTCF"]),
     ("tracks", [{"name": ""}]),
     ("tracks", [{"name": "a"}, {"name": "a"}]),
-    ("tracks", [{"name": "a", "colour": "red"}]),
+    ("tracks", [{"name": "a", "color": "red"}]),
     ("tracks", [{"description": "no name"}]),
     ("reverse_tracks", [1]),
     ("reverse_tracks", [0, 0]),
@@ -91,7 +91,7 @@ BAD_FIELDS = [
     ("tolerance", {"fp32": 1e-5, "fp16": 2e-3, "bf16": "loose"}),
     ("training", None),
     ("metrics", ["auROC"]),
-    ("licence", None),
+    ("license", None),
     ("weights_sha256", "abc"),
     ("weights_sha256", "G" * 64),
     ("package_version", 1),

@@ -123,7 +123,7 @@ def test_the_readme_shows_the_card(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("licence", "lines"),
+    ("license", "lines"),
     [
         ("GPL-3.0", ["license: gpl-3.0"]),
         ("Apache-2.0; of labels under MIT", ["license: apache-2.0"]),
@@ -132,9 +132,9 @@ def test_the_readme_shows_the_card(checkpoint: Path) -> None:
     ],
 )
 def test_the_readme_begins_with_what_a_model_hub_reads(
-    tmp_path: Path, licence: str, lines: list[str]
+    tmp_path: Path, license: str, lines: list[str]
 ) -> None:
-    card = make_card(licence=licence)
+    card = make_card(license=license)
     save_checkpoint(tmp_path / "toy", build("tf-cnn", **CONFIG), card, golden_codes())
     _, front, text = (tmp_path / "toy" / "README.md").read_text().split("---\n", 2)
     found = front.splitlines()

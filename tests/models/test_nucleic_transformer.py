@@ -142,12 +142,12 @@ def test_real_promoters_can_be_learnt(shared_data: Path) -> None:
     codes, labels = promoters(shared_data, 64)
     assert 0.2 < labels.mean() < 0.8
     model = NucleicTransformer(81, dim=32, heads=4, layers=2, feedforward=64, dropout=0.0)
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(60):
         loss = torch.nn.functional.binary_cross_entropy_with_logits(model(codes)[:, 0, 0], labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     predicted = model.eval()(codes)[:, 0, 0] > 0
     assert (predicted == labels.bool()).float().mean() > 0.95
     assert model.mean.p.item() != 3.0

@@ -188,7 +188,7 @@ def test_an_unknown_base_is_all_ones(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["v2", "third"])
 def test_gradients_are_the_slopes(kind: str) -> None:
     model = by_hand.spread(small(kind, 9))
-    # Off the one-hot's lattice, where no two pooled neighbours are equal.
+    # Off the one-hot's lattice, where no two pooled neighbors are equal.
     x = torch.randn(2, 4, 9, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(model.body, x)
 

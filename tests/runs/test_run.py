@@ -247,10 +247,10 @@ def test_bed_regions_hold_the_bytes_of_the_whole_grid(
             assert here.values.tobytes() == there.values.tobytes()
 
 
-def test_centred_windows(genome, model, tmp_path):
+def test_centered_windows(genome, model, tmp_path):
     bed = tmp_path / "sites.bed"
     bed.write_text("b\t100\t101\tsecond\na\t2000\t2100\tfirst\na\t3\t5\tedge\n")
-    run(genome, model, tmp_path / "out", regions=bed, centre=True, stride=None)
+    run(genome, model, tmp_path / "out", regions=bed, center=True, stride=None)
     with PredictionStore(tmp_path / "out" / "virus.h5") as store, Genome(genome) as source:
         found = store.read(0, store.rows)[:, 0]
         assert store.grid.names.tolist() == ["second", "first", "edge"]
@@ -556,7 +556,7 @@ def test_outputs_that_cannot_be(genome, model, tmp_path):
     [
         ({"strand": "both"}, OptionError, "--strand 'both'"),
         ({"shard": (3, 2)}, OptionError, "--shard 3/2"),
-        ({"centre": True}, OptionError, "--centre needs --regions"),
+        ({"center": True}, OptionError, "--center needs --regions"),
         ({"device": "tpu"}, DeviceError, "--device 'tpu'"),
         ({"precision": "int8"}, OptionError, "--precision 'int8': one of auto, fp32, fp16, bf16"),
         ({"kernels": "onednn"}, OptionError, "--kernels 'onednn': one of auto, triton, cudnn, cpu"),
@@ -749,7 +749,7 @@ def test_how_overlap_is_shared_is_part_of_a_run(genome, model, tmp_path):
 def test_sharing_is_refused_where_windows_lie_anywhere(genome, model, tmp_path):
     bed = tmp_path / "sites.bed"
     bed.write_text("a\t100\t101\n")
-    with pytest.raises(OptionError, match="--overlap share: windows of --centre lie anywhere"):
-        run(genome, model, tmp_path / "o", regions=bed, centre=True, overlap="share")
+    with pytest.raises(OptionError, match="--overlap share: windows of --center lie anywhere"):
+        run(genome, model, tmp_path / "o", regions=bed, center=True, overlap="share")
     with pytest.raises(ModelError, match="windows do not overlap at stride 101"):
         run(genome, model, tmp_path / "o", stride=101, overlap="share")

@@ -59,7 +59,7 @@ def test_a_worker_is_told_what_the_run_is(tmp_path):
     (tmp_path / "x.bed").write_text("")
     spec = RunSpec(
         GENOMES, "ctcf", tmp_path / "o\udce9", stride=7, regions=tmp_path / "x.bed", shard=(2, 3),
-        jobs=4, overlap="naive", batch_size=5, centre=True,
+        jobs=4, overlap="naive", batch_size=5, center=True,
     )  # fmt: skip
     text = spec.to_json(session="s")
     assert "\n" not in text

@@ -375,7 +375,7 @@ def plan_in(out: Path, **options: Any) -> RunPlan:
         geometry=Geometry(window=10, stride=10),
         layout=Layout(1, compression="none"),
         regions=None,
-        centre=False,
+        center=False,
         signature={**SIGNATURE, **options},
         tracks=(("t", ""),),
     )

@@ -100,7 +100,7 @@ MORE = "\t4.5\t3.9\t1\t2\t5.0\t3\t4\t5\t5.2\t6"
 
 @pytest.mark.parametrize("more", ["", MORE])
 @pytest.mark.parametrize(
-    ("file", "header", "centre"),
+    ("file", "header", "center"),
     [
         ("p.narrowPeak", "", 120),
         ("p.NARROWPEAK.gz", "", 120),
@@ -112,17 +112,17 @@ MORE = "\t4.5\t3.9\t1\t2\t5.0\t3\t4\t5\t5.2\t6"
         ("narrowPeak.bed", "", 150),
     ],
 )
-def test_the_summit_is_the_centre_where_the_format_is_stated(
-    file: str, header: str, centre: int, more: str, tmp_path: Path
+def test_the_summit_is_the_center_where_the_format_is_stated(
+    file: str, header: str, center: int, more: str, tmp_path: Path
 ) -> None:
     text = f"{header}{NARROW}{more}\n{NARROW[:-2]}-1{more}\n".encode()
     path = write(tmp_path / file, gzip.compress(text) if file.endswith("gz") else text)
     found = read_bed(path, CONTIGS)
-    assert [record.centre for record in found] == [centre, 150]
+    assert [record.center for record in found] == [center, 150]
     assert [record.strand for record in found] == ["-", "-"]
     for narrow in (False, True):
-        first, _ = bed_records(path, narrow_peak=narrow or bool(header and centre == 120))
-        assert first.centre == (120 if narrow or (header and centre == 120) else 150)
+        first, _ = bed_records(path, narrow_peak=narrow or bool(header and center == 120))
+        assert first.center == (120 if narrow or (header and center == 120) else 150)
 
 
 def test_copies_of_any_name_mean_the_same(tmp_path: Path) -> None:
@@ -171,4 +171,4 @@ def test_any_bytes_give_records_or_one_line(
     records = []
     with suppress(RegionError):
         records = list(bed_records(path))
-    assert all(0 <= record.start <= record.centre < record.end for record in records)
+    assert all(0 <= record.start <= record.center < record.end for record in records)

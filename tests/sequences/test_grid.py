@@ -162,9 +162,9 @@ def test_drawn_intervals_never_overlap(data, contigs, geometry):
 
 
 @given(st.data(), contig_lengths, geometries())
-def test_centred_windows_keep_order_and_names(data, contigs, geometry):
+def test_centered_windows_keep_order_and_names(data, contigs, geometry):
     regions = data.draw(regions_on(contigs))
-    grid = Grid.centred(contigs, geometry, regions)
+    grid = Grid.centered(contigs, geometry, regions)
     assert grid.rows == len(regions) * geometry.bins
     assert grid.names.tolist() == [region.name for region in regions]
     for k, (span, region) in enumerate(zip(grid.spans(0, grid.rows), regions, strict=True)):
@@ -231,8 +231,8 @@ def test_names_take_as_much_memory_as_they_have_letters():
     contigs = {**{f"c{i}": 100 for i in range(30_000)}, "x" * 1000: 100}
     grid = Grid.whole(contigs, Geometry(10, 10))
     part = Grid.of_regions(contigs, Geometry(10, 10), [Region(name, 0, 10) for name in contigs])
-    centred = Grid.centred(contigs, Geometry(10, 10), [Region("c1", 0, 9, n) for n in contigs])
-    for array in (grid.contigs, part.contigs, centred.contigs, centred.names):
+    centered = Grid.centered(contigs, Geometry(10, 10), [Region("c1", 0, 9, n) for n in contigs])
+    for array in (grid.contigs, part.contigs, centered.contigs, centered.names):
         assert array.itemsize == 8
         assert len(array) == 30_001
     assert grid.query("x" * 1000, 0, 1) == [(300_000, 300_001)]
@@ -241,11 +241,11 @@ def test_names_take_as_much_memory_as_they_have_letters():
 def test_names_of_regions_are_bounded():
     for name, message in {"x" * 1001: "1,001 bytes", "é" * 600: "1,200", "a\0b": "control"}.items():
         with pytest.raises(RegionError, match=message) as caught:
-            Grid.centred({"c": 10}, Geometry(4, 2), [Region("c", 0, 5, name)])
+            Grid.centered({"c": 10}, Geometry(4, 2), [Region("c", 0, 5, name)])
         assert len(str(caught.value)) < 300
 
 
-def test_centred_windows_use_the_centre_that_a_record_has():
+def test_centered_windows_use_the_center_that_a_record_has():
     records = [BedRecord("c", 100, 200, "n", "-", 120), Region("c", 100, 200)]
-    grid = Grid.centred({"c": 1000}, Geometry(20, 10), records)
+    grid = Grid.centered({"c": 1000}, Geometry(20, 10), records)
     assert grid.start.tolist() == [110, 140]

@@ -37,7 +37,7 @@ Line = tuple[str, int, int, float]
 
 
 def slow_lines(grid: Grid, values: np.ndarray) -> list[Line]:
-    """What is drawn, row by row: the stride's bases centred on what a scalar row describes."""
+    """What is drawn, row by row: the stride's bases centered on what a scalar row describes."""
     g, row, lines = grid.geometry, 0, []
     for k, count in enumerate(grid.row_counts.tolist()):
         for i in range(count):
@@ -137,9 +137,9 @@ def test_intervals_of_a_bed_are_drawn_like_the_whole_genome(tmp_path: Path) -> N
         assert read_bigwig(tmp_path / "x.bw") == slow_lines(grid, random_values(grid.rows)[:, 0])
 
 
-def test_centred_records_are_sorted_where_they_must_be(tmp_path: Path) -> None:
+def test_centered_records_are_sorted_where_they_must_be(tmp_path: Path) -> None:
     records = [Region("chr2", 990, 1003, "b"), Region("chr2", 10, 12, "a"), BED[2]]
-    grid = Grid.centred(CONTIGS, Geometry(window=100, stride=20), records)
+    grid = Grid.centered(CONTIGS, Geometry(window=100, stride=20), records)
     values = np.array([[1.5], [2.5], [3.5]], np.float32)
     with PredictionStore(write_store(tmp_path / "g.h5", grid, values)) as store:
         export_bedgraph(store, tmp_path / "x.bedgraph")
@@ -158,7 +158,7 @@ def test_centred_records_are_sorted_where_they_must_be(tmp_path: Path) -> None:
 
 def test_overlapping_records_have_no_bigwig(tmp_path: Path) -> None:
     records = [Region("chr2", 500, 502), Region("chr2", 490, 492)]
-    grid = Grid.centred(CONTIGS, Geometry(window=100, stride=20), records)
+    grid = Grid.centered(CONTIGS, Geometry(window=100, stride=20), records)
     with PredictionStore(write_store(tmp_path / "g.h5", grid, np.ones((2, 1), "f4"))) as store:
         for export in (export_bigwig, export_bedgraph):
             with pytest.raises(StoreError, match="overlap at chr2:492.*export tsv instead"):

@@ -120,7 +120,7 @@ def test_parts_carry_their_attributes_and_can_grow(tmp_path: Path) -> None:
         "signature": json.dumps({"é": 1}),
         "first_row": 0,
         "tolerance": 1e-4,
-        "centre": True,
+        "center": True,
     }
     chunk = encode_chunk(random_values(30, 2000), WIDE)
     write_part(path, [chunk], 30, WIDE, attributes)

@@ -39,7 +39,7 @@ GRIDS = {
     "regions, bins": Grid.of_regions(
         CONTIGS, Geometry(window=160, stride=80, crop=40, bins=5), REGIONS
     ),
-    "centred": Grid.centred(
+    "centered": Grid.centered(
         CONTIGS, SCALAR, [Region("chr2", 990, 1003, "b"), Region("chr2", 10, 12, "a")]
     ),
 }
@@ -142,14 +142,14 @@ def test_region_strings_may_hold_colons(stores: dict[str, Path]) -> None:
 
 
 def test_a_table_has_contig_start_end_name_and_tracks(stores: dict[str, Path]) -> None:
-    with PredictionStore(stores["centred"]) as store:
+    with PredictionStore(stores["centered"]) as store:
         frame = store["chr2"].to_frame()
     assert list(frame.columns) == ["contig", "start", "end", "name", "one", "two"]
     assert frame["name"].tolist() == ["b", "a"]
     assert frame["start"].tolist() == [
         946,
         0,
-    ]  # a window centred on base 11 starts before the contig
+    ]  # a window centered on base 11 starts before the contig
     assert frame["end"].tolist() == [1003, 61]
     assert frame["one"].dtype == np.float32
     assert isinstance(frame, pd.DataFrame)
@@ -167,7 +167,7 @@ def test_one_base_as_an_index(stores: dict[str, Path]) -> None:
                 store["chr2", base]
 
 
-@pytest.mark.parametrize("name", ["scalar", "regions, bins", "centred"])
+@pytest.mark.parametrize("name", ["scalar", "regions, bins", "centered"])
 def test_the_whole_store_as_a_table_and_as_an_array(stores: dict[str, Path], name: str) -> None:
     xarray = pytest.importorskip("xarray")
     with PredictionStore(stores[name]) as store:

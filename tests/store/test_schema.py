@@ -213,10 +213,10 @@ GRIDS = [
     Grid.of_regions(
         CONTIGS, Geometry(window=160, stride=80, crop=40, bins=5), [Region("chr2", 300, 315)]
     ),
-    Grid.centred(
+    Grid.centered(
         {"c": 30}, Geometry(window=500, stride=3000), [Region("c", 0, 1), Region("c", 29, 30)]
     ),
-    Grid.centred({"c": 30}, Geometry(window=500, stride=500, bins=50), [Region("c", 29, 30, "x")]),
+    Grid.centered({"c": 30}, Geometry(window=500, stride=500, bins=50), [Region("c", 29, 30, "x")]),
     Grid.whole({"c": 1}, Geometry(window=5000, stride=7000)),
     Grid.whole({}, Geometry(window=5, stride=1)),
 ]

@@ -262,12 +262,12 @@ def test_words_that_a_finished_training_ignores_are_named(
     card = train(plan, tmp_path / "out")
     train(plan, tmp_path / "out")
     assert "left as it is" not in capsys.readouterr().err
-    words = Description("other", units=("bases",), descriptions=("G and C",), licence="MIT")
+    words = Description("other", units=("bases",), descriptions=("G and C",), license="MIT")
     assert train(replace(plan, description=words), tmp_path / "out") == card
     told = capsys.readouterr()
     assert "left as it is" in told.err
     assert "--name 'other' (is 'content')" in told.err
-    assert "--licence 'MIT' (is '')" in told.err
+    assert "--license 'MIT' (is '')" in told.err
     assert "--description 'G and C' (is '')" in told.err
     assert "--unit" not in told.err
     assert told.out == ""

@@ -193,8 +193,8 @@ def one_trial(table: Path, **settings: Any) -> dict[str, Trial]:
 
 def test_what_goes_wrong_is_named_with_its_trial_and_seed(tmp_path: Path) -> None:
     table = make_table(tmp_path)
-    bad = {"bad": Trial({}, [Plan("linear", Source(table), config={"colour": "red"})])}
-    with pytest.raises(ModelError, match=r"^bad, seed 0: .*colour"):
+    bad = {"bad": Trial({}, [Plan("linear", Source(table), config={"color": "red"})])}
+    with pytest.raises(ModelError, match=r"^bad, seed 0: .*color"):
         sweep(bad, tmp_path / "out")
     with pytest.raises(DataError, match="e1, seed 0: no metric 'auROC' to draw; .*MAE"):
         sweep(trials(table, seeds=1), tmp_path / "out", "auROC")
