@@ -49,7 +49,7 @@ class _Share(click.ParamType[tuple[int, int]]):
 
 # Fields of a run that commands take in their own ways, that other commands have too, and that need
 # a type of their own.
-_GIVEN = {"genomes", "model", "out"}
+_GIVEN = {"genomes", "model", "out", "cluster"}
 _SHARED: dict[str, Any] = {"device": device_option, "trust_code": trust_code_option}
 _TYPES = {"regions": UserPath(readable=False), "shard": _Share()}
 
@@ -116,6 +116,12 @@ def _declared(declared: Field[Any]) -> Any:
     return click.option(flag, **how)
 
 
+def _cluster_option(command: Command) -> Command:
+    """Add what only predict takes."""
+    decorated: Command = _declared(RunSpec.__dataclass_fields__["cluster"])(command)
+    return decorated
+
+
 def _panel(values: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
     """Take the options of a panel out of all others: its file and how to read it."""
     variants, samples = values.pop("variants"), values.pop("samples")
@@ -143,6 +149,7 @@ def _spec(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **values: A
 
 @click.command()
 @_run_options
+@_cluster_option
 def predict(as_json: bool, **values: Any) -> None:
     """Predict genomes into OUT, one HDF5 file each; with --variants, a panel into one file.
 
@@ -157,6 +164,8 @@ def predict(as_json: bool, **values: Any) -> None:
 
     failure, panel = None, _panel(values)
     try:
+        if panel is not None and values["cluster"] is not None:
+            raise click.UsageError("--cluster does not compute panels: use --jobs with --variants")
         if panel is not None:
             from genomepred.runs.cohort import run_cohort
 
