@@ -83,6 +83,9 @@ class Watch:
     def see(self, name: str, bases: int) -> None:
         """Take note of a genome at first sight, and of the bases that are to be computed of it."""
 
+    def tell_workers(self, count: int) -> None:
+        """Say how many workers of a cluster are at it."""
+
     def wait(self) -> None:
         """Take note that nothing is left to do but to wait for others."""
 
@@ -122,6 +125,10 @@ class Outlook(Watch):
         mean = self._bases / max(self._open, 1)
         self._bar.total = round(self._bases + mean * (self._genomes - len(self._seen)))
         self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
+
+    def tell_workers(self, count: int) -> None:
+        """Say how many workers of a cluster are at it."""
+        self._bar.set_description_str(f"{count:,} workers", refresh=False)
 
     def wait(self) -> None:
         """Say that nothing is left to do but to wait."""

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from genomepred.compiled import tell_of_compiling
-from genomepred.errors import GenomepredError, GenomesFailedError
+from genomepred.errors import GenomepredError, GenomesFailedError, SignatureError
 from genomepred.files import user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Engine
@@ -47,6 +48,7 @@ def predict(
     trust_code: str | None = None,
     overlap: str = "auto",
     kernels: str = "auto",
+    cluster: str | None = None,
     progress: bool = False,
 ) -> list[GenomeResult]:
     """Predict genomes into ``out``, one HDF5 file each; call again to continue after a crash.
@@ -93,6 +95,9 @@ def predict(
     kernels : {"auto", "triton", "cudnn", "cpu", "reference"}
         What computes the model's convolutions. ``auto``: for each the fastest that is known for
         the device; ``reference``: the model as written.
+    cluster : str, optional
+        Compute on a Ray cluster: ``HOST:PORT`` of its head, or ``auto`` for the one that
+        ``RAY_ADDRESS`` names, else one on this machine.
     progress : bool
         Show progress on stderr.
 
@@ -127,6 +132,7 @@ def predict(
         trust_code=trust_code,
         overlap=overlap,
         kernels=kernels,
+        cluster=cluster,
     )
     return run(spec, progress).genomes
 
@@ -134,24 +140,42 @@ def predict(
 class GenomeRun:
     """A run on genomes, in one process (an ``executors.Job``).
 
-    Making one creates the run in its output folder, or joins the one that is there.
-
     Parameters
     ----------
     spec : RunSpec
         What is asked for.
     session : str, optional
-        Of the command that this process works for, if not its own.
+        Of the command that this process works for; it has started the run, which is joined.
+        Without, the run in the output folder is continued, or started if there is none.
     """
 
     def __init__(self, spec: RunSpec, session: str | None = None) -> None:
         self.spec, self.setup = spec, Setup(spec)
-        plan = self.setup.open()
-        self.plan = plan if session is None else replace(plan, session=session)
+        if session is None:
+            self.plan = self.setup.open()
+        else:
+            self.plan = replace(self.setup.join(), session=session)
         self.works = [GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)]
         self.workers, self.step = self.setup.workers, self.setup.geometry.step
         self._numerics = numerics_of(self.plan.signature)
-        self._engine: Engine | None = None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine, to be made on the thread that uses it.
+
+        Raises
+        ------
+        SignatureError
+            If it computes other bits than that with which the run was started.
+        """
+        engine, plan = self.setup.engine(self._numerics), self.plan
+        if plan.fingerprint and self.setup.fingerprint(engine) != plan.fingerprint:
+            raise SignatureError(
+                f"{plan.out}: this machine computes other last bits than the one that started the "
+                f"run, though both are {plan.signature['device']}: leave it out, or use another "
+                "--out"
+            )
+        return engine
 
     def more(self) -> dict[str, Any]:
         """What another process is to be told beside the spec."""
@@ -170,11 +194,9 @@ class GenomeRun:
         last: Callable[[], object] = lambda: None,
     ) -> None:
         """Compute shards as they come: reading, computing and writing overlap (see ``Job``)."""
-        if self._engine is None:
-            self._engine = self.setup.engine(self._numerics)
         pipeline.run(
             shards,
-            self._engine,
+            self.engine,
             slots=self.setup.slots(self._numerics.compute_batch),
             min_bases=self.setup.card.min_bases,
             progress=progress,
@@ -191,8 +213,13 @@ class RunReport:
     computed: int
 
 
-def run(spec: RunSpec, progress: bool = False, executor: Executor = processes.compute) -> RunReport:
+def run(spec: RunSpec, progress: bool = False) -> RunReport:
     """Start or continue the run that the options describe; see :func:`predict`."""
+    executor: Executor = processes.compute
+    if spec.cluster is not None:
+        from genomepred.runs.executors import ray
+
+        executor = ray.on(spec.cluster)  # before anything is written
     threads = torch.get_num_threads()
     try:
         job = GenomeRun(spec)
