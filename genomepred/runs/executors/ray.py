@@ -151,7 +151,7 @@ def compute(
                         outlook.tell_workers(workers)
                 case {"warning": text}:
                     warnings.warn(text, stacklevel=2)
-                case {"failed": number, "why": why}:
+                case {"failed": number, "why": why} if not todo[number].is_published():
                     todo[number].fail(GenomepredError(why))
                 case {"error": kind, "why": why}:
                     raise getattr(errors, kind, GenomepredError)(why)
@@ -254,6 +254,7 @@ def _end_with_parent() -> None:
 
 def _ray() -> Any:
     import ray
+    import ray.util.scheduling_strategies
 
     return ray
 
@@ -384,8 +385,9 @@ class Driver:
             have = sum(worker.node == key for worker in self._workers)
             for _ in range(0 if known.refused else known.devices - have):
                 self._start(key)
-        left_out = [node for node in self._nodes.values() if node.refused]
-        if left_out and len(left_out) == len(self._nodes):
+        useful = [node for node in self._nodes.values() if node.devices]
+        left_out = [node for node in useful if node.refused]
+        if useful and len(left_out) == len(useful):
             raise errors.SignatureError(
                 f"no node of the cluster can continue this run; {left_out[0].name}: "
                 f"{left_out[0].refused}"
@@ -396,15 +398,14 @@ class Driver:
         return min(count, max(int(resources.get("memory", 0) // _MEMORY), 1))
 
     def _start(self, node: str) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+        place = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         device = self._ray.remote(Device).options(
             num_cpus=0 if self._gpu else 1,
             num_gpus=1 if self._gpu else 0,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=_CALLS,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            scheduling_strategy=place(node, soft=False),
         )
         worker = _Worker(device.remote(self._told), node)
         self._workers.append(worker)
@@ -439,12 +440,17 @@ class Driver:
                 if node.deaths >= _MOST_DEATHS:
                     self._leave_out(worker.node, f"its workers end before they have begun: {why}")
             return
+        self._warn(f"a worker on {self._named(worker)} is lost ({why}); others take over its work")
         for task in self._dismiss(worker):
             task.deaths += 1
             if task.deaths >= _MOST_DEATHS:
                 self._fail(task, why)
             elif not task.genome.settled:
                 (self._suspects if task.deaths > 1 else self._ready).appendleft(task)
+
+    def _named(self, worker: _Worker) -> str:
+        node = self._nodes.get(worker.node)
+        return "a node that is lost too" if node is None else f"node {node.name}"
 
     def _tell_workers(self) -> None:
         joined = sum(worker.joined for worker in self._workers)
@@ -521,9 +527,7 @@ class Driver:
             worker.tasks.remove(task)
             self._settle(task.genome)
         else:
-            what = described(cause)[0]
-            self._warn(f"a worker on {self._nodes[worker.node].name} is replaced after {what}")
-            self._die(worker, what)
+            self._die(worker, described(cause)[0])
 
     def _advance(self, task: _Task, answer: Any) -> None:
         """Draw from an answer what is to be done next of a genome."""
