@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 PORT = 20379
@@ -171,7 +172,5 @@ def wait_for(what: Callable[[], object], seconds: float = 120) -> bool:
 
 def kill(process: int) -> None:
     """End a process at once, if it is still there."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
