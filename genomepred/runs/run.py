@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from genomepred.compiled import tell_of_compiling
-from genomepred.errors import GenomepredError, GenomesFailedError, SignatureError
+from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, SignatureError
 from genomepred.files import user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Engine
@@ -22,7 +22,7 @@ from genomepred.progress import Outlook, Progress
 from genomepred.runs.executors import Executor, Job, Shard, processes
 from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
-from genomepred.runs.inputs import find_genomes, for_any_process
+from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
 from genomepred.runs.setup import Setup
 from genomepred.runs.signature import numerics_of
 from genomepred.runs.spec import RunSpec
@@ -140,51 +140,57 @@ def predict(
 class GenomeRun:
     """A run on genomes, in one process (an ``executors.Job``).
 
+    Making one creates the run in its output folder, or joins the one that is there.
+
     Parameters
     ----------
     spec : RunSpec
         What is asked for.
-    session : str, optional
-        Of the command that this process works for; it has started the run, which is joined.
-        Without, the run in the output folder is continued, or started if there is none.
+    told : mapping, optional
+        What :meth:`more` of another process has told, which has created the run.
     """
 
-    def __init__(self, spec: RunSpec, session: str | None = None) -> None:
+    def __init__(self, spec: RunSpec, told: Mapping[str, Any] | None = None) -> None:
         self.spec, self.setup = spec, Setup(spec)
-        if session is None:
+        if told is None:
             self.plan = self.setup.open()
         else:
-            self.plan = replace(self.setup.join(), session=session)
+            self.plan = replace(self.setup.join(), session=told["session"])
+            if self.plan.run_id != told["run"]:
+                raise OutputError(f"{spec.out}: another run than that which was started is here")
         self.works = [GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)]
         self.workers, self.step = self.setup.workers, self.setup.geometry.step
-        self._numerics = numerics_of(self.plan.signature)
+
+    def more(self) -> dict[str, Any]:
+        """What another process is to be told beside the spec."""
+        return {"session": self.plan.session, "run": self.plan.run_id}
+
+    @classmethod
+    def join(cls, spec: RunSpec, told: Mapping[str, Any]) -> GenomeRun:
+        """The same run in another process."""
+        return cls(spec, told)
+
+    def work(self, number: int, name: str, path: Path) -> GenomeWork:
+        """A genome of the run, which ``works`` need not have."""
+        return GenomeWork(GenomePath(name, path), self.plan, number)
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine, to be made on the thread that uses it.
+        """What computes; made on the thread that will use it.
 
         Raises
         ------
         SignatureError
             If it computes other bits than that with which the run was started.
         """
-        engine, plan = self.setup.engine(self._numerics), self.plan
-        if plan.fingerprint and self.setup.fingerprint(engine) != plan.fingerprint:
+        engine = self.setup.engine(numerics_of(self.plan.signature))
+        if self.plan.fingerprint not in ("", self.setup.fingerprint(engine)):
             raise SignatureError(
-                f"{plan.out}: this machine computes other last bits than the one that started the "
-                f"run, though both are {plan.signature['device']}: leave it out, or use another "
-                "--out"
+                f"{self.plan.out}: this machine computes other last bits than the one that started "
+                f"the run, though both are {self.plan.signature['device']}: leave it out, or use "
+                "another --out"
             )
         return engine
-
-    def more(self) -> dict[str, Any]:
-        """What another process is to be told beside the spec."""
-        return {"session": self.plan.session}
-
-    @classmethod
-    def join(cls, spec: RunSpec, told: Mapping[str, Any]) -> GenomeRun:
-        """The same run in another process."""
-        return cls(spec, told["session"])
 
     def compute(
         self,
@@ -194,10 +200,11 @@ class GenomeRun:
         last: Callable[[], object] = lambda: None,
     ) -> None:
         """Compute shards as they come: reading, computing and writing overlap (see ``Job``)."""
+        engine = self.engine
         pipeline.run(
             shards,
-            self.engine,
-            slots=self.setup.slots(self._numerics.compute_batch),
+            engine,
+            slots=self.setup.slots(engine.numerics.compute_batch),
             min_bases=self.setup.card.min_bases,
             progress=progress,
             stop=stop,
@@ -213,15 +220,11 @@ class RunReport:
     computed: int
 
 
-def run(spec: RunSpec, progress: bool = False) -> RunReport:
+def run(spec: RunSpec, progress: bool = False, executor: Executor | None = None) -> RunReport:
     """Start or continue the run that the options describe; see :func:`predict`."""
-    executor: Executor = processes.compute
-    if spec.cluster is not None:
-        from genomepred.runs.executors import ray
-
-        executor = ray.on(spec.cluster)  # before anything is written
     threads = torch.get_num_threads()
     try:
+        executor = executor or executor_of(spec)  # which may be absent, before anything is written
         job = GenomeRun(spec)
         sweep(spec.out)
         if progress and job.setup.geometry.samples:
@@ -231,6 +234,15 @@ def run(spec: RunSpec, progress: bool = False) -> RunReport:
         return execute(job, progress, executor)
     finally:
         torch.set_num_threads(threads)
+
+
+def executor_of(spec: RunSpec) -> Executor:
+    """What computes a run: a cluster if one is asked for, processes here otherwise."""
+    if spec.cluster is None:
+        return processes.compute
+    from genomepred.runs.executors import ray
+
+    return partial(ray.compute, address=ray.address_of(spec.cluster))
 
 
 def execute(job: Job, progress: bool = False, executor: Executor = processes.compute) -> RunReport:
