@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,12 @@ from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.messages import described
-from genomepred.runs.compute import Computer
-from genomepred.runs.folder import RunPlan
-from genomepred.runs.genome import GenomeWork, Prepared
+from genomepred.runs.executors import Shard
+from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
-from genomepred.runs.publish import publish
-from genomepred.runs.setup import Setup
-from genomepred.runs.shards import Shard, output_error
+from genomepred.runs.run import GenomeRun
 from genomepred.runs.spec import RunSpec
+from genomepred.runs.work import Rows, disk_error
 
 # Genomes whose state a device keeps: more than it can have calls for.
 _KEPT = 8
@@ -40,7 +37,6 @@ _WAIT = 0.2
 
 #: Number, name and sequence file of a genome, and consecutive rows of it.
 GenomeCall = tuple[int, str, str]
-Rows = tuple[int, int]
 
 
 class _AwaitedShard(Shard):
@@ -77,7 +73,7 @@ class Device:
 
     def __init__(self, told: str) -> None:
         self._told: dict[str, Any] = json.loads(told)
-        self._plan: RunPlan | None = None
+        self._job: GenomeRun | None = None
         self._works: OrderedDict[int, GenomeWork] = OrderedDict()
         self._shards: queue.SimpleQueue[_AwaitedShard] = queue.SimpleQueue()
         self._waiting: set[_AwaitedShard] = set()
@@ -96,25 +92,23 @@ class Device:
             os.chdir(self._told["folder"])
         except OSError as error:
             raise OutputError(f"{self._told['folder']}: {error.strerror}") from error
-        setup = Setup(RunSpec.of_json(self._told))
-        plan = setup.join()
-        if plan.run_id != self._told["run"]:
-            raise OutputError(f"{plan.out} is another folder here than where the run was started")
-        self._plan = replace(plan, session=self._told["session"])
+        job = self._job = GenomeRun.join(RunSpec.of_json(self._told), self._told)
+        if job.plan.run_id != self._told["run"]:
+            out = job.plan.out
+            raise OutputError(f"{out} is another folder here than where the run was started")
         ready: Future[None] = Future()
-        threading.Thread(target=self._serve, args=(setup, ready), daemon=True).start()
+        threading.Thread(target=self._serve, args=(job, ready), daemon=True).start()
         ready.result()
 
-    def _serve(self, setup: Setup, ready: Future[None]) -> None:
-        assert self._plan is not None
+    def _serve(self, job: GenomeRun, ready: Future[None]) -> None:
         try:
-            computer = Computer(setup, self._plan)  # on the thread that will use it
+            job.engine  # noqa: B018 - on the thread that will use it
         except BaseException as error:
             ready.set_exception(error)
             return
         ready.set_result(None)
         try:
-            computer.compute(iter(self._shards.get, None))
+            job.compute(iter(self._shards.get, None))
         except BaseException as error:
             with self._lock:
                 self._broken = error
@@ -133,6 +127,8 @@ class Device:
             while not work.settled() and not work.prepare():
                 time.sleep(_WAIT)  # another command digests it
             if work.settled():
+                if work.published is not None:
+                    work.clear()
                 return 0, None
             missing = work.missing()
             rows = sum(last - first for first, last in missing)
@@ -140,7 +136,7 @@ class Device:
                 return rows, _joined(missing)
             for shard in missing:
                 self._compute(work, shard)
-            return rows, self._publish(work, work.prepared)
+            return rows, self._publish(work)
 
     def compute(self, genome: GenomeCall, rows: Rows) -> None:
         """Compute a shard into its part, unless that is there."""
@@ -158,12 +154,10 @@ class Device:
         with _telling(work):
             with self._lock:
                 work.prepare()
-            return self._publish(work, work.prepared)
+            return self._publish(work)
 
-    def _publish(self, work: GenomeWork, prepared: Prepared | None) -> list[Rows] | None:
-        assert prepared is not None
-        while not publish(work, prepared):
-            work.look()
+    def _publish(self, work: GenomeWork) -> list[Rows] | None:
+        while not work.publish():
             if missing := work.missing():
                 return _joined(missing)
             time.sleep(_WAIT)  # another command publishes it
@@ -191,11 +185,11 @@ class Device:
 
     def _work(self, genome: GenomeCall) -> GenomeWork:
         number, name, path = genome
-        assert self._plan is not None
+        assert self._job is not None
         with self._lock:
             work = self._works.pop(number, None)
             if work is None:
-                work = GenomeWork(GenomePath(name, Path(path)), self._plan, number)
+                work = GenomeWork(GenomePath(name, Path(path)), self._job.plan, number)
             self._works[number] = work
             for old in list(self._works)[:-_KEPT]:
                 self._works.pop(old).close()
@@ -214,7 +208,7 @@ def _telling(work: GenomeWork) -> Iterator[None]:
             work.fail(error)
         raise
     except OSError as error:
-        raise output_error(error, work) from error
+        raise disk_error(error, work) from error
 
 
 def _joined(ranges: list[Rows]) -> list[Rows]:

@@ -25,21 +25,22 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from genomepred import errors
 from genomepred.errors import DependencyError, GenomepredError, OptionError
 from genomepred.machine import usable_cpus
 from genomepred.messages import described
-from genomepred.progress import Outlook
-from genomepred.runs.executors.device import Device, GenomeCall, Rows
+from genomepred.progress import Watch
+from genomepred.runs.executors import Executor, Job
+from genomepred.runs.executors.device import Device, GenomeCall
+from genomepred.runs.executors.processes import command
 from genomepred.runs.folder import RunPlan
-from genomepred.runs.genome import GenomeWork
-from genomepred.runs.spec import RunSpec
-from genomepred.runs.workers import command
+from genomepred.runs.work import Rows, Work, failing_alone
 
 # Calls that a device has under way; prepared shards that wait, a device; workers that may die of a
 # shard before its genome fails; workers of a node that may die before they have joined.
@@ -93,62 +94,54 @@ def address_of(cluster: str) -> str:
     return address
 
 
-def compute(
-    address: str,
-    spec: RunSpec,
-    plan: RunPlan,
-    works: Sequence[GenomeWork],
-    outlook: Outlook | None,
-    count: Callable[[int], object],
-) -> None:
-    """Compute and publish genomes of a run on a cluster.
+def on(cluster: str) -> Executor:
+    """Executor on a cluster; see :func:`address_of` for what it raises."""
+    return partial(compute, address_of(cluster))
+
+
+def compute(address: str, job: Job, watch: Watch) -> None:
+    """Compute and publish the genomes of a job on a cluster.
 
     Parameters
     ----------
     address : str
         See :func:`address_of`.
-    spec : RunSpec
-    plan : RunPlan
-        The run, which has been started.
-    works : sequence of GenomeWork
-        All of its genomes; those that fail know it afterwards.
-    outlook : Outlook, optional
-        Told what there is to do of every genome, and how many workers are at it.
-    count : callable
-        Told the bases of every shard that is computed.
+    job : Job
+        All of its works are genomes; those that fail know it afterwards.
+    watch : Watch
+        Told what there is to do of every genome, how many workers are at it, and the bases of every
+        shard that is computed.
 
     Raises
     ------
     GenomepredError
         Whatever stops the whole run; of ``SignatureError`` if all nodes are left out.
     """
-    step = plan.geometry.step
-    todo = {work.index: work for work in works if not _is_settled(work)}
-    seen = outlook.see if outlook is not None else lambda name, bases: None
-    for work in works:
-        if work.index not in todo:
-            seen(work.name, 0)
+    plan, step = job.plan, job.step
+    todo = {work.number: work for work in job.works if not _is_settled(work)}
+    for work in job.works:
+        if work.number not in todo:
+            watch.see(work.name, 0)
     if not todo:
         return
-    told = replace(spec, genomes=(), device=_device(plan), cluster=None, jobs=1).to_json(
+    told = replace(job.spec, genomes=(), device=_device(plan), cluster=None, jobs=1).to_json(
+        **job.more(),
         address=address,
         folder=os.getcwd(),
-        session=plan.session,
         run=plan.run_id,
         gpu=_device(plan) == "cuda",
         shard_rows=plan.shard_rows,
-        calls=[[work.index, work.name, os.fspath(work.path)] for work in todo.values()],
+        calls=[[work.number, work.name, os.fspath(work.path)] for work in todo.values()],
     )
     with _driver(told) as lines:
         for line in lines:
             match json.loads(line):
                 case {"computed": rows}:
-                    count(rows * step)
+                    watch.done(rows * step)
                 case {"seen": number, "rows": rows}:
-                    seen(todo[number].name, rows * step)
+                    watch.see(todo[number].name, rows * step)
                 case {"workers": workers}:
-                    if outlook is not None:
-                        outlook.tell_workers(workers)
+                    watch.tell_workers(workers)
                 case {"warning": text}:
                     warnings.warn(text, stacklevel=2)
                 case {"failed": number, "why": why}:
@@ -157,14 +150,11 @@ def compute(
                     raise getattr(errors, kind, GenomepredError)(why)
 
 
-def _is_settled(work: GenomeWork) -> bool:
-    try:
-        return work.settled()
-    except errors.OutputError:
-        raise
-    except GenomepredError as error:
-        work.fail(error)
-        return True
+def _is_settled(work: Work) -> bool:
+    with failing_alone(work):
+        if work.settled() and work.published is not None:
+            work.clear()
+    return work.error is not None or work.published is not None
 
 
 def _device(plan: RunPlan) -> str:
