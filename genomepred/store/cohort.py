@@ -433,6 +433,11 @@ class _Base(PredictionStore):
         for run in runs:
             a, b = int(numbers[run[0]]), int(numbers[run[-1]]) + 1
             index[run[0] : run[-1] + 1] = self.index[a:b, first:last]
+        return self.located(index, first)
+
+    def located(self, index: NDArray[Any], first: int) -> Int64:
+        """Distinct numbers of leaders, [haplotypes, windows from ``first`` on]; -1: absent."""
+        last = first + index.shape[1]
         end = int(self.first[last]) if last < len(self.first) else len(self.leader)
         out = np.empty(index.shape, np.int64)
         bad = _look_up(
@@ -450,21 +455,22 @@ class _Base(PredictionStore):
             for window in range(first // bins, -(-last // bins), _WINDOWS):
                 stop = min(window + _WINDOWS, -(-last // bins))
                 found = self.distinct(numbers, window, stop)
-                low = int(np.min(found, initial=1 << 62, where=found >= 0))
-                high = int(found.max(initial=-1)) + 1
-                rows = np.empty((0, tracks), np.float32)
-                if low < high:
-                    rows = np.asarray(self.predictions[low * bins : high * bins], np.float32)
                 begin, end = max(window * bins, first), min(stop * bins, last)
-                _gather(
-                    found,
-                    low,
-                    bins,
-                    rows,
-                    begin - window * bins,
-                    out[:, begin - first : end - first],
-                )
+                self.gather(found, begin - window * bins, out[:, begin - first : end - first])
         return out
+
+    def gather(self, found: Int64, skip: int, out: Float32) -> None:
+        """Fill ``out``, [haplotypes, rows, tracks], with the rows of distinct windows.
+
+        ``found`` is their numbers, [haplotypes, windows]; the first ``skip`` rows are left out.
+        """
+        bins = self.grid.geometry.bins
+        low = int(np.min(found, initial=1 << 62, where=found >= 0))
+        high = int(found.max(initial=-1)) + 1
+        rows = np.empty((0, len(self.tracks)), np.float32)
+        if low < high:
+            rows = np.asarray(self.predictions[low * bins : high * bins], np.float32)
+        _gather(found, low, bins, rows, skip, out)
 
     def problems(self) -> list[str]:
         """See :meth:`CohortStore.problems`."""
