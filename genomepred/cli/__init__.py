@@ -39,6 +39,7 @@ _COMMANDS = {
     "query": "genomepred.cli.store",
     "export": "genomepred.cli.store",
     "plot": "genomepred.cli.store",
+    "view": "genomepred.cli.view",
     "models": "genomepred.cli.models",
     "data": "genomepred.cli.data",
     "train": "genomepred.cli.train",

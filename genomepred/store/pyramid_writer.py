@@ -16,6 +16,7 @@ from genomepred.documents import seal
 from genomepred.errors import StoreError
 from genomepred.files import publishing
 from genomepred.machine import usable_cpus
+from genomepred.sequences.grid import Grid
 from genomepred.store.blocks import Block, BlockSource, ahead, spans_of
 from genomepred.store.pyramid import FORMAT_VERSION, INNER, MOST_LINES, Shape, index_type
 from genomepred.store.scale import Scale, code_of, scales_of
@@ -229,13 +230,22 @@ class _Target:
                 "format_version": FORMAT_VERSION,
                 "identity": dict(identity),
                 "lines": list(source.lines),
-                "tracks": list(source.tracks),
-                "rows": self._shape.rows.tolist(),
+                "tracks": list(zip(source.tracks, source.descriptions, strict=True)),
+                "intervals": _intervals(source.grid),
+                "step": source.grid.geometry.step,
+                "bin_size": source.grid.geometry.bin_size,
                 "segments": len(self._segments),
                 "content": self._digest.hexdigest(),
             }
         )
         self._file.write(text + len(text).to_bytes(8, "little"))
+
+
+def _intervals(grid: Grid) -> list[dict[str, Any]]:
+    columns = (grid.contigs, grid.start, grid.length, grid.row_counts)
+    names = ("contig", "start", "length", "rows")
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 class _Upper:
