@@ -19,7 +19,7 @@ from genomepred.machine import usable_cpus
 from genomepred.sequences.grid import Grid
 from genomepred.store.blocks import Block, BlockSource, ahead, spans_of
 from genomepred.store.pyramid import FORMAT_VERSION, INNER, MOST_LINES, Shape, index_type
-from genomepred.store.scale import Scale, code_of, scales_of
+from genomepred.store.scale import Bounds, Scale, code_of, scales_of
 
 Float64 = NDArray[np.float64]
 
@@ -111,9 +111,7 @@ def _write_blocks(
     return distinct
 
 
-def _encoded(
-    block: Block, bounds: Sequence[NDArray[np.float32]]
-) -> tuple[Block, list[NDArray[np.uint8]], Bin]:
+def _encoded(block: Block, bounds: Sequence[Bounds]) -> tuple[Block, list[NDArray[np.uint8]], Bin]:
     """Codes of a block, plane by plane, and its bin at the level of blocks, [distinct, tracks]."""
     distinct, rows, tracks = block.values.shape
     widths = [-(-rows // (1 << level)) for level in range(INNER + 1)]
@@ -126,14 +124,21 @@ def _encoded(
     )
     for t in range(tracks):
         out = np.empty(int(sizes.sum()), np.uint8)
-        _encode(block.values, t, bounds[t], out, last.sum, last.number, last.high)
+        _encode(block.values, t, *bounds[t], out, last.sum, last.number, last.high)
         planes += np.split(out, np.cumsum(sizes)[:-1])
     return block, planes, last
 
 
 @njit(nogil=True, cache=True)
 def _encode(
-    values: Any, track: int, bounds: Any, out: Any, sums: Any, counts: Any, highs: Any
+    values: Any,
+    track: int,
+    bounds: Any,
+    starts: Any,
+    out: Any,
+    sums: Any,
+    counts: Any,
+    highs: Any,
 ) -> None:
     """Codes of a track: level 0, then mean and highest of each level up to the block."""
     distinct, rows = values.shape[:2]
@@ -145,7 +150,7 @@ def _encode(
             missing = np.isnan(value)
             total[k], count[k] = (0.0, 0) if missing else (np.float64(value), 1)
             high[k] = np.float32(-np.inf) if missing else value
-            out[r * rows + k] = code_of(value, bounds)
+            out[r * rows + k] = code_of(value, bounds, starts)
         base, width = distinct * rows, rows
         for _ in range(INNER):
             half = (width + 1) // 2
@@ -159,8 +164,8 @@ def _encode(
                 at = base + r * half + k
                 out[at] = out[at + distinct * half] = 0
                 if count[k]:
-                    out[at] = code_of(np.float32(total[k] / count[k]), bounds)
-                    out[at + distinct * half] = code_of(high[k], bounds)
+                    out[at] = code_of(np.float32(total[k] / count[k]), bounds, starts)
+                    out[at + distinct * half] = code_of(high[k], bounds, starts)
             base, width = base + 2 * distinct * half, half
         sums[r, track], counts[r, track], highs[r, track] = total[0], count[0], high[0]
 

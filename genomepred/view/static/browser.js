@@ -23,7 +23,7 @@ export async function openBrowser(page, element) {
     showCenterGuideButton: false,
     showTrackLabelButton: false,
     showROITableButton: false,
-    showMultiSelectButton: false,
+    showSVGButton: false,
     showSampleNameButton: false,
     showSampleNames: true,
     sampleNameViewportWidth: NAMES_WIDTH,
@@ -33,13 +33,16 @@ export async function openBrowser(page, element) {
     minimumBases: 20,
   });
   hideBlat(browser);
+  browser.navbar.multiTrackSelectButton.setVisibility(false);
+  if (page.genes) suggestGenes(browser, key);
   if (page.genes) await browser.loadTrack(genesTrack(key));
   return browser;
 }
 
 function reference({ facts, key }) {
   const index = address("sequence.fa.fai", { map: key });
-  const common = { id: `map ${key}`, name: escaped(facts.title), wholeGenomeView: false };
+  const title = escaped(facts.title);
+  const common = { id: title, name: title, wholeGenomeView: false };
   return facts.sequence
     ? { ...common, fastaURL: address("sequence.fa", { map: key }), indexURL: index }
     : { ...common, format: "chromsizes", fastaURL: index };
@@ -71,6 +74,24 @@ function genesTrack(key) {
       },
     },
   };
+}
+
+/** Names of genes that begin as what is typed into the field for places. */
+function suggestGenes(browser, key) {
+  const field = browser.navbar.searchInput;
+  const list = document.createElement("datalist");
+  list.id = "genes";
+  field.after(list);
+  field.setAttribute("list", list.id);
+  field.placeholder = "Chr1:1,000-2,000 or a gene";
+  let timer;
+  field.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(async () => {
+      const found = await ask("search", { map: key, name: field.value }).catch(() => []);
+      list.replaceChildren(...found.map(({ gene }) => new Option(gene, gene)));
+    }, 150);
+  });
 }
 
 /** Its sequence track offers to send what is seen to a server far away. */

@@ -34,8 +34,9 @@ export function makeLayout(order, groups, height, room) {
 
 function rowsHeight(height, count, all, rest) {
   if (height !== "fit") return count * Number(height);
-  const each = Math.min(Math.floor(rest / all), TALLEST);
-  return each >= 1 ? each * count : Math.max(Math.round((rest * count) / all), 1);
+  const each = Math.min(rest / all, TALLEST);
+  // Rows of 3 pixels and more are all of one height.
+  return Math.max(Math.round((each < 3 ? each : Math.floor(each)) * count), 1);
 }
 
 /** Samples in a line of pixels, as places [first, last) in the order; nothing between groups. */
