@@ -91,6 +91,10 @@ class Outlook:
         self._bar.total = round(self._bases + mean * (self._genomes - len(self._seen)))
         self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
 
+    def tell_workers(self, count: int) -> None:
+        """Say how many workers of a cluster are at it."""
+        self._bar.set_description_str(f"{count:,} workers", refresh=False)
+
     def wait(self) -> None:
         """Say that nothing is left to do but to wait."""
         self._bar.set_description_str("waiting for other processes on this run")

@@ -392,7 +392,8 @@ class CohortRun:
         about = {"tracks": setup.tracks, "command": sys.argv, "genomes": [self.panel.name]}
         if not os.path.lexists(self.out / RUN_FILE):
             start_run(self.out, expected, self._decide(), about)
-        return join_run(self.out, expected, asked)
+        signature: dict[str, Any] = join_run(self.out, expected, asked)["signature"]
+        return signature
 
     def _decide(self) -> Numerics:
         found = look(self.setup, self.panel, self.grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from genomepred.errors import SignatureError
 from genomepred.inference import pipeline
 from genomepred.runs.folder import RunPlan
 from genomepred.runs.genome import GenomeWork
@@ -21,12 +22,23 @@ class Computer:
         Model and device.
     plan : RunPlan
         The run, whose signature is obeyed.
+
+    Raises
+    ------
+    SignatureError
+        If the engine computes other bits than that with which the run was started.
     """
 
     def __init__(self, setup: Setup, plan: RunPlan) -> None:
         numerics = numerics_of(plan.signature)
         self.plan = plan
         self._engine = setup.engine(numerics)
+        if plan.fingerprint and setup.fingerprint(self._engine) != plan.fingerprint:
+            raise SignatureError(
+                f"{plan.out}: this machine computes other last bits than the one that started the "
+                f"run, though both are {plan.signature['device']}: leave it out, or use another "
+                "--out"
+            )
         self._slots, self._min_bases = setup.slots(numerics.compute_batch), setup.card.min_bases
 
     def compute(

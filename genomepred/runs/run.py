@@ -48,6 +48,7 @@ def predict(
     trust_code: str | None = None,
     overlap: str = "auto",
     kernels: str = "auto",
+    cluster: str | None = None,
     progress: bool = False,
 ) -> list[GenomeResult]:
     """Predict genomes into ``out``, one HDF5 file each; call again to continue after a crash.
@@ -94,6 +95,9 @@ def predict(
     kernels : {"auto", "triton", "cudnn", "cpu", "reference"}
         What computes the model's convolutions. ``auto``: for each the fastest that is known for
         the device; ``reference``: the model as written.
+    cluster : str, optional
+        Compute on a Ray cluster: ``HOST:PORT`` of its head, or ``auto`` for the one that
+        ``RAY_ADDRESS`` names, else one on this machine.
     progress : bool
         Show progress on stderr.
 
@@ -128,6 +132,7 @@ def predict(
         trust_code=trust_code,
         overlap=overlap,
         kernels=kernels,
+        cluster=cluster,
     )
     return run(spec, progress).genomes
 
@@ -150,6 +155,11 @@ def run(spec: RunSpec, progress: bool = False) -> RunReport:
 
 
 def _run(spec: RunSpec, progress: bool) -> RunReport:
+    address = None
+    if spec.cluster is not None:
+        from genomepred.runs.executors import ray
+
+        address = ray.address_of(spec.cluster)  # before anything is written
     setup = Setup(spec)
     plan = setup.open()
     sweep(spec.out)
@@ -167,6 +177,11 @@ def _run(spec: RunSpec, progress: bool) -> RunReport:
             bar.update(bases)
 
     step = setup.geometry.step
+    if address is not None:
+        works = [GenomeWork(source, plan, k) for k, source in enumerate(spec.genomes)]
+        with bar:
+            ray.compute(address, spec, plan, works, Outlook(bar, len(works)), count)
+        return RunReport(_results(works), computed)
     workers = Workers(spec, setup.workers - 1, count, __name__, session=plan.session)
     with bar, workers:
         works = _compute(setup, plan, lambda rows: count(rows * step), bar, workers.look)

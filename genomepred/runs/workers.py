@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from genomepred.compiled import begin_numba
 from genomepred.machine import tell_memory
 from genomepred.messages import described, say, say_warnings
 from genomepred.runs.spec import RunSpec
@@ -187,6 +188,7 @@ def serving() -> Iterator[tuple[RunSpec, dict[str, Any], Callable[[int], object]
     The process ends with its parent, by one line and an error's exit code, or by itself.
     """
     say_warnings()
+    begin_numba()
     done = threading.Event()
     # What libraries print must not be mistaken for progress.
     line, speaking = os.fdopen(os.dup(1), "w", buffering=1), threading.Lock()

@@ -1,0 +1,1 @@
+"""What computes a run beside this process: actors of a Ray cluster."""

@@ -1,0 +1,228 @@
+"""A device of a Ray cluster: an actor that computes what the driver tells it to.
+
+Nothing is locked: the driver gives a shard to one device. Nothing larger than a tuple goes through
+Ray: sequences are read from, and parts written to, the folder that all nodes see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genomepred.errors import GenomepredError, OutputError
+from genomepred.messages import described
+from genomepred.runs.compute import Computer
+from genomepred.runs.folder import RunPlan
+from genomepred.runs.genome import GenomeWork, Prepared
+from genomepred.runs.inputs import GenomePath
+from genomepred.runs.publish import publish
+from genomepred.runs.setup import Setup
+from genomepred.runs.shards import Shard, output_error
+from genomepred.runs.spec import RunSpec
+
+# Genomes whose state a device keeps: more than it can have calls for.
+_KEPT = 8
+# Seconds between looks at a genome that another command has locked.
+_WAIT = 0.2
+
+#: Number, name and sequence file of a genome, and consecutive rows of it.
+GenomeCall = tuple[int, str, str]
+Rows = tuple[int, int]
+
+
+class _AwaitedShard(Shard):
+    """A shard whose end, good or bad, somebody waits for."""
+
+    def __init__(self, work: GenomeWork, rows: Rows) -> None:
+        super().__init__(work, *rows)
+        self.done: Future[None] = Future()
+
+    def finish(self, values: NDArray[np.float32]) -> None:
+        try:
+            super().finish(values)
+        finally:
+            self.done.set_result(None)
+
+    def fail(self, error: GenomepredError) -> None:
+        try:
+            super().fail(error)
+        finally:
+            self.done.set_result(None)
+
+
+class Device:
+    """One device of one node, with an engine that is ready to compute any shard of a run.
+
+    Several calls may be under way at once: reading, computing, compressing and writing overlap.
+
+    Parameters
+    ----------
+    told : str
+        The run as :meth:`RunSpec.to_json` tells it, with the current ``folder`` of the command,
+        the ``session`` and the ``run``'s identifier.
+    """
+
+    def __init__(self, told: str) -> None:
+        self._told: dict[str, Any] = json.loads(told)
+        self._plan: RunPlan | None = None
+        self._works: OrderedDict[int, GenomeWork] = OrderedDict()
+        self._shards: queue.SimpleQueue[_AwaitedShard] = queue.SimpleQueue()
+        self._waiting: set[_AwaitedShard] = set()
+        self._broken: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def join(self) -> None:
+        """Join the run, and make the engine.
+
+        Raises
+        ------
+        GenomepredError
+            If this node does not see the run, or would compute other bits.
+        """
+        try:
+            os.chdir(self._told["folder"])
+        except OSError as error:
+            raise OutputError(f"{self._told['folder']}: {error.strerror}") from error
+        setup = Setup(RunSpec.of_json(self._told))
+        plan = setup.join()
+        if plan.run_id != self._told["run"]:
+            raise OutputError(f"{plan.out} is another folder here than where the run was started")
+        self._plan = replace(plan, session=self._told["session"])
+        ready: Future[None] = Future()
+        threading.Thread(target=self._serve, args=(setup, ready), daemon=True).start()
+        ready.result()
+
+    def _serve(self, setup: Setup, ready: Future[None]) -> None:
+        assert self._plan is not None
+        try:
+            computer = Computer(setup, self._plan)  # on the thread that will use it
+        except BaseException as error:
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        try:
+            computer.compute(iter(self._shards.get, None))
+        except BaseException as error:
+            with self._lock:
+                self._broken = error
+                for shard in self._waiting:
+                    if not shard.done.done():
+                        shard.done.set_result(None)
+
+    def prepare(self, genome: GenomeCall) -> tuple[int, list[Rows] | None]:
+        """Rows that were open, and those that still are; None if the genome is settled.
+
+        What is left of a genome, if it is a single shard, is done at once: small genomes are one
+        call.
+        """
+        work = self._work(genome)
+        with _telling(work):
+            while not work.settled() and not work.prepare():
+                time.sleep(_WAIT)  # another command digests it
+            if work.settled():
+                return 0, None
+            missing = work.missing()
+            rows = sum(last - first for first, last in missing)
+            if len(missing) > 1:
+                return rows, _joined(missing)
+            for shard in missing:
+                self._compute(work, shard)
+            return rows, self._publish(work, work.prepared)
+
+    def compute(self, genome: GenomeCall, rows: Rows) -> None:
+        """Compute a shard into its part, unless that is there."""
+        work = self._work(genome)
+        with _telling(work):
+            with self._lock:
+                prepared = work.prepare()
+            if not prepared:
+                raise OutputError(f"{work.folder}: the record of the genome has gone")
+            self._compute(work, rows)
+
+    def publish(self, genome: GenomeCall) -> list[Rows] | None:
+        """Publish a genome whose shards are all there; the rows of damaged ones, if any."""
+        work = self._work(genome)
+        with _telling(work):
+            with self._lock:
+                work.prepare()
+            return self._publish(work, work.prepared)
+
+    def _publish(self, work: GenomeWork, prepared: Prepared | None) -> list[Rows] | None:
+        assert prepared is not None
+        while not publish(work, prepared):
+            work.look()
+            if missing := work.missing():
+                return _joined(missing)
+            time.sleep(_WAIT)  # another command publishes it
+        return None
+
+    def _compute(self, work: GenomeWork, rows: Rows) -> None:
+        if work.has(*rows):
+            return
+        shard = _AwaitedShard(work, rows)
+        with self._lock:
+            self._waiting.add(shard)
+            broken = self._broken
+        if broken is None:
+            self._shards.put(shard)
+            shard.done.result()
+        with self._lock:
+            self._waiting.discard(shard)
+            broken = self._broken
+        if isinstance(broken, OutputError):
+            raise broken
+        if broken is not None:
+            raise RuntimeError(described(broken)[0]) from broken
+        if work.error is not None:
+            raise work.error
+
+    def _work(self, genome: GenomeCall) -> GenomeWork:
+        number, name, path = genome
+        assert self._plan is not None
+        with self._lock:
+            work = self._works.pop(number, None)
+            if work is None:
+                work = GenomeWork(GenomePath(name, Path(path)), self._plan, number)
+            self._works[number] = work
+            for old in list(self._works)[:-_KEPT]:
+                self._works.pop(old).close()
+            return work
+
+
+@contextmanager
+def _telling(work: GenomeWork) -> Iterator[None]:
+    """Note in its sidecar what makes a genome fail; what stops the run is raised as it is."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except GenomepredError as error:
+        if work.error is None:
+            work.fail(error)
+        raise
+    except OSError as error:
+        raise output_error(error, work) from error
+
+
+def _joined(ranges: list[Rows]) -> list[Rows]:
+    """Consecutive ranges as one."""
+    joined: list[Rows] = []
+    for first, last in ranges:
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    return joined
