@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from genomepred.errors import DataError, ModelError
 from genomepred.files import write_whole
 from genomepred.inference.engine import compute_batch
-from genomepred.models.layers import SequenceModel, reach
+from genomepred.models.layers import SequenceModel, zeros_beside
 from genomepred.sequences.codes import Codes
 
 Float64 = NDArray[np.float64]
@@ -170,7 +170,7 @@ class _FirstConvolution:
         conv, norm = found
         self._model, self._layer = model, norm or conv
         self._stride, self._dilation = conv.stride[0], conv.dilation[0]
-        self._left = reach(conv).left  # zeros before the first base
+        self._left = zeros_beside(conv)[0]  # before the first base
         self.width, self.filters = conv.kernel_size[0], conv.out_channels
         self.device = conv.weight.device
         fused = fuse_conv_bn_eval(conv, norm) if norm else conv

@@ -14,14 +14,9 @@ from torch import Tensor, nn
 
 from genomepred.explain.windows import Output
 from genomepred.inference.engine import compute_batch
-from genomepred.models.fused import fast_form
-from genomepred.models.layers import (
-    FlattenPositions,
-    Reach,
-    SequenceModel,
-    reach,
-    without_tf32,
-)
+from genomepred.lowering.fuse import fast_form
+from genomepred.lowering.receptive_field import ReceptiveField, receptive_field
+from genomepred.models.layers import FlattenPositions, SequenceModel, without_tf32
 from genomepred.sequences.codes import Codes
 
 Int64 = NDArray[np.int64]
@@ -98,7 +93,7 @@ class Mutagenesis:
         self._model = fast_form(model)
         self._part: _Strips | _WholeWindows = _WholeWindows(self._model)
         if share is not False and hasattr(model, "trunk"):
-            strips = _Strips(self._model, reach(model.trunk))
+            strips = _Strips(self._model, receptive_field(model.trunk))
             if share or strips.width <= _LONGEST_STRIP * model.window:
                 self._part = strips
         self.width = self._part.width
@@ -186,14 +181,14 @@ class _Strips:
     ----------
     model : SequenceModel
         The form of the model that computes.
-    seen : Reach
+    field : ReceptiveField
         Of the trunk.
     """
 
-    def __init__(self, model: SequenceModel, seen: Reach) -> None:
+    def __init__(self, model: SequenceModel, field: ReceptiveField) -> None:
         self._trunk, self._head, self._window = model.trunk, model.head, model.window
-        self._pool = seen.pool
-        self._before, self._after = -(-seen.left // seen.pool), -(-seen.right // seen.pool)
+        self._pool = field.pool
+        self._before, self._after = -(-field.left // field.pool), -(-field.right // field.pool)
         # The bases beyond the window's last whole group are added to every strip, so that the
         # strip at its end starts at a multiple of the pool as well.
         groups = 2 * (self._before + self._after) + 1

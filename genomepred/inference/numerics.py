@@ -17,22 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from genomepred.errors import DeviceError, ModelError, PrecisionError
-from genomepred.inference.engine import (
-    COMPILED,
-    REFERENCE,
-    TORCH,
-    Block,
-    Engine,
-    Numerics,
-    compute_batch,
-    prepared_form,
-)
-from genomepred.inference.overlap_choice import Blocks
-from genomepred.inference.overlap_work import multiply_adds
-from genomepred.kernels.dispatch import PRECISIONS, obstacle
+from genomepred.errors import ModelError, PrecisionError
+from genomepred.inference.engine import COMPILED, Block, Engine, Numerics, compute_batch
+from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.fuse import PRECISIONS, are_measured, prepared_form
+from genomepred.lowering.select import REFERENCE, TORCH, Blocks, resolve_kernels
 from genomepred.models.card import Card
-from genomepred.models.fused import are_measured, kernels_of
 from genomepred.sequences.grid import Geometry
 
 # Compiling takes 3-17 s on a CPU, so runs that finish within about two minutes on one core never
@@ -132,7 +122,7 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
         raise PrecisionError(
             f"--kernels {candidates.kernels}: {why}; use --kernels auto or reference"
         )
-    if not numerics.as_written:
+    if numerics.kernels != REFERENCE:
         warnings.warn(f"the model is computed as written: {why}", stacklevel=2)
     return replace(numerics, kernels=REFERENCE)
 
@@ -173,7 +163,7 @@ class _Guard:
         try:
             found = self.difference(numerics)
         except ModelError as error:  # a module of the user's own that only runs as written
-            if numerics.as_written:
+            if numerics.kernels == REFERENCE:
                 raise
             return str(error)
         card = self._subject.card
@@ -216,16 +206,14 @@ def _precisions(asked: str, device: torch.device) -> tuple[str, ...]:
 def _shared(
     candidates: Candidates, guard: _Guard, precision: str, used: tuple[str, ...]
 ) -> Numerics | None:
-    """Numerics that share overlap, by the kernels or as written; None if neither may."""
-    if candidates.blocks is None:
+    """Numerics that share overlap by the prepared model, which alone can; None if it may not."""
+    if candidates.blocks is None or used == REFERENCE:
         return None
-    tried = dict.fromkeys((used, REFERENCE)) if candidates.kernels == "auto" else (used,)
     windows, strand = candidates.blocks.windows, candidates.strand
-    for way in tried:
-        numerics = Numerics(precision, way, windows, strand, "share")
-        if not (why := guard.why_not(numerics)):
-            return numerics
-        warnings.warn(f"overlap is not shared: {why}", stacklevel=3)
+    numerics = Numerics(precision, used, windows, strand, "share")
+    if not (why := guard.why_not(numerics)):
+        return numerics
+    warnings.warn(f"overlap is not shared: {why}", stacklevel=3)
     return None
 
 
@@ -319,37 +307,3 @@ def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> 
     with np.errstate(all="ignore"):
         difference = np.abs(values - reference) / (1 + np.abs(reference))
     return float(difference.max()) if np.isfinite(difference).all() else float("inf")
-
-
-def resolve_kernels(
-    model: nn.Module, asked: str, device: torch.device, precision: str
-) -> tuple[str, ...]:
-    """What ``--kernels`` means for a model on a device, as :class:`Numerics` says it.
-
-    Parameters
-    ----------
-    asked : {"auto", "triton", "cudnn", "cpu", "reference"}
-        ``auto`` is the model as written where nothing else can be.
-
-    Raises
-    ------
-    DeviceError
-        If the kernels do not run on the device.
-    ModelError
-        If they are asked for and the model cannot be rewritten.
-    """
-    if asked == REFERENCE[0]:
-        return REFERENCE
-    kernels, why = asked, obstacle(device, PRECISIONS[precision], asked)
-    if why and asked != "auto":
-        raise DeviceError(f"--kernels {asked}: {why}")
-    if why:
-        warnings.warn(f"torch's convolutions are used: {why}", stacklevel=2)
-        kernels = "torch"
-    try:
-        return kernels_of(prepared_form(model.to(device).eval(), kernels, precision))
-    except ModelError as error:
-        if asked != "auto":
-            raise
-        warnings.warn(f"the model is computed as written: {error}", stacklevel=2)
-        return REFERENCE

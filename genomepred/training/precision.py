@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from genomepred.data.examples import Examples
-from genomepred.inference.engine import activation_function
+from genomepred.inference.engine import ACTIVATION_FUNCTIONS
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import SequenceModel
@@ -37,10 +37,11 @@ def precision_differences(model: SequenceModel, examples: Examples) -> dict[str,
         ``fp16`` and ``bf16``; infinite where a prediction is not finite.
     """
     rows = np.unique(np.linspace(0, len(examples) - 1, _COMPARED).astype(np.int64))
-    codes, activation = examples.take(rows).codes, activation_function(model.card.activation)
+    codes, activation = examples.take(rows).codes, ACTIVATION_FUNCTIONS[model.card.activation]
 
     def predictions() -> Float32:
-        return activation(torch.from_numpy(raw_values(model, codes))).numpy()
+        found: Float32 = activation(torch.from_numpy(raw_values(model, codes))).numpy()
+        return found
 
     reference, found = predictions(), {}
     for name, dtype in PRECISIONS.items():

@@ -35,10 +35,10 @@ from genomepred.errors import DataError, DeviceError, OutputError, SignatureErro
 from genomepred.evaluation.figures import curves, new_figure
 from genomepred.evaluation.metrics import Sites, find_sites, peaks_inside
 from genomepred.files import create_whole, discard_abandoned, write_whole
+from genomepred.lowering.fuse import prepare
 from genomepred.models import build
 from genomepred.models.card import Card, Track, flatten, read_card
 from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
-from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel
 from genomepred.training.fit import (
     HISTORY,
