@@ -140,23 +140,18 @@ class _Guard:
 
     def difference(self, numerics: Numerics) -> float:
         """Largest difference from the model as written, relative to 1 + the value."""
-        if numerics.overlap == "share":
-            return self._difference_shared(numerics)
+        engine, block = self._subject.engine, self._windows.spread
         if numerics == self._written:
             self._spread  # noqa: B018 - a model that does not run as written is an error here
             return 0.0 if np.isfinite(self._spread).all() else float("inf")
-        reference = self._spread
-        return _difference(self._subject.engine(numerics).submit(self._windows.spread)(), reference)
-
-    def _difference_shared(self, numerics: Numerics) -> float:
-        block = self._windows.following
-        assert block is not None
-        windows = numerics.compute_batch
+        if numerics.overlap == "naive":
+            return _difference(engine(numerics).submit(block)(), self._spread)
+        assert self._windows.following is not None
+        block, windows = self._windows.following, numerics.compute_batch
         alone = gcd(windows, self._subject.compute_batch)  # both multiples of powers of two
         batches = replace(block, needed=np.ones(windows // alone, np.bool_))
-        written = replace(self._written, compute_batch=alone)
-        reference = self._subject.engine(written).submit(batches)()
-        return _difference(self._subject.engine(numerics).submit(block)(), reference)
+        reference = engine(replace(self._written, compute_batch=alone)).submit(batches)()
+        return _difference(engine(numerics).submit(block)(), reference)
 
     def why_not(self, numerics: Numerics) -> str:
         """What speaks against a way to compute the model; empty if nothing does."""
@@ -178,7 +173,13 @@ class _Guard:
 def _precision(subject: Subject, candidates: Candidates, guard: _Guard) -> str:
     """The first precision that the guard accepts."""
     asked, card = candidates.precision, subject.card
-    for precision in _precisions(asked, subject.device):
+    tried: tuple[str, ...] = (asked,)
+    if asked == "auto" and subject.device.type == "cpu":
+        tried = ("fp32",)
+    elif asked == "auto":  # bfloat16 is emulated, slowly, before sm_80
+        old = torch.cuda.get_device_capability(subject.device) < (8, 0)
+        tried = ("fp16", "fp32") if old else ("fp16", "bf16", "fp32")
+    for precision in tried:
         written = Numerics(precision, REFERENCE, subject.compute_batch, candidates.strand)
         found = guard.difference(written) if precision != "fp32" else 0.0
         if found <= card.tolerance[precision]:
@@ -191,16 +192,6 @@ def _precision(subject: Subject, candidates: Candidates, guard: _Guard) -> str:
                 "fp32"
             )
     return "fp32"
-
-
-def _precisions(asked: str, device: torch.device) -> tuple[str, ...]:
-    if asked != "auto":
-        return (asked,)
-    if device.type == "cpu":
-        return ("fp32",)
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return ("fp16", "fp32")  # bfloat16 is emulated, slowly, before sm_80
-    return ("fp16", "bf16", "fp32")
 
 
 def _shared(

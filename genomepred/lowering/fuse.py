@@ -219,7 +219,7 @@ def _fuse_encoder(model: SequenceModel, dtype: torch.dtype) -> None:
 
 def _reads_codes(layers: nn.Sequential, table: Tensor) -> bool:
     """Whether the first convolution of layers could read codes."""
-    reader = _Reader(table)
+    reader = _Reader(table.double())
     taken = takewhile(reader.take, layers if _is_just(layers, nn.Sequential) else [])
     return any(bool(reader.drafts) for _ in taken) and reader.drafts[0].conv.dilation == (1,)
 
@@ -253,7 +253,7 @@ def _fuse(layers: nn.Sequential, dtype: torch.dtype, table: Tensor | None = None
     _move_norms(layers)
     begin = 0
     while begin < len(layers):
-        reader, end = _Reader(table), begin
+        reader, end = _Reader(None if table is None else table.double()), begin
         while end < len(layers) and reader.take(layers[end]):
             end += 1
         table = None
@@ -340,18 +340,18 @@ class _Draft:
         return True
 
 
+@dataclass
 class _Reader:
     """Reads layers into drafts of blocks.
 
     Parameters
     ----------
-    table : float tensor, [5, 4], optional
-        The encoder's, if the first of the layers sees its one-hot.
+    rows : double tensor, [5, 4], optional
+        The encoder's table, if the first of the layers sees its one-hot.
     """
 
-    def __init__(self, table: Tensor | None) -> None:
-        self.rows = None if table is None else table.double()
-        self.drafts: list[_Draft] = []
+    rows: Tensor | None = None
+    drafts: list[_Draft] = field(default_factory=list)
 
     def take(self, layer: nn.Module) -> bool:
         """Whether the layer could be made part of the chain."""
@@ -387,7 +387,7 @@ class _Reader:
         leading = activation_of(layers[0]) if layers else None
         if leading and _changes_input(layers[0]):  # what is added is the changed one
             return False
-        inner = _Reader(None)
+        inner = _Reader()
         rest = layers[1:] if leading else layers
         if not rest or not all(inner.take(child) for child in rest):
             return False
