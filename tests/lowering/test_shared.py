@@ -82,7 +82,7 @@ def by_window(model: SequenceModel, codes: torch.Tensor, stride: int) -> torch.T
 
 def phases_of(model: SequenceModel, stride: int) -> int:
     """Phases that the last layer of a model, as written or prepared, distinguishes."""
-    trunk = trunk_of(model, as_written=any(isinstance(m, nn.Conv1d) for m in model.modules()))
+    trunk = trunk_of(model, as_written=not any(isinstance(m, FusedConv) for m in model.modules()))
     return follow(trunk.steps, place_of_windows(model.window, stride, 1)).phases
 
 
