@@ -60,6 +60,8 @@ class Batch:
         Where each allele begins in ``bases``; the first of a record is REF.
     carriers : int32 array, [carriers, 4]
         Selected sample, copy, allele (-1 missing) and bits of the genotype.
+    raw : uint8 array
+        Bytes of the file, for IDs.
     """
 
     contig: str
@@ -68,6 +70,13 @@ class Batch:
     bases: Codes
     starts: Int64
     carriers: Int32
+    raw: Codes
+
+    def ids(self) -> list[str]:
+        """ID of each record; ``.`` where there is none."""
+        places = self.records[:, [kernel.ID, kernel.ID_END]].tolist()
+        text = self.raw.data
+        return [bytes(text[a:b]).decode(errors="replace") or "." for a, b in places]
 
     def alleles(self, record: int) -> list[str]:
         """REF and the alternatives of a record of this batch."""
@@ -91,6 +100,9 @@ class VariantFile:
         Selected samples, in this order; all by default.
     inbred : bool
         Emit the first copy alone, but all copies of heterozygotes.
+    sites : bool
+        Read position, ID and alleles of records alone. Text needs no more columns than these, and
+        no header.
 
     Attributes
     ----------
@@ -108,9 +120,14 @@ class VariantFile:
     """
 
     def __init__(
-        self, path: Path, samples: Sequence[str] | None = None, *, inbred: bool = False
+        self,
+        path: Path,
+        samples: Sequence[str] | None = None,
+        *,
+        inbred: bool = False,
+        sites: bool = False,
     ) -> None:
-        self.path, self._inbred = path, inbred
+        self.path, self._inbred, self._sites = path, inbred, sites
         self._stream = _Stream(path)
         magic = self._stream.need(5)
         self.form: Literal["VCF", "BCF"] = "BCF" if magic.startswith(b"BCF") else "VCF"
@@ -127,7 +144,7 @@ class VariantFile:
     def _vcf_header(self) -> list[bytes]:
         lines: list[bytes] = []
         size = 0
-        while True:
+        while not self._sites or self._stream.need(1) == b"#":
             line = self._stream.line()
             if line is None:
                 self._refuse(f"line {len(lines) + 1}", "the file ends before its #CHROM line")
@@ -142,6 +159,7 @@ class VariantFile:
             lines.append(line)
             if line.startswith(b"#CHROM"):
                 return lines
+        return lines
 
     def _bcf_header(self) -> list[bytes]:
         head = self._stream.take(9)
@@ -161,6 +179,8 @@ class VariantFile:
         return lines
 
     def _names(self, header: list[bytes]) -> list[str]:
+        if self._sites:
+            return []
         line, number = header[-1].rstrip(b"\r"), len(header)
         if not line.startswith(_FIXED):
             found = line[:60].decode(errors="replace")
@@ -177,7 +197,7 @@ class VariantFile:
 
     def _select(self, samples: Sequence[str] | None) -> tuple[list[str], Int32]:
         columns = np.full(len(self.all_samples), -1, np.int32)
-        if samples is None:
+        if samples is None or self._sites:
             columns[:] = np.arange(len(columns))
             return list(self.all_samples), columns
         place = {name: i for i, name in enumerate(self.all_samples)}
@@ -232,7 +252,7 @@ class VariantFile:
                 )
             self._stream.at = at
             if counts[0]:
-                yield arrays.batch(name.decode(errors="replace"), first, *counts)
+                yield arrays.batch(name.decode(errors="replace"), first, data, *counts)
             if status == kernel.CONTIG:
                 name, number = self._next_contig(data, at, name)
             elif status == kernel.FULL:
@@ -306,6 +326,10 @@ class VariantFile:
         self._irregular[:], self._dots[:], self._dotted[:] = 0, 0, 0
         return name, number
 
+    @property
+    def _least(self) -> int:
+        return 5 if self._sites else 9 + len(self.all_samples)
+
     def _fail(self, status: int, data: Codes, at: int, name: bytes) -> NoReturn:
         state = self._state
         where = f"record {state[kernel.RECORD]} ({name.decode(errors='replace')}"
@@ -321,7 +345,7 @@ class VariantFile:
             where += f", sample {self.all_samples[min(column, len(self.all_samples) - 1)]!r}"
         value = int(state[kernel.VALUE])
         what = {
-            kernel.FEW_COLUMNS: f"fewer than {9 + len(self.all_samples)} columns",
+            kernel.FEW_COLUMNS: f"fewer than {self._least} columns",
             kernel.MANY_COLUMNS: f"more than {9 + len(self.all_samples)} columns",
             kernel.BAD_POS: "POS is no number",
             kernel.NO_GT: "no GT in FORMAT; a panel needs genotypes",
@@ -370,7 +394,14 @@ class _Arrays:
         self._make(*sizes)
 
     def batch(
-        self, contig: str, first: int, count: int, alleles: int, letters: int, carried: int
+        self,
+        contig: str,
+        first: int,
+        raw: Codes,
+        count: int,
+        alleles: int,
+        letters: int,
+        carried: int,
     ) -> Batch:
         """The first records, as a batch."""
         records, bases, starts, carriers = self.all
@@ -381,6 +412,7 @@ class _Arrays:
             bases[:letters],
             starts[: alleles + 1],
             carriers[:carried],
+            raw,
         )
 
 

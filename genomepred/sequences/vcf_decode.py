@@ -25,9 +25,9 @@ RECORD_ROOM, LETTER_ROOM, ALLELE_ROOM, CARRIER_ROOM = range(4)
 
 # Columns of the table of records. END is the base behind the last that a symbolic allele spans,
 # -1 if the record does not say; FILTERED is 1 unless FILTER is PASS or empty; ALLELE and CARRIER
-# are where the record's alleles and carriers begin.
-COLUMNS = 5
-POS, END, FILTERED, ALLELE, CARRIER = range(COLUMNS)
+# are where the record's alleles and carriers begin; ID and ID_END where its ID stands in the bytes.
+COLUMNS = 7
+POS, END, FILTERED, ALLELE, CARRIER, ID, ID_END = range(COLUMNS)
 
 # Columns of carriers. COPY is ALL_COPIES for a genotype that is one dot; GENOTYPE has the bits.
 CARRIER_COLUMNS = 4
@@ -349,7 +349,8 @@ def text_records(
     name : uint8 array
         The contig the lines are expected on.
     columns : int32 array, [samples of the file]
-        Number of each selected sample, -1 for others.
+        Number of each selected sample, -1 for others; none to read the
+        first five columns of records alone.
     inbred : bool
         Emit the first copy alone, but all copies of heterozygotes.
     state : int64 array, [STATE_SIZE]
@@ -438,7 +439,8 @@ def _text_record(
     if raw[at] != _TAB or pos < 0:
         return BAD_POS, at, allele, letter, n
     record[POS] = pos - 1
-    at = _field(raw, at + 1)  # over ID
+    record[ID] = at + 1
+    at = record[ID_END] = _field(raw, at + 1)
     if raw[at] != _TAB:
         return FEW_COLUMNS, at, allele, letter, n
     end = _field(raw, at + 1)
@@ -448,7 +450,9 @@ def _text_record(
         return NO_REF, at, allele, letter, n
     end = _field(raw, end + 1)
     if raw[end] != _TAB:
-        return FEW_COLUMNS, at, allele, letter, n
+        if len(columns) > 0:
+            return FEW_COLUMNS, at, allele, letter, n
+        end -= raw[end - 1] == _CR
     if letter + end - at > len(bases):
         state[NEED] = LETTER_ROOM
         return FULL, at, allele, letter, n
@@ -474,6 +478,11 @@ def _text_record(
         letter -= 1
     if allele == first:
         return NO_REF, at, allele, letter, n
+    if len(columns) == 0:
+        record[FILTERED], record[END], at = 0, -1, end
+        while raw[at] != _LF:
+            at += 1
+        return DONE, at + 1, allele, letter, n
     at = _field(raw, end + 1)  # over QUAL
     if raw[at] != _TAB:
         return FEW_COLUMNS, at, allele, letter, n
@@ -675,13 +684,15 @@ def _bcf_record(
         return BAD_POS, allele, letter, n
     alleles, infos = _int(raw, at + 18, 2) & 0xFFFF, _int(raw, at + 16, 2) & 0xFFFF
     formats, samples = np.int64(raw[at + 23]), _int(raw, at + 20, 4) & 0xFFFFFF
-    if samples != len(columns):
+    if samples != len(columns) and len(columns) > 0:
         state[VALUE] = samples
         return OTHER_SAMPLES, allele, letter, n
     kind, size, place = _typed(raw, at + 24, end)  # ID
     if kind not in (0, 7) or place + size > end:
         return BAD_TYPE, allele, letter, n
+    record[ID] = place
     place += size if kind == 7 else 0
+    record[ID_END] = place
     symbolic = False
     for _ in range(alleles):
         kind, size, place = _typed(raw, place, end)
@@ -702,6 +713,9 @@ def _bcf_record(
     if alleles == 2 and letter == starts[allele - 1] + 1 and bases[letter - 1] == _DOT:
         allele -= 1
         letter -= 1
+    if len(columns) == 0:
+        record[FILTERED], record[END] = 0, -1
+        return DONE, allele, letter, n
     kind, size, place = _typed(raw, place, end)  # FILTER
     width = _size(kind)
     if kind < 0 or kind > 3 or place + size * width > end:
