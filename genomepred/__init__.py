@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from genomepred.sequences.grid import Grid
     from genomepred.store.cohort import CohortStore
     from genomepred.store.hdf5 import PredictionStore
+    from genomepred.variants.run import effects
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Grid",
     "PredictionStore",
     "Predictor",
+    "effects",
     "load_model",
     "predict",
     "predict_cohort",
@@ -43,6 +45,7 @@ _HOMES = {
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
+    "effects": "genomepred.variants.run",
     "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.runs.run",
     "predict_cohort": "genomepred.runs.cohort",

@@ -626,7 +626,7 @@ def _run(run: CohortRun, progress: bool) -> RunReport:
 
 def work() -> None:
     """Body of a worker process: computes shards until none are left."""
-    with serving() as (spec, told, report):
+    with serving(RunSpec.of_json) as (spec, told, report):
         panel_options = PanelOptions(**told["panel"])
         run = CohortRun(spec, Path(told["variants"]), panel_options)
         run.compute(lambda windows, _: report(windows * run.geometry.stride))

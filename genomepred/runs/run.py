@@ -237,7 +237,7 @@ def _result(work: GenomeWork) -> GenomeResult:
 
 def work() -> None:
     """Body of a worker process: options on the first line of stdin, whose end means stop."""
-    with serving() as (spec, told, report):
+    with serving(RunSpec.of_json) as (spec, told, report):
         setup = Setup(spec)
         plan = replace(setup.open(), session=told["session"])
         step = setup.geometry.step

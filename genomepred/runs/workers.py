@@ -18,13 +18,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
 from genomepred.machine import tell_memory
 from genomepred.messages import described, say, say_warnings
-from genomepred.runs.spec import RunSpec
+
+Spec = TypeVar("Spec")
 
 # Seconds between a worker's signs of life, without one until it is given up, and for it to end
 # once it is told to.
@@ -41,12 +42,28 @@ def command(body: str, *arguments: str) -> list[str]:
     return [sys.executable, "-I", "-X", utf8, *options, "-c", body, json.dumps(path), *arguments]
 
 
+class Told(Protocol):
+    """What a worker is told to do: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def device(self) -> str:
+        """Device of this process."""
+        ...
+
+    def to_json(self, **more: Any) -> str:
+        """One line."""
+        ...
+
+
 class Workers:
     """Further processes on the same run; they end with this one, however it ends.
 
     Parameters
     ----------
-    spec : RunSpec
+    spec : dataclass
+        With a field ``device`` and a method ``to_json``, as :class:`~genomepred.runs.spec.RunSpec`.
     count : int
     progress : callable
         Told the bases that any of them has done, by several threads.
@@ -58,7 +75,7 @@ class Workers:
 
     def __init__(
         self,
-        spec: RunSpec,
+        spec: Told,
         count: int,
         progress: Callable[[int], object],
         module: str,
@@ -181,8 +198,10 @@ def _device_of(device: str, worker: int) -> str:
 
 
 @contextmanager
-def serving() -> Iterator[tuple[RunSpec, dict[str, Any], Callable[[int], object]]]:
-    """Be a worker: what is asked for, all it is told, and where to report bases that are done.
+def serving(
+    of_json: Callable[[dict[str, Any]], Spec],
+) -> Iterator[tuple[Spec, dict[str, Any], Callable[[int], object]]]:
+    """Be a worker: what is asked for, all it is told, and where to report what is done.
 
     The process ends with its parent, by one line and an error's exit code, or by itself.
     """
@@ -210,7 +229,7 @@ def serving() -> Iterator[tuple[RunSpec, dict[str, Any], Callable[[int], object]
 
     try:
         told = json.loads(sys.stdin.readline())
-        spec = RunSpec.of_json(told)
+        spec = of_json(told)
         for body in (end_with_parent, beat):
             threading.Thread(target=body, daemon=True).start()
         yield spec, told, report

@@ -33,6 +33,7 @@ from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.haplotypes import Region, expand
+from genomepred.sequences.source import SequenceSource
 from genomepred.sequences.vcf import Batch, VariantFile
 
 Int64 = NDArray[np.int64]
@@ -74,6 +75,15 @@ class PanelOptions:
             raise SequenceError(f"--missing {self.missing!r}: one of reference, n")
         if self.unphased not in ("error", "first", "n"):
             raise SequenceError(f"--unphased {self.unphased!r}: one of error, first, n")
+
+
+def missing_contig(contig: str, reference: SequenceSource) -> str:
+    """What is said of a contig of a variant file that the reference does not have."""
+    other = contig.removeprefix("chr") if contig.startswith("chr") else f"chr{contig}"
+    hint = "give the FASTA that the variants were called on"
+    if other in reference.contigs:
+        hint = f"the FASTA has {other!r}: rename one of them"
+    return f"contig {contig!r} is not in {reference.path}; {hint}"
 
 
 def read_samples(text: str) -> tuple[str, ...]:
@@ -597,15 +607,7 @@ class _Pass:
                 "with `bcftools sort`"
             )
         if contig not in self._reference.contigs:
-            other = contig.removeprefix("chr") if contig.startswith("chr") else f"chr{contig}"
-            hint = (
-                f"the FASTA has {other!r}: rename one of them"
-                if (other in self._reference.contigs)
-                else "give the FASTA that the panel was called on"
-            )
-            raise SequenceError(
-                f"{where}: contig {contig!r} is not in {self._reference.path}; {hint}"
-            )
+            raise SequenceError(f"{where}: {missing_contig(contig, self._reference)}")
         self._new_contig()
 
     def _new_contig(self) -> None:

@@ -202,7 +202,7 @@ def classify(
 
 
 @njit(nogil=True, cache=True)
-def _add_letters(
+def add_letters(
     pos: int,
     bases: Any,
     r: int,
@@ -405,7 +405,7 @@ def settle(
                         if table[first + number, KIND] == DELETION:
                             _add(pos + 1, end + 1, state, edits, alt_first)
                         else:
-                            _add_letters(
+                            add_letters(
                                 pos,
                                 bases,
                                 starts[first],

@@ -72,9 +72,9 @@ class Batch:
     carriers: Int32
     raw: Codes
 
-    def ids(self) -> list[str]:
-        """ID of each record; ``.`` where there is none."""
-        places = self.records[:, [kernel.ID, kernel.ID_END]].tolist()
+    def ids(self, first: int, last: int) -> list[str]:
+        """IDs of records ``[first, last)`` of this batch; ``.`` where there is none."""
+        places = self.records[first:last, [kernel.ID, kernel.ID_END]].tolist()
         text = self.raw.data
         return [bytes(text[a:b]).decode(errors="replace") or "." for a, b in places]
 
