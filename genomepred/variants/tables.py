@@ -96,7 +96,7 @@ def format_of(out: Path) -> str:
 def _require(library: str | None, ending: str) -> None:
     try:
         if library == "pyarrow":
-            import pyarrow  # noqa: F401
+            import pyarrow  # type: ignore[import-untyped]  # noqa: F401
         elif library == "pysam":
             import pysam  # noqa: F401
     except ImportError:
@@ -204,7 +204,7 @@ class _Parquet(_Closing):
 
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
         import pyarrow
-        import pyarrow.parquet
+        import pyarrow.parquet  # type: ignore[import-untyped]
 
         text, whole = pyarrow.string(), pyarrow.int64()
         kinds = (whole, text, whole, whole, text, text, text)
@@ -290,10 +290,19 @@ class _Vcf(_Closing):
             if record is None or record.pos != position + 1 or record.chrom != sites.contig:
                 raise SequenceError(f"{self._variants}: changed while it was read; run again")
             rows = values[bounds[r] : bounds[r + 1]]
+            self._write(record, rows, sites.place(r))
+
+    def _write(self, record: Any, rows: NDArray[np.object_], place: str) -> None:
+        try:
             for k, name in enumerate(self._fields):
                 if any(value is not None for value in rows[:, k]):
                     record.info[name] = tuple(rows[:, k])
             self._target.write(record)
+        except (TypeError, ValueError) as error:
+            raise SequenceError(
+                f"{self._variants}: {place}: htslib cannot write it ({error}); declare its INFO "
+                "fields in the header, or write .tsv or .parquet"
+            ) from None
 
     def finish(self) -> None:
         """See to it that no record is left."""

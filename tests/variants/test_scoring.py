@@ -28,6 +28,7 @@ def write(folder: Path, contigs: dict[str, str], lines: list[str]) -> tuple[Path
     fasta, vcf = folder / "genome.fa", folder / "sites.vcf"
     fasta.write_text("".join(f">{name}\n{text}\n" for name, text in contigs.items()))
     head = ["##fileformat=VCFv4.3", *(f"##contig=<ID={name}>" for name in contigs)]
+    head.append('##INFO=<ID=END,Number=1,Type=Integer,Description="end">')
     head.append("#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO")
     vcf.write_text("\n".join([*head, *lines]) + "\n")
     return fasta, vcf
