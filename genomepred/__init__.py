@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from genomepred.sequences.grid import Grid
     from genomepred.store.cohort import CohortStore
     from genomepred.store.hdf5 import PredictionStore
+    from genomepred.tables.sites import find_sites
+    from genomepred.tables.table import region_table
     from genomepred.variants.run import effects
 
 __version__ = "0.1.0"
@@ -34,9 +36,11 @@ __all__ = [
     "PredictionStore",
     "Predictor",
     "effects",
+    "find_sites",
     "load_model",
     "predict",
     "predict_cohort",
+    "region_table",
 ]
 
 _HOMES = {
@@ -46,9 +50,11 @@ _HOMES = {
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
     "effects": "genomepred.variants.run",
+    "find_sites": "genomepred.tables.sites",
     "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.runs.run",
     "predict_cohort": "genomepred.runs.cohort",
+    "region_table": "genomepred.tables.table",
 }
 
 

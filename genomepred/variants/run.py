@@ -7,8 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from genomepred.inference.predictor import Predictor
 from genomepred.models.checkpoint import load_model
 from genomepred.models.external import External
 from genomepred.progress import Progress
-from genomepred.runs.workers import Workers, serving
+from genomepred.runs.executors.processes import Workers, devices_of, serving
 from genomepred.sequences.edits import LETTERS, NOTHING
 from genomepred.sequences.fasta import Genome
 from genomepred.variants.parts import Parts
@@ -333,9 +332,12 @@ class _Run:
             bar.update(more)
 
         bar = Progress(total=records, unit=" records", desc="effects", shown=progress)
-        helping = min(self._spec.jobs, len(missing)) - 1
-        workers = Workers(self._spec, helping, count, __name__, numerics=self._numerics)
-        with bar, workers:
+        devices = devices_of(self._spec.device, min(self._spec.jobs, len(missing)))[1:]
+        told = [
+            replace(self._spec, device=device).to_json(numerics=self._numerics)
+            for device in devices
+        ]
+        with bar, Workers(told, count, __name__) as workers:
             while self._missing():
                 self.compute(count)
                 self._await_others(workers)
@@ -387,8 +389,9 @@ class _Run:
 
 def work() -> None:
     """Body of a helping process: computes blocks until none are left."""
-    with serving(EffectsSpec.of_json) as (spec, told, report), ExitStack() as stack:
-        genome = stack.enter_context(Genome(spec.genome))
-        run = _Run(spec, genome, Parts(spec.out))
-        run.join(told["numerics"])
-        run.compute(report)
+    with serving() as (told, watch):
+        spec = EffectsSpec.of_json(told)
+        with Genome(spec.genome) as genome:
+            run = _Run(spec, genome, Parts(spec.out))
+            run.join(told["numerics"])
+            run.compute(watch.done)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from genomepred.errors import SequenceError
 from genomepred.sequences import edits as kernel
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.cohort import missing_contig
+from genomepred.sequences.names import missing_contig
 from genomepred.sequences.source import SequenceSource
 from genomepred.sequences.vcf import Batch, VariantFile
 from genomepred.sequences.vcf_decode import ALLELE, POS
@@ -182,7 +182,7 @@ def check(sites: Sites, genome: SequenceSource, path: Path) -> Checked:
         neither sequence nor a symbol of VCF.
     """
     if sites.contig not in genome.contigs:
-        what = missing_contig(sites.contig, genome)
+        what = missing_contig(sites.contig, genome.path, genome.contigs)
         raise SequenceError(f"{path}: {sites.place(0)}: {what}")
     length = genome.contigs[sites.contig]
     outside = np.flatnonzero((sites.position < 0) | (sites.end > length))
@@ -271,7 +271,7 @@ def _classify(
     for r in range(len(records)):
         found[:] = 0
         status, _ = kernel.classify(
-            records, r, r + 1, bases, starts, -1, length, codes, -shift[r], table, found
+            records, r, r + 1, bases, starts, length, codes, -shift[r], table, found
         )
         if status != kernel.FINE:
             return status, r

@@ -75,6 +75,7 @@ class Haplotypes:
         edits = np.zeros((most, 2), np.int64)
         alt_first = np.zeros(most + 1, np.int64)
         letters = np.zeros(int(size[alts].sum()), np.uint8)
+        room = kernel.Room(None, edits, alt_first, letters, None)
         first = np.zeros(len(alts) + 1, np.int64)
         starts = sites.starts
         _find_edits(
@@ -84,11 +85,9 @@ class Haplotypes:
             starts[alts],
             starts[alts + 1],
             sites.bases,
+            room,
             state,
             first,
-            edits,
-            alt_first,
-            letters,
         )
         count = int(first[-1])
         start, end = np.ascontiguousarray(edits[:count].T)
@@ -197,16 +196,12 @@ def _find_edits(
     alt: Any,
     alt_end: Any,
     bases: Any,
+    room: Any,
     state: Any,
     first: Any,
-    edits: Any,
-    alt_first: Any,
-    letters: Any,
 ) -> None:
     for h in range(len(pos)):
-        kernel.add_letters(
-            pos[h], bases, ref[h], ref_end[h], alt[h], alt_end[h], state, edits, alt_first, letters
-        )
+        kernel.add_alternative(pos[h], bases, ref[h], ref_end[h], alt[h], alt_end[h], room, state)
         first[h + 1] = state[kernel.EDITS]
 
 
