@@ -96,7 +96,7 @@ def format_of(out: Path) -> str:
 def _require(library: str | None, ending: str) -> None:
     try:
         if library == "pyarrow":
-            import pyarrow  # type: ignore[import-untyped]  # noqa: F401
+            import pyarrow  # noqa: F401
         elif library == "pysam":
             import pysam  # noqa: F401
     except ImportError:
@@ -204,7 +204,7 @@ class _Parquet(_Closing):
 
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
         import pyarrow
-        import pyarrow.parquet  # type: ignore[import-untyped]
+        import pyarrow.parquet
 
         text, whole = pyarrow.string(), pyarrow.int64()
         kinds = (whole, text, whole, whole, text, text, text)
