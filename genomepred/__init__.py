@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from genomepred.sequences.grid import Grid
     from genomepred.store.cohort import CohortStore
     from genomepred.store.hdf5 import PredictionStore
+    from genomepred.tables.compare import compare
     from genomepred.tables.sites import find_sites
     from genomepred.tables.table import region_table
 
@@ -34,6 +35,7 @@ __all__ = [
     "Grid",
     "PredictionStore",
     "Predictor",
+    "compare",
     "find_sites",
     "load_model",
     "predict",
@@ -47,6 +49,7 @@ _HOMES = {
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
+    "compare": "genomepred.tables.compare",
     "find_sites": "genomepred.tables.sites",
     "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.runs.run",

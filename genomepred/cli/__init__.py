@@ -41,6 +41,7 @@ _COMMANDS = {
     "plot": "genomepred.cli.store",
     "sites": "genomepred.cli.tables",
     "table": "genomepred.cli.tables",
+    "compare": "genomepred.cli.tables",
     "models": "genomepred.cli.models",
     "data": "genomepred.cli.data",
     "train": "genomepred.cli.train",
