@@ -188,7 +188,7 @@ def _draw_tree(axes: Axes, values: Float32, samples: Sequence[str]) -> None:
         ax=axes,
         p=_MOST_SAMPLES,
         truncate_mode=None if few else "lastp",
-        labels=names if few else None,
+        labels=names,
         leaf_rotation=90,
         leaf_font_size=7,
         color_threshold=0,
@@ -196,10 +196,8 @@ def _draw_tree(axes: Axes, values: Float32, samples: Sequence[str]) -> None:
     )
     axes.set_ylabel("distance (average linkage)")
     if not few:
-        axes.set_xlabel(
-            f"{len(distinct):,} distinct of {len(samples):,} samples; in brackets: distinct ones of "
-            "a branch"
-        )
+        counted = f"{len(distinct):,} distinct of {len(samples):,} samples"
+        axes.set_xlabel(f"{counted}; in brackets: distinct ones of a branch")
 
 
 def _draw_band(axes: Axes, group: NDArray[np.int8], groups: Sequence[str]) -> None:
