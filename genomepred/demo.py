@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from genomepred.plots import plot_region
 from genomepred.runs.checking import verify
-from genomepred.runs.genome import GenomeResult
 from genomepred.runs.run import predict
+from genomepred.runs.work import GenomeResult
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region

@@ -42,6 +42,7 @@ _COMMANDS = {
     "sites": "genomepred.cli.tables",
     "table": "genomepred.cli.tables",
     "compare": "genomepred.cli.tables",
+    "view": "genomepred.cli.view",
     "models": "genomepred.cli.models",
     "data": "genomepred.cli.data",
     "train": "genomepred.cli.train",
