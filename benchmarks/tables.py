@@ -37,7 +37,7 @@ from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.sequences.grid import Grid
 from genomepred.store.chunks import Layout
-from genomepred.store.cohort import CohortStore, join_cohort, write_cohort_part
+from genomepred.store.cohort import INDEX_CHUNK, CohortStore, join_cohort, write_cohort_part
 from genomepred.tables.table import region_table
 
 GENES, MEGABASES, PROMOTER = 40_000, 373, 1_500
@@ -138,10 +138,12 @@ def measure(cohort: Path, bed: Path, rounds: int) -> dict[str, Any]:
 def whole_genome(cohort: Path, folder: Path) -> dict[str, Any]:
     """Time and memory of the command on a file of a rice genome's size."""
     with CohortStore(cohort) as store:
-        windows, length = store.grid.rows, int(store.grid.length[0])
+        geometry = store.grid.geometry
+        windows = store.grid.rows // INDEX_CHUNK * INDEX_CHUNK  # parts are joined by whole chunks
+        length = (windows - 1) * geometry.stride + geometry.span
         table, starts, leader, rows, _ = store.classes(0, windows)
         contigs = {f"Mb{k}": length for k in range(MEGABASES)}
-        grid = Grid.whole(contigs, store.grid.geometry)
+        grid = Grid.whole(contigs, geometry)
         layout = Layout(len(store.tracks))
         part = folder / "0.part"
         write_cohort_part(part, rows, np.diff(starts), leader, table, layout, {})

@@ -5,7 +5,7 @@
 #     examples/rice_story.sh DATA [OUT] [SAMPLES]
 #
 # The sequence is real (rice Nipponbare, chromosome 2, its first megabase); the panel is simulated,
-# and so are peaks (200 bases around each CACGTG, the G-box that bZIP and bHLH factors bind) and
+# and so are peaks (100 bases around each CACGTG, the G-box that bZIP and bHLH factors bind) and
 # genes (every 9 kb, on alternating strands). Put your own files in their place.
 set -euo pipefail
 data=${1:?give the folder with genomes/ and variants/}
@@ -16,10 +16,13 @@ panel=$data/variants/simulated_rice/p33.bcf
 mkdir -p "$out"
 
 echo "== three cultivars with peaks"
+exports=()
 for cultivar in S0003 S1500 S2996; do
     genomepred export consensus "$panel" --genome "$reference" --sample $cultivar --inbred \
-        -o "$out/$cultivar.fa"
+        -o "$out/$cultivar.fa" &
+    exports+=($!)
 done
+for export in "${exports[@]}"; do wait "$export"; done
 python - "$out" <<'PYTHON'
 import random
 import re
@@ -35,9 +38,9 @@ for fasta in sorted(out.glob("S????.fa")):
         for contig, length in genome.contigs.items():
             text = "".join("ACGTN"[code] for code in genome.codes(contig, 0, length).tolist())
             for found in re.finditer("CACGTG", text):
-                start = found.start() + 3 - 100 + rng.randint(-20, 20)
-                if 0 <= start <= length - 200:
-                    bed.write(f"{contig}\t{start}\t{start + 200}\n")
+                start = found.start() + 3 - 50 + rng.randint(-20, 20)
+                if 0 <= start <= length - 100:
+                    bed.write(f"{contig}\t{start}\t{start + 100}\n")
     rows.append(f"{fasta.stem}\t{fasta.name}\t{fasta.stem}.bed")
 (out / "cultivars.tsv").write_text("\n".join(rows) + "\n")
 contig = next(iter(genome.contigs))
@@ -50,12 +53,15 @@ PYTHON
 
 echo "== a model of the peaks, and how good it is where it was not trained"
 chromosome=$(cut -f 1 "$out/genes.bed" | head -n 1)
-genomepred train --model tf-cnn --data "$out/cultivars.tsv" --window 200 \
-    --validation "$chromosome:700001-850000" --test "$chromosome:850001-1000000" \
-    --epochs 12 --name gbox --track G-box --out "$out/training"
-genomepred evaluate --model "$out/training/best" --data "$out/cultivars.tsv" --window 200 \
-    --validation "$chromosome:700001-850000" --test "$chromosome:850001-1000000" \
-    --out "$out/evaluation"
+held=()
+for cultivar in S0003 S1500 S2996; do
+    held+=(--validation "$cultivar:$chromosome:700001-850000")
+    held+=(--test "$cultivar:$chromosome:850001-1000000")
+done
+genomepred train --model tf-cnn --data "$out/cultivars.tsv" --window 100 \
+    "${held[@]}" --epochs 10 --name gbox --track G-box --out "$out/training"
+genomepred evaluate --model "$out/training/best" --data "$out/cultivars.tsv" --window 100 \
+    "${held[@]}" --out "$out/evaluation"
 
 echo "== $samples lines of the panel"
 names=$(python -c "print(','.join(f'S{15 * k:04d}' for k in range($samples)))")
