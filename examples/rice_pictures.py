@@ -39,7 +39,7 @@ def draw_sites(out: Path, path: Path) -> None:
     axes.set_ylim(0, 1.15)
     axes.set_xlim(FIRST / 1e3, LAST / 1e3)
     axes.set_xlabel(f"{contig} of line S1500 (kb)")
-    axes.set_ylabel("G-box, predicted")
+    axes.set_ylabel("bZIP site, predicted")
     axes.legend(frameon=False, loc="upper right", ncol=1)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
@@ -50,7 +50,7 @@ def draw_promoters(out: Path, path: Path) -> None:
     table = pd.read_csv(out / "promoters.tsv", sep="\t")
     values = table.iloc[:, 5:].to_numpy(np.float32).T
     group = np.full(len(values), -1, np.int8)
-    title = f"highest G-box prediction in {len(table)} promoters"
+    title = f"highest bZIP prediction in {len(table)} promoters"
     lines = table.columns[5:].tolist()
     draw_heat_map(values, table["name"].tolist(), lines, group, (), title, path)
 

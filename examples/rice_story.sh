@@ -5,7 +5,7 @@
 #     examples/rice_story.sh DATA [OUT] [SAMPLES]
 #
 # The sequence is real (rice Nipponbare, chromosome 2, its first megabase); the panel is simulated,
-# and so are peaks (100 bases around each CACGTG, the G-box that bZIP and bHLH factors bind) and
+# and so are peaks (60 bases around each CACGTG, CACGTC or GACGTG, which bZIP factors bind) and
 # genes (every 9 kb, on alternating strands). Put your own files in their place.
 set -euo pipefail
 data=${1:?give the folder with genomes/ and variants/}
@@ -37,10 +37,10 @@ for fasta in sorted(out.glob("S????.fa")):
     with Genome(fasta) as genome, open(fasta.with_suffix(".bed"), "w") as bed:
         for contig, length in genome.contigs.items():
             text = "".join("ACGTN"[code] for code in genome.codes(contig, 0, length).tolist())
-            for found in re.finditer("CACGTG", text):
-                start = found.start() + 3 - 50 + rng.randint(-20, 20)
-                if 0 <= start <= length - 100:
-                    bed.write(f"{contig}\t{start}\t{start + 100}\n")
+            for found in re.finditer("CACGTG|CACGTC|GACGTG", text):
+                start = found.start() + 3 - 30 + rng.randint(-5, 5)
+                if 0 <= start <= length - 60:
+                    bed.write(f"{contig}\t{start}\t{start + 60}\n")
     rows.append(f"{fasta.stem}\t{fasta.name}\t{fasta.stem}.bed")
 (out / "cultivars.tsv").write_text("\n".join(rows) + "\n")
 contig = next(iter(genome.contigs))
@@ -56,16 +56,18 @@ chromosome=$(cut -f 1 "$out/genes.bed" | head -n 1)
 held=()
 for cultivar in S0003 S1500 S2996; do
     held+=(--validation "$cultivar:$chromosome:700001-850000")
-    held+=(--test "$cultivar:$chromosome:850001-1000000")
+    held+=(--test "$cultivar:$chromosome:850001-990000")
 done
-genomepred train --model tf-cnn --data "$out/cultivars.tsv" --window 100 \
-    "${held[@]}" --epochs 10 --name gbox --track G-box --out "$out/training"
-genomepred evaluate --model "$out/training/best" --data "$out/cultivars.tsv" --window 100 \
+genomepred train --model motif-cnn --set kernel=8 --data "$out/cultivars.tsv" --window 60 \
+    "${held[@]}" --epochs 25 --learning-rate 0.01 --batch-size 64 --name bzip --track bZIP \
+    --out "$out/training"
+genomepred evaluate --model "$out/training/best" --data "$out/cultivars.tsv" --window 60 \
     "${held[@]}" --out "$out/evaluation"
 
 echo "== $samples lines of the panel"
-names=$(python -c "print(','.join(f'S{15 * k:04d}' for k in range($samples)))")
-genomepred predict --genomes "$reference" --variants "$panel" --inbred --samples "$names" \
+python -c "print('\n'.join(f'S{15 * k:04d}' for k in range($samples)))" > "$out/lines.txt"
+genomepred predict --genomes "$reference" --variants "$panel" --inbred \
+    --samples "$out/lines.txt" \
     --model "$out/training/best" --out "$out/cohort"
 genomepred verify "$out/cohort"
 
