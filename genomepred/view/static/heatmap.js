@@ -179,7 +179,10 @@ export class HeatMap extends igv.TrackBase {
 
   /** Marks of the samples that were looked for. */
   markFound(context, layout, contentTop, width) {
-    for (const line of this.page.found) {
+    let free = 0;
+    const found = [...this.page.found].sort((a, b) =>
+      this.page.rows.places[a] - this.page.rows.places[b]);
+    for (const line of found) {
       const { top, height } = rowOf(layout, this.page.rows.places[line]);
       const y = top + height / 2 - contentTop;
       context.fillStyle = "#D55E00";
@@ -188,9 +191,10 @@ export class HeatMap extends igv.TrackBase {
       context.lineTo(7, y - 4);
       context.lineTo(7, y + 4);
       context.fill();
-      if (height < LEAST_NAME && this.page.found.length <= 12) {
+      if (height < LEAST_NAME && y >= free) {
         context.font = "10px sans-serif";
         context.fillText(this.page.facts.lines[line], 9, y, width - 10);
+        free = y + 11;
       }
     }
   }
