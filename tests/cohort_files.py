@@ -1,69 +1,68 @@
-"""Cohort files for tests: founders whose haplotypes the samples share, stretch by stretch."""
+"""Cohort files for tests: random classes of haplotypes, values, and the file that holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.sequences.distinct import leader_type
-from genomepred.sequences.grid import Geometry, Grid
+from genomepred.sequences.grid import Grid
 from genomepred.store.chunks import Layout
 from genomepred.store.cohort import join_cohort, write_cohort_part
-from tests.store_files import ATTRIBUTES
 
-SHARD = 512
-
-
-def founders_of(grid: Grid, lines: int, founders: int, seed: int) -> NDArray[np.int64]:
-    """Founder of each line in each window, [lines, windows]; stretches of 100 windows."""
-    rng = np.random.default_rng(seed)
-    windows = grid.rows // grid.geometry.bins
-    stretches = rng.integers(0, founders, (lines, -(-windows // 100) + 1))
-    return np.repeat(stretches, 100, axis=1)[:, 37 : 37 + windows]
+_SHARD = 512  # windows
 
 
 def write_cohort(
     path: Path,
-    contigs: Mapping[str, int],
-    geometry: Geometry,
+    grid: Grid,
     haplotypes: Sequence[tuple[str, int]],
-    founders: int = 4,
-    tracks: tuple[str, ...] = ("CTCF",),
+    tracks: Sequence[str],
     seed: int = 0,
-    missing: float = 0.05,
-) -> NDArray[np.float32]:
-    """Write a cohort's file; values of all lines, [lines, rows, tracks]."""
-    grid = Grid.whole(contigs, geometry)
+    values: NDArray[np.float32] | None = None,
+) -> Path:
+    """A panel of up to four classes a window; one haplotype is absent at the end.
+
+    ``values`` [haplotypes, rows, tracks] are random by default; of a class they are its leader's.
+    """
     rng = np.random.default_rng(seed)
-    owner = founders_of(grid, len(haplotypes), founders, seed)
-    values = rng.gamma(0.3, 1.0, (founders, grid.rows, len(tracks))).astype(np.float32)
-    values[rng.random(values.shape) < missing] = np.nan
-    kind = leader_type(len(haplotypes))
-    windows = owner.shape[1]
-    lowest = np.zeros((founders, windows), np.int64)
-    for line in range(len(owner) - 1, -1, -1):
-        lowest[owner[line], np.arange(windows)] = line
-    index = lowest[owner, np.arange(windows)].astype(kind)
-    layout = Layout(len(tracks), bins=geometry.bins)
+    bins = grid.geometry.bins
+    windows = grid.rows // bins
+    groups = np.repeat(rng.integers(0, 4, (len(haplotypes), -(-windows // 7))), 7, 1)[:, :windows]
+    if values is None:
+        shape = len(haplotypes), grid.rows, len(tracks)
+        values = rng.normal(size=shape).astype(np.float32)
+        values[rng.random(shape) < 0.1] = np.nan
+    layout, none = Layout(len(tracks), bins=bins), 65_535
     parts, told = [], []
-    for first in range(0, windows, SHARD):
-        part = np.ascontiguousarray(index[:, first : first + SHARD])
-        leads = part == np.arange(len(part))[:, None]
-        window, leader = np.nonzero(leads.T)
-        row = (first + window)[:, None] * geometry.bins + np.arange(geometry.bins)
-        flat = values[owner[leader, first + window][:, None], row].reshape(-1, len(tracks))
-        parts.append(path.parent / f"{first}.part")
+    for first in range(0, windows, _SHARD):
+        last = min(first + _SHARD, windows)
+        index = np.empty((len(haplotypes), last - first), np.uint16)
+        rows, counts, leaders = [], [], []
+        for w in range(first, last):
+            number = np.argmax(groups[:, w] == groups[:, w][:, None], axis=1)
+            if w >= windows - 40 and len(haplotypes) > 1:
+                number[-1] = none
+            index[:, w - first] = number
+            found = np.unique(number[number != none])
+            leaders += found.tolist()
+            counts.append(len(found))
+            rows.append(values[found, w * bins : (w + 1) * bins].reshape(-1, len(tracks)))
+        parts.append(path.parent / f"{path.stem}.{first}.part")
         told.append({"first": first})
         write_cohort_part(
-            parts[-1], flat, leads.sum(axis=0), leader.astype(kind), part, layout, told[-1]
+            parts[-1],
+            np.concatenate(rows),
+            np.array(counts),
+            np.array(leaders, np.uint16),
+            index,
+            layout,
+            told[-1],
         )
-    described = [(name, f"{name} occupancy") for name in tracks]
-    attributes = {**ATTRIBUTES, "genome": path.stem}
-    join_cohort(parts, path, layout, grid, described, haplotypes, attributes, told)
-    for part_path in parts:
-        part_path.unlink()
-    lines = np.repeat(owner, geometry.bins, axis=1)
-    return np.take_along_axis(values, lines[..., None], axis=0)
+    described = [(track, f"{track} of a test") for track in tracks]
+    join_cohort(parts, path, layout, grid, described, haplotypes, {"genome": "panel"}, told)
+    for part in parts:
+        part.unlink()
+    return path

@@ -39,6 +39,8 @@ _COMMANDS = {
     "query": "genomepred.cli.store",
     "export": "genomepred.cli.store",
     "plot": "genomepred.cli.store",
+    "sites": "genomepred.cli.tables",
+    "table": "genomepred.cli.tables",
     "view": "genomepred.cli.view",
     "models": "genomepred.cli.models",
     "data": "genomepred.cli.data",

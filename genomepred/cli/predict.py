@@ -25,9 +25,9 @@ from genomepred.cli.options import (
 from genomepred.runs.spec import LARGEST, Option, RunSpec
 
 if TYPE_CHECKING:
-    from genomepred.runs.genome import GenomeResult
     from genomepred.runs.plan import Estimate
     from genomepred.runs.status import GenomeStatus
+    from genomepred.runs.work import GenomeResult
     from genomepred.sequences.cohort import PanelOptions
 
 Command = Callable[..., Any]
@@ -49,7 +49,7 @@ class _Share(click.ParamType[tuple[int, int]]):
 
 # Fields of a run that commands take in their own ways, that other commands have too, and that need
 # a type of their own.
-_GIVEN = {"genomes", "model", "out"}
+_GIVEN = {"genomes", "model", "out", "cluster"}
 _SHARED: dict[str, Any] = {"device": device_option, "trust_code": trust_code_option}
 _TYPES = {"regions": UserPath(readable=False), "shard": _Share()}
 
@@ -116,6 +116,12 @@ def _declared(declared: Field[Any]) -> Any:
     return click.option(flag, **how)
 
 
+def _cluster_option(command: Command) -> Command:
+    """Add what only predict takes."""
+    decorated: Command = _declared(RunSpec.__dataclass_fields__["cluster"])(command)
+    return decorated
+
+
 def _panel(values: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
     """Take the options of a panel out of all others: its file and how to read it."""
     variants, samples = values.pop("variants"), values.pop("samples")
@@ -143,17 +149,23 @@ def _spec(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **values: A
 
 @click.command()
 @_run_options
+@_cluster_option
 def predict(as_json: bool, **values: Any) -> None:
     """Predict genomes into OUT, one HDF5 file each; with --variants, a panel into one file.
 
     Stop it anywhere and run the same command again: it continues, and the files are the same to
     the byte. Any number of such commands may work on one OUT at once.
     """
+    from genomepred.compiled import begin_numba
     from genomepred.errors import GenomesFailedError
+
+    begin_numba()
     from genomepred.runs.run import RunReport, run
 
     failure, panel = None, _panel(values)
     try:
+        if panel is not None and values["cluster"] is not None:
+            raise click.UsageError("--cluster does not compute panels: use --jobs with --variants")
         if panel is not None:
             from genomepred.runs.cohort import run_cohort
 
@@ -191,6 +203,9 @@ def _print_results(results: list[GenomeResult]) -> None:
 @_run_options
 def plan(as_json: bool, **values: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
+    from genomepred.compiled import begin_numba
+
+    begin_numba()
     from genomepred.runs.plan import plan as make_plan
 
     if (panel := _panel(values)) is not None:

@@ -30,6 +30,7 @@ class RunPlan:
     ``share`` is ``(i, n)``: of every genome, this process computes the shards whose number plus
     the genome's number is ``i`` modulo ``n``. ``session`` tells failures of this command, its
     workers included, from those of an earlier one. ``compressors`` threads encode chunks.
+    ``run_id`` tells the run's folder from others, ``fingerprint`` engines that compute its bits.
     """
 
     out: Path
@@ -43,6 +44,8 @@ class RunPlan:
     share: tuple[int, int] = (0, 1)
     compressors: int = 4
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    run_id: str = ""
+    fingerprint: str = ""
 
     @property
     def shard_rows(self) -> int:

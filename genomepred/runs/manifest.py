@@ -22,6 +22,8 @@ from genomepred.store.sidecar import read_sidecar, sidecar_path
 _SIZE = range(1, 1 << 62)
 _RUN = {
     "created": str,
+    "id?": str,
+    "fingerprint?": str,
     "command": [str],
     "genomes": [str],
     "tracks": [[str]],

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -135,8 +138,15 @@ class Setup:
         if not os.path.lexists(spec.out / RUN_FILE):
             numerics = self.decide()
             about["saving"] = self.saving(numerics)
+            about["fingerprint"] = self.fingerprint(self.engine(numerics))
             start_run(spec.out, expected, numerics, about)
-        signature = join_run(spec.out, expected, asked)
+        return self.join(asked)
+
+    def join(self, asked: Mapping[str, Any] = MappingProxyType({})) -> RunPlan:
+        """Join the run that is in the output folder; ``asked``: what the user has fixed of it."""
+        spec = self.spec
+        document = join_run(spec.out, self.facts(), asked)
+        signature = document["signature"]
         i, n = spec.shard
         return RunPlan(
             out=spec.out,
@@ -149,6 +159,8 @@ class Setup:
             tracks=self.tracks,
             share=(i - 1, n),
             compressors=max(1, min(_COMPRESSORS, usable_cpus().amount // self.workers)),
+            run_id=document.get("id", ""),
+            fingerprint=document.get("fingerprint", ""),
         )
 
     def facts(self) -> dict[str, Any]:
@@ -273,6 +285,15 @@ class Setup:
     def engine(self, numerics: Numerics) -> Engine:
         """The engine that obeys the given numerics."""
         return self.subject.engine(numerics)
+
+    def fingerprint(self, engine: Engine) -> str:
+        """Hash of what an engine makes of one fixed compute batch.
+
+        Processors of one description may differ in last bits by maker and generation.
+        """
+        numerics = engine.numerics
+        block = self.random_block(numerics.compute_batch, numerics.overlap == "share")
+        return hashlib.sha256(engine.submit(block)().tobytes()).hexdigest()
 
     def slots(self, batch: int) -> int:
         """Windows of one block: the batch size, rounded up to whole compute batches."""

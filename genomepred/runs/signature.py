@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -115,7 +116,12 @@ def start_run(
     """
     decided = {name: getattr(numerics, name) for name in _DECIDED}
     decided["kernels"] = list(numerics.kernels)
-    document = {"created": now(), **about, "signature": {**expected, **decided}}
+    document = {
+        "created": now(),
+        "id": uuid.uuid4().hex,
+        **about,
+        "signature": {**expected, **decided},
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
         create_whole(out / RUN_FILE, seal(document))
@@ -130,7 +136,7 @@ def numerics_of(signature: Mapping[str, Any]) -> Numerics:
 
 
 def join_run(out: Path, expected: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The signature of ``OUT/run.json``, which this process can match.
+    """Contents of ``OUT/run.json``, whose signature this process can match.
 
     Parameters
     ----------
@@ -148,10 +154,10 @@ def join_run(out: Path, expected: Mapping[str, Any], asked: Mapping[str, Any]) -
         If the folder holds no run that can be read.
     """
     try:
-        signature: dict[str, Any] = read_run(out)["signature"]
+        document = read_run(out)
     except OSError as error:
         raise _unusable(out, error) from error
-    wanted = {**expected, **asked}
+    signature, wanted = document["signature"], {**expected, **asked}
     differing = [name for name in wanted if signature.get(name) != wanted[name]]
     if differing:
         raise SignatureError(
@@ -161,7 +167,7 @@ def join_run(out: Path, expected: Mapping[str, Any], asked: Mapping[str, Any]) -
             + ", ".join(f"{name} {_short(wanted[name])}" for name in differing)
             + ": continue it as it was started, or use another --out"
         )
-    return signature
+    return document
 
 
 def _unusable(out: Path, error: OSError) -> OutputError:

@@ -142,6 +142,13 @@ class RunSpec:
         ),
     )
     trust_code: str | None = None
+    cluster: str | None = field(
+        default=None,
+        metadata=_told(
+            "Ray cluster to compute on: HOST:PORT of its head, or auto for the one that "
+            "RAY_ADDRESS names, else one on this machine.  [default: none]"
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name, option in options().items():
@@ -149,6 +156,8 @@ class RunSpec:
         i, n = self.shard
         if not (_is_in(n, _POSITIVE) and _is_in(i, range(1, n + 1))):
             raise OptionError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
+        if self.cluster is not None and (self.jobs is not None or n > 1):
+            raise OptionError("--cluster gives every device a worker: leave out --jobs and --shard")
         if self.overlap == "share" and self.center:
             raise OptionError("--overlap share: windows of --center lie anywhere; leave it out")
         if self.center and self.regions is None:

@@ -15,7 +15,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -214,6 +214,28 @@ def _copy_cohort(
     hdf5._write_table(group, "leader", leader, kind.newbyteorder("<"))
 
 
+class Classes(NamedTuple):
+    """Distinct predictions of consecutive windows, not expanded to haplotypes.
+
+    Parameters
+    ----------
+    table : uint array, [haplotypes, windows]
+        Leader of each haplotype; ``none`` where it has no prediction.
+    starts : int64 array, [windows + 1]
+        Where each window's distinct predictions begin in ``leader``.
+    leader : uint array, [distinct]
+        Ascending within a window; ``none`` fills the chunks of a shard.
+    rows : float32 array, [distinct x bins, tracks]
+    none : int
+    """
+
+    table: NDArray[Any]
+    starts: Int64
+    leader: NDArray[Any]
+    rows: Float32
+    none: int
+
+
 class CohortStore:
     """Predictions of all haplotypes of a panel, opened for reading.
 
@@ -304,6 +326,20 @@ class CohortStore:
         parts = [self._base.values(numbers, *r) for r in ranges]
         empty = np.empty((len(numbers), 0, len(self.tracks)), np.float32)
         return np.concatenate([empty, *parts], axis=1) if len(parts) != 1 else parts[0]
+
+    def classes(self, first: int, last: int) -> Classes:
+        """Distinct predictions of windows ``[first, last)``, and which each haplotype has."""
+        base = self._base
+        with base._reading(f"read at windows {first}-{last}"):
+            end = int(base.first[last]) if last < len(base.first) else len(base.leader)
+            low, bins = int(base.first[first]), base.grid.geometry.bins
+            return Classes(
+                np.asarray(base.index[:, first:last]),
+                np.append(base.first[first:last], end) - low,
+                base.leader[low:end],
+                np.asarray(base.predictions[low * bins : end * bins], np.float32),
+                base.none,
+            )
 
     def problems(self) -> list[str]:
         """What contradicts itself: leaders that do not ascend, an index that names none."""

@@ -16,7 +16,7 @@ from genomepred.store.blocks import classes, open_blocks, spans_of
 from genomepred.store.pyramid import BLOCK, INNER, TILE, Pyramid, Shape
 from genomepred.store.pyramid_writer import write_pyramid
 from genomepred.store.scale import MOST, Scale, scales_of
-from tests.cohort_files import write_cohort
+from tests.founders import write_cohort
 from tests.store_files import write_store
 
 CONTIGS = {"chr1": 30_000, "empty": 0, "chr2": 1_400_000, "short": 3}
