@@ -228,7 +228,7 @@ def _title(store: PredictionStore, region: Region) -> str:
 
 _LEAST_NAMES = 60  # lines up to which each is named
 _MOST_LINES = 900  # lines of pixels of the tallest panel
-_GENE_COLOR = "#31688E"
+_GENE_COLOR, _NONE = "#31688E", "#C8C8C8"
 
 
 class Feature(Protocol):
@@ -393,8 +393,8 @@ def _draw_heat(axes: Axes, bins: Bins, values: Float32, signed: bool) -> None:
 
     low, high = _scale_of(values, signed)
     count, values = len(values), _thinned(values)
-    colors = colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=_MISSING)
-    axes.set_facecolor(_MISSING)
+    colors = colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=_NONE)
+    axes.set_facecolor(_NONE)
     # Bins of two intervals may be apart, so each has both its edges; what lies between is missing.
     edges = np.stack([bins.start, bins.end], 1).ravel() + 0.5
     between = np.full((len(values), 2 * len(bins.start) - 1), np.nan, np.float32)

@@ -86,7 +86,7 @@ def _write_blocks(
             upper.add(block.label, last)
             if len(distinct) in ends:
                 upper.end()
-            if not len(distinct) % 64:
+            if not len(distinct) % 64 or len(distinct) == len(shape.block_rows):
                 progress(len(distinct) / len(shape.block_rows))
     return distinct
 

@@ -18,7 +18,7 @@ from genomepred.view.genes import Genes
 from genomepred.view.maps import find_maps
 from genomepred.view.samples import read_samples
 from genomepred.view.state import Shown
-from tests.cohort_files import write_cohort
+from tests.founders import write_cohort
 
 CONTIGS = {"Chr1": 400_000, "Chr2": 9000}
 GEOMETRY = Geometry(window=40, stride=20)
