@@ -26,7 +26,7 @@ HAPLOTYPES = [(f"s{k // 2}", k % 2 + 1) for k in range(13)]
 
 @pytest.fixture
 def more_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Highest levels of few bins, so that short contigs have levels above the block; several segments."""
+    """Highest levels of few bins, so that short contigs have some above the block; segments."""
     monkeypatch.setattr(pyramid, "TOP_BINS", 8)
     monkeypatch.setattr(pyramid_writer, "_SEGMENT", 20_000)
 
