@@ -25,10 +25,7 @@ from genomepred.files import Claim, own_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.work import Rows, Work
-from genomepred.sequences.expanded import discard
-from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
-from genomepred.sequences.index import IndexFiles
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import encode_chunk, join, write_part
 
@@ -105,11 +102,12 @@ class GenomeWork(Work):
     def source(self) -> SequenceSource:
         """The opened genome."""
         if self._genome is None:
-            self._genome = self._opened()
+            self._genome = self._path.open(self.plan.cache)
         return self._genome
 
-    def _opened(self) -> SequenceSource:
-        return Genome(self.path, name=self.name, cache=self.plan.cache)
+    @property
+    def _path(self) -> GenomePath:
+        return GenomePath(self.name, self.path)
 
     def close(self) -> None:
         """Close the sequence file; it is opened again when needed."""
@@ -141,7 +139,7 @@ class GenomeWork(Work):
         recorded = noted["genome"]
         if self.stamp() == _stamp_of(recorded):
             return
-        with self._opened() as genome:
+        with self._path.open(self.plan.cache) as genome:
             digest = genome.digest()
             genome.discard_cache()
         if digest != recorded["digest"]:
@@ -277,7 +275,7 @@ class GenomeWork(Work):
             "first_row": first,
             "last_row": last,
             "sequence_digest": self.prepared.digest,
-            "signature": self.plan.signature_text,
+            "signature": self.plan.signature.text,
         }
 
     def join(self, joined: Path) -> str:
@@ -288,11 +286,11 @@ class GenomeWork(Work):
         attributes = {
             "genome": self.name,
             "sequence_digest": self.prepared.digest,
-            "model": signature["model"],
-            "weights_sha256": signature["weights_sha256"],
-            "strand": signature["strand"],
-            "precision": signature["precision"],
-            "package_version": signature["genomepred"],
+            "model": signature.model,
+            "weights_sha256": signature.weights_sha256,
+            "strand": signature.strand,
+            "precision": signature.precision,
+            "package_version": signature.genomepred,
         }
         return join(
             [self.part(*shard) for shard in self.ranges],
@@ -308,7 +306,7 @@ class GenomeWork(Work):
         # Merging needs no sequence.
         if not os.path.exists(self.path) or self.stamp() == prepared.stamp:
             return
-        with self._opened() as genome:
+        with self._path.open(self.plan.cache) as genome:
             digest = genome.digest()
         if digest != prepared.digest:
             raise SequenceError(
@@ -335,13 +333,12 @@ class GenomeWork(Work):
     def clear(self) -> None:
         """Remove the parts and the expanded sequence; links are not followed."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.plan.cache.is_dir():
-            if self.published is not None:
-                stamp = _stamp_of(self.published["genome"])
-            else:
-                assert self.prepared is not None
-                stamp = self.prepared.stamp
-            discard(IndexFiles(self.path, stamp, None).cached(self.plan.cache, ".codes"))
+        if self.published is not None:
+            stamp = _stamp_of(self.published["genome"])
+        else:
+            assert self.prepared is not None
+            stamp = self.prepared.stamp
+        self._path.discard_cache(self.plan.cache, stamp)
 
 
 @cache

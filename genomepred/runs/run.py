@@ -24,7 +24,6 @@ from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
-from genomepred.runs.signature import numerics_of
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import GenomeResult
 
@@ -157,7 +156,6 @@ class GenomeRun:
             self.plan = replace(self.setup.join(), session=session)
         self.works = [GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)]
         self.workers, self.step = self.setup.workers, self.setup.geometry.step
-        self._numerics = numerics_of(self.plan.signature)
 
     @cached_property
     def engine(self) -> Engine:
@@ -168,11 +166,11 @@ class GenomeRun:
         SignatureError
             If it computes other bits than that with which the run was started.
         """
-        engine, plan = self.setup.engine(self._numerics), self.plan
+        engine, plan = self.setup.engine(self.plan.signature.numerics), self.plan
         if plan.fingerprint and self.setup.fingerprint(engine) != plan.fingerprint:
             raise SignatureError(
                 f"{plan.out}: this machine computes other last bits than the one that started the "
-                f"run, though both are {plan.signature['device']}: leave it out, or use another "
+                f"run, though both are {plan.signature.device}: leave it out, or use another "
                 "--out"
             )
         return engine
@@ -197,7 +195,7 @@ class GenomeRun:
         pipeline.run(
             shards,
             self.engine,
-            slots=self.setup.slots(self._numerics.compute_batch),
+            slots=self.setup.slots(self.plan.signature.compute_batch),
             min_bases=self.setup.card.min_bases,
             progress=progress,
             stop=stop,

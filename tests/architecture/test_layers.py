@@ -43,7 +43,7 @@ KNOWN = {
     "genomepred.runs.setup imports genomepred.kernels.dispatch",
 }
 # The signature of a run on a GPU names its version; kernels are in files of that name.
-MAY_IMPORT_TRITON = ("genomepred.benchmarks", "genomepred.runs.signature")
+MAY_IMPORT_TRITON = ("genomepred.benchmarks", "genomepred.runs.setup")
 
 
 @cache

@@ -159,7 +159,7 @@ def _is_settled(work: Work) -> bool:
 
 def _device(plan: RunPlan) -> str:
     """What a device of the run is called where it is the only one that is seen."""
-    return "cpu" if str(plan.signature["device"]).startswith("cpu") else "cuda"
+    return "cpu" if plan.signature.device.startswith("cpu") else "cuda"
 
 
 @contextmanager
