@@ -12,6 +12,7 @@ import numpy as np
 from genomepred.files import publishing
 from genomepred.sequences import panel_cache
 from genomepred.sequences.codes import Codes
+from genomepred.sequences.source import SequenceSource
 
 if TYPE_CHECKING:
     from genomepred.sequences.cohort import Panel
