@@ -396,7 +396,7 @@ class CohortRun:
             asked["precision"] = options.precision
         about = {"tracks": setup.tracks, "command": sys.argv, "genomes": [self.panel.name]}
         if not os.path.lexists(self.out / RUN_FILE):
-            start_run(self.out, setup.signature(expected, self._decide()), about)
+            start_run(self.out, {**expected, **asdict(self._decide())}, about)
         return join_run(self.out, expected | asked)[0]
 
     def _decide(self) -> Numerics:

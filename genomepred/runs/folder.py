@@ -178,15 +178,15 @@ def read_run(out: Path) -> dict[str, Any]:
     return document
 
 
-def start_run(out: Path, signature: Signature, about: Mapping[str, Any]) -> None:
+def start_run(out: Path, decided: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write ``OUT/run.json``, complete and at once; if another process was first, its file stays.
 
     Parameters
     ----------
     out : Path
         Output folder; made if absent.
-    signature : Signature
-        What was decided.
+    decided : mapping
+        The fields of its signature.
     about : mapping
         What else it says of the run: all that merging needs to know.
 
@@ -195,7 +195,8 @@ def start_run(out: Path, signature: Signature, about: Mapping[str, Any]) -> None
     OutputError
         If the folder cannot be made or written.
     """
-    told = {"created": now(), "id": uuid.uuid4().hex, **about, "signature": signature.to_json()}
+    signature = Signature(**decided).to_json()
+    told = {"created": now(), "id": uuid.uuid4().hex, **about, "signature": signature}
     try:
         out.mkdir(parents=True, exist_ok=True)
         create_whole(out / RUN_FILE, seal(told))

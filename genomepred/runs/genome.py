@@ -12,7 +12,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,7 @@ class Prepared:
     started: str
     contigs: dict[str, int]
     grid: Grid
-    shard_rows: int
-
-    @cached_property
-    def ranges(self) -> list[tuple[int, int]]:
-        """Row ranges of all shards."""
-        rows, step = self.grid.rows, self.shard_rows
-        return [(first, min(first + step, rows)) for first in range(0, rows, step)]
+    ranges: list[Rows]
 
 
 class GenomeWork(Work):
@@ -181,14 +175,16 @@ class GenomeWork(Work):
     def adopt(self, record: dict[str, Any]) -> None:
         """Take over what the parts were computed from, without reading the sequence."""
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
+        grid, step = self.plan.grid(contigs), self.plan.shard_rows
+        ranges = [(row, min(row + step, grid.rows)) for row in range(0, grid.rows, step)]
         self.prepared = Prepared(
             path=Path(record["path"]),
             stamp=_stamp_of(record),
             digest=record["digest"],
             started=record["started"],
             contigs=contigs,
-            grid=self.plan.grid(contigs),
-            shard_rows=self.plan.shard_rows,
+            grid=grid,
+            ranges=ranges,
         )
 
     def read_record(self) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from genomepred.files import user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Engine
 from genomepred.progress import Outlook, Progress
-from genomepred.runs.executors import Executor, Job, Shard, processes
+from genomepred.runs.executors import Executor, Job, Shard, local, processes
 from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes, for_any_process
@@ -213,7 +213,7 @@ class RunReport:
 
 def run(spec: RunSpec, progress: bool = False) -> RunReport:
     """Start or continue the run that the options describe; see :func:`predict`."""
-    executor: Executor = processes.compute
+    executor: Executor | None = None
     if spec.cluster is not None:
         from genomepred.runs.executors import ray
 
@@ -231,8 +231,8 @@ def run(spec: RunSpec, progress: bool = False) -> RunReport:
         torch.set_num_threads(threads)
 
 
-def execute(job: Job, progress: bool = False, executor: Executor = processes.compute) -> RunReport:
-    """Have a job computed, and tell how its genomes came out.
+def execute(job: Job, progress: bool = False, executor: Executor | None = None) -> RunReport:
+    """Have a job computed, by default on this machine, and tell how its genomes came out.
 
     Raises
     ------
@@ -244,7 +244,7 @@ def execute(job: Job, progress: bool = False, executor: Executor = processes.com
     bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
     outlook = Outlook(bar, len(job.works))
     with bar:
-        executor(job, outlook)
+        (executor or (processes if job.workers > 1 else local).compute)(job, outlook)
     for work in job.works:
         try:
             work.settled()  # another share may have published it meanwhile

@@ -63,7 +63,6 @@ from genomepred.runs.folder import (
     start_run,
 )
 from genomepred.runs.inputs import is_own_place
-from genomepred.runs.signature import Signature
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.bed import described_sha256, self_described
 from genomepred.sequences.grid import Grid
@@ -156,12 +155,8 @@ class Setup:
             numerics = self.decide()
             about["saving"] = self.saving(numerics)
             about["fingerprint"] = self.fingerprint(self.engine(numerics))
-            start_run(spec.out, self.signature(expected, numerics), about)
+            start_run(spec.out, {**expected, **asdict(numerics)}, about)
         return self.join(asked)
-
-    def signature(self, facts: Mapping[str, Any], numerics: Numerics) -> Signature:
-        """The signature of a run that is started, of what is given and what was decided."""
-        return Signature(**{**facts, **asdict(numerics)})
 
     def join(self, asked: Mapping[str, Any] = MappingProxyType({})) -> RunPlan:
         """Join the run that is in the output folder; ``asked``: what the user has fixed of it."""

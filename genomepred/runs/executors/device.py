@@ -18,9 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.messages import described
 from genomepred.runs.executors import Shard
@@ -43,20 +40,8 @@ class _AwaitedShard(Shard):
     """A shard whose end, good or bad, somebody waits for."""
 
     def __init__(self, work: GenomeWork, rows: Rows) -> None:
-        super().__init__(work, *rows)
         self.done: Future[None] = Future()
-
-    def finish(self, values: NDArray[np.float32]) -> None:
-        try:
-            super().finish(values)
-        finally:
-            self.done.set_result(None)
-
-    def fail(self, error: GenomepredError) -> None:
-        try:
-            super().fail(error)
-        finally:
-            self.done.set_result(None)
+        super().__init__(work, *rows, landed=lambda _: self.done.set_result(None))
 
 
 class Device:
