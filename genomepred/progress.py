@@ -84,7 +84,7 @@ class Watch:
         """Take note of a genome at first sight, and of the bases that are to be computed of it."""
 
     def tell_workers(self, count: int) -> None:
-        """Say how many workers of a cluster are at it."""
+        """Take note of how many workers of a cluster are at it."""
 
     def wait(self) -> None:
         """Take note that nothing is left to do but to wait for others."""

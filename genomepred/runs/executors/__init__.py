@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from genomepred.errors import GenomepredError, SequenceError
-from genomepred.inference.pipeline import Stop
 from genomepred.progress import Watch
 from genomepred.runs.folder import RunPlan
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import Rows, Work, failing_alone
+
+if TYPE_CHECKING:
+    from genomepred.inference.engine import Engine
+    from genomepred.inference.pipeline import Stop
 
 Self = TypeVar("Self")
 
@@ -89,6 +93,19 @@ class Job(Protocol):
     @property
     def works(self) -> Sequence[Work]:
         """What becomes a file each."""
+
+    @property
+    def engine(self) -> Engine:
+        """What computes; made on the thread that will use it.
+
+        Raises
+        ------
+        SignatureError
+            If it computes other bits than that with which the run was started.
+        """
+
+    def work(self, number: int, name: str, path: Path) -> Work:
+        """One of the run's works, made anew: ``works`` of a process that is told so lacks it."""
 
     def compute(
         self,
