@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from genomepred.store.hdf5 import PredictionStore
     from genomepred.tables.sites import find_sites
     from genomepred.tables.table import region_table
+    from genomepred.variants.run import effects
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Grid",
     "PredictionStore",
     "Predictor",
+    "effects",
     "find_sites",
     "load_model",
     "predict",
@@ -47,6 +49,7 @@ _HOMES = {
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
+    "effects": "genomepred.variants.run",
     "find_sites": "genomepred.tables.sites",
     "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.runs.run",
