@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from genomepred.sequences.grid import Grid
     from genomepred.store.cohort import CohortStore
     from genomepred.store.hdf5 import PredictionStore
+    from genomepred.tables.sites import find_sites
+    from genomepred.tables.table import region_table
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,9 +34,11 @@ __all__ = [
     "Grid",
     "PredictionStore",
     "Predictor",
+    "find_sites",
     "load_model",
     "predict",
     "predict_cohort",
+    "region_table",
 ]
 
 _HOMES = {
@@ -43,9 +47,11 @@ _HOMES = {
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
+    "find_sites": "genomepred.tables.sites",
     "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.runs.run",
     "predict_cohort": "genomepred.runs.cohort",
+    "region_table": "genomepred.tables.table",
 }
 
 

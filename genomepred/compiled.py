@@ -31,6 +31,22 @@ def keep_numba(package: str) -> None:
     os.environ["NUMBA_CACHE_DIR"] = private_folder()
 
 
+def begin_numba() -> None:
+    """Import Numba without the SciPy that it looks for BLAS in, which takes half a second.
+
+    For processes of our own: no function of ours multiplies matrices in Numba, but one in a user's
+    program may.
+    """
+    blas = "scipy.linalg.cython_blas"
+    if blas in sys.modules:
+        return
+    sys.modules[blas] = None  # type: ignore[assignment]
+    try:
+        import numba.np.arraymath  # noqa: F401 (looks for BLAS)
+    finally:
+        del sys.modules[blas]
+
+
 def keep_inductor() -> None:
     """Name a place for what ``torch.compile`` makes, which it else keeps in the shared /tmp."""
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:

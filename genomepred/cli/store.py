@@ -230,7 +230,8 @@ def consensus(
     What predict --variants computes from. The sequence is that of bcftools consensus, in upper
     case and with N for all that is not one of ACGT.
     """
-    from genomepred.sequences.cohort import Panel, PanelOptions, export_consensus
+    from genomepred.sequences.cohort import Panel, PanelOptions
+    from genomepred.sequences.consensus import export_consensus
     from genomepred.sequences.fasta import Genome
 
     with Genome(genome) as reference:

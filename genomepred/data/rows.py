@@ -258,7 +258,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
     ImportError
         If pyarrow is not installed.
     """
-    from pyarrow import parquet  # type: ignore[import-untyped]  # ships no stubs
+    from pyarrow import parquet
 
     with open(open_regular(path), "rb") as raw, parquet.ParquetFile(raw) as file:
         size, facts = os.fstat(raw.fileno()).st_size, file.metadata

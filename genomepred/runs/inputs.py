@@ -118,6 +118,36 @@ def _expand(path: Path) -> list[GenomePath]:
 
 
 def _manifest(path: Path) -> list[GenomePath]:
+    genomes = []
+    for where, name, place in _named(path, "path"):
+        if not name or not place or "\0" in place:
+            raise SequenceError(
+                f"{where}: name or path is empty or no text in the row of {_shown(name or place)!r}"
+            )
+        genomes.append(_genome_of(where, name, path.parent, place))
+    return genomes
+
+
+def read_places(path: Path, column: str) -> dict[str, Path]:
+    """Files that a manifest names in another column, by the genome's name; empty fields are none.
+
+    Raises
+    ------
+    SequenceError
+        If the manifest cannot be read or lacks the column, or a genome stands in it twice.
+    """
+    found: dict[str, Path] = {}
+    for where, name, place in _named(path, column):
+        if place:
+            genome = _genome_of(where, name, path.parent, place)
+            if genome.name in found:
+                raise SequenceError(f"{where}: {_shown(name)!r} stands in the manifest twice")
+            found[genome.name] = genome.path
+    return found
+
+
+def _named(path: Path, column: str) -> list[tuple[str, str, str]]:
+    """Where each row of a manifest stands, its name, and its field in a column."""
     try:
         rows = _rows(read_small(path, _LARGEST_MANIFEST).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -125,24 +155,19 @@ def _manifest(path: Path) -> list[GenomePath]:
     except OSError as error:
         raise SequenceError(f"{path}: cannot be read as a manifest: {error.strerror}") from error
     _, columns = next(rows, (0, []))
-    if not {"name", "path"} <= set(columns):
+    if not {"name", column} <= set(columns):
         raise SequenceError(
-            f"{path}: a manifest has the columns name and path, tab-separated; found "
+            f"{path}: a manifest has the columns name and {column}, tab-separated; found "
             f"{_shown(', '.join(columns)) or 'an empty file'}"
         )
-    at = columns.index("name"), columns.index("path")
-    genomes = []
+    at = columns.index("name"), columns.index(column)
+    found = []
     for number, fields in rows:
         name, place = (fields[k].strip() if k < len(fields) else "" for k in at)
-        if not name or not place or "\0" in place:
-            raise SequenceError(
-                f"{path} line {number}: name or path is empty or no text in the row of "
-                f"{_shown(name or place)!r}"
-            )
-        genomes.append(_genome_of(f"{path} line {number}", name, path.parent, place))
-    if not genomes:
+        found.append((f"{path} line {number}", name, place))
+    if not found:
         raise SequenceError(f"{path}: the manifest lists no genomes below its header")
-    return genomes
+    return found
 
 
 def _genome_of(where: str, name: str, folder: Path, place: str) -> GenomePath:

@@ -31,7 +31,9 @@ _HEADER = re.compile(
 _MARK = "#genomepred format=narrowPeak\n"
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _SUMMIT = re.compile(r"-1|[0-9]{1,18}")
-_MOST_LINE = 1 << 20  # characters
+MOST_LINE = 1 << 20  # characters
+#: What is raised on files that cannot be read as text.
+UNREADABLE = (OSError, UnicodeDecodeError, EOFError, zlib.error)
 
 
 class BedRecord(NamedTuple):
@@ -81,33 +83,35 @@ def bed_records(
         narrow_peak = _is_narrow_peak(path) or _is_narrow_peak(called)
     number = 0
     try:
-        with _text(Path(path)) as lines:
-            while line := lines.readline(_MOST_LINE + 1):
+        with text_lines(Path(path)) as lines:
+            while line := lines.readline(MOST_LINE + 1):
                 number += line != _MARK
                 narrow_peak = narrow_peak or line == _MARK
-                if len(line) > _MOST_LINE:
-                    raise error(f"{called} line {number}: longer than {_MOST_LINE:,} characters")
+                if len(line) > MOST_LINE:
+                    raise error(f"{called} line {number}: longer than {MOST_LINE:,} characters")
                 fields = _fields(line)
                 if fields is not None:
                     yield _record(fields, f"{called} line {number}", number, narrow_peak, error)
                 elif _NARROW_PEAK_TRACK.match(line):
                     narrow_peak = True
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as problem:
-        raise error(f"{called}: cannot be read as BED: {_reason(problem)}") from problem
+    except UNREADABLE as problem:
+        raise error(f"{called}: cannot be read as BED: {reason(problem)}") from problem
 
 
 def _is_narrow_peak(path: Path | str) -> bool:
     return _NARROW_PEAK.search(str(path)) is not None
 
 
-def _reason(problem: Exception) -> str:
+def reason(problem: Exception) -> str:
+    """Why a text file cannot be read, for messages."""
     if isinstance(problem, UnicodeDecodeError):
         return "it is not UTF-8 text"
     return str(problem.strerror if isinstance(problem, OSError) and problem.strerror else problem)
 
 
 @contextmanager
-def _text(path: Path) -> Iterator[TextIO]:
+def text_lines(path: Path) -> Iterator[TextIO]:
+    """A regular text file, plain or gzip, open for reading."""
     with _binary(path) as (file, packed):
         plain: BinaryIO = gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[assignment]
         with io.TextIOWrapper(plain, encoding="utf-8-sig") as lines:

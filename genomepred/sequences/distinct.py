@@ -21,8 +21,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from genomepred.sequences import panel_cache
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.cohort import BLOCK, Panel
+from genomepred.sequences.cohort import Panel
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.haplotypes import Region, mix
 
@@ -203,7 +204,7 @@ def distinct_windows(
         if done == last:
             return
         # A deletion or insertion carries a window out of what was loaded: load more.
-        first, margin = done, 2 * margin + BLOCK
+        first, margin = done, 2 * margin + panel_cache.BLOCK
         low = first * geometry.stride + anchor(geometry) - left
 
 

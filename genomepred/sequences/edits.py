@@ -10,7 +10,7 @@ was, unless an insertion was accepted there.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -42,18 +42,62 @@ ALLELE_COLUMNS = 6
 KIND, LAST, KEEPS, GROWS, SAME_LENGTH, EVENT = range(ALLELE_COLUMNS)
 
 # Status of `classify`.
-FINE, OUTSIDE, UNSORTED, MISMATCH, BAD_LETTER = range(5)
+FINE, OUTSIDE, BAD_LETTER = range(3)
 
 # State of `settle`: where it goes on, what the block holds so far, and counts of the panel.
-STATE_SIZE = 16
-AT_RECORD, AT_CARRIER, EVENTS, EDITS, LETTER_COUNT, PAIRS = range(6)
-MISSING_COUNT, UNPHASED_COUNT, FILTERED_COUNT, ACCEPTED, REACH = range(6, 11)
-FIRST_RECORD, FIRST_SAMPLE, BAD_SAMPLE, BAD_NUMBER = range(11, 15)
+STATE_SIZE = 15
+AT_RECORD, EVENTS, EDITS, LETTER_COUNT, PAIRS = range(5)
+MISSING_COUNT, UNPHASED_COUNT, FILTERED_COUNT, ACCEPTED, REACH = range(5, 10)
+FIRST_RECORD, FIRST_SAMPLE, BAD_SAMPLE, BAD_NUMBER = range(10, 14)
 # Status of `settle`.
-DONE, MORE_ROOM, UNUSABLE, UNPHASED_FOUND = range(4)
+DONE, MORE_ROOM, UNUSABLE = range(3)
 
-# What is done with unphased heterozygotes, and with missing alleles.
-REFUSE, FIRST, AS_N = range(3)
+# What a carrier does: hide a record's first base, or all of REF (columns of `hidden`); what its
+# allele says; nothing.
+HIDE_FIRST, HIDE_ALL, AS_CALLED, NO_EDIT = range(4)
+
+
+class Records(NamedTuple):
+    """Records that are settled; see :class:`genomepred.sequences.vcf.Batch`.
+
+    Parameters
+    ----------
+    records, bases, starts, carriers
+    table : int64 array, [alleles, ALLELE_COLUMNS]
+    hidden : int32 array, [records, 2]
+        Events that hide a record's first base, and all of REF; -1 before the first.
+    """
+
+    records: Any
+    bases: Any
+    starts: Any
+    carriers: Any
+    table: Any
+    hidden: Any
+
+
+class Room(NamedTuple):
+    """Edits and events of a block.
+
+    Parameters
+    ----------
+    first_edit : int32 array
+        First edit of each event.
+    edits : int64 array, [most, 2]
+        Start and end of each edit on the reference.
+    alt_first : int32 array
+        Where each edit's bases begin in ``letters``.
+    letters : uint8 array
+        Codes of all edits.
+    pairs : int32 array, [most, 2]
+        Haplotype (sample x most copies + copy) and event of what is accepted, in order of records.
+    """
+
+    first_edit: Any
+    edits: Any
+    alt_first: Any
+    letters: Any
+    pairs: Any
 
 
 @njit(nogil=True, cache=True)
@@ -142,7 +186,6 @@ def classify(
     last: int,
     bases: Any,
     starts: Any,
-    before: int,
     length: int,
     codes: Any,
     origin: int,
@@ -156,8 +199,6 @@ def classify(
     records, bases, starts
         See :class:`genomepred.sequences.vcf.Batch`.
     first, last : int
-    before : int
-        Position of the record before.
     length : int
         Bases of the contig.
     codes : uint8 array
@@ -178,10 +219,7 @@ def classify(
         size = starts[a + 1] - starts[a]
         if pos < 0 or pos + size > length or record[END] > length:
             return OUTSIDE, r
-        if pos < before:
-            return UNSORTED, r
-        before = pos
-        table[a, KIND], table[a, EVENT] = REF, -1
+        table[a, KIND], table[a, EVENT], table[a, LAST] = REF, -1, pos + size - 1
         wrong = False
         for k in range(size):
             code = CODE_OF_BYTE[bases[starts[a] + k]]
@@ -202,54 +240,59 @@ def classify(
 
 
 @njit(nogil=True, cache=True)
-def _add_letters(
-    pos: int,
-    bases: Any,
-    r: int,
-    r_end: int,
-    a: int,
-    a_end: int,
-    state: Any,
-    edits: Any,
-    alt_first: Any,
-    letters: Any,
+def _add(start: int, end: int, room: Any, state: Any) -> None:
+    """Append an edit whose bases are those appended since the last."""
+    room.edits[state[EDITS], 0], room.edits[state[EDITS], 1] = start, end
+    state[EDITS] += 1
+    room.alt_first[state[EDITS]] = state[LETTER_COUNT]
+
+
+@njit(nogil=True, cache=True)
+def _put(code: int, room: Any, state: Any) -> None:
+    """Append a base."""
+    room.letters[state[LETTER_COUNT]] = code
+    state[LETTER_COUNT] += 1
+
+
+@njit(nogil=True, cache=True)
+def _add_alternative(
+    pos: int, bases: Any, r: int, r_end: int, a: int, a_end: int, room: Any, state: Any
 ) -> None:
     """Append the edits of an allele of bases."""
     if r_end - r == a_end - a:
         for k in range(a_end - a):
             if _upper(bases[r + k]) != _upper(bases[a + k]):
-                code = CODE_OF_BYTE[bases[a + k]]
-                _add(pos + k, pos + k + 1, state, edits, alt_first)
-                letters[state[LETTER_COUNT]] = code
-                state[LETTER_COUNT] += 1
-                alt_first[state[EDITS]] = state[LETTER_COUNT]
+                _put(CODE_OF_BYTE[bases[a + k]], room, state)
+                _add(pos + k, pos + k + 1, room, state)
         return
     # As in chain files: a first base that stays is no part of the gap.
     kept = _upper(bases[r]) == _upper(bases[a])
-    _add(pos + kept, pos + r_end - r, state, edits, alt_first)
     for k in range(a + kept, a_end):
-        letters[state[LETTER_COUNT]] = CODE_OF_BYTE[bases[k]]
-        state[LETTER_COUNT] += 1
-    alt_first[state[EDITS]] = state[LETTER_COUNT]
+        _put(CODE_OF_BYTE[bases[k]], room, state)
+    _add(pos + kept, pos + r_end - r, room, state)
 
 
 @njit(nogil=True, cache=True)
-def _add(start: int, end: int, state: Any, edits: Any, alt_first: Any) -> None:
-    edits[state[EDITS], 0], edits[state[EDITS], 1] = start, end
-    state[EDITS] += 1
-    alt_first[state[EDITS]] = state[LETTER_COUNT]
-
-
-@njit(nogil=True, cache=True)
-def _add_unknown(
-    pos: int, count: int, state: Any, edits: Any, alt_first: Any, letters: Any
-) -> None:
-    """Append edits that hide ``count`` bases."""
-    for k in range(count):
-        _add(pos + k, pos + k + 1, state, edits, alt_first)
-        letters[state[LETTER_COUNT]] = UNKNOWN
-        state[LETTER_COUNT] += 1
-        alt_first[state[EDITS]] = state[LETTER_COUNT]
+def _begin_event(what: int, r: int, number: int, end: int, b: Any, room: Any, state: Any) -> int:
+    """Append the edits of what a carrier of a record does; the number of the event."""
+    pos, first, event = b.records[r, POS], b.records[r, ALLELE], state[EVENTS]
+    ref, ref_end = b.starts[first], b.starts[first + 1]
+    if what != AS_CALLED:
+        b.hidden[r, what] = event
+        for k in range(ref_end - ref if what == HIDE_ALL else 1):
+            _put(UNKNOWN, room, state)
+            _add(pos + k, pos + k + 1, room, state)
+    else:
+        b.table[first + number, EVENT] = event
+        if b.table[first + number, KIND] == DELETION:
+            _add(pos + 1, end + 1, room, state)
+        else:
+            alt, alt_end = b.starts[first + number], b.starts[first + number + 1]
+            _add_alternative(pos, b.bases, ref, ref_end, alt, alt_end, room, state)
+    state[EVENTS] += 1
+    room.first_edit[state[EVENTS]] = state[EDITS]
+    state[REACH] = max(state[REACH], end + 1)
+    return int(event)
 
 
 @njit(nogil=True, cache=True)
@@ -270,59 +313,77 @@ def _all_same_length(carriers: Any, n: int, first: int, table: Any) -> bool:
 
 
 @njit(nogil=True, cache=True)
+def _fits(r: int, last: int, most: int, b: Any, room: Any, state: Any) -> bool:
+    """Whether there is room for all that a record may add."""
+    first = b.records[r, ALLELE]
+    end = b.records[r + 1, ALLELE] if r + 1 < len(b.records) else len(b.starts) - 1
+    letters = b.starts[end] - b.starts[first] + 2 * (b.starts[first + 1] - b.starts[first])
+    return bool(
+        state[PAIRS] + (last - b.records[r, CARRIER]) * most <= len(room.pairs)
+        and state[EVENTS] + end - first + 2 < len(room.first_edit)
+        and state[EDITS] + letters + end - first < len(room.edits)
+        and state[LETTER_COUNT] + letters < len(room.letters)
+    )
+
+
+@njit(nogil=True, cache=True)
+def _action(
+    n: int, last: int, het: bool, first: int, hide_missing: bool, hide_het: bool, b: Any
+) -> int:
+    """What a carrier does."""
+    number = b.carriers[n, NUMBER]
+    if het and hide_het:
+        same = _all_same_length(b.carriers[:last], n, first, b.table)
+        return HIDE_ALL if same else NO_EDIT
+    if number < 0:
+        return HIDE_FIRST if hide_missing else NO_EDIT
+    if number == 0 or b.table[first + number, KIND] == NOTHING:
+        return NO_EDIT
+    return AS_CALLED
+
+
+@njit(nogil=True, cache=True)
+def _count(r: int, filtered: Any, carrier: Any, het: bool, state: Any) -> None:
+    """Count missing alleles, heterozygotes without phase, and alleles of filtered records."""
+    number, copy = carrier[NUMBER], carrier[COPY]
+    state[MISSING_COUNT] += number < 0
+    state[FILTERED_COUNT] += number > 0 and filtered != 0
+    if het and copy in (0, ALL_COPIES):
+        if state[UNPHASED_COUNT] == 0:
+            state[FIRST_RECORD], state[FIRST_SAMPLE] = r, carrier[WHO]
+        state[UNPHASED_COUNT] += 1
+
+
+@njit(nogil=True, cache=True)
 def settle(
-    records: Any,
+    b: Any,
     stop: int,
-    bases: Any,
-    starts: Any,
-    carriers: Any,
-    table: Any,
-    missing: int,
-    unphased: int,
+    hide_missing: bool,
+    hide_het: bool,
     inbred: bool,
     frozen: Any,
     inserted: Any,
-    state: Any,
-    first_edit: Any,
-    edits: Any,
-    alt_first: Any,
-    letters: Any,
-    hidden: Any,
-    pairs: Any,
     skipped: Any,
+    room: Any,
+    state: Any,
 ) -> int:
     """Accept or skip what the carriers of records up to ``stop`` carry.
 
     Parameters
     ----------
-    records, bases, starts, carriers
-        See :class:`genomepred.sequences.vcf.Batch`.
+    b : Records
     stop : int
         Record to stop at.
-    table : int32 array, [alleles, ALLELE_COLUMNS]
-    missing : int
-        ``FIRST`` (reference) or ``AS_N``.
-    unphased : int
-        ``REFUSE``, ``FIRST`` or ``AS_N``.
+    hide_missing, hide_het : bool
+        Whether missing alleles, and heterozygotes without phase, become N.
     inbred : bool
         Only the first copy counts, and every heterozygote as unphased.
     frozen, inserted : int64 and bool array, [samples, most copies]
         Last base taken on each haplotype; whether the last accepted record made it longer.
-    state : int64 array, [STATE_SIZE]
-    first_edit : int32 array
-        First edit of each event of the block.
-    edits : int64 array, [most, 2]
-        Start and end of each edit on the reference.
-    alt_first : int32 array
-        Where each edit's bases begin in ``letters``.
-    letters : uint8 array
-        Codes of all edits.
-    hidden : int32 array, [records, 2]
-        Events that hide a record's first base, and all of REF; -1 before the first.
-    pairs : int32 array, [most, 2]
-        Haplotype (sample x most copies + copy) and event of what is accepted, in order of records.
     skipped : int64 array, [samples]
         Records skipped as in conflict.
+    room : Room
+    state : int64 array, [STATE_SIZE]
 
     Returns
     -------
@@ -331,60 +392,32 @@ def settle(
         cannot be used. Called again it goes on.
     """
     most = frozen.shape[1]
-    while state[AT_RECORD] < stop:
-        r = state[AT_RECORD]
-        record, first = records[r], records[r, ALLELE]
+    records, carriers, table, hidden, pairs = b.records, b.carriers, b.table, b.hidden, room.pairs
+    for r in range(state[AT_RECORD], stop):
+        state[AT_RECORD] = r
+        pos, first = records[r, POS], records[r, ALLELE]
         last = records[r + 1, CARRIER] if r + 1 < len(records) else len(carriers)
-        size = starts[first + 1] - starts[first]
-        while state[AT_CARRIER] < last:
-            n = state[AT_CARRIER]
+        if not _fits(r, last, most, b, room, state):
+            return MORE_ROOM
+        for n in range(records[r, CARRIER], last):
             who, copy, number = carriers[n, WHO], carriers[n, COPY], carriers[n, NUMBER]
             het = carriers[n, GENOTYPE] & (HETEROZYGOUS if inbred else UNPHASED) != 0
-            every = copy == ALL_COPIES
-            longest = starts[first + number + 1] - starts[first + number] if number > 0 else 0
-            if (
-                state[PAIRS] + most > len(pairs)
-                or state[EVENTS] + 1 >= len(first_edit)
-                or state[EDITS] + max(size, 1) + 1 >= len(edits)
-                or state[LETTER_COUNT] + size + longest + 1 >= len(letters)
-            ):
-                return MORE_ROOM
-            if number > 0 and table[first + number, KIND] == OTHER:
+            row = table[first + max(number, 0)]
+            if number > 0 and row[KIND] == OTHER:
                 state[BAD_SAMPLE], state[BAD_NUMBER] = who, number
                 return UNUSABLE
-            if number < 0:
-                state[MISSING_COUNT] += 1
-            if het and (copy == 0 or every):
-                if state[UNPHASED_COUNT] == 0:
-                    state[FIRST_RECORD], state[FIRST_SAMPLE] = r, who
-                state[UNPHASED_COUNT] += 1
-            state[FILTERED_COUNT] += number > 0 and record[FILTERED] != 0
-            hide = -1
-            if number < 0:
-                hide = 0 if missing == AS_N else -2
-            if het and unphased == AS_N:
-                hide = 1 if _all_same_length(carriers[:last], n, first, table) else -2
-            if hide == -2 or (hide == -1 and number == 0):
-                state[AT_CARRIER] += 1
-                continue
-            event, end, keeps, grows = -1, record[POS], False, False
-            if hide >= 0:
-                end += size - 1 if hide == 1 else 0
-            else:
-                row = table[first + number]
-                end, keeps, grows = row[LAST], row[KEEPS] != 0, row[GROWS] != 0
-                if row[KIND] == NOTHING:
-                    state[AT_CARRIER] += 1
+            _count(r, records[r, FILTERED], carriers[n], het, state)
+            what = AS_CALLED
+            if number <= 0 or het or row[KIND] == NOTHING:
+                what = _action(n, last, het, first, hide_missing, hide_het, b)
+                if what == NO_EDIT:
                     continue
-            begin_copy, end_copy = copy, copy + 1
-            if every:
-                begin_copy, end_copy = 0, most
-            elif inbred and copy > 0:
-                end_copy = begin_copy
-            for c in range(begin_copy, end_copy):
-                block = hide < 0 and table[first + number, KIND] == BLOCK
-                pos = record[POS]
-                if block:
+            end, keeps, grows = pos + (row[LAST] - pos) * (what != HIDE_FIRST), False, False
+            if what == AS_CALLED:
+                keeps, grows = row[KEEPS] != 0, row[GROWS] != 0
+            begin_copy, end_copy = (0, most) if copy == ALL_COPIES else (copy, copy + 1)
+            for c in range(begin_copy, min(end_copy, most)):
+                if what == AS_CALLED and row[KIND] == BLOCK:
                     frozen[who, c] = end if pos > frozen[who, c] else frozen[who, c]
                     continue
                 if pos < frozen[who, c] or (
@@ -392,40 +425,14 @@ def settle(
                 ):
                     skipped[who] += 1
                     continue
-                event = hidden[r, hide] if hide >= 0 else table[first + number, EVENT]
+                event = row[EVENT] if what == AS_CALLED else hidden[r, what]
                 if event < 0:
-                    event = state[EVENTS]
-                    first_edit[event] = state[EDITS]
-                    if hide >= 0:
-                        hidden[r, hide] = event
-                        count = size if hide == 1 else 1
-                        _add_unknown(pos, count, state, edits, alt_first, letters)
-                    else:
-                        table[first + number, EVENT] = event
-                        if table[first + number, KIND] == DELETION:
-                            _add(pos + 1, end + 1, state, edits, alt_first)
-                        else:
-                            _add_letters(
-                                pos,
-                                bases,
-                                starts[first],
-                                starts[first + 1],
-                                starts[first + number],
-                                starts[first + number + 1],
-                                state,
-                                edits,
-                                alt_first,
-                                letters,
-                            )
-                    state[EVENTS] += 1
-                    first_edit[state[EVENTS]] = state[EDITS]
-                    state[REACH] = max(state[REACH], end + 1)
+                    event = _begin_event(what, r, number, end, b, room, state)
                 frozen[who, c], inserted[who, c] = end, grows
                 pairs[state[PAIRS], 0], pairs[state[PAIRS], 1] = who * most + c, event
                 state[PAIRS] += 1
                 state[ACCEPTED] += 1
-            state[AT_CARRIER] += 1
-        state[AT_RECORD] += 1
+    state[AT_RECORD] = stop
     return DONE
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from genomepred.sequences.codes import Codes
 
 if TYPE_CHECKING:
-    from genomepred.sequences.cohort import Block
+    from genomepred.sequences.panel_cache import Block
 
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]

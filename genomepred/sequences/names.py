@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
@@ -38,3 +38,9 @@ def some(names: Iterable[str], most: int = 5) -> str:
     listed = list(names)
     rest = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return ", ".join(map(shown, listed[:most])) + rest
+
+
+def other_naming(name: str, names: Container[str]) -> str | None:
+    """The name with or without ``chr`` in front, if that one is there."""
+    other = name.removeprefix("chr") if name.startswith("chr") else f"chr{name}"
+    return other if other in names else None

@@ -18,20 +18,16 @@ from numpy.typing import NDArray
 
 from genomepred.errors import SequenceError
 from genomepred.sequences import vcf_decode as kernel
-from genomepred.sequences.byte_source import PlainSource, inflate
 from genomepred.sequences.codes import Codes
+from genomepred.sequences.vcf_binary import bcf_records
+from genomepred.sequences.vcf_stream import MOST_HEADER, RecordStream
+from genomepred.sequences.vcf_text import text_records
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
-_GZIP = b"\x1f\x8b"
-# The empty block that ends a bgzip file.
-_BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-# Bytes of a header and of one record that are taken; a record of a million samples with ten
-# formats has less.
-_MOST_HEADER = 1 << 26
+# Bytes of one record that are taken; one of a million samples with ten formats has less.
 _MOST_RECORD = 1 << 28
-_PADDING = 8  # readable bytes behind the last record, for loads of whole words
 
 # Arrays that one batch fills; they grow where a single record needs more. Few enough carriers to
 # stay in L2 beside the bytes they come from.
@@ -110,8 +106,8 @@ class VariantFile:
     def __init__(
         self, path: Path, samples: Sequence[str] | None = None, *, inbred: bool = False
     ) -> None:
-        self.path, self._inbred = path, inbred
-        self._stream = _Stream(path)
+        self.path = path
+        self._stream = RecordStream(path)
         magic = self._stream.need(5)
         self.form: Literal["VCF", "BCF"] = "BCF" if magic.startswith(b"BCF") else "VCF"
         header = self._bcf_header() if self.form == "BCF" else self._vcf_header()
@@ -119,8 +115,11 @@ class VariantFile:
         self.all_samples = self._names(header)
         self.samples, self._columns = self._select(samples)
         self._state = np.zeros(kernel.STATE_SIZE, np.int64)
-        self._irregular, self._dots, self._dotted = np.zeros((3, len(self.samples)), np.int64)
-        self._gt = np.zeros(8, np.int64)
+        self._state[kernel.INBRED] = inbred
+        self._seen = np.zeros((len(self.samples), kernel.SEEN_COLUMNS), np.int64)
+        # Copies of a genotype, records, letters, alleles, carriers that there is room for.
+        self._room = [8, _RECORDS, 1 << 16, 1 << 14, _CARRIERS]
+        self._decoder = self._make_decoder()
 
     # -- header ------------------------------------------------------------------------------
 
@@ -132,8 +131,8 @@ class VariantFile:
             if line is None:
                 self._refuse(f"line {len(lines) + 1}", "the file ends before its #CHROM line")
             size += len(line)
-            if size > _MOST_HEADER:
-                self._refuse(f"line {len(lines) + 1}", f"a header of over {_MOST_HEADER:,} bytes")
+            if size > MOST_HEADER:
+                self._refuse(f"line {len(lines) + 1}", f"a header of over {MOST_HEADER:,} bytes")
             if not line.startswith(b"#"):
                 self._refuse(
                     f"line {len(lines) + 1}",
@@ -150,7 +149,7 @@ class VariantFile:
                 "byte 3", f"BCF version {head[3:5].hex()}, not 2; convert it with bcftools"
             )
         size = int.from_bytes(head[5:9], "little")
-        if size > _MOST_HEADER:
+        if size > MOST_HEADER:
             self._refuse("byte 5", f"a header of {size:,} bytes; the file is damaged")
         text = self._stream.take(size)
         if len(text) < size:
@@ -200,8 +199,9 @@ class VariantFile:
     def ploidy(self) -> Int64:
         """Copies of each sample on the current contig; 0 where nothing was called yet."""
         common, records = self._state[kernel.COMMON], self._state[kernel.ON_CONTIG]
-        regular = np.where(self._dots == records, 0, common)
-        return np.where(self._irregular > 0, self._irregular, regular)
+        regular = np.where(self._seen[:, kernel.DOTS] == records, 0, common)
+        irregular = self._seen[:, kernel.PLOIDY]
+        return np.where(irregular > 0, irregular, regular)
 
     def batches(self) -> Iterator[Batch]:
         """All records, in batches of one contig each.
@@ -212,49 +212,64 @@ class VariantFile:
             At the first record that is not right, naming its number, position and sample.
         """
         name, number = b"", -1
-        arrays = _Arrays()
         while True:
-            data, stop = self._stream.data, self._whole()
-            at = self._stream.at
-            first = int(self._state[kernel.RECORD]) + 1
-            if self.form == "VCF":
-                status, at, *counts = kernel.text_records(
-                    data,
-                    at,
-                    stop,
-                    np.frombuffer(name, np.uint8) if name else _NO_NAME,
-                    *self._common(),
-                    *arrays.all,
-                )
-            else:
-                status, at, *counts = kernel.bcf_records(
-                    data, at, stop, number, self._keys, *self._common(), *arrays.all
-                )
+            data, state = self._stream.data, self._state
+            first = int(state[kernel.RECORD]) + 1
+            state[[kernel.RECORDS, kernel.ALLELES, kernel.LETTERS, kernel.CARRIERS]] = 0
+            status, at = self._decode(data, name, number)
             self._stream.at = at
-            if counts[0]:
-                yield arrays.batch(name.decode(errors="replace"), first, *counts)
+            if state[kernel.RECORDS]:
+                yield self._batch(name.decode(errors="replace"), first)
             if status == kernel.CONTIG:
                 name, number = self._next_contig(data, at, name)
             elif status == kernel.FULL:
-                if not counts[0]:
-                    arrays.grow(int(self._state[kernel.NEED]))
-            elif status == kernel.HIGH_PLOIDY and len(self._gt) < _MOST_PLOIDY:
-                self._gt = np.zeros(min(2 * len(self._gt), _MOST_PLOIDY), np.int64)
-                self._state[kernel.RECORD] -= 1
+                if not state[kernel.RECORDS]:
+                    self._grow(1 + int(state[kernel.NEED]))
+            elif status == kernel.HIGH_PLOIDY and self._room[0] < _MOST_PLOIDY:
+                state[kernel.RECORD] -= 1
+                self._grow(0)
             elif status != kernel.DONE:
                 self._fail(status, data, at, name)
             elif not self._more():
                 return
 
-    def _common(self) -> tuple[Int32, bool, Int64, Int64, Int64, Int64, Int64]:
-        return (
+    def _decode(self, data: Codes, name: bytes, number: int) -> tuple[int, int]:
+        """Decode what the buffer holds of a contig; (status, where the next record begins)."""
+        at, stop = self._stream.at, self._whole()
+        if self.form == "BCF":
+            return bcf_records(data, at, stop, number, self._keys, self._decoder)
+        contig = np.frombuffer(name, np.uint8) if name else _NO_NAME
+        return text_records(data, at, stop, contig, self._decoder)
+
+    def _make_decoder(self) -> kernel.Decoder:
+        copies, records, letters, alleles, carriers = self._room
+        return kernel.Decoder(
             self._columns,
-            self._inbred,
             self._state,
-            self._irregular,
-            self._dots,
-            self._dotted,
-            self._gt,
+            self._seen,
+            np.zeros(copies, np.int64),
+            np.zeros((records, kernel.COLUMNS), np.int64),
+            np.zeros(letters, np.uint8),
+            np.zeros(alleles, np.int64),
+            np.zeros((carriers, kernel.CARRIER_COLUMNS), np.int32),
+        )
+
+    def _grow(self, which: int) -> None:
+        """Double the array that has no room for a record; only where no record is kept."""
+        self._room[which] *= 2
+        self._room[0] = min(self._room[0], _MOST_PLOIDY)
+        self._decoder = self._make_decoder()
+
+    def _batch(self, contig: str, first: int) -> Batch:
+        """The records that were decoded."""
+        state, d = self._state, self._decoder
+        return Batch(
+            contig,
+            first,
+            d.records[: state[kernel.RECORDS]],
+            d.bases[: state[kernel.LETTERS]],
+            d.starts[: state[kernel.ALLELES] + 1],
+            d.carriers[: state[kernel.CARRIERS]],
         )
 
     def _whole(self) -> int:
@@ -303,7 +318,7 @@ class VariantFile:
             if name.startswith(b"#"):
                 self._refuse(f"record {record}", "a header line among the records")
         self._state[[kernel.ON_CONTIG, kernel.COMMON, kernel.IRREGULAR]] = 0
-        self._irregular[:], self._dots[:], self._dotted[:] = 0, 0, 0
+        self._seen[:] = 0
         return name, number
 
     def _fail(self, status: int, data: Codes, at: int, name: bytes) -> NoReturn:
@@ -347,146 +362,6 @@ class VariantFile:
 
 
 _NO_NAME = np.frombuffer(b"\t", np.uint8)  # no contig has this name, so that the first is new
-
-
-class _Arrays:
-    """What the kernels fill."""
-
-    def __init__(self) -> None:
-        self._make(_RECORDS, 1 << 16, 1 << 14, _CARRIERS)
-
-    def _make(self, records: int, bases: int, alleles: int, carriers: int) -> None:
-        self.all = (
-            np.zeros((records, kernel.COLUMNS), np.int64),
-            np.zeros(bases, np.uint8),
-            np.zeros(alleles, np.int64),
-            np.zeros((carriers, kernel.CARRIER_COLUMNS), np.int32),
-        )
-
-    def grow(self, which: int) -> None:
-        """Double the array that has no room for a record."""
-        sizes = [len(array) for array in self.all]
-        sizes[which] *= 2
-        self._make(*sizes)
-
-    def batch(
-        self, contig: str, first: int, count: int, alleles: int, letters: int, carried: int
-    ) -> Batch:
-        """The first records, as a batch."""
-        records, bases, starts, carriers = self.all
-        return Batch(
-            contig,
-            first,
-            records[:count],
-            bases[:letters],
-            starts[: alleles + 1],
-            carriers[:carried],
-        )
-
-
-class _Stream:
-    """Uncompressed bytes of a file in one buffer, of which a part is taken at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._pieces = self._open()
-        self.data = np.zeros(1 << 20, np.uint8)
-        self.at = self.end = 0
-        self.closed_line = False
-
-    def _open(self) -> Iterator[Codes]:
-        try:
-            if self._path.exists() and not self._path.is_file():
-                raise SequenceError(f"{self._path}: is not a regular file; give a VCF or BCF file")
-            with self._path.open("rb") as file:
-                head = file.read(18)
-                file.seek(max(file.seek(0, 2) - len(_BGZIP_END), 0))
-                tail = file.read(len(_BGZIP_END))
-        except OSError as error:
-            raise SequenceError(
-                f"{self._path}: cannot be read: {error.strerror or error}"
-            ) from None
-        if not head:
-            raise SequenceError(f"{self._path}: is empty; give a VCF or BCF file")
-        if not head.startswith(_GZIP):
-            source = PlainSource(self._path)
-            return source.pieces(0, source.size)
-        if head[:4] == b"\x1f\x8b\x08\x04" and head[12:14] == b"BC" and tail != _BGZIP_END:
-            raise SequenceError(
-                f"{self._path}: bgzip's end-of-file block is missing, so the file is truncated; "
-                "copy it again"
-            )
-        return inflate(self._path, "gzip")
-
-    def fill(self) -> bool:
-        """Append the next piece; False at the end."""
-        piece = next(self._pieces, None)
-        if piece is None:
-            return False
-        rest = self.end - self.at
-        need = rest + len(piece) + _PADDING
-        if need > len(self.data):
-            grown = np.zeros(max(2 * len(self.data), need), np.uint8)
-            grown[:rest] = self.data[self.at : self.end]
-            self.data = grown
-            self.at, self.end = 0, rest
-        elif self.end + len(piece) + _PADDING > len(self.data):
-            self.data[:rest] = self.data[self.at : self.end].copy()
-            self.at, self.end = 0, rest
-        self.data[self.end : self.end + len(piece)] = piece
-        self.end += len(piece)
-        return True
-
-    def need(self, size: int) -> bytes:
-        """The next bytes, fewer at the end of the file; they stay."""
-        while self.end - self.at < size and self.fill():
-            pass
-        return self.data[self.at : min(self.at + size, self.end)].tobytes()
-
-    def take(self, size: int) -> bytes:
-        """The next bytes, fewer at the end of the file."""
-        found = self.need(size)
-        self.at += len(found)
-        return found
-
-    def line(self) -> bytes | None:
-        """The next line without its end; None at the end of the file, or if it has no end."""
-        searched = 0
-        while True:
-            view = self.data[self.at : self.end].data
-            found = bytes(view[searched:]).find(b"\n")
-            if found >= 0:
-                line = bytes(view[: searched + found])
-                self.at += len(line) + 1
-                return line.rstrip(b"\r")
-            searched = len(view)
-            if searched > _MOST_HEADER:
-                raise SequenceError(f"{self._path}: a header line of over {_MOST_HEADER:,} bytes")
-            if not self.fill():
-                if self.closed_line or not searched:
-                    return None
-                self.close_line()
-
-    def last_line(self) -> int:
-        """Where the last whole line ends."""
-        step, end = 1 << 16, self.end
-        while end > self.at:
-            begin = max(end - step, self.at)
-            found = self.data[begin:end].tobytes().rfind(b"\n")
-            if found >= 0:
-                return begin + found + 1
-            end = begin
-        return self.at
-
-    def close_line(self) -> None:
-        """Give the last line the end that the file lacks."""
-        self.data[self.end] = 0x0A
-        self.end += 1
-        self.closed_line = True
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._pieces = iter(())
 
 
 def _dictionaries(header: list[bytes]) -> tuple[dict[int, bytes], Int64]:

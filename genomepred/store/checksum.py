@@ -1,21 +1,30 @@
-"""HDF5's fletcher32, apart from the rest so that readers do not wait for Numba."""
+"""HDF5's fletcher32, in NumPy: readers of a file need no compiler."""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
-from numpy.typing import NDArray
 
-# Words summed before reducing: with 2**20 of them the second 64-bit sum stays below 2**56.
-_BLOCK = 1 << 20
+# Words summed at once: few enough for L2 (half the speed with 2**12), and the sum of their sums
+# stays far below 2**64.
+_BLOCK = 1 << 14
 
 
 def fletcher32(data: bytes | memoryview) -> int:
     """Checksum that HDF5's fletcher32 filter appends, over big-endian 16-bit words.
 
-    An odd last byte counts as the upper half of a word. The GIL is released meanwhile.
+    An odd last byte counts as the upper half of a word.
     """
-    return int(_fletcher32(np.frombuffer(data, np.uint8)))
+    view = memoryview(data).cast("B")
+    words = np.frombuffer(view[: len(view) // 2 * 2], ">u2")
+    first = second = 0
+    for begin in range(0, len(words), _BLOCK):
+        sums = np.cumsum(words[begin : begin + _BLOCK].astype(np.uint64))
+        second = _reduce(second + len(sums) * first + int(sums.sum()))
+        first = _reduce(first + int(sums[-1]))
+    if len(view) % 2:
+        first += view[-1] << 8
+        second += first
+    return _reduce(second) << 16 | _reduce(first)
 
 
 def intact(chunk: bytes) -> bool:
@@ -25,23 +34,6 @@ def intact(chunk: bytes) -> bool:
     )
 
 
-@njit(nogil=True, cache=True)
-def _fletcher32(data: NDArray[np.uint8]) -> np.uint64:
-    words = data.size // 2
-    first, second = np.uint64(0), np.uint64(0)
-    for begin in range(0, words, _BLOCK):
-        for i in range(begin, min(begin + _BLOCK, words)):
-            first += (np.uint64(data[2 * i]) << np.uint64(8)) | np.uint64(data[2 * i + 1])
-            second += first
-        first, second = _reduce(first), _reduce(second)
-    if data.size % 2:
-        first += np.uint64(data[data.size - 1]) << np.uint64(8)
-        second += first
-    return (_reduce(second) << np.uint64(16)) | _reduce(first)
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _reduce(total: np.uint64) -> np.uint64:
+def _reduce(total: int) -> int:
     """Remainder modulo 65535, but 65535 for its multiples above 0, as folding gives."""
-    rest = total % np.uint64(65535)
-    return np.uint64(65535) if rest == 0 and total != 0 else rest
+    return total and (total - 1) % 65535 + 1

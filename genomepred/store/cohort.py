@@ -15,7 +15,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -214,6 +214,28 @@ def _copy_cohort(
     hdf5._write_table(group, "leader", leader, kind.newbyteorder("<"))
 
 
+class Classes(NamedTuple):
+    """Distinct predictions of consecutive windows, not expanded to haplotypes.
+
+    Parameters
+    ----------
+    table : uint array, [haplotypes, windows]
+        Leader of each haplotype; ``none`` where it has no prediction.
+    starts : int64 array, [windows + 1]
+        Where each window's distinct predictions begin in ``leader``.
+    leader : uint array, [distinct]
+        Ascending within a window; ``none`` fills the chunks of a shard.
+    rows : float32 array, [distinct x bins, tracks]
+    none : int
+    """
+
+    table: NDArray[Any]
+    starts: Int64
+    leader: NDArray[Any]
+    rows: Float32
+    none: int
+
+
 class CohortStore:
     """Predictions of all haplotypes of a panel, opened for reading.
 
@@ -304,6 +326,20 @@ class CohortStore:
         parts = [self._base.values(numbers, *r) for r in ranges]
         empty = np.empty((len(numbers), 0, len(self.tracks)), np.float32)
         return np.concatenate([empty, *parts], axis=1) if len(parts) != 1 else parts[0]
+
+    def classes(self, first: int, last: int) -> Classes:
+        """Distinct predictions of windows ``[first, last)``, and which each haplotype has."""
+        base = self._base
+        with base._reading(f"read at windows {first}-{last}"):
+            end = int(base.first[last]) if last < len(base.first) else len(base.leader)
+            low, bins = int(base.first[first]), base.grid.geometry.bins
+            return Classes(
+                np.asarray(base.index[:, first:last]),
+                np.append(base.first[first:last], end) - low,
+                base.leader[low:end],
+                np.asarray(base.predictions[low * bins : end * bins], np.float32),
+                base.none,
+            )
 
     def problems(self) -> list[str]:
         """What contradicts itself: leaders that do not ascend, an index that names none."""
@@ -397,6 +433,11 @@ class _Base(PredictionStore):
         for run in runs:
             a, b = int(numbers[run[0]]), int(numbers[run[-1]]) + 1
             index[run[0] : run[-1] + 1] = self.index[a:b, first:last]
+        return self.located(index, first)
+
+    def located(self, index: NDArray[Any], first: int) -> Int64:
+        """Distinct numbers of leaders, [haplotypes, windows from ``first`` on]; -1: absent."""
+        last = first + index.shape[1]
         end = int(self.first[last]) if last < len(self.first) else len(self.leader)
         out = np.empty(index.shape, np.int64)
         bad = _look_up(
@@ -414,21 +455,22 @@ class _Base(PredictionStore):
             for window in range(first // bins, -(-last // bins), _WINDOWS):
                 stop = min(window + _WINDOWS, -(-last // bins))
                 found = self.distinct(numbers, window, stop)
-                low = int(np.min(found, initial=1 << 62, where=found >= 0))
-                high = int(found.max(initial=-1)) + 1
-                rows = np.empty((0, tracks), np.float32)
-                if low < high:
-                    rows = np.asarray(self.predictions[low * bins : high * bins], np.float32)
                 begin, end = max(window * bins, first), min(stop * bins, last)
-                _gather(
-                    found,
-                    low,
-                    bins,
-                    rows,
-                    begin - window * bins,
-                    out[:, begin - first : end - first],
-                )
+                self.gather(found, begin - window * bins, out[:, begin - first : end - first])
         return out
+
+    def gather(self, found: Int64, skip: int, out: Float32) -> None:
+        """Fill ``out``, [haplotypes, rows, tracks], with the rows of distinct windows.
+
+        ``found`` is their numbers, [haplotypes, windows]; the first ``skip`` rows are left out.
+        """
+        bins = self.grid.geometry.bins
+        low = int(np.min(found, initial=1 << 62, where=found >= 0))
+        high = int(found.max(initial=-1)) + 1
+        rows = np.empty((0, len(self.tracks)), np.float32)
+        if low < high:
+            rows = np.asarray(self.predictions[low * bins : high * bins], np.float32)
+        _gather(found, low, bins, rows, skip, out)
 
     def problems(self) -> list[str]:
         """See :meth:`CohortStore.problems`."""

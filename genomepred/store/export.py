@@ -113,7 +113,7 @@ def export_bedgraph(
     outputs = _outputs(store, path or Path("-"), track)
     _refuse_odd_contigs(store)
     for column, output in outputs:
-        with _text_output(path and output) as file:
+        with text_output(path and output) as file:
             for block in _drawn(store, column, region):
                 file.write(_bedgraph_lines(block))
     return [] if path is None else [output for _, output in outputs]
@@ -153,7 +153,7 @@ def export_tsv(
     ranges = [(0, store.rows)] if region is None else store.ranges(region)
     names = ["name"] if store.grid.names is not None else []
     header = ["contig", "start", "end", *names, *(store.tracks[k] for k in columns)]
-    with _text_output(path) as file:
+    with text_output(path) as file:
         file.write(f"{tab_separated(header)}\n".encode())
         for first, last in ranges:
             for row, values in store.blocks(first, last):
@@ -261,7 +261,7 @@ def _refuse_long_contigs(store: PredictionStore) -> None:
 
 
 @contextmanager
-def _text_output(path: Path | None) -> Iterator[BinaryIO]:
+def text_output(path: Path | None) -> Iterator[BinaryIO]:
     """Binary file that is published when complete, or standard output."""
     if path is None:
         try:
@@ -280,7 +280,7 @@ def _text_output(path: Path | None) -> Iterator[BinaryIO]:
             yield raw
 
 
-def _texts(values: Float32) -> NDArray[np.str_]:
+def texts_of(values: Float32) -> NDArray[np.str_]:
     """Shortest text of each value that reads back as the same float32; NaN for missing."""
     texts: NDArray[np.str_] = values.astype(np.str_)
     texts[np.isnan(values)] = "NaN"
@@ -288,7 +288,7 @@ def _texts(values: Float32) -> NDArray[np.str_]:
 
 
 def _bedgraph_lines(block: _Block) -> bytes:
-    return _lines(repeat(block.contig), block.start, block.end, _texts(block.values).tolist())
+    return _lines(repeat(block.contig), block.start, block.end, texts_of(block.values).tolist())
 
 
 def _tsv_lines(store: PredictionStore, rows: Int64, values: Float32) -> bytes:
@@ -296,7 +296,7 @@ def _tsv_lines(store: PredictionStore, rows: Int64, values: Float32) -> bytes:
     kept = start < end
     interval, numbers = np.unique(store.grid.interval_of(rows[kept]), return_inverse=True)
     contigs = list(map(quoted, store.grid.contigs[interval].tolist()))
-    texts = ["\t".join(row) for row in _texts(values[kept]).tolist()]
+    texts = ["\t".join(row) for row in texts_of(values[kept]).tolist()]
     if store.grid.names is not None:
         names = list(map(quoted, store.grid.names[interval].tolist()))
         texts = [f"{names[k]}\t{text}" for k, text in zip(numbers.tolist(), texts, strict=True)]

@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +37,20 @@ from genomepred.files import create_whole, discard_abandoned, write_whole
 from genomepred.models import build
 from genomepred.models.card import Card, Track, flatten, read_card
 from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
-from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel
 from genomepred.training.fit import (
     HISTORY,
     PREVIOUS,
     STATE,
     Fit,
-    Float32,
     Settings,
     Weights,
     fit,
     history_digest,
-    raw_values,
+    raw_predictor,
 )
 from genomepred.training.precision import precision_differences, tolerances
-from genomepred.training.tasks import Task, find_task
+from genomepred.training.tasks import Float32, Task, find_task
 
 RUN, METRICS, CURVES = "run.json", "metrics.json", "curves.png"
 SCRATCH = ".data"
@@ -330,7 +327,8 @@ def measure(model: SequenceModel, data: Data, task: Task) -> dict[str, Any]:
 
 def _measure(model: SequenceModel, examples: Examples, task: Task) -> dict[str, Any]:
     """Metrics of a model on examples: their number, means, then each track's."""
-    values = raw_values(prepare(model, "torch"), examples.codes).reshape(len(examples), -1)
+    predictor = raw_predictor(model, len(examples))
+    values = predictor.predict(examples.codes).reshape(len(examples), -1)
     labels = np.asarray(examples.labels)
     found: dict[str, Any] = {"examples": len(examples), **_rounded(task.metrics(labels, values))}
     if labels.shape[1] > 1:
@@ -355,7 +353,7 @@ def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
     Forward strand, at the card's stride; see :func:`genomepred.evaluation.metrics.find_sites`. The
     regions of several genomes are one map.
     """
-    card, predict = model.card, partial(raw_values, prepare(model, "torch"))
+    card, predict = model.card, raw_predictor(model).predict
 
     def sites(part: int) -> Sites:
         return find_sites(

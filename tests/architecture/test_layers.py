@@ -24,10 +24,6 @@ LONGER = {
     "genomepred.benchmarks.end_to_end.measure": 79,
     # Compiled: one pass over the data.
     "genomepred.kernels.conv_block.cpu._multiply": 69,
-    "genomepred.sequences.edits.settle": 97,
-    "genomepred.sequences.vcf_decode._text_samples": 65,
-    "genomepred.sequences.vcf_decode._text_record": 86,
-    "genomepred.sequences.vcf_decode._bcf_record": 66,
 }
 # Layers that stand on each other: a module imports from those before its own, and from its own.
 # Others (training, explain, variants, tables, view) stand beside runs.

@@ -18,7 +18,8 @@ from genomepred.runs import cohort
 from genomepred.runs.checking import verify
 from genomepred.runs.cohort import predict_cohort
 from genomepred.runs.run import predict
-from genomepred.sequences.cohort import Panel, PanelOptions, export_consensus, write_consensus
+from genomepred.sequences.cohort import Panel, PanelOptions
+from genomepred.sequences.consensus import export_consensus, write_consensus
 from genomepred.sequences.fasta import Genome
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore

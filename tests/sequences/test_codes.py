@@ -4,12 +4,11 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from genomepred.sequences import codes as module
 from genomepred.sequences.codes import one_hot, real_counts, reverse_complement
 
 Codes = NDArray[np.uint8]
@@ -24,13 +23,6 @@ def codes_of(shape: st.SearchStrategy[tuple[int, ...]]) -> st.SearchStrategy[Cod
 any_shape = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=70)
 
 
-def test_kernels_release_the_gil() -> None:
-    kernels = [f for f in vars(module).values() if hasattr(f, "targetoptions")]
-    assert len(kernels) >= 4
-    assert all(kernel.targetoptions["nogil"] for kernel in kernels)
-
-
-@settings(deadline=None)  # the first call compiles
 @given(codes_of(any_shape))
 def test_reverse_complement_is_the_other_strand_read_backwards(codes: Codes) -> None:
     expected = np.vectorize(COMPLEMENT.get, otypes=[np.uint8])(codes)[..., ::-1]
@@ -91,7 +83,6 @@ def windows(draw: st.DrawFn) -> tuple[Codes, NDArray[np.int64], int]:
     return codes, np.array(sorted(draw(some)), np.int64), width
 
 
-@settings(deadline=None)  # the first call compiles
 @given(windows())
 def test_real_counts_of_any_windows(case: tuple[Codes, NDArray[np.int64], int]) -> None:
     codes, starts, width = case

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from genomepred.errors import RegionError, SequenceError
-from genomepred.sequences import cohort
-from genomepred.sequences.cohort import Panel, PanelOptions, read_samples, write_consensus
+from genomepred.sequences import panel_cache
+from genomepred.sequences.cohort import Panel, PanelOptions, read_samples
+from genomepred.sequences.consensus import write_consensus
 from genomepred.sequences.fasta import Genome
 from tests.sequences.panels import (
     RandomPanel,
@@ -293,7 +294,7 @@ def test_haplotypes_and_chains_are_those_of_bcftools(tmp_path: Path, seed: int) 
 def test_every_form_of_a_panel_is_one_panel(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cohort, "BLOCK", 64)  # many blocks, and edits that cross them
+    monkeypatch.setattr(panel_cache, "BLOCK", 64)  # many blocks, and edits that cross them
     text = random_panel(seed, samples=5, length=900)
     plain = text.vcf(tmp_path / "p.vcf")
     (tmp_path / "p.gz").write_bytes(gzip.compress(plain.read_bytes()))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from genomepred.sequences import cohort
+from genomepred.sequences import panel_cache
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows, leader_type
 from genomepred.sequences.fasta import Genome
@@ -86,8 +86,7 @@ def check(panel: Panel, g: Geometry, step: int = 10**9) -> tuple[int, int]:
 def test_windows_are_cut_from_haplotypes(
     tmp_path: Path, geometry: Geometry, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cohort, "BLOCK", 128)
-    monkeypatch.setattr("genomepred.sequences.distinct.BLOCK", 128)
+    monkeypatch.setattr(panel_cache, "BLOCK", 128)
     text = random_panel(seed, samples=4, length=700, rate=(0.03, 0.12)[seed % 2])
     with Genome(text.fasta(tmp_path / "ref.fa")) as genome:
         options = PanelOptions(missing="n" if seed % 3 else "reference")
@@ -129,8 +128,7 @@ def test_one_large_edit(
     alt: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cohort, "BLOCK", 32)
-    monkeypatch.setattr("genomepred.sequences.distinct.BLOCK", 32)
+    monkeypatch.setattr(panel_cache, "BLOCK", 32)
     text = one_edit(300, pos, ref, alt)
     with (
         Genome(text.fasta(tmp_path / "ref.fa")) as genome,

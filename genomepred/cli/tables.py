@@ -1,0 +1,248 @@
+"""Commands that answer questions with maps: sites, table, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from genomepred.cli.options import (
+    UserPath,
+    debug_option,
+    device_option,
+    echo_json,
+    json_option,
+    option,
+    trust_code_option,
+)
+
+_TRACKS = click.option(
+    "--track",
+    "tracks",
+    metavar="NAME",
+    multiple=True,
+    help="Only this track; repeatable.  [default: all]",
+)
+
+
+def _told(path: Path | None) -> Path | None:
+    """Output file, or None for standard output, which ``-`` also means."""
+    return None if path is None or str(path) == "-" else path
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=UserPath())
+@click.option(
+    "-o",
+    "--output",
+    type=UserPath(),
+    help="File to write (.narrowPeak, .bed or .tsv, gzip if .gz follows); any other name is a "
+    "folder for a file a map.  [default: standard output]",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["narrowPeak", "bed", "tsv"]),
+    help="Format.  [default: as the output's name says, else narrowPeak]",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    help="Least value of a summit.  [default: the one that the model's card holds, chosen on "
+    "validation regions]",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    help="So many of the strongest sites of each map instead.  [default: off]",
+)
+@click.option(
+    "--per-mb",
+    type=click.FloatRange(0, min_open=True),
+    help="So many sites a million bases with predictions instead.  [default: off]",
+)
+@click.option(
+    "--within",
+    type=click.IntRange(0),
+    metavar="BASES",
+    help="Bases on either side in which a site is the highest.  [default: as many as a row "
+    "describes: the window of a model of one bin]",
+)
+@_TRACKS
+@click.option(
+    "--sample",
+    "samples",
+    metavar="S[.COPY]",
+    multiple=True,
+    help="Of a cohort's file: this sample, and which of its copies; repeatable.  [default: none]",
+)
+@click.option(
+    "--model",
+    metavar="DIR_OR_NAME",
+    help="The model that the maps are of, for its card's threshold and for strands.  [default: "
+    "the bundled one with these weights, if there is one]",
+)
+@click.option(
+    "--sequence",
+    "genome",
+    metavar="GENOME",
+    type=UserPath(exists=True, dir_okay=False),
+    help="FASTA that was predicted: adds the bases of each site to a TSV, and the strand on which "
+    "the model scores higher.  [default: none]",
+)
+@device_option
+@trust_code_option
+@json_option
+@debug_option
+def sites(
+    files: tuple[Path, ...],
+    output: Path | None,
+    kind: str | None,
+    threshold: float | None,
+    top: int | None,
+    per_mb: float | None,
+    within: int | None,
+    tracks: tuple[str, ...],
+    samples: tuple[str, ...],
+    model: str | None,
+    genome: Path | None,
+    device: str,
+    trust_code: str | None,
+    as_json: bool,
+) -> None:
+    """Find sites in maps: local maxima above a threshold, each with its summit.
+
+    FILE is a prediction file or the folder of a run. A site is a row that is the highest within
+    --within bases on either side; sites that share bases are merged. Names count from the strongest
+    site.
+    """
+    from genomepred.tables.site_files import SiteOptions, write_sites
+    from genomepred.tables.sites import Choice
+
+    given = [name for name, value in _choices(threshold, top, per_mb).items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{given[0]} and {given[1]} contradict each other; give one")
+    path = _told(output)
+    if as_json and path is None:
+        raise click.UsageError("--json needs a file: give -o PATH")
+    choice = Choice(threshold, top, per_mb) if given else None
+    options = SiteOptions(choice, within, model, genome, device, trust_code)
+    written = write_sites(
+        files, path, kind, tracks=tracks, samples=samples, options=options, progress=True
+    )
+    if as_json:
+        maps = [
+            {"map": one.name, "track": one.track, "sites": count, "file": str(file)}
+            for one, count, file in written
+        ]
+        echo_json({"maps": maps})
+        return
+    for one, count, file in written:
+        where = "" if file is None else f" in {file}"
+        click.echo(f"genomepred: {one.name}: {count:,} sites{where}", err=True)
+
+
+def _choices(
+    threshold: float | None, top: int | None, per_mb: float | None
+) -> dict[str, float | None]:
+    return {"--threshold": threshold, "--top": top, "--per-mb": per_mb}
+
+
+@click.command()
+@click.argument("out", type=UserPath())
+@click.option(
+    "--regions",
+    required=True,
+    type=UserPath(exists=True, dir_okay=False),
+    help="BED, GFF3 or GTF, plain or gzip; or a manifest .tsv whose columns name and regions give "
+    "each genome its own, matched by the regions' names.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=UserPath(dir_okay=False),
+    help="File to write: .tsv, .tsv.gz, .parquet (one a track), .h5 or .h5ad.  [default: TSV to "
+    "standard output]",
+)
+@option(
+    "--stat",
+    type=click.Choice(["mean", "max", "min", "fraction"]),
+    default="mean",
+    help="Statistic of the rows that meet a region; fraction is the share of those at or above "
+    "--threshold. Missing rows do not count.",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    help="With --stat fraction: least value that counts.  [default: none]",
+)
+@option("--feature", default="gene", help="Of GFF3 and GTF: type of the features.")
+@click.option(
+    "--upstream",
+    type=click.IntRange(0),
+    metavar="BASES",
+    help="Bases before a feature's first, as its strand reads, instead of the whole feature.  "
+    "[default: off]",
+)
+@click.option(
+    "--downstream",
+    type=click.IntRange(0),
+    metavar="BASES",
+    help="Bases from a feature's first on, likewise.  [default: off]",
+)
+@_TRACKS
+@json_option
+@debug_option
+def table(
+    out: Path,
+    regions: Path,
+    output: Path | None,
+    stat: str,
+    threshold: float | None,
+    feature: str,
+    upstream: int | None,
+    downstream: int | None,
+    tracks: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Make a table of regions by samples from OUT.
+
+    OUT is the folder of a run, whose genomes are the samples, or a cohort's file, whose haplotypes
+    are. The statistic of a region is that of the rows that `query` prints for it; NaN where it has
+    none.
+    """
+    from genomepred.tables.table import region_table
+    from genomepred.tables.writing import write_table
+
+    path = _told(output)
+    if as_json and path is None:
+        raise click.UsageError("--json needs a file: give -o PATH")
+    found = region_table(
+        out,
+        regions,
+        stat,
+        threshold=threshold,
+        feature=feature,
+        upstream=upstream,
+        downstream=downstream,
+        tracks=tracks,
+    )
+    files = write_table(found, path, progress=True)
+    if as_json:
+        echo_json(
+            {
+                "files": [str(file) for file in files],
+                "regions": len(found.names),
+                "samples": len(found.samples),
+                "tracks": list(found.tracks),
+                "absent": found.absent,
+            }
+        )
+        return
+    note = f"; {found.absent:,} pairs of region and genome without a place" if found.absent else ""
+    click.echo(
+        f"genomepred: {len(found.names):,} regions of {len(found.samples):,} samples{note}",
+        err=True,
+    )
+    for file in files:
+        click.echo(f"genomepred: wrote {file}", err=True)

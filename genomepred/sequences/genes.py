@@ -1,0 +1,146 @@
+"""GFF3 and GTF files: genes and other features, plain or gzip, line by line and bounded.
+
+The formats are those of the Sequence Ontology's GFF3 specification, version 1.26, and of Ensembl's
+description of GTF (GFF 2). Which one a file has is told by its name (``.gff3``, ``.gff``; ``.gtf``)
+and never guessed. Positions are 1-based inclusive in the files, 0-based half-open here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from genomepred.errors import GenomepredError, RegionError
+from genomepred.sequences.bed import MOST_LINE, UNREADABLE, reason, text_lines
+from genomepred.sequences.names import shown, some
+
+_GFF3, _GTF = re.compile(r"\.gff3?(\.b?gz)?$", re.I), re.compile(r"\.(gtf|gff2)(\.b?gz)?$", re.I)
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_GTF_ATTRIBUTE = re.compile(
+    r'\s*(?P<key>[^\s;"]+)\s+(?:"(?P<quoted>[^"]*)"|(?P<bare>[^";]*?))\s*(?:;|$)'
+)
+_GFF3_NAMES = ("ID", "Name")
+_COLUMNS = 9
+
+
+class Gene(NamedTuple):
+    """One feature of a GFF3 or GTF file, 0-based half-open.
+
+    ``name`` is its ID, else its Name (GTF: the gene's or transcript's), else its place; ``strand``
+    is ``+``, ``-`` or ``.``; ``feature`` the third column's text; ``line`` the line's number.
+    """
+
+    contig: str
+    start: int
+    end: int
+    name: str
+    strand: str
+    feature: str
+    line: int
+    attributes: dict[str, str]
+
+
+def is_annotation(path: Path | str) -> bool:
+    """Whether a file's name is that of a GFF3 or GTF file."""
+    return any(ending.search(str(path)) for ending in (_GFF3, _GTF))
+
+
+def read_genes(
+    path: Path | str, feature: str = "gene", error: type[GenomepredError] = RegionError
+) -> list[Gene]:
+    """Features of one type, in file order.
+
+    Parameters
+    ----------
+    path : path
+        A regular file named ``.gff3``, ``.gff`` or ``.gtf``, plain or gzip.
+    feature : str
+        Type of the third column, such as ``gene``, ``mRNA`` or ``exon``.
+    error : type
+        What is raised.
+
+    Raises
+    ------
+    GenomepredError
+        Of the given type, naming file and line, if a line is malformed; or if no feature is of the
+        type, naming those that there are.
+    """
+    found, others = [], dict[str, None]()
+    for gene in gene_records(path, error=error):
+        if gene.feature == feature:
+            found.append(gene)
+        else:
+            others[gene.feature] = None
+    if not found:
+        there = f"there are {some(others, 12)}" if others else "it has no features at all"
+        raise error(f"{path}: no feature {shown(feature)}; {there}")
+    return found
+
+
+def gene_records(path: Path | str, error: type[GenomepredError] = RegionError) -> Iterator[Gene]:
+    """All features of a file in file order; arguments and errors as of :func:`read_genes`."""
+    if not is_annotation(path):
+        raise error(f"{path}: is named neither .gff3, .gff nor .gtf; rename it as what it is")
+    gtf = _GTF.search(str(path)) is not None
+    number = 0
+    try:
+        with text_lines(Path(path)) as lines:
+            while line := lines.readline(MOST_LINE + 1):
+                number += 1
+                if len(line) > MOST_LINE:
+                    raise error(f"{path} line {number}: longer than {MOST_LINE:,} characters")
+                if line.startswith("##FASTA") or line.startswith(">"):
+                    return  # sequence from here on
+                if line.strip() and not line.startswith("#"):
+                    fields = line.rstrip("\r\n").split("\t")
+                    yield _gene(fields, f"{path} line {number}", number, gtf, error)
+    except UNREADABLE as problem:
+        raise error(
+            f"{path}: cannot be read as {'GTF' if gtf else 'GFF3'}: {reason(problem)}"
+        ) from problem
+
+
+def _gene(
+    fields: list[str], where: str, number: int, gtf: bool, error: type[GenomepredError]
+) -> Gene:
+    if len(fields) != _COLUMNS or not all(map(_NUMBER.fullmatch, fields[3:5])):
+        raise error(
+            f"{where}: expected {_COLUMNS} columns between tabs with start and end, counted from 1,"
+            f" in the fourth and fifth; found {shown(' '.join(fields[:_COLUMNS]))}"
+        )
+    contig, _, feature, first, last, _, strand, _, text = fields
+    start, end = int(first) - 1, int(last)
+    if start >= end:
+        raise error(f"{where}: {shown(contig)} {first}-{last} ends before it begins")
+    attributes = _gtf_attributes(text) if gtf else _gff3_attributes(text)
+    contig, feature = (contig, feature) if gtf else (unquote(contig), unquote(feature))
+    name = _name(attributes, feature, gtf) or f"{contig}:{first}-{last}"
+    strand = strand if strand in ("+", "-") else "."
+    return Gene(contig, start, end, name, strand, feature, number, attributes)
+
+
+def _name(attributes: dict[str, str], feature: str, gtf: bool) -> str:
+    """What a feature is called; empty if it is not."""
+    keys: tuple[str, ...] = _GFF3_NAMES
+    if gtf:
+        own = ("exon_id", "transcript_id", "gene_id")
+        keys = own[2:] if feature == "gene" else own[1:] if feature != "exon" else own
+        keys = (*keys, "gene_name")
+    return next((attributes[key] for key in keys if attributes.get(key)), "")
+
+
+def _gff3_attributes(text: str) -> dict[str, str]:
+    pairs = (part.partition("=") for part in text.split(";"))
+    return {unquote(key.strip()): unquote(value) for key, equals, value in pairs if equals}
+
+
+def _gtf_attributes(text: str) -> dict[str, str]:
+    """Attributes; of one that stands several times, the first value."""
+    found: dict[str, str] = {}
+    for match in _GTF_ATTRIBUTE.finditer(text):
+        value = match["quoted"] if match["quoted"] is not None else match["bare"]
+        found.setdefault(match["key"], value)
+    return found

@@ -1,0 +1,343 @@
+"""Kernels that decode records of BCF version 2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from genomepred.sequences.vcf_decode import (
+    ALLELE,
+    ALLELE_ROOM,
+    ALLELES,
+    BAD_END,
+    BAD_GT,
+    BAD_LENGTH,
+    BAD_POS,
+    BAD_TYPE,
+    CARRIERS,
+    COMMON,
+    CONTIG,
+    DONE,
+    END,
+    FILTERED,
+    FULL,
+    HIGH_PLOIDY,
+    INBRED,
+    IRREGULAR,
+    LETTER_ROOM,
+    LETTERS,
+    MISSING,
+    MIXED_PLOIDY,
+    NEED,
+    NO_GT,
+    NONSENSE,
+    OTHER_SAMPLES,
+    PLOIDY,
+    POS,
+    RECORD,
+    RECORDS,
+    SAMPLE,
+    UNSAID,
+    VALUE,
+    begin_record,
+    end_alleles,
+    end_record,
+    take_genotype,
+    take_two,
+    word,
+)
+
+_LESS = 0x3C
+_REFERENCE, _PHASE_BITS = np.uint64(0x0202020202020202), np.uint64(0xFEFEFEFEFEFEFEFE)
+# Types of values; of the numbers of keys that are looked up, which is which.
+_NONE, _INT8, _INT16, _INT32, _FLOAT, _CHAR = 0, 1, 2, 3, 5, 7
+_GT, _END, _SVLEN, _PASS = range(4)
+# A record's two lengths, and the fixed part of its shared part.
+_LENGTHS, _FIXED = 8, 24
+
+
+@njit(nogil=True, cache=True)
+def bcf_records(raw: Any, at: int, stop: int, contig: int, keys: Any, d: Any) -> tuple[int, int]:
+    """Decode whole records of BCF; as :func:`genomepred.sequences.vcf_text.text_records`.
+
+    ``contig`` is the number of the contig, ``keys`` (int64) the numbers of GT, END, SVLEN and PASS
+    in the header's dictionary, -1 if absent.
+    """
+    while at + _LENGTHS + _FIXED <= stop:
+        shared, each = _int(raw, at, 4) & 0xFFFFFFFF, _int(raw, at + 4, 4) & 0xFFFFFFFF
+        begin, end = at + _LENGTHS, at + _LENGTHS + shared
+        if end + each > stop:
+            break
+        if d.state[RECORDS] == len(d.records):
+            return FULL, at
+        if shared < _FIXED:
+            d.state[RECORD] += 1
+            return BAD_LENGTH, at
+        if _int(raw, begin, 4) != contig:
+            d.state[VALUE] = _int(raw, begin, 4)
+            return CONTIG, at
+        record = begin_record(d)
+        status = _record(raw, begin, end, each, keys, record, d)
+        end_record(d, status)
+        if status != DONE:
+            return status, at
+        at = end + each
+    return DONE, at
+
+
+@njit(nogil=True, cache=True)
+def _record(  # noqa: PLR0911 - one of each thing that may be wrong
+    raw: Any, at: int, end: int, each: int, keys: Any, record: Any, d: Any
+) -> int:
+    """Decode a record whose shared part is ``[at, end)``, ``each`` bytes of genotypes behind."""
+    record[POS] = _int(raw, at + 4, 4)
+    d.state[VALUE] = record[POS] + 1
+    if record[POS] < -1:
+        return BAD_POS
+    alleles, infos = _int(raw, at + 18, 2) & 0xFFFF, _int(raw, at + 16, 2) & 0xFFFF
+    formats, samples = np.int64(raw[at + 23]), _int(raw, at + 20, 4) & 0xFFFFFF
+    if samples != len(d.columns):
+        d.state[VALUE] = samples
+        return OTHER_SAMPLES
+    kind, size, place = _typed(raw, at + _FIXED, end)  # ID
+    if kind not in (_NONE, _CHAR) or place + size > end:
+        return BAD_TYPE
+    place += size if kind == _CHAR else 0
+    status, place, symbolic = _alleles(raw, place, end, alleles, d)
+    if status != DONE:
+        return status
+    kind, size, place = _typed(raw, place, end)  # FILTER
+    width = _size(kind)
+    if kind < 0 or kind > _INT32 or place + size * width > end:
+        return BAD_TYPE
+    record[FILTERED] = size * width > 0 and (size > 1 or _int(raw, place, width) != keys[_PASS])
+    if symbolic:
+        place += size * width
+        status, record[END] = _symbolic_end(raw, place, end, infos, keys, record[POS])
+        if status != DONE:
+            return status
+    return _formats(raw, end, end + each, formats, keys[_GT], d.state[ALLELES] - record[ALLELE], d)
+
+
+# -- typed values ----------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _int(raw: Any, at: Any, size: Any) -> Any:
+    """Signed little-endian integer of 1, 2 or 4 bytes."""
+    value = np.int64(0)
+    for k in range(size):
+        value |= np.int64(raw[at + k]) << (8 * k)
+    top = np.int64(1) << (8 * size - 1)
+    return (value ^ top) - top
+
+
+@njit(nogil=True, cache=True)
+def _typed(raw: Any, at: Any, end: int) -> tuple[Any, Any, Any]:
+    """Descriptor of a typed value; (type, number of values, where they begin), type -1 if bad."""
+    if at >= end:
+        return -1, 0, at
+    kind, count = np.int64(raw[at] & 15), np.int64(raw[at] >> 4)
+    at += 1
+    if count == 15:
+        if at >= end:
+            return -1, 0, at
+        inner = np.int64(raw[at])
+        size = _size(inner & 15)
+        if inner >> 4 != 1 or not _INT8 <= inner & 15 <= _INT32 or at + 1 + size > end:
+            return -1, 0, at
+        count = _int(raw, at + 1, size)
+        at += 1 + size
+        if count < 0:
+            return -1, 0, at
+    if kind not in (_NONE, _INT8, _INT16, _INT32, _FLOAT, _CHAR):
+        return -1, 0, at
+    return kind, count, at
+
+
+@njit(nogil=True, cache=True)
+def _size(kind: Any) -> int:
+    """Bytes of one value of a type."""
+    if kind == _NONE:
+        return 0
+    if kind == _INT16:
+        return 2
+    return 4 if kind in (_INT32, _FLOAT) else 1
+
+
+@njit(nogil=True, cache=True)
+def _key(raw: Any, at: Any, end: int) -> tuple[Any, Any]:
+    """Typed integer that names a key; (key or -1, where it ends)."""
+    kind, count, at = _typed(raw, at, end)
+    size = _size(kind)
+    if not _INT8 <= kind <= _INT32 or count != 1 or at + size > end:
+        return -1, at
+    return _int(raw, at, size), at + size
+
+
+# -- alleles and INFO ------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _alleles(raw: Any, at: Any, end: int, count: Any, d: Any) -> tuple[int, Any, bool]:
+    """Take REF and ALT; (status, where they end, any symbolic)."""
+    state = d.state
+    first, symbolic = state[ALLELES], False
+    for _ in range(count):
+        kind, size, at = _typed(raw, at, end)
+        if kind != _CHAR or at + size > end:
+            return BAD_TYPE, at, symbolic
+        allele, letter = state[ALLELES], state[LETTERS]
+        if allele + 1 >= len(d.starts) or letter + size > len(d.bases):
+            state[NEED] = LETTER_ROOM if letter + size > len(d.bases) else ALLELE_ROOM
+            return FULL, at, symbolic
+        d.starts[allele] = letter
+        symbolic |= size > 0 and raw[at] == _LESS
+        for k in range(size):
+            d.bases[letter + k] = raw[at + k]
+        state[LETTERS] += size
+        state[ALLELES] += 1
+        at += size
+    return end_alleles(d, first), at, symbolic
+
+
+@njit(nogil=True, cache=True)
+def _symbolic_end(raw: Any, at: Any, end: int, infos: Any, keys: Any, pos: Any) -> tuple[int, int]:
+    """Where symbolic alleles end by INFO; (status, end)."""
+    length, last = UNSAID, UNSAID
+    for _ in range(infos):
+        key, at = _key(raw, at, end)
+        if key < 0:
+            return BAD_TYPE, UNSAID
+        kind, count, at = _typed(raw, at, end)
+        width = _size(kind)
+        if kind < 0 or at + count * width > end:
+            return BAD_TYPE, UNSAID
+        if _INT8 <= kind <= _INT32 and count >= 1:
+            value = _int(raw, at, width)
+            if key == keys[_END]:
+                last = value if value > pos else NONSENSE
+            elif key == keys[_SVLEN]:
+                length = abs(value)
+        at += count * width
+    if last != UNSAID:
+        return (DONE if last != NONSENSE else BAD_END), last
+    return DONE, (pos + 1 + length if length >= 0 else UNSAID)
+
+
+# -- genotypes -------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _formats(raw: Any, at: int, end: int, formats: Any, key: int, alleles: int, d: Any) -> int:
+    """Find the genotypes among a record's formats and take them."""
+    count = len(d.columns)
+    for _ in range(formats):
+        found, at = _key(raw, at, end)
+        kind, width, at = _typed(raw, at, end)
+        size = _size(kind)
+        if found < 0 or kind < 0 or at + width * size * count > end:
+            return BAD_TYPE
+        if found == key:
+            if not _INT8 <= kind <= _INT32:
+                return BAD_TYPE
+            if width > len(d.gt):
+                return HIGH_PLOIDY
+            return NO_GT if width == 0 else _samples(raw, at, width, size, alleles, d)
+        at += width * size * count
+    return NO_GT
+
+
+@njit(nogil=True, cache=True)
+def _samples(raw: Any, at: int, width: int, size: int, alleles: int, d: Any) -> int:
+    """Take the genotypes of all samples, ``width`` integers of ``size`` bytes each."""
+    columns, gt, seen, state, carriers = d.columns, d.gt, d.seen, d.state, d.carriers
+    count, column, irregular = len(columns), 0, 0
+    step = 0  # samples in eight bytes
+    if size == 1 and width in (1, 2, 4, 8):
+        step = 8 // width
+    most = min(2 * alleles + 2, 128)
+    while column < count:
+        if step == 4 and state[COMMON] == 2:
+            column = _pairs(raw, at, column, most, columns, seen, state, carriers)
+        elif step > 0 and state[COMMON] == width:
+            column = _reference(raw, at, column, count, width, step)
+        if column == count:
+            break
+        s = columns[column]
+        if s >= 0:
+            here = at + column * width * size
+            status = _sample(raw, here, width, size, s, alleles, gt, seen, state, carriers)
+            irregular += seen[s, PLOIDY] != 0
+            if status != DONE:
+                state[SAMPLE] = column
+                return status
+        column += 1
+    if irregular < state[IRREGULAR] and step > 0 and state[COMMON] == width:
+        return MIXED_PLOIDY
+    return DONE
+
+
+@njit(nogil=True, cache=True)
+def _reference(raw: Any, at: int, column: int, count: int, width: int, step: int) -> int:
+    """Skip samples that are reference on all copies, ``step`` at a time."""
+    while column + step <= count:
+        if (word(raw, at + column * width) & _PHASE_BITS) != _REFERENCE:
+            break
+        column += step
+    return column
+
+
+@njit(nogil=True, cache=True)
+def _pairs(
+    raw: Any, at: int, column: int, most: int, columns: Any, seen: Any, state: Any, carriers: Any
+) -> int:
+    """Take samples with two alleles of one byte each; the first column that is another."""
+    count, n, inbred = len(columns), state[CARRIERS], state[INBRED] != 0
+    while column < count:
+        column = _reference(raw, at, column, count, 2, 4)
+        if column == count:
+            break
+        a, b, s = raw[at + 2 * column], raw[at + 2 * column + 1], columns[column]
+        if not (2 <= a < most and 2 <= b < most):
+            break
+        if s >= 0:
+            if seen[s, PLOIDY] != 0 or n + 2 > len(carriers):
+                break
+            x, y = np.int64(a >> 1) - 1, np.int64(b >> 1) - 1
+            n = take_two(s, x, y, b & 1 == 0, inbred, carriers, n)
+        column += 1
+    state[CARRIERS] = n
+    return column
+
+
+@njit(nogil=True, cache=True)
+def _sample(
+    raw: Any,
+    at: int,
+    width: int,
+    size: int,
+    s: Any,
+    alleles: int,
+    gt: Any,
+    seen: Any,
+    state: Any,
+    carriers: Any,
+) -> int:
+    """Take any genotype."""
+    ends = -((1 << (8 * size - 1)) - 1)
+    p, unphased = 0, False
+    for c in range(width):
+        value = _int(raw, at + c * size, size)
+        if value == ends:
+            break
+        if value < 0 and value != ends - 1:
+            return BAD_GT
+        gt[c] = (value >> 1) - 1 if value >= 0 else MISSING
+        unphased |= c > 0 and value & 1 == 0
+        p += 1
+    if p == 0:  # all ends: nothing was called
+        p, gt[0] = 1, MISSING
+    return take_genotype(s, p, unphased, alleles, gt, seen, state, carriers)

@@ -1,0 +1,1 @@
+"""Answers from maps: sites, regions by samples, differences between samples."""

@@ -1,0 +1,208 @@
+"""Region tables as files: TSV, Parquet, HDF5 and AnnData's .h5ad, a group of regions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from genomepred.errors import DependencyError, OutputError
+from genomepred.files import publishing, require_space
+from genomepred.store.export import text_output, texts_of
+from genomepred.tables.table import RegionTable, unique_names
+from genomepred.tsv import quoted, tab_separated
+
+FORMAT, FORMAT_VERSION = "genomepred table", 1
+_SUFFIXES = (".tsv", ".tsv.gz", ".parquet", ".h5", ".hdf5", ".h5ad")
+_CHUNK = 1 << 16  # values of a chunk of HDF5
+
+
+def write_table(table: RegionTable, path: Path | None, progress: bool = False) -> list[Path]:
+    """Write a table in the format that the output's name says.
+
+    Parameters
+    ----------
+    table : RegionTable
+    path : Path or None
+        ``.tsv``, ``.tsv.gz`` or ``.parquet``: of several tracks, each puts its name before the
+        suffix; ``.h5`` (``.hdf5``) or ``.h5ad``: all tracks in one file. None: TSV of the only
+        track to standard output.
+    progress : bool
+        Whether to show a bar.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    OutputError
+        If the suffix is none of these, or the file cannot be written; nothing is left behind.
+    DependencyError
+        If Parquet is asked for and pyarrow is not installed.
+    StoreError
+        If there are several tracks for standard output.
+    """
+    if path is None:
+        table.column(None)
+        _write_tsv(table, [None], progress)
+        return []
+    suffix = next((s for s in sorted(_SUFFIXES, key=len)[::-1] if path.name.endswith(s)), None)
+    if suffix is None:
+        raise OutputError(f"{path}: name the table {', '.join(f'*{s}' for s in _SUFFIXES)}")
+    if suffix in (".h5", ".hdf5", ".h5ad"):
+        for file in table.files:
+            if path.exists() and path.samefile(file):
+                raise OutputError(f"{path} is a prediction file of the table; name another output")
+        write = _write_h5ad if suffix == ".h5ad" else _write_hdf5
+        with publishing(path, follow=True) as temporary:
+            require_space(path.parent, len(table.names) * len(table.samples))
+            with h5py.File(temporary, "x") as file:
+                write(table, file, progress)
+        return [path]
+    files = _one_a_track(path, suffix, table.tracks)
+    writer: Callable[..., None] = _write_parquet if suffix == ".parquet" else _write_tsv
+    writer(table, files, progress)
+    return files
+
+
+def _one_a_track(path: Path, suffix: str, tracks: Sequence[str]) -> list[Path]:
+    if len(tracks) == 1:
+        return [path]
+    safe = [track.replace("/", "_").replace("\0", "_") for track in tracks]
+    if len(set(safe)) < len(safe):
+        raise OutputError(f"{path}: track names collide as file names; choose one with --track")
+    return [path.with_name(f"{path.name.removesuffix(suffix)}.{name}{suffix}") for name in safe]
+
+
+def _write_tsv(table: RegionTable, files: Sequence[Path | None], progress: bool) -> None:
+    places = table.place_columns()
+    header = tab_separated(["name", *places, *table.samples])
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(text_output(path)) for path in files]
+        for output in outputs:
+            output.write(f"{header}\n".encode())
+        for first, values in table.groups(progress):
+            chosen = slice(first, first + len(values))
+            columns = [table.names[chosen], *(column[chosen] for column in places.values())]
+            left = ["\t".join(map(quoted, row)) for row in zip(*columns, strict=True)]
+            for k, output in enumerate(outputs):
+                rows = texts_of(values[:, :, k]).tolist()
+                lines = ("\t".join([a, *b]) + "\n" for a, b in zip(left, rows, strict=True))
+                output.write("".join(lines).encode())
+
+
+def _write_parquet(table: RegionTable, files: Sequence[Path], progress: bool) -> None:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DependencyError("Parquet needs pyarrow: pip install 'genomepred[tables]'") from error
+    names = pa.array(table.names, pa.string())
+    places = {key: pa.array(column) for key, column in table.place_columns().items()}
+    left = {"name": names, **places}
+    schema = pa.schema(
+        [(key, column.type) for key, column in left.items()]
+        + [(sample, pa.float32()) for sample in table.samples]
+    )
+    with ExitStack() as stack:
+        writers = []
+        for path in files:
+            temporary = stack.enter_context(publishing(path, follow=True))
+            file = stack.enter_context(open(temporary, "xb"))
+            writers.append(stack.enter_context(parquet.ParquetWriter(file, schema)))
+        for first, values in table.groups(progress):
+            own = [column.slice(first, len(values)) for column in left.values()]
+            for k, writer in enumerate(writers):
+                columns = [pa.array(np.ascontiguousarray(c)) for c in values[:, :, k].T]
+                writer.write_table(pa.Table.from_arrays(own + columns, schema=schema))
+
+
+def _write_hdf5(table: RegionTable, file: h5py.File, progress: bool) -> None:
+    file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, statistic=table.statistic.name)
+    if table.statistic.name == "fraction":
+        file.attrs["threshold"] = table.statistic.threshold
+    regions = {"name": table.names, **table.place_columns()}
+    for group, columns in (
+        ("regions", regions),
+        ("samples", {"name": table.samples}),
+        ("tracks", {"name": list(table.tracks)}),
+    ):
+        for name, column in columns.items():
+            values = _fixed(column) if isinstance(column[0], str) else np.array(column, np.int64)
+            file.create_dataset(f"{group}/{name}", data=values)
+    shape = len(table.names), len(table.samples), len(table.tracks)
+    chunk = max(_CHUNK // (shape[1] * shape[2]), 1), *shape[1:]
+    data = _matrix(file, "values", shape, tuple(map(min, chunk, shape)))
+    for first, values in table.groups(progress):
+        data[first : first + len(values)] = values
+
+
+def _fixed(texts: Sequence[str]) -> Any:
+    """Texts of a fixed length, in UTF-8."""
+    data = [text.encode() for text in texts]
+    width = max(map(len, data)) or 1
+    return np.array(data, h5py.string_dtype("utf-8", width))
+
+
+def _matrix(group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...]) -> Any:
+    return group.create_dataset(
+        name,
+        shape,
+        np.float32,
+        chunks=chunks,
+        shuffle=True,
+        compression="gzip",
+        compression_opts=4,
+        fillvalue=np.nan,
+    )
+
+
+def _write_h5ad(table: RegionTable, file: h5py.File, progress: bool) -> None:
+    """Write AnnData's format 0.1.0, as its documentation of files describes it."""
+    _encode(file, "anndata", "0.1.0")
+    _write_index(file, "obs", table.samples, {})
+    columns = {"name": table.names, **table.place_columns()}
+    _write_index(file, "var", unique_names(table.names), columns)
+    for name in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
+        _encode(file.create_group(name), "dict", "0.1.0")
+    uns: dict[str, Any] = {"statistic": table.statistic.name}
+    if table.statistic.name == "fraction":
+        uns["threshold"] = table.statistic.threshold
+    for name, value in uns.items():
+        kind = "string" if isinstance(value, str) else "numeric-scalar"
+        file["uns"][name] = value
+        _encode(file["uns"][name], kind, "0.2.0")
+    shape = len(table.samples), len(table.names)
+    chunks = min(shape[0], 1024), min(shape[1], max(_CHUNK // min(shape[0], 1024), 1))
+    safe = unique_names([track.replace("/", "_") for track in table.tracks])
+    matrices = [_matrix(file["layers"], name, shape, chunks) for name in safe]
+    matrices.append(_matrix(file, "X", shape, chunks))
+    for matrix in matrices:
+        _encode(matrix, "array", "0.2.0")
+    for first, values in table.groups(progress):
+        for matrix, k in zip(matrices, [*range(len(safe)), 0], strict=True):
+            matrix[:, first : first + len(values)] = values[:, :, k].T
+
+
+def _encode(item: Any, kind: str, version: str) -> None:
+    item.attrs["encoding-type"], item.attrs["encoding-version"] = kind, version
+
+
+def _write_index(
+    file: h5py.File, name: str, index: Sequence[str], columns: dict[str, list[Any]]
+) -> None:
+    group = file.create_group(name)
+    _encode(group, "dataframe", "0.2.0")
+    group.attrs["_index"] = "_index"
+    group.attrs.create("column-order", list(columns), dtype=h5py.string_dtype())
+    for key, column in {"_index": list(index), **columns}.items():
+        is_text = isinstance(column[0], str)
+        kind = h5py.string_dtype() if is_text else np.dtype(np.int64)
+        group.create_dataset(key, data=np.array(column, object if is_text else kind), dtype=kind)
+        _encode(group[key], "string-array" if is_text else "array", "0.2.0")

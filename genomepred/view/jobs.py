@@ -1,0 +1,152 @@
+"""Work that is done in a process of its own: memory goes with it, and so does whatever kills it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genomepred.errors import StoreError
+from genomepred.messages import described
+
+# -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
+_BODY = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from genomepred.view.jobs import serve; serve()"
+)
+
+
+class JobError(StoreError):
+    """What a job has said, in one line; or that it was killed."""
+
+
+class Job:
+    """One task in a process that ends with this one.
+
+    Parameters
+    ----------
+    task : str
+        Of :data:`TASKS`.
+    progress : callable
+        Told the share that is done, by the thread that waits.
+    **told
+        Arguments of the task, as JSON holds them.
+    """
+
+    def __init__(self, task: str, progress: Callable[[float], object], **told: Any) -> None:
+        path = [place for place in sys.path if place]  # "" is the current folder
+        self._progress = progress
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _BODY, json.dumps(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is the parent's: it ends us
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"task": task, **told}).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def result(self) -> Any:
+        """Wait for it.
+
+        Raises
+        ------
+        JobError
+            If it fails or is killed.
+        """
+        assert self._process.stdout is not None
+        answer: Any = None
+        for line in self._process.stdout:
+            said = json.loads(line)
+            if isinstance(said, float):
+                self._progress(said)
+            else:
+                answer = said
+        code = self._process.wait()
+        if answer is None:
+            raise JobError(f"the process that does it has ended ({code}); is memory enough?")
+        if "error" in answer:
+            raise JobError(answer["error"])
+        return answer["result"]
+
+    def kill(self) -> None:
+        """End it; its temporaries are removed by whoever comes next."""
+        self._process.kill()
+
+
+def serve() -> None:
+    """Be the process: do the one task that stdin tells, and say how it went."""
+    line = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not be mistaken for an answer
+    told = json.loads(sys.stdin.readline())
+    task = TASKS[told.pop("task")]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def progress(share: float) -> None:
+        line.write(json.dumps(float(share)) + "\n")
+
+    try:
+        answer = {"result": task(progress, **told)}
+    except Exception as error:
+        answer = {"error": described(error)[0].removeprefix("error: ")}
+    line.write(json.dumps(answer) + "\n")
+    line.flush()
+    os._exit(0)
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+# -- tasks ----------------------------------------------------------------------------------------
+
+
+def build(
+    progress: Callable[[float], object],
+    files: list[str],
+    reference: str | None,
+    identity: Mapping[str, Any],
+    path: str,
+) -> str:
+    """Make the pyramid of files; where it lies."""
+    from genomepred.store.blocks import open_blocks
+    from genomepred.store.pyramid_writer import write_pyramid
+
+    source = open_blocks(list(map(Path, files)), None if reference is None else Path(reference))
+    try:
+        write_pyramid(source, Path(path), identity, progress)
+    finally:
+        source.close()
+    return path
+
+
+def order(
+    progress: Callable[[float], object],
+    path: str,
+    track: int,
+    statistic: int,
+    level: int,
+    interval: int,
+    first: int,
+    last: int,
+) -> list[int]:
+    """Lines in the order of leaves of a tree: clusters of the values of a view."""
+    from genomepred.store.pyramid import Pyramid
+    from genomepred.view.clusters import leaves
+
+    with Pyramid(Path(path)) as pyramid:
+        codes = pyramid.codes(track, statistic, level, interval, first, last)
+        values = np.append(np.nan, pyramid.scales[track]).astype(np.float32)[codes]
+    return [int(line) for line in leaves(values)]
+
+
+TASKS: dict[str, Callable[..., Any]] = {"build": build, "order": order}
