@@ -160,7 +160,7 @@ def _is_slow(process: int) -> bool:
         return False
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> bool:
+def wait_for(what: Callable[[], object], seconds: float = 400) -> bool:
     """Wait until something is there; False if the time was too short."""
     end = time.monotonic() + seconds
     while not what():
