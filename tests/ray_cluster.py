@@ -82,6 +82,15 @@ class Namespace:
                 found.append(int(place.name))
         return sorted(found)
 
+    def processor_seconds(self) -> float:
+        """Processor time of everything that has run inside: what ends is counted by its parent."""
+        ticks = 0
+        for process in self.find(""):
+            with suppress(OSError):
+                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                ticks += sum(map(int, fields[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         """End everything inside."""
         self._keeper.kill()

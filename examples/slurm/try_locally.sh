@@ -15,6 +15,7 @@ if [ -z "${ALONE:-}" ]; then # Ray listens on every interface that it finds
     exec unshare --net --pid --fork --mount-proc --kill-child bash "$0" "$@"
 fi
 ip link set lo up
+ip address add 192.0.2.1/32 dev lo # names are not looked up where 127.0.0.1 is the only address
 
 parts=${*:-array ray}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -27,6 +28,9 @@ clean() {
     [ -n "${KEEP:-}" ] || rm -rf "$work"
 }
 trap clean EXIT
+
+printf '127.0.0.1 localhost %s n1 n2\n' "$host" >"$work/hosts"
+mount --bind "$work/hosts" /etc/hosts # for us alone
 
 # -- a cluster -------------------------------------------------------------------------------------
 mkdir -p "$work"/{ctld,n1,n2,log} /run/munge
@@ -132,10 +136,8 @@ try_array() {
 # -- one job through Ray ---------------------------------------------------------------------------
 try_ray() {
     local job
-    # Both nodes are this machine, whose name leads nowhere in a network of loopback alone.
     job=$(sbatch --parsable --chdir="$work" --output="$work/log/ray" --nodes=2 --cpus-per-task=1 \
-        --mem-per-cpu=1500M --time=20 --export=ALL,OUT="$work/ray",HEAD_ADDRESS=127.0.0.1 \
-        "$here/ray.sh")
+        --mem-per-cpu=1500M --time=20 --export=ALL,OUT="$work/ray" "$here/ray.sh")
     running "$job"
     echo "job $job runs on $(scontrol show job "$job" -o | sed -n 's/.* NodeList=\([^ ]*\).*/\1/p')"
     ended "$job"
