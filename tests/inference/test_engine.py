@@ -34,7 +34,6 @@ from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
 from genomepred.models.fused import are_measured, kernels_of, prepare
 from genomepred.sequences.grid import Geometry
-from tests.checkpoints import make_checkpoint
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -44,8 +43,8 @@ STRIDE = 20  # of the tiny model's card
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(make_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
+def model(tiny_model):
+    return load_model(tiny_model)
 
 
 def make_engine(

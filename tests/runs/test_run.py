@@ -38,13 +38,14 @@ from genomepred.runs.shards import Shard
 from genomepred.runs.spec import RunSpec
 from genomepred.store.hdf5 import Layout
 from tests.checkpoints import make_checkpoint
+from tests.helpers import hashes as files
 
 LAMBDA = Path(__file__).parents[1] / "data" / "lambda_virus.fa.gz"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+def model(tiny_model) -> Path:
+    return tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +73,6 @@ def small_shards(monkeypatch):
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def files(out: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in sorted(out.glob("*.h5"))}
 
 
 def run(genomes, model, out, **options) -> dict[str, str]:

@@ -30,7 +30,6 @@ from genomepred.runs.merging import merge
 from genomepred.runs.shards import Shard, output_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
-from tests.checkpoints import make_checkpoint
 
 SIGNATURE = {
     **dict.fromkeys(("model", "weights_sha256", "strand", "precision", "genomepred"), "x"),
@@ -39,8 +38,8 @@ SIGNATURE = {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+def model(tiny_model) -> Path:
+    return tiny_model
 
 
 @pytest.fixture(scope="module")
