@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import median, write_json
 from genomepred import Genome
-from genomepred.inference.engine import Engine, Numerics, compute_batch, resolve_kernels
+from genomepred.inference.engine import Engine, Numerics, compute_batch
+from genomepred.inference.numerics import resolve_kernels
 from genomepred.inference.overlap_choice import choose_blocks
 from genomepred.inference.overlap_work import multiply_adds
 from genomepred.inference.pipeline import cut

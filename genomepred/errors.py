@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from genomepred.runs.genome import GenomeResult
+    from genomepred.runs.work import GenomeResult
 
 
 class GenomepredError(Exception):

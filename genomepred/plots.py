@@ -23,7 +23,7 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 # Okabe and Ito's colors, told apart with any color vision.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MISSING = "#E6E6E6"
 _FORMATS = (".png", ".pdf", ".svg")
 _DPI = 100
@@ -89,7 +89,7 @@ def _figure(region: Region, edges: Float64, summaries: Mapping[str, Summary], ti
     size = _WIDTH, max(_HEIGHT, 1.2 + _PANEL * len(summaries))
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     panels = figure.subplots(len(summaries), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, color, (name, summary) in zip(panels, cycle(_COLORS), summaries.items()):
+    for axes, color, (name, summary) in zip(panels, cycle(COLORS), summaries.items()):
         _draw_panel(axes, edges, summary, color)
         axes.set_ylabel(name, parse_math=False)
     _number_bases(panels[-1], region)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,34 @@ class Progress(_Bar):
         self.fp.flush()
 
 
-class Outlook:
+class Watch:
+    """Told by several threads how a run gets on; this one only counts the bases.
+
+    Attributes
+    ----------
+    bases : int
+        Computed so far.
+    """
+
+    def __init__(self) -> None:
+        self.bases, self._counting = 0, threading.Lock()
+
+    def done(self, bases: int) -> None:
+        """So many bases more are computed."""
+        with self._counting:
+            self.bases += bases
+
+    def see(self, name: str, bases: int) -> None:
+        """Take note of a genome at first sight, and of the bases that are to be computed of it."""
+
+    def tell_workers(self, count: int) -> None:
+        """Take note of how many workers of a cluster are at it."""
+
+    def wait(self) -> None:
+        """Take note that nothing is left to do but to wait for others."""
+
+
+class Outlook(Watch):
     """What a run still has to do, told to its bar from the start.
 
     Genomes that are not looked at yet count as the mean of those that are.
@@ -76,9 +104,16 @@ class Outlook:
     """
 
     def __init__(self, bar: Progress, genomes: int) -> None:
+        super().__init__()
         self._bar, self._genomes = bar, genomes
         self._seen: set[str] = set()
         self._bases = self._open = 0
+
+    def done(self, bases: int) -> None:
+        """Count bases, and show them."""
+        with self._counting:
+            self.bases += bases
+            self._bar.update(bases)
 
     def see(self, name: str, bases: int) -> None:
         """Take note of a genome, and of the bases that are to be computed of it."""

@@ -69,7 +69,7 @@ class Runs:
         return [
             *[sys.executable, "-m", "genomepred", "predict", "--genomes", str(self.genomes)],
             *["--model", str(self.model), "--out", str(out), "--stride", str(self.stride)],
-            *([] if "--jobs" in extra else ["--jobs", "1"]),
+            *([] if {"--jobs", "--cluster"} & set(extra) else ["--jobs", "1"]),
             *extra,
         ]
 

@@ -25,9 +25,9 @@ from genomepred.cli.options import (
 from genomepred.runs.spec import LARGEST, Option, RunSpec
 
 if TYPE_CHECKING:
-    from genomepred.runs.genome import GenomeResult
     from genomepred.runs.plan import Estimate
     from genomepred.runs.status import GenomeStatus
+    from genomepred.runs.work import GenomeResult
     from genomepred.sequences.cohort import PanelOptions
 
 Command = Callable[..., Any]

@@ -41,13 +41,13 @@ from genomepred.inference.overlap_work import CannotShareError
 from genomepred.inference.tiles import PAYS, Pieces, Tiles, cut_windows, tile_work
 from genomepred.models.agreement import difference
 from genomepred.progress import Progress
+from genomepred.runs.executors.processes import Workers, devices_of, serving
 from genomepred.runs.folder import CACHE, PARTS, RUN_FILE, now, refuse_links
-from genomepred.runs.genome import GenomeResult
 from genomepred.runs.run import RunReport
 from genomepred.runs.setup import Setup
 from genomepred.runs.signature import join_run, numerics_of, start_run
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.workers import Workers, serving
+from genomepred.runs.work import GenomeResult
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type
 from genomepred.sequences.fasta import Genome
@@ -611,7 +611,9 @@ def _run(run: CohortRun, progress: bool) -> RunReport:
 
         helping = max(min(run.setup.workers, len(run.missing())) - 1, 0)
         told = {"variants": str(run.panel.path), "panel": asdict(run.panel.options)}
-        workers = Workers(run.options, helping, count, __name__, **told)
+        devices = devices_of(run.options.device, helping + 1)[1:]
+        specs = [replace(run.options, device=device).to_json(**told) for device in devices]
+        workers = Workers(specs, count, __name__)
         with bar, workers:
             for _ in range(_MOST_DAMAGES):
                 run.compute(count_own)
@@ -627,10 +629,10 @@ def _run(run: CohortRun, progress: bool) -> RunReport:
 
 def work() -> None:
     """Body of a worker process: computes shards until none are left."""
-    with serving() as (spec, told, report):
+    with serving() as (told, report):
         panel_options = PanelOptions(**told["panel"])
-        run = CohortRun(spec, Path(told["variants"]), panel_options)
-        run.compute(lambda windows, _: report(windows * run.geometry.stride))
+        run = CohortRun(RunSpec.of_json(told), Path(told["variants"]), panel_options)
+        run.compute(lambda windows, _: report.done(windows * run.geometry.stride))
 
 
 def _await_others(run: CohortRun, workers: Workers) -> None:

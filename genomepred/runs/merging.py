@@ -7,10 +7,9 @@ from pathlib import Path
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
 from genomepred.files import own_folder
 from genomepred.runs.folder import PARTS, refuse_links, sweep
-from genomepred.runs.genome import GenomeResult, GenomeWork
+from genomepred.runs.genome import GenomeWork
 from genomepred.runs.manifest import Run
-from genomepred.runs.publish import publish
-from genomepred.runs.shards import output_error
+from genomepred.runs.work import GenomeResult, disk_error
 from genomepred.store.sidecar import read_sidecar
 
 
@@ -51,17 +50,16 @@ def _merge_genome(work: GenomeWork) -> GenomeResult:
         if record is not None:
             work.path = Path(record["path"])
             work.adopt(record)
-            assert work.prepared is not None
             missing = len(work.missing())
             if missing:
-                why = f"{missing} of {len(work.prepared.ranges)} shards are missing"
+                why = f"{missing} of {len(work.ranges)} shards are missing"
                 return unfinished("partial", f"{why}; run predict on this --out again")
-            if not publish(work, work.prepared):
+            if not work.publish():
                 why = "a part was damaged and is removed, or another process is publishing"
                 return unfinished("partial", f"{why}; run predict on this --out again")
         noted = read_sidecar(work.sidecar)
     except OSError as error:
-        raise output_error(error, work) from error
+        raise disk_error(error, work) from error
     except OutputError:
         raise
     except GenomepredError as error:

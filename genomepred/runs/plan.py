@@ -12,10 +12,10 @@ from genomepred.errors import GenomepredError, StoreError
 from genomepred.inference import batching
 from genomepred.inference.engine import Engine, Numerics
 from genomepred.runs.folder import PARTS, make_grid, shard_rows
-from genomepred.runs.genome import files_in
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
+from genomepred.runs.work import files_in
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.sidecar import read_sidecar, sidecar_path

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
 from genomepred.compiled import tell_of_compiling
-from genomepred.errors import GenomepredError, GenomesFailedError
+from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, SignatureError
 from genomepred.files import user_path
 from genomepred.inference import pipeline
+from genomepred.inference.engine import Engine
 from genomepred.progress import Outlook, Progress
-from genomepred.runs.claims import claimed
-from genomepred.runs.compute import Computer
-from genomepred.runs.folder import RunPlan, sweep
-from genomepred.runs.genome import GenomeResult, GenomeWork
-from genomepred.runs.inputs import find_genomes, for_any_process
+from genomepred.runs.executors import Executor, Job, Shard, processes
+from genomepred.runs.folder import sweep
+from genomepred.runs.genome import GenomeWork
+from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
 from genomepred.runs.setup import Setup
+from genomepred.runs.signature import numerics_of
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.workers import Workers, serving
+from genomepred.runs.work import GenomeResult
 
 
 def predict(
@@ -137,6 +137,81 @@ def predict(
     return run(spec, progress).genomes
 
 
+class GenomeRun:
+    """A run on genomes, in one process (an ``executors.Job``).
+
+    Making one creates the run in its output folder, or joins the one that is there.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        What is asked for.
+    told : mapping, optional
+        What :meth:`more` of another process has told, which has created the run.
+    """
+
+    def __init__(self, spec: RunSpec, told: Mapping[str, Any] | None = None) -> None:
+        self.spec, self.setup = spec, Setup(spec)
+        if told is None:
+            self.plan = self.setup.open()
+        else:
+            self.plan = replace(self.setup.join(), session=told["session"])
+            if self.plan.run_id != told["run"]:
+                raise OutputError(f"{spec.out}: another run than that which was started is here")
+        self.works = [GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)]
+        self.workers, self.step = self.setup.workers, self.setup.geometry.step
+
+    def more(self) -> dict[str, Any]:
+        """What another process is to be told beside the spec."""
+        return {"session": self.plan.session, "run": self.plan.run_id}
+
+    @classmethod
+    def join(cls, spec: RunSpec, told: Mapping[str, Any]) -> GenomeRun:
+        """The same run in another process."""
+        return cls(spec, told)
+
+    def work(self, number: int, name: str, path: Path) -> GenomeWork:
+        """A genome of the run, which ``works`` need not have."""
+        return GenomeWork(GenomePath(name, path), self.plan, number)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What computes; made on the thread that will use it.
+
+        Raises
+        ------
+        SignatureError
+            If it computes other bits than that with which the run was started.
+        """
+        engine = self.setup.engine(numerics_of(self.plan.signature))
+        if self.plan.fingerprint not in ("", self.setup.fingerprint(engine)):
+            raise SignatureError(
+                f"{self.plan.out}: this machine computes other last bits than the one that started "
+                f"the run, though both are {self.plan.signature['device']}: leave it out, or use "
+                "another --out"
+            )
+        return engine
+
+    def compute(
+        self,
+        shards: Iterable[Shard],
+        stop: pipeline.Stop | None = None,
+        progress: Callable[[int], object] = lambda rows: None,
+        last: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Compute shards as they come: reading, computing and writing overlap (see ``Job``)."""
+        engine = self.engine
+        pipeline.run(
+            shards,
+            engine,
+            slots=self.setup.slots(engine.numerics.compute_batch),
+            min_bases=self.setup.card.min_bases,
+            progress=progress,
+            stop=stop,
+            last=last,
+        )
+
+
 @dataclass(frozen=True)
 class RunReport:
     """Outcomes of all genomes, and the bases that this command and its workers have computed."""
@@ -145,115 +220,59 @@ class RunReport:
     computed: int
 
 
-def run(spec: RunSpec, progress: bool = False) -> RunReport:
+def run(spec: RunSpec, progress: bool = False, executor: Executor | None = None) -> RunReport:
     """Start or continue the run that the options describe; see :func:`predict`."""
     threads = torch.get_num_threads()
     try:
-        return _run(spec, progress)
+        executor = executor or executor_of(spec)  # which may be absent, before anything is written
+        job = GenomeRun(spec)
+        sweep(spec.out)
+        if progress and job.setup.geometry.samples:
+            tqdm.write(
+                "the stride leaves bases between windows: this samples the genome", sys.stderr
+            )
+        return execute(job, progress, executor)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(spec: RunSpec, progress: bool) -> RunReport:
-    address = None
-    if spec.cluster is not None:
-        from genomepred.runs.executors import ray
+def executor_of(spec: RunSpec) -> Executor:
+    """What computes a run: a cluster if one is asked for, processes here otherwise."""
+    if spec.cluster is None:
+        return processes.compute
+    from genomepred.runs.executors import ray
 
-        address = ray.address_of(spec.cluster)  # before anything is written
-    setup = Setup(spec)
-    plan = setup.open()
-    sweep(spec.out)
-    if progress and setup.geometry.samples:
-        tqdm.write("the stride leaves bases between windows: this samples the genome", sys.stderr)
+    return partial(ray.compute, address=ray.address_of(spec.cluster))
+
+
+def execute(job: Job, progress: bool = False, executor: Executor = processes.compute) -> RunReport:
+    """Have a job computed, and tell how its genomes came out.
+
+    Raises
+    ------
+    GenomesFailedError
+        If some genomes failed; of a single genome, its own error.
+    """
     if progress:
         tell_of_compiling()
     bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
-    computed, counting = 0, threading.Lock()
-
-    def count(bases: int) -> None:
-        nonlocal computed
-        with counting:  # called by several threads
-            computed += bases
-            bar.update(bases)
-
-    step = setup.geometry.step
-    if address is not None:
-        works = [GenomeWork(source, plan, k) for k, source in enumerate(spec.genomes)]
-        with bar:
-            ray.compute(address, spec, plan, works, Outlook(bar, len(works)), count)
-        return RunReport(_results(works), computed)
-    workers = Workers(spec, setup.workers - 1, count, __name__, session=plan.session)
-    with bar, workers:
-        works = _compute(setup, plan, lambda rows: count(rows * step), bar, workers.look)
-    return RunReport(_results(works), computed)
-
-
-def _compute(
-    setup: Setup,
-    plan: RunPlan,
-    progress: Callable[[int], object],
-    bar: Progress | None = None,
-    waiting: Callable[[], object] = lambda: None,
-) -> list[GenomeWork]:
-    """Compute this process's part of a run, beside any number of others on the same folder.
-
-    ``waiting`` is called again and again while there is nothing to do but to wait for them.
-    """
-    works = [GenomeWork(source, plan, k) for k, source in enumerate(setup.spec.genomes)]
-    outlook = None if bar is None else Outlook(bar, len(works))
-
-    def abandon() -> None:
-        for work in works:
-            work.abandon()
-
-    stop = pipeline.Stop()
-    shards = claimed(works, stop, outlook, waiting)
-    Computer(setup, plan).compute(shards, stop, progress, abandon)
-    _tell_duplicates(works, plan)
-    return works
-
-
-def _tell_duplicates(works: Sequence[GenomeWork], plan: RunPlan) -> None:
-    twice = sum(work.duplicates for work in works)
-    if twice:
-        warnings.warn(
-            f"{twice} shards were computed by another process too: locks on the file system of "
-            f"{plan.out} do not keep processes apart; give each its part with --shard I/N",
-            stacklevel=2,
-        )
-
-
-def _results(works: Sequence[GenomeWork]) -> list[GenomeResult]:
-    results = [_result(work) for work in works]
-    failed = [work for work in works if work.error is not None]
-    if failed:
-        first = failed[0].error
-        if first is not None and len(works) == 1:
-            raise first
-        raise GenomesFailedError(
-            f"{len(failed)} of {len(works)} genomes failed, the others are done; first: "
-            f"{failed[0].name}: {first}",
-            results,
-        )
-    return results
-
-
-def _result(work: GenomeWork) -> GenomeResult:
-    try:
-        work.settled()  # another share may have published it meanwhile
-    except GenomepredError as error:
-        work.error = error
-    if work.error is not None:
-        return GenomeResult(work.name, "failed", work.final, error=str(work.error))
-    if (noted := work.published) is not None:
-        return GenomeResult(work.name, "finished", work.final, noted["rows"], noted["bases"])
-    return GenomeResult(work.name, "partial", work.final)
-
-
-def work() -> None:
-    """Body of a worker process: options on the first line of stdin, whose end means stop."""
-    with serving() as (spec, told, report):
-        setup = Setup(spec)
-        plan = replace(setup.open(), session=told["session"])
-        step = setup.geometry.step
-        _compute(setup, plan, lambda rows: report(rows * step))
+    outlook = Outlook(bar, len(job.works))
+    with bar:
+        executor(job, outlook)
+    for work in job.works:
+        try:
+            work.settled()  # another share may have published it meanwhile
+        except GenomepredError as error:
+            work.error = error
+    results = [work.result() for work in job.works]
+    failed = [work for work in job.works if work.error is not None]
+    if not failed:
+        return RunReport(results, outlook.bases)
+    first = failed[0].error
+    if first is not None and len(results) == 1:
+        raise first
+    raise GenomesFailedError(
+        f"{len(failed)} of {len(results)} genomes failed, the others are done; first: "
+        f"{failed[0].name}: {first}",
+        results,
+    )

@@ -107,10 +107,9 @@ def _status_of(work: GenomeWork, shares: int) -> GenomeStatus:
         work.adopt(record)
     except (GenomepredError, OSError) as damaged:
         return GenomeStatus(work.name, state, error=error or str(damaged), shares=every)
-    assert work.prepared is not None
     missing = work.missing()
-    numbers = {shard: k for k, shard in enumerate(work.prepared.ranges)}
-    left = {(numbers[shard] + work.index) % shares + 1 for shard in missing}
+    numbers = {shard: k for k, shard in enumerate(work.ranges)}
+    left = {(numbers[shard] + work.number) % shares + 1 for shard in missing}
     return GenomeStatus(
         name=work.name,
         state="failed" if noted is not None else "begun",

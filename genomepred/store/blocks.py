@@ -51,6 +51,7 @@ class BlockSource(Protocol):
 
     lines: tuple[str, ...]
     tracks: tuple[str, ...]
+    descriptions: tuple[str, ...]
     grid: Grid
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
@@ -118,6 +119,7 @@ class CohortBlocks:
         self._store = CohortStore(path)
         self._base = self._store._base
         self.grid, self.tracks = self._base.grid, self._base.tracks
+        self.descriptions = self._base.descriptions
         self.lines = haplotype_names(self._base.haplotypes)
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
@@ -291,6 +293,7 @@ class GenomeBlocks:
         self._paths = list(paths)
         with PredictionStore(paths[0]) as first:
             self.grid, self.tracks = first.grid, first.tracks
+            self.descriptions = first.descriptions
         self.lines = tuple(path.stem for path in paths)
         self._kept: PredictionStore | None = PredictionStore(paths[0]) if len(paths) == 1 else None
 
@@ -338,6 +341,7 @@ class WithReference:
         require_equal(source, reference._kept)
         self._source, self._reference = source, reference
         self.grid, self.tracks = source.grid, source.tracks
+        self.descriptions = source.descriptions
         self.lines = (*source.lines, self.name)
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:

@@ -43,8 +43,10 @@ _DESCRIPTION = {
     "format_version": int,
     "identity": {str: object},
     "lines": [str],
-    "tracks": [str],
-    "rows": [COUNT],
+    "tracks": [[str]],
+    "intervals": [{"contig": str, "start": int, "length": COUNT, "rows": COUNT}],
+    "step": COUNT,
+    "bin_size": COUNT,
     "segments": COUNT,
     "content": str,
 }
@@ -136,7 +138,11 @@ class Pyramid:
     ----------
     identity : dict
         What it was made of.
-    lines, tracks : tuple of str
+    lines, tracks, descriptions : tuple of str
+    intervals : list of dict
+        Contig, start of the first row, length of the contig, rows.
+    step, bin_size : int
+        Bases from row to row, and those that a row describes.
     shape : Shape
     scales : list of float32 arrays
         Per track, the values of the codes 1, 2, ...
@@ -155,7 +161,7 @@ class Pyramid:
             raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
         try:
             self._load()
-        except (DocumentError, ValueError, OSError) as error:
+        except (DocumentError, ValueError, OSError, LookupError) as error:
             self.close()
             raise StoreError(f"{path}: no pyramid, or a damaged one ({error})") from error
 
@@ -171,8 +177,12 @@ class Pyramid:
         if told["content"] != _digest(self._file, content):
             raise ValueError("its content does not match its digest")
         self.identity = told["identity"]
-        self.lines, self.tracks = tuple(told["lines"]), tuple(told["tracks"])
-        rows = np.array(told["rows"], np.int64)
+        self.lines = tuple(told["lines"])
+        self.tracks = tuple(track[0] for track in told["tracks"])
+        self.descriptions = tuple(track[1] for track in told["tracks"])
+        self.intervals, self.step = told["intervals"], told["step"]
+        self.bin_size = told["bin_size"]
+        rows = np.array([interval["rows"] for interval in self.intervals], np.int64)
         self.shape = Shape(rows, len(self.lines), len(self.tracks))
         self._load_tables(content, told["segments"])
 

@@ -28,13 +28,12 @@ from genomepred.errors import (
 from genomepred.files import Claim
 from genomepred.inference import overlap_choice, pipeline
 from genomepred.models.checkpoint import load_model
-from genomepred.runs import publish
 from genomepred.runs.checking import verify
+from genomepred.runs.executors import Shard, local
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes
 from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
-from genomepred.runs.shards import Shard
 from genomepred.runs.spec import RunSpec
 from genomepred.store.hdf5 import Layout
 from tests.checkpoints import make_checkpoint
@@ -139,7 +138,7 @@ def test_merge_publishes_without_the_sequence(genome, model, tmp_path, small_sha
     wanted = run(copy, model, tmp_path / "whole")
     out = tmp_path / "parts"
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, "complete", lambda self: False)
+        patch.setattr(local._Held, "complete", lambda self: False)
         predict(copy, model, out, stride=5, jobs=1, shard=(1, 2))
         predict(copy, model, out, stride=5, jobs=1, shard=(2, 2))
     assert not files(out)
@@ -159,23 +158,23 @@ def test_a_crash_between_parts_changes_nothing(
 ):
     wanted = run(genome, model, tmp_path / "whole")
     out, written = tmp_path / "crashed", []
-    write = Shard._write
+    write = GenomeWork.write
 
-    def crashing(self, chunks, rows):
+    def crashing(self, *rows_and_values):
         if len(written) == after:
             raise Crash
-        written.append(rows)
-        write(self, chunks, rows)
+        written.append(self)
+        write(self, *rows_and_values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shard, "_write", crashing)
+        patch.setattr(GenomeWork, "write", crashing)
         with pytest.raises(Crash):
             run(genome, model, out)
     assert len(list((out / ".parts" / "virus").glob("*-*.h5"))) == after
     assert run(genome, model, out) == wanted
 
 
-@pytest.mark.parametrize("step", ["_join", "_write_outcome"])
+@pytest.mark.parametrize("step", ["join", "facts"])
 def test_a_crash_while_publishing_changes_nothing(
     genome, model, tmp_path, small_shards, monkeypatch, step
 ):
@@ -186,7 +185,7 @@ def test_a_crash_while_publishing_changes_nothing(
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish, step, crashing)
+        patch.setattr(GenomeWork, step, crashing)
         with pytest.raises(Crash):
             run(genome, model, out)
     assert verify(out)[0].problems
@@ -204,7 +203,7 @@ def test_a_damaged_part_is_computed_again(genome, model, tmp_path, small_shards,
     wanted = run(genome, model, tmp_path / "whole")
     out = tmp_path / "damaged"
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, "complete", lambda self: False)
+        patch.setattr(local._Held, "complete", lambda self: False)
         predict(genome, model, out, stride=5, jobs=1, shard=(1, 2))
     part = sorted((out / ".parts" / "virus").glob("*-*.h5"))[1]
     data = bytearray(part.read_bytes())
@@ -344,16 +343,16 @@ def test_a_genome_that_changes_under_way_leaves_no_wrong_part(
     copy, out = tmp_path / "virus.fa", tmp_path / "out"
     shutil.copy(genome, copy)
     wanted = run(copy, model, tmp_path / "whole")
-    write, written = Shard._write, []
+    write, written = GenomeWork.write, []
 
-    def changing(self, chunks, rows):
+    def changing(self, *rows_and_values):
         if len(written) == 2:
             copy.write_text(changed)
-        written.append(rows)
-        write(self, chunks, rows)
+        written.append(self)
+        write(self, *rows_and_values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shard, "_write", changing)
+        patch.setattr(GenomeWork, "write", changing)
         with pytest.raises(SequenceError, match="changed while it was being predicted"):
             run(copy, model, out)
     assert len(list((out / ".parts" / "virus").glob("*-*.h5"))) == 2
@@ -416,14 +415,14 @@ def test_many_genomes_leave_neither_files_open_nor_grids_in_memory(genome, model
     for k in range(30):
         shutil.copy(genome, folder / f"g{k}.fa")
     opened = []
-    original = GenomeWork.abandon
+    original = local._Held.let_go
 
     def counting(self):
-        opened.append((self._genome is not None, self.prepared is not None))
+        opened.append((self.work._genome is not None, self.work.prepared is not None))
         original(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GenomeWork, "abandon", counting)
+        patch.setattr(local._Held, "let_go", counting)
         predict(folder, model, tmp_path / "out", stride=500, jobs=1, shard=(1, 2))
     assert opened == [(False, False)] * 30
 
@@ -436,7 +435,7 @@ def test_merge_goes_on_after_a_genome_that_cannot_be_published(
     for name in "abc":
         shutil.copy(genome, folder / f"{name}.fa")
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, "complete", lambda self: False)
+        patch.setattr(local._Held, "complete", lambda self: False)
         for i in (1, 2):
             predict(folder, model, out, stride=5, jobs=1, shard=(i, 2))
     (out / ".parts" / "a" / "genome.json").write_text("{")
@@ -459,7 +458,7 @@ def test_verify_names_genomes_that_were_never_begun(genome, model, tmp_path, mon
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "_write_outcome", crashing)
+        patch.setattr(GenomeWork, "facts", crashing)
         with pytest.raises(Crash):
             run(folder, model, out)
     assert [bool(report.problems) for report in verify(out)] == [True, True]

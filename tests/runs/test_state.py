@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,16 +19,15 @@ import pytest
 from genomepred import files, predict
 from genomepred.documents import seal
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, StoreError
-from genomepred.inference import pipeline
-from genomepred.runs import publish
+from genomepred.progress import Watch
 from genomepred.runs.checking import verify
-from genomepred.runs.claims import claimed
+from genomepred.runs.executors import local
 from genomepred.runs.folder import RunPlan
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.manifest import read_run
 from genomepred.runs.merging import merge
-from genomepred.runs.shards import Shard, output_error
+from genomepred.runs.work import disk_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
 
@@ -120,18 +120,18 @@ def test_parts_of_another_sequence_are_not_used_when_the_record_is_lost(
 def test_a_part_that_is_damaged_whenever_it_is_computed_fails_its_genome(
     genome, model, half, monkeypatch
 ):
-    write, spoilt = Shard._write, []
+    write, spoilt = GenomeWork.write, []
 
-    def damaging(self, chunks, rows):
-        write(self, chunks, rows)
-        if self.first == 0:
-            part = self.work.part(self.first, self.last)
+    def damaging(self, first, last, values):
+        write(self, first, last, values)
+        if first == 0:
+            part = self.part(first, last)
             part.write_bytes(part.read_bytes()[:-1])
             spoilt.append(part)
 
     part = half / ".parts" / "virus" / "0-1024.h5"
     part.write_bytes(b"")
-    monkeypatch.setattr(Shard, "_write", damaging)
+    monkeypatch.setattr(GenomeWork, "write", damaging)
     with pytest.raises(StoreError, match=r"0-1024\.h5: damaged again whenever it was computed"):
         run(genome, model, half)
     assert 1 < len(spoilt) < 5
@@ -257,17 +257,21 @@ def test_a_folder_that_is_a_link_itself_is_fine(genome, model, tmp_path, wanted)
 # -- threads and file systems --------------------------------------------------------------------
 
 
-def test_publishing_needs_nothing_that_another_thread_forgets(
+def test_nothing_is_forgotten_that_another_thread_needs_to_publish(
     genome, model, tmp_path, monkeypatch, wanted
 ):
-    recheck = publish._recheck_digest
+    """The reader sees the file that the writer has just published, before that has cleared away."""
+    clear, forget, forgotten = GenomeWork.clear, GenomeWork.forget, []
 
-    def forgetting(work, prepared):
-        work.prepared = None
-        recheck(work, prepared)
+    def clearing(work):
+        time.sleep(0.2)
+        assert not forgotten
+        clear(work)
 
-    monkeypatch.setattr(publish, "_recheck_digest", forgetting)
+    monkeypatch.setattr(GenomeWork, "clear", clearing)
+    monkeypatch.setattr(GenomeWork, "forget", lambda work: (forgotten.append(work), forget(work)))
     assert run(genome, model, tmp_path) == wanted
+    assert len(forgotten) == 1
 
 
 def failing_once(error: int, where: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -320,28 +324,27 @@ def test_a_file_system_that_does_not_sync_is_worked_on(
 
 def test_work_that_locks_have_not_prevented_is_said(genome, model, half, monkeypatch, wanted):
     """Another process computes a shard while we do, as if both held its lock."""
-    encode = Shard._encode
+    write = GenomeWork.write
 
-    def elsewhere(self, values):
-        chunks = encode(self, values)
-        self._write(chunks, len(values))
-        return chunks
+    def elsewhere(self, *rows_and_values):
+        write(self, *rows_and_values)
+        write(self, *rows_and_values)
 
-    monkeypatch.setattr(Shard, "_encode", elsewhere)
+    monkeypatch.setattr(GenomeWork, "write", elsewhere)
     with pytest.warns(UserWarning, match=r"3 shards were computed by another process.*--shard I/N"):
         assert run(genome, model, half) == wanted
 
 
 def test_a_folder_of_parts_that_vanishes_is_made_again(genome, model, half, monkeypatch, wanted):
-    write, gone = Shard._write, []
+    write, gone = GenomeWork.write, []
 
-    def vanishing(self, chunks, rows):
-        write(self, chunks, rows)
+    def vanishing(self, *rows_and_values):
+        write(self, *rows_and_values)
         if not gone:
             gone.append(self)
             shutil.rmtree(half / ".parts" / "virus")
 
-    monkeypatch.setattr(Shard, "_write", vanishing)
+    monkeypatch.setattr(GenomeWork, "write", vanishing)
     try:
         assert run(genome, model, half) == wanted
     except OutputError as error:
@@ -383,8 +386,18 @@ def plan_in(out: Path, **options: Any) -> RunPlan:
 def compute(plan: RunPlan, sources: list[GenomePath]) -> None:
     """As the pipeline does it, but for the numbers."""
     works = [GenomeWork(source, plan, k) for k, source in enumerate(sources)]
-    for shard in claimed(works, pipeline.Stop()):
-        shard.finish(np.zeros((shard.last - shard.first, 1), np.float32))
+
+    class Zeros:
+        step, spec, workers = 1, None, 1
+
+        def compute(self, shards, stop, progress, last):
+            for shard in shards:
+                shard.finish(np.zeros((shard.last - shard.first, 1), np.float32))
+            last()
+
+    job = Zeros()
+    job.works, job.plan = works, plan
+    local.compute(job, Watch())
     assert all(work.published for work in works)
 
 
@@ -447,5 +460,5 @@ def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, mo
 def test_names_in_error_messages_of_the_disk_are_whole(tmp_path):
     plan = plan_in(tmp_path / "o")
     work = GenomeWork(GenomePath("g", tmp_path / "g.fa"), plan)
-    error = output_error(OSError(errno.EIO, "Input/output error"), work)
+    error = disk_error(OSError(errno.EIO, "Input/output error"), work)
     assert re.fullmatch(rf"{tmp_path}/o: Input/output error while working on g; .*", str(error))

@@ -13,14 +13,12 @@ from genomepred import predict
 from genomepred.errors import GenomesFailedError, OutputError, SignatureError
 from genomepred.files import Claim
 from genomepred.runs.checking import verify
-from genomepred.runs.compute import Computer, compute_shard
-from genomepred.runs.genome import GenomeWork
+from genomepred.runs.executors import compute_shard
 from genomepred.runs.inputs import find_genomes
 from genomepred.runs.manifest import Run, read_run
 from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
-from genomepred.runs.publish import publish
-from genomepred.runs.setup import Setup
+from genomepred.runs.run import GenomeRun
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.status import forget, status
 from genomepred.store.hdf5 import Layout
@@ -159,18 +157,14 @@ def test_shards_are_computed_one_by_one_in_any_order(folder, model, tmp_path):
     wanted = run(folder, model, tmp_path / "whole")
     sources = find_genomes([folder])
     spec = RunSpec(tuple(sources), str(model), tmp_path / "out", stride=1, overlap="naive", jobs=1)
-    setup = Setup(spec)
-    run_plan = setup.open()
-    computer = Computer(setup, run_plan)
-    for k, source in enumerate(sources):
-        work = GenomeWork(source, run_plan, k)
+    job = GenomeRun(spec)
+    for work in job.works:
         work.prepare()
-        assert work.prepared is not None
-        for rows in [*work.prepared.ranges[::-1], work.prepared.ranges[1]]:
-            compute_shard(computer, work, rows)
+        for rows in [*work.ranges[::-1], work.ranges[1]]:
+            compute_shard(job, work, rows)
             assert work.has(*rows)
         assert not list(work.folder.glob("*-*.lock"))
-        assert publish(work, work.prepared)
+        assert work.publish()
     found = {path.name: path.read_bytes() for path in sorted((tmp_path / "out").glob("*.h5"))}
     assert found == wanted
 

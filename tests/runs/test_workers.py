@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from genomepred.runs import workers
+from genomepred.runs.executors import processes
 from genomepred.runs.run import predict
 from tests.checkpoints import make_checkpoint
 
@@ -30,7 +30,7 @@ def hostile(tmp_path, monkeypatch) -> Path:
 def test_isolated_code_imports_nothing_from_the_current_folder(hostile, monkeypatch):
     monkeypatch.setattr(sys, "path", ["", *sys.path])  # as in an interactive session
     body = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); import queue, numpy; print(1)"
-    done = subprocess.run(workers.command(body), capture_output=True, text=True, check=False)
+    done = subprocess.run(processes.command(body), capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
     assert not hostile.exists()
 
@@ -60,9 +60,9 @@ def test_a_run_with_workers_in_a_hostile_folder(hostile, job, capfd):
     assert "worker" not in capfd.readouterr().err
 
 
-def worker(body: str, progress=lambda bases: None) -> workers._Worker:
+def worker(body: str, progress=lambda bases: None) -> processes._Worker:
     """A process with a body of its own in place of a worker's."""
-    return workers._Worker(body, "{}", progress)
+    return processes._Worker(body, "{}", progress)
 
 
 def test_a_worker_that_dies_is_named(capfd):
@@ -80,14 +80,14 @@ def test_a_worker_that_hangs_is_ended_and_named(monkeypatch):
     found = worker("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)")
     found.look()
     assert found._process.poll() is None
-    monkeypatch.setattr(workers, "_SILENCE", -1)
+    monkeypatch.setattr(processes, "_SILENCE", -1)
     with pytest.warns(UserWarning, match=rf"worker {found._process.pid} has been silent"):
         found.look()
     assert found._process.wait(30) == -signal.SIGKILL
 
 
 def test_a_stopped_worker_does_not_hold_up_the_end(monkeypatch):
-    monkeypatch.setattr(workers, "_END", 0.3)
+    monkeypatch.setattr(processes, "_END", 0.3)
     found = worker("import time; time.sleep(600)")
     os.kill(found._process.pid, signal.SIGSTOP)
     found.let_go()
@@ -131,12 +131,11 @@ def test_a_worker_that_is_done_ends_while_its_parent_still_listens():
     """A thread that waits for stdin must not hold what the interpreter needs to end."""
     body = (
         "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
-        "from genomepred.runs import workers\n"
-        "workers.RunSpec.of_json = classmethod(lambda cls, told: told)\n"
-        "with workers.serving(): pass"
+        "from genomepred.runs.executors import processes\n"
+        "with processes.serving(): pass"
     )
     pipe = subprocess.PIPE
-    with subprocess.Popen(workers.command(body), stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+    with subprocess.Popen(processes.command(body), stdin=pipe, stdout=pipe, stderr=pipe) as worker:
         assert worker.stdin is not None
         worker.stdin.write(b'{"session": "s"}\n')
         worker.stdin.flush()

@@ -57,6 +57,7 @@ def random_panel(
     phased: bool = True,
     missing: float = 0.05,
     symbolic: bool = True,
+    header_contigs: bool = True,
 ) -> RandomPanel:
     """Records of all kinds at random places, many of them in conflict."""
     rng = random.Random(seed)
@@ -67,7 +68,7 @@ def random_panel(
     contigs = {"c1": sequence(length), "c2": sequence(length // 2), "empty3": sequence(40)}
     if seed % 3 == 0:
         contigs["c1"] = contigs["c1"][:50] + "N" * 9 + contigs["c1"][59:]
-    panel = RandomPanel(contigs, [f"s{i}" for i in range(samples)])
+    panel = RandomPanel(contigs, [f"s{i}" for i in range(samples)], [], header_contigs)
     for name in ("c1", "c2"):
         text = contigs[name]
         position = 0

@@ -1,1 +1,165 @@
-"""What computes a run beside this process: actors of a Ray cluster."""
+"""Who computes which shard of a run: this process, further ones here, or many machines.
+
+A :class:`Job` is the run as one process sees it: its works, and what computes their shards. An
+executor is a function of a job: it decides who computes which shard (``Job.compute``, or
+:func:`compute_shard` for one that has been assigned) and who publishes (``Work.publish``). Another
+process joins the same job by :func:`told` and :func:`join`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from genomepred.errors import GenomepredError, SequenceError
+from genomepred.progress import Watch
+from genomepred.runs.folder import RunPlan
+from genomepred.runs.spec import RunSpec
+from genomepred.runs.work import Rows, Work, failing_alone
+
+if TYPE_CHECKING:
+    from genomepred.inference.engine import Engine
+    from genomepred.inference.pipeline import Stop
+
+Self = TypeVar("Self")
+
+
+class Shard:
+    """A shard that is this process's to compute (a ``pipeline.ShardJob``).
+
+    Parameters
+    ----------
+    work : Work
+        Prepared.
+    first, last : int
+        One of its ``ranges``.
+    """
+
+    def __init__(self, work: Work, first: int, last: int) -> None:
+        self.work, self.first, self.last = work, first, last
+        self.genome, self.grid = work.source(), work.grid
+
+    def finish(self, values: Any) -> None:
+        """Write the part."""
+        with failing_alone(self.work):
+            self.work.write(self.first, self.last, values)
+            self.written()
+
+    def written(self) -> None:
+        """Take note that the part is on disk."""
+
+    def fail(self, error: GenomepredError) -> None:
+        """Give the work up."""
+        if isinstance(error, SequenceError):
+            try:  # what a file that changes under way looks like to its reader is no explanation
+                self.work.check_source()
+            except SequenceError as changed:
+                error = changed
+        self.work.fail(error)
+
+
+class Job(Protocol):
+    """A run in one process: model, device and numerics, and what is to be computed.
+
+    Making one creates the run or joins it (``init``); it is made anew in every process.
+    """
+
+    spec: RunSpec
+    plan: RunPlan
+    #: Processes that are worth starting here, this one included.
+    workers: int
+    #: Bases of one row of a shard.
+    step: int
+
+    @property
+    def works(self) -> Sequence[Work]:
+        """What becomes a file each."""
+
+    @property
+    def engine(self) -> Engine:
+        """What computes; made on the thread that will use it.
+
+        Raises
+        ------
+        SignatureError
+            If it computes other bits than that with which the run was started.
+        """
+
+    def work(self, number: int, name: str, path: Path) -> Work:
+        """One of the run's works, made anew: ``works`` of a process that is told so lacks it."""
+
+    def compute(
+        self,
+        shards: Iterable[Shard],
+        stop: Stop | None = None,
+        progress: Callable[[int], object] = lambda rows: None,
+        last: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Compute shards as they come, each until its ``finish`` or ``fail`` is called.
+
+        Parameters
+        ----------
+        shards : iterable of Shard
+            May be consumed on another thread.
+        stop : Stop, optional
+            The run's, if ``shards`` waits for anything.
+        progress : callable
+            Told the number of rows of every block that is done.
+        last : callable
+            Called once, when no thread is at work any more.
+        """
+
+    def more(self) -> dict[str, Any]:
+        """What another process is to be told beside the spec, as JSON holds it."""
+
+    @classmethod
+    def join(cls: type[Self], spec: RunSpec, told: Mapping[str, Any]) -> Self:
+        """The same job in another process, which was told :meth:`more`."""
+
+
+class Executor(Protocol):
+    """Who computes a job: everything of its share, and publishes what is complete."""
+
+    def __call__(self, job: Job, watch: Watch) -> None:
+        """Compute and publish; returns when there is nothing more to do here."""
+
+
+def compute_shard(job: Job, work: Work, rows: Rows) -> None:
+    """Compute one shard into its part, unless that is there.
+
+    Nothing is locked, waited for or published: whoever calls this has decided that it is to be
+    done, and any number of times gives the same bytes.
+
+    Parameters
+    ----------
+    job : Job
+    work : Work
+        One of the job's.
+    rows : (int, int)
+        One of the work's ``ranges``.
+
+    Raises
+    ------
+    GenomepredError
+        If the work or the whole run cannot be computed.
+    """
+    work.prepare()
+    if not work.has(*rows):
+        job.compute([Shard(work, *rows)])
+    if work.error is not None:
+        raise work.error
+
+
+def told(job: Job, spec: RunSpec) -> str:
+    """One line by which another process joins a job, perhaps on another device."""
+    kind = type(job)
+    return spec.to_json(**job.more(), job=f"{kind.__module__}:{kind.__qualname__}")
+
+
+def join(told: Mapping[str, Any]) -> Job:
+    """The job of which :func:`told` has told."""
+    module, kind = told["job"].split(":")
+    joined: Job = getattr(import_module(module), kind).join(RunSpec.of_json(told), told)
+    return joined

@@ -15,42 +15,31 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.messages import described
-from genomepred.runs.compute import Computer
-from genomepred.runs.folder import RunPlan
-from genomepred.runs.genome import GenomeWork, Prepared
-from genomepred.runs.inputs import GenomePath
-from genomepred.runs.publish import publish
-from genomepred.runs.setup import Setup
-from genomepred.runs.shards import Shard, output_error
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.executors import Job, Shard, join
+from genomepred.runs.work import Rows, Work, failing_alone
 
 # Genomes whose state a device keeps: more than it can have calls for.
 _KEPT = 8
 # Seconds between looks at a genome that another command has locked.
 _WAIT = 0.2
 
-#: Number, name and sequence file of a genome, and consecutive rows of it.
+#: Number, name and sequence file of a genome.
 GenomeCall = tuple[int, str, str]
-Rows = tuple[int, int]
 
 
 class _AwaitedShard(Shard):
     """A shard whose end, good or bad, somebody waits for."""
 
-    def __init__(self, work: GenomeWork, rows: Rows) -> None:
+    def __init__(self, work: Work, rows: Rows) -> None:
         super().__init__(work, *rows)
         self.done: Future[None] = Future()
 
-    def finish(self, values: NDArray[np.float32]) -> None:
+    def finish(self, values: Any) -> None:
         try:
             super().finish(values)
         finally:
@@ -71,14 +60,14 @@ class Device:
     Parameters
     ----------
     told : str
-        The run as :meth:`RunSpec.to_json` tells it, with the current ``folder`` of the command,
-        the ``session`` and the ``run``'s identifier.
+        The run (see :func:`genomepred.runs.executors.told`), and the current ``folder`` of the
+        command.
     """
 
     def __init__(self, told: str) -> None:
         self._told: dict[str, Any] = json.loads(told)
-        self._plan: RunPlan | None = None
-        self._works: OrderedDict[int, GenomeWork] = OrderedDict()
+        self._job: Job | None = None
+        self._works: OrderedDict[int, Work] = OrderedDict()
         self._shards: queue.SimpleQueue[_AwaitedShard] = queue.SimpleQueue()
         self._waiting: set[_AwaitedShard] = set()
         self._broken: BaseException | None = None
@@ -96,25 +85,19 @@ class Device:
             os.chdir(self._told["folder"])
         except OSError as error:
             raise OutputError(f"{self._told['folder']}: {error.strerror}") from error
-        setup = Setup(RunSpec.of_json(self._told))
-        plan = setup.join()
-        if plan.run_id != self._told["run"]:
-            raise OutputError(f"{plan.out} is another folder here than where the run was started")
-        self._plan = replace(plan, session=self._told["session"])
-        ready: Future[None] = Future()
-        threading.Thread(target=self._serve, args=(setup, ready), daemon=True).start()
+        self._job, ready = join(self._told), Future[None]()
+        threading.Thread(target=self._serve, args=(self._job, ready), daemon=True).start()
         ready.result()
 
-    def _serve(self, setup: Setup, ready: Future[None]) -> None:
-        assert self._plan is not None
+    def _serve(self, job: Job, ready: Future[None]) -> None:
         try:
-            computer = Computer(setup, self._plan)  # on the thread that will use it
+            assert job.engine  # made on the thread that will use it
         except BaseException as error:
             ready.set_exception(error)
             return
         ready.set_result(None)
         try:
-            computer.compute(iter(self._shards.get, None))
+            job.compute(iter(self._shards.get, None))
         except BaseException as error:
             with self._lock:
                 self._broken = error
@@ -128,7 +111,7 @@ class Device:
         What is left of a genome, if it is a single shard, is done at once: small genomes are one
         call.
         """
-        work = self._work(genome)
+        work, rows = self._work(genome), 0
         with _telling(work):
             while not work.settled() and not work.prepare():
                 time.sleep(_WAIT)  # another command digests it
@@ -140,36 +123,31 @@ class Device:
                 return rows, _joined(missing)
             for shard in missing:
                 self._compute(work, shard)
-            return rows, self._publish(work, work.prepared)
+            return rows, _publish(work)
 
     def compute(self, genome: GenomeCall, rows: Rows) -> None:
         """Compute a shard into its part, unless that is there."""
         work = self._work(genome)
         with _telling(work):
-            with self._lock:
-                prepared = work.prepare()
-            if not prepared:
-                raise OutputError(f"{work.folder}: the record of the genome has gone")
-            self._compute(work, rows)
+            if self._is_open(work):
+                self._compute(work, rows)
 
     def publish(self, genome: GenomeCall) -> list[Rows] | None:
         """Publish a genome whose shards are all there; the rows of damaged ones, if any."""
         work = self._work(genome)
         with _telling(work):
-            with self._lock:
-                work.prepare()
-            return self._publish(work, work.prepared)
+            return _publish(work) if self._is_open(work) else None
 
-    def _publish(self, work: GenomeWork, prepared: Prepared | None) -> list[Rows] | None:
-        assert prepared is not None
-        while not publish(work, prepared):
-            work.look()
-            if missing := work.missing():
-                return _joined(missing)
-            time.sleep(_WAIT)  # another command publishes it
-        return None
+    def _is_open(self, work: Work) -> bool:
+        """Whether a genome is not settled; it is prepared then."""
+        with self._lock:
+            if work.settled():
+                return False
+            while not work.prepare():
+                time.sleep(_WAIT)
+            return True
 
-    def _compute(self, work: GenomeWork, rows: Rows) -> None:
+    def _compute(self, work: Work, rows: Rows) -> None:
         if work.has(*rows):
             return
         shard = _AwaitedShard(work, rows)
@@ -189,32 +167,34 @@ class Device:
         if work.error is not None:
             raise work.error
 
-    def _work(self, genome: GenomeCall) -> GenomeWork:
+    def _work(self, genome: GenomeCall) -> Work:
         number, name, path = genome
-        assert self._plan is not None
+        assert self._job is not None
         with self._lock:
             work = self._works.pop(number, None)
             if work is None:
-                work = GenomeWork(GenomePath(name, Path(path)), self._plan, number)
+                work = self._job.work(number, name, Path(path))
             self._works[number] = work
             for old in list(self._works)[:-_KEPT]:
-                self._works.pop(old).close()
+                self._works.pop(old).forget()
             return work
 
 
 @contextmanager
-def _telling(work: GenomeWork) -> Iterator[None]:
-    """Note in its sidecar what makes a genome fail; what stops the run is raised as it is."""
-    try:
+def _telling(work: Work) -> Iterator[None]:
+    """Note what makes a genome fail, and tell the driver too."""
+    with failing_alone(work):
         yield
-    except OutputError:
-        raise
-    except GenomepredError as error:
-        if work.error is None:
-            work.fail(error)
-        raise
-    except OSError as error:
-        raise output_error(error, work) from error
+    if work.error is not None:
+        raise work.error
+
+
+def _publish(work: Work) -> list[Rows] | None:
+    while not work.publish():
+        if missing := work.missing():
+            return _joined(missing)
+        time.sleep(_WAIT)  # another command publishes it
+    return None
 
 
 def _joined(ranges: list[Rows]) -> list[Rows]:

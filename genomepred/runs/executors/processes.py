@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -25,13 +25,16 @@ import torch
 from genomepred.compiled import begin_numba
 from genomepred.machine import tell_memory
 from genomepred.messages import described, say, say_warnings
-from genomepred.runs.spec import RunSpec
+from genomepred.progress import Watch
+from genomepred.runs.executors import Job, join, local, told
 
 # Seconds between a worker's signs of life, without one until it is given up, and for it to end
 # once it is told to.
 _BEAT, _SILENCE, _END = 5.0, 60.0, 3.0
 # -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
-_BODY = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {} import work; work()"
+_BODY = (
+    f"import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import work; work()"
+)
 
 
 def command(body: str, *arguments: str) -> list[str]:
@@ -42,37 +45,34 @@ def command(body: str, *arguments: str) -> list[str]:
     return [sys.executable, "-I", "-X", utf8, *options, "-c", body, json.dumps(path), *arguments]
 
 
+def compute(job: Job, watch: Watch) -> None:
+    """Compute a job by as many processes as are worth starting (an ``Executor``)."""
+    devices = devices_of(job.spec.device, job.workers)[1:]
+    specs = [told(job, replace(job.spec, device=device)) for device in devices]
+    with Workers(specs, watch.done) as workers:
+        local.compute(job, watch, workers.look)
+
+
 class Workers:
-    """Further processes on the same run; they end with this one, however it ends.
+    """Further processes on the same job; they end with this one, however it ends.
 
     Parameters
     ----------
-    spec : RunSpec
-    count : int
+    told : list of str
+        What each of them is told, in a line.
     progress : callable
         Told the bases that any of them has done, by several threads.
     module : str
-        Where the function ``work`` is that they run, within :func:`serving`.
-    **told
-        What else they are told, as JSON holds it.
+        Where the function ``work`` is that they run.
     """
 
     def __init__(
-        self,
-        spec: RunSpec,
-        count: int,
-        progress: Callable[[int], object],
-        module: str,
-        **told: Any,
+        self, told: Sequence[str], progress: Callable[[int], object], module: str = __name__
     ) -> None:
-        self._told = [
-            replace(spec, device=_device_of(spec.device, k + 1)).to_json(**told)
-            for k in range(count)
-        ]
-        self._progress, self._body = progress, _BODY.format(module)
+        self._told, self._progress, self._body = told, progress, _BODY.format(module)
         self._workers: list[_Worker] = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Workers:
         try:
             for text in self._told:
                 self._workers.append(_Worker(self._body, text, self._progress))
@@ -82,6 +82,7 @@ class Workers:
         except BaseException:
             self._end()
             raise
+        return self
 
     def look(self) -> None:
         """End workers that give no sign of life; called while this process waits for others."""
@@ -175,50 +176,64 @@ def _tell_of_death(pid: int, number: int) -> None:
     say(f"worker {pid} was ended by {name}; its work is taken over{why}")
 
 
-def _device_of(device: str, worker: int) -> str:
+def devices_of(device: str, count: int) -> list[str]:
+    """Devices of so many processes, this one first."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{worker % torch.cuda.device_count()}"
-    return device
+        return [device, *(f"cuda:{k % torch.cuda.device_count()}" for k in range(1, count))]
+    return [device] * count
+
+
+class _Report(Watch):
+    """Tells the process that has started this one, a line at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What libraries print must not be mistaken for progress.
+        self._line = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+
+    def done(self, bases: int) -> None:
+        """So many bases more are computed."""
+        with self._counting:
+            self._line.write(f"{bases}\n")
 
 
 @contextmanager
-def serving() -> Iterator[tuple[RunSpec, dict[str, Any], Callable[[int], object]]]:
-    """Be a worker: what is asked for, all it is told, and where to report bases that are done.
+def serving() -> Iterator[tuple[dict[str, Any], Watch]]:
+    """Be a worker: what the first line of stdin tells, and whom to tell of bases that are done.
 
     The process ends with its parent, by one line and an error's exit code, or by itself.
     """
     say_warnings()
     begin_numba()
-    done = threading.Event()
-    # What libraries print must not be mistaken for progress.
-    line, speaking = os.fdopen(os.dup(1), "w", buffering=1), threading.Lock()
-    os.dup2(2, 1)
-
-    def report(bases: int) -> None:
-        with speaking:
-            line.write(f"{bases}\n")
+    over, report = threading.Event(), _Report()
 
     def end_with_parent() -> None:
         # Not by sys.stdin, whose lock a process that ends would wait for in vain.
         while os.read(0, 1):
             pass
-        if not done.is_set():
+        if not over.is_set():
             os._exit(1)
 
     def beat() -> None:
         with suppress(OSError):  # the parent has gone
-            while not done.wait(_BEAT):
-                report(0)
+            while not over.wait(_BEAT):
+                report.done(0)
 
     try:
-        told = json.loads(sys.stdin.readline())
-        spec = RunSpec.of_json(told)
+        text = json.loads(sys.stdin.readline())
         for body in (end_with_parent, beat):
             threading.Thread(target=body, daemon=True).start()
-        yield spec, told, report
+        yield text, report
     except BaseException as error:
         # The parent takes over what is left, and meets the same obstacle if it is one.
         what, code = described(error)
         say(f"a worker has stopped: {what}")
         os._exit(code)
-    done.set()
+    over.set()
+
+
+def work() -> None:
+    """Body of a worker: compute the job that it is told of, beside others."""
+    with serving() as (text, report):
+        local.compute(join(text), report)

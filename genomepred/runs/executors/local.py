@@ -1,0 +1,195 @@
+"""Execution in this process, which shares the shards of a folder with others by locks.
+
+A lock is held by the process that computes a shard and released by the kernel when that process
+ends, however it ends. Where the file system has no locks, two processes may compute the same shard;
+the bytes are the same, so whoever renames last changes nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+from genomepred.errors import GenomepredError
+from genomepred.files import Claim, own_folder
+from genomepred.inference.pipeline import Stop
+from genomepred.progress import Watch
+from genomepred.runs.executors import Job, Shard
+from genomepred.runs.folder import PARTS
+from genomepred.runs.work import Rows, Work, failing_alone
+
+# Seconds between looks at what other processes have done.
+_SHORTEST_WAIT, _LONGEST_WAIT, _WAIT_A_WORK = 0.01, 0.5, 0.01
+
+
+def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None) -> None:
+    """Compute what nobody else computes of a job, until all of it is done (an ``Executor``).
+
+    ``waiting`` is called again and again while there is nothing to do but to wait for others.
+    """
+    helds = [_Held(work) for work in job.works]
+
+    def let_go() -> None:
+        for held in helds:
+            held.let_go()
+
+    stop = Stop()
+    claimed = _claimed(helds, job.step, stop, watch, waiting)
+    job.compute(claimed, stop, lambda rows: watch.done(rows * job.step), let_go)
+    twice = sum(work.duplicates for work in job.works)
+    if twice:
+        warnings.warn(
+            f"{twice} shards were computed by another process too: locks on the file system of "
+            f"{job.plan.out} do not keep processes apart; give each its part with --shard I/N",
+            stacklevel=2,
+        )
+
+
+class _Held:
+    """A work, and what this process holds of it."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        #: Shards that are not known to be on disk, as of the last look; None before the first.
+        self.open: set[Rows] | None = None
+        self.claims: dict[Rows, Claim] = {}
+
+    def look(self) -> None:
+        """See what is on disk."""
+        self.open = set(self.work.missing())
+
+    def left(self) -> list[Rows]:
+        """Shards of our share that are not known to be on disk, nor being computed here."""
+        if self.open is None:
+            self.look()
+        assert self.open is not None
+        (i, n), number = self.work.plan.share, self.work.number
+        return [
+            shard
+            for k, shard in enumerate(self.work.ranges)
+            if (k + number) % n == i and shard in self.open and shard not in self.claims
+        ]
+
+    def shards(self, step: int, watch: Watch) -> Iterator[Shard]:
+        """Claim shards of our share that nobody else is computing."""
+        work = self.work
+        settled = work.settled()
+        if not settled and not work.prepare():
+            return
+        left = [] if settled else self.left()
+        watch.see(work.name, sum(last - first for first, last in left) * step)
+        if settled:
+            return
+        own_folder(work.plan.out, PARTS, work.name)
+        if work.settled():  # whoever has published it has cleared its folder away
+            return
+        for rows in left:
+            if work.error is not None:
+                return
+            claim = Claim.take(work.folder / f"{rows[0]}-{rows[1]}.lock")
+            if claim is None:
+                continue
+            self.claims[rows] = claim
+            try:
+                shard = None if work.has(*rows) else _ClaimedShard(self, *rows)
+            except BaseException:
+                self.release(rows)
+                raise
+            if shard is not None:
+                yield shard
+                continue
+            self.written(rows)
+            self.release(rows)
+
+    def settle(self) -> bool:
+        """Publish if all is there; whether the work needs no further look by this process."""
+        work = self.work
+        if self.claims:  # the thread that writes them needs what would be forgotten
+            return False
+        work.close()  # all that was claimed has been read
+        if not work.settled():
+            if self.open is None:  # another process prepares it
+                return False
+            self.look()
+            if self.complete():
+                work.publish()
+                return False  # another process may be at it, or a part may prove damaged
+            if work.plan.share[1] == 1 or self.left():
+                return False
+        elif work.published is not None:
+            work.clear()
+        work.forget()
+        return True
+
+    def written(self, rows: Rows) -> None:
+        """Take note that a shard is on disk."""
+        assert self.open is not None
+        self.open.discard(rows)
+
+    def complete(self) -> bool:
+        """Whether all shards are known to be on disk."""
+        return not self.open
+
+    def release(self, rows: Rows) -> None:
+        """Be done with a shard: it is on disk, or has been given up."""
+        claim = self.claims.pop(rows, None)
+        if claim is not None:
+            claim.release()
+
+    def let_go(self) -> None:
+        """Leave what is not finished to whoever comes next."""
+        for rows in list(self.claims):
+            self.release(rows)
+        self.work.close()
+
+
+class _ClaimedShard(Shard):
+    """A shard by a lock; the last one of a work, whoever has computed it, publishes it."""
+
+    def __init__(self, held: _Held, first: int, last: int) -> None:
+        self._held = held
+        super().__init__(held.work, first, last)
+
+    def finish(self, values: object) -> None:
+        try:
+            super().finish(values)
+        finally:
+            self._held.release((self.first, self.last))
+
+    def written(self) -> None:
+        self._held.written((self.first, self.last))
+        if self._held.complete() and self.work.error is None:
+            self.work.publish()
+
+    def fail(self, error: GenomepredError) -> None:
+        try:
+            super().fail(error)
+        finally:
+            self._held.release((self.first, self.last))
+
+
+def _claimed(
+    helds: Sequence[_Held], step: int, stop: Stop, watch: Watch, waiting: Callable[[], object]
+) -> Iterator[Shard]:
+    """Claim shards until every work is published, failed, or left to other shares."""
+    delay = _SHORTEST_WAIT
+    unsettled = list(helds)
+    while unsettled:
+        again, moved = [], False
+        for held in unsettled:
+            stop.check()
+            with failing_alone(held.work):
+                for shard in held.shards(step, watch):
+                    moved = True
+                    yield shard
+                if not held.settle():
+                    again.append(held)
+        unsettled = again
+        # A look at a work is a few calls of the file system: many are looked at less often.
+        longest = max(_LONGEST_WAIT, _WAIT_A_WORK * len(unsettled))
+        delay = _SHORTEST_WAIT if moved else min(2 * delay, longest)
+        if unsettled and not moved:
+            if delay == longest:
+                watch.wait()
+            waiting()
+            stop.wait(delay)

@@ -1,0 +1,300 @@
+"""What becomes one published file of a run: a genome, or all haplotypes of a cohort.
+
+All state is on disk: parts in ``OUT/.parts/<name>/``, the published file and its sidecar. Nothing
+here knows who computes which part; any number of processes may look, write and publish at once.
+Where locks do not work, two may publish the same file; the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genomepred.errors import GenomepredError, OutputError, SignatureError, StoreError
+from genomepred.files import Claim, sync_folder
+from genomepred.runs.folder import PARTS, RunPlan, now
+from genomepred.sequences.grid import Grid
+from genomepred.sequences.source import SequenceSource
+from genomepred.store.hdf5 import DamagedPartError
+from genomepred.store.sidecar import read_sidecar, sidecar_path, write_sidecar
+
+# A part that proves damaged so often is not worth computing once more.
+_MOST_DAMAGES = 3
+Rows = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GenomeResult:
+    """Outcome of one genome: ``finished``, ``failed``, or ``partial`` (other shares are open)."""
+
+    name: str
+    outcome: str
+    path: Path
+    rows: int = 0
+    bases: int = 0
+    error: str = ""
+
+
+class Work(ABC):
+    """One file to be published, and its shards.
+
+    Parameters
+    ----------
+    name : str
+        Of the file, and of the folder of its parts.
+    path : Path
+        Sequence file.
+    plan : RunPlan
+        The run.
+    number : int
+        Its number in the run; spreads the shares.
+    """
+
+    def __init__(self, name: str, path: Path, plan: RunPlan, number: int = 0) -> None:
+        self.name, self.path, self.plan, self.number = name, path, plan, number
+        self.folder = plan.out / PARTS / name
+        self.final = plan.out / f"{name}.h5"
+        self.sidecar = sidecar_path(self.final)
+        #: Why this command, or a worker of it, has given it up.
+        self.error: GenomepredError | None = None
+        #: The published file's sidecar, once it has been seen or written.
+        self.published: dict[str, Any] | None = None
+        #: Shards that another process computed at the same time, as locks should prevent.
+        self.duplicates = 0
+        self._publishing, self._damages = threading.Lock(), Counter[Path]()
+
+    # -- what each kind of work says ---------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self) -> bool:
+        """Find out what it is and what its shards are; False while another process is at it."""
+
+    @property
+    @abstractmethod
+    def ranges(self) -> list[Rows]:
+        """Ranges of all shards, once prepared."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> Grid:
+        """Grid of what is computed, once prepared."""
+
+    @abstractmethod
+    def source(self) -> SequenceSource:
+        """Where codes come from; opened when needed."""
+
+    @abstractmethod
+    def check_source(self) -> None:
+        """Raise a SequenceError if what is read is not, or no longer, what was prepared."""
+
+    @abstractmethod
+    def accept(self, noted: dict[str, Any]) -> None:
+        """Raise a SequenceError if a published file's source has since become another."""
+
+    @abstractmethod
+    def write(self, first: int, last: int, values: Any) -> None:
+        """Encode and write a part, durably; one that is there stays, and is counted."""
+
+    @abstractmethod
+    def join(self, joined: Path) -> str:
+        """Join all parts into a synced file; its sha256.
+
+        Raises
+        ------
+        DamagedPartError
+            If a part is not what was written.
+        SequenceError
+            If the source has changed.
+        """
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What a sidecar says of it: rows, bases, genome and when it was started."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove what a published file needs no more; links are not followed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of open files; they are opened again when needed."""
+
+    def forget(self) -> None:
+        """Let go of what grows with the number of contigs too."""
+        self.close()
+
+    # -- where it stands: nothing is changed -------------------------------------------------
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What the sidecar says; None if there is none, or a damaged one.
+
+        Of one that is finished, only if the file of that size is there too.
+        """
+        with suppress(StoreError, OSError):
+            noted = read_sidecar(self.sidecar)
+            if noted["outcome"] != "finished" or self.final.stat().st_size == noted["bytes"]:
+                return noted
+        return None
+
+    def is_published(self) -> bool:
+        """Whether file and sidecar are there."""
+        noted = self.outcome()
+        return noted is not None and noted["outcome"] == "finished"
+
+    def settled(self) -> bool:
+        """Whether it is published, or this command or a worker of it has given it up.
+
+        Raises
+        ------
+        SignatureError, SequenceError
+            If it was published by another run, or from another sequence.
+        """
+        if self.published is not None or self.error is not None:
+            return True
+        noted = self.outcome()
+        if noted is not None and noted["outcome"] == "finished":
+            if noted["signature"] != self.plan.signature:
+                raise SignatureError(
+                    f"{self.final} was computed with another signature than {self.plan.out} has "
+                    "now: remove the file to compute it again, or use another --out"
+                )
+            self.accept(noted)
+            self.published = noted
+        elif noted is not None and noted["session"] == self.plan.session:
+            self.error = GenomepredError(noted["error"])
+        return self.published is not None or self.error is not None
+
+    def part(self, first: int, last: int) -> Path:
+        """Path of a finished shard."""
+        return self.folder / f"{first}-{last}.h5"
+
+    def has(self, first: int, last: int) -> bool:
+        """Whether a shard is on disk; links and pipes are no parts."""
+        with suppress(OSError):
+            return stat.S_ISREG(os.lstat(self.part(first, last)).st_mode)
+        return False
+
+    def missing(self, share: tuple[int, int] = (0, 1)) -> list[Rows]:
+        """Shards of a share that are not on disk, in one look at the folder."""
+        there, (i, n) = files_in(self.folder), share
+        return [
+            shard
+            for k, shard in enumerate(self.ranges)
+            if (k + self.number) % n == i and self.part(*shard).name not in there
+        ]
+
+    def result(self) -> GenomeResult:
+        """The outcome, as far as this process knows."""
+        if self.error is not None:
+            return GenomeResult(self.name, "failed", self.final, error=str(self.error))
+        if (noted := self.published) is not None:
+            return GenomeResult(self.name, "finished", self.final, noted["rows"], noted["bases"])
+        return GenomeResult(self.name, "partial", self.final)
+
+    # -- outcome -----------------------------------------------------------------------------
+
+    def publish(self) -> bool:
+        """Join all parts into the published file, and clear away.
+
+        Returns
+        -------
+        bool
+            False if another process or thread is at it, or if a part proved damaged: that part is
+            removed, to be computed again.
+
+        Raises
+        ------
+        SequenceError
+            If the source has changed since it was prepared.
+        StoreError
+            If the same part has proved damaged again and again.
+        """
+        if not self._publishing.acquire(blocking=False):
+            return False
+        try:
+            claim = Claim.take(self.folder / "publish.lock")
+            if claim is None:
+                return self.is_published()
+            try:
+                done = self.is_published() or self._publish()
+                if done:
+                    self.clear()
+                return done
+            finally:
+                claim.release()
+        finally:
+            self._publishing.release()
+
+    def _publish(self) -> bool:
+        joined = self.folder / "joined.h5"
+        try:
+            sha256 = self.join(joined)
+            os.rename(joined, self.final)
+            sync_folder(self.plan.out)
+            size = self.final.stat().st_size
+            self.published = self._note("finished", sha256=sha256, bytes=size, **self.facts())
+        except DamagedPartError as error:
+            self._damages[error.path] += 1
+            if self._damages[error.path] > _MOST_DAMAGES:
+                raise StoreError(
+                    f"{error.path}: damaged again whenever it was computed ({error.reason}); "
+                    f"check the disk of {self.plan.out}"
+                ) from error
+            error.path.unlink(missing_ok=True)
+            return False
+        except FileNotFoundError:
+            return self.is_published()  # without locks two publish, and one clears away first
+        return True
+
+    def fail(self, error: GenomepredError) -> None:
+        """Record that it cannot be finished; parts stay for another try."""
+        self.error = error  # the reader may be reading the sequence: it closes it, not we
+        if not self.is_published():  # a published file stays what it is
+            genome = {"path": str(self.path)}
+            self._note("failed", error=str(error), session=self.plan.session, genome=genome)
+
+    def _note(self, outcome: str, **facts: Any) -> dict[str, Any]:
+        noted = {"outcome": outcome, **facts, "signature": self.plan.signature, "finished": now()}
+        write_sidecar(self.sidecar, noted)
+        return noted
+
+
+@contextmanager
+def failing_alone(work: Work) -> Iterator[None]:
+    """Let an error of one work fail it alone; one of the output ends the run."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise disk_error(error, work) from error
+    except GenomepredError as error:
+        work.fail(error)
+
+
+def disk_error(error: OSError, work: Work) -> OutputError:
+    """One line for a system error that is no fault of the genome."""
+    return OutputError(
+        f"{error.filename or work.plan.out}: {error.strerror or error} while working on "
+        f"{work.name}; finished shards are kept: mend it and run the same command again"
+    )
+
+
+def files_in(folder: Path) -> set[str]:
+    """Names of the regular files in a folder: links and pipes are no parts."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+        return set()
