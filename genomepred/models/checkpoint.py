@@ -302,7 +302,8 @@ def _check_fit(card: Card, model: SequenceModel, state: dict[str, Tensor], direc
 
 
 def _check_agreement(card: Card, model: SequenceModel, path: Path) -> None:
-    for name in ("window", "crop", "bins", "bin_size", "input", "base_order", "n_policy"):
+    sizes = ("window", "crop", "bins", "bin_size")
+    for name in (*sizes, "input", "output", "base_order", "n_policy"):
         if getattr(card, name) != getattr(model, name):
             raise ModelError(
                 f"{path}: field {name!r} is {getattr(card, name)!r}, but the architecture with "

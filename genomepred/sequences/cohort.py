@@ -25,6 +25,7 @@ from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.consensus import Haplotype
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.haplotypes import Region, expand
+from genomepred.sequences.names import absent_contig
 from genomepred.sequences.panel_cache import BlockPlace, PanelCache
 from genomepred.sequences.panel_pass import PanelPass
 
@@ -237,7 +238,7 @@ class Panel:
             Haplotypes to load; all by default.
         """
         if contig not in self.contigs:
-            raise RegionError(f"{self.reference.path}: no contig {contig!r}")
+            raise RegionError(f"{self.reference.path}: {absent_contig(contig, self.contigs)}")
         numbers = np.arange(len(self.haplotypes)) if numbers is None else numbers
         places, size = self._blocks.get(contig, []), panel_cache.BLOCK
         length = self.contigs[contig]

@@ -40,7 +40,7 @@ from genomepred.sequences.index import (
     most_fai,
     parse_fai,
 )
-from genomepred.sequences.names import shown, some
+from genomepred.sequences.names import absent_contig, shown
 from genomepred.sequences.scan import Record, Scan, SequenceDigest, scan
 
 _SUFFIX = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bgz|xz))?$", re.IGNORECASE)
@@ -197,9 +197,7 @@ class Genome:
             If the file changed, is damaged or does not fit its index.
         """
         if contig not in self.contigs:
-            raise RegionError(
-                f"{self.path}: no contig {shown(contig)}; there are {some(self.contigs)}"
-            )
+            raise RegionError(f"{self.path}: {absent_contig(contig, self.contigs)}")
         if end < start:
             raise RegionError(f"{self.path}: {shown(contig)}: {start}-{end} ends before it starts")
         out = np.empty(end - start, np.uint8) if out is None else out

@@ -162,9 +162,7 @@ def test_bad_input_is_one_error(file: Path, tmp_path: Path) -> None:
     for text in ("chr2:x-y", "chr2:1-" + "9" * 5000):
         with pytest.raises(RegionError, match="write CONTIG:START-END"):
             run("query", file, text)
-    with pytest.raises(
-        RegionError, match=f"no contig 'chr9'; the genome has {next(iter(CONTIGS))!r}"
-    ):
+    with pytest.raises(RegionError, match=f"no contig 'chr9'; there are {next(iter(CONTIGS))!r}"):
         run("export", "tsv", file, "--region", "chr9")
     with pytest.raises(StoreError, match="a folder; give one of its .h5 files"):
         run("info", tmp_path)
