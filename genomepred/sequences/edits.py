@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from genomepred.sequences.decode import CODE_OF_BYTE, INVALID, UNKNOWN
+from genomepred.sequences.codes import CODE_OF_BYTE, INVALID, UNKNOWN
 from genomepred.sequences.vcf_decode import (
     ALL_COPIES,
     ALLELE,

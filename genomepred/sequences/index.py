@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from genomepred.errors import OutputError
 from genomepred.files import discard_abandoned, own_folder, read_small, write_whole
 from genomepred.sequences.byte_source import ByteSource
-from genomepred.sequences.decode import ALPHABET
+from genomepred.sequences.codes import ALPHABET
 from genomepred.sequences.names import MOST_NAME
-from genomepred.sequences.scan import Record
+from genomepred.sequences.records import Record
 
 Int64 = NDArray[np.int64]
 

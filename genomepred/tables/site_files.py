@@ -13,11 +13,11 @@ import numpy as np
 from genomepred.errors import OptionError, OutputError, StoreError
 from genomepred.files import output_error
 from genomepred.progress import Progress
+from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.fasta import Genome
 from genomepred.store.export import text_output
 from genomepred.store.opening import open_store
 from genomepred.store.reader import Float32, Int64, PredictionStore
-from genomepred.tables.samples import prediction_files
 from genomepred.tables.sites import (
     Choice,
     Sites,

@@ -185,6 +185,28 @@ def test_on_a_cpu_nothing_imports_triton(command, model, tmp_path):
     assert python("-c", code, *arguments).stdout.splitlines()[-1] == "False"
 
 
+@pytest.mark.parametrize("command", ["verify", "merge", "status"])
+def test_looking_at_a_run_loads_no_compiler(command, out):
+    code = (
+        "import sys; from genomepred.cli import cli; "
+        "cli.main(sys.argv[1:], standalone_mode=False); "
+        "print([m for m in ('torch', 'numba', 'scipy', 'pandas') if m in sys.modules])"
+    )
+    done = python("-c", code, command, out)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize("wrong", [(), ("--shard", "9/2"), ("--stride", "no"), ("--nothing",)])
+def test_wrong_usage_loads_nothing_heavy(wrong):
+    code = (
+        "import sys; from genomepred.cli import cli\n"
+        "try: cli.main(['predict', 'g.fa', '--model', 'ctcf', *sys.argv[1:]])\n"
+        "except SystemExit as end: print(end.code)\n"
+        "print([m for m in ('torch', 'numba', 'numpy', 'h5py') if m in sys.modules])"
+    )
+    assert python("-c", code, *wrong).stdout.splitlines() == ["2", "[]"]
+
+
 def test_errors_are_one_line_with_their_own_exit_code(model, out, tmp_path):
     base = ("--model", model, "--out", tmp_path / "o")
     (tmp_path / "bad.fa").write_text("no header")

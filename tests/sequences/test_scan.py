@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genomepred.sequences.scan import Record, scan
+from genomepred.sequences.records import Record
+from genomepred.sequences.scan import scan
 from tests.sequences.fasta_files import CODE, naive_codes
 
 PATH = Path("g.fa")
