@@ -76,7 +76,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is predicted, and where."""
+    """A job: model, sequence and device."""
 
     name: str
     model: str

@@ -64,7 +64,7 @@ class Batches(Protocol):
 
 
 class Data(Protocol):
-    """What models are trained on and tested with."""
+    """Data that models are trained on and tested with."""
 
     @property
     def window(self) -> int:

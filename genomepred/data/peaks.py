@@ -271,7 +271,7 @@ class _Contigs:
         return list(self._lengths)
 
     def own(self, text: str) -> str | None:
-        """What follows this genome's name, if the text begins with it."""
+        """The text after this genome's name, if it begins with it."""
         return text.removeprefix(self._prefix) if text.startswith(self._prefix) else None
 
     def is_contig(self, text: str) -> bool:
@@ -306,7 +306,7 @@ class _Contigs:
 
 
 def held_out_of(path: Path, genome: str, lengths: Mapping[str, int]) -> list[tuple[str, Region]]:
-    """What a BED of one of several genomes holds out: each record's name, and its region.
+    """Regions that a BED of one of several genomes holds out, each with its record's name.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the command line asked for as training data."""
+"""The source of training data, as the command line names it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from genomepred.tsv import tab_separated
 
 @dataclass(frozen=True)
 class Report:
-    """What an explanation read and wrote.
+    """Windows that an explanation read, and files that it wrote.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ CUDA_SETTINGS: tuple[tuple[Any, str, bool], ...] = (
 
 @dataclass(frozen=True)
 class Numerics:
-    """What the engine does that can change the last bits of a prediction.
+    """Choices of the engine that can change the last bits of a prediction.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def find_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """What of a device can change the last bits of a result."""
+    """Properties of a device that can change the last bits of a result."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"

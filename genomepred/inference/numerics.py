@@ -65,7 +65,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is asked for, and so what may be chosen.
+    """The choices that a request leaves open.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ class _Guard:
         return _difference(self._subject.engine(numerics).submit(block)(), reference)
 
     def why_not(self, numerics: Numerics) -> str:
-        """What speaks against a way to compute the model; empty if nothing does."""
+        """Reason against a way to compute the model; empty if there is none."""
         try:
             found = self.difference(numerics)
         except ModelError as error:  # a module of the user's own that only runs as written
@@ -324,7 +324,7 @@ def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> 
 def resolve_kernels(
     model: nn.Module, asked: str, device: torch.device, precision: str
 ) -> tuple[str, ...]:
-    """What ``--kernels`` means for a model on a device, as :class:`Numerics` says it.
+    """Meaning of ``--kernels`` for a model on a device, in the terms of :class:`Numerics`.
 
     Parameters
     ----------

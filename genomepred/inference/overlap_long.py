@@ -92,7 +92,7 @@ def check_bins(model: nn.Module) -> External:
 
 
 class Seen(NamedTuple):
-    """What positions of a tensor, along an axis, depend on.
+    """Bases that positions of a tensor, along an axis, depend on.
 
     Position ``j`` depends on bases ``j * step + first`` to ``j * step + last`` of the window.
     """
@@ -118,7 +118,7 @@ class _Graph(fx.Interpreter):
         self._seen: dict[fx.Node, Seen] = {}
 
     def output_seen(self) -> Seen:
-        """What the module's output has seen."""
+        """Bases that the module's output has seen."""
         try:
             self.run(self._input)
         except CannotShareError:

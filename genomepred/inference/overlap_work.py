@@ -132,7 +132,7 @@ class Place:
 
 
 class Work(NamedTuple):
-    """What a computation costs.
+    """Cost of a computation.
 
     Parameters
     ----------

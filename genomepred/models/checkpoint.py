@@ -359,7 +359,7 @@ def _readme(card: Card) -> str:
 
 
 def _front_matter(card: Card) -> str:
-    """What Hugging Face's hub reads of a model: YAML, whose quoted texts are JSON's."""
+    """Front matter that Hugging Face's hub reads: YAML, whose quoted texts are JSON's."""
     known = re.match(r"[A-Za-z0-9.+-]+(?=$|[;,])", card.license)
     license_name = [] if known or not card.license else [f"license_name: {_quoted(card.license)}"]
     lines = [

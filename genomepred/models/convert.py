@@ -51,7 +51,7 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Request:
-    """What weights do not say of their model.
+    """Facts of a model that its weights do not tell.
 
     Parameters
     ----------

@@ -87,7 +87,7 @@ class External(SequenceModel):
         return super().encode(codes)
 
     def body(self, x: Tensor) -> Tensor:
-        """What :meth:`encode` gives -> raw values ``[batch, bins, tracks]``.
+        """Output of :meth:`encode` -> raw values ``[batch, bins, tracks]``.
 
         Raises
         ------

@@ -348,7 +348,7 @@ def channels_last(model: Model) -> Model:
 
 
 class Reach(NamedTuple):
-    """What a position of a stack of layers depends on.
+    """Receptive field of a position of a stack of layers.
 
     Position ``j`` depends on no base outside ``[j*pool - left, j*pool + pool + right)``.
     """

@@ -1,4 +1,4 @@
-"""What a folder says of its run: ``run.json``, and a way to everything that lies beside it."""
+"""The run of a folder: its ``run.json``, and a way to everything that lies beside it."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Run:
         return self.out / f"{name}.h5"
 
     def outcome(self, name: str) -> dict[str, Any] | None:
-        """What the sidecar of a genome says; None if there is none, or a damaged one."""
+        """Content of a genome's sidecar; None if there is none, or a damaged one."""
         try:
             return read_sidecar(sidecar_path(self.path(name)))
         except StoreError:
@@ -163,7 +163,7 @@ class Run:
 
     @cached_property
     def plan(self) -> RunPlan:
-        """What all genomes have in common.
+        """The plan that all genomes have in common.
 
         Raises
         ------

@@ -162,7 +162,7 @@ class GenomeRun:
         self.workers, self.step = self.setup.workers, self.setup.geometry.step
 
     def more(self) -> dict[str, Any]:
-        """What another process is to be told beside the spec."""
+        """Words for another process beside the spec."""
         return {"session": self.plan.session, "run": self.plan.run_id}
 
     @classmethod
@@ -176,7 +176,7 @@ class GenomeRun:
 
     @cached_property
     def engine(self) -> Engine:
-        """What computes; made on the thread that will use it.
+        """The computer of shards; made on the thread that will use it.
 
         Raises
         ------
@@ -237,7 +237,7 @@ def run(spec: RunSpec, progress: bool = False, executor: Executor | None = None)
 
 
 def executor_of(spec: RunSpec) -> Executor:
-    """What computes a run: a cluster if one is asked for, processes here otherwise."""
+    """The executor of a run: a cluster if one is asked for, processes here otherwise."""
     if spec.cluster is None:
         return processes.compute
     from genomepred.runs.executors import ray

@@ -89,7 +89,7 @@ def read_samples(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the pass over a panel met.
+    """Counts of the pass over a panel.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ class Panel:
         return (ploidy > 0) & (self._copy >= ploidy)
 
     def warnings(self) -> list[str]:
-        """What a user should know about the panel, a line each."""
+        """Facts of the panel that its user should know, a line each."""
         counts, lines = self.counts, []
         if counts.accepted == 0:
             lines.append("no selected sample carries anything: every haplotype is the reference")

@@ -330,7 +330,7 @@ def _fits(r: int, last: int, most: int, b: Any, room: Any, state: Any) -> bool:
 def _action(
     n: int, last: int, het: bool, first: int, hide_missing: bool, hide_het: bool, b: Any
 ) -> int:
-    """What a carrier does."""
+    """Action for a carrier, one of the codes above."""
     number = b.carriers[n, NUMBER]
     if het and hide_het:
         same = _all_same_length(b.carriers[:last], n, first, b.table)

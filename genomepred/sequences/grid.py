@@ -126,7 +126,7 @@ class Region(NamedTuple):
 
 
 class Place(Protocol):
-    """What a grid is made of: a :class:`Region`, or a record of a BED file with its own center."""
+    """A part of a grid: a :class:`Region`, or a record of a BED file with its own center."""
 
     @property
     def contig(self) -> str:

@@ -62,7 +62,7 @@ class IndexFiles:
         return cache / f"{self._fasta.name[:40]}.{key}{suffix}"
 
     def identity(self) -> dict[str, str | int]:
-        """What a cached file says of the FASTA that it belongs to."""
+        """Identity of the FASTA that a cached file belongs to."""
         size, modified = self._stamp
         return {"path": str(self._fasta.resolve()), "size": size, "mtime_ns": modified}
 

@@ -42,7 +42,7 @@ def some(names: Iterable[str], most: int = 5) -> str:
 
 
 def core_of(name: str) -> str:
-    """What of a contig's name does not differ from habit to habit: no ``chr``, no zeros before."""
+    """The part of a contig's name that all habits share: without ``chr`` and zeros before it."""
     return re.sub(r"^chr(omosome)?[_.-]?", "", name.lower()).lstrip("0") or name.lower()
 
 

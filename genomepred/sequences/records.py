@@ -21,7 +21,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """What a pass over a whole FASTA found.
+    """Findings of a pass over a whole FASTA.
 
     Parameters
     ----------

@@ -54,7 +54,7 @@ def scan(
 
 
 class _Scanner:
-    """What the kernel keeps between pieces, and its findings in Python's terms."""
+    """State of the kernel between pieces, and its findings in Python's terms."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -45,7 +45,7 @@ class Map(NamedTuple):
 
 @dataclass(frozen=True)
 class SiteOptions:
-    """What to find in every map.
+    """Sites to find in every map.
 
     ``choice`` is None for the threshold of the card of ``model``, or of the bundled model that the
     maps are of. ``genome`` is a FASTA whose bases the sites are to show.
@@ -186,7 +186,7 @@ def _found(maps: Iterable[Map], options: SiteOptions) -> Iterator[tuple[Map, Sit
 
 
 def _predictor(store: PredictionStore, model: str, options: SiteOptions) -> Predictor | None:
-    """What tells the strands of sites; not needed where each strand is a track."""
+    """The reader that tells the strands of sites; not needed where each strand is a track."""
     from genomepred.inference.predictor import Predictor
 
     if store.attributes.get("strand") == "each":

@@ -81,7 +81,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Description:
-    """What a card says about a model beyond its sizes.
+    """The part of a card that describes a model beyond its sizes.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train.
+    """A training: architecture, data, settings.
 
     Parameters
     ----------
@@ -422,7 +422,7 @@ def _identity(
 
 
 def _asked(plan: Plan) -> dict[str, Any]:
-    """Of that, what is known without the data."""
+    """The part of the identity that is known without the data."""
     return {
         "model": plan.architecture,
         "source": {k: v for k, v in asdict(plan.source).items() if k not in _FILES},
@@ -589,7 +589,7 @@ def _provenance(plan: Plan, identity: Mapping[str, Any], task: Task, course: Fit
 
 
 def _outcome(card: Card, task: Task, course: Fit, out: Path) -> dict[str, Any]:
-    """What ``metrics.json`` holds."""
+    """Content of ``metrics.json``."""
     return {
         "name": card.name,
         "architecture": card.architecture,
