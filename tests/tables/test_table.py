@@ -25,13 +25,14 @@ from genomepred.errors import (
     SequenceError,
     StoreError,
 )
+from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
 from genomepred.tables import reduction, table
 from genomepred.tables.regions import read_regions
-from genomepred.tables.samples import cohort_of, prediction_files
+from genomepred.tables.samples import cohort_of
 from genomepred.tables.table import RegionTable, region_table, unique_names
 from genomepred.tables.writing import write_table
 from tests.cohort_files import write_cohort
