@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from genomepred.sequences.grid import Grid
     from genomepred.store.cohort import CohortStore
     from genomepred.store.hdf5 import PredictionStore
+    from genomepred.tables.compare import compare
     from genomepred.tables.sites import find_sites
     from genomepred.tables.table import region_table
     from genomepred.variants.run import effects
@@ -35,6 +36,7 @@ __all__ = [
     "Grid",
     "PredictionStore",
     "Predictor",
+    "compare",
     "effects",
     "find_sites",
     "load_model",
@@ -50,6 +52,7 @@ _HOMES = {
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
     "effects": "genomepred.variants.run",
+    "compare": "genomepred.tables.compare",
     "find_sites": "genomepred.tables.sites",
     "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.runs.run",

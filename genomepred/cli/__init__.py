@@ -41,6 +41,7 @@ _COMMANDS = {
     "plot": "genomepred.cli.store",
     "sites": "genomepred.cli.tables",
     "table": "genomepred.cli.tables",
+    "compare": "genomepred.cli.tables",
     "view": "genomepred.cli.view",
     "models": "genomepred.cli.models",
     "data": "genomepred.cli.data",
