@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from genomepred.tables.compare import compare
     from genomepred.tables.sites import find_sites
     from genomepred.tables.table import region_table
+    from genomepred.variants.run import effects
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "PredictionStore",
     "Predictor",
     "compare",
+    "effects",
     "find_sites",
     "load_model",
     "predict",
@@ -49,6 +51,7 @@ _HOMES = {
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
+    "effects": "genomepred.variants.run",
     "compare": "genomepred.tables.compare",
     "find_sites": "genomepred.tables.sites",
     "load_model": "genomepred.models.checkpoint",

@@ -49,6 +49,7 @@ _COMMANDS = {
     "evaluate": "genomepred.cli.train",
     "sweep": "genomepred.cli.train",
     "explain": "genomepred.cli.explain",
+    "effects": "genomepred.cli.effects",
     "bench": "genomepred.cli.bench",
     "doctor": "genomepred.cli.doctor",
 }
