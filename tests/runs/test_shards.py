@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from genomepred import predict
 from genomepred.inference.engine import Engine
-from genomepred.inference.overlap_work import multiply_adds
+from genomepred.lowering.cost import multiply_adds
 from genomepred.machine import Limit
 from genomepred.models import build
 from genomepred.models.card import Card, Track
