@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from genomepred.benchmarks.measure import Row, interleaved, median
 from genomepred.errors import ModelError
 from genomepred.inference import batching
-from genomepred.inference.engine import Numerics, activation_function
+from genomepred.inference.engine import ACTIVATION_FUNCTIONS, Numerics
 from genomepred.models import build
 from genomepred.models.agreement import difference
 from genomepred.models.card import N_POLICIES, Card, Track
@@ -153,7 +153,7 @@ def naive(fasta: Path, case: Case, model: torch.nn.Module, out: Path, workers: i
     """Dataset, DataLoader, eager float32 model on all cores or the GPU, h5py append."""
     sequence = "".join(fasta.read_text().split("\n")[1:])
     card: Any = model.card
-    activation, tracks = activation_function(card.activation), len(card.tracks)
+    activation, tracks = ACTIVATION_FUNCTIONS[card.activation], len(card.tracks)
     windows = Windows(sequence, card, case.stride)
     loader = DataLoader(windows, batch_size=256, num_workers=workers)
     with h5py.File(out, "w") as file, torch.no_grad():

@@ -29,12 +29,12 @@ from genomepred.benchmarks.measure import (
 )
 from genomepred.errors import ModelError
 from genomepred.inference.engine import compute_batch
-from genomepred.inference.overlap_work import multiply_adds
 from genomepred.kernels.dispatch import PRECISIONS
+from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
-from genomepred.models.fused import kernels_of, prepare
 from genomepred.models.layers import SequenceModel
 
 # Architecture and window, the two small models that count first: a limit of time meets the rest.

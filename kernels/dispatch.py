@@ -202,7 +202,7 @@ def _family(device: torch.device) -> dict[str, Any]:
 
 
 def _entries(device: torch.device) -> list[dict[str, Any]]:
-    name, fma = family(device), has_fma()
+    name, fma = _family(device)["name"], has_fma()
     return [
         entry
         for entry in _table()["entries"]

@@ -41,6 +41,7 @@ _COMMANDS = {
     "plot": "genomepred.cli.store",
     "sites": "genomepred.cli.tables",
     "table": "genomepred.cli.tables",
+    "compare": "genomepred.cli.tables",
     "view": "genomepred.cli.view",
     "models": "genomepred.cli.models",
     "data": "genomepred.cli.data",
@@ -48,6 +49,7 @@ _COMMANDS = {
     "evaluate": "genomepred.cli.train",
     "sweep": "genomepred.cli.train",
     "explain": "genomepred.cli.explain",
+    "effects": "genomepred.cli.effects",
     "bench": "genomepred.cli.bench",
     "doctor": "genomepred.cli.doctor",
 }

@@ -29,7 +29,7 @@ from genomepred.evaluation import figures
 from genomepred.evaluation import intervals as bootstrap
 from genomepred.evaluation.provenance import as_trained, check_held_out
 from genomepred.files import discard_abandoned, make_folder, output_error, publishing, write_whole
-from genomepred.inference.engine import activation_function
+from genomepred.inference.engine import ACTIVATION_FUNCTIONS
 from genomepred.inference.predictor import Predictor
 from genomepred.models.card import Card, Track
 from genomepred.models.layers import SequenceModel
@@ -304,7 +304,7 @@ def judge(
             f"model {card.name!r} asks, the most are {known.max()}; give longer sequences"
         )
     raw = np.concatenate([predict(part.codes)[:, 0] for part in parts])[rows]
-    predictions = activation_function(card.activation)(torch.from_numpy(raw)).numpy()
+    predictions = ACTIVATION_FUNCTIONS[card.activation](torch.from_numpy(raw)).numpy()
     if not np.isfinite(predictions).all():
         row, track = map(int, np.argwhere(~np.isfinite(predictions))[0])
         raise ModelError(

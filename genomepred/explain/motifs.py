@@ -18,9 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genomepred.errors import DataError, ModelError
 from genomepred.files import write_whole
-from genomepred.inference.engine import REFERENCE, Numerics, compute_batch
+from genomepred.inference.engine import Numerics, compute_batch
 from genomepred.inference.predictor import Predictor
-from genomepred.models.layers import SequenceModel, reach
+from genomepred.lowering.select import REFERENCE
+from genomepred.models.layers import SequenceModel, zeros_beside
 from genomepred.sequences.codes import Codes
 
 Float64 = NDArray[np.float64]
@@ -172,7 +173,7 @@ class _FirstConvolution:
             threads=None,
         )
         self._stride, self._dilation = conv.stride[0], conv.dilation[0]
-        self._left = reach(conv).left  # zeros before the first base
+        self._left = zeros_beside(conv)[0]  # before the first base
         self.width, self.filters = conv.kernel_size[0], conv.out_channels
         fused = fuse_conv_bn_eval(conv, norm) if norm else conv
         order = [model.base_order.index(base) for base in "ACGT"]

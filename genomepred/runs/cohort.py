@@ -35,10 +35,10 @@ from genomepred.errors import (
 )
 from genomepred.files import Claim, output_error, own_folder, sync_folder
 from genomepred.inference.batching import missing_bins
-from genomepred.inference.engine import REFERENCE, Block, Engine, Numerics
-from genomepred.inference.numerics import resolve_kernels
-from genomepred.inference.overlap_work import CannotShareError
+from genomepred.inference.engine import Block, Engine, Numerics
 from genomepred.inference.tiles import PAYS, Pieces, Tiles, cut_windows, tile_work
+from genomepred.lowering.receptive_field import CannotShareError
+from genomepred.lowering.select import REFERENCE, resolve_kernels
 from genomepred.models.agreement import difference
 from genomepred.progress import Progress
 from genomepred.runs.executors.processes import Workers, devices_of, serving

@@ -16,6 +16,7 @@ import torch
 
 from genomepred.errors import (
     GenomepredError,
+    OptionError,
     OutputError,
     PrecisionError,
     SequenceError,
@@ -23,15 +24,15 @@ from genomepred.errors import (
 from genomepred.files import open_regular, own_folder, publishing
 from genomepred.inference import batching
 from genomepred.inference.engine import Block, Engine, Numerics, compute_batch, find_device
-from genomepred.inference.numerics import (
-    Candidates,
-    GuardWindows,
-    Subject,
-    decide,
+from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
+from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.select import (
+    REFERENCE,
+    Blocks,
+    Filled,
+    choose_blocks,
     resolve_kernels,
 )
-from genomepred.inference.overlap_choice import Blocks, Filled, choose_blocks
-from genomepred.inference.overlap_work import multiply_adds
 from genomepred.machine import usable_cpus, usable_memory
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
@@ -239,7 +240,14 @@ class Setup:
         return self._choose_blocks(lambda windows: 1.0)
 
     def _choose_blocks(self, whole: Filled, asked: Filled | None = None) -> Blocks | None:
-        overlap = "naive" if self.spec.center else self.spec.overlap
+        as_written = self.spec.kernels == REFERENCE[0]
+        if as_written and self.spec.overlap == "share":
+            raise OptionError(
+                "--overlap share: --kernels reference computes every window by itself, as written; "
+                "leave one of them out"
+            )
+        naive = self.spec.center or as_written
+        overlap = "naive" if naive else self.spec.overlap
         kind = self.device.type
         return choose_blocks(self.model, self.geometry, kind, overlap, whole, asked)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,11 @@ def other_naming(name: str, names: Container[str]) -> str | None:
     """The name with or without ``chr`` in front, if that one is there."""
     other = name.removeprefix("chr") if name.startswith("chr") else f"chr{name}"
     return other if other in names else None
+
+
+def missing_contig(contig: str, path: Path, contigs: Container[str]) -> str:
+    """What is said of a contig of a variant file that the reference does not have."""
+    hint = "give the FASTA that the variants were called on"
+    if other := other_naming(contig, contigs):
+        hint = f"the FASTA has {other!r}: rename one of them"
+    return f"contig {contig!r} is not in {path}; {hint}"

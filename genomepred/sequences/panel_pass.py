@@ -16,6 +16,7 @@ from genomepred.errors import SequenceError
 from genomepred.sequences import edits as kernel
 from genomepred.sequences import panel_cache, vcf_decode
 from genomepred.sequences.fasta import Genome
+from genomepred.sequences.names import missing_contig
 from genomepred.sequences.panel_cache import VERSION, Block
 from genomepred.sequences.vcf import Batch, VariantFile
 
@@ -115,16 +116,8 @@ class PanelPass:
                 f"{where}: the records of contig {contig!r} do not stand together; sort the file "
                 "with `bcftools sort`"
             )
-        if contig not in self._reference.contigs:
-            other = contig.removeprefix("chr") if contig.startswith("chr") else f"chr{contig}"
-            hint = (
-                f"the FASTA has {other!r}: rename one of them"
-                if (other in self._reference.contigs)
-                else "give the FASTA that the panel was called on"
-            )
-            raise SequenceError(
-                f"{where}: contig {contig!r} is not in {self._reference.path}; {hint}"
-            )
+        if contig not in (contigs := self._reference.contigs):
+            raise SequenceError(f"{where}: {missing_contig(contig, self._reference.path, contigs)}")
         self._new_contig()
 
     def _new_contig(self) -> None:

@@ -221,15 +221,18 @@ def _decode(chunk: bytes, out: NDArray[Any]) -> None:
     planes = np.frombuffer(data, np.uint8).reshape(out.itemsize, -1)
     if planes.size != out.nbytes:
         raise ValueError("a chunk of the index has another size")
-    _unshuffle(planes, out.reshape(-1).view(np.uint8))
+    _unshuffle(planes, out.reshape(-1))
 
 
 @njit(nogil=True, cache=True)
 def _unshuffle(planes: Any, out: Any) -> None:
-    size = planes.shape[0]
-    for i in range(planes.shape[1]):
-        for b in range(size):
-            out[i * size + b] = planes[b, i]
+    """Numbers of their bytes, the lowest first; a loop a byte, which compiles to vectors."""
+    for i in range(len(out)):
+        out[i] = planes[0, i]
+    for b in range(1, planes.shape[0]):
+        shift = 8 * b
+        for i in range(len(out)):
+            out[i] |= np.uint32(planes[b, i]) << shift
 
 
 def _classes_of(

@@ -190,15 +190,11 @@ def join(
     """
     with publishing(path) as temporary:
         require_space(path.parent, sum(_size(part) for part in parts))
-        with _Target(temporary, "x+b") as target:
-            try:
-                with _create_file(target) as file:
-                    _write_attributes(file, {**attributes, **_grid_attributes(grid)})
-                    _write_tables(file, grid, tracks)
-                    copied = _copy_parts(file, parts, layout, grid.rows, told)
-                    _name_dimensions(file, [name for name, _ in tracks])
-            finally:
-                target.raise_error()
+        with new_file(temporary) as file:
+            _write_attributes(file, {**attributes, **_grid_attributes(grid)})
+            _write_tables(file, grid, tracks)
+            copied = _copy_parts(file, parts, layout, grid.rows, told)
+            _name_dimensions(file, [name for name, _ in tracks])
         if _chunks_digest(temporary) != copied:
             raise StoreError(
                 f"{path}: what was written is not what was joined; check the disk and the memory "
@@ -296,6 +292,23 @@ class _Target(io.FileIO):
     def raise_error(self) -> None:
         if self.failure is not None:
             raise self.failure
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, whole when the block ends.
+
+    Raises
+    ------
+    OSError
+        What the disk answered first, whatever HDF5 made of it.
+    """
+    with _Target(path, "x+b") as target:
+        try:
+            with _create_file(target) as file:
+                yield file
+        finally:
+            target.raise_error()
 
 
 def _create_file(target: io.IOBase) -> h5py.File:

@@ -36,6 +36,8 @@ FORMAT_VERSION = 1
 BLOCK, INNER = 256, 8
 #: Bins of a tile.
 TILE = 256
+#: Bins of an interval's highest level, at most: as many as an order by similarity looks at.
+TOP_BINS = 256
 #: Lines that an index of two bytes can tell apart.
 MOST_LINES = 1 << 16
 STATISTICS = ("mean", "max")
@@ -70,9 +72,9 @@ class Shape:
 
     @cached_property
     def tops(self) -> Int64:
-        """Highest level of each interval: the first at which it fits a tile."""
-        tiles = -(-np.maximum(self.rows, 1) // TILE)
-        levels: Int64 = np.maximum(INNER, np.ceil(np.log2(tiles)).astype(np.int64))
+        """Highest level of each interval: the first that has few bins."""
+        ratio = -(-np.maximum(self.rows, 1) // TOP_BINS)
+        levels: Int64 = np.maximum(INNER, np.ceil(np.log2(ratio)).astype(np.int64))
         return levels
 
     @property

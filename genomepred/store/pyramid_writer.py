@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -17,33 +17,13 @@ from genomepred.errors import StoreError
 from genomepred.files import publishing
 from genomepred.machine import usable_cpus
 from genomepred.sequences.grid import Grid
+from genomepred.store.bins import Bin
 from genomepred.store.blocks import Block, BlockSource, ahead, spans_of
 from genomepred.store.pyramid import FORMAT_VERSION, INNER, MOST_LINES, Shape, index_type
 from genomepred.store.scale import Bounds, Scale, code_of, scales_of
 
-Float64 = NDArray[np.float64]
-
 # Bytes of a segment: what is held before it is written.
 _SEGMENT = 1 << 24
-
-
-class Bin(NamedTuple):
-    """Values of a bin, each [lines, tracks]: sum and number of what is not missing, the highest."""
-
-    sum: Float64
-    number: Float64
-    high: NDArray[np.float32]
-
-    def joined(self, other: Bin) -> Bin:
-        """Both bins as one."""
-        high = np.maximum(self.high, other.high)
-        return Bin(self.sum + other.sum, self.number + other.number, high)
-
-    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and highest, NaN where all is missing."""
-        with np.errstate(invalid="ignore"):
-            mean = (self.sum / self.number).astype(np.float32)
-        return mean, np.where(self.number > 0, self.high, np.float32(np.nan))
 
 
 def write_pyramid(
@@ -106,7 +86,7 @@ def _write_blocks(
             upper.add(block.label, last)
             if len(distinct) in ends:
                 upper.end()
-            if not len(distinct) % 64:
+            if not len(distinct) % 64 or len(distinct) == len(shape.block_rows):
                 progress(len(distinct) / len(shape.block_rows))
     return distinct
 

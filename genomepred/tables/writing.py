@@ -13,6 +13,7 @@ import numpy as np
 from genomepred.errors import DependencyError, OutputError
 from genomepred.files import publishing, require_space
 from genomepred.store.export import text_output, texts_of
+from genomepred.store.hdf5 import new_file
 from genomepred.tables.table import RegionTable, unique_names
 from genomepred.tsv import quoted, tab_separated
 
@@ -62,7 +63,7 @@ def write_table(table: RegionTable, path: Path | None, progress: bool = False) -
         write = _write_h5ad if suffix == ".h5ad" else _write_hdf5
         with publishing(path, follow=True) as temporary:
             require_space(path.parent, len(table.names) * len(table.samples))
-            with h5py.File(temporary, "x") as file:
+            with new_file(temporary) as file:
                 write(table, file, progress)
         return [path]
     files = _one_a_track(path, suffix, table.tracks)

@@ -88,6 +88,9 @@ class Api:
         return _sent(found, request)
 
     def _list(self, request: Request) -> Response:
+        """All maps; a page that asks for them is a new one."""
+        for shown in self._maps.values():
+            shown.retry()
         maps = [{"key": s.map.key, "title": s.map.title} for s in self._maps.values()]
         return JSONResponse({"version": __version__, "maps": maps, "genes": bool(self._genes)})
 

@@ -48,13 +48,17 @@ class Shown:
     def begin(self) -> None:
         """See to it that the pyramid is there or is being made, of the files as they are now."""
         with self._lock:
-            if self._thread is not None and self._thread.is_alive():
+            if self.error or (self._thread is not None and self._thread.is_alive()):
                 return
             if self._pyramid is not None and self._is_current(self._pyramid, 0.0):
                 return
-            self.share, self.error = 0.0, ""
+            self._pyramid, self.share = None, 0.0
             self._thread = threading.Thread(target=self._make, daemon=True)
             self._thread.start()
+
+    def retry(self) -> None:
+        """Let what has failed be tried again."""
+        self.error = ""
 
     def ready(self) -> Pyramid | None:
         """The pyramid, if it is there.

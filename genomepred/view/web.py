@@ -16,7 +16,13 @@ from genomepred.view.guard import App, Guard
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to the program, but for Ctrl-C."""
+    """A server that leaves signals to the program, but for Ctrl-C, and tells when it answers."""
+
+    tell: Callable[[], object]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.tell()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -34,7 +40,7 @@ class _Server(uvicorn.Server):
 
 
 def make_server(app: App, listener: socket.socket, tell: Callable[[str], object]) -> uvicorn.Server:
-    """A server of an application behind its guard; its first address is told at once."""
+    """A server of an application behind its guard, whose address is told once it answers."""
     port = listener.getsockname()[1]
 
     def address(token: str) -> str:
@@ -52,8 +58,9 @@ def make_server(app: App, listener: socket.socket, tell: Callable[[str], object]
         loop="asyncio",
         timeout_graceful_shutdown=1,
     )
-    tell(address(guard.token))
-    return _Server(config)
+    server = _Server(config)
+    server.tell = lambda: tell(address(guard.token))
+    return server
 
 
 def serve(app: App, listener: socket.socket, tell: Callable[[str], object]) -> None:

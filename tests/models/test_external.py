@@ -13,7 +13,7 @@ from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference import engine, numerics
-from genomepred.inference.overlap_choice import choose_blocks
+from genomepred.lowering.select import choose_blocks
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
 from genomepred.models.external import External, make_external

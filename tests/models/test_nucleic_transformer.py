@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from genomepred.lowering.fuse import prepare
 from genomepred.models.agreement import difference
-from genomepred.models.fused import prepare
 from genomepred.models.nucleic_transformer import GeM, NucleicTransformer
 from tests.models import by_hand
 

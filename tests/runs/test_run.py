@@ -26,7 +26,8 @@ from genomepred.errors import (
     SignatureError,
 )
 from genomepred.files import Claim
-from genomepred.inference import overlap_choice, pipeline
+from genomepred.inference import pipeline
+from genomepred.lowering import select
 from genomepred.models.checkpoint import load_model
 from genomepred.runs.checking import verify
 from genomepred.runs.executors import Shard, local
@@ -65,7 +66,7 @@ def genome(tmp_path_factory) -> Path:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Shards of 512 rows, so that little sequence makes many."""
-    monkeypatch.setitem(overlap_choice._BLOCK_WINDOWS, "cpu", 512)
+    monkeypatch.setitem(select._BLOCK_WINDOWS, "cpu", 512)
     monkeypatch.setattr(Layout, "chunk_rows", property(lambda self: 256))
     monkeypatch.setattr(Layout, "shard_rows", property(lambda self: 512))
 
@@ -673,7 +674,14 @@ def test_kernels_change_no_value(genome, model, tmp_path, overlap):
     found = {}
     for asked in ("reference", "auto", "cpu"):
         out = tmp_path / asked
-        run(genome, model, out, kernels=asked, overlap=overlap, stride=20)
+        run(
+            genome,
+            model,
+            out,
+            kernels=asked,
+            overlap="naive" if asked == "reference" else overlap,
+            stride=20,
+        )
         used = json.loads((out / "run.json").read_text())["signature"]["kernels"]
         assert used == (["reference"] if asked == "reference" else ["kmers", "direct"])
         with PredictionStore(out / "virus.h5") as store:
@@ -717,13 +725,12 @@ def test_another_choice_of_kernels_is_obeyed_or_refused(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_overlap_is_shared_in_half_precision(genome, tmp_path, precision, kernels):
+def test_overlap_is_shared_in_half_precision(genome, tmp_path, precision):
     allowed = {"fp32": 1e-5, "fp16": 0.04, "bf16": 0.3}  # of random weights
     model = make_checkpoint(tmp_path / "tiny", tolerance=allowed)
     options = {"overlap": "share", "stride": 20}
     run(genome, model, tmp_path / "fp32", **options)
-    run(genome, model, tmp_path / "half", precision=precision, kernels=kernels, **options)
+    run(genome, model, tmp_path / "half", precision=precision, **options)
     with (
         PredictionStore(tmp_path / "fp32" / "virus.h5") as exact,
         PredictionStore(tmp_path / "half" / "virus.h5") as half,
@@ -749,3 +756,6 @@ def test_sharing_is_refused_where_windows_lie_anywhere(genome, model, tmp_path):
         run(genome, model, tmp_path / "o", regions=bed, center=True, overlap="share")
     with pytest.raises(ModelError, match="windows do not overlap at stride 101"):
         run(genome, model, tmp_path / "o", stride=101, overlap="share")
+    with pytest.raises(OptionError, match="--overlap share: --kernels reference computes every"):
+        run(genome, model, tmp_path / "o", overlap="share", kernels="reference")
+    assert not (tmp_path / "o").exists()

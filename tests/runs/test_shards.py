@@ -11,7 +11,7 @@ import pytest
 
 from genomepred import predict
 from genomepred.inference.engine import Engine
-from genomepred.inference.overlap_work import multiply_adds
+from genomepred.lowering.cost import multiply_adds
 from genomepred.machine import Limit
 from genomepred.models import build
 from genomepred.models.card import Card, Track

@@ -15,8 +15,8 @@ from genomepred import predict
 from genomepred.cli.predict import predict as command
 from genomepred.errors import OptionError
 from genomepred.inference.engine import STRANDS
-from genomepred.inference.overlap_choice import OVERLAPS
 from genomepred.kernels.dispatch import ASKED, PRECISIONS
+from genomepred.lowering.select import OVERLAPS
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.spec import COMPRESSIONS, RunSpec, options
 from genomepred.store.chunks import Layout

@@ -367,6 +367,17 @@ def test_outputs_that_cannot_be(run: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.bed"]
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".h5ad", ".parquet", ".tsv"])
+def test_a_full_disk_is_one_line(run: Path, small_disk: Path, tmp_path: Path, suffix: str) -> None:
+    (small_disk / "other").write_bytes(bytes(4_000_000))  # of 4 MiB
+    start = np.random.default_rng(0).integers(0, 29_000, 12_000).tolist()
+    regions = [("chr1", a, a + 40, f"r{k}", "+") for k, a in enumerate(start)]
+    found = make(run, bed(tmp_path / "many.bed", regions))
+    with pytest.raises(OutputError, match="is full"):
+        write_table(found, small_disk / f"t{suffix}")
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+
+
 # -- the command ----------------------------------------------------------------------------------
 
 

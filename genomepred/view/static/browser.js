@@ -107,9 +107,6 @@ function hideBlat(browser) {
 /** Show heat maps of some tracks, in their order. */
 export async function showTracks(page, browser, numbers, height) {
   const shown = heatMaps(browser);
-  for (const track of shown) {
-    if (!numbers.includes(track.number)) browser.removeTrack(track);
-  }
   for (const number of numbers) {
     const track = shown.find((one) => one.number === number);
     if (track) {
@@ -125,6 +122,10 @@ export async function showTracks(page, browser, numbers, height) {
       _page: page,
       _number: number,
     });
+  }
+  // Last, since igv.js gives up the column of names when there is nothing to name.
+  for (const track of shown) {
+    if (!numbers.includes(track.number)) browser.removeTrack(track);
   }
 }
 

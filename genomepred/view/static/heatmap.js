@@ -9,6 +9,7 @@ import { ask } from "./server.js";
 
 const STATISTICS = ["mean", "max"];
 const LEAST_NAME = 8; // pixels of a row that has its name written
+const FOUND = "#b3261e"; // samples that were looked for
 const GROUP_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
 
 export class HeatMap extends igv.TrackBase {
@@ -135,7 +136,8 @@ export class HeatMap extends igv.TrackBase {
     [canvas.width, canvas.height] = [width, height];
     canvas.getContext("2d").putImageData(paint(columns, style, this.layout(), pixelTop, height), 0, 0);
     context.drawImage(canvas, 0, pixelTop);
-    this.page.drawn(this, style, columns);
+    this.drawnStyle = style;
+    this.page.drawn(this, style);
   }
 
   drawNames(context, contentTop) {
@@ -168,10 +170,13 @@ export class HeatMap extends igv.TrackBase {
     if (height < LEAST_NAME) return;
     const first = Math.max(Math.floor((contentTop - rows.top) / height), 0);
     const last = Math.min(Math.ceil((contentTop + bottom - rows.top) / height), rows.count);
-    context.fillStyle = "#2b2f36";
-    context.font = `${Math.min(height, 12)}px sans-serif`;
+    const size = Math.min(height, 12);
     for (let k = first; k < last; k++) {
-      const name = this.page.facts.lines[layout.order[rows.first + k]];
+      const line = layout.order[rows.first + k];
+      const isFound = this.page.found.includes(line);
+      context.fillStyle = isFound ? FOUND : "#2b2f36";
+      context.font = `${isFound ? "600 " : ""}${size}px sans-serif`;
+      const name = this.page.facts.lines[line];
       const y = rows.top + (k + 0.5) * height - contentTop;
       context.fillText(name, 9, y + 0.5, width - 10);
     }
@@ -179,18 +184,22 @@ export class HeatMap extends igv.TrackBase {
 
   /** Marks of the samples that were looked for. */
   markFound(context, layout, contentTop, width) {
-    for (const line of this.page.found) {
+    let free = 0;
+    const found = [...this.page.found].sort((a, b) =>
+      this.page.rows.places[a] - this.page.rows.places[b]);
+    for (const line of found) {
       const { top, height } = rowOf(layout, this.page.rows.places[line]);
       const y = top + height / 2 - contentTop;
-      context.fillStyle = "#D55E00";
+      context.fillStyle = FOUND;
       context.beginPath();
       context.moveTo(0, y);
       context.lineTo(7, y - 4);
       context.lineTo(7, y + 4);
       context.fill();
-      if (height < LEAST_NAME && this.page.found.length <= 12) {
+      if (height < LEAST_NAME && y >= free) {
         context.font = "10px sans-serif";
         context.fillText(this.page.facts.lines[line], 9, y, width - 10);
+        free = y + 11;
       }
     }
   }
@@ -254,7 +263,9 @@ export class HeatMap extends igv.TrackBase {
 
   /** Scroll to a sample. */
   reveal(line) {
-    const { top } = rowOf(this.layout(), this.page.rows.places[line]);
+    const layout = this.layout();
+    if (layout.height <= this.height) return;
+    const { top } = rowOf(layout, this.page.rows.places[line]);
     const [viewport] = this.trackView.viewports;
     this.trackView.scrollByPixels(top - this.height / 2 - viewport.getContentTop());
   }
