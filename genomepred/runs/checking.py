@@ -8,8 +8,7 @@ from pathlib import Path
 
 from genomepred.errors import OutputError
 from genomepred.files import user_path
-from genomepred.runs.folder import PARTS, RUN_FILE
-from genomepred.runs.manifest import read_run
+from genomepred.runs.folder import PARTS, RUN_FILE, read_run
 from genomepred.store.hdf5 import DamagedPartError, check_part, verify_file
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,7 @@ from genomepred.files import Claim, own_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.work import Rows, Work
-from genomepred.sequences.expanded import discard
-from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
-from genomepred.sequences.index import IndexFiles
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import encode_chunk, join, write_part
 
@@ -61,13 +58,7 @@ class Prepared:
     started: str
     contigs: dict[str, int]
     grid: Grid
-    shard_rows: int
-
-    @cached_property
-    def ranges(self) -> list[tuple[int, int]]:
-        """Row ranges of all shards."""
-        rows, step = self.grid.rows, self.shard_rows
-        return [(first, min(first + step, rows)) for first in range(0, rows, step)]
+    ranges: list[Rows]
 
 
 class GenomeWork(Work):
@@ -105,11 +96,12 @@ class GenomeWork(Work):
     def source(self) -> SequenceSource:
         """The opened genome."""
         if self._genome is None:
-            self._genome = self._opened()
+            self._genome = self._path.open(self.plan.cache)
         return self._genome
 
-    def _opened(self) -> SequenceSource:
-        return Genome(self.path, name=self.name, cache=self.plan.cache)
+    @property
+    def _path(self) -> GenomePath:
+        return GenomePath(self.name, self.path)
 
     def close(self) -> None:
         """Close the sequence file; it is opened again when needed."""
@@ -141,7 +133,7 @@ class GenomeWork(Work):
         recorded = noted["genome"]
         if self.stamp() == _stamp_of(recorded):
             return
-        with self._opened() as genome:
+        with self._path.open(self.plan.cache) as genome:
             digest = genome.digest()
             genome.discard_cache()
         if digest != recorded["digest"]:
@@ -183,14 +175,16 @@ class GenomeWork(Work):
     def adopt(self, record: dict[str, Any]) -> None:
         """Take over what the parts were computed from, without reading the sequence."""
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
+        grid, step = self.plan.grid(contigs), self.plan.shard_rows
+        ranges = [(row, min(row + step, grid.rows)) for row in range(0, grid.rows, step)]
         self.prepared = Prepared(
             path=Path(record["path"]),
             stamp=_stamp_of(record),
             digest=record["digest"],
             started=record["started"],
             contigs=contigs,
-            grid=self.plan.grid(contigs),
-            shard_rows=self.plan.shard_rows,
+            grid=grid,
+            ranges=ranges,
         )
 
     def read_record(self) -> dict[str, Any] | None:
@@ -277,7 +271,7 @@ class GenomeWork(Work):
             "first_row": first,
             "last_row": last,
             "sequence_digest": self.prepared.digest,
-            "signature": self.plan.signature_text,
+            "signature": self.plan.signature.text,
         }
 
     def join(self, joined: Path) -> str:
@@ -288,11 +282,11 @@ class GenomeWork(Work):
         attributes = {
             "genome": self.name,
             "sequence_digest": self.prepared.digest,
-            "model": signature["model"],
-            "weights_sha256": signature["weights_sha256"],
-            "strand": signature["strand"],
-            "precision": signature["precision"],
-            "package_version": signature["genomepred"],
+            "model": signature.model,
+            "weights_sha256": signature.weights_sha256,
+            "strand": signature.strand,
+            "precision": signature.precision,
+            "package_version": signature.genomepred,
         }
         return join(
             [self.part(*shard) for shard in self.ranges],
@@ -308,7 +302,7 @@ class GenomeWork(Work):
         # Merging needs no sequence.
         if not os.path.exists(self.path) or self.stamp() == prepared.stamp:
             return
-        with self._opened() as genome:
+        with self._path.open(self.plan.cache) as genome:
             digest = genome.digest()
         if digest != prepared.digest:
             raise SequenceError(
@@ -335,13 +329,12 @@ class GenomeWork(Work):
     def clear(self) -> None:
         """Remove the parts and the expanded sequence; links are not followed."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.plan.cache.is_dir():
-            if self.published is not None:
-                stamp = _stamp_of(self.published["genome"])
-            else:
-                assert self.prepared is not None
-                stamp = self.prepared.stamp
-            discard(IndexFiles(self.path, stamp, None).cached(self.plan.cache, ".codes"))
+        if self.published is not None:
+            stamp = _stamp_of(self.published["genome"])
+        else:
+            assert self.prepared is not None
+            stamp = self.prepared.stamp
+        self._path.discard_cache(self.plan.cache, stamp)
 
 
 @cache

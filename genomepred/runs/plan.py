@@ -16,7 +16,6 @@ from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import files_in
-from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.sidecar import read_sidecar, sidecar_path
 
@@ -94,7 +93,7 @@ def plan(spec: RunSpec) -> Estimate:
 def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> GenomePlan:
     spec = setup.spec
     try:
-        with Genome(source.path, name=source.name, write=False) as genome:
+        with source.open(write=False) as genome:
             contigs = genome.contigs
         grid = make_grid(contigs, setup.geometry, spec.regions, spec.center)
     except GenomepredError as error:

@@ -162,7 +162,7 @@ class Work(ABC):
             return True
         noted = self.outcome()
         if noted is not None and noted["outcome"] == "finished":
-            if noted["signature"] != self.plan.signature:
+            if noted["signature"] != self.plan.signature.to_json():
                 raise SignatureError(
                     f"{self.final} was computed with another signature than {self.plan.out} has "
                     "now: remove the file to compute it again, or use another --out"
@@ -263,7 +263,8 @@ class Work(ABC):
             self._note("failed", error=str(error), session=self.plan.session, genome=genome)
 
     def _note(self, outcome: str, **facts: Any) -> dict[str, Any]:
-        noted = {"outcome": outcome, **facts, "signature": self.plan.signature, "finished": now()}
+        signature = self.plan.signature.to_json()
+        noted = {"outcome": outcome, **facts, "signature": signature, "finished": now()}
         write_sidecar(self.sidecar, noted)
         return noted
 

@@ -23,11 +23,11 @@ from genomepred.errors import RegionError, SequenceError
 from genomepred.sequences import panel_cache
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.consensus import Haplotype
-from genomepred.sequences.fasta import Genome
 from genomepred.sequences.haplotypes import Region, expand
 from genomepred.sequences.names import absent_contig
 from genomepred.sequences.panel_cache import BlockPlace, PanelCache
 from genomepred.sequences.panel_pass import PanelPass
+from genomepred.sequences.source import SequenceSource
 
 Int64 = NDArray[np.int64]
 
@@ -116,7 +116,7 @@ class Panel:
 
     Parameters
     ----------
-    reference : Genome
+    reference : SequenceSource
         Stays the caller's to close.
     path : path
         VCF or BCF: plain, gzip or bgzip, with or without an index.
@@ -147,7 +147,7 @@ class Panel:
 
     def __init__(
         self,
-        reference: Genome,
+        reference: SequenceSource,
         path: str | Path,
         options: PanelOptions | None = None,
         *,

@@ -330,3 +330,9 @@ class _LengthsOnly:
 
     def close(self) -> None:
         pass
+
+
+def discard_codes(path: Path, stamp: tuple[int, int], cache: Path) -> None:
+    """Remove a FASTA's expanded codes from a cache; open readers can go on reading."""
+    if cache.is_dir():
+        discard(IndexFiles(path, stamp, None).cached(cache, ".codes"))

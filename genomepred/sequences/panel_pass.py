@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from genomepred.errors import SequenceError
 from genomepred.sequences import edits as kernel
 from genomepred.sequences import panel_cache, vcf_decode
-from genomepred.sequences.fasta import Genome
 from genomepred.sequences.names import missing_contig
 from genomepred.sequences.panel_cache import VERSION, Block
+from genomepred.sequences.source import SequenceSource
 from genomepred.sequences.vcf import Batch, VariantFile
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class PanelPass:
     """The one pass over a panel: checks, conflicts, digest, blocks."""
 
     def __init__(
-        self, reference: Genome, path: Path, options: PanelOptions, sink: BinaryIO
+        self, reference: SequenceSource, path: Path, options: PanelOptions, sink: BinaryIO
     ) -> None:
         self._reference, self._path, self._options, self._sink = reference, path, options, sink
         self._file = VariantFile(path, options.samples, inbred=options.inbred)

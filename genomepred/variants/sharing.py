@@ -24,15 +24,16 @@ from torch import Tensor
 
 from genomepred.errors import ModelError
 from genomepred.inference.engine import Engine, compute_batch
-from genomepred.inference.overlap_work import (
+from genomepred.lowering.cost import counted, multiply_adds
+from genomepred.lowering.receptive_field import (
     CannotShareError,
     Place,
-    counted,
     follow,
-    multiply_adds,
-    sharable,
+    place_of_windows,
+    receptive_field,
+    trunk_of,
 )
-from genomepred.models.layers import SequenceModel, reach
+from genomepred.models.layers import SequenceModel
 from genomepred.variants.windows import REFERENCE, Haplotypes
 
 Int64 = NDArray[np.int64]
@@ -94,8 +95,8 @@ class SharedTrunk:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        model = self._written = sharable(engine.written)
-        self._window, seen = model.window, reach(model.trunk)
+        model = self._written = trunk_of(engine.written, as_written=True).model
+        self._window, seen = model.window, receptive_field(model.trunk)
         self._pool, self._before, self._after = seen
         whole = _place(model, self._window)
         self._inner = whole.left, whole.length - whole.right
@@ -221,7 +222,7 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 
 def _place(model: SequenceModel, bases: int) -> Place:
     """Positions that a trunk makes of a stretch, and those that padding touches."""
-    return follow(model.trunk, Place(0, 1, 1, bases, 0, 0, 0, bases)).place
+    return follow(trunk_of(model).steps, place_of_windows(bases, 0, 1))
 
 
 def _shortest(

@@ -35,7 +35,7 @@ MAY_IMPORT_KERNELS = (
     "genomepred.kernels",
 )
 # The signature of a run on a GPU names its version; kernels are in files of that name.
-MAY_IMPORT_TRITON = ("genomepred.benchmarks", "genomepred.runs.signature")
+MAY_IMPORT_TRITON = ("genomepred.benchmarks", "genomepred.runs.setup")
 
 
 @cache

@@ -509,7 +509,7 @@ def test_other_weights_are_refused_on_resume(genome, model, tmp_path):
 
 def test_another_machine_is_refused_on_resume(genome, model, tmp_path, monkeypatch):
     run(genome, model, tmp_path)
-    monkeypatch.setattr("genomepred.runs.signature.describe_device", lambda device: "cpu OTHER")
+    monkeypatch.setattr("genomepred.runs.setup.describe_device", lambda device: "cpu OTHER")
     with pytest.raises(SignatureError, match=r"device cpu .*; now device cpu OTHER"):
         run(genome, model, tmp_path)
 
