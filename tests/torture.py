@@ -152,9 +152,13 @@ def check_cluster(runs: Runs, wanted: dict[str, str], kills: int) -> None:
             out = runs.fresh()
             while len(hashes(out)) < len(wanted):
                 process = cluster.start(runs.command(out, "--cluster", ray_cluster.ADDRESS))
+                before = len(hashes(out)), parts(out)
                 while process.poll() is None:
-                    time.sleep(generator.uniform(0.5, 4))
-                    if done < kills and (what := _kill_one(cluster, generator)):
+                    time.sleep(generator.uniform(0, 1))
+                    if done >= kills or (len(hashes(out)), parts(out)) == before:
+                        continue  # workers that are killed before they have joined are left out
+                    if what := _kill_one(cluster, generator):
+                        before = len(hashes(out)), parts(out)
                         done, killed[what] = done + 1, killed[what] + 1
                         print(f"  kill {done} ({what}): {len(hashes(out))} genomes and ", end="")
                         print(f"{parts(out)} parts done", flush=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import SequenceError, StoreError
-from genomepred.files import Claim, own_folder, write_whole
+from genomepred.files import Claim, open_regular, own_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.work import Rows, Work
@@ -152,6 +152,27 @@ class GenomeWork(Work):
                 f"{self.path} changed while it was being predicted: restore it and run again, or "
                 f"remove {self.folder} to start this genome again"
             )
+
+    def may_have(self, share: tuple[int, int]) -> bool:
+        """False if the file is so small that its shards are those of other shares."""
+        i, n = share
+        most = None if n == 1 or self.plan.center else self._most_rows()
+        return most is None or (i - self.number) % n * self.plan.shard_rows < most
+
+    def _most_rows(self) -> int | None:
+        """More rows the genome cannot have; None if its file does not tell.
+
+        A record of plain FASTA takes three bytes or more, and has two windows beside those that its
+        bases fill at the stride, at most.
+        """
+        try:
+            with open(open_regular(self.path), "rb") as file:
+                if file.read(1) != b">":
+                    return None
+                size = os.fstat(file.fileno()).st_size
+        except OSError:
+            return None
+        return (size // self.plan.geometry.stride + size) * self.plan.geometry.bins
 
     # -- its record --------------------------------------------------------------------------
 

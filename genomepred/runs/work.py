@@ -192,6 +192,10 @@ class Work(ABC):
             if (k + self.number) % n == i and self.part(*shard).name not in there
         ]
 
+    def may_have(self, share: tuple[int, int]) -> bool:
+        """Whether a share may have shards of it, as far as that is known before it is prepared."""
+        return True
+
     def result(self) -> GenomeResult:
         """The outcome, as far as this process knows."""
         if self.error is not None:
