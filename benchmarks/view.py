@@ -234,7 +234,7 @@ def tiles(url: str, cookie: dict[str, str], path: Path) -> dict[str, float]:
     }
 
 
-def measure(path: Path) -> dict[str, Any]:
+def measure(path: Path, pyramid: dict[str, Any]) -> dict[str, Any]:
     with CohortStore(path) as store:
         facts = store.summary()
     row = {
@@ -245,7 +245,7 @@ def measure(path: Path) -> dict[str, Any]:
         "store_mb": facts["bytes"] / 1e6,
         "load_before": os.getloadavg()[0],
     }
-    row |= make_pyramid(path)
+    row |= pyramid
     row |= visit(path)
     row["load_after"] = os.getloadavg()[0]
     for name, value in row.items():
@@ -266,7 +266,8 @@ def main() -> None:
         if not path.exists() and (options.generate or not options.store):
             generate(path, options.haplotypes, options.windows)
         stores = [path] * path.exists() + options.store
-        write_json(options.json, {"stores": [measure(store) for store in stores]})
+        made = {store: make_pyramid(store) for store in stores}
+        write_json(options.json, {"stores": [measure(*item) for item in made.items()]})
 
 
 if __name__ == "__main__":

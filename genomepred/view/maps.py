@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from genomepred.errors import GenomepredError, OutputError, RegionError, StoreError
-from genomepred.runs.manifest import Run
 from genomepred.sequences.grid import Grid
 from genomepred.store.opening import is_cohort
 from genomepred.store.reader import PredictionStore
@@ -111,6 +110,8 @@ def files_of(target: Path) -> tuple[list[Path], list[str]]:
     """Prediction files of a run's folder, or the one file, and what is unfinished."""
     if not target.is_dir():
         return [target], []
+    from genomepred.runs.manifest import Run  # which takes memory that a server of a file can spare
+
     files = sorted(path for path in target.glob("*.h5") if path.is_file())
     left = []
     with suppress(OutputError):

@@ -8,10 +8,12 @@ export class Columns {
   /**
    * @param pieces as `binsWithin` gives them, each with its `tiles`
    * @param facts of the map
+   * @param scratch { bytes } that may be written over, and made larger
    */
-  constructor(pieces, facts) {
+  constructor(pieces, facts, scratch) {
     this.pieces = pieces;
     this.facts = facts;
+    this.scratch = scratch;
     this.lines = facts.lines.length;
   }
 
@@ -48,7 +50,9 @@ export class Columns {
   /** Codes [bins, lines]. */
   fill() {
     const { tile } = this.facts;
-    this.codes = new Uint8Array(this.bins.length * this.lines);
+    const size = this.bins.length * this.lines;
+    if (this.scratch && this.scratch.bytes.length < size) this.scratch.bytes = new Uint8Array(size);
+    this.codes = this.scratch?.bytes.subarray(0, size).fill(0) ?? new Uint8Array(size);
     this.bins.forEach(({ piece, bin }, k) => {
       const found = this.pieces[piece].tiles.get(Math.floor(bin / tile));
       found?.column(bin % tile, this.codes, k * this.lines);
