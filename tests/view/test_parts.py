@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genomepred.cli import cli
 from genomepred.errors import DataError, GenomepredError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.view.clusters import leaves
@@ -203,6 +205,21 @@ def test_leaves_of_few_or_missing(shape: tuple[int, int]) -> None:
 
 
 # -- the command ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [(), ("--samples", "s1,s0.2"), ("--difference", "mean")])
+def test_plot_draws_cohorts_and_folders(tmp_path: Path, more: tuple[str, ...]) -> None:
+    haplotypes = [("s0", 1), ("s0", 2), ("s1", 1)]
+    write_cohort(tmp_path / "p.h5", {"c": 9000}, Geometry(window=40, stride=20), haplotypes, 2)
+    for target in (tmp_path / "p.h5", tmp_path):
+        picture = tmp_path / "x.png"
+        words = ["plot", str(target), "c:1-5000", "-o", str(picture), *more]
+        done = CliRunner().invoke(cli, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert picture.stat().st_size > 5000
+        picture.unlink()
+    words = ["plot", str(tmp_path / "p.h5"), "c", "-o", str(picture), "--sample", "s1", *more]
+    assert CliRunner().invoke(cli, words).exit_code == (2 if more else 0)
 
 
 def command(*arguments: object, **options: object) -> subprocess.Popen[str]:
