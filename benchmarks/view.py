@@ -44,7 +44,7 @@ FOUNDERS, SHARD = 40, 4096
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--enable-precise-memory-info",
+    *("--enable-precise-memory-info", "--js-flags=--expose-gc"),
 ]
 TILES, FRAMES = 200, 120
 
@@ -154,6 +154,7 @@ def visit(path: Path) -> dict[str, Any]:
         found = {"first_picture_seconds": statistics.median(reloads)}
         found |= pan(page)
         page.evaluate("genomepred.set({sort: 'cluster', statistic: 'max'})")
+        page.evaluate("gc()")
         found["js_heap_mb"] = page.evaluate("performance.memory.usedJSHeapSize / 1e6")
         cookies = page.context.cookies()
         found |= tiles(url, cookies[0], path)

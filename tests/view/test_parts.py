@@ -45,6 +45,19 @@ def test_genomes_of_equal_coordinates_are_one_map(tmp_path: Path) -> None:
     assert len({map.pyramid() for map in maps}) == 4
 
 
+def test_a_reference_goes_with_its_own_coordinates(tmp_path: Path) -> None:
+    reference = write_store(tmp_path / "ref.h5")
+    (tmp_path / "run").mkdir()
+    write_store(tmp_path / "run" / "a.h5")
+    grid = Grid.whole({"chr2": 1004}, Geometry(window=100, stride=20))
+    other = write_store(tmp_path / "run" / "b.h5", grid)
+    maps, _ = find_maps(tmp_path / "run", reference)
+    assert [map.reference for map in maps] == [reference, None]
+    assert maps[0].everything == (tmp_path / "run" / "a.h5", reference)
+    with pytest.raises(StoreError, match=r"ref\.h5: other contigs"):
+        find_maps(other, reference)
+
+
 def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nothing to show"):
         find_maps(tmp_path)

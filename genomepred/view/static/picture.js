@@ -1,6 +1,6 @@
 // From codes to pixels: the same arithmetic for the screen, exports, orders and the table.
 
-import { MISSING, colorOf } from "./colors.js";
+import { colorOf } from "./colors.js";
 import { linesAt } from "./layout.js";
 
 /** Codes of the bins of a view that pixels show, and which pixel shows which. */
@@ -143,10 +143,14 @@ export function eachLine(columns, style, layout, top, height, draw) {
   }
 }
 
-/** Picture of a view as ImageData. */
+// Pixels of the picture before, written over by the next one of its size.
+let image = new ImageData(1, 1);
+
+/** Picture of a view as ImageData, which holds until the next. */
 export function paint(columns, style, layout, top, height) {
   const width = columns.column.length;
-  const pixels = new Uint32Array(width * height).fill(0xffffffff);
+  if (image.width !== width || image.height !== height) image = new ImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer).fill(0xffffffff);
   const colors = new Uint32Array(columns.bins.length);
   let before;
   eachLine(columns, style, layout, top, height, (y, line) => {
@@ -163,7 +167,5 @@ export function paint(columns, style, layout, top, height) {
       if (bin >= 0) row[x] = colors[bin];
     }
   });
-  return new ImageData(new Uint8ClampedArray(pixels.buffer), width, height);
+  return image;
 }
-
-export { MISSING };
