@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from genomepred.inference.engine import activation_function
-from genomepred.inference.overlap_work import CannotShareError
+from genomepred.inference.engine import ACTIVATION_FUNCTIONS
 from genomepred.inference.predictor import Predictor
+from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.models.agreement import difference as largest_difference
 from genomepred.models.card import Card
 from genomepred.sequences.edits import LETTERS
@@ -57,7 +57,7 @@ class Prediction:
     def values(self) -> Float32:
         """As a run predicts them, ``[windows, columns]``: both strands' tracks with ``each``."""
         with torch.no_grad():
-            found = activation_function(self.activation)(torch.from_numpy(self.raw))
+            found = ACTIVATION_FUNCTIONS[self.activation](torch.from_numpy(self.raw))
             found = (found[:, :1] + found[:, 1:]) / 2 if self.mean else found
         values: Float32 = found.flatten(1).numpy()
         return values
