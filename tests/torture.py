@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import lzma
 import random
 import signal
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests import ray_cluster
 from tests.checkpoints import make_checkpoint
+from tests.helpers import hashes
 
 ASSETS = Path(__file__).parents[1] / "genomepred" / "assets"
 LAMBDA = Path(__file__).parent / "data" / "lambda_virus.fa.gz"
@@ -99,11 +99,6 @@ class Runs:
         return False
 
 
-def hashes(out: Path) -> dict[str, str]:
-    """sha256 of all published files of a folder."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("*.h5"))}
-
-
 def parts(out: Path) -> int:
     """Number of finished shards that are not published yet."""
     return sum(1 for _ in (out / ".parts").rglob("*-*.h5"))
@@ -157,9 +152,13 @@ def check_cluster(runs: Runs, wanted: dict[str, str], kills: int) -> None:
             out = runs.fresh()
             while len(hashes(out)) < len(wanted):
                 process = cluster.start(runs.command(out, "--cluster", ray_cluster.ADDRESS))
+                before = len(hashes(out)), parts(out)
                 while process.poll() is None:
-                    time.sleep(generator.uniform(0.5, 4))
-                    if done < kills and (what := _kill_one(cluster, generator)):
+                    time.sleep(generator.uniform(0, 1))
+                    if done >= kills or (len(hashes(out)), parts(out)) == before:
+                        continue  # workers that are killed before they have joined are left out
+                    if what := _kill_one(cluster, generator):
+                        before = len(hashes(out)), parts(out)
                         done, killed[what] = done + 1, killed[what] + 1
                         print(f"  kill {done} ({what}): {len(hashes(out))} genomes and ", end="")
                         print(f"{parts(out)} parts done", flush=True)

@@ -99,7 +99,7 @@ def check_bins(model: nn.Module) -> External:
 
 
 class Seen(NamedTuple):
-    """What positions of a tensor, along an axis, depend on.
+    """Bases that positions of a tensor, along an axis, depend on.
 
     Position ``j`` depends on bases ``j * step + first`` to ``j * step + last`` of the window.
     """

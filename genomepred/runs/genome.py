@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import SequenceError, StoreError
-from genomepred.files import Claim, own_folder, write_whole
+from genomepred.files import Claim, open_regular, own_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.work import Rows, Work
@@ -47,7 +47,7 @@ _NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a genome was when its first shard was computed, and its rows; never altered.
+    """A genome as it was when its first shard was computed, and its rows; never altered.
 
     Whoever works on the genome, on any thread, holds on to this and needs nothing else of it.
     """
@@ -153,6 +153,27 @@ class GenomeWork(Work):
                 f"remove {self.folder} to start this genome again"
             )
 
+    def may_have(self, share: tuple[int, int]) -> bool:
+        """False if the file is so small that its shards are those of other shares."""
+        i, n = share
+        most = None if n == 1 or self.plan.center else self._most_rows()
+        return most is None or (i - self.number) % n * self.plan.shard_rows < most
+
+    def _most_rows(self) -> int | None:
+        """More rows the genome cannot have; None if its file does not tell.
+
+        A record of plain FASTA takes three bytes or more, and has two windows beside those that its
+        bases fill at the stride, at most.
+        """
+        try:
+            with open(open_regular(self.path), "rb") as file:
+                if file.read(1) != b">":
+                    return None
+                size = os.fstat(file.fileno()).st_size
+        except OSError:
+            return None
+        return (size // self.plan.geometry.stride + size) * self.plan.geometry.bins
+
     # -- its record --------------------------------------------------------------------------
 
     def prepare(self) -> bool:
@@ -188,7 +209,7 @@ class GenomeWork(Work):
         )
 
     def read_record(self) -> dict[str, Any] | None:
-        """What the genome was when its first shard was computed, or None if none was.
+        """The genome as it was when its first shard was computed, or None if none was.
 
         Raises
         ------
@@ -264,7 +285,7 @@ class GenomeWork(Work):
                 raise
 
     def _attributes(self, first: int, last: int) -> dict[str, str | int]:
-        """What a part says of itself: enough to tell it from any other."""
+        """Attributes of a part: enough to tell it from any other."""
         assert self.prepared is not None
         return {
             "genome": self.name,
@@ -311,7 +332,7 @@ class GenomeWork(Work):
             )
 
     def facts(self) -> dict[str, Any]:
-        """What the sidecar says of the genome."""
+        """Content of the genome's sidecar."""
         assert self.prepared is not None
         size, mtime_ns = self.prepared.stamp
         return {

@@ -26,7 +26,12 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
 
     ``waiting`` is called again and again while there is nothing to do but to wait for others.
     """
-    helds = [_Held(work) for work in job.works]
+    helds = []
+    for work in job.works:
+        if work.may_have(job.plan.share):
+            helds.append(_Held(work))
+        else:
+            watch.see(work.name, 0)
 
     def let_go() -> None:
         for held in helds:
