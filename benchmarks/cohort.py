@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import median, write_json
 from genomepred import Genome
+from genomepred.inference.cohort import TILES, compute_shard
 from genomepred.inference.engine import Engine, Numerics, compute_batch
 from genomepred.inference.numerics import resolve_kernels
 from genomepred.inference.overlap_choice import choose_blocks
@@ -38,7 +39,6 @@ from genomepred.inference.pipeline import cut
 from genomepred.inference.tiles import cut_windows, tile_work
 from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.runs.cohort import TILES, compute_shard
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.grid import Geometry, Grid

@@ -86,6 +86,9 @@ class Watch:
     def tell_workers(self, count: int) -> None:
         """Say how many workers of a cluster are at it."""
 
+    def note(self, text: str) -> None:
+        """Say more of what is done than bases tell."""
+
     def wait(self) -> None:
         """Take note that nothing is left to do but to wait for others."""
 
@@ -125,6 +128,11 @@ class Outlook(Watch):
         mean = self._bases / max(self._open, 1)
         self._bar.total = round(self._bases + mean * (self._genomes - len(self._seen)))
         self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
+
+    def note(self, text: str) -> None:
+        """Say it behind the bar, in place of the genomes seen."""
+        with self._counting:
+            self._bar.set_postfix_str(text, refresh=False)
 
     def tell_workers(self, count: int) -> None:
         """Say how many workers of a cluster are at it."""

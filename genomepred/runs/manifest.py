@@ -14,6 +14,7 @@ from genomepred.files import user_path
 from genomepred.runs.folder import PARTS, RUN_FILE, RunPlan, check_regions, regions_path
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
+from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry
 from genomepred.store.chunks import Layout
 from genomepred.store.reader import PredictionStore
@@ -56,6 +57,8 @@ _RUN = {
         "kernels": [str],
         "compute_batch": range(1, 1 << 31),
         "overlap": str,
+        "reference?": str,
+        "panel?": str,
     },
 }
 # A million genomes with names of 50 letters, or 100,000 with the longest names.
@@ -145,8 +148,12 @@ class Run:
         """
         return PredictionStore(self.path(name))
 
-    def work(self, name: str) -> GenomeWork:
+    def work(self, name: str) -> Work:
         """A genome's state; without its sequence, whose place its record knows if it has one."""
+        if "panel" in self.signature:
+            from genomepred.runs.cohort_work import CohortWork  # waits for Numba
+
+            return CohortWork(name, Path(), self.plan)
         index = self._numbers.get(name, 0)
         return GenomeWork(GenomePath(name, Path()), self.plan, index)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
 from genomepred.runs.signature import numerics_of
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import GenomeResult
+from genomepred.runs.work import GenomeResult, Work
 
 
 def predict(
@@ -150,13 +150,20 @@ class GenomeRun:
     """
 
     def __init__(self, spec: RunSpec, session: str | None = None) -> None:
-        self.spec, self.setup = spec, Setup(spec)
+        self._begin(spec, Setup(spec), session)
+        self.works: Sequence[Work] = [
+            GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)
+        ]
+        self.step = self.setup.geometry.step
+
+    def _begin(self, spec: RunSpec, setup: Setup, session: str | None) -> None:
+        """Continue, start or join the run in the output folder."""
+        self.spec, self.setup = spec, setup
         if session is None:
-            self.plan = self.setup.open()
+            self.plan = setup.open()
         else:
-            self.plan = replace(self.setup.join(), session=session)
-        self.works = [GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)]
-        self.workers, self.step = self.setup.workers, self.setup.geometry.step
+            self.plan = replace(setup.join(), session=session)
+        self.workers = setup.workers
         self._numerics = numerics_of(self.plan.signature)
 
     @cached_property

@@ -12,12 +12,8 @@ import pytest
 from genomepred.errors import RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
-from genomepred.store.cohort import (
-    CohortStore,
-    join_cohort,
-    padded,
-    write_cohort_part,
-)
+from genomepred.store.cohort import CohortStore
+from genomepred.store.cohort_writing import join_cohort, padded, write_cohort_part
 from genomepred.store.hdf5 import DamagedPartError
 from genomepred.store.opening import is_cohort, open_store
 from genomepred.store.reader import PredictionStore
