@@ -16,24 +16,28 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from genomepred.errors import GenomepredError, RegionError
+from genomepred.errors import DependencyError, GenomepredError, RegionError
 from genomepred.sequences.distinct import leader_type
 from genomepred.sequences.grid import Region
 from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.opening import COHORT_FORMAT
-from genomepred.store.reader import Float32, Int64, PredictionStore
+from genomepred.store.reader import DATASET, Float32, Int64, PredictionStore
 from genomepred.store.schema import (
     SchemaError,
     open_dataset,
     open_group,
     read_texts,
 )
+
+if TYPE_CHECKING:
+    import anndata
+    import xarray
 
 # Windows read at a time by `matrix`.
 _WINDOWS = 1 << 14
@@ -143,18 +147,86 @@ class CohortStore:
 
         ``samples`` selects haplotypes and their order; all by default.
         """
-        numbers = np.arange(len(self.haplotypes))
-        if samples is not None:
-            for sample in samples:
-                if sample not in self.samples:
-                    raise RegionError(f"{self.path}: no sample {sample!r}")
-            numbers = np.array(
-                [h for s in samples for h, (t, _) in enumerate(self.haplotypes) if s == t]
-            )
+        numbers = self._numbers(samples)
         ranges = self._base.ranges(Region(contig, start, end))
         parts = [self._base.values(numbers, *r) for r in ranges]
         empty = np.empty((len(numbers), 0, len(self.tracks)), np.float32)
         return np.concatenate([empty, *parts], axis=1) if len(parts) != 1 else parts[0]
+
+    def _numbers(self, samples: Sequence[str] | None) -> Int64:
+        """Haplotypes of samples, in their order."""
+        if samples is None:
+            return np.arange(len(self.haplotypes))
+        for sample in samples:
+            if sample not in self.samples:
+                raise RegionError(f"{self.path}: no sample {sample!r}")
+        return np.array([h for s in samples for h, (t, _) in enumerate(self.haplotypes) if s == t])
+
+    def _named(
+        self, region: str, samples: Sequence[str] | None
+    ) -> tuple[Float32, dict[str, Any], dict[str, Any]]:
+        """Matrix of a region string; columns that describe haplotypes, and rows."""
+        numbers, place = self._numbers(samples), self._base.region(region)
+        values = self.matrix(*place[:3], samples=samples)
+        rows = [np.arange(*r) for r in self._base.ranges(place)]
+        named = [self.haplotypes[h] for h in numbers.tolist()]
+        who = {"sample": [sample for sample, _ in named], "copy": [copy for _, copy in named]}
+        return values, who, self._base._places(np.concatenate([np.arange(0), *rows]))
+
+    def to_xarray(self, region: str, samples: Sequence[str] | None = None) -> xarray.DataArray:
+        """Rows of a region string of all haplotypes, or of samples', [haplotype, row, track].
+
+        Raises
+        ------
+        DependencyError
+            If xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise DependencyError(
+                "to_xarray needs xarray: pip install 'genomepred[xarray]'"
+            ) from error
+        values, who, places = self._named(region, samples)
+        coordinates = {name: ("haplotype", column) for name, column in who.items()}
+        coordinates |= {name: ("row", column) for name, column in places.items()}
+        return xarray.DataArray(
+            values,
+            dims=("haplotype", "row", "track"),
+            coords={**coordinates, "track": list(self.tracks)},
+            attrs=self.attributes,
+            name=DATASET,
+        )
+
+    def to_anndata(self, region: str, samples: Sequence[str] | None = None) -> anndata.AnnData:
+        """Rows of a region string: haplotypes as observations, rows as variables.
+
+        X has the first track, and every track is a layer by its name.
+
+        Raises
+        ------
+        DependencyError
+            If anndata is not installed.
+        """
+        try:
+            import anndata
+        except ImportError as error:
+            raise DependencyError(
+                "to_anndata needs anndata: pip install 'genomepred[anndata]'"
+            ) from error
+        import pandas as pd
+
+        values, who, places = self._named(region, samples)
+        names = [f"{sample}.{copy}" for sample, copy in zip(*who.values(), strict=True)]
+        where = zip(places["contig"], places["start"], places["end"], strict=True)
+        rows = [f"{contig}:{start}-{end}" for contig, start, end in where]
+        layers = {name: values[:, :, t] for t, name in enumerate(self.tracks)}
+        return anndata.AnnData(
+            values[:, :, 0],
+            obs=pd.DataFrame(who, index=pd.Index(names)),
+            var=pd.DataFrame(places, index=pd.Index(rows)),
+            layers=layers,
+        )
 
     def classes(self, first: int, last: int) -> Classes:
         """Distinct predictions of windows ``[first, last)``, and which each haplotype has."""
@@ -315,13 +387,13 @@ class _Base(PredictionStore):
                 _gather(
                     found, int(low), bins, rows, begin - origin, out[:, begin - first : end - first]
                 )
-        found: Float32 = out[0]
-        return found
+        values: Float32 = out[0]
+        return values
 
     @cached_property
     def _block_windows(self) -> int:
         """Windows of a block: whole chunks of the index, fewer where their predictions are many."""
-        size = 4 * self.predictions.size // max(len(self.first), 1)
+        size = 4 * int(self.predictions.size) // max(len(self.first), 1)
         windows = min(_BLOCK, _BLOCK_BYTES // max(size, 1))
         return max(windows // INDEX_CHUNK, 1) * INDEX_CHUNK
 
