@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 # Windows read at a time by `matrix`.
 _WINDOWS = 1 << 14
 # Windows, and bytes of their distinct predictions, that are read at a time for one haplotype, and
-# bytes of both and of its index that are kept for the next one.
-_BLOCK, _BLOCK_BYTES, _KEPT_BYTES = 1 << 10, 1 << 23, 1 << 26
+# bytes of what is kept: those, their index, and rows of haplotypes.
+_BLOCK, _BLOCK_BYTES, _KEPT_BYTES = 1 << 11, 1 << 23, 1 << 26
 _MOST_HAPLOTYPES = 1 << 24
 
 
@@ -376,19 +376,15 @@ class _Base(PredictionStore):
 
     def own_values(self, number: int, first: int, last: int) -> Float32:
         """Rows ``[first, last)`` of one haplotype, from blocks that are kept."""
-        bins, tracks, step = self.grid.geometry.bins, len(self.tracks), self._block_windows
-        out = np.empty((1, last - first, tracks), np.float32)
+        rows = self._block_windows * self.grid.geometry.bins
+        out = np.empty((last - first, len(self.tracks)), np.float32)
         with self._reading(f"read at rows {first}-{last}"):
-            for block in range(first // bins // step, -(-last // (bins * step))):
-                origin = block * step * bins
-                begin, end = max(origin, first), min(origin + step * bins, last)
-                found = self._kept.get((number, block), self._own_numbers)
-                low, rows = self._kept.get((-1, block), self._block_rows)
-                _gather(
-                    found, int(low), bins, rows, begin - origin, out[:, begin - first : end - first]
-                )
-        values: Float32 = out[0]
-        return values
+            for block in range(first // rows, -(-last // rows)):
+                origin = block * rows
+                begin, end = max(origin, first), min(origin + rows, last)
+                own = self._kept.get((number, block), self._own_block)
+                out[begin - first : end - first] = own[begin - origin : end - origin]
+        return out
 
     @cached_property
     def _block_windows(self) -> int:
@@ -397,11 +393,24 @@ class _Base(PredictionStore):
         windows = min(_BLOCK, _BLOCK_BYTES // max(size, 1))
         return max(windows // INDEX_CHUNK, 1) * INDEX_CHUNK
 
-    def _own_numbers(self, key: tuple[int, int]) -> Int64:
-        """Distinct numbers of a haplotype in a block, [1, windows]."""
+    def _own_block(self, key: tuple[int, int]) -> Float32:
+        """Rows of a haplotype in a block."""
         number, block = key
-        first, last = block * self._block_windows, (block + 1) * self._block_windows
-        return self.distinct(np.array([number]), first, min(last, len(self.first)))
+        group, place = divmod(number, INDEX_CHUNK)
+        index = self._kept.get((-2 - group, block), self._index_block)
+        found = self.located(index[place : place + 1], block * self._block_windows)
+        low, rows = self._kept.get((-1, block), self._block_rows)
+        bins = self.grid.geometry.bins
+        out = np.empty((1, found.shape[1] * bins, len(self.tracks)), np.float32)
+        _gather(found, int(low), bins, rows, 0, out)
+        own: Float32 = out[0]
+        return own
+
+    def _index_block(self, key: tuple[int, int]) -> NDArray[Any]:
+        """Index of the haplotypes of a row of chunks in a block."""
+        h, first = (-2 - key[0]) * INDEX_CHUNK, key[1] * self._block_windows
+        index: NDArray[Any] = self.index[h : h + INDEX_CHUNK, first : first + self._block_windows]
+        return index
 
     def _block_rows(self, key: tuple[int, int]) -> tuple[Int64, Float32]:
         """Number of the first distinct prediction of a block, and the rows of all."""
@@ -443,15 +452,18 @@ class _Kept:
             if key in self._read:
                 self._read.move_to_end(key)
                 return self._read[key]
-            found = self._read[key] = read(key)
-            self._bytes += _size(found)
+        found = read(key)
+        with self._lock:
+            self._bytes += _size(found) if key not in self._read else 0
+            self._read[key] = found
             while self._bytes > _KEPT_BYTES and len(self._read) > 2:
                 self._bytes -= _size(self._read.popitem(last=False)[1])
-            return found
+        return found
 
 
 def _size(read: Any) -> int:
-    return int(sum(array.nbytes for array in read))
+    arrays = read if isinstance(read, tuple) else (read,)
+    return int(sum(array.nbytes for array in arrays))
 
 
 class HaplotypeStore(PredictionStore):
@@ -501,11 +513,14 @@ def _look_up(
 def _gather(found: Any, low: int, bins: int, rows: Any, skip: int, out: Any) -> None:
     """Values of rows of haplotypes from those of distinct windows; NaN where absent."""
     for h in range(out.shape[0]):
+        window, b = skip // bins, skip % bins
         for r in range(out.shape[1]):
-            window, b = (r + skip) // bins, (r + skip) % bins
             d = found[h, window]
             for t in range(out.shape[2]):
                 out[h, r, t] = np.nan if d < 0 else rows[(d - low) * bins + b, t]
+            b += 1
+            if b == bins:
+                window, b = window + 1, 0
 
 
 def open_haplotype(path: Path, sample: str) -> PredictionStore:
