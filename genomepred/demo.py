@@ -15,7 +15,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.evaluation.metrics import local_maxima
 from genomepred.plots import plot_region
 from genomepred.runs.checking import verify
 from genomepred.runs.run import predict
@@ -25,6 +24,7 @@ from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
 from genomepred.store.export import export_bigwig
 from genomepred.store.hdf5 import PredictionStore
+from genomepred.tables.sites import Choice, find_sites
 
 SEQUENCE = Path(__file__).parent / "assets" / "hs37_chr22_20-21M.fa.gz"
 # Core of the CTCF motif in IUPAC codes, as of Kim et al. (2007), Cell 128:1231-1245.
@@ -118,14 +118,12 @@ def _print_sites(
 ) -> NDArray[np.int64]:
     """Print the ten strongest sites; starts of their windows, strongest first."""
     g = store.grid.geometry
-    scores = store.read(0, store.rows)[:, 0]
-    rows = np.flatnonzero(local_maxima(scores, g.window // g.stride))
-    rows = rows[np.argsort(-scores[rows], kind="stable")][:10]
-    starts = store.grid.starts(rows)
+    sites = find_sites(store, choice=Choice(top=10))
+    sites = sites.take(np.argsort(-sites.score, kind="stable"))
     letters = np.frombuffer(b"acgtn", np.uint8)[codes].tobytes().decode()
     click.echo(f"The ten strongest sites on {contig} (the motif {MOTIF} in capitals):")
     with_motif = 0
-    for start, score in zip(starts.tolist(), scores[rows].tolist(), strict=True):
+    for start, score in zip(sites.start.tolist(), sites.score.tolist(), strict=True):
         match = best_match(codes[start : start + g.window])
         with_motif += match.mismatches <= MISMATCHES
         text, at = letters[start : start + g.window], match.offset
@@ -136,10 +134,10 @@ def _print_sites(
         )
     share = share_with_motif(codes, g.window, g.stride)
     click.echo(
-        f"{with_motif} of {len(rows)} hold it with at most {MISMATCHES} mismatch on either "
-        f"strand; {share:.1%} of all windows do, so chance would find {len(rows) * share:.1f}"
+        f"{with_motif} of {len(sites)} hold it with at most {MISMATCHES} mismatch on either "
+        f"strand; {share:.1%} of all windows do, so chance would find {len(sites) * share:.1f}"
     )
-    return starts
+    return sites.start
 
 
 if __name__ == "__main__":

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError, OutputError, RegionError
+from genomepred.errors import DependencyError, OutputError, RegionError, StoreError
 from genomepred.files import publishing
 from genomepred.sequences.grid import Region
-from genomepred.store.reader import PredictionStore
+from genomepred.store.reader import Float32, PredictionStore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from genomepred.store.bins import Bins
+    from genomepred.store.blocks import BlockSource
+
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 # Okabe and Ito's colors, told apart with any color vision.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MISSING = "#E6E6E6"
 _FORMATS = (".png", ".pdf", ".svg")
 _DPI = 100
@@ -64,14 +67,9 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
     OutputError
         If the picture cannot be written or its suffix is none of these.
     """
-    if path.suffix.lower() not in _FORMATS:
-        raise OutputError(f"{path}: name the picture {', '.join(f'*{s}' for s in _FORMATS)}")
+    _require_picture(path)
     if region.start >= region.end:
         raise RegionError(f"{region.contig} has no bases from {region.start + 1} to {region.end}")
-    try:
-        import matplotlib.figure  # noqa: F401  (before the work, not after it)
-    except ImportError as error:
-        raise DependencyError("plot needs matplotlib: pip install 'genomepred[plot]'") from error
     columns = store.columns(tracks)
     start, end, values = _drawn_rows(store, region)
     edges = np.linspace(region.start, region.end, min(_PIXELS, region.end - region.start) + 1)
@@ -83,13 +81,23 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
         figure.savefig(temporary, format=path.suffix[1:].lower())
 
 
+def _require_picture(path: Path) -> None:
+    """Refuse other formats, and do without matplotlib before the work, not after it."""
+    if path.suffix.lower() not in _FORMATS:
+        raise OutputError(f"{path}: name the picture {', '.join(f'*{s}' for s in _FORMATS)}")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise DependencyError("plot needs matplotlib: pip install 'genomepred[plot]'") from error
+
+
 def _figure(region: Region, edges: Float64, summaries: Mapping[str, Summary], title: str) -> Figure:
     from matplotlib.figure import Figure
 
     size = _WIDTH, max(_HEIGHT, 1.2 + _PANEL * len(summaries))
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     panels = figure.subplots(len(summaries), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, color, (name, summary) in zip(panels, cycle(_COLORS), summaries.items()):
+    for axes, color, (name, summary) in zip(panels, cycle(COLORS), summaries.items()):
         _draw_panel(axes, edges, summary, color)
         axes.set_ylabel(name, parse_math=False)
     _number_bases(panels[-1], region)
@@ -214,3 +222,237 @@ def _title(store: PredictionStore, region: Region) -> str:
     place = f"{region.contig}:{region.start + 1:,}-{region.end:,}"
     facts = [store.attributes[name] for name in ("genome", "model") if name in store.attributes]
     return " · ".join([*map(str, facts), place])
+
+
+# -- many lines -----------------------------------------------------------------------------------
+
+_LEAST_NAMES = 60  # lines up to which each is named
+_MOST_LINES = 900  # lines of pixels of the tallest panel
+_GENE_COLOR, _NONE = "#31688E", "#C8C8C8"
+
+
+class Feature(Protocol):
+    """What is drawn of a gene."""
+
+    @property
+    def start(self) -> int:
+        """First base."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """Behind the last base."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def exons(self) -> Sequence[tuple[int, int]]:
+        """Bases [start, end) of its exons."""
+        ...
+
+
+def plot_heat_map(
+    source: BlockSource,
+    region: Region,
+    path: Path,
+    tracks: Sequence[str] = (),
+    lines: Sequence[str] = (),
+    difference: str | None = None,
+    genes: Sequence[Feature] = (),
+) -> None:
+    """Draw a region of many haplotypes or genomes, a line each, one panel a track.
+
+    A column of pixels shows the mean of the rows behind it; missing is gray. All lines of a track
+    have one scale, from the 1st to the 99th percentile of what is shown.
+
+    Parameters
+    ----------
+    source : BlockSource
+    region : Region
+    path : Path
+        The picture: ``.png``, ``.pdf`` or ``.svg``.
+    tracks : sequence of str
+        Panels from top to bottom; all tracks if empty.
+    lines : sequence of str
+        Lines from top to bottom; all, in the file's order, if empty. A sample is all its copies.
+    difference : str, optional
+        Draw differences to this line, or to the ``mean`` of the lines that are drawn.
+    genes : sequence of Feature
+        Genes of the region, drawn above.
+
+    Raises
+    ------
+    DependencyError
+        If matplotlib is not installed.
+    RegionError
+        If the region is empty, or there is no such line.
+    StoreError
+        If there is no such track, or a file is damaged.
+    OutputError
+        If the picture cannot be written or its suffix is none of these.
+    """
+    _require_picture(path)
+    if region.start >= region.end:
+        raise RegionError(f"{region.contig} has no bases from {region.start + 1} to {region.end}")
+    numbers = _lines_of(source, lines)
+    columns = [_track_of(source, name) for name in tracks or source.tracks]
+    from genomepred.store.bins import bins_within  # which compiles, unlike the rest
+
+    bins = bins_within(source, region, _PIXELS)
+    panels = {}
+    for column in columns:
+        values = bins.mean[numbers, :, column]
+        if difference is not None:
+            values = values - _base_of(source, bins, values, column, difference)
+        panels[source.tracks[column]] = values
+    names = [source.lines[number] for number in numbers]
+    figure = _heat_figure(region, bins, panels, names, difference, genes)
+    with publishing(path, follow=True) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower())
+
+
+def _lines_of(source: BlockSource, names: Sequence[str]) -> list[int]:
+    """Numbers of lines by name, or by the sample whose copies they are."""
+    found: list[int] = []
+    for name in names:
+        samples = [line.rpartition(".")[0] for line in source.lines]
+        own = [k for k, line in enumerate(source.lines) if line == name]
+        own = own or [k for k, sample in enumerate(samples) if sample == name]
+        if not own:
+            some = ", ".join(source.lines[:5])
+            raise RegionError(
+                f"no sample {name!r}; the {len(source.lines):,} lines begin with {some}"
+            )
+        found += own
+    return found or list(range(len(source.lines)))
+
+
+def _track_of(source: BlockSource, name: str) -> int:
+    if name not in source.tracks:
+        raise StoreError(f"no track {name!r}; there are {', '.join(source.tracks)}")
+    return source.tracks.index(name)
+
+
+def _base_of(
+    source: BlockSource, bins: Bins, values: Float32, column: int, difference: str
+) -> Float32:
+    """What differences are to, [bins]."""
+    if difference == "mean" and difference not in source.lines:
+        present = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            mean: Float32 = np.where(present, values, 0).sum(axis=0) / present.sum(axis=0)
+        return mean
+    lines = _lines_of(source, [difference])
+    if len(lines) > 1:
+        raise RegionError(f"{difference} has {len(lines)} copies; say {source.lines[lines[0]]}")
+    base: Float32 = bins.mean[lines[0], :, column]
+    return base
+
+
+def _heat_figure(
+    region: Region,
+    bins: Bins,
+    panels: Mapping[str, Float32],
+    names: Sequence[str],
+    difference: str | None,
+    genes: Sequence[Feature],
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    tall = min(max(0.16 * len(names), 2.5), 9.0)
+    heights = [0.5] * bool(genes) + [tall] * len(panels)
+    size = _WIDTH, sum(heights) + 1.4
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    if genes:
+        _draw_genes(axes[0], region, genes)
+    for panel, (name, values) in zip(axes[-len(panels) :], panels.items(), strict=True):
+        _draw_heat(panel, bins, values, difference is not None)
+        panel.set_ylabel(name, parse_math=False)
+        _name_lines(panel, names)
+    axes[-1].set_xlim(region.start + 0.5, region.end + 0.5)
+    _number_bases(axes[-1], region)
+    told = f"{len(names):,} lines" if len(names) > _LEAST_NAMES else ""
+    parts = [f"{region.contig} ({_unit(region)[1]})", told, "mean of the rows behind a pixel"]
+    parts += [f"difference to {difference}"] if difference else []
+    missing = any(np.isnan(values).any() for values in panels.values())
+    parts += ["gray: no prediction"] if missing else []
+    figure.supxlabel("; ".join(filter(None, parts)), fontsize=9, parse_math=False)
+    place = f"{region.contig}:{region.start + 1:,}-{region.end:,}"
+    figure.suptitle(place, fontsize=13, parse_math=False)
+    return figure
+
+
+def _draw_heat(axes: Axes, bins: Bins, values: Float32, signed: bool) -> None:
+    """Values [lines, bins] as colors, with their scale."""
+    from matplotlib import colormaps
+
+    low, high = _scale_of(values, signed)
+    count, values = len(values), _thinned(values)
+    colors = colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=_NONE)
+    axes.set_facecolor(_NONE)
+    # Bins of two intervals may be apart, so each has both its edges; what lies between is missing.
+    edges = np.stack([bins.start, bins.end], 1).ravel() + 0.5
+    between = np.full((len(values), 2 * len(bins.start) - 1), np.nan, np.float32)
+    between[:, ::2] = values
+    mesh = axes.pcolormesh(
+        edges,
+        np.linspace(0, count, len(values) + 1),
+        np.ma.masked_invalid(between),
+        cmap=colors,
+        vmin=low,
+        vmax=high,
+        rasterized=True,
+    )
+    axes.invert_yaxis()
+    axes.figure.colorbar(mesh, ax=axes, fraction=0.03, pad=0.01, extend="both")
+
+
+def _thinned(values: Float32) -> Float32:
+    """Means of lines that share a line of pixels, [lines, bins]."""
+    if len(values) <= _MOST_LINES:
+        return values
+    first = np.arange(_MOST_LINES) * len(values) // _MOST_LINES
+    present = ~np.isnan(values)
+    total = np.add.reduceat(np.where(present, values, 0), first, axis=0)
+    with np.errstate(invalid="ignore"):
+        return (total / np.add.reduceat(present, first, axis=0, dtype=np.int64)).astype(np.float32)
+
+
+def _scale_of(values: Float32, signed: bool) -> tuple[float, float]:
+    present = values[np.isfinite(values)]
+    if not present.size:
+        return (-1.0, 1.0) if signed else (0.0, 1.0)
+    if signed:
+        most = float(np.percentile(np.abs(present), 99)) or float(np.abs(present).max()) or 1.0
+        return -most, most
+    low, high = np.percentile(present, [1, 99]).tolist()
+    return (low, high) if low < high else (low, max(float(present.max()), low + 1e-6))
+
+
+def _name_lines(axes: Axes, names: Sequence[str]) -> None:
+    if len(names) > _LEAST_NAMES:
+        axes.set_yticks([])
+        return
+    axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8, parse_math=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_genes(axes: Axes, region: Region, genes: Sequence[Feature]) -> None:
+    """Exons as boxes on a line; names where there is room for them."""
+    free = float(region.start)
+    letter = (region.end - region.start) / 180
+    for gene in genes:
+        axes.plot([gene.start + 0.5, gene.end + 0.5], [0, 0], color=_GENE_COLOR, linewidth=1)
+        for start, end in gene.exons or [(gene.start, gene.end)]:
+            axes.fill_between([start + 0.5, end + 0.5], -0.3, 0.3, color=_GENE_COLOR, linewidth=0)
+        left = max(gene.start, region.start)
+        if left >= free:
+            axes.text(left, 0.45, gene.name, fontsize=7, clip_on=True, parse_math=False)
+            free = left + letter * (len(gene.name) + 2)
+    axes.set_ylim(-0.4, 1.3)
+    axes.set_axis_off()

@@ -84,7 +84,7 @@ class Watch:
         """Take note of a genome at first sight, and of the bases that are to be computed of it."""
 
     def tell_workers(self, count: int) -> None:
-        """Say how many workers of a cluster are at it."""
+        """Take note of how many workers of a cluster are at it."""
 
     def note(self, text: str) -> None:
         """Say more of what is done than bases tell."""
@@ -94,7 +94,7 @@ class Watch:
 
 
 class Outlook(Watch):
-    """What a run still has to do, told to its bar from the start.
+    """Work that a run still has to do, told to its bar from the start.
 
     Genomes that are not looked at yet count as the mean of those that are.
 
@@ -116,6 +116,7 @@ class Outlook(Watch):
         """Count bases, and show them."""
         with self._counting:
             self.bases += bases
+            self._bar.total = max(self._bar.total or 0, self.bases)
             self._bar.update(bases)
 
     def see(self, name: str, bases: int) -> None:
@@ -126,7 +127,9 @@ class Outlook(Watch):
         self._bases += bases
         self._open += bases > 0
         mean = self._bases / max(self._open, 1)
-        self._bar.total = round(self._bases + mean * (self._genomes - len(self._seen)))
+        total = round(self._bases + mean * (self._genomes - len(self._seen)))
+        # A worker may have finished, and counted, a genome before this process looks at it.
+        self._bar.total = max(total, self.bases)
         self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
 
     def note(self, text: str) -> None:

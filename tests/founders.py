@@ -42,28 +42,28 @@ def write_cohort(
     values = rng.gamma(0.3, 1.0, (founders, grid.rows, len(tracks))).astype(np.float32)
     values[rng.random(values.shape) < missing] = np.nan
     kind = leader_type(len(haplotypes))
-    index = np.stack([np.argmax(owner == row, axis=0) for row in owner]).astype(kind)
+    windows = owner.shape[1]
+    lowest = np.zeros((founders, windows), np.int64)
+    for line in range(len(owner) - 1, -1, -1):
+        lowest[owner[line], np.arange(windows)] = line
+    index = lowest[owner, np.arange(windows)].astype(kind)
     layout = Layout(len(tracks), bins=geometry.bins)
     parts, told = [], []
-    windows = owner.shape[1]
     for first in range(0, windows, SHARD):
         part = np.ascontiguousarray(index[:, first : first + SHARD])
-        rows, leaders, counts = [], [], []
-        for w in range(part.shape[1]):
-            found = np.unique(part[:, w])
-            leaders += found.tolist()
-            counts.append(len(found))
-            stop = (first + w + 1) * geometry.bins
-            rows.append(values[owner[found, first + w], stop - geometry.bins : stop])
+        leads = part == np.arange(len(part))[:, None]
+        window, leader = np.nonzero(leads.T)
+        row = (first + window)[:, None] * geometry.bins + np.arange(geometry.bins)
+        flat = values[owner[leader, first + window][:, None], row].reshape(-1, len(tracks))
         parts.append(path.parent / f"{first}.part")
         told.append({"first": first})
-        flat = np.concatenate(rows).reshape(-1, len(tracks))
-        leader = np.array(leaders, kind)
-        write_cohort_part(parts[-1], flat, np.array(counts), leader, part, layout, told[-1])
+        write_cohort_part(
+            parts[-1], flat, leads.sum(axis=0), leader.astype(kind), part, layout, told[-1]
+        )
     described = [(name, f"{name} occupancy") for name in tracks]
     attributes = {**ATTRIBUTES, "genome": path.stem}
     join_cohort(parts, path, layout, grid, described, haplotypes, attributes, told)
     for part_path in parts:
         part_path.unlink()
     lines = np.repeat(owner, geometry.bins, axis=1)
-    return np.take_along_axis(values, lines[..., None], axis=0) if len(lines) else values
+    return np.take_along_axis(values, lines[..., None], axis=0)

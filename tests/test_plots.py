@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 import sys
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +15,12 @@ from hypothesis import strategies as st
 
 from genomepred import plots
 from genomepred.errors import DependencyError, OutputError, RegionError, StoreError
-from genomepred.plots import plot_region, position_labels, summarize
+from genomepred.plots import plot_heat_map, plot_region, position_labels, summarize
 from genomepred.sequences.grid import Geometry, Grid, Region
+from genomepred.store.bins import bins_within
+from genomepred.store.blocks import open_blocks
 from genomepred.store.hdf5 import PredictionStore
+from tests.founders import write_cohort
 from tests.store_files import CONTIGS, write_store
 
 plt = pytest.importorskip("matplotlib.image")
@@ -212,3 +217,79 @@ def test_what_cannot_be_drawn(
     with pytest.raises(DependencyError, match=r"pip install 'genomepred\[plot\]'"):
         plot_region(store, region, [], tmp_path / "x.png")
     assert not list(tmp_path.glob("x.*"))
+
+
+# -- heat maps ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    path = tmp_path_factory.mktemp("heat") / "panel.h5"
+    haplotypes = [(f"s{k // 2}", k % 2 + 1) for k in range(12)]
+    contigs = {"chr1": 60_000, "chr2": 700}
+    values = write_cohort(path, contigs, Geometry(window=40, stride=20), haplotypes, 3, ("a", "b"))
+    return path, values
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "most"), [(0, 60_000, 1000), (0, 60_000, 7), (4000, 4100, 50), (31, 59_000, 3)]
+)
+def test_bins_of_a_region(cohort, start: int, end: int, most: int) -> None:
+    path, values = cohort
+    with closing(open_blocks([path])) as source:
+        found = bins_within(source, Region("chr1", start, end), most)
+    rows = values[:, :2999]
+    grid = Grid.whole({"chr1": 60_000}, Geometry(window=40, stride=20))
+    ((first, last),) = grid.query("chr1", start, end)
+    size = 1 << max(int(np.ceil(np.log2((last - first) / most))), 0)
+    bins = range(first // size, -(-last // size))
+    assert found.mean.shape == (12, len(bins), 2)
+    assert found.start.tolist() == [max(k * size * 20 + 10, 0) for k in bins]
+    for k, number in enumerate(bins):
+        part = rows[:, number * size : (number + 1) * size].astype(np.float64)
+        missing = np.isnan(part)
+        with np.errstate(invalid="ignore"):
+            mean = np.where(missing, 0, part).sum(1) / (~missing).sum(1)
+        np.testing.assert_allclose(found.mean[:, k], mean, rtol=1e-6)
+        high = np.where(missing.all(1), np.nan, np.where(missing, -np.inf, part).max(1))
+        np.testing.assert_array_equal(found.high[:, k], high)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_heat_maps_are_drawn(cohort, tmp_path: Path, suffix: str) -> None:
+    genes = [SimpleNamespace(start=4000, end=4900, name="g", exons=[(4000, 4100)])]
+    with closing(open_blocks([cohort[0]])) as source:
+        picture = tmp_path / f"x.{suffix}"
+        region = Region("chr1", 3000, 9000)
+        plot_heat_map(source, region, picture, ["b"], ["s3", "s1.2"], "mean", genes)
+    assert picture.stat().st_size > 3000
+    if suffix == "svg":
+        text = picture.read_text()
+        assert all(name in text for name in ("s3.1", "s3.2", "s1.2", "difference to mean"))
+        assert "s4" not in text
+
+
+def test_heat_maps_of_what_is_not_there(cohort, tmp_path: Path) -> None:
+    region, path = Region("chr1", 0, 100), tmp_path / "x.png"
+    with closing(open_blocks([cohort[0]])) as source:
+        for error, message, more in (
+            (RegionError, "no sample 'x'", {"lines": ["x"]}),
+            (RegionError, "s1 has 2 copies; say s1.1", {"difference": "s1"}),
+            (StoreError, "no track 'c'; there are a, b", {"tracks": ["c"]}),
+        ):
+            with pytest.raises(error, match=message):
+                plot_heat_map(source, region, path, **more)
+        with pytest.raises(OutputError, match="name the picture"):
+            plot_heat_map(source, region, tmp_path / "x.gif")
+        with pytest.raises(RegionError, match="has no bases"):
+            plot_heat_map(source, Region("chr1", 9, 9), path)
+    assert not path.exists()
+
+
+def test_lines_that_share_pixels_are_means() -> None:
+    values = np.arange(2000, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
+    values[5, 1] = np.nan
+    found = plots._thinned(values)
+    assert found.shape == (900, 3)
+    assert found.mean() == pytest.approx(np.nanmean(values), rel=1e-3)
+    assert (np.diff(found, axis=0) > 0).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -137,14 +138,24 @@ def bigwig(
 
     FILE may be the folder of a run: each of its genomes makes OUTPUT/<genome>.bw.
     """
-    from genomepred.store.export import export_bigwig, genomes_of
+    from genomepred.store.export import export_bigwig
     from genomepred.store.opening import open_store
 
     written = []
-    for path, target in genomes_of(file, output) if file.is_dir() else [(file, output)]:
+    for path, target in _of_run(file, output) if file.is_dir() else [(file, output)]:
         with open_store(path, sample) as store:
             written += export_bigwig(store, target, track, _place(store, region))
     _tell_written(written, as_json)
+
+
+def _of_run(out: Path, folder: Path) -> list[tuple[Path, Path]]:
+    """Files of a run's finished genomes, each with the bigWig that it makes in a folder."""
+    from genomepred.files import make_folder
+    from genomepred.runs.manifest import prediction_files
+
+    files = prediction_files(out)
+    make_folder(folder)
+    return [(file, folder / f"{file.stem}.bw") for file in files]
 
 
 @export.command()
@@ -247,6 +258,22 @@ def consensus(
 @_output(True, ": .png, .pdf or .svg.", dir_okay=False)
 @_TRACKS
 @sample_option
+@click.option(
+    "--samples",
+    metavar="LIST_OR_FILE",
+    help="Draw these as a heat map, in this order: a comma list, or a file with one a line.  "
+    "[default: all of a cohort or folder]",
+)
+@click.option(
+    "--difference",
+    metavar="SAMPLE",
+    help="Of a heat map: draw differences to this sample, or to the mean.  [default: values]",
+)
+@click.option(
+    "--genes",
+    type=UserPath(exists=True, dir_okay=False),
+    help="Of a heat map: GFF3 or GTF whose genes are drawn above.  [default: none]",
+)
 @json_option
 @debug_option
 def plot(
@@ -255,15 +282,60 @@ def plot(
     output: Path,
     tracks: tuple[str, ...],
     sample: str | None,
+    samples: str | None,
+    difference: str | None,
+    genes: Path | None,
     as_json: bool,
 ) -> None:
-    """Draw REGION of FILE, one panel a track; REGION as in query."""
-    from genomepred.plots import plot_region
-    from genomepred.store.opening import open_store
+    """Draw REGION of FILE, one panel a track; REGION as in query.
 
-    with open_store(file, sample) as store:
-        plot_region(store, _clipped(store, region), tracks, output)
+    A cohort's file, or the folder of a run, is drawn as a heat map, one line a haplotype or genome.
+    """
+    from genomepred.plots import plot_region
+    from genomepred.store.opening import is_cohort, open_store
+
+    many = (samples, difference, genes) != (None, None, None)
+    if sample is not None and many:
+        raise click.UsageError("--sample draws one haplotype; leave it out for a heat map")
+    if many or file.is_dir() or (sample is None and is_cohort(file)):
+        _plot_many(file, region, output, tracks, samples, difference, genes)
+    else:
+        with open_store(file, sample) as store:
+            plot_region(store, _clipped(store, region), tracks, output)
     _tell_written([output], as_json)
+
+
+def _plot_many(
+    file: Path,
+    text: str,
+    output: Path,
+    tracks: tuple[str, ...],
+    samples: str | None,
+    difference: str | None,
+    genes: Path | None,
+) -> None:
+    from genomepred.plots import plot_heat_map
+    from genomepred.sequences.cohort import read_samples
+    from genomepred.sequences.grid import parse_region
+    from genomepred.store.blocks import open_blocks
+    from genomepred.view.genes import Genes
+    from genomepred.view.maps import find_maps
+
+    maps, left = find_maps(file)
+    if len(maps) > 1:
+        raise click.UsageError(
+            f"{file} holds {len(maps)} sets of coordinates; name one file, such as "
+            f"{maps[0].files[0]}"
+        )
+    for line in left:
+        click.echo(f"genomepred: {line}", err=True)
+    lines = read_samples(samples) if samples else ()
+    annotation = None if genes is None else Genes(genes)
+    with closing(open_blocks(maps[0].files)) as source:
+        contigs = zip(source.grid.contigs.tolist(), source.grid.length.tolist(), strict=True)
+        region = parse_region(text, dict(contigs))
+        found = [] if annotation is None else annotation.within(*region[:3])
+        plot_heat_map(source, region, output, tracks, lines, difference, found)
 
 
 def _place(store: PredictionStore, region: str | None) -> Region | None:

@@ -1,16 +1,17 @@
-"""Figures of merit: of labelled examples, and of the map a model draws of a genome.
+"""Metrics: of labelled examples, and of the map a model draws of a genome.
 
-Scores are raw values: any increasing function of them gives the same figures but for the
+Scores are raw values: any increasing function of them gives the same metrics but for the
 thresholds, and unlike probabilities they have no ties near 0 and 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from genomepred.data.examples import Codes
@@ -22,6 +23,9 @@ from genomepred.sequences.grid import Region
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+
+# Windows that are predicted together, so that many small regions cost no more than one large one.
+_SCANNED = 4096
 
 
 def binary_metrics(
@@ -215,16 +219,22 @@ def find_sites(
     Sites
         Of all regions together.
     """
-    scores, found, total, bases = [], [], 0, 0
-    for region, inside in zip(regions, peaks_inside(regions, peaks), strict=True):
-        codes = contigs[region.contig][region.start : region.end]
-        centers, values = _scan(predict, codes, window, stride, min_bases)
-        scores.append(values)
-        found.append(_count_around(centers + region.start, inside))
-        total += len(inside)
-        bases += int(np.count_nonzero(codes < 4))
+    inside = peaks_inside(regions, peaks)
+    total = sum(map(len, inside))
     if not total:
         raise DataError("no known peaks in the regions to map; name regions with peaks")
+    parts = [contigs[region.contig][region.start : region.end] for region in regions]
+    scores, found, bases = [], [], 0
+    for region, codes, known, values in zip(
+        regions, parts, inside, _scan(predict, parts, window, stride), strict=True
+    ):
+        starts = np.arange(len(values)) * stride
+        values[real_counts(codes, starts, window) < min_bases] = np.nan
+        is_site = local_maxima(values, window // stride)
+        centers = starts[is_site] + window // 2
+        scores.append(values[is_site])
+        found.append(_count_around(centers + region.start, known))
+        bases += int(np.count_nonzero(codes < 4))
     all_scores, all_found = np.concatenate(scores), np.concatenate(found)
     order = np.argsort(-all_scores, kind="stable")
     return Sites(all_scores[order], all_found[order], total, bases / 1e6)
@@ -245,17 +255,28 @@ def peaks_inside(regions: Iterable[Region], peaks: Sequence[Region]) -> list[Int
 
 
 def _scan(
-    predict: Callable[[Codes], Float32], codes: Codes, window: int, stride: int, min_bases: int
-) -> tuple[Int64, Float32]:
-    """Centers and scores of the sites of one region."""
-    if len(codes) < window:
-        return np.empty(0, np.int64), np.empty(0, np.float32)
-    starts = np.arange(0, len(codes) - window + 1, stride)
-    windows = np.lib.stride_tricks.sliding_window_view(codes, window)[::stride]
-    scores = predict(windows).reshape(-1)
-    scores[real_counts(codes, starts, window) < min_bases] = np.nan
-    is_site = local_maxima(scores, window // stride)
-    return starts[is_site] + window // 2, scores[is_site]
+    predict: Callable[[Codes], Float32], parts: Iterable[Codes], window: int, stride: int
+) -> Iterator[Float32]:
+    """Scores of each part's windows; those of small parts are predicted together."""
+    waiting: list[Codes] = []
+    for codes in parts:
+        short = len(codes) < window
+        windows = codes[:0].reshape(0, window) if short else sliding_window_view(codes, window)
+        waiting.append(windows[::stride])
+        if sum(map(len, waiting)) >= _SCANNED:
+            yield from _scores(predict, waiting)
+            waiting = []
+    yield from _scores(predict, waiting)
+
+
+def _scores(predict: Callable[[Codes], Float32], groups: list[Codes]) -> list[Float32]:
+    """Scores of each group of windows, all predicted at once."""
+    if not sum(map(len, groups)):
+        return [np.empty(0, np.float32) for _ in groups]
+    # One group stays the view that it is.
+    windows = groups[0] if len(groups) == 1 else np.concatenate(groups)
+    ends = np.cumsum([len(group) for group in groups])
+    return np.split(predict(windows).reshape(-1), ends[:-1])
 
 
 def local_maxima(scores: Float32, reach: int) -> NDArray[np.bool_]:
@@ -266,7 +287,7 @@ def local_maxima(scores: Float32, reach: int) -> NDArray[np.bool_]:
     """
     known = np.where(np.isnan(scores), np.float32(-np.inf), scores)
     padded = np.pad(known, reach, constant_values=-np.inf)
-    neighbors = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    neighbors = sliding_window_view(padded, 2 * reach + 1)
     highest: NDArray[np.bool_] = (known >= neighbors.max(axis=1)) & np.isfinite(known)
     if reach:
         highest &= known > neighbors[:, :reach].max(axis=1)

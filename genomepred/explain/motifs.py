@@ -10,7 +10,6 @@ from itertools import islice, pairwise, permutations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,8 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genomepred.errors import DataError, ModelError
 from genomepred.files import write_whole
-from genomepred.inference.engine import compute_batch
-from genomepred.models.layers import SequenceModel, reach
+from genomepred.inference.engine import Numerics, compute_batch
+from genomepred.inference.predictor import Predictor
+from genomepred.lowering.select import REFERENCE
+from genomepred.models.layers import SequenceModel, zeros_beside
 from genomepred.sequences.codes import Codes
 
 Float64 = NDArray[np.float64]
@@ -76,7 +77,7 @@ class Motif:
 
 @dataclass(frozen=True, eq=False)
 class Filters:
-    """What a first convolution looks for.
+    """Motifs of a first convolution's filters.
 
     Parameters
     ----------
@@ -125,8 +126,7 @@ def find_filters(model: SequenceModel, windows: Iterable[Codes], most: int = 10_
     """
     first = _FirstConvolution(model)
     sites, counts, read = _Sites(first, most), np.zeros(4, np.int64), 0
-    size = compute_batch(model.window, first.device.type)
-    for batch in _stacks(windows, size):
+    for batch in _stacks(windows, first.batch):
         sites.add(batch)
         counts += np.bincount(batch.ravel(), minlength=5)[:4]
         read += len(batch)
@@ -150,10 +150,6 @@ def _stacks(windows: Iterable[Codes], size: int) -> Iterator[Codes]:
         yield np.stack(batch)
 
 
-class _Computed(BaseException):
-    """Leaves a model once its first convolution is computed."""
-
-
 class _FirstConvolution:
     """The first convolution of a model, which must be over the bases.
 
@@ -168,34 +164,27 @@ class _FirstConvolution:
                 "convolution over the four bases, so it has no filters to show; use ism"
             )
         conv, norm = found
-        self._model, self._layer = model, norm or conv
+        self._layer = norm or conv
+        self.batch = compute_batch(model.window, model.device.type)
+        self._predictor = Predictor(
+            model,
+            device=model.device,
+            numerics=Numerics("fp32", REFERENCE, self.batch, "forward"),
+            threads=None,
+        )
         self._stride, self._dilation = conv.stride[0], conv.dilation[0]
-        self._left = reach(conv).left  # zeros before the first base
+        self._left = zeros_beside(conv)[0]  # before the first base
         self.width, self.filters = conv.kernel_size[0], conv.out_channels
-        self.device = conv.weight.device
         fused = fuse_conv_bn_eval(conv, norm) if norm else conv
         order = [model.base_order.index(base) for base in "ACGT"]
         self.weights: Float32 = fused.weight.detach()[:, order].float().cpu().numpy()
 
-    @torch.no_grad()
     def activations(self, codes: Codes) -> Tensor:
-        """Activations ``float [batch, filters, positions]`` of windows."""
-
-        def stop(layer: nn.Module, inputs: object, output: Tensor) -> None:
-            raise _Computed(output)
-
-        hook = self._layer.register_forward_hook(stop)
-        try:
-            self._model(torch.from_numpy(codes).to(self.device))
-        except _Computed as reached:
-            result: Tensor = reached.args[0]
-            return result.float()
-        finally:
-            hook.remove()
-        raise ModelError(f"model {self._model.card.name!r} does not use its first convolution")
+        """Activations ``float32 [batch, filters, positions]`` of windows."""
+        return self._predictor.activations(codes, self._layer)
 
     def subsequences(self, codes: Codes, positions: int) -> Codes:
-        """What each position sees, ``uint8 [batch, positions, width]``; 4 outside the windows."""
+        """Bases that positions see, ``uint8 [batch, positions, width]``; 4 outside windows."""
         sides = (0, 0), (self._left, self._dilation * self.width)
         padded = np.pad(codes, sides, constant_values=4)
         span = self._dilation * (self.width - 1) + 1
@@ -227,8 +216,8 @@ class _Sites:
         activations = self._first.activations(codes)
         around = self._first.width // 2
         peaks = activations == functional.max_pool1d(activations, 2 * around + 1, 1, around)
-        values: Float32 = activations.transpose(0, 1).flatten(1).cpu().numpy()  # [filters, rows]
-        at_peaks: NDArray[np.bool_] = peaks.transpose(0, 1).flatten(1).cpu().numpy()
+        values: Float32 = activations.transpose(0, 1).flatten(1).numpy()  # [filters, rows]
+        at_peaks: NDArray[np.bool_] = peaks.transpose(0, 1).flatten(1).numpy()
         seen = self._first.subsequences(codes, activations.shape[2]).reshape(-1, self._first.width)
         known = (seen < 4).all(1)
         self._sum += values[:, known].sum(1, dtype=np.float64)
@@ -457,7 +446,7 @@ class _Survival:
         self._known: dict[tuple[int, int], Float64] = {}
 
     def p_value(self, first: int, last: int, total: int) -> float:
-        """Of a sum of scores over the columns ``[first, last)``."""
+        """Distribution of a sum of scores over the columns ``[first, last)``."""
         if (first, last) not in self._known:
             distribution = np.ones(1)
             for share in self._shares[first:last]:

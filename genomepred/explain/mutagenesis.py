@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genomepred.explain.windows import Output
-from genomepred.inference.engine import compute_batch
-from genomepred.models.fused import fast_form
-from genomepred.models.layers import (
-    FlattenPositions,
-    Reach,
-    SequenceModel,
-    reach,
-    without_tf32,
-)
+from genomepred.inference.engine import Numerics, compute_batch
+from genomepred.inference.predictor import Predictor
+from genomepred.lowering.fuse import fast_form
+from genomepred.lowering.receptive_field import ReceptiveField, receptive_field
+from genomepred.lowering.select import REFERENCE
+from genomepred.models.card import Card
+from genomepred.models.layers import FlattenPositions, SequenceModel, without_tf32
 from genomepred.sequences.codes import Codes
 
 Int64 = NDArray[np.int64]
@@ -43,23 +41,24 @@ class Effects(NamedTuple):
     values: NDArray[np.float32]
 
 
-def effects_reference(model: SequenceModel, codes: Codes, output: Output, bins: slice) -> Effects:
-    """Effects by the definition: the model on every mutated window, one by one.
+def effects_reference(
+    predict: Callable[[Codes], NDArray[np.float32]], codes: Codes, output: Output, bins: slice
+) -> Effects:
+    """Effects by the definition: predictions of every mutated window, one by one.
 
     Parameters
     ----------
-    model : SequenceModel
-        In evaluation mode.
+    predict : callable
+        Codes ``uint8 [n, window]`` to raw values ``float32 [n, bins, tracks]``, such as
+        :meth:`genomepred.inference.predictor.Predictor.predict`.
     codes : uint8 array, [window]
     output : Output
     bins : slice
         Bins of the output.
     """
-    device = model.device
 
     def value(codes: Codes) -> float:
-        with torch.no_grad():
-            return float(output.of(model(torch.from_numpy(codes)[None].to(device)), bins))
+        return float(output.of(torch.from_numpy(predict(codes[None])), bins))
 
     reference = value(codes)
     values = np.full((len(codes), 4), np.nan, np.float32)
@@ -93,16 +92,19 @@ class Mutagenesis:
         Bases computed for a substitution.
     """
 
+    @without_tf32()
     def __init__(self, model: SequenceModel, output: Output, *, share: bool | None = None) -> None:
-        self.output, self.device = output, model.device
-        self._model = fast_form(model)
-        self._part: _Strips | _WholeWindows = _WholeWindows(self._model)
+        self.output = output
+        fast = fast_form(model)
+        self._part: _Strips | _WholeWindows
+        strips = None
         if share is not False and hasattr(model, "trunk"):
-            strips = _Strips(self._model, reach(model.trunk))
-            if share or strips.width <= _LONGEST_STRIP * model.window:
-                self._part = strips
+            strips = _Strips(fast, receptive_field(model.trunk))
+        if strips and (share or strips.width <= _LONGEST_STRIP * model.window):
+            self._part = strips
+        else:
+            self._part = _WholeWindows(fast, output.card)
         self.width = self._part.width
-        self._batch = compute_batch(self.width, self.device.type)
 
     @torch.no_grad()
     @without_tf32()
@@ -116,60 +118,55 @@ class Mutagenesis:
             Bins of the output that count.
         """
         known = np.flatnonzero(codes < 4)
-        positions = np.repeat(known, 3)
         others = (codes[known, None] + np.arange(1, 4)) % 4
-        bases = others.astype(np.uint8).ravel()
-        window = self._model.encode(torch.from_numpy(codes)[None].to(self.device))
-        reference = self.output.of(self._part.begin(window), bins)
+        # The first substitution is that of a base by itself: the window as it is.
+        positions = np.concatenate([[0], np.repeat(known, 3)])
+        bases = np.concatenate([codes[:1], others.astype(np.uint8).ravel()])
+        self._part.begin(codes)
+        found = []
+        for first in range(0, len(positions), self._part.batch):
+            rows = slice(first, first + self._part.batch)
+            raw = self._part.raw(codes, positions[rows], bases[rows])
+            found.append(self.output.of(raw, bins).cpu().numpy())
+        reference, *_ = outputs = np.concatenate(found)
         values = np.full((len(codes), 4), np.nan, np.float32)
         values[known, codes[known]] = 0
-        for first in range(0, len(positions), self._batch):
-            rows = slice(first, first + self._batch)
-            raw = self._raw(codes, positions[rows], bases[rows])
-            change = self.output.of(raw, bins) - reference
-            values[positions[rows], bases[rows]] = change.cpu().numpy()
+        values[positions[1:], bases[1:]] = outputs[1:] - reference
         return Effects(float(reference), values)
-
-    def _raw(self, codes: Codes, positions: Int64, bases: Codes) -> Tensor:
-        """Raw values of the window with each substitution, ``[substitutions, bins, tracks]``."""
-        starts, count = self._part.starts(positions), len(positions)
-        strips = np.full((self._batch, self.width), 4, np.uint8)  # unknown where left over
-        strips[:count] = sliding_window_view(codes, self.width)[starts]
-        strips[np.arange(count), positions - starts] = bases
-        return self._part.finish(self._compute(strips)[:count], positions)
-
-    @torch.no_grad()
-    def _compute(self, strips: Codes) -> Tensor:
-        return self._part.compute(self._model.encode(torch.from_numpy(strips).to(self.device)))
 
 
 class _WholeWindows:
-    """Every mutated window is computed whole.
+    """Every mutated window is predicted whole.
 
     Parameters
     ----------
     model : SequenceModel
         The form of the model that computes.
+    card : Card
+        Of the model.
     """
 
-    def __init__(self, model: SequenceModel) -> None:
-        self.width, self._model = model.window, model
+    def __init__(self, model: SequenceModel, card: Card) -> None:
+        self.width = model.window
+        self.batch = compute_batch(self.width, model.device.type)
+        self._predictor = Predictor(
+            model,
+            card=card,
+            device=model.device,
+            numerics=Numerics("fp32", REFERENCE, self.batch, "forward"),
+            activation=False,
+            min_bases=0,
+            threads=None,
+        )
 
-    def begin(self, window: Tensor) -> Tensor:
-        """Raw values of the window as it is, encoded ``[1, 4, window]``."""
-        return self._model.body(window)
+    def begin(self, codes: Codes) -> None:
+        """Nothing is kept of the window as it is."""
 
-    def starts(self, positions: Int64) -> Int64:
-        """Start of each substitution's strip."""
-        return np.zeros_like(positions)
-
-    def compute(self, strips: Tensor) -> Tensor:
-        """What of a model is computed on encoded strips ``[batch, 4, width]``."""
-        return self._model.body(strips)
-
-    def finish(self, computed: Tensor, positions: Int64) -> Tensor:
-        """Raw values of the mutated windows, of what was computed on their strips."""
-        return computed
+    def raw(self, codes: Codes, positions: Int64, bases: Codes) -> Tensor:
+        """Raw values of the window with each substitution, ``[substitutions, bins, tracks]``."""
+        mutants = np.repeat(codes[None], len(positions), axis=0)
+        mutants[np.arange(len(positions)), positions] = bases
+        return torch.from_numpy(self._predictor.predict(mutants))
 
 
 class _Strips:
@@ -186,37 +183,44 @@ class _Strips:
     ----------
     model : SequenceModel
         The form of the model that computes.
-    seen : Reach
+    field : ReceptiveField
         Of the trunk.
     """
 
-    def __init__(self, model: SequenceModel, seen: Reach) -> None:
-        self._trunk, self._head, self._window = model.trunk, model.head, model.window
-        self._pool = seen.pool
-        self._before, self._after = -(-seen.left // seen.pool), -(-seen.right // seen.pool)
+    def __init__(self, model: SequenceModel, field: ReceptiveField) -> None:
+        self._model, self._trunk, self._head = model, model.trunk, model.head
+        self._window = model.window
+        self._pool = field.pool
+        self._before, self._after = -(-field.left // field.pool), -(-field.right // field.pool)
         # The bases beyond the window's last whole group are added to every strip, so that the
         # strip at its end starts at a multiple of the pool as well.
         groups = 2 * (self._before + self._after) + 1
         self.width = min(groups * self._pool + self._window % self._pool, self._window)
 
-    def begin(self, window: Tensor) -> Tensor:
-        """Raw values of the window as it is; keeps its features."""
-        self._features = self._trunk(window)
-        self._linear = _LeadingLinear.of(self._head, self._features)
-        raw: Tensor = self._head(self._features)
-        return raw.unsqueeze(1)
+        self.batch = compute_batch(self.width, model.device.type)
 
-    def starts(self, positions: Int64) -> Int64:
+    def begin(self, codes: Codes) -> None:
+        """Keep the features of the window as it is."""
+        self._features = self._trunk(self._encoded(codes[None]))
+        self._linear = _LeadingLinear.of(self._head, self._features)
+
+    def raw(self, codes: Codes, positions: Int64, bases: Codes) -> Tensor:
+        """Raw values of the window with each substitution, ``[substitutions, bins, tracks]``."""
+        starts, count = self._starts(positions), len(positions)
+        strips = np.full((self.batch, self.width), 4, np.uint8)  # unknown where left over
+        strips[:count] = sliding_window_view(codes, self.width)[starts]
+        strips[np.arange(count), positions - starts] = bases
+        return self._finish(self._trunk(self._encoded(strips))[:count], positions)
+
+    def _encoded(self, codes: Codes) -> Tensor:
+        return self._model.encode(torch.from_numpy(codes).to(self._model.device))
+
+    def _starts(self, positions: Int64) -> Int64:
         """Start of each substitution's strip."""
         groups = positions // self._pool - self._before - self._after
         return np.clip(groups * self._pool, 0, self._window - self.width)
 
-    def compute(self, strips: Tensor) -> Tensor:
-        """Trunk positions of encoded strips."""
-        result: Tensor = self._trunk(strips)
-        return result
-
-    def finish(self, computed: Tensor, positions: Int64) -> Tensor:
+    def _finish(self, computed: Tensor, positions: Int64) -> Tensor:
         """Raw values of the mutated windows, of their strips' trunk positions."""
         patches = list(self._patches(computed, positions))
         if self._linear is not None:
@@ -230,7 +234,7 @@ class _Strips:
 
     def _patches(self, computed: Tensor, positions: Int64) -> Iterator[tuple[slice, slice, Tensor]]:
         """Rows of one pool group, the trunk positions that may change, and their new values."""
-        groups, starts = positions // self._pool, self.starts(positions) // self._pool
+        groups, starts = positions // self._pool, self._starts(positions) // self._pool
         bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1), len(groups)]
         for first, last in pairwise(map(int, bounds)):
             low = max(int(groups[first]) - self._after, 0)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from genomepred.errors import ModelError
 from genomepred.inference.batching import missing_bins, random_block
@@ -22,12 +22,17 @@ from genomepred.inference.engine import (
     find_device,
 )
 from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
-from genomepred.models.card import Card
+from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
+from genomepred.models.layers import SequenceModel
 
 Codes = NDArray[np.uint8]
 # Compute batches of one block: copied to the device together.
 _BATCHES_A_BLOCK = {"cpu": 4, "cuda": 2}
+
+
+class _Computed(BaseException):
+    """Leaves a model once the layer that is asked for is computed."""
 
 
 class Predictor:
@@ -43,7 +48,8 @@ class Predictor:
         A model in memory, a checkpoint directory, or the name of a bundled model. A model in memory
         is moved to the device and put into evaluation mode.
     card : Card, optional
-        Of a model in memory that has no attribute ``card``.
+        Of a model in memory that has no attribute ``card``. A :class:`SequenceModel` can do without
+        one, as in training: it knows its sizes, and its values are raw.
     device : str or torch.device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     strand : {"forward", "reverse", "mean", "each"}
@@ -91,6 +97,8 @@ class Predictor:
         if not isinstance(model, nn.Module):
             model = load_model(os.fspath(model), trust_code=trust_code)
         found = card or getattr(model, "card", None)
+        if found is None and isinstance(model, SequenceModel):
+            found = _bare_card(model)
         if not isinstance(found, Card):
             raise ModelError("a model in memory needs a card: give it as `card`")
         self.card = found if activation else replace(found, activation="none")
@@ -98,7 +106,7 @@ class Predictor:
         self.min_bases = found.min_bases if min_bases is None else min_bases
         self._geometry = found.geometry()
         self._threads = threads
-        with self._settings():
+        with self.settings():
             if numerics is None:
                 subject = Subject(model, found, self._geometry, self.device)
                 batch, window = subject.compute_batch, found.window
@@ -106,7 +114,8 @@ class Predictor:
                 candidates = Candidates(precision, kernels, strand)
                 numerics = decide(subject, candidates, GuardWindows(spread))
             self.numerics = replace(numerics, overlap="naive")  # windows come one by one
-            self._engine = Engine(model, self.card, self._geometry, self.numerics, self.device)
+            #: What calls the model.
+            self.engine = Engine(model, self.card, self._geometry, self.numerics, self.device)
 
     @property
     def window(self) -> int:
@@ -121,7 +130,7 @@ class Predictor:
     @property
     def tracks(self) -> int:
         """Output channels, both strands' with ``each``."""
-        return self._engine.tracks
+        return self.engine.tracks
 
     def predict(self, codes: Codes) -> NDArray[np.float32]:
         """Predictions of windows.
@@ -142,43 +151,114 @@ class Predictor:
             If the array has another shape or type.
         """
         codes = np.asarray(codes)
-        if codes.ndim != 2 or codes.shape[1] != self.window or codes.dtype != np.uint8:
-            raise ValueError(
-                f"codes are {codes.dtype} {list(codes.shape)}; give uint8 [windows, {self.window}]"
-            )
+        self._check(codes)
         out = np.empty((len(codes), self.bins, self.tracks), np.float32)
         slots = self.numerics.compute_batch * _BATCHES_A_BLOCK[self.device.type]
-        with self._settings():
+        with self.settings():
             for first in range(0, len(codes), slots):
                 part = np.ascontiguousarray(codes[first : first + slots])
                 out[first : first + slots] = self._compute(part)
         return out
 
+    def activations(self, codes: Codes, layer: nn.Module) -> Tensor:
+        """Output of one layer of the model as written, for windows of the forward strand.
+
+        Nothing after the layer is computed.
+
+        Parameters
+        ----------
+        codes : uint8 array, [windows, window]
+        layer : nn.Module
+            A module within the model that the predictor was made of.
+
+        Returns
+        -------
+        float32 tensor, [windows, ...]
+            On the CPU.
+
+        Raises
+        ------
+        ModelError
+            If the model does not call the layer.
+        """
+        self._check(codes)
+        batch, found = self.numerics.compute_batch, []
+
+        def stop(module: nn.Module, inputs: object, output: Tensor) -> None:
+            raise _Computed(output)
+
+        hook = layer.register_forward_hook(stop)
+        try:
+            with self.settings(), torch.no_grad():
+                for first in range(0, len(codes), batch):
+                    part = codes[first : first + batch]
+                    found.append(self._until(_padded(part, batch)).float().cpu()[: len(part)])
+        finally:
+            hook.remove()
+        return torch.cat(found)
+
+    def _until(self, codes: Codes) -> Tensor:
+        """Output of the layer with a hook for one compute batch."""
+        try:
+            self.engine.written(torch.from_numpy(codes).to(self.device))
+        except _Computed as reached:
+            result: Tensor = reached.args[0]
+            return result
+        raise ModelError(f"model {self.card.name!r} does not use the layer that is asked for")
+
+    def _check(self, codes: Codes) -> None:
+        if codes.ndim != 2 or codes.shape[1] != self.window or codes.dtype != np.uint8:
+            raise ValueError(
+                f"codes are {codes.dtype} {list(codes.shape)}; give uint8 [windows, {self.window}]"
+            )
+
     def _compute(self, windows: Codes) -> NDArray[np.float32]:
         batch, window = self.numerics.compute_batch, self.window
         slots = -(-len(windows) // batch) * batch
-        padded = np.full((slots, window), 4, np.uint8)
-        padded[: len(windows)] = windows
         starts = np.arange(slots, dtype=np.int64) * window
-        flat = padded.reshape(-1)
+        flat = _padded(windows, slots).reshape(-1)
         needed = np.ones(slots // batch, np.bool_)
         block = Block(torch.from_numpy(flat), starts, window, needed)
-        values = self._engine.submit(block)()[: len(windows)]
+        values = self.engine.submit(block)()[: len(windows)]
         missing = missing_bins(flat, starts[: len(windows)], self._geometry, self.min_bases)
         return np.where(missing[:, :, None], np.float32(np.nan), values)
 
     @contextmanager
-    def _settings(self) -> Iterator[None]:
+    def settings(self) -> Iterator[None]:
         """The engine's settings of torch, which belong to the process, for a while."""
         threads = torch.get_num_threads()
         before = [getattr(holder, name) for holder, name, _ in CUDA_SETTINGS]
         try:
-            if self.device.type == "cuda":
-                for holder, name, value in CUDA_SETTINGS:
-                    setattr(holder, name, value)
+            for holder, name, value in CUDA_SETTINGS:
+                setattr(holder, name, value)
             torch.set_num_threads(self._threads or threads)
             yield
         finally:
             for (holder, name, _), value in zip(CUDA_SETTINGS, before, strict=True):
                 setattr(holder, name, value)
             torch.set_num_threads(threads)
+
+
+def _padded(windows: Codes, slots: int) -> Codes:
+    """Windows and, up to ``slots`` of them, unknown bases."""
+    padded = np.full((slots, windows.shape[1]), 4, np.uint8)
+    padded[: len(windows)] = windows
+    return padded
+
+
+def _bare_card(model: SequenceModel) -> Card:
+    """Sizes of a model that has no card yet; its values are raw."""
+    return Card(
+        name="model",
+        architecture="external",
+        config={},
+        window=model.window,
+        bin_size=model.bin_size,
+        stride=model.bins * model.bin_size,
+        tracks=tuple(Track(f"track{k + 1}") for k in range(model.tracks)),
+        activation="none",
+        crop=model.crop,
+        bins=model.bins,
+        base_order=model.base_order,
+        n_policy=model.n_policy,
+    )

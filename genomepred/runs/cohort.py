@@ -39,8 +39,8 @@ class CohortRun(GenomeRun):
     variants : Path
         VCF or BCF.
     options : PanelOptions
-    session : str, optional
-        As of other runs.
+    told : mapping, optional
+        What another process says of the run that is to be joined.
 
     Raises
     ------
@@ -49,11 +49,15 @@ class CohortRun(GenomeRun):
     """
 
     def __init__(
-        self, spec: RunSpec, variants: Path, options: PanelOptions, session: str | None = None
+        self,
+        spec: RunSpec,
+        variants: Path,
+        options: PanelOptions,
+        told: Mapping[str, Any] | None = None,
     ) -> None:
         self.variants, self.options = variants, options
         self.setup: CohortSetup = CohortSetup(spec, variants, options)
-        self._begin(spec, self.setup, session)
+        self._begin(spec, self.setup, told)
         panel = self.setup.panel
         self.works = [CohortWork(panel.name, variants, self.plan, panel)]
         self.step = self.setup.geometry.stride
@@ -70,7 +74,7 @@ class CohortRun(GenomeRun):
         """The same run in another process."""
         samples = told["panel"]["samples"]
         how = {**told["panel"], "samples": None if samples is None else tuple(samples)}
-        return cls(spec, Path(told["variants"]), PanelOptions(**how), told["session"])
+        return cls(spec, Path(told["variants"]), PanelOptions(**how), told)
 
     def compute(
         self,
@@ -81,7 +85,7 @@ class CohortRun(GenomeRun):
     ) -> None:
         """Compute shards as they come, one after the other (see ``Job``)."""
         setup = self.setup
-        slots = setup.slots(self.plan.signature["compute_batch"])
+        slots = setup.slots(self.plan.signature.compute_batch)
         try:
             for shard in shards:
                 place = shard.grid, shard.first, shard.last

@@ -14,17 +14,16 @@ import numpy as np
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.files import output_error, own_folder
 from genomepred.inference.cohort import TILES, compute_shard, pieces
-from genomepred.inference.engine import REFERENCE, Numerics
-from genomepred.inference.numerics import resolve_kernels
-from genomepred.inference.overlap_work import CannotShareError
+from genomepred.inference.engine import Numerics
 from genomepred.inference.tiles import PAYS, Pieces, cut_windows, tile_work
+from genomepred.lowering.receptive_field import CannotShareError
+from genomepred.lowering.select import REFERENCE, resolve_kernels
 from genomepred.models.agreement import difference
 from genomepred.runs.folder import CACHE, make_grid, refuse_links
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows
-from genomepred.sequences.fasta import Genome
 
 # Haplotype windows that a guard compares.
 _GUARDED = 1 << 14
@@ -99,7 +98,6 @@ class CohortSetup(Setup):
                 f"--variants with --regions: {self.card.name!r} has {self.geometry.bins} bins, of "
                 "which regions cut some off; leave --regions out"
             )
-        name, path = spec.genomes[0]
         cache = None
         if writes:
             refuse_links(spec.out)
@@ -108,7 +106,7 @@ class CohortSetup(Setup):
                 cache = own_folder(spec.out, CACHE)
             except OSError as error:
                 raise output_error(spec.out, error) from error
-        self.genome = Genome(path, name=name, cache=cache, write=writes)
+        self.genome = spec.genomes[0].open(cache, writes)
         self.panel = Panel(self.genome, variants, options, cache=cache)
         self.grid = make_grid(self.genome.contigs, self.geometry, spec.regions, False)
         if spec.jobs is None and self.workers < self._most_workers():

@@ -183,22 +183,22 @@ class CohortWork(Work):
             "genome": self.name,
             "first_window": first,
             "last_window": last,
-            "signature": self.plan.signature_text,
+            "signature": self.plan.signature.text,
         }
 
     def join(self, joined: Path) -> str:
         """Join all parts."""
         self.check_source()
         said, known = self.plan.signature, self._known()
-        attributes = {
+        attributes: dict[str, Any] = {
             "genome": self.name,
-            "sequence_digest": said["reference"],
-            "panel": said["panel"],
-            "model": said["model"],
-            "weights_sha256": said["weights_sha256"],
-            "strand": said["strand"],
-            "precision": said["precision"],
-            "package_version": said["genomepred"],
+            "sequence_digest": said.reference,
+            "panel": said.panel,
+            "model": said.model,
+            "weights_sha256": said.weights_sha256,
+            "strand": said.strand,
+            "precision": said.precision,
+            "package_version": said.genomepred,
         }
         return join_cohort(
             [self.part(*shard) for shard in self.ranges],
@@ -217,7 +217,7 @@ class CohortWork(Work):
         return {
             "rows": self.grid.rows,
             "bases": sum(record["lengths"]),
-            "genome": {**record["reference"], "digest": self.plan.signature["reference"]},
+            "genome": {**record["reference"], "digest": self.plan.signature.reference},
             "started": record["started"],
         }
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +14,16 @@ import torch
 from tqdm import tqdm
 
 from genomepred.compiled import tell_of_compiling
-from genomepred.errors import GenomepredError, GenomesFailedError, SignatureError
+from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, SignatureError
 from genomepred.files import user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Engine
 from genomepred.progress import Outlook, Progress
-from genomepred.runs.executors import Executor, Job, Shard, processes
+from genomepred.runs.executors import Executor, Job, Shard, local, processes
 from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
-from genomepred.runs.inputs import find_genomes, for_any_process
+from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
 from genomepred.runs.setup import Setup
-from genomepred.runs.signature import numerics_of
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import GenomeResult, Work
 
@@ -140,58 +139,64 @@ def predict(
 class GenomeRun:
     """A run on genomes, in one process (an ``executors.Job``).
 
+    Making one creates the run in its output folder, or joins the one that is there.
+
     Parameters
     ----------
     spec : RunSpec
         What is asked for.
-    session : str, optional
-        Of the command that this process works for; it has started the run, which is joined.
-        Without, the run in the output folder is continued, or started if there is none.
+    told : mapping, optional
+        What :meth:`more` of another process has told, which has created the run.
     """
 
-    def __init__(self, spec: RunSpec, session: str | None = None) -> None:
-        self._begin(spec, Setup(spec), session)
+    def __init__(self, spec: RunSpec, told: Mapping[str, Any] | None = None) -> None:
+        self._begin(spec, Setup(spec), told)
         self.works: Sequence[Work] = [
             GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)
         ]
         self.step = self.setup.geometry.step
 
-    def _begin(self, spec: RunSpec, setup: Setup, session: str | None) -> None:
+    def _begin(self, spec: RunSpec, setup: Setup, told: Mapping[str, Any] | None) -> None:
         """Continue, start or join the run in the output folder."""
         self.spec, self.setup = spec, setup
-        if session is None:
+        if told is None:
             self.plan = setup.open()
         else:
-            self.plan = replace(setup.join(), session=session)
+            self.plan = replace(setup.join(), session=told["session"])
+            if self.plan.run_id != told["run"]:
+                raise OutputError(f"{spec.out}: another run than that which was started is here")
         self.workers = setup.workers
-        self._numerics = numerics_of(self.plan.signature)
+
+    def more(self) -> dict[str, Any]:
+        """Words for another process beside the spec."""
+        return {"session": self.plan.session, "run": self.plan.run_id}
+
+    @classmethod
+    def join(cls, spec: RunSpec, told: Mapping[str, Any]) -> GenomeRun:
+        """The same run in another process."""
+        return cls(spec, told)
+
+    def work(self, number: int, name: str, path: Path) -> GenomeWork:
+        """A genome of the run, which ``works`` need not have."""
+        return GenomeWork(GenomePath(name, path), self.plan, number)
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine, to be made on the thread that uses it.
+        """The computer of shards; made on the thread that will use it.
 
         Raises
         ------
         SignatureError
             If it computes other bits than that with which the run was started.
         """
-        engine, plan = self.setup.engine(self._numerics), self.plan
+        engine, plan = self.setup.engine(self.plan.signature.numerics), self.plan
         if plan.fingerprint and self.setup.fingerprint(engine) != plan.fingerprint:
             raise SignatureError(
                 f"{plan.out}: this machine computes other last bits than the one that started the "
-                f"run, though both are {plan.signature['device']}: leave it out, or use another "
+                f"run, though both are {plan.signature.device}: leave it out, or use another "
                 "--out"
             )
         return engine
-
-    def more(self) -> dict[str, Any]:
-        """What another process is to be told beside the spec."""
-        return {"session": self.plan.session}
-
-    @classmethod
-    def join(cls, spec: RunSpec, told: Mapping[str, Any]) -> GenomeRun:
-        """The same run in another process."""
-        return cls(spec, told["session"])
 
     def compute(
         self,
@@ -201,10 +206,11 @@ class GenomeRun:
         last: Callable[[], object] = lambda: None,
     ) -> None:
         """Compute shards as they come: reading, computing and writing overlap (see ``Job``)."""
+        engine = self.engine
         pipeline.run(
             shards,
-            self.engine,
-            slots=self.setup.slots(self._numerics.compute_batch),
+            engine,
+            slots=self.setup.slots(engine.numerics.compute_batch),
             min_bases=self.setup.card.min_bases,
             progress=progress,
             stop=stop,
@@ -220,15 +226,11 @@ class RunReport:
     computed: int
 
 
-def run(spec: RunSpec, progress: bool = False) -> RunReport:
+def run(spec: RunSpec, progress: bool = False, executor: Executor | None = None) -> RunReport:
     """Start or continue the run that the options describe; see :func:`predict`."""
-    executor: Executor = processes.compute
-    if spec.cluster is not None:
-        from genomepred.runs.executors import ray
-
-        executor = ray.on(spec.cluster)  # before anything is written
     threads = torch.get_num_threads()
     try:
+        executor = executor or cluster_of(spec)  # which may be absent, before anything is written
         job = GenomeRun(spec)
         sweep(spec.out)
         if progress and job.setup.geometry.samples:
@@ -240,8 +242,17 @@ def run(spec: RunSpec, progress: bool = False) -> RunReport:
         torch.set_num_threads(threads)
 
 
-def execute(job: Job, progress: bool = False, executor: Executor = processes.compute) -> RunReport:
-    """Have a job computed, and tell how its genomes came out.
+def cluster_of(spec: RunSpec) -> Executor | None:
+    """What computes a run that asks for a cluster."""
+    if spec.cluster is None:
+        return None
+    from genomepred.runs.executors import ray
+
+    return partial(ray.compute, address=ray.address_of(spec.cluster))
+
+
+def execute(job: Job, progress: bool = False, executor: Executor | None = None) -> RunReport:
+    """Have a job computed, by default on this machine, and tell how its genomes came out.
 
     Raises
     ------
@@ -252,6 +263,8 @@ def execute(job: Job, progress: bool = False, executor: Executor = processes.com
         tell_of_compiling()
     bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
     outlook = Outlook(bar, len(job.works))
+    if executor is None:
+        executor = processes.compute if job.workers > 1 else local.compute
     with bar:
         executor(job, outlook)
     for work in job.works:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from genomepred.errors import StoreError
 from genomepred.machine import usable_cpus
 from genomepred.sequences.grid import Grid
-from genomepred.store.checksum import intact
+from genomepred.store.chunks import intact
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.opening import is_cohort
@@ -52,6 +52,7 @@ class BlockSource(Protocol):
 
     lines: tuple[str, ...]
     tracks: tuple[str, ...]
+    descriptions: tuple[str, ...]
     grid: Grid
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
@@ -119,6 +120,7 @@ class CohortBlocks:
         self._store = CohortStore(path)
         self._base = self._store._base
         self.grid, self.tracks = self._base.grid, self._base.tracks
+        self.descriptions = self._base.descriptions
         self.lines = haplotype_names(self._base.haplotypes)
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
@@ -220,15 +222,18 @@ def _decode(chunk: bytes, out: NDArray[Any]) -> None:
     planes = np.frombuffer(data, np.uint8).reshape(out.itemsize, -1)
     if planes.size != out.nbytes:
         raise ValueError("a chunk of the index has another size")
-    _unshuffle(planes, out.reshape(-1).view(np.uint8))
+    _unshuffle(planes, out.reshape(-1))
 
 
 @njit(nogil=True, cache=True)
 def _unshuffle(planes: Any, out: Any) -> None:
-    size = planes.shape[0]
-    for i in range(planes.shape[1]):
-        for b in range(size):
-            out[i * size + b] = planes[b, i]
+    """Numbers of their bytes, the lowest first; a loop a byte, which compiles to vectors."""
+    for i in range(len(out)):
+        out[i] = planes[0, i]
+    for b in range(1, planes.shape[0]):
+        shift = 8 * b
+        for i in range(len(out)):
+            out[i] |= np.uint32(planes[b, i]) << shift
 
 
 def _classes_of(
@@ -292,6 +297,7 @@ class GenomeBlocks:
         self._paths = list(paths)
         with PredictionStore(paths[0]) as first:
             self.grid, self.tracks = first.grid, first.tracks
+            self.descriptions = first.descriptions
         self.lines = tuple(path.stem for path in paths)
         self._kept: PredictionStore | None = PredictionStore(paths[0]) if len(paths) == 1 else None
 
@@ -339,6 +345,7 @@ class WithReference:
         require_equal(source, reference._kept)
         self._source, self._reference = source, reference
         self.grid, self.tracks = source.grid, source.tracks
+        self.descriptions = source.descriptions
         self.lines = (*source.lines, self.name)
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:

@@ -36,6 +36,8 @@ FORMAT_VERSION = 1
 BLOCK, INNER = 256, 8
 #: Bins of a tile.
 TILE = 256
+#: Bins of an interval's highest level, at most: as many as an order by similarity looks at.
+TOP_BINS = 256
 #: Lines that an index of two bytes can tell apart.
 MOST_LINES = 1 << 16
 STATISTICS = ("mean", "max")
@@ -43,8 +45,10 @@ _DESCRIPTION = {
     "format_version": int,
     "identity": {str: object},
     "lines": [str],
-    "tracks": [str],
-    "rows": [COUNT],
+    "tracks": [[str]],
+    "intervals": [{"contig": str, "start": int, "length": COUNT, "rows": COUNT}],
+    "step": COUNT,
+    "bin_size": COUNT,
     "segments": COUNT,
     "content": str,
 }
@@ -54,7 +58,7 @@ _PIECE = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """What follows from the grid: blocks, bins and planes.
+    """Sizes that follow from the grid: blocks, bins and planes.
 
     Parameters
     ----------
@@ -68,9 +72,9 @@ class Shape:
 
     @cached_property
     def tops(self) -> Int64:
-        """Highest level of each interval: the first at which it fits a tile."""
-        tiles = -(-np.maximum(self.rows, 1) // TILE)
-        levels: Int64 = np.maximum(INNER, np.ceil(np.log2(tiles)).astype(np.int64))
+        """Highest level of each interval: the first that has few bins."""
+        ratio = -(-np.maximum(self.rows, 1) // TOP_BINS)
+        levels: Int64 = np.maximum(INNER, np.ceil(np.log2(ratio)).astype(np.int64))
         return levels
 
     @property
@@ -136,7 +140,11 @@ class Pyramid:
     ----------
     identity : dict
         What it was made of.
-    lines, tracks : tuple of str
+    lines, tracks, descriptions : tuple of str
+    intervals : list of dict
+        Contig, start of the first row, length of the contig, rows.
+    step, bin_size : int
+        Bases from row to row, and those that a row describes.
     shape : Shape
     scales : list of float32 arrays
         Per track, the values of the codes 1, 2, ...
@@ -155,7 +163,7 @@ class Pyramid:
             raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
         try:
             self._load()
-        except (DocumentError, ValueError, OSError) as error:
+        except (DocumentError, ValueError, OSError, LookupError) as error:
             self.close()
             raise StoreError(f"{path}: no pyramid, or a damaged one ({error})") from error
 
@@ -171,8 +179,12 @@ class Pyramid:
         if told["content"] != _digest(self._file, content):
             raise ValueError("its content does not match its digest")
         self.identity = told["identity"]
-        self.lines, self.tracks = tuple(told["lines"]), tuple(told["tracks"])
-        rows = np.array(told["rows"], np.int64)
+        self.lines = tuple(told["lines"])
+        self.tracks = tuple(track[0] for track in told["tracks"])
+        self.descriptions = tuple(track[1] for track in told["tracks"])
+        self.intervals, self.step = told["intervals"], told["step"]
+        self.bin_size = told["bin_size"]
+        rows = np.array([interval["rows"] for interval in self.intervals], np.int64)
         self.shape = Shape(rows, len(self.lines), len(self.tracks))
         self._load_tables(content, told["segments"])
 

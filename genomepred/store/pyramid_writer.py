@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -16,33 +16,14 @@ from genomepred.documents import seal
 from genomepred.errors import StoreError
 from genomepred.files import publishing
 from genomepred.machine import usable_cpus
+from genomepred.sequences.grid import Grid
+from genomepred.store.bins import Bin
 from genomepred.store.blocks import Block, BlockSource, ahead, spans_of
 from genomepred.store.pyramid import FORMAT_VERSION, INNER, MOST_LINES, Shape, index_type
-from genomepred.store.scale import Scale, code_of, scales_of
-
-Float64 = NDArray[np.float64]
+from genomepred.store.scale import Bounds, Scale, code_of, scales_of
 
 # Bytes of a segment: what is held before it is written.
 _SEGMENT = 1 << 24
-
-
-class Bin(NamedTuple):
-    """Values of a bin, each [lines, tracks]: sum and number of what is not missing, the highest."""
-
-    sum: Float64
-    number: Float64
-    high: NDArray[np.float32]
-
-    def joined(self, other: Bin) -> Bin:
-        """Both bins as one."""
-        high = np.maximum(self.high, other.high)
-        return Bin(self.sum + other.sum, self.number + other.number, high)
-
-    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and highest, NaN where all is missing."""
-        with np.errstate(invalid="ignore"):
-            mean = (self.sum / self.number).astype(np.float32)
-        return mean, np.where(self.number > 0, self.high, np.float32(np.nan))
 
 
 def write_pyramid(
@@ -105,14 +86,12 @@ def _write_blocks(
             upper.add(block.label, last)
             if len(distinct) in ends:
                 upper.end()
-            if not len(distinct) % 64:
+            if not len(distinct) % 64 or len(distinct) == len(shape.block_rows):
                 progress(len(distinct) / len(shape.block_rows))
     return distinct
 
 
-def _encoded(
-    block: Block, bounds: Sequence[NDArray[np.float32]]
-) -> tuple[Block, list[NDArray[np.uint8]], Bin]:
+def _encoded(block: Block, bounds: Sequence[Bounds]) -> tuple[Block, list[NDArray[np.uint8]], Bin]:
     """Codes of a block, plane by plane, and its bin at the level of blocks, [distinct, tracks]."""
     distinct, rows, tracks = block.values.shape
     widths = [-(-rows // (1 << level)) for level in range(INNER + 1)]
@@ -125,14 +104,21 @@ def _encoded(
     )
     for t in range(tracks):
         out = np.empty(int(sizes.sum()), np.uint8)
-        _encode(block.values, t, bounds[t], out, last.sum, last.number, last.high)
+        _encode(block.values, t, *bounds[t], out, last.sum, last.number, last.high)
         planes += np.split(out, np.cumsum(sizes)[:-1])
     return block, planes, last
 
 
 @njit(nogil=True, cache=True)
 def _encode(
-    values: Any, track: int, bounds: Any, out: Any, sums: Any, counts: Any, highs: Any
+    values: Any,
+    track: int,
+    bounds: Any,
+    starts: Any,
+    out: Any,
+    sums: Any,
+    counts: Any,
+    highs: Any,
 ) -> None:
     """Codes of a track: level 0, then mean and highest of each level up to the block."""
     distinct, rows = values.shape[:2]
@@ -144,7 +130,7 @@ def _encode(
             missing = np.isnan(value)
             total[k], count[k] = (0.0, 0) if missing else (np.float64(value), 1)
             high[k] = np.float32(-np.inf) if missing else value
-            out[r * rows + k] = code_of(value, bounds)
+            out[r * rows + k] = code_of(value, bounds, starts)
         base, width = distinct * rows, rows
         for _ in range(INNER):
             half = (width + 1) // 2
@@ -158,8 +144,8 @@ def _encode(
                 at = base + r * half + k
                 out[at] = out[at + distinct * half] = 0
                 if count[k]:
-                    out[at] = code_of(np.float32(total[k] / count[k]), bounds)
-                    out[at + distinct * half] = code_of(high[k], bounds)
+                    out[at] = code_of(np.float32(total[k] / count[k]), bounds, starts)
+                    out[at + distinct * half] = code_of(high[k], bounds, starts)
             base, width = base + 2 * distinct * half, half
         sums[r, track], counts[r, track], highs[r, track] = total[0], count[0], high[0]
 
@@ -229,13 +215,22 @@ class _Target:
                 "format_version": FORMAT_VERSION,
                 "identity": dict(identity),
                 "lines": list(source.lines),
-                "tracks": list(source.tracks),
-                "rows": self._shape.rows.tolist(),
+                "tracks": list(zip(source.tracks, source.descriptions, strict=True)),
+                "intervals": _intervals(source.grid),
+                "step": source.grid.geometry.step,
+                "bin_size": source.grid.geometry.bin_size,
                 "segments": len(self._segments),
                 "content": self._digest.hexdigest(),
             }
         )
         self._file.write(text + len(text).to_bytes(8, "little"))
+
+
+def _intervals(grid: Grid) -> list[dict[str, Any]]:
+    columns = (grid.contigs, grid.start, grid.length, grid.row_counts)
+    names = ("contig", "start", "length", "rows")
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 class _Upper:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -23,22 +24,37 @@ MOST = 254
 _SAMPLE = 1 << 16
 
 
+class Bounds(NamedTuple):
+    """Bounds between codes, ascending, and where to begin to look among them.
+
+    ``starts``, [65,536], has for the upper 16 bits of a value (half of which are its exponent) the
+    number of bounds that are not above any value with such bits.
+    """
+
+    bounds: Float32
+    starts: NDArray[np.uint8]
+
+
 @dataclass(frozen=True, eq=False)
 class Scale:
     """Values that the codes 1, 2, ... of a track stand for, float32, ascending, at least one."""
 
     values: Float32
 
-    @property
-    def bounds(self) -> Float32:
+    @cached_property
+    def bounds(self) -> Bounds:
         """Where one code ends and the next begins: what lies on a bound has the upper code."""
         low, high = self.values[:-1].astype(np.float64), self.values[1:].astype(np.float64)
-        return ((low + high) / 2).astype(np.float32)
+        found = ((low + high) / 2).astype(np.float32)
+        # Of all values with the same upper 16 bits, that with the lowest value.
+        upper = np.arange(1 << 16, dtype=np.uint32) << 16
+        least = np.where(upper >> 31, upper | 0xFFFF, upper).astype(np.uint32).view(np.float32)
+        return Bounds(found, np.searchsorted(found, least, side="right").astype(np.uint8))
 
     def encode(self, values: Float32) -> Codes:
         """Codes of values of any shape."""
         out = np.empty(values.size, np.uint8)
-        quantize(values.reshape(-1), self.bounds, out)
+        quantize(np.ascontiguousarray(values).reshape(-1), *self.bounds, out)
         return out.reshape(values.shape)
 
     def decode(self, codes: Codes) -> Float32:
@@ -80,23 +96,18 @@ def _scale(sample: Float32, low: float, high: float) -> Scale:
 
 
 @njit(nogil=True, cache=True, inline="always")
-def code_of(value: Any, bounds: Any) -> Any:
+def code_of(value: Any, bounds: Any, starts: Any) -> Any:
     """Code of one value: 1 and the number of bounds that are not above it; 0 for NaN."""
     if np.isnan(value):
         return np.uint8(0)
-    low, size = 0, len(bounds)
-    while size > 0:
-        half = size >> 1
-        if bounds[low + half] <= value:
-            low += half + 1
-            size -= half + 1
-        else:
-            size = half
-    return np.uint8(low + 1)
+    code = np.int64(starts[np.float32(value).view(np.uint32) >> np.uint32(16)])
+    while code < len(bounds) and bounds[code] <= value:
+        code += 1
+    return np.uint8(code + 1)
 
 
 @njit(nogil=True, cache=True)
-def quantize(values: Any, bounds: Any, out: Any) -> None:
+def quantize(values: Any, bounds: Any, starts: Any, out: Any) -> None:
     """Codes of values, both [values]."""
     for i in range(len(values)):
-        out[i] = code_of(values[i], bounds)
+        out[i] = code_of(values[i], bounds, starts)

@@ -18,22 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from genomepred.errors import DataError, DeviceError, ModelError, OutputError
 from genomepred.files import open_regular, publishing, sync_file, write_whole
-from genomepred.models.fused import prepare
+from genomepred.inference.engine import Numerics
+from genomepred.inference.predictor import Predictor
+from genomepred.lowering.fuse import prepare
+from genomepred.lowering.select import REFERENCE
 from genomepred.models.layers import SequenceModel, channels_last
 from genomepred.progress import Progress
 from genomepred.training.memory import pass_size, step_size
 
 if TYPE_CHECKING:
-    from genomepred.data.examples import Batches, Codes, Data, Examples
+    from genomepred.data.examples import Batches, Data, Examples
     from genomepred.training.tasks import Task
 
-Float32 = NDArray[np.float32]
 Weights = dict[str, Tensor]
 
 STATE, HISTORY = "state.pt", "history.csv"
@@ -280,9 +281,8 @@ class _Trainer:
                 f"the memory of device {self.device} is full with batches of "
                 f"{self.size}; use a smaller --batch-size"
             ) from error
-        values = raw_values(prepare(self.model, "torch"), validation.codes).reshape(
-            len(validation), -1
-        )
+        predictor = raw_predictor(self.model, len(validation))
+        values = predictor.predict(validation.codes).reshape(len(validation), -1)
         if not np.isfinite(values).all():
             raise ModelError(f"predictions are not finite after epoch {number}; {self._advice()}")
         labels = np.asarray(validation.labels)
@@ -390,7 +390,7 @@ class _Trainer:
             ) from error
 
     def _identity(self) -> dict[str, Any]:
-        """What a state must be of, as plain values."""
+        """Identity that a state must have, as plain values."""
         return {"task": asdict(self.task), "settings": asdict(self.settings)}
 
 
@@ -436,19 +436,27 @@ def _copy(model: nn.Module) -> Weights:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def raw_values(model: SequenceModel, codes: Codes, batch_size: int | None = None) -> Float32:
-    """Raw values ``float32 [n, bins, tracks]`` of a model for codes ``uint8 [n, window]``.
+def raw_predictor(model: SequenceModel, windows: int = _PASS) -> Predictor:
+    """Predictor of a model's raw values, with the weights that it has now.
 
-    ``codes`` may be a view with overlapping rows; it is copied a batch at a time, of 512 or as many
-    as fit into memory.
+    Parameters
+    ----------
+    model : SequenceModel
+        On its device.
+    windows : int, optional
+        That will be predicted: 512 of them at a time, or as many as fit into memory.
     """
-    batches = []
-    batch_size = batch_size or pass_size(model, min(_PASS, len(codes)))
-    with torch.inference_mode():
-        for first in range(0, len(codes), batch_size):
-            batch = torch.from_numpy(codes[first : first + batch_size].copy())
-            batches.append(model(batch.to(model.device)).float().cpu().numpy())
-    return np.concatenate(batches)
+    form = prepare(model, "torch")
+    batch = pass_size(form, min(_PASS, windows))
+    numerics = Numerics("fp32", REFERENCE, batch, "forward")
+    return Predictor(
+        form,
+        device=model.device,
+        numerics=numerics,
+        activation=False,
+        min_bases=0,
+        threads=None,
+    )
 
 
 def _write_history(path: Path, records: Sequence[Record]) -> None:

@@ -6,14 +6,17 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from genomepred.data.examples import Examples
-from genomepred.inference.engine import activation_function
+from genomepred.inference.engine import Numerics
+from genomepred.inference.predictor import Predictor
+from genomepred.lowering.select import REFERENCE
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import SequenceModel
-from genomepred.training.fit import PRECISIONS, Float32, raw_values
+from genomepred.training.fit import PRECISIONS
+from genomepred.training.memory import pass_size
 
 # Held-out windows on which they are compared.
 _COMPARED = 256
@@ -37,26 +40,26 @@ def precision_differences(model: SequenceModel, examples: Examples) -> dict[str,
         ``fp16`` and ``bf16``; infinite where a prediction is not finite.
     """
     rows = np.unique(np.linspace(0, len(examples) - 1, _COMPARED).astype(np.int64))
-    codes, activation = examples.take(rows).codes, activation_function(model.card.activation)
+    codes = examples.take(rows).codes
+    batch = pass_size(model, len(rows))
 
-    def predictions() -> Float32:
-        return activation(torch.from_numpy(raw_values(model, codes))).numpy()
+    def predictions(precision: str) -> NDArray[np.float32]:
+        numerics = Numerics(precision, REFERENCE, batch, "forward")
+        predictor = Predictor(
+            model, device=model.device, numerics=numerics, min_bases=0, threads=None
+        )
+        return predictor.predict(codes)
 
-    reference, found = predictions(), {}
-    for name, dtype in PRECISIONS.items():
-        if dtype is None:
-            continue
-        with torch.autocast(model.device.type, dtype):
-            values = predictions()
-        found[name] = difference(values, reference)
-    return found
+    reference = predictions("fp32")
+    halves = (name for name, dtype in PRECISIONS.items() if dtype is not None)
+    return {name: difference(predictions(name), reference) for name in halves}
 
 
 def tolerances(differences: Mapping[str, float]) -> dict[str, float]:
-    """Tolerances of a card: the usual ones, or twice the measured differences where that is more.
+    """Tolerances of a card: the defaults, or twice the measured differences where that is more.
 
     Twice, rounded up to two digits, because other windows differ by more than those measured.
-    Above 0.1 the usual one stays, so that the precision is refused.
+    Above 0.1 the default stays, so that the precision is refused.
     """
     found = dict(TOLERANCE)
     for name, differs in differences.items():

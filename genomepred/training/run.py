@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +37,20 @@ from genomepred.files import create_whole, discard_abandoned, write_whole
 from genomepred.models import build
 from genomepred.models.card import Card, Track, flatten, read_card
 from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
-from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel
 from genomepred.training.fit import (
     HISTORY,
     PREVIOUS,
     STATE,
     Fit,
-    Float32,
     Settings,
     Weights,
     fit,
     history_digest,
-    raw_values,
+    raw_predictor,
 )
 from genomepred.training.precision import precision_differences, tolerances
-from genomepred.training.tasks import Task, find_task
+from genomepred.training.tasks import Float32, Task, find_task
 
 RUN, METRICS, CURVES = "run.json", "metrics.json", "curves.png"
 SCRATCH = ".data"
@@ -84,7 +81,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Description:
-    """What a card says about a model beyond its sizes.
+    """The part of a card that describes a model beyond its sizes.
 
     Parameters
     ----------
@@ -131,7 +128,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train.
+    """A training: architecture, data, settings.
 
     Parameters
     ----------
@@ -330,7 +327,8 @@ def measure(model: SequenceModel, data: Data, task: Task) -> dict[str, Any]:
 
 def _measure(model: SequenceModel, examples: Examples, task: Task) -> dict[str, Any]:
     """Metrics of a model on examples: their number, means, then each track's."""
-    values = raw_values(prepare(model, "torch"), examples.codes).reshape(len(examples), -1)
+    predictor = raw_predictor(model, len(examples))
+    values = predictor.predict(examples.codes).reshape(len(examples), -1)
     labels = np.asarray(examples.labels)
     found: dict[str, Any] = {"examples": len(examples), **_rounded(task.metrics(labels, values))}
     if labels.shape[1] > 1:
@@ -355,7 +353,7 @@ def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
     Forward strand, at the card's stride; see :func:`genomepred.evaluation.metrics.find_sites`. The
     regions of several genomes are one map.
     """
-    card, predict = model.card, partial(raw_values, prepare(model, "torch"))
+    card, predict = model.card, raw_predictor(model).predict
 
     def sites(part: int) -> Sites:
         return find_sites(
@@ -370,7 +368,7 @@ def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
 
     threshold = sites(VALIDATION).best_threshold()
     found = sites(TEST)
-    figures = {
+    numbers = {
         "megabases": found.megabases,
         "peaks": found.peaks,
         "threshold": 1 / (1 + float(np.exp(-threshold))),
@@ -382,7 +380,7 @@ def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
         "regions": [f"{r.contig}:{r.start + 1}-{r.end}" for r in data.regions[TEST]],
         "stride": card.stride,
         "strand": "forward",
-        **_rounded(figures),
+        **_rounded(numbers),
     }
 
 
@@ -424,7 +422,7 @@ def _identity(
 
 
 def _asked(plan: Plan) -> dict[str, Any]:
-    """Of that, what is known without the data."""
+    """The part of the identity that is known without the data."""
     return {
         "model": plan.architecture,
         "source": {k: v for k, v in asdict(plan.source).items() if k not in _FILES},
@@ -591,7 +589,7 @@ def _provenance(plan: Plan, identity: Mapping[str, Any], task: Task, course: Fit
 
 
 def _outcome(card: Card, task: Task, course: Fit, out: Path) -> dict[str, Any]:
-    """What ``metrics.json`` holds."""
+    """Content of ``metrics.json``."""
     return {
         "name": card.name,
         "architecture": card.architecture,
@@ -605,10 +603,10 @@ def _outcome(card: Card, task: Task, course: Fit, out: Path) -> dict[str, Any]:
     }
 
 
-def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _round(x) if isinstance(x, float) else x for key, x in figures.items()}
+def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _round(x) if isinstance(x, float) else x for key, x in numbers.items()}
 
 
-def _round(figure: float) -> float | None:
-    """Five digits, as many as a figure from some thousand examples can mean; NaN as None."""
-    return None if math.isnan(figure) else float(f"{figure:.5g}")
+def _round(number: float) -> float | None:
+    """Five digits, as many as a metric of some thousand examples can mean; NaN as None."""
+    return None if math.isnan(number) else float(f"{number:.5g}")

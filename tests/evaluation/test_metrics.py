@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ from genomepred.evaluation.metrics import (
     regression_metrics,
     softmax,
 )
+from genomepred.inference.predictor import Predictor
 from genomepred.models.layers import SequenceModel
 from genomepred.sequences.grid import Region
-from genomepred.training.fit import raw_values
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0], np.float32)
 SCORES = np.array([3.0, 1.0, -1.0, 2.0, -2.0, -3.0, -4.0], np.float32)
@@ -135,7 +134,7 @@ def sites_of(
     codes: np.ndarray[tuple[int], np.dtype[np.uint8]], *peaks: int, start: int = 0
 ) -> Sites:
     return find_sites(
-        partial(raw_values, _CountA(10)),
+        Predictor(_CountA(10), min_bases=0).predict,
         {"c": codes},
         [Region("c", start, len(codes))],
         [Region("c", peak, peak + 10) for peak in peaks],
@@ -216,7 +215,7 @@ def test_peaks_are_walked_through_once_for_however_many_regions() -> None:
 
 
 def test_a_region_shorter_than_a_window_has_no_sites() -> None:
-    predict, codes = partial(raw_values, _CountA(10)), genome((50, 60))
+    predict, codes = Predictor(_CountA(10), min_bases=0).predict, genome((50, 60))
     regions = [Region("c", 0, 5), Region("c", 5, 400)]
     sites = find_sites(
         predict, {"c": codes}, regions, [Region("c", 50, 60)], window=10, stride=5, min_bases=5

@@ -113,3 +113,27 @@ def test_what_it_cannot_use_is_refused(model):
     for wrong in (np.zeros((2, 99), np.uint8), np.zeros((2, 100), np.int64), np.zeros(100, "u1")):
         with pytest.raises(ValueError, match="give uint8 \\[windows, 100\\]"):
             Predictor(model).predict(wrong)
+
+
+def test_activations_of_a_layer_are_the_models_own(model):
+    network, codes = load_model(model), windows(300)
+    layer = next(module for module in network.modules() if isinstance(module, torch.nn.Conv1d))
+    predictor = Predictor(network)
+    found = predictor.activations(codes, layer)
+    outputs = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        network(torch.from_numpy(codes))
+    hook.remove()
+    torch.testing.assert_close(found, outputs[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(predictor.activations(codes[:5], layer), found[:5], atol=0, rtol=0)
+    assert not layer._forward_hooks
+    with pytest.raises(ModelError, match="does not use the layer"):
+        predictor.activations(codes, torch.nn.Conv1d(4, 4, 1))
+
+
+def test_a_model_without_a_card_gives_raw_values():
+    network, codes = build("linear", window=8, tracks=2), RNG.integers(0, 4, (5, 8), np.uint8)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(codes)).numpy()
+    np.testing.assert_allclose(Predictor(network).predict(codes), expected, atol=1e-6)

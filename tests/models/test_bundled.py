@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,8 @@ import torch
 
 from genomepred.data.read import Mix, PeakData, Peaks, Split, load_contigs, read_peaks
 from genomepred.evaluation.metrics import find_sites
+from genomepred.inference.predictor import Predictor
+from genomepred.lowering.fuse import prepare
 from genomepred.models.agreement import difference
 from genomepred.models.card import (
     ASSETS,
@@ -19,10 +20,8 @@ from genomepred.models.card import (
     read_card,
 )
 from genomepred.models.checkpoint import check_golden, load_model
-from genomepred.models.fused import prepare
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
-from genomepred.training.fit import raw_values
 from genomepred.training.tasks import find_task
 
 
@@ -101,11 +100,11 @@ def test_the_held_out_figures_of_the_card_are_reproduced(
     split = Split.parse(training["validation"], training["test"], lengths)
     mix = Mix(**training["negatives_per_positive"])
     data = PeakData(peaks, contigs, split, mix, training["settings"]["seed"])
-    stated, model = card.metrics["held_out"], prepare(load_model("ctcf"))
+    stated, model = card.metrics["held_out"], load_model("ctcf")
     assert list(data.test()) == ["dinucleotide-shuffled", "GC-matched", "random"]
     for kind, examples in data.test().items():
         assert len(examples) == 2 * stated["peaks"] == 2 * training["peaks"]["test"]
-        values = raw_values(model, examples.codes)[:, 0]
+        values = Predictor(model, activation=False, min_bases=0).predict(examples.codes)[:, 0]
         found = find_task("binary").metrics(examples.labels, values)
         # Another machine's arithmetic may move a score across the threshold, no more.
         assert found == pytest.approx(stated[kind], abs=2e-3)
@@ -116,7 +115,7 @@ def test_a_sample_of_the_held_out_map_looks_as_the_card_says(
 ) -> None:
     stated = card.metrics["map"]
     sites = find_sites(
-        partial(raw_values, prepare(load_model("ctcf"))),
+        Predictor("ctcf", activation=False, min_bases=0).predict,
         contigs,
         [Region("chr20", 42_500_000, 43_500_000)],
         peaks.regions,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,60 +11,67 @@ from hypothesis import strategies as st
 
 from genomepred.errors import StoreError
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store import pyramid_writer
+from genomepred.store import pyramid, pyramid_writer
 from genomepred.store.blocks import classes, open_blocks, spans_of
-from genomepred.store.pyramid import BLOCK, INNER, TILE, Pyramid, Shape
+from genomepred.store.pyramid import BLOCK, INNER, Pyramid, Shape
 from genomepred.store.pyramid_writer import write_pyramid
 from genomepred.store.scale import MOST, Scale, scales_of
 from tests.founders import write_cohort
 from tests.store_files import write_store
 
-CONTIGS = {"chr1": 30_000, "empty": 0, "chr2": 1_400_000, "short": 3}
+CONTIGS = {"chr1": 30_000, "empty": 0, "chr2": 120_000, "short": 3}
 GEOMETRY = Geometry(window=40, stride=20)
 HAPLOTYPES = [(f"s{k // 2}", k % 2 + 1) for k in range(13)]
 
 
+@pytest.fixture
+def more_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Highest levels of few bins, so that short contigs have some above the block; segments."""
+    monkeypatch.setattr(pyramid, "TOP_BINS", 8)
+    monkeypatch.setattr(pyramid_writer, "_SEGMENT", 20_000)
+
+
 def expected(values: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and highest of each bin, [lines, bins, tracks], by plain NumPy."""
-    size = 1 << level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        cut = [values[:, k : k + size] for k in range(0, values.shape[1], size)]
-        mean = [np.nanmean(part.astype(np.float64), axis=1) for part in cut]
-        high = [np.nanmax(part, axis=1) for part in cut]
-    return np.stack(mean, 1).astype(np.float32), np.stack(high, 1)
+    starts, missing = np.arange(0, values.shape[1], 1 << level), np.isnan(values)
+    total = np.add.reduceat(np.where(missing, 0, values.astype(np.float64)), starts, axis=1)
+    count = np.add.reduceat(~missing, starts, axis=1, dtype=np.int64)
+    high = np.fmax.reduceat(values, starts, axis=1)
+    with np.errstate(invalid="ignore"):
+        return (total / count).astype(np.float32), high
 
 
-def check(pyramid: Pyramid, grid: Grid, values: np.ndarray) -> None:
+def check(opened: Pyramid, grid: Grid, values: np.ndarray) -> None:
     """Compare all levels with the values of all lines, [lines, rows, tracks]."""
     for interval, (first, count) in enumerate(
         zip(grid.first_row.tolist(), grid.row_counts.tolist(), strict=True)
     ):
         rows = values[:, first : first + count]
-        for level in range(int(pyramid.shape.tops[interval]) + 1 if count else 0):
-            bins = pyramid.shape.bins(interval, level)
+        for level in range(int(opened.shape.tops[interval]) + 1 if count else 0):
+            bins = opened.shape.bins(interval, level)
             assert bins == -(-count >> level)
             for statistic, wanted in enumerate(expected(rows, level)):
                 for track in range(values.shape[2]):
-                    scale = Scale(pyramid.scales[track])
-                    found = pyramid.codes(track, statistic, level, interval, 0, bins)
+                    scale = Scale(opened.scales[track])
+                    found = opened.codes(track, statistic, level, interval, 0, bins)
                     codes = scale.encode(np.ascontiguousarray(wanted[..., track]))
                     off = np.abs(found.astype(int) - codes)
                     # A mean that lies on a bound to the last bit may fall to either side.
                     assert off.max(initial=0) <= (1 if statistic == 0 and level else 0)
                     assert (off > 0).mean() < 1e-3
                     assert ((found == 0) == np.isnan(wanted[..., track])).all()
-                    check_tiles(pyramid, track, statistic, level, interval, found)
+                    check_tiles(opened, track, statistic, level, interval, found)
 
 
 def check_tiles(
-    pyramid: Pyramid, track: int, statistic: int, level: int, interval: int, codes: np.ndarray
+    opened: Pyramid, track: int, statistic: int, level: int, interval: int, codes: np.ndarray
 ) -> None:
-    for number in range(-(-codes.shape[1] // TILE)):
-        data = pyramid.tile(track, statistic, level, interval, number)
-        assert (unpack(data) == codes[:, number * TILE : (number + 1) * TILE]).all()
+    size = pyramid.TILE
+    for number in range(-(-codes.shape[1] // size)):
+        data = opened.tile(track, statistic, level, interval, number)
+        assert (unpack(data) == codes[:, number * size : (number + 1) * size]).all()
     with pytest.raises(LookupError):
-        pyramid.tile(track, statistic, level, interval, -(-codes.shape[1] // TILE))
+        opened.tile(track, statistic, level, interval, -(-codes.shape[1] // size))
 
 
 def unpack(data: bytes) -> np.ndarray:
@@ -87,8 +93,7 @@ def unpack(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("tracks", [("CTCF",), ("one", "two")])
-def test_levels_of_a_cohort(tmp_path: Path, tracks: tuple[str, ...], monkeypatch) -> None:
-    monkeypatch.setattr(pyramid_writer, "_SEGMENT", 100_000)  # several segments
+def test_levels_of_a_cohort(tmp_path: Path, tracks: tuple[str, ...], more_levels: None) -> None:
     values = write_cohort(tmp_path / "p.h5", CONTIGS, GEOMETRY, HAPLOTYPES, tracks=tracks)
     source = open_blocks([tmp_path / "p.h5"])
     told: list[float] = []
@@ -98,21 +103,21 @@ def test_levels_of_a_cohort(tmp_path: Path, tracks: tuple[str, ...], monkeypatch
     source.close()
     assert told == sorted(told)
     assert 0 < told[-1] <= 1
-    with Pyramid(tmp_path / "p.pyramid") as pyramid:
-        assert pyramid.identity == {"sha256": "ab"}
-        assert pyramid.tracks == tracks
-        assert pyramid.shape.top == 9
-        check(pyramid, source.grid, values)
+    with Pyramid(tmp_path / "p.pyramid") as opened:
+        assert opened.identity == {"sha256": "ab"}
+        assert opened.tracks == tracks
+        assert opened.shape.top == 10
+        check(opened, source.grid, values)
 
 
-def test_levels_of_bins(tmp_path: Path) -> None:
+def test_levels_of_bins(tmp_path: Path, more_levels: None) -> None:
     geometry = Geometry(window=30 * 10 + 20, stride=300, crop=10, bins=30)
     values = write_cohort(tmp_path / "p.h5", CONTIGS, geometry, HAPLOTYPES[:5], founders=2)
     source = open_blocks([tmp_path / "p.h5"])
     write_pyramid(source, tmp_path / "p.pyramid", {})
     source.close()
-    with Pyramid(tmp_path / "p.pyramid") as pyramid:
-        check(pyramid, source.grid, values)
+    with Pyramid(tmp_path / "p.pyramid") as opened:
+        check(opened, source.grid, values)
 
 
 def test_levels_of_genomes_with_a_reference(tmp_path: Path) -> None:
@@ -128,8 +133,8 @@ def test_levels_of_genomes_with_a_reference(tmp_path: Path) -> None:
     assert len(next(iter(source.blocks([(0, BLOCK)]))).values) == 3
     write_pyramid(source, tmp_path / "x.pyramid", {})
     source.close()
-    with Pyramid(tmp_path / "x.pyramid") as pyramid:
-        check(pyramid, grid, values)
+    with Pyramid(tmp_path / "x.pyramid") as opened:
+        check(opened, grid, values)
     other = write_store(tmp_path / "other.h5", tracks=("CTCF",))
     with pytest.raises(StoreError, match=r"other\.h5: other contigs"):
         open_blocks(paths[:3], other)
@@ -141,9 +146,9 @@ def test_one_line_and_all_missing(tmp_path: Path) -> None:
     source = open_blocks([path])
     write_pyramid(source, tmp_path / "a.pyramid", {})
     source.close()
-    with Pyramid(tmp_path / "a.pyramid") as pyramid:
-        assert not pyramid.codes(0, 1, 3, 0, 0, pyramid.shape.bins(0, 3)).any()
-        assert pyramid.scales[0].tolist() == [0]
+    with Pyramid(tmp_path / "a.pyramid") as opened:
+        assert not opened.codes(0, 1, 3, 0, 0, opened.shape.bins(0, 3)).any()
+        assert opened.scales[0].tolist() == [0]
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from genomepred.training.fit import (
     _read_state,
     _Trainer,
     fit,
-    raw_values,
+    raw_predictor,
 )
 from genomepred.training.tasks import Task, find_task
 
@@ -98,7 +98,7 @@ def test_a_planted_motif_is_learned(tmp_path: Path, optimizer: str) -> None:
     settings = Settings(epochs=6, batch_size=64, learning_rate=3e-3, optimizer=optimizer)
     course = fit(model, Planted(1000), BINARY, settings, out=tmp_path)
     held_out = Planted(500).test()["test"]
-    metrics = binary_metrics(held_out.labels, raw_values(model, held_out.codes))
+    metrics = binary_metrics(held_out.labels, raw_predictor(model).predict(held_out.codes))
     assert metrics["auROC"] > 0.9
     assert not model.training
     with open(tmp_path / HISTORY, newline="") as file:
@@ -128,7 +128,7 @@ def test_a_regression_is_learned_on_its_own_scale() -> None:
     assert best.validation_loss == pytest.approx(best.metrics["MSE"] / 500**2, rel=1e-3)
     task.fold(model)
     held_out = data.validation()
-    values = raw_values(model, held_out.codes)[:, 0]
+    values = raw_predictor(model).predict(held_out.codes)[:, 0]
     assert task.metrics(held_out.labels, values)["R2"] == pytest.approx(best.score, abs=1e-4)
 
 
@@ -346,7 +346,9 @@ def train_long(out: Path) -> None:
     fit(make_model(), Planted(300), BINARY, LONG, out=out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_killed_process_loses_at_most_the_running_epoch(tmp_path: Path, number: int) -> None:
     def start() -> SpawnProcess:
         process = get_context("spawn").Process(target=train_long, args=(tmp_path,))
@@ -492,14 +494,15 @@ def test_a_gpu_trains_and_goes_on_in_every_precision(tmp_path: Path, precision: 
 # Values and records
 
 
-def test_raw_values_do_not_depend_on_how_rows_are_laid_out() -> None:
+def test_raw_values_are_the_models_own_however_rows_are_laid_out() -> None:
     model = make_model().eval()
     codes = np.random.default_rng(0).integers(0, 5, 200, dtype=np.uint8)
     windows = np.lib.stride_tricks.sliding_window_view(codes, W)[::3]
     windows.flags.writeable = False
-    expected = raw_values(model, np.ascontiguousarray(windows), batch_size=1000)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(np.array(windows))).numpy()
     assert expected.shape == (len(windows), 1, 1)
-    assert np.allclose(raw_values(model, windows, batch_size=7), expected, atol=1e-6)
+    np.testing.assert_allclose(raw_predictor(model, 7).predict(windows), expected, atol=1e-6)
 
 
 def record(epoch: int, score: float, loss: float = 0.0) -> Record:

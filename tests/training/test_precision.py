@@ -24,12 +24,7 @@ class _Scaled(_CountA):
         return (x[:, 0] @ self.weights).view(-1, 1, 1)
 
 
-class _Card:
-    activation = "none"
-
-
 def differences(model: SequenceModel) -> dict[str, float]:
-    model.card = _Card()  # type: ignore[assignment]
     codes = np.random.default_rng(0).integers(0, 4, (1000, 16), dtype=np.uint8)
     return precision_differences(model, Examples(codes, np.zeros((1000, 1), np.float32)))
 

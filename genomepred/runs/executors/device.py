@@ -18,45 +18,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from genomepred.errors import GenomepredError, OutputError
+from genomepred.errors import OutputError
 from genomepred.messages import described
-from genomepred.runs.executors import Shard
-from genomepred.runs.genome import GenomeWork
-from genomepred.runs.inputs import GenomePath
-from genomepred.runs.run import GenomeRun
-from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import Rows, disk_error
+from genomepred.runs.executors import Job, Shard, join
+from genomepred.runs.work import Rows, Work, failing_alone
 
 # Genomes whose state a device keeps: more than it can have calls for.
 _KEPT = 8
 # Seconds between looks at a genome that another command has locked.
 _WAIT = 0.2
 
-#: Number, name and sequence file of a genome, and consecutive rows of it.
+#: Number, name and sequence file of a genome.
 GenomeCall = tuple[int, str, str]
 
 
 class _AwaitedShard(Shard):
     """A shard whose end, good or bad, somebody waits for."""
 
-    def __init__(self, work: GenomeWork, rows: Rows) -> None:
-        super().__init__(work, *rows)
+    def __init__(self, work: Work, rows: Rows) -> None:
         self.done: Future[None] = Future()
-
-    def finish(self, values: NDArray[np.float32]) -> None:
-        try:
-            super().finish(values)
-        finally:
-            self.done.set_result(None)
-
-    def fail(self, error: GenomepredError) -> None:
-        try:
-            super().fail(error)
-        finally:
-            self.done.set_result(None)
+        super().__init__(work, *rows, landed=lambda _: self.done.set_result(None))
 
 
 class Device:
@@ -67,14 +48,14 @@ class Device:
     Parameters
     ----------
     told : str
-        The run as :meth:`RunSpec.to_json` tells it, with the current ``folder`` of the command,
-        the ``session`` and the ``run``'s identifier.
+        The run (see :func:`genomepred.runs.executors.told`), and the current ``folder`` of the
+        command.
     """
 
     def __init__(self, told: str) -> None:
         self._told: dict[str, Any] = json.loads(told)
-        self._job: GenomeRun | None = None
-        self._works: OrderedDict[int, GenomeWork] = OrderedDict()
+        self._job: Job | None = None
+        self._works: OrderedDict[int, Work] = OrderedDict()
         self._shards: queue.SimpleQueue[_AwaitedShard] = queue.SimpleQueue()
         self._waiting: set[_AwaitedShard] = set()
         self._broken: BaseException | None = None
@@ -92,17 +73,13 @@ class Device:
             os.chdir(self._told["folder"])
         except OSError as error:
             raise OutputError(f"{self._told['folder']}: {error.strerror}") from error
-        job = self._job = GenomeRun.join(RunSpec.of_json(self._told), self._told)
-        if job.plan.run_id != self._told["run"]:
-            out = job.plan.out
-            raise OutputError(f"{out} is another folder here than where the run was started")
-        ready: Future[None] = Future()
-        threading.Thread(target=self._serve, args=(job, ready), daemon=True).start()
+        self._job, ready = join(self._told), Future[None]()
+        threading.Thread(target=self._serve, args=(self._job, ready), daemon=True).start()
         ready.result()
 
-    def _serve(self, job: GenomeRun, ready: Future[None]) -> None:
+    def _serve(self, job: Job, ready: Future[None]) -> None:
         try:
-            job.engine  # noqa: B018 - on the thread that will use it
+            assert job.engine  # made on the thread that will use it
         except BaseException as error:
             ready.set_exception(error)
             return
@@ -122,13 +99,11 @@ class Device:
         What is left of a genome, if it is a single shard, is done at once: small genomes are one
         call.
         """
-        work = self._work(genome)
+        work, rows = self._work(genome), 0
         with _telling(work):
             while not work.settled() and not work.prepare():
                 time.sleep(_WAIT)  # another command digests it
             if work.settled():
-                if work.published is not None:
-                    work.clear()
                 return 0, None
             missing = work.missing()
             rows = sum(last - first for first, last in missing)
@@ -136,34 +111,31 @@ class Device:
                 return rows, _joined(missing)
             for shard in missing:
                 self._compute(work, shard)
-            return rows, self._publish(work)
+            return rows, _publish(work)
 
     def compute(self, genome: GenomeCall, rows: Rows) -> None:
         """Compute a shard into its part, unless that is there."""
         work = self._work(genome)
         with _telling(work):
-            with self._lock:
-                prepared = work.prepare()
-            if not prepared:
-                raise OutputError(f"{work.folder}: the record of the genome has gone")
-            self._compute(work, rows)
+            if self._is_open(work):
+                self._compute(work, rows)
 
     def publish(self, genome: GenomeCall) -> list[Rows] | None:
         """Publish a genome whose shards are all there; the rows of damaged ones, if any."""
         work = self._work(genome)
         with _telling(work):
-            with self._lock:
-                work.prepare()
-            return self._publish(work)
+            return _publish(work) if self._is_open(work) else None
 
-    def _publish(self, work: GenomeWork) -> list[Rows] | None:
-        while not work.publish():
-            if missing := work.missing():
-                return _joined(missing)
-            time.sleep(_WAIT)  # another command publishes it
-        return None
+    def _is_open(self, work: Work) -> bool:
+        """Whether a genome is not settled; it is prepared then."""
+        with self._lock:
+            if work.settled():
+                return False
+            while not work.prepare():
+                time.sleep(_WAIT)
+            return True
 
-    def _compute(self, work: GenomeWork, rows: Rows) -> None:
+    def _compute(self, work: Work, rows: Rows) -> None:
         if work.has(*rows):
             return
         shard = _AwaitedShard(work, rows)
@@ -183,32 +155,34 @@ class Device:
         if work.error is not None:
             raise work.error
 
-    def _work(self, genome: GenomeCall) -> GenomeWork:
+    def _work(self, genome: GenomeCall) -> Work:
         number, name, path = genome
         assert self._job is not None
         with self._lock:
             work = self._works.pop(number, None)
             if work is None:
-                work = GenomeWork(GenomePath(name, Path(path)), self._job.plan, number)
+                work = self._job.work(number, name, Path(path))
             self._works[number] = work
             for old in list(self._works)[:-_KEPT]:
-                self._works.pop(old).close()
+                self._works.pop(old).forget()
             return work
 
 
 @contextmanager
-def _telling(work: GenomeWork) -> Iterator[None]:
-    """Note in its sidecar what makes a genome fail; what stops the run is raised as it is."""
-    try:
+def _telling(work: Work) -> Iterator[None]:
+    """Note what makes a genome fail, and tell the driver too."""
+    with failing_alone(work):
         yield
-    except OutputError:
-        raise
-    except GenomepredError as error:
-        if work.error is None:
-            work.fail(error)
-        raise
-    except OSError as error:
-        raise disk_error(error, work) from error
+    if work.error is not None:
+        raise work.error
+
+
+def _publish(work: Work) -> list[Rows] | None:
+    while not work.publish():
+        if missing := work.missing():
+            return _joined(missing)
+        time.sleep(_WAIT)  # another command publishes it
+    return None
 
 
 def _joined(ranges: list[Rows]) -> list[Rows]:

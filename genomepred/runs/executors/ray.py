@@ -28,7 +28,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from genomepred import errors
@@ -36,11 +35,9 @@ from genomepred.errors import DependencyError, GenomepredError, OptionError
 from genomepred.machine import usable_cpus
 from genomepred.messages import described
 from genomepred.progress import Watch
-from genomepred.runs.executors import Executor, Job
+from genomepred.runs.executors import Job, told
 from genomepred.runs.executors.device import Device, GenomeCall
-from genomepred.runs.executors.processes import command
-from genomepred.runs.folder import RunPlan
-from genomepred.runs.work import Rows, Work, failing_alone
+from genomepred.runs.work import Rows, Work
 
 # Calls that a device has under way; prepared shards that wait, a device; workers that may die of a
 # shard before its genome fails; workers of a node that may die before they have joined.
@@ -94,72 +91,69 @@ def address_of(cluster: str) -> str:
     return address
 
 
-def on(cluster: str) -> Executor:
-    """Executor on a cluster; see :func:`address_of` for what it raises."""
-    return partial(compute, address_of(cluster))
-
-
-def compute(address: str, job: Job, watch: Watch) -> None:
-    """Compute and publish the genomes of a job on a cluster.
+def compute(job: Job, watch: Watch, address: str) -> None:
+    """Compute and publish a job on a cluster (an ``Executor``).
 
     Parameters
     ----------
+    job : Job
+    watch : Watch
     address : str
         See :func:`address_of`.
-    job : Job
-        All of its works are genomes; those that fail know it afterwards.
-    watch : Watch
-        Told what there is to do of every genome, how many workers are at it, and the bases of every
-        shard that is computed.
 
     Raises
     ------
     GenomepredError
         Whatever stops the whole run; of ``SignatureError`` if all nodes are left out.
     """
-    plan, step = job.plan, job.step
     todo = {work.number: work for work in job.works if not _is_settled(work)}
     for work in job.works:
         if work.number not in todo:
             watch.see(work.name, 0)
     if not todo:
         return
-    told = replace(job.spec, genomes=(), device=_device(plan), cluster=None, jobs=1).to_json(
-        **job.more(),
-        address=address,
-        folder=os.getcwd(),
-        run=plan.run_id,
-        gpu=_device(plan) == "cuda",
-        shard_rows=plan.shard_rows,
-        calls=[[work.number, work.name, os.fspath(work.path)] for work in todo.values()],
-    )
-    with _driver(told) as lines:
+    kind = "cpu" if job.plan.signature.device.startswith("cpu") else "cuda"
+    # Genomes go to the devices call by call; a device is the only one that its actor sees.
+    spec = replace(job.spec, genomes=job.spec.genomes[:1], device=kind, jobs=1, cluster=None)
+    facts = {
+        "address": address,
+        "folder": os.getcwd(),
+        "gpu": kind == "cuda",
+        "calls": [[work.number, work.name, os.fspath(work.path)] for work in todo.values()],
+        "shard_rows": job.plan.shard_rows,
+    }
+    with _driver(json.dumps(json.loads(told(job, spec)) | facts)) as lines:
         for line in lines:
-            match json.loads(line):
-                case {"computed": rows}:
-                    watch.done(rows * step)
-                case {"seen": number, "rows": rows}:
-                    watch.see(todo[number].name, rows * step)
-                case {"workers": workers}:
-                    watch.tell_workers(workers)
-                case {"warning": text}:
-                    warnings.warn(text, stacklevel=2)
-                case {"failed": number, "why": why}:
-                    todo[number].fail(GenomepredError(why))
-                case {"error": kind, "why": why}:
-                    raise getattr(errors, kind, GenomepredError)(why)
+            _hear(json.loads(line), job, todo, watch)
+
+
+def _hear(message: dict[str, Any], job: Job, todo: dict[int, Work], watch: Watch) -> None:
+    match message:
+        case {"computed": rows}:
+            watch.done(rows * job.step)
+        case {"seen": number, "rows": rows}:
+            watch.see(todo[number].name, rows * job.step)
+        case {"workers": workers}:
+            watch.tell_workers(workers)
+        case {"warning": text}:
+            warnings.warn(text, stacklevel=2)
+        case {"failed": number, "why": why} if not todo[number].is_published():
+            todo[number].fail(GenomepredError(why))
+        case {"error": kind, "why": why}:
+            raise getattr(errors, kind, GenomepredError)(why)
 
 
 def _is_settled(work: Work) -> bool:
-    with failing_alone(work):
-        if work.settled() and work.published is not None:
+    try:
+        settled = work.settled()
+        if work.published is not None:
             work.clear()
-    return work.error is not None or work.published is not None
-
-
-def _device(plan: RunPlan) -> str:
-    """What a device of the run is called where it is the only one that is seen."""
-    return "cpu" if str(plan.signature["device"]).startswith("cpu") else "cuda"
+        return settled
+    except errors.OutputError:
+        raise
+    except GenomepredError as error:
+        work.fail(error)
+        return True
 
 
 @contextmanager
@@ -171,6 +165,8 @@ def _driver(told: str) -> Iterator[Iterable[bytes]]:
     GenomepredError
         If it ends before it has said that all is done.
     """
+    from genomepred.runs.executors.processes import command  # imports torch, which no driver needs
+
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     with tempfile.TemporaryFile() as log:
         driver = subprocess.Popen(
@@ -244,6 +240,7 @@ def _end_with_parent() -> None:
 
 def _ray() -> Any:
     import ray
+    import ray.util.scheduling_strategies
 
     return ray
 
@@ -374,8 +371,9 @@ class Driver:
             have = sum(worker.node == key for worker in self._workers)
             for _ in range(0 if known.refused else known.devices - have):
                 self._start(key)
-        left_out = [node for node in self._nodes.values() if node.refused]
-        if left_out and len(left_out) == len(self._nodes):
+        useful = [node for node in self._nodes.values() if node.devices]
+        left_out = [node for node in useful if node.refused]
+        if useful and len(left_out) == len(useful):
             raise errors.SignatureError(
                 f"no node of the cluster can continue this run; {left_out[0].name}: "
                 f"{left_out[0].refused}"
@@ -386,15 +384,14 @@ class Driver:
         return min(count, max(int(resources.get("memory", 0) // _MEMORY), 1))
 
     def _start(self, node: str) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+        place = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         device = self._ray.remote(Device).options(
             num_cpus=0 if self._gpu else 1,
             num_gpus=1 if self._gpu else 0,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=_CALLS,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            scheduling_strategy=place(node, soft=False),
         )
         worker = _Worker(device.remote(self._told), node)
         self._workers.append(worker)
@@ -429,12 +426,17 @@ class Driver:
                 if node.deaths >= _MOST_DEATHS:
                     self._leave_out(worker.node, f"its workers end before they have begun: {why}")
             return
+        self._warn(f"a worker on {self._named(worker)} is lost ({why}); others take over its work")
         for task in self._dismiss(worker):
             task.deaths += 1
             if task.deaths >= _MOST_DEATHS:
                 self._fail(task, why)
             elif not task.genome.settled:
                 (self._suspects if task.deaths > 1 else self._ready).appendleft(task)
+
+    def _named(self, worker: _Worker) -> str:
+        node = self._nodes.get(worker.node)
+        return "a node that is lost too" if node is None else f"node {node.name}"
 
     def _tell_workers(self) -> None:
         joined = sum(worker.joined for worker in self._workers)
@@ -511,9 +513,7 @@ class Driver:
             worker.tasks.remove(task)
             self._settle(task.genome)
         else:
-            what = described(cause)[0]
-            self._warn(f"a worker on {self._nodes[worker.node].name} is replaced after {what}")
-            self._die(worker, what)
+            self._die(worker, described(cause)[0])
 
     def _advance(self, task: _Task, answer: Any) -> None:
         """Draw from an answer what is to be done next of a genome."""

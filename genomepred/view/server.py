@@ -1,0 +1,94 @@
+"""The server: on loopback, until Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import webbrowser
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from genomepred.errors import DependencyError, OptionError
+from genomepred.messages import say
+from genomepred.view.genes import Genes
+from genomepred.view.maps import Map, find_maps
+from genomepred.view.samples import read_samples
+from genomepred.view.state import Shown
+
+_HOST = "127.0.0.1"
+
+
+def view(
+    target: Path,
+    genes: Path | None = None,
+    table: Path | None = None,
+    reference: Path | None = None,
+    port: int = 0,
+    browser: bool = True,
+    progress: Callable[[Map, float], object] = lambda map, share: None,
+    started: Callable[[str], object] = lambda url: None,
+) -> None:
+    """Show a run's folder or a file until Ctrl-C.
+
+    Parameters
+    ----------
+    target : Path
+    genes : Path, optional
+        GFF3 or GTF.
+    table : Path, optional
+        Of samples.
+    reference : Path, optional
+        Prediction file of the reference on the same grid.
+    port : int
+        0 for any that is free.
+    browser : bool
+        Open one, if there is one.
+    progress : callable
+        Told a map and the share of its pyramid that is done.
+    started : callable
+        Told the address.
+
+    Raises
+    ------
+    DependencyError
+        If the server's libraries are not installed.
+    OptionError
+        If the port is in use.
+    GenomepredError
+        If files are not what they should be.
+    """
+    try:
+        from genomepred.view.api import Api
+        from genomepred.view.web import serve
+    except ImportError as error:
+        raise DependencyError(f"view needs {error.name}: pip install 'genomepred[view]'") from error
+    maps, left = find_maps(target, reference)
+    for line in left:
+        say(line)
+    rows = None if table is None else read_samples(table)
+    named = None if genes is None else Genes(genes)
+    shown = [Shown(map, progress) for map in maps]
+    try:
+        with _listening(port) as listener:
+            serve(Api(shown, named, rows).app(), listener, lambda url: _tell(url, browser, started))
+    finally:
+        for one in shown:
+            one.close()
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server((_HOST, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OptionError(f"port {port} is in use; leave --port out for a free one") from error
+        raise OptionError(f"port {port}: {error.strerror}") from error
+
+
+def _tell(url: str, browser: bool, started: Callable[[str], object]) -> None:
+    """Say where it is, and open a browser where there is one."""
+    started(url)
+    if browser:
+        with suppress(webbrowser.Error, OSError):
+            webbrowser.open(url)

@@ -1,0 +1,252 @@
+"""What the server is made of: maps, tables of samples, genes, sequence, clusters, the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genomepred.errors import DataError, GenomepredError, RegionError, StoreError
+from genomepred.sequences.grid import Geometry, Grid, Region
+from genomepred.view.clusters import leaves
+from genomepred.view.genes import Genes
+from genomepred.view.maps import find_maps
+from genomepred.view.samples import columns_of, read_samples
+from genomepred.view.sequence import Sequence, try_sequence
+from tests.founders import write_cohort
+from tests.store_files import CONTIGS, write_store
+
+# -- maps -----------------------------------------------------------------------------------------
+
+
+def test_genomes_of_equal_coordinates_are_one_map(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_store(tmp_path / f"{name}.h5")
+    grid = Grid.whole({"chr2": 1004}, Geometry(window=100, stride=20))
+    write_store(tmp_path / "c.h5", grid)
+    write_store(tmp_path / "d.h5", tracks=("CTCF", "H3K27ac"))
+    write_cohort(tmp_path / "e.h5", {"x": 900}, Geometry(window=40, stride=20), [("s", 1)], 1)
+    (tmp_path / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\nnothing")
+    maps, left = find_maps(tmp_path)
+    assert [map.title for map in maps] == ["a and 1 more", "c", "d", "e"]
+    assert [map.key for map in maps] == ["0", "1", "2", "3"]
+    assert len(left) == 1
+    assert left[0].startswith(str(tmp_path / "broken.h5"))
+    assert len({map.pyramid() for map in maps}) == 4
+
+
+def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nothing to show"):
+        find_maps(tmp_path)
+    with pytest.raises(StoreError, match="no such file"):
+        find_maps(tmp_path / "absent.h5")
+    (tmp_path / "text.h5").write_text("text")
+    with pytest.raises(StoreError, match=r"text\.h5"):
+        find_maps(tmp_path / "text.h5")
+    places = [Region("chr2", 100, 200, "x"), Region("chr2", 10, 20, "y")]
+    grid = Grid.centered(CONTIGS, Geometry(window=100, stride=20), places)
+    with pytest.raises(RegionError, match="--center"):
+        find_maps(write_store(tmp_path / "b.h5", grid))
+
+
+def test_identity_follows_files(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "a.h5")
+    (map,), _ = find_maps(path)
+    before = map.identity()
+    assert before["0"]["sha256"]
+    assert map.identity() == before
+    os.utime(path, ns=(1, 1))
+    assert map.identity() != before
+    path.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        map.identity()
+
+
+# -- samples --------------------------------------------------------------------------------------
+
+
+def test_columns_of_samples(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text('id\tgroup\tnote\nS1\ta\t"x\ty"\nS2.1\tb\t\nother\tc\td\n')
+    found = columns_of(read_samples(path), ["S1.1", "S1.2", "S2.1", "S2.2", "S3"])
+    assert found == {"group": ["a", "a", "b", "", ""], "note": ["x\ty", "x\ty", "", "", ""]}
+    (tmp_path / "t.csv").write_text("\ufeffid,group\nS1,a\n")
+    assert columns_of(read_samples(tmp_path / "t.csv"), ["S1"]) == {"group": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "needs a header"),
+        ("id\n", "needs a header"),
+        ("id\tg\nS1\n", "line 2: 1 fields"),
+        ("id\tg\nS1\ta\nS1\tb\n", "line 3: sample 'S1' stands there twice"),
+        ("id\tg\tg\nS1\ta\tb\n", "one name"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_tables_that_are_none(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=message):
+        read_samples(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_samples(tmp_path)
+
+
+# -- genes ----------------------------------------------------------------------------------------
+
+GTF = """\
+c\tx\texon\t11\t20\t.\t+\t.\tgene_id "G1"; transcript_id "T1"; gene_name "abc";
+c\tx\texon\t31\t40\t.\t+\t.\tgene_id "G1"; transcript_id "T1"; gene_name "abc";
+c\tx\texon\t15\t35\t.\t+\t.\tgene_id "G1"; transcript_id "T2"; gene_name "abc";
+c\tx\texon\t5\t100\t.\t-\t.\tgene_id "G2"; transcript_id "T3";
+"""
+
+
+def test_genes_of_a_gtf_without_gene_lines(tmp_path: Path) -> None:
+    path = tmp_path / "g.gtf"
+    path.write_text(GTF)
+    genes = Genes(path)
+    assert [gene[:5] for gene in genes.genes] == [
+        ("c", 10, 40, "abc", "+"),
+        ("c", 4, 100, "G2", "-"),
+    ]
+    assert genes.genes[0].exons == ((10, 40),)
+    assert [gene.name for gene in genes.named("ABC")] == ["abc"]
+    assert [gene.name for gene in genes.named("t2")] == ["abc"]
+    assert [gene.name for gene in genes.within("c", 50, 60)] == ["G2"]
+    assert [gene.name for gene in genes.within("c", 0, 11)] == ["G2", "abc"]
+    assert genes.within("d", 0, 9) == genes.named("") == []
+
+
+def test_an_annotation_without_genes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.gff3"
+    path.write_text("c\tx\tregion\t1\t9\t.\t.\t.\tID=r\n")
+    with pytest.raises(DataError, match="has no gene"):
+        Genes(path)
+    path.write_text("c\tx\tgene\tone\t9\t.\t.\t.\tID=r\n")
+    with pytest.raises(DataError, match="line 1"):
+        Genes(path)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 30)), min_size=1, max_size=20))
+def test_genes_within_a_region(tmp_path_factory, places: list[tuple[int, int]]) -> None:
+    path = tmp_path_factory.mktemp("genes") / "g.gff3"
+    lines = [f"c\tx\tgene\t{a + 1}\t{a + n}\t.\t.\t.\tID=g{k}" for k, (a, n) in enumerate(places)]
+    path.write_text("\n".join(lines))
+    genes = Genes(path)
+    for start, end in ((0, 10), (20, 21), (49, 90)):
+        found = {gene.name for gene in genes.within("c", start, end)}
+        assert found == {f"g{k}" for k, (a, n) in enumerate(places) if a < end and a + n > start}
+
+
+# -- sequence -------------------------------------------------------------------------------------
+
+
+def test_any_range_of_the_virtual_fasta(tmp_path: Path) -> None:
+    path = tmp_path / "g.fa"
+    path.write_text(">a x\nACGTNNry\nac\n>empty\n>b\nTTTT\n")
+    contigs = {"a": 10, "empty": 0, "b": 4}
+    whole = b">a\nACGTNNNNAC\n>empty\n\n>b\nTTTT\n"
+    sequence = try_sequence(path, contigs)
+    assert isinstance(sequence, Sequence)
+    assert sequence.size == len(whole)
+    for first in range(len(whole) + 3):
+        for last in range(first, len(whole) + 5):
+            assert sequence.read(first, last) == whole[first:last], (first, last)
+    index = [line.split("\t") for line in sequence.index().decode().splitlines()]
+    for name, length, first, *_ in index:
+        assert (
+            whole[int(first) : int(first) + int(length)]
+            == {"a": b"ACGTNNNNAC", "empty": b"", "b": b"TTTT"}[name]
+        )
+
+
+def test_another_genome_is_no_sequence(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text(">a\nACGT\n")
+    assert try_sequence(tmp_path / "g.fa", {"a": 5}) is None
+    assert try_sequence(tmp_path / "g.fa", {"b": 4}) is None
+    assert try_sequence(tmp_path / "absent.fa", {"a": 4}) is None
+    assert try_sequence(None, {"a": 4}) is None
+
+
+# -- clusters -------------------------------------------------------------------------------------
+
+
+def test_leaves_put_kinds_together() -> None:
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(4, 30)).astype(np.float32)
+    which = rng.integers(0, 4, 100)
+    values = kinds[which]
+    order = leaves(values)
+    assert sorted(order.tolist()) == list(range(100))
+    assert (np.diff(which[order]) != 0).sum() == 3
+    for kind in range(4):  # equal lines keep their order
+        assert (np.diff(order[which[order] == kind]) > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 1), (2, 2)])
+def test_leaves_of_few_or_missing(shape: tuple[int, int]) -> None:
+    assert sorted(leaves(np.full(shape, np.nan, np.float32)).tolist()) == list(range(shape[0]))
+    values = np.arange(shape[0] * shape[1], dtype=np.float32).reshape(shape)
+    values[0, 0] = np.nan
+    assert sorted(leaves(values).tolist()) == list(range(shape[0]))
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def command(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "genomepred", "view", *map(str, arguments), "--no-browser"]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_it_tells_its_address_and_stops_on_ctrl_c(tmp_path: Path) -> None:
+    process = command(write_store(tmp_path / "a.h5"))
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_one_line_for_what_cannot_be_shown(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "a.h5")
+    (tmp_path / "b.h5").write_bytes(b"no")
+    (tmp_path / "g.gff3").write_text("no\n")
+    (tmp_path / "t.tsv").write_text("no\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        cases = [
+            ((path, "--port", port), 2, f"port {port} is in use"),
+            ((tmp_path / "b.h5",), 8, "b.h5"),
+            ((path, "--genes", tmp_path / "g.gff3"), 11, "g.gff3 line 1"),
+            ((path, "--samples-table", tmp_path / "t.tsv"), 11, "t.tsv: needs a header"),
+        ]
+        started = [(command(*arguments), code, text) for arguments, code, text in cases]
+        for process, code, text in started:
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == code, said
+            assert text in said
+            assert len(said.splitlines()) == 1
+
+
+def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from genomepred.view.server import view
+
+    path = write_store(tmp_path / "a.h5")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "genomepred.view.web", raising=False)
+    with pytest.raises(GenomepredError, match=r"pip install 'genomepred\[view\]'"):
+        view(path)
