@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
 from genomepred.store.sidecar import read_sidecar, sidecar_path
 from tests.checkpoints import make_checkpoint
-from tests.sequences.panels import RandomPanel, random_panel
+from tests.sequences.panels import RandomPanel, convert, random_panel
 from tests.sequences.test_distinct import windows_of
 
 
@@ -142,6 +144,22 @@ def test_bytes_do_not_depend_on_shards_jobs_kills_or_batches(
     )
     assert turned.path.read_bytes() == whole
     assert [report.problems for report in verify(tmp_path / "killed")] == [[]]
+
+
+def test_forms_of_a_panel_give_the_same_bytes(tmp_path: Path, model: Path) -> None:
+    fasta, vcf, _ = write(tmp_path, 3, samples=3, length=600)
+    whole = predict_cohort(fasta, vcf, model, tmp_path / "plain", jobs=1).path.read_bytes()
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    (folder / "panel.vcf.gz").write_bytes(gzip.compress(vcf.read_bytes()))
+    paths = [folder / "panel.vcf.gz"]
+    if shutil.which("bcftools"):
+        (tmp_path / "bgzip").mkdir()
+        paths.append(convert(vcf, tmp_path / "bgzip" / "panel.vcf.gz", "z"))
+        paths.append(convert(vcf, folder / "panel.bcf", "b"))
+    for k, path in enumerate(paths):
+        found = predict_cohort(fasta, path, model, tmp_path / f"out{k}", jobs=1)
+        assert found.path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("overlap", ["naive", "share"])
