@@ -44,7 +44,7 @@ FOUNDERS, SHARD = 40, 4096
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--enable-precise-memory-info",
+    *("--enable-precise-memory-info", "--js-flags=--expose-gc"),
 ]
 TILES, FRAMES = 200, 120
 
@@ -154,6 +154,7 @@ def visit(path: Path) -> dict[str, Any]:
         found = {"first_picture_seconds": statistics.median(reloads)}
         found |= pan(page)
         page.evaluate("genomepred.set({sort: 'cluster', statistic: 'max'})")
+        page.evaluate("gc()")
         found["js_heap_mb"] = page.evaluate("performance.memory.usedJSHeapSize / 1e6")
         cookies = page.context.cookies()
         found |= tiles(url, cookies[0], path)
@@ -234,7 +235,7 @@ def tiles(url: str, cookie: dict[str, str], path: Path) -> dict[str, float]:
     }
 
 
-def measure(path: Path) -> dict[str, Any]:
+def measure(path: Path, pyramid: dict[str, Any]) -> dict[str, Any]:
     with CohortStore(path) as store:
         facts = store.summary()
     row = {
@@ -245,7 +246,7 @@ def measure(path: Path) -> dict[str, Any]:
         "store_mb": facts["bytes"] / 1e6,
         "load_before": os.getloadavg()[0],
     }
-    row |= make_pyramid(path)
+    row |= pyramid
     row |= visit(path)
     row["load_after"] = os.getloadavg()[0]
     for name, value in row.items():
@@ -266,7 +267,8 @@ def main() -> None:
         if not path.exists() and (options.generate or not options.store):
             generate(path, options.haplotypes, options.windows)
         stores = [path] * path.exists() + options.store
-        write_json(options.json, {"stores": [measure(store) for store in stores]})
+        made = {store: make_pyramid(store) for store in stores}
+        write_json(options.json, {"stores": [measure(*item) for item in made.items()]})
 
 
 if __name__ == "__main__":

@@ -105,6 +105,8 @@ class Api:
 
     def _told(self, shown: Shown, pyramid: Pyramid) -> dict[str, Any]:
         shape = pyramid.shape
+        columns = {} if self._table is None else columns_of(self._table, pyramid.lines)
+        unknown = bool(columns) and not any(any(values) for values in columns.values())
         tracks = zip(pyramid.tracks, pyramid.descriptions, pyramid.scales, strict=True)
         return {
             "title": shown.map.title,
@@ -123,7 +125,8 @@ class Api:
             "block": BLOCK,
             "inner": INNER,
             "tile": TILE,
-            "columns": {} if self._table is None else columns_of(self._table, pyramid.lines),
+            "columns": {} if unknown else columns,
+            "note": "the table of samples names none of these rows" if unknown else "",
             "sequence": shown.sequence is not None,
             "distinct": float(pyramid.distinct.mean()) if pyramid.distinct.size else 0.0,
         }

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from genomepred.errors import StoreError
+from genomepred.errors import SequenceError, StoreError
 from genomepred.messages import described
 
 # -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
@@ -76,6 +77,29 @@ class Job:
             raise JobError(answer["error"])
         return answer["result"]
 
+    def ask(self, question: Any) -> Any:
+        """Answer to one question of a task that answers many.
+
+        Raises
+        ------
+        JobError
+            If it cannot be answered, or the process has ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except OSError:
+            line = b""
+        if not line:
+            raise JobError("the process that reads the sequence has ended; is memory enough?")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise JobError(answer["error"])
+        return answer["result"]
+
     def kill(self) -> None:
         """End it; its temporaries are removed by whoever comes next."""
         self._process.kill()
@@ -86,19 +110,33 @@ def serve() -> None:
     line = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not be mistaken for an answer
     told = json.loads(sys.stdin.readline())
-    task = TASKS[told.pop("task")]
+    name = told.pop("task")
+    if name in SERVICES:
+        _serve_many(SERVICES[name](**told), line)
+        os._exit(0)
+    task = TASKS[name]
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def progress(share: float) -> None:
         line.write(json.dumps(float(share)) + "\n")
 
+    _answer(line, lambda: task(progress, **told))
+    line.flush()
+    os._exit(0)
+
+
+def _serve_many(service: Callable[..., Any], line: TextIO) -> None:
+    """Answer questions, one a line, until there are no more."""
+    for question in sys.stdin:
+        _answer(line, partial(service, *json.loads(question)))
+
+
+def _answer(line: TextIO, call: Callable[[], Any]) -> None:
     try:
-        answer = {"result": task(progress, **told)}
+        answer = {"result": call()}
     except Exception as error:
         answer = {"error": described(error)[0].removeprefix("error: ")}
     line.write(json.dumps(answer) + "\n")
-    line.flush()
-    os._exit(0)
 
 
 def _end_with_parent() -> None:
@@ -149,4 +187,22 @@ def order(
     return [int(line) for line in leaves(values)]
 
 
+def bases(path: str, contigs: Mapping[str, int]) -> Callable[[str, int, int], str]:
+    """Reader of a genome's bases, in letters; the genome is opened with the first of them."""
+    from genomepred.sequences.fasta import Genome
+
+    letters = np.frombuffer(b"ACGTN", np.uint8)
+    opened: list[Genome] = []
+
+    def read(contig: str, start: int, end: int) -> str:
+        if not opened:
+            opened.append(Genome(path))
+        if opened[0].contigs.get(contig) != contigs[contig]:
+            raise SequenceError(f"{path}: another genome than the one predicted on")
+        return letters[opened[0].codes(contig, start, end)].tobytes().decode()
+
+    return read
+
+
 TASKS: dict[str, Callable[..., Any]] = {"build": build, "order": order}
+SERVICES: dict[str, Callable[..., Callable[..., Any]]] = {"bases": bases}

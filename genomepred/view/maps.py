@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from genomepred.errors import GenomepredError, OutputError, RegionError, StoreError
-from genomepred.runs.manifest import Run
 from genomepred.sequences.grid import Grid
 from genomepred.store.opening import is_cohort
 from genomepred.store.reader import PredictionStore
@@ -103,7 +102,16 @@ def find_maps(target: Path, reference: Path | None = None) -> tuple[list[Map], l
             left.append(f"{error}; left out")
     if not groups:
         raise StoreError(f"{target}: nothing to show: {left[0] if left else 'no prediction files'}")
-    maps = [Map(str(k), _title(g), tuple(g), reference) for k, g in enumerate(groups.values())]
+    known = None if reference is None else _key_of(reference)
+    maps = [
+        Map(str(k), _title(group), tuple(group), reference if own in (known, group[0]) else None)
+        for k, (own, group) in enumerate(groups.items())
+    ]
+    if reference is not None and all(map.reference is None for map in maps):
+        raise StoreError(
+            f"{reference}: other contigs, windows or tracks than {target}; give predictions of one "
+            "model on one reference"
+        )
     return maps, left
 
 
@@ -111,6 +119,8 @@ def files_of(target: Path) -> tuple[list[Path], list[str]]:
     """Prediction files of a run's folder, or the one file, and what is unfinished."""
     if not target.is_dir():
         return [target], []
+    from genomepred.runs.manifest import Run  # which takes memory that a server of a file can spare
+
     files = sorted(path for path in target.glob("*.h5") if path.is_file())
     left = []
     with suppress(OutputError):

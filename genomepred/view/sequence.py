@@ -1,7 +1,7 @@
 """A genome as the one FASTA that a browser reads piece by piece: every contig one line.
 
 The file does not exist; any range of its bytes is made from the codes of the genome, however that
-is compressed and wrapped.
+is compressed and wrapped. A process of its own reads them, since what decodes takes much memory.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from genomepred.errors import GenomepredError, SequenceError
+from genomepred.errors import GenomepredError
+from genomepred.view.jobs import Job, JobError
 
-_LETTERS = np.frombuffer(b"ACGTN", np.uint8)
 _LONGEST = 1 << 20
 
 
@@ -33,7 +33,7 @@ class Sequence:
     def __init__(self, path: Path, contigs: Mapping[str, int]) -> None:
         self._path, self._contigs = path, dict(contigs)
         self._lock = threading.Lock()
-        self._genome: object = None
+        self._job: Job | None = None
         names = [name.encode(errors="replace") for name in self._contigs]
         lengths = np.fromiter(self._contigs.values(), np.int64, len(names))
         heads = np.array([len(name) + 2 for name in names], np.int64)
@@ -53,7 +53,7 @@ class Sequence:
 
         Raises
         ------
-        SequenceError
+        JobError
             If the genome cannot be read, or is not what was predicted on.
         """
         last = min(last, self.size, first + _LONGEST)
@@ -73,16 +73,22 @@ class Sequence:
         return b"".join(parts)
 
     def _bases(self, contig: str, start: int, end: int) -> bytes:
-        from genomepred.sequences.fasta import Genome
-
         with self._lock:
-            if self._genome is None:
-                self._genome = Genome(self._path)
-            genome = self._genome
-        assert isinstance(genome, Genome)
-        if genome.contigs.get(contig) != self._contigs[contig]:
-            raise SequenceError(f"{self._path}: another genome than the one predicted on")
-        return _LETTERS[genome.codes(contig, start, end)].tobytes()
+            if self._job is None:
+                told = {"path": str(self._path), "contigs": self._contigs}
+                self._job = Job("bases", lambda share: None, **told)
+            try:
+                found: str = self._job.ask([contig, start, end])
+            except JobError:
+                self.close()
+                raise
+            return found.encode()
+
+    def close(self) -> None:
+        """End the process that reads."""
+        if self._job is not None:
+            self._job.kill()
+            self._job = None
 
 
 def try_sequence(path: Path | None, contigs: Mapping[str, int]) -> Sequence | None:
@@ -91,7 +97,8 @@ def try_sequence(path: Path | None, contigs: Mapping[str, int]) -> Sequence | No
         return None
     found = Sequence(path, contigs)
     try:
-        found.read(0, found._first[0] + 1)
+        found.read(0, int(found._first[0]) + 1)
     except GenomepredError:
+        found.close()
         return None
     return found

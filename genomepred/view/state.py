@@ -88,6 +88,8 @@ class Shown:
         """End what is being made, and let go of files."""
         if self._job is not None:
             self._job.kill()
+        if self._sequence is not None:
+            self._sequence.close()
         if self._folder is not None:
             self._folder.cleanup()
 

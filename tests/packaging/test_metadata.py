@@ -68,3 +68,20 @@ def test_what_tests_need_is_constrained(project):
     names = {re.split(r"[<>=\[; ]", line)[0].lower().replace("_", "-") for line in wanted}
     missing = names - {name.lower().replace("_", "-") for name in pinned} - {"genomepred"}
     assert missing == set()
+
+
+def test_the_page_and_its_licenses_are_packaged(project):
+    folder = ROOT / "genomepred" / "view"
+    found = {
+        path
+        for glob in project["tool"]["setuptools"]["package-data"]["genomepred.view"]
+        for path in folder.glob(glob)
+    }
+    assert found == {
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    }
+    assert {"page.html", "main.js", "igv.esm.min.js"} <= {path.name for path in found}
+    assert all((ROOT / name).is_file() for name in project["project"]["license-files"])
+    assert "MIT" in project["project"]["license"]

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.scale import Scale
+from tests.store_files import write_store
 from tests.view.serving import Client, prepare, serving, write_folder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
@@ -407,3 +409,36 @@ def test_unknown_places_and_menus_stay_here(visit: Visit) -> None:
     assert "Sort rows by value here" in labels
     assert not [label for label in labels if "BLAT" in str(label)]
     visit.page.keyboard.press("Escape")
+
+
+def test_genomes_of_a_folder(tmp_path: Path, chromium) -> None:
+    grid = Grid.whole({"Chr1": 20_000}, Geometry(window=100, stride=20))
+    rng = np.random.default_rng(0)
+    values = rng.gamma(0.5, 1, (4, grid.rows, 1)).astype(np.float32)
+    (tmp_path / "run").mkdir()
+    for name, rows in zip(("a", "b", "c"), values, strict=False):
+        write_store(tmp_path / "run" / f"{name}.h5", grid, rows)
+    write_store(tmp_path / "ref.h5", grid, values[3])
+    other = Grid.whole({"scaffold": 9000}, Geometry(window=100, stride=20))
+    write_store(tmp_path / "run" / "d.h5", other)
+    with serving(tmp_path / "run", reference=tmp_path / "ref.h5") as (client, _, _):
+        visit = Visit(chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT}), client)
+        visit.page.goto(client.url)
+        visit.until("Boolean(window.genomepred?.ready)")
+        assert visit.page.evaluate("genomepred.facts.lines") == ["a", "b", "c", "reference"]
+        visit.set(show="difference")
+        assert visit.page.evaluate("genomepred.base()") == 3
+        visit.go("Chr1:4001-4400")
+        found = pixels(visit)
+        height = found.shape[0] // 4 if found.shape[0] < 128 else 32
+        start, each = frame(visit)
+        rows = ((start + (np.arange(found.shape[1]) + 0.5) * each - 40) // 20).astype(int)
+        scale = scale_of(visit)
+        drawn = quantized(values[:, :, 0], scale)[:, rows]
+        colors = colored(drawn - drawn[3], *legend(visit), lookup(visit, "red and blue"))
+        same(found[height // 2 : 4 * height : height], colors)
+        visit.page.select_option("#map", "1")
+        visit.until("window.genomepred?.ready && genomepred.facts.title === 'd'")
+        assert visit.page.evaluate("genomepred.browser.currentLoci()").startswith("scaffold:1-")
+        assert visit.said == []
+        visit.page.close()

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genomepred.cli import cli
 from genomepred.errors import DataError, GenomepredError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.view.clusters import leaves
@@ -41,6 +43,19 @@ def test_genomes_of_equal_coordinates_are_one_map(tmp_path: Path) -> None:
     assert len(left) == 1
     assert left[0].startswith(str(tmp_path / "broken.h5"))
     assert len({map.pyramid() for map in maps}) == 4
+
+
+def test_a_reference_goes_with_its_own_coordinates(tmp_path: Path) -> None:
+    reference = write_store(tmp_path / "ref.h5")
+    (tmp_path / "run").mkdir()
+    write_store(tmp_path / "run" / "a.h5")
+    grid = Grid.whole({"chr2": 1004}, Geometry(window=100, stride=20))
+    other = write_store(tmp_path / "run" / "b.h5", grid)
+    maps, _ = find_maps(tmp_path / "run", reference)
+    assert [map.reference for map in maps] == [reference, None]
+    assert maps[0].everything == (tmp_path / "run" / "a.h5", reference)
+    with pytest.raises(StoreError, match=r"ref\.h5: other contigs"):
+        find_maps(other, reference)
 
 
 def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
@@ -203,6 +218,21 @@ def test_leaves_of_few_or_missing(shape: tuple[int, int]) -> None:
 
 
 # -- the command ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [(), ("--samples", "s1,s0.2"), ("--difference", "mean")])
+def test_plot_draws_cohorts_and_folders(tmp_path: Path, more: tuple[str, ...]) -> None:
+    haplotypes = [("s0", 1), ("s0", 2), ("s1", 1)]
+    write_cohort(tmp_path / "p.h5", {"c": 9000}, Geometry(window=40, stride=20), haplotypes, 2)
+    for target in (tmp_path / "p.h5", tmp_path):
+        picture = tmp_path / "x.png"
+        words = ["plot", str(target), "c:1-5000", "-o", str(picture), *more]
+        done = CliRunner().invoke(cli, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert picture.stat().st_size > 5000
+        picture.unlink()
+    words = ["plot", str(tmp_path / "p.h5"), "c", "-o", str(picture), "--sample", "s1", *more]
+    assert CliRunner().invoke(cli, words).exit_code == (2 if more else 0)
 
 
 def command(*arguments: object, **options: object) -> subprocess.Popen[str]:

@@ -182,6 +182,16 @@ def test_facts(client: Client) -> None:
     assert facts["reference"] is None
 
 
+def test_a_table_of_other_samples_is_told(folder, tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("sample\tgroup\nnobody\ta\n")
+    with serving(folder[0] / "panel.h5", table=tmp_path / "t.tsv") as (client, shown, _):
+        client.enter()
+        prepare(shown[0])
+        facts = asked(client, "/api/map?map=0")["facts"]
+        assert facts["note"] == "the table of samples names none of these rows"
+        assert facts["columns"] == {}
+
+
 def test_tiles_are_those_of_the_pyramid(client: Client, server) -> None:
     pyramid = server[1][0].ready()
     for track, stat, level, interval, tile in [(0, 0, 0, 0, 3), (1, 1, 5, 0, 1), (0, 1, 8, 1, 0)]:

@@ -14,8 +14,8 @@ export function fillBar(page, maps) {
   choices(byId("map"), maps.map(({ key, title }) => [key, title]));
   choices(byId("base"), bases(facts));
   choices(byId("sort"), [
-    ["file", "order of the file"], ["name", "name"], ["value", "value at the center"],
-    ["cluster", "similarity of this view"],
+    ["file", "order of the file"], ["name", "name"], ["value", "value at center"],
+    ["cluster", "similarity here"],
     ...Object.keys(facts.columns).map((name) => [`column:${name}`, name]),
   ]);
   choices(byId("group"), [["", "nothing"], ...Object.keys(facts.columns).map((name) => [name, name])]);

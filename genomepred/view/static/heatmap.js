@@ -10,6 +10,8 @@ import { ask } from "./server.js";
 const STATISTICS = ["mean", "max"];
 const LEAST_NAME = 8; // pixels of a row that has its name written
 const FOUND = "#b3261e"; // samples that were looked for
+// Codes of one picture at a time, so that drawing leaves no garbage of megabytes.
+const scratch = { bytes: new Uint8Array(0) };
 const GROUP_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
 
 export class HeatMap extends igv.TrackBase {
@@ -130,7 +132,8 @@ export class HeatMap extends igv.TrackBase {
 
   draw({ context, pixelTop, pixelWidth, pixelHeight, bpStart, bpPerPixel, features }) {
     const [width, height] = [Math.round(pixelWidth), Math.round(pixelHeight)];
-    const columns = new Columns(features.pieces, this.page.facts).atPixels(bpStart, bpPerPixel, width);
+    const columns = new Columns(features.pieces, this.page.facts, scratch)
+      .atPixels(bpStart, bpPerPixel, width);
     const style = this.style(columns);
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [width, height];

@@ -34,7 +34,7 @@ class Page {
     this.tiles = new Tiles(this.key, this.facts);
     this.settings = this.valid({ ...settings, map: this.key });
     fillBar(this, this.maps);
-    this.arrange(this.base_order());
+    this.arrange(this.baseOrder());
     byId("wait").hidden = true;
     byId("bar").hidden = false;
     showSettings(this);
@@ -47,6 +47,7 @@ class Page {
     if (["cluster", "value"].includes(this.settings.sort)) await this.sort();
     this.find();
     this.moved();
+    if (this.facts.note) tell(this.facts.note, true);
   }
 
   /** Settings of which each fits the map. */
@@ -100,7 +101,7 @@ class Page {
 
   // -- rows ---------------------------------------------------------------------------------------
 
-  base_order() {
+  baseOrder() {
     const { sort } = this.settings;
     const { lines, columns } = this.facts;
     if (sort === "name") return byColumn(lines);
@@ -119,7 +120,7 @@ class Page {
     const { sort } = this.settings;
     if (sort === "cluster") this.arrange(await this.similar());
     else if (sort === "value") this.arrange(await this.valued(this.clicked ?? this.center()));
-    else this.arrange(this.base_order());
+    else this.arrange(this.baseOrder());
     this.clicked = undefined;
     for (const track of heatMaps(this.browser)) track.trackView.checkContentHeight();
   }
@@ -139,7 +140,7 @@ class Page {
     const [track] = this.settings.tracks;
     const level = levelFor(this.facts, this.browser.referenceFrameList[0].bpPerPixel);
     const [piece] = binsWithin(this.facts, this.places.get(contig), base, base + 1, level);
-    if (!piece) return this.base_order();
+    if (!piece) return this.baseOrder();
     const { columns, values } = await this.columns(track, [{ ...piece, last: piece.first + 1 }]);
     return byValue(Array.from(columns.codes, (code) => values[code]));
   }
@@ -152,7 +153,7 @@ class Page {
     do {
       [piece] = binsWithin(this.facts, this.places.get(frame.chr), frame.start, frame.end, level++);
     } while (piece && piece.last - piece.first > MOST_BINS);
-    if (!piece) return this.base_order();
+    if (!piece) return this.baseOrder();
     tell("putting similar rows side by side …");
     const order = await ask("order", {
       map: this.key, track, stat: this.statistic, level: piece.level, interval: piece.place.number,

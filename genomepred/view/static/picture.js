@@ -1,6 +1,6 @@
 // From codes to pixels: the same arithmetic for the screen, exports, orders and the table.
 
-import { MISSING, colorOf } from "./colors.js";
+import { colorOf } from "./colors.js";
 import { linesAt } from "./layout.js";
 
 /** Codes of the bins of a view that pixels show, and which pixel shows which. */
@@ -8,10 +8,12 @@ export class Columns {
   /**
    * @param pieces as `binsWithin` gives them, each with its `tiles`
    * @param facts of the map
+   * @param scratch { bytes } that may be written over, and made larger
    */
-  constructor(pieces, facts) {
+  constructor(pieces, facts, scratch) {
     this.pieces = pieces;
     this.facts = facts;
+    this.scratch = scratch;
     this.lines = facts.lines.length;
   }
 
@@ -48,7 +50,9 @@ export class Columns {
   /** Codes [bins, lines]. */
   fill() {
     const { tile } = this.facts;
-    this.codes = new Uint8Array(this.bins.length * this.lines);
+    const size = this.bins.length * this.lines;
+    if (this.scratch && this.scratch.bytes.length < size) this.scratch.bytes = new Uint8Array(size);
+    this.codes = this.scratch?.bytes.subarray(0, size).fill(0) ?? new Uint8Array(size);
     this.bins.forEach(({ piece, bin }, k) => {
       const found = this.pieces[piece].tiles.get(Math.floor(bin / tile));
       found?.column(bin % tile, this.codes, k * this.lines);
@@ -139,10 +143,14 @@ export function eachLine(columns, style, layout, top, height, draw) {
   }
 }
 
-/** Picture of a view as ImageData. */
+// Pixels of the picture before, written over by the next one of its size.
+let image = new ImageData(1, 1);
+
+/** Picture of a view as ImageData, which holds until the next. */
 export function paint(columns, style, layout, top, height) {
   const width = columns.column.length;
-  const pixels = new Uint32Array(width * height).fill(0xffffffff);
+  if (image.width !== width || image.height !== height) image = new ImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer).fill(0xffffffff);
   const colors = new Uint32Array(columns.bins.length);
   let before;
   eachLine(columns, style, layout, top, height, (y, line) => {
@@ -159,7 +167,5 @@ export function paint(columns, style, layout, top, height) {
       if (bin >= 0) row[x] = colors[bin];
     }
   });
-  return new ImageData(new Uint8ClampedArray(pixels.buffer), width, height);
+  return image;
 }
-
-export { MISSING };

@@ -3,7 +3,7 @@
 import { askBytes } from "./server.js";
 
 // Bytes of tiles that are kept beyond those on screen.
-const KEPT = 20e6;
+const KEPT = 8e6;
 
 /** Codes of some consecutive bins of all lines. */
 class Tile {
