@@ -23,8 +23,9 @@ examples: env
 rice: env
 	PATH="$(abspath $(BIN)):$$PATH" examples/rice_story.sh $(DATA) rice-out
 
+# Two processes, each on one thread; all tests of a file in one of them.
 test: env
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: env
 	$(BIN)/python -m pytest -q -m slow

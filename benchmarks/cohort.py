@@ -233,7 +233,7 @@ def decoding(data: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def limits(data: Path) -> list[dict[str, Any]]:
-    """What errors and missing genotypes do to sharing: the first 100 kb of the simulated panel."""
+    """Sharing under errors and missing genotypes: the first 100 kb of the simulated panel."""
     reference, variants, options, _ = PANELS["p33"]
     _, window, stride = MODELS[0]
     geometry = Geometry(window, stride)

@@ -45,7 +45,7 @@ MODELS: list[tuple[str, int, int, int | None]] = [
     ("utr-attention", 50, 20, None),
 ]
 THINNED = (1, 10, 300)  # every so many records
-RECORDS = {1: 1024, 10: 256, 300: 64}
+RECORDS = {1: 512, 10: 128, 300: 64}
 DIFFERENCE, ROUNDS = 1e-5, 3
 
 

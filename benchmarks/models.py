@@ -189,7 +189,7 @@ def run(
     tell : callable
         Is given lines about each result.
     models : names of architectures, optional
-        Default: all, at their usual windows.
+        Default: all, at their default windows.
     batches : windows, optional
         Default: 1, 16, a compute batch of the engine, and four of them.
     precision : {"auto", "fp32", "fp16", "bf16"}

@@ -293,6 +293,22 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those that it lies in, unless it is there.
+
+    Raises
+    ------
+    OutputError
+        If it is a file, or cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputError(f"{path} is a file; name a folder") from error
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
 def output_error(path: Path, error: OSError) -> OutputError:
     """One line for an output that the system refused to write."""
     if error.errno in _FULL:

@@ -91,7 +91,7 @@ class Watch:
 
 
 class Outlook(Watch):
-    """What a run still has to do, told to its bar from the start.
+    """Work that a run still has to do, told to its bar from the start.
 
     Genomes that are not looked at yet count as the mean of those that are.
 

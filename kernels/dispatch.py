@@ -157,7 +157,7 @@ def _gpu_obstacle(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def explain(device: torch.device) -> list[Rule]:
-    """What :func:`choose` answers on a device and why, from the first rule to the last.
+    """Answers of :func:`choose` on a device and why, from the first rule to the last.
 
     Raises
     ------

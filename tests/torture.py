@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import lzma
 import random
 import signal
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests import ray_cluster
 from tests.checkpoints import make_checkpoint
+from tests.helpers import hashes
 
 ASSETS = Path(__file__).parents[1] / "genomepred" / "assets"
 LAMBDA = Path(__file__).parent / "data" / "lambda_virus.fa.gz"
@@ -97,11 +97,6 @@ class Runs:
             said.seek(0)
             assert process.returncode == 0, f"exit {process.returncode}: {said.read()}"
         return False
-
-
-def hashes(out: Path) -> dict[str, str]:
-    """sha256 of all published files of a folder."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("*.h5"))}
 
 
 def parts(out: Path) -> int:

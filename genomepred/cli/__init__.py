@@ -153,7 +153,7 @@ def _outcome() -> tuple[str, int]:
 
 
 def _ending(error: BaseException) -> tuple[str, int]:
-    """What is said of an error, and the exit code."""
+    """The message of an error, and the exit code."""
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):

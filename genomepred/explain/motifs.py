@@ -77,7 +77,7 @@ class Motif:
 
 @dataclass(frozen=True, eq=False)
 class Filters:
-    """What a first convolution looks for.
+    """Motifs of a first convolution's filters.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ class _FirstConvolution:
         return self._predictor.activations(codes, self._layer)
 
     def subsequences(self, codes: Codes, positions: int) -> Codes:
-        """What each position sees, ``uint8 [batch, positions, width]``; 4 outside the windows."""
+        """Bases that positions see, ``uint8 [batch, positions, width]``; 4 outside windows."""
         sides = (0, 0), (self._left, self._dilation * self.width)
         padded = np.pad(codes, sides, constant_values=4)
         span = self._dilation * (self.width - 1) + 1
@@ -446,7 +446,7 @@ class _Survival:
         self._known: dict[tuple[int, int], Float64] = {}
 
     def p_value(self, first: int, last: int, total: int) -> float:
-        """Of a sum of scores over the columns ``[first, last)``."""
+        """Distribution of a sum of scores over the columns ``[first, last)``."""
         if (first, last) not in self._known:
             distribution = np.ones(1)
             for share in self._shares[first:last]:

@@ -69,7 +69,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Numerics:
-    """What the engine does that can change the last bits of a prediction.
+    """Choices of the engine that can change the last bits of a prediction.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def find_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """What of a device can change the last bits of a result."""
+    """Properties of a device that can change the last bits of a result."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"

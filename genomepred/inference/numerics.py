@@ -55,7 +55,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is asked for, and so what may be chosen.
+    """The choices that a request leaves open.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ class _Guard:
         return _difference(engine(numerics).submit(block)(), reference)
 
     def why_not(self, numerics: Numerics) -> str:
-        """What speaks against a way to compute the model; empty if nothing does."""
+        """Reason against a way to compute the model; empty if there is none."""
         try:
             found = self.difference(numerics)
         except ModelError as error:  # a module of the user's own that only runs as written

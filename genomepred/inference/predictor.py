@@ -198,7 +198,7 @@ class Predictor:
         return torch.cat(found)
 
     def _until(self, codes: Codes) -> Tensor:
-        """What the layer with a hook returns for one compute batch."""
+        """Output of the layer with a hook for one compute batch."""
         try:
             self.engine.written(torch.from_numpy(codes).to(self.device))
         except _Computed as reached:

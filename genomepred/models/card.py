@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 ACTIVATIONS = ("none", "sigmoid", "softmax", "softplus", "exp")
 INPUTS = ("codes", "onehot_channels_first", "onehot_channels_last")
+OUTPUTS = ("bins_tracks", "tracks_bins")
 # Architecture of a model that comes with its own code.
 EXTERNAL = "external"
 # What all four channels of a one-hot hold where the base is unknown.
@@ -71,6 +72,8 @@ class Card:
         Permutation of the tracks that undoes reverse-complementing the input; by default none.
     input : {"codes", "onehot_channels_first", "onehot_channels_last"}, optional
         What the model is called with.
+    output : {"bins_tracks", "tracks_bins"}, optional
+        Order of the axes after the batch in what the model returns.
     base_order, n_policy : str, optional
         See :class:`genomepred.models.layers.OneHot`.
     min_bases : int, optional
@@ -105,6 +108,7 @@ class Card:
     bins: int = 1
     reverse_tracks: tuple[int, ...] | None = None
     input: str = "codes"
+    output: str = "bins_tracks"
     base_order: str = "ACGT"
     n_policy: str = "zeros"
     min_bases: int = 1
@@ -306,6 +310,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "activation": (_is_one_of(*ACTIVATIONS), ", ".join(ACTIVATIONS)),
     "input": (_is_one_of(*INPUTS), ", ".join(INPUTS)),
+    "output": (_is_one_of(*OUTPUTS), ", ".join(OUTPUTS)),
     "base_order": (
         lambda value: _is_text(value) and sorted(value) == list("ACGT"),
         "a permutation of ACGT",

@@ -95,7 +95,7 @@ class SequenceModel(nn.Module):
     checkpoint: Path
     trunk: nn.Sequential
     head: nn.Module
-    input = "codes"
+    input, output = "codes", "bins_tracks"
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from genomepred.store.hdf5 import DamagedPartError, check_part, verify_file
 
 @dataclass(frozen=True)
 class FileReport:
-    """What ``verify`` found of one genome: ``problems`` is empty for a sound file."""
+    """Report of ``verify`` on one genome: ``problems`` is empty for a sound file."""
 
     name: str
     path: Path

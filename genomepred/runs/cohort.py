@@ -420,7 +420,7 @@ class CohortRun:
         return self.folder / f"{first}-{last}.h5"
 
     def part_attributes(self, first: int, last: int) -> dict[str, str | int]:
-        """What a part says of itself."""
+        """Attributes of a part."""
         return {
             "genome": self.name,
             "first_window": first,
@@ -707,7 +707,7 @@ def predict_cohort(
 
 @dataclass(frozen=True)
 class CohortEstimate:
-    """What a cohort run would do, from stretches of its grid.
+    """Estimate of a cohort run, from stretches of its grid.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ _LARGEST_RUN = 1 << 26
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What all genomes of a run have in common.
+    """The plan that all genomes of a run have in common.
 
     ``regions`` is the run's own copy of a BED that messages call ``regions_called``.
     ``share`` is ``(i, n)``: of every genome, this process computes the shards whose number plus

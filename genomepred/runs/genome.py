@@ -47,7 +47,7 @@ _NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a genome was when its first shard was computed, and its rows; never altered.
+    """A genome as it was when its first shard was computed, and its rows; never altered.
 
     Whoever works on the genome, on any thread, holds on to this and needs nothing else of it.
     """
@@ -209,7 +209,7 @@ class GenomeWork(Work):
         )
 
     def read_record(self) -> dict[str, Any] | None:
-        """What the genome was when its first shard was computed, or None if none was.
+        """The genome as it was when its first shard was computed, or None if none was.
 
         Raises
         ------
@@ -285,7 +285,7 @@ class GenomeWork(Work):
                 raise
 
     def _attributes(self, first: int, last: int) -> dict[str, str | int]:
-        """What a part says of itself: enough to tell it from any other."""
+        """Attributes of a part: enough to tell it from any other."""
         assert self.prepared is not None
         return {
             "genome": self.name,
@@ -332,7 +332,7 @@ class GenomeWork(Work):
             )
 
     def facts(self) -> dict[str, Any]:
-        """What the sidecar says of the genome."""
+        """Content of the genome's sidecar."""
         assert self.prepared is not None
         size, mtime_ns = self.prepared.stamp
         return {

@@ -1,8 +1,9 @@
-"""What a folder says of its run: ``run.json``, and a way to everything that lies beside it."""
+"""The run of a folder: its ``run.json``, and a way to everything that lies beside it."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,19 @@ from typing import Any
 
 from genomepred.errors import StoreError
 from genomepred.files import user_path
-from genomepred.runs.folder import PARTS, RunPlan, check_regions, read_run, regions_path
+from genomepred.runs.folder import (
+    PARTS,
+    RUN_FILE,
+    RunPlan,
+    check_regions,
+    read_run,
+    regions_path,
+)
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.signature import Signature
 from genomepred.sequences.grid import Geometry
+from genomepred.sequences.names import some
 from genomepred.store.chunks import Layout
 from genomepred.store.reader import PredictionStore
 from genomepred.store.sidecar import read_sidecar, sidecar_path
@@ -57,7 +66,7 @@ class Run:
         return self.out / f"{name}.h5"
 
     def outcome(self, name: str) -> dict[str, Any] | None:
-        """What the sidecar of a genome says; None if there is none, or a damaged one."""
+        """Content of a genome's sidecar; None if there is none, or a damaged one."""
         try:
             return read_sidecar(sidecar_path(self.path(name)))
         except StoreError:
@@ -93,7 +102,7 @@ class Run:
 
     @cached_property
     def plan(self) -> RunPlan:
-        """What all genomes have in common.
+        """The plan that all genomes have in common.
 
         Raises
         ------
@@ -121,3 +130,32 @@ class Run:
             signature=signature,
             tracks=self.tracks,
         )
+
+
+def prediction_files(out: Path) -> list[Path]:
+    """The prediction files of a folder, in the order of its run; or the one file that is named.
+
+    Genomes of the run that are not finished are left out, and a warning says how many they are.
+
+    Raises
+    ------
+    StoreError
+        If there are none.
+    """
+    if not out.is_dir():
+        return [out]
+    files = sorted(path for path in out.glob("*.h5") if path.is_file())
+    if os.path.lexists(out / RUN_FILE):
+        there = {path.stem: path for path in files}
+        names = Run(out).genomes
+        files = [there[name] for name in names if name in there]
+        missing = [name for name in names if name not in there]
+        if missing and files:
+            warnings.warn(
+                f"{out}: {len(missing):,} of {len(names):,} genomes are not finished and left out: "
+                f"{some(missing)}",
+                stacklevel=2,
+            )
+    if not files:
+        raise StoreError(f"{out}: a folder without prediction files (*.h5)")
+    return files

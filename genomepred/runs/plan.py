@@ -1,4 +1,4 @@
-"""What a run would amount to, before anything is written."""
+"""Estimates of a run, before anything is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FILE_BYTES = 8_000
 
 @dataclass(frozen=True)
 class GenomePlan:
-    """What predicting one genome amounts to."""
+    """Estimate of predicting one genome."""
 
     name: str
     contigs: int
@@ -45,7 +45,7 @@ class GenomePlan:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do: see :func:`plan`.
+    """Estimate of a run: see :func:`plan`.
 
     ``saving`` is how many times the work it would take without sharing overlap: multiply-adds,
     and what phases cost beside them.

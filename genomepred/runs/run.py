@@ -161,7 +161,7 @@ class GenomeRun:
         self.workers, self.step = self.setup.workers, self.setup.geometry.step
 
     def more(self) -> dict[str, Any]:
-        """What another process is to be told beside the spec."""
+        """Words for another process beside the spec."""
         return {"session": self.plan.session, "run": self.plan.run_id}
 
     @classmethod
@@ -175,7 +175,7 @@ class GenomeRun:
 
     @cached_property
     def engine(self) -> Engine:
-        """What computes; made on the thread that will use it.
+        """The computer of shards; made on the thread that will use it.
 
         Raises
         ------

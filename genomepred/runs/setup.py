@@ -1,4 +1,4 @@
-"""What a run is asked to do, and the model, device, layout and signature that follow from it."""
+"""The declaration of a run, and the model, device, layout and signature that follow from it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ _MEMORY_A_WORKER = 600_000_000
 
 
 class _Looked(NamedTuple):
-    """What a look at the first genome gives to the decision."""
+    """Facts of the first genome for the decision."""
 
     blocks: Blocks | None
     windows: GuardWindows
@@ -214,7 +214,7 @@ class Setup:
 
     @cached_property
     def _looked(self) -> _Looked:
-        """What the first genome that can be read and has rows tells; of random windows if none.
+        """Facts of the first genome that can be read and has rows, else of random windows.
 
         Raises
         ------
@@ -261,7 +261,7 @@ class Setup:
 
     @cached_property
     def _full_blocks(self) -> Blocks | None:
-        """What :attr:`blocks` would be if every window of every block were asked for."""
+        """Value of :attr:`blocks` if every window of every block were asked for."""
         return self._choose_blocks(lambda windows: 1.0)
 
     def _choose_blocks(self, whole: Filled, asked: Filled | None = None) -> Blocks | None:

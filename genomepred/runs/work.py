@@ -1,4 +1,4 @@
-"""What becomes one published file of a run: a genome, or all haplotypes of a cohort.
+"""The source of one published file of a run: a genome, or all haplotypes of a cohort.
 
 All state is on disk: parts in ``OUT/.parts/<name>/``, the published file and its sidecar. Nothing
 here knows who computes which part; any number of processes may look, write and publish at once.
@@ -118,7 +118,7 @@ class Work(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What a sidecar says of it: rows, bases, genome and when it was started."""
+        """Facts for its sidecar: rows, bases, genome and when it was started."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -135,7 +135,7 @@ class Work(ABC):
     # -- where it stands: nothing is changed -------------------------------------------------
 
     def outcome(self) -> dict[str, Any] | None:
-        """What the sidecar says; None if there is none, or a damaged one.
+        """Content of the sidecar; None if there is none, or a damaged one.
 
         Of one that is finished, only if the file of that size is there too.
         """

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from genomepred.sequences.decode import CODE_OF_BYTE, INVALID, UNKNOWN
+from genomepred.sequences.codes import CODE_OF_BYTE, INVALID, UNKNOWN
 from genomepred.sequences.vcf_decode import (
     ALL_COPIES,
     ALLELE,
@@ -330,7 +330,7 @@ def _fits(r: int, last: int, most: int, b: Any, room: Any, state: Any) -> bool:
 def _action(
     n: int, last: int, het: bool, first: int, hide_missing: bool, hide_het: bool, b: Any
 ) -> int:
-    """What a carrier does."""
+    """Action for a carrier, one of the codes above."""
     number = b.carriers[n, NUMBER]
     if het and hide_het:
         same = _all_same_length(b.carriers[:last], n, first, b.table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,20 @@ def some(names: Iterable[str], most: int = 5) -> str:
     listed = list(names)
     rest = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return ", ".join(map(shown, listed[:most])) + rest
+
+
+def core_of(name: str) -> str:
+    """The part of a contig's name that all habits share: without ``chr`` and zeros before it."""
+    return re.sub(r"^chr(omosome)?[_.-]?", "", name.lower()).lstrip("0") or name.lower()
+
+
+def absent_contig(name: str, names: Iterable[str]) -> str:
+    """Why there is no such contig, for messages: its name here if only the habit differs."""
+    known = list(names)
+    alike = [other for other in known if core_of(other) == core_of(name)]
+    if alike:
+        return f"no contig {shown(name)}; here it is named {some(alike)}: use these names"
+    return f"no contig {shown(name)}; there are {some(known)}"
 
 
 def other_naming(name: str, names: Container[str]) -> str | None:

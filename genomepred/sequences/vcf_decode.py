@@ -1,4 +1,4 @@
-"""What decoding VCF text and BCF has in common: the tables that are filled, and genotypes.
+"""The common part of decoding VCF text and BCF: the tables that are filled, and genotypes.
 
 Genotypes that are reference on all copies, nearly all of a panel, are skipped eight bytes at a
 time; what remains becomes *carriers*: sample, copy, allele. Both forms fill the same arrays, so
@@ -53,7 +53,7 @@ _DOT = 0x2E
 
 
 class Decoder(NamedTuple):
-    """What a decoder knows and what it fills.
+    """Input and output tables of a decoder.
 
     Parameters
     ----------

@@ -236,11 +236,12 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
 
 
 def _content_problems(path: Path, noted: Mapping[str, Any]) -> list[str]:
-    from genomepred.store.cohort import cohort_problems
     from genomepred.store.opening import is_cohort
 
     try:
         if is_cohort(path):
+            from genomepred.store.cohort import cohort_problems  # compiled: takes a while
+
             return cohort_problems(path, noted)
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]

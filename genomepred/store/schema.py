@@ -1,4 +1,4 @@
-"""What a prediction file must be, checked once when it is opened; later reads trust it.
+"""The schema of a prediction file, checked once when it is opened; later reads trust it.
 
 Nothing is read before its type and size are known: no link leads to another object or file, no
 type refers to memory of the file (variable-length data, references), no filter loads code, and no

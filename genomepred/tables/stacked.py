@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import StoreError
+from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Grid
 from genomepred.store.cohort import INDEX_CHUNK, CohortStore
 from genomepred.store.reader import Float32, Int64, PredictionStore
 from genomepred.tables.ranks import count_classes
-from genomepred.tables.samples import cohort_of, haplotype_names, prediction_files
+from genomepred.tables.samples import cohort_of, haplotype_names
 
 # Entries of a cohort's index, and values of genomes, that are held at a time.
 _BLOCK_ENTRIES, _BLOCK_VALUES = 1 << 22, 1 << 24

@@ -390,7 +390,7 @@ class _Trainer:
             ) from error
 
     def _identity(self) -> dict[str, Any]:
-        """What a state must be of, as plain values."""
+        """Identity that a state must have, as plain values."""
         return {"task": asdict(self.task), "settings": asdict(self.settings)}
 
 

@@ -56,10 +56,10 @@ def precision_differences(model: SequenceModel, examples: Examples) -> dict[str,
 
 
 def tolerances(differences: Mapping[str, float]) -> dict[str, float]:
-    """Tolerances of a card: the usual ones, or twice the measured differences where that is more.
+    """Tolerances of a card: the defaults, or twice the measured differences where that is more.
 
     Twice, rounded up to two digits, because other windows differ by more than those measured.
-    Above 0.1 the usual one stays, so that the precision is refused.
+    Above 0.1 the default stays, so that the precision is refused.
     """
     found = dict(TOLERANCE)
     for name, differs in differences.items():

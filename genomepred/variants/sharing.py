@@ -12,7 +12,7 @@ Pieces that are equal are computed once. What that saves is counted before anyth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,13 +70,15 @@ class Gathering:
     haplotypes : Haplotypes
     pieces : tuple of Pieces
         Left ends, right ends, strips, tiles.
-    index : int64 array, [windows, positions]
+    windows : int
+    index : callable -> int64 array, [windows, positions]
         Row of each position in the pieces' positions, one after the other.
     """
 
     haplotypes: Haplotypes
     pieces: tuple[Pieces, ...]
-    index: Int64
+    windows: int
+    index: Callable[[], Int64]
 
 
 class SharedTrunk:
@@ -117,7 +119,7 @@ class SharedTrunk:
         """Multiply-adds of one strand."""
         pieces = zip(gathering.pieces, self._piece_works, strict=True)
         trunk = sum(len(found.start) * work for found, work in pieces)
-        return trunk + len(gathering.index) * self._head_work
+        return trunk + gathering.windows * self._head_work
 
     def gather(self, haplotypes: Haplotypes, haplotype: Int64, begin: Int64) -> Gathering:
         """Pieces of windows that begin at ``begin`` on their haplotypes."""
@@ -135,32 +137,36 @@ class SharedTrunk:
         tiles, table = self._tiles(len(haplotypes.codes), begin, net, sees, past)
         pieces = (lefts, rights, strips, tiles)
         sizes = [len(p.start) * p.kind.taken for p in pieces]
-        index = np.empty((len(begin), self._positions), np.int64)
-        _fill_index(
-            begin,
-            net,
-            sees,
-            past,
-            left_row,
-            right_row,
-            strip_first,
-            strip_row,
-            table,
-            np.cumsum([0, *sizes]),
-            self._inner,
-            pool,
-            self._strip.taken,
-            self._tile.taken,
-            index,
-        )
-        return Gathering(haplotypes, pieces, index)
+
+        def index() -> Int64:
+            found = np.empty((len(begin), self._positions), np.int64)
+            _fill_index(
+                begin,
+                net,
+                sees,
+                past,
+                left_row,
+                right_row,
+                strip_first,
+                strip_row,
+                table,
+                np.cumsum([0, *sizes]),
+                self._inner,
+                pool,
+                self._strip.taken,
+                self._tile.taken,
+                found,
+            )
+            return found
+
+        return Gathering(haplotypes, pieces, len(begin), index)
 
     def raw(self, gathering: Gathering) -> Tensor:
         """Raw values of the windows, float32 ``[windows, 1, tracks]``."""
         with torch.no_grad(), self._engine.autocast():
             parts = [self._run_trunk(gathering.haplotypes, p) for p in gathering.pieces]
             features = torch.cat([part for part in parts if len(part)])
-            return self._run_head(features, gathering.index).float()
+            return self._run_head(features, gathering.index()).float()
 
     def _strips(
         self, haplotype: Int64, begin: Int64, sees: Int64, past: Int64

@@ -31,7 +31,6 @@ from genomepred.lowering.select import REFERENCE, Blocks, choose_blocks, resolve
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
 from genomepred.sequences.grid import Geometry
-from tests.checkpoints import make_checkpoint
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -41,8 +40,8 @@ STRIDE = 20  # of the tiny model's card
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(make_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
+def model(tiny_model):
+    return load_model(tiny_model)
 
 
 def make_engine(

@@ -31,7 +31,6 @@ from genomepred.runs.signature import Signature
 from genomepred.runs.work import disk_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
-from tests.checkpoints import make_checkpoint
 
 SIGNATURE = Signature(
     **{
@@ -44,8 +43,8 @@ SIGNATURE = Signature(
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+def model(tiny_model) -> Path:
+    return tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,11 @@ from genomepred.runs.run import GenomeRun
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.status import forget, status
 from genomepred.store.hdf5 import Layout
-from tests.checkpoints import make_checkpoint
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+def model(tiny_model) -> Path:
+    return tiny_model
 
 
 @pytest.fixture

@@ -92,11 +92,11 @@ class Job(Protocol):
 
     @property
     def works(self) -> Sequence[Work]:
-        """What becomes a file each."""
+        """Works of the run: each becomes a file."""
 
     @property
     def engine(self) -> Engine:
-        """What computes; made on the thread that will use it.
+        """The computer of shards; made on the thread that will use it.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class Job(Protocol):
         """
 
     def more(self) -> dict[str, Any]:
-        """What another process is to be told beside the spec, as JSON holds it."""
+        """Words for another process beside the spec, as JSON holds them."""
 
     @classmethod
     def join(cls: type[Self], spec: RunSpec, told: Mapping[str, Any]) -> Self:
