@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV ?= .venv
+DATA ?= ../shared/data
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo examples test test-slow torture docs lint env clean
+.PHONY: demo examples rice test test-slow torture docs lint env clean
 
 env: $(STAMP)
 
@@ -19,8 +20,12 @@ demo: env
 examples: env
 	PATH="$(abspath $(BIN)):$$PATH" examples/first_hour.sh examples-out
 
+rice: env
+	PATH="$(abspath $(BIN)):$$PATH" examples/rice_story.sh $(DATA) rice-out
+
+# Two processes, each on one thread; all tests of a file in one of them.
 test: env
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: env
 	$(BIN)/python -m pytest -q -m slow
@@ -37,4 +42,4 @@ lint: env
 	$(BIN)/mypy
 
 clean:
-	rm -rf demo-out examples-out build dist *.egg-info
+	rm -rf demo-out examples-out rice-out build dist *.egg-info

@@ -31,11 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import median, write_json
 from genomepred import Genome
 from genomepred.inference.engine import Engine, Numerics, compute_batch
-from genomepred.inference.numerics import resolve_kernels
-from genomepred.inference.overlap_choice import choose_blocks
-from genomepred.inference.overlap_work import multiply_adds
 from genomepred.inference.pipeline import cut
 from genomepred.inference.tiles import cut_windows, tile_work
+from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.select import choose_blocks, resolve_kernels
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.runs.cohort import TILES, compute_shard
@@ -234,7 +233,7 @@ def decoding(data: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def limits(data: Path) -> list[dict[str, Any]]:
-    """What errors and missing genotypes do to sharing: the first 100 kb of the simulated panel."""
+    """Sharing under errors and missing genotypes: the first 100 kb of the simulated panel."""
     reference, variants, options, _ = PANELS["p33"]
     _, window, stride = MODELS[0]
     geometry = Geometry(window, stride)

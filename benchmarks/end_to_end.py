@@ -1,4 +1,4 @@
-"""FASTA on disk -> finished HDF5: against the engine alone, and against what people write today.
+"""FASTA on disk -> finished HDF5: against the engine alone, and against the baseline.
 
 The engine alone is measured twice: every window by itself, and with shared overlap where a run
 would share it. Steady state is the slope between a shorter and a longer sequence, so that imports
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from genomepred.benchmarks.measure import Row, interleaved, median
 from genomepred.errors import ModelError
 from genomepred.inference import batching
-from genomepred.inference.engine import Numerics, activation_function
+from genomepred.inference.engine import ACTIVATION_FUNCTIONS, Numerics
 from genomepred.models import build
 from genomepred.models.agreement import difference
 from genomepred.models.card import N_POLICIES, Card, Track
@@ -50,7 +50,7 @@ LINEAR = "linear"  # the cheapest model there is, made on the spot
 class Sizes:
     """Bases of the shorter and the longer sequence of each contestant.
 
-    A whole command needs more: its second worker takes seconds to start. What people write today
+    A whole command needs more: its second worker takes seconds to start. The baseline
     takes a second for a megabase or less, wherever the model runs.
     """
 
@@ -76,7 +76,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is predicted, and where."""
+    """A job: model, sequence and device."""
 
     name: str
     model: str
@@ -122,7 +122,7 @@ def write_fasta(path: Path, sequence: str) -> Path:
     return path
 
 
-# -- what people write today --------------------------------------------------------------------
+# -- the baseline -------------------------------------------------------------------------------
 
 
 class Windows(Dataset):  # type: ignore[type-arg]
@@ -153,7 +153,7 @@ def naive(fasta: Path, case: Case, model: torch.nn.Module, out: Path, workers: i
     """Dataset, DataLoader, eager float32 model on all cores or the GPU, h5py append."""
     sequence = "".join(fasta.read_text().split("\n")[1:])
     card: Any = model.card
-    activation, tracks = activation_function(card.activation), len(card.tracks)
+    activation, tracks = ACTIVATION_FUNCTIONS[card.activation], len(card.tracks)
     windows = Windows(sequence, card, case.stride)
     loader = DataLoader(windows, batch_size=256, num_workers=workers)
     with h5py.File(out, "w") as file, torch.no_grad():
@@ -292,7 +292,7 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
     differs = compare(more_of_it, case, numerics[used].precision)
     cores = len(os.sched_getaffinity(0))
 
-    def todays(path: Path, threads: int, workers: int) -> None:
+    def baseline(path: Path, threads: int, workers: int) -> None:
         torch.set_num_threads(threads)
         naive(path, case, loaded, case.folder / "naive.h5", workers)
 
@@ -308,8 +308,8 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
         for threads, workers in ((1, cores), (cores, 0), (cores, cores))
     }
     for way, numbers in ways.items():
-        calls[f"{way}, short"] = partial(todays, little, *numbers)
-        calls[f"{way}, long"] = partial(todays, more_of_it, *numbers)
+        calls[f"{way}, short"] = partial(baseline, little, *numbers)
+        calls[f"{way}, long"] = partial(baseline, more_of_it, *numbers)
     times = _rounds(calls, rounds, limit)
     middle = {key: median(value) for key, value in times.items()}
 

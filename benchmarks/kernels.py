@@ -32,9 +32,9 @@ from genomepred.kernels.conv_block.reference import conv_block_reference
 from genomepred.kernels.dispatch import IMPLEMENTATIONS, PRECISIONS, choose
 from genomepred.kernels.epilogue.op import bias_act_pool
 from genomepred.kernels.epilogue.reference import Epilogue, bias_act_pool_reference
+from genomepred.lowering.blocks import FusedConv
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
-from genomepred.models.fused import FusedConv
 from genomepred.models.layers import OneHot, SameConv1d, channels_last
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU}
@@ -203,9 +203,10 @@ def implementations(
             reads_codes=layer.channels_in == 0,
             keeps=False,
             adds=layer.residual,
-            implementation=name,
         )
-        calls[name] = functools.partial(_first, block, x, residual, outs=block.empty(x))
+        block.use(name)
+        outs = block.empty(x, block.padding, block.epilogue)
+        calls[name] = functools.partial(_first, block, x, residual, outs=outs)
     return calls
 
 

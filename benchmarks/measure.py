@@ -1,4 +1,4 @@
-"""What all benchmarks share: timing in turns, limits of the machine, and its description."""
+"""Tools of all benchmarks: timing in turns, limits of the machine, and its description."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LEAST = {"cpu": 0.002, "cuda": 0.02}
 
 
 def in_tf32(call: Callable[[], Tensor]) -> Tensor:
-    """What PyTorch does by default where nobody asked for float32."""
+    """PyTorch's defaults where nobody asked for float32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         return call()
 

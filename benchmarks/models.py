@@ -29,12 +29,12 @@ from genomepred.benchmarks.measure import (
 )
 from genomepred.errors import ModelError
 from genomepred.inference.engine import compute_batch
-from genomepred.inference.overlap_work import multiply_adds
 from genomepred.kernels.dispatch import PRECISIONS
+from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
-from genomepred.models.fused import kernels_of, prepare
 from genomepred.models.layers import SequenceModel
 
 # Architecture and window, the two small models that count first: a limit of time meets the rest.
@@ -189,7 +189,7 @@ def run(
     tell : callable
         Is given lines about each result.
     models : names of architectures, optional
-        Default: all, at their usual windows.
+        Default: all, at their default windows.
     batches : windows, optional
         Default: 1, 16, a compute batch of the engine, and four of them.
     precision : {"auto", "fp32", "fp16", "bf16"}

@@ -32,11 +32,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import ROOT, interleaved, median, write_json
 from genomepred import Genome
-from genomepred.inference.engine import REFERENCE, Block, Engine, Numerics, compute_batch
-from genomepred.inference.numerics import resolve_kernels
-from genomepred.inference.overlap_choice import choose_blocks
-from genomepred.inference.overlap_long import long_work
-from genomepred.inference.overlap_work import block_work, multiply_adds, phases_of
+from genomepred.inference.engine import Block, Engine, Numerics, compute_batch
+from genomepred.lowering.cost import block_work, multiply_adds
+from genomepred.lowering.fuse import prepare
+from genomepred.lowering.long import long_work
+from genomepred.lowering.receptive_field import (
+    follow,
+    place_of_windows,
+    receptive_field,
+    trunk_of,
+)
+from genomepred.lowering.select import REFERENCE, choose_blocks, resolve_kernels
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
@@ -88,7 +94,7 @@ def strides(name: str) -> list[int]:
     if name == EXAMPLE:
         return list(BINS)
     window = MODELS[name]
-    pool = make_model(name, window).pool
+    pool = receptive_field(make_model(name, window).trunk).pool
     even = {max(window // divisor // pool, 1) * pool for divisor in DIVISORS}
     if name == PUBLISHED[0]:
         even.add(PUBLISHED[1])
@@ -125,14 +131,16 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
     bases = (windows - 1) * stride + model.window
     alone = multiply_adds(model, model.window)
     if name == EXAMPLE:
-        counted = long_work(model, blocks.windows).multiply_adds
+        counted, phases = long_work(prepare(model), blocks.windows).multiply_adds, 1
     else:
-        counted = block_work(model, stride, blocks.windows).multiply_adds
+        trunk = trunk_of(model, as_written=True)
+        counted = block_work(trunk, stride, blocks.windows).multiply_adds
+        phases = follow(trunk.steps, place_of_windows(model.window, stride, 1)).phases
     row = {
         "model": name,
         "window": model.window,
         "stride": stride,
-        "phases": 1 if name == EXAMPLE else phases_of(model, stride),
+        "phases": phases,
         "windows_of_a_block": blocks.windows,
         "auto": "naive" if choose_blocks(model, geometry, "cpu", "auto", full) is None else "share",
         "multiply_adds_of_a_window": {"alone": alone, "shared": counted / blocks.windows},

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from genomepred.sequences.grid import Grid
     from genomepred.store.cohort import CohortStore
     from genomepred.store.hdf5 import PredictionStore
+    from genomepred.tables.compare import compare
     from genomepred.tables.sites import find_sites
     from genomepred.tables.table import region_table
+    from genomepred.variants.run import effects
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "Grid",
     "PredictionStore",
     "Predictor",
+    "compare",
+    "effects",
     "find_sites",
     "load_model",
     "predict",
@@ -47,6 +51,8 @@ _HOMES = {
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
+    "effects": "genomepred.variants.run",
+    "compare": "genomepred.tables.compare",
     "find_sites": "genomepred.tables.sites",
     "load_model": "genomepred.models.checkpoint",
     "predict": "genomepred.runs.run",

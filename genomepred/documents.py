@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -95,7 +96,8 @@ def read_document(
         If it is absent, unreadable, no regular file or larger than the limit.
     """
     data = read_small(path, limit, follow=follow)
-    return parse_sealed(data, schema) if sealed else _object(data, schema)
+    document: dict[str, Any] = (parse_sealed if sealed else parse_document)(data, schema)
+    return document
 
 
 def parse_sealed(data: bytes, schema: Schema) -> dict[str, Any]:
@@ -106,26 +108,12 @@ def parse_sealed(data: bytes, schema: Schema) -> dict[str, Any]:
     DocumentError
         If it is no such document.
     """
-    document = _object(data, schema)
-    document.pop(SEAL, None)
-    if not _is_sealed(data, document):
-        raise DocumentError(f"its content does not match its {SEAL}")
-    return document
-
-
-def _object(data: bytes, schema: Schema) -> dict[str, Any]:
     document: dict[str, Any] = parse_document(data, schema)
-    if not isinstance(document, dict):
-        raise DocumentError("not an object")
-    return document
-
-
-def _is_sealed(data: bytes, document: Mapping[str, Any]) -> bool:
-    """Whether the text is to the byte what sealing the document gives."""
-    try:
-        return data == seal(document)
-    except ValueError:  # numbers that cannot be written, which no seal covers
-        return False
+    document.pop(SEAL, None)
+    with suppress(ValueError):  # numbers that cannot be written, which no seal covers
+        if data == seal(document):
+            return document
+    raise DocumentError(f"its content does not match its {SEAL}")
 
 
 def seal(document: Mapping[str, Any]) -> bytes:

@@ -261,15 +261,14 @@ def user_path(text: str | Path) -> Path:
 
 def discard_abandoned(path: Path) -> None:
     """Remove temporaries of a path that killed processes have left."""
-    _sweep(path.parent, re.escape(path.stem[:120]))
+    sweep_abandoned(path.parent, re.escape(path.stem[:120]))
 
 
-def sweep_abandoned(folder: Path) -> None:
-    """Remove all temporaries directly in a folder that killed processes have left, in one look."""
-    _sweep(folder, ".+")
+def sweep_abandoned(folder: Path, stem: str = ".+") -> None:
+    """Remove temporaries directly in a folder that killed processes have left, in one look.
 
-
-def _sweep(folder: Path, stem: str) -> None:
+    ``stem`` is a pattern of the names that they stand for.
+    """
     ours = re.compile(rf"{stem}\.{re.escape(socket.gethostname())}\.(\d+)\.[0-9a-f]+\.tmp")
     anyones = re.compile(rf"{stem}\..+\.\d+\.[0-9a-f]{{8}}\.tmp")
     oldest = time.time() - _ABANDONED_SECONDS
@@ -292,6 +291,22 @@ def _is_alive(process: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those that it lies in, unless it is there.
+
+    Raises
+    ------
+    OutputError
+        If it is a file, or cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputError(f"{path} is a file; name a folder") from error
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

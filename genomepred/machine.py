@@ -1,4 +1,4 @@
-"""What this process may use of its machine: processors and memory, and the limit that says so.
+"""Processors and memory that this process may use, and the limit that says so.
 
 Containers and schedulers limit by control groups (both versions), affinity, ``ulimit`` and
 variables; the least of them counts. Nothing here imports anything heavy.

@@ -1,4 +1,4 @@
-"""What the user is told on stderr: one line a message, whatever bytes a path holds."""
+"""Messages to the user on stderr: one line each, whatever bytes a path holds."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Watch:
 
 
 class Outlook(Watch):
-    """What a run still has to do, told to its bar from the start.
+    """Work that a run still has to do, told to its bar from the start.
 
     Genomes that are not looked at yet count as the mean of those that are.
 
@@ -113,6 +113,7 @@ class Outlook(Watch):
         """Count bases, and show them."""
         with self._counting:
             self.bases += bases
+            self._bar.total = max(self._bar.total or 0, self.bases)
             self._bar.update(bases)
 
     def see(self, name: str, bases: int) -> None:
@@ -123,7 +124,9 @@ class Outlook(Watch):
         self._bases += bases
         self._open += bases > 0
         mean = self._bases / max(self._open, 1)
-        self._bar.total = round(self._bases + mean * (self._genomes - len(self._seen)))
+        total = round(self._bases + mean * (self._genomes - len(self._seen)))
+        # A worker may have finished, and counted, a genome before this process looks at it.
+        self._bar.total = max(total, self.bases)
         self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
 
     def tell_workers(self, count: int) -> None:

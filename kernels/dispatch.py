@@ -157,7 +157,7 @@ def _gpu_obstacle(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def explain(device: torch.device) -> list[Rule]:
-    """What :func:`choose` answers on a device and why, from the first rule to the last.
+    """Answers of :func:`choose` on a device and why, from the first rule to the last.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def _family(device: torch.device) -> dict[str, Any]:
 
 
 def _entries(device: torch.device) -> list[dict[str, Any]]:
-    name, fma = family(device), has_fma()
+    name, fma = _family(device)["name"], has_fma()
     return [
         entry
         for entry in _table()["entries"]

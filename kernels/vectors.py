@@ -1,4 +1,4 @@
-"""What the CPU implementations are written in: vector instructions, pieces and entries.
+"""Building blocks of the CPU implementations: vector instructions, pieces and entries.
 
 Compiling takes seconds, so as little as possible is compiled. A *piece* is compiled once, to
 machine code, and called by its address from all functions that need it; a function that Numba

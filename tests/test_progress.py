@@ -95,3 +95,17 @@ def test_a_total_stands_from_the_start(monkeypatch):
     for k in range(7):
         outlook.see(f"c{k}", 200)
     assert bar.total == 400 + 7 * 200
+
+
+def test_a_total_is_never_less_than_what_is_done():
+    """A worker finishes genomes before this process looks at them: they count as done alone."""
+    bar = Progress(total=0, shown=False)
+    outlook = Outlook(bar, 4)
+    outlook.see("a", 100)
+    outlook.done(100)  # by this process
+    outlook.done(300)  # by a worker, of three genomes that are finished at first sight
+    for name in "bcd":
+        outlook.see(name, 0)
+    assert bar.total == outlook.bases == 400
+    outlook.done(50)
+    assert bar.total == 450

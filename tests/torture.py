@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import lzma
 import random
 import signal
@@ -15,12 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from tests import ray_cluster
 from tests.checkpoints import make_checkpoint
+from tests.helpers import hashes
 
 ASSETS = Path(__file__).parents[1] / "genomepred" / "assets"
 LAMBDA = Path(__file__).parent / "data" / "lambda_virus.fa.gz"
@@ -97,11 +99,6 @@ class Runs:
         return False
 
 
-def hashes(out: Path) -> dict[str, str]:
-    """sha256 of all published files of a folder."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("*.h5"))}
-
-
 def parts(out: Path) -> int:
     """Number of finished shards that are not published yet."""
     return sum(1 for _ in (out / ".parts").rglob("*-*.h5"))
@@ -143,6 +140,53 @@ def check_kills(runs: Runs, wanted: dict[str, str], kills: int, seconds: float) 
     print(f"{done} kills, {amid} of them with parts on disk, in {finished} runs: all files equal")
 
 
+def check_cluster(runs: Runs, wanted: dict[str, str], kills: int) -> None:
+    """Kill workers, nodes and drivers of runs on Ray at random moments, resume, compare."""
+    if reason := ray_cluster.why_not():
+        print(f"no kills on Ray: {reason}")
+        return
+    generator, done, killed = random.Random(3), 0, Counter[str]()
+    cluster = ray_cluster.Cluster(3)
+    try:
+        while done < kills:
+            out = runs.fresh()
+            while len(hashes(out)) < len(wanted):
+                process = cluster.start(runs.command(out, "--cluster", ray_cluster.ADDRESS))
+                before = len(hashes(out)), parts(out)
+                while process.poll() is None:
+                    time.sleep(generator.uniform(0, 1))
+                    if done >= kills or (len(hashes(out)), parts(out)) == before:
+                        continue  # workers that are killed before they have joined are left out
+                    if what := _kill_one(cluster, generator):
+                        before = len(hashes(out)), parts(out)
+                        done, killed[what] = done + 1, killed[what] + 1
+                        print(f"  kill {done} ({what}): {len(hashes(out))} genomes and ", end="")
+                        print(f"{parts(out)} parts done", flush=True)
+                said = process.communicate()[1]
+                # 3: the driver was killed; 14: three kills have met the same shard
+                assert process.returncode in (0, 3, 14), said
+            assert hashes(out) == wanted, f"{out} differs after {done} kills"
+            assert not leftovers(out), leftovers(out)
+    finally:
+        cluster.close()
+    told = ", ".join(f"{count} of {what}" for what, count in sorted(killed.items()))
+    print(f"{done} kills on Ray ({told}): all files equal")
+
+
+def _kill_one(cluster: ray_cluster.Cluster, generator: random.Random) -> str:
+    """Kill something of a run; what it was. A node that was killed is replaced."""
+    found = [("workers", process) for process in cluster.actors()]
+    found += [("nodes", process) for process in cluster.raylets()[1:]]
+    found += [("drivers", process) for process in cluster.drivers()]
+    if not cluster.actors():
+        return ""
+    what, process = generator.choice(found)
+    ray_cluster.kill(process)
+    if what == "nodes":
+        cluster.join()
+    return what
+
+
 def check_processes(runs: Runs, wanted: dict[str, str], counts: tuple[int, ...]) -> None:
     """Several processes on one folder, as --jobs and as separate commands."""
     for count in counts:
@@ -171,6 +215,7 @@ def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--ray-kills", type=int, default=30)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         # Enough work that most of a run's time is not its start.
@@ -186,6 +231,7 @@ def main() -> None:
         check_shares(runs, wanted, 4)
         check_processes(runs, wanted, (1, 2, 3))
         check_kills(runs, wanted, arguments.kills, seconds)
+        check_cluster(runs, wanted, arguments.ray_kills)
 
 
 if __name__ == "__main__":

@@ -53,11 +53,11 @@ end() {
 trap end EXIT
 trap 'stopped=yes; [ -z "$worker" ] || kill -TERM "$worker"' TERM
 
-head=${HEAD_ADDRESS:-$(address_of "${nodes[0]}")}
+head=$(address_of "${nodes[0]}")
 node 0 "$head" --head --port="$port" --include-dashboard=false --disable-usage-stats
 until (exec 3<>"/dev/tcp/$head/$port") 2>/dev/null; do sleep 1; done
 for number in $(seq 1 $((${#nodes[@]} - 1))); do
-    node "$number" "${HEAD_ADDRESS:-$(address_of "${nodes[$number]}")}" --address="$head:$port"
+    node "$number" "$(address_of "${nodes[$number]}")" --address="$head:$port"
 done
 
 # The driver runs beside the head; workers of nodes that come later join it.

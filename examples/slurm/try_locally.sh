@@ -1,11 +1,23 @@
 #!/usr/bin/env bash
-# Try array.sh under a real SLURM on this machine: two nodes of one CPU, on loopback only.
+# Try array.sh and ray.sh under a real SLURM on this machine: two nodes of one CPU, in a network of
+# their own that has loopback and no more.
+#
+#     try_locally.sh [array|ray ...]
 #
 # An array of 8 over 40 small genomes, of which one task is cancelled, one requeued while it runs
-# and one stopped by its time limit; the files must be those of one plain run, byte for byte. It
-# takes about four minutes. Needs root, Debian's slurm-wlm and munge, and genomepred on the PATH.
+# and one stopped by its time limit; then one job of two nodes through Ray. The files must be those
+# of one plain run, byte for byte. It takes about six minutes on two quiet cores. Needs root,
+# Debian's slurm-wlm and munge, and genomepred (for ray.sh with its extra `cluster`) on the PATH.
 set -euo pipefail
 
+if [ -z "${ALONE:-}" ]; then # Ray listens on every interface that it finds
+    export ALONE=yes
+    exec unshare --net --pid --fork --mount-proc --kill-child bash "$0" "$@"
+fi
+ip link set lo up
+ip address add 192.0.2.1/32 dev lo # names are not looked up where 127.0.0.1 is the only address
+
+parts=${*:-array ray}
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 host=$(hostname -s)
@@ -16,6 +28,9 @@ clean() {
     [ -n "${KEEP:-}" ] || rm -rf "$work"
 }
 trap clean EXIT
+
+printf '127.0.0.1 localhost %s n1 n2\n' "$host" >"$work/hosts"
+mount --bind "$work/hosts" /etc/hosts # for us alone
 
 # -- a cluster -------------------------------------------------------------------------------------
 mkdir -p "$work"/{ctld,n1,n2,log} /run/munge
@@ -75,40 +90,61 @@ END
 export GENOMES=$work/genomes MODEL=ctcf N=8 OPTIONS="${OPTIONS:---stride 1 --strand mean}"
 genomepred predict --genomes "$GENOMES" --model ctcf --out "$work/plain" $OPTIONS --jobs 2 >/dev/null
 sums() { (cd "$1" && sha256sum ./*.h5); }
+same() { # folder
+    genomepred verify "$1" | cut -f2 | sort | uniq -c
+    diff <(sums "$work/plain") <(sums "$1")
+    echo "$(ls "$1"/*.h5 | wc -l) genomes: the same bytes as of one plain run"
+}
+state() { scontrol show job "$1" -o 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -1; }
+running() { until [ "$(state "$1")" = RUNNING ]; do sleep 0.2; done; }
+ended() { while squeue --noheader --job="$1" 2>/dev/null | grep -q .; do sleep 1; done; }
 
 # -- the array -------------------------------------------------------------------------------------
 submit() { # further options of sbatch
     sbatch --parsable --chdir="$work" --output="$work/log/task-%a" --export=ALL,OUT="$work/maps" \
         "$@" --mem=1500M "$here/array.sh"
 }
-state() { scontrol show job "$1" -o 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -1; }
-running() { until [ "$(state "$1")" = RUNNING ]; do sleep 0.2; done; }
 works() { until find "$work/maps/.parts" -name '*.tmp' 2>/dev/null | grep -q .; do sleep 0.1; done; }
-ended() { while squeue --noheader --job="$1" 2>/dev/null | grep -q .; do sleep 1; done; }
 
-job=$(submit --array=1-8 --time=10 --signal=B:TERM@45)
-running "${job}_1"
-works
-scancel "${job}_1" && echo "task 1 cancelled while it worked"
-running "${job}_2"
-sleep 8
-scontrol requeue "${job}_2" && echo "task 2 requeued while it worked"
-running "${job}_3"
-# Limits are whole minutes: of one, 15 s are left before the signal.
-scontrol update jobid="${job}_3" TimeLimit=1 && echo "task 3 has a limit of one minute"
-while squeue --noheader --job="$job" 2>/dev/null | grep -q .; do
-    for task in 2 3; do
-        [ "$(state "${job}_$task")" = PENDING ] || continue
-        scontrol update jobid="${job}_$task" TimeLimit=10 StartTime=now 2>/dev/null || true
+try_array() {
+    job=$(submit --array=1-8 --time=10 --signal=B:TERM@45)
+    running "${job}_1"
+    works
+    scancel "${job}_1" && echo "task 1 cancelled while it worked"
+    running "${job}_2"
+    sleep 8
+    scontrol requeue "${job}_2" && echo "task 2 requeued while it worked"
+    running "${job}_3"
+    # Limits are whole minutes: of one, 15 s are left before the signal.
+    scontrol update jobid="${job}_3" TimeLimit=1 && echo "task 3 has a limit of one minute"
+    while squeue --noheader --job="$job" 2>/dev/null | grep -q .; do
+        for task in 2 3; do
+            [ "$(state "${job}_$task")" = PENDING ] || continue
+            scontrol update jobid="${job}_$task" TimeLimit=10 StartTime=now 2>/dev/null || true
+        done
+        sleep 1
     done
-    sleep 1
-done
-again=$(submit --array=1 --time=10 --signal=B:TERM@45)
-echo "task 1 submitted again"
-ended "$again"
-genomepred merge "$work/maps" >/dev/null 2>&1 || true
+    again=$(submit --array=1 --time=10 --signal=B:TERM@45)
+    echo "task 1 submitted again"
+    ended "$again"
+    genomepred merge "$work/maps" >/dev/null 2>&1 || true
 
-grep -h -E "terminated|requeued|CANCELLED|DUE TO" "$work"/log/task-* || true
-genomepred verify "$work/maps" | cut -f2 | sort | uniq -c
-diff <(sums "$work/plain") <(sums "$work/maps")
-echo "$(ls "$work/maps"/*.h5 | wc -l) genomes: the same bytes as of one plain run"
+    grep -h -E "terminated|requeued|CANCELLED|DUE TO" "$work"/log/task-* || true
+    same "$work/maps"
+}
+
+# -- one job through Ray ---------------------------------------------------------------------------
+try_ray() {
+    local job
+    job=$(sbatch --parsable --chdir="$work" --output="$work/log/ray" --nodes=2 --cpus-per-task=1 \
+        --mem-per-cpu=1500M --time=20 --export=ALL,OUT="$work/ray" "$here/ray.sh")
+    running "$job"
+    echo "job $job runs on $(scontrol show job "$job" -o | sed -n 's/.* NodeList=\([^ ]*\).*/\1/p')"
+    ended "$job"
+    tail -n 3 "$work/log/ray"
+    same "$work/ray"
+}
+
+for part in $parts; do
+    "try_$part"
+done

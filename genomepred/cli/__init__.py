@@ -41,6 +41,7 @@ _COMMANDS = {
     "plot": "genomepred.cli.store",
     "sites": "genomepred.cli.tables",
     "table": "genomepred.cli.tables",
+    "compare": "genomepred.cli.tables",
     "view": "genomepred.cli.view",
     "models": "genomepred.cli.models",
     "data": "genomepred.cli.data",
@@ -48,6 +49,7 @@ _COMMANDS = {
     "evaluate": "genomepred.cli.train",
     "sweep": "genomepred.cli.train",
     "explain": "genomepred.cli.explain",
+    "effects": "genomepred.cli.effects",
     "bench": "genomepred.cli.bench",
     "doctor": "genomepred.cli.doctor",
 }
@@ -151,7 +153,7 @@ def _outcome() -> tuple[str, int]:
 
 
 def _ending(error: BaseException) -> tuple[str, int]:
-    """What is said of an error, and the exit code."""
+    """The message of an error, and the exit code."""
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):

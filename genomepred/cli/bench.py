@@ -123,7 +123,7 @@ def kernels(
     multiple=True,
     metavar="ARCHITECTURE",
     shell_complete=_complete_architecture,
-    help="As of `train`; repeatable.  [default: all, each at its usual window]",
+    help="As of `train`; repeatable.  [default: all, each at its default window]",
 )
 @click.option(
     "--batch",
@@ -225,7 +225,7 @@ def predict(
     limit: float | None,
     as_json: bool,
 ) -> None:
-    """Compare whole runs with the engine alone and with what people write today."""
+    """Compare whole runs with the engine alone and with the baseline."""
     from genomepred.benchmarks import end_to_end as benchmark
     from genomepred.benchmarks.measure import device_type
     from genomepred.demo import SEQUENCE

@@ -22,7 +22,7 @@ from genomepred.cli.options import (
     trust_code_option,
 )
 from genomepred.models import MODELS
-from genomepred.models.card import ACTIVATIONS, INPUTS, N_POLICIES, Track
+from genomepred.models.card import ACTIVATIONS, INPUTS, N_POLICIES, OUTPUTS, Track
 
 
 @click.group()
@@ -172,6 +172,12 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
     "input_",
     type=click.Choice(INPUTS),
     help="What your module is called with.  [default: codes]",
+)
+@option(
+    "--output",
+    default="bins_tracks",
+    type=click.Choice(OUTPUTS),
+    help="Axes of what your module returns, after the batch.",
 )
 @option("--base-order", help="Base of each channel or code.  [default: the architecture's, ACGT]")
 @option(

@@ -112,8 +112,8 @@ device_option = option(
 trust_code_option = click.option(
     "--trust-code",
     metavar="PATH[:CLASS]",
-    help="Code of a model that comes with its own: a Python file, or MODULE:CLASS of an installed "
-    "module. It is executed.  [default: no code is run]",
+    help="Code of a model that comes with its own: a Python file, MODULE:CLASS of an installed "
+    "module, or FOLDER:MODULE:CLASS. It is executed.  [default: no code is run]",
 )
 
 

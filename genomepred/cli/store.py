@@ -138,14 +138,24 @@ def bigwig(
 
     FILE may be the folder of a run: each of its genomes makes OUTPUT/<genome>.bw.
     """
-    from genomepred.store.export import export_bigwig, genomes_of
+    from genomepred.store.export import export_bigwig
     from genomepred.store.opening import open_store
 
     written = []
-    for path, target in genomes_of(file, output) if file.is_dir() else [(file, output)]:
+    for path, target in _of_run(file, output) if file.is_dir() else [(file, output)]:
         with open_store(path, sample) as store:
             written += export_bigwig(store, target, track, _place(store, region))
     _tell_written(written, as_json)
+
+
+def _of_run(out: Path, folder: Path) -> list[tuple[Path, Path]]:
+    """Files of a run's finished genomes, each with the bigWig that it makes in a folder."""
+    from genomepred.files import make_folder
+    from genomepred.runs.manifest import prediction_files
+
+    files = prediction_files(out)
+    make_folder(folder)
+    return [(file, folder / f"{file.stem}.bw") for file in files]
 
 
 @export.command()

@@ -246,3 +246,86 @@ def table(
     )
     for file in files:
         click.echo(f"genomepred: wrote {file}", err=True)
+
+
+@click.command()
+@click.argument("out", type=UserPath())
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=UserPath(file_okay=False),
+    help="Folder to write into; made if absent.",
+)
+@option(
+    "--stat",
+    type=click.Choice(["variance", "range"]),
+    default="variance",
+    help="Without groups: statistic of each row over all samples.",
+)
+@click.option(
+    "--samples-table",
+    type=UserPath(exists=True, dir_okay=False),
+    help="TSV with a column sample (or name) and one of groups.  [default: none]",
+)
+@click.option(
+    "--group",
+    metavar="COLUMN",
+    help="Column of groups; two of them are compared by Mann and Whitney's rank statistic.  "
+    "[default: none]",
+)
+@click.option(
+    "--groups",
+    metavar="A,B",
+    help="The two groups to compare.  [default: those that the column has, in the order of their "
+    "names]",
+)
+@option("--top", type=click.IntRange(1), default=100, help="Regions that are listed and drawn.")
+@option(
+    "--signal",
+    type=click.Choice(["bigwig", "bedgraph"]),
+    default="bigwig",
+    help="Format of the statistics along the genome.",
+)
+@_TRACKS
+@json_option
+@debug_option
+def compare(
+    out: Path,
+    output: Path,
+    stat: str,
+    samples_table: Path | None,
+    group: str | None,
+    groups: str | None,
+    top: int,
+    signal: str,
+    tracks: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Show where the samples of OUT differ, over all or between two groups.
+
+    OUT is a cohort's file, or the folder of a run: of a cohort, or of genomes with the same
+    contigs. Writes rows.tsv.gz (every row), top.tsv and top.bed (the regions that differ most), the
+    statistic as bigWig, heatmap.png, samples.png and summary.json.
+    """
+    from genomepred.tables.compare import compare as compare_samples
+
+    summary = compare_samples(
+        out,
+        output,
+        stat,
+        samples_table=samples_table,
+        group=group,
+        groups=groups.split(",") if groups else (),
+        tracks=tracks,
+        top=top,
+        signal=signal,
+        progress=True,
+    )
+    if as_json:
+        echo_json({"folder": str(output), **summary})
+        return
+    for told in summary["tracks"]:
+        few = next((f"; {n:,} rows with q below 0.05" for k, n in told.items() if "_q_" in k), "")
+        click.echo(f"genomepred: {told['track']}: {told['top']:,} regions listed{few}", err=True)
+    click.echo(f"genomepred: wrote {output}", err=True)

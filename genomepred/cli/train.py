@@ -312,7 +312,7 @@ def train(out: Path, threads: int, as_json: bool, **options: Any) -> None:
 
 
 def _plan(options: dict[str, Any], command: str) -> Plan:
-    """What the options of ``train`` ask for."""
+    """The plan that the options of ``train`` ask for."""
     import torch
 
     from genomepred.inference.engine import find_device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from genomepred.data.examples import Codes, Int64
 from genomepred.data.storage import allocate
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
-from genomepred.sequences.names import shown
+from genomepred.sequences.names import core_of, shown
 
 _SHOWN = 60  # characters of a name that messages show
 
@@ -127,11 +126,6 @@ def match_names(
             "use the genome the labels were made on"
         )
     return matched
-
-
-def core_of(name: str) -> str:
-    """What of a contig's name does not differ from habit to habit: no ``chr``, no zeros before."""
-    return re.sub(r"^chr(omosome)?[_.-]?", "", name.lower()).lstrip("0") or name.lower()
 
 
 def some(names: Sequence[str], most: int = 4) -> str:

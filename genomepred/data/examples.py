@@ -12,8 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from genomepred.sequences.codes import reverse_complement
-from genomepred.sequences.decode import UNKNOWN
+from genomepred.sequences.codes import UNKNOWN, reverse_complement
 
 Codes = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -65,7 +64,7 @@ class Batches(Protocol):
 
 
 class Data(Protocol):
-    """What models are trained on and tested with."""
+    """Data that models are trained on and tested with."""
 
     @property
     def window(self) -> int:

@@ -122,7 +122,7 @@ class LabelledData:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a table says about its sequences.
+    """Sequences of a table with their labels and parts.
 
     Parameters
     ----------

@@ -36,7 +36,15 @@ from genomepred.data.peak_data import (
     SignalData,
     region_name,
 )
-from genomepred.data.peaks import ENDLESS, Peaks, Split, check_agreement, read_bed, read_peaks
+from genomepred.data.peaks import (
+    ENDLESS,
+    Peaks,
+    Split,
+    check_agreement,
+    held_out_of,
+    read_bed,
+    read_peaks,
+)
 from genomepred.data.signals import window_means
 from genomepred.data.source import Source, file_facts
 from genomepred.data.storage import allocate
@@ -54,7 +62,7 @@ class PeakFiles(NamedTuple):
     """Files of one genome.
 
     ``name`` is empty where there is only one genome; ``part`` is the part to which all of it
-    belongs, if any.
+    belongs, if any; ``regions`` a BED of what of it is held out.
     """
 
     name: str
@@ -62,6 +70,7 @@ class PeakFiles(NamedTuple):
     peaks: Path
     bigwig: tuple[Path, ...] = ()
     part: int | None = None
+    regions: Path | None = None
 
     def called(self, contig: str) -> str:
         """Name of a contig among those of all genomes."""
@@ -74,7 +83,7 @@ def is_manifest(table: Table) -> bool:
 
 
 def read_manifest(table: Table) -> list[PeakFiles]:
-    """Genomes of a table with the columns name, genome, peaks and, if wished, bigwig and split.
+    """Genomes of a table: columns name, genome, peaks and, if wished, bigwig, split and regions.
 
     Paths are relative to the table.
 
@@ -85,7 +94,8 @@ def read_manifest(table: Table) -> list[PeakFiles]:
     """
     split = table.find(None, SPLIT_COLUMNS)
     bigwig = table.find(None, ("bigwig",))
-    columns = [*MANIFEST_COLUMNS, *(column for column in (bigwig, split) if column)]
+    regions = table.find(None, ("regions",))
+    columns = [*MANIFEST_COLUMNS, *(column for column in (bigwig, split, regions) if column)]
     rows = table.read(columns).to_dict("records")
     found: dict[str, PeakFiles] = {}
     for number, row in enumerate(rows, 1):
@@ -96,11 +106,13 @@ def read_manifest(table: Table) -> list[PeakFiles]:
             raise DataError(f"{where}: the name {shown(name)} {problem}; give each genome a name")
         paths = [table.path.parent / row[column].strip() for column in ("genome", "peaks")]
         signals = (table.path.parent / row[bigwig].strip(),) if bigwig else ()
-        for path in (*paths, *signals):
+        bed = row[regions].strip() if regions else ""
+        held_out = table.path.parent / bed if bed else None
+        for path in (*paths, *signals, *filter(None, [held_out])):
             if not path.is_file():
                 raise DataError(f"{where}: no file {path}; paths are relative to the table")
         part = part_of(row[split], where, split) if split else None
-        found[name] = PeakFiles(name, paths[0], paths[1], signals, part)
+        found[name] = PeakFiles(name, paths[0], paths[1], signals, part, held_out)
     if not found:
         raise DataError(f"{table.path}: no genomes below the names of the columns")
     # By name: results do not depend on the order of the rows.
@@ -329,27 +341,33 @@ def _split(
     held_out = {VALIDATION: list(asked.validation), TEST: list(asked.test)}
     for one in files:
         own = [name for name in names if name.startswith(one.called(""))]
+        if one.regions is not None:
+            for name, region in held_out_of(one.regions, one.name, lengths):
+                part = part_of(name, str(one.regions), "name")
+                held_out.setdefault(part, []).append(region)
         if one.part in held_out:
             held_out[one.part] += [Region(name, 0, ENDLESS) for name in own]
         elif one.name:
-            _check_held_out(one, source, held_out)
+            _check_held_out(one, source, held_out, by_file=any(f.regions for f in files))
     return Split(tuple(held_out[VALIDATION]), tuple(held_out[TEST]))
 
 
-def _check_held_out(one: PeakFiles, source: Source, held_out: dict[int, list[Region]]) -> None:
+def _check_held_out(
+    one: PeakFiles, source: Source, held_out: dict[int, list[Region]], *, by_file: bool
+) -> None:
     """Refuse one of several genomes of which nothing is held out where it is of others.
 
     Copies of what is held out of the others would be trained on.
     """
     for part, option in ((VALIDATION, "validation"), (TEST, "test")):
         own = [r for r in held_out[part] if r.contig.startswith(one.called(""))]
-        asked = getattr(source, option)
-        if asked and not own:
+        texts = getattr(source, option)
+        asked = f"--{option} {texts[0]}" if texts else "a BED in the column regions"
+        if (texts or by_file) and not own:
             raise DataError(
-                f"{source.data}: genome {shown(one.name)} has nothing of --{option} {asked[0]}, so "
+                f"{source.data}: genome {shown(one.name)} has nothing for {option} by {asked}, so "
                 f"its copy would be trained on; give --{option} {one.name}:CONTIG, or keep the "
-                "whole "
-                "genome out by the column split"
+                "whole genome out by the column split"
             )
 
 

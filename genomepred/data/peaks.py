@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from genomepred.data.contigs import Contigs, core_of, match_names, some
+from genomepred.data.contigs import Contigs, match_names, some
 from genomepred.data.examples import TEST, TRAIN, VALIDATION, Codes
 from genomepred.errors import DataError, RegionError
 from genomepred.sequences.bed import BedRecord, bed_records
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region, parse_region
-from genomepred.sequences.names import shown
+from genomepred.sequences.names import absent_contig, core_of, shown
 
 # A contig without a known length: longer than any.
 ENDLESS = 1 << 40
@@ -271,7 +271,7 @@ class _Contigs:
         return list(self._lengths)
 
     def own(self, text: str) -> str | None:
-        """What follows this genome's name, if the text begins with it."""
+        """The text after this genome's name, if it begins with it."""
         return text.removeprefix(self._prefix) if text.startswith(self._prefix) else None
 
     def is_contig(self, text: str) -> bool:
@@ -305,6 +305,39 @@ class _Contigs:
         return found[0] if found else None
 
 
+def held_out_of(path: Path, genome: str, lengths: Mapping[str, int]) -> list[tuple[str, Region]]:
+    """Regions that a BED of one of several genomes holds out, each with its record's name.
+
+    Parameters
+    ----------
+    path : Path
+        In the coordinates of that genome; names of contigs may differ by ``chr`` and zeros.
+    genome : str
+        Its name, which stands before its contigs in ``lengths`` and in the regions.
+    lengths : mapping of str to int
+        As for :meth:`Split.parse`.
+
+    Raises
+    ------
+    RegionError
+        Naming file and line, if a record is malformed or not on the genome.
+    """
+    contigs = _Contigs(genome, lengths)
+    found = []
+    for record in bed_records(path):
+        where = f"{path} line {record.line}"
+        try:
+            region = contigs.find(f"{record.contig}:{record.start + 1}-{record.end}")
+        except RegionError as error:
+            raise RegionError(f"{where}: {error}") from error
+        if region is None:
+            raise RegionError(f"{where}: {absent_contig(record.contig, contigs.names)}")
+        found.append((record.name, region))
+    if not found:
+        raise RegionError(f"{path}: no BED records; a record is contig, start, end and part")
+    return found
+
+
 def _held_out(option: str, text: str, genomes: Mapping[str, _Contigs]) -> list[Region]:
     """Regions that a text means, in one genome if it names it, else in all."""
     for contigs in genomes.values():
@@ -316,7 +349,8 @@ def _held_out(option: str, text: str, genomes: Mapping[str, _Contigs]) -> list[R
     regions = [region for region in found.values() if region]
     if not regions:
         names = [name for contigs in genomes.values() for name in contigs.names]
-        raise RegionError(f"{option} {text}: no such contig; there are {some(names)}")
+        contig = text if text in names or ":" not in text else text.rpartition(":")[0]
+        raise RegionError(f"{option} {text}: {absent_contig(contig, names)}")
     if len(regions) < len(found):
         lacking = sorted(genome for genome, region in found.items() if not region)
         _tell(f"{option} {text}: no such contig in {some(lacking)}; write NAME:CONTIG for each")

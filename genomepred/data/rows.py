@@ -61,7 +61,7 @@ def text_rows(path: Path, separator: str) -> Iterator[Row]:
 
 
 class _Bounded(io.RawIOBase):
-    """What a compressed file holds, up to some times its size."""
+    """Content of a compressed file, up to some times its size."""
 
     def __init__(self, file: gzip.GzipFile, size: int) -> None:
         self._file, self._left = file, max(_SMALL, _MOST_TIMES * size)

@@ -1,4 +1,4 @@
-"""What the command line asked for as training data."""
+"""The source of training data, as the command line names it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Source:
     data : Path
         A table (.csv, .tsv, either with .gz, .xlsx, .parquet), a FASTA of labelled sequences, peaks
         (BED, narrowPeak, or a FASTA with headers ``CONTIG:START-END``), or a manifest of several
-        genomes with their peaks (.tsv with the columns name, genome, peaks).
+        genomes with their peaks (.tsv with the columns name, genome, peaks; optional are bigwig,
+        split, and regions: a BED of what is held out of each).
     labels : Path, optional
         Table with the names of the FASTA's sequences and their labels.
     genome : Path, optional

@@ -11,7 +11,7 @@ import numpy as np
 from genomepred.data.examples import Codes
 from genomepred.errors import OutputError
 from genomepred.files import output_error, require_space
-from genomepred.sequences.decode import UNKNOWN
+from genomepred.sequences.codes import UNKNOWN
 
 # Bytes of codes kept in memory: a plant genome, or 700,000 sequences of 3 kb. More is mapped, so
 # that what a batch touches is read and what memory is free caches it.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from genomepred.data.examples import Codes
 from genomepred.data.rows import Row, parquet_file, sheet_rows, text_rows
 from genomepred.errors import DataError, DependencyError
-from genomepred.sequences.decode import CODE_OF_BYTE, INVALID, UNKNOWN
+from genomepred.sequences.codes import CODE_OF_BYTE, INVALID, UNKNOWN
 from genomepred.sequences.names import shown
 
 # Columns that are looked for, whatever their case, when none is named.

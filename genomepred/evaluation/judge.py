@@ -24,12 +24,12 @@ from genomepred.data.examples import Codes, known_bases
 from genomepred.data.peak_files import is_manifest
 from genomepred.data.read import Data, Examples, LabelledData, Source, open_data
 from genomepred.data.tables import TABLE, Table
-from genomepred.errors import DataError, ModelError, OutputError
+from genomepred.errors import DataError, ModelError
 from genomepred.evaluation import figures
 from genomepred.evaluation import intervals as bootstrap
 from genomepred.evaluation.provenance import as_trained, check_held_out
-from genomepred.files import discard_abandoned, output_error, publishing, write_whole
-from genomepred.inference.engine import activation_function
+from genomepred.files import discard_abandoned, make_folder, output_error, publishing, write_whole
+from genomepred.inference.engine import ACTIVATION_FUNCTIONS
 from genomepred.inference.predictor import Predictor
 from genomepred.models.card import Card, Track
 from genomepred.models.layers import SequenceModel
@@ -149,10 +149,7 @@ def evaluate(
         If the folder cannot be written.
     """
     figures.new_figure(1, 1)  # what would fail at the end fails now
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
+    make_folder(out)
     card, split = model.card, part != "all"
     source = _for_card(as_trained(source, card, seed, split=split), card)
     for name in _FILES:
@@ -307,7 +304,7 @@ def judge(
             f"model {card.name!r} asks, the most are {known.max()}; give longer sequences"
         )
     raw = np.concatenate([predict(part.codes)[:, 0] for part in parts])[rows]
-    predictions = activation_function(card.activation)(torch.from_numpy(raw)).numpy()
+    predictions = ACTIVATION_FUNCTIONS[card.activation](torch.from_numpy(raw)).numpy()
     if not np.isfinite(predictions).all():
         row, track = map(int, np.argwhere(~np.isfinite(predictions))[0])
         raise ModelError(

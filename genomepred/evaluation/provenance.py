@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genomepred.data.contigs import core_of
 from genomepred.data.peak_data import region_name
 from genomepred.data.peak_files import is_manifest, read_manifest
 from genomepred.data.peaks import ENDLESS
@@ -17,6 +16,7 @@ from genomepred.data.tables import TABLE, Table
 from genomepred.errors import DataError
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import core_of
 
 _SHARE = re.compile(r"0?\.\d+")
 

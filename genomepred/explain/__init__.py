@@ -1,1 +1,1 @@
-"""What a model has learnt: mutagenesis, gradients, filters and attention."""
+"""Explanations of a model: mutagenesis, gradients, filters and attention."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genomepred.errors import ModelError
+from genomepred.lowering.receptive_field import receptive_field
 from genomepred.models.layers import SequenceModel
 from genomepred.models.nucleic_transformer import NucleicTransformer
 from genomepred.sequences.codes import Codes
@@ -99,7 +100,8 @@ def places(model: SequenceModel, positions: int) -> tuple[Int64, Int64]:
         counts = [(conv.kernel_size[0], model.window - conv.kernel_size[0] + 1) for conv in convs]
         starts = np.concatenate([np.arange(count) for _, count in counts])
         return starts, np.concatenate([np.full(count, k) for k, count in counts])
-    return np.arange(positions) * model.pool, np.full(positions, model.pool)
+    pool = receptive_field(model.trunk).pool
+    return np.arange(positions) * pool, np.full(positions, pool)
 
 
 def _spread(shares: Float32, starts: Int64, widths: Int64, window: int) -> Float32:

@@ -59,7 +59,7 @@ def require_plotting() -> None:
 
 
 class Profile(NamedTuple):
-    """What is drawn along a window.
+    """Values that are drawn along a window.
 
     ``values`` ``[window, 4]`` in the order A, C, G, T, NaN where missing, with the meaning
     ``legend``; ``heights`` ``[window]`` of the letters, with the meaning ``heights_label``;
@@ -335,7 +335,7 @@ def _draw_map(axes: Axes, weights: Float32, number: int) -> AxesImage:
 
 
 def _draw_received(axes: Axes, window: Window, attention: Attention) -> None:
-    """What each base receives, on average over the layers, in multiples of an even share."""
+    """Attention to each base, averaged over the layers, in multiples of an even share."""
     mean = attention.received.mean(0, dtype=np.float64) / np.maximum(attention.even, 1e-12)
     x = window.start + np.arange(len(mean)) + 1
     axes.axhline(1, color=_MISSING, linewidth=1)

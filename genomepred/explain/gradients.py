@@ -23,7 +23,7 @@ BASELINES = {"zeros": 0.0, "uniform": 0.25}
 
 
 class Attribution(NamedTuple):
-    """What each channel of the input contributes in one window.
+    """Contribution of each channel of the input in one window.
 
     ``reference`` is the output for the window, ``baseline`` that for the baseline (NaN without
     one), ``values`` ``float32 [window, 4]`` in the order A, C, G, T. Integrated gradients sum to

@@ -18,9 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genomepred.errors import DataError, ModelError
 from genomepred.files import write_whole
-from genomepred.inference.engine import REFERENCE, Numerics, compute_batch
+from genomepred.inference.engine import Numerics, compute_batch
 from genomepred.inference.predictor import Predictor
-from genomepred.models.layers import SequenceModel, reach
+from genomepred.lowering.select import REFERENCE
+from genomepred.models.layers import SequenceModel, zeros_beside
 from genomepred.sequences.codes import Codes
 
 Float64 = NDArray[np.float64]
@@ -76,7 +77,7 @@ class Motif:
 
 @dataclass(frozen=True, eq=False)
 class Filters:
-    """What a first convolution looks for.
+    """Motifs of a first convolution's filters.
 
     Parameters
     ----------
@@ -172,7 +173,7 @@ class _FirstConvolution:
             threads=None,
         )
         self._stride, self._dilation = conv.stride[0], conv.dilation[0]
-        self._left = reach(conv).left  # zeros before the first base
+        self._left = zeros_beside(conv)[0]  # before the first base
         self.width, self.filters = conv.kernel_size[0], conv.out_channels
         fused = fuse_conv_bn_eval(conv, norm) if norm else conv
         order = [model.base_order.index(base) for base in "ACGT"]
@@ -183,7 +184,7 @@ class _FirstConvolution:
         return self._predictor.activations(codes, self._layer)
 
     def subsequences(self, codes: Codes, positions: int) -> Codes:
-        """What each position sees, ``uint8 [batch, positions, width]``; 4 outside the windows."""
+        """Bases that positions see, ``uint8 [batch, positions, width]``; 4 outside windows."""
         sides = (0, 0), (self._left, self._dilation * self.width)
         padded = np.pad(codes, sides, constant_values=4)
         span = self._dilation * (self.width - 1) + 1
@@ -445,7 +446,7 @@ class _Survival:
         self._known: dict[tuple[int, int], Float64] = {}
 
     def p_value(self, first: int, last: int, total: int) -> float:
-        """Of a sum of scores over the columns ``[first, last)``."""
+        """Distribution of a sum of scores over the columns ``[first, last)``."""
         if (first, last) not in self._known:
             distribution = np.ones(1)
             for share in self._shares[first:last]:

@@ -13,17 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genomepred.explain.windows import Output
-from genomepred.inference.engine import REFERENCE, Numerics, compute_batch
+from genomepred.inference.engine import Numerics, compute_batch
 from genomepred.inference.predictor import Predictor
+from genomepred.lowering.fuse import fast_form
+from genomepred.lowering.receptive_field import ReceptiveField, receptive_field
+from genomepred.lowering.select import REFERENCE
 from genomepred.models.card import Card
-from genomepred.models.fused import fast_form
-from genomepred.models.layers import (
-    FlattenPositions,
-    Reach,
-    SequenceModel,
-    reach,
-    without_tf32,
-)
+from genomepred.models.layers import FlattenPositions, SequenceModel, without_tf32
 from genomepred.sequences.codes import Codes
 
 Int64 = NDArray[np.int64]
@@ -103,7 +99,7 @@ class Mutagenesis:
         self._part: _Strips | _WholeWindows
         strips = None
         if share is not False and hasattr(model, "trunk"):
-            strips = _Strips(fast, reach(model.trunk))
+            strips = _Strips(fast, receptive_field(model.trunk))
         if strips and (share or strips.width <= _LONGEST_STRIP * model.window):
             self._part = strips
         else:
@@ -187,15 +183,15 @@ class _Strips:
     ----------
     model : SequenceModel
         The form of the model that computes.
-    seen : Reach
+    field : ReceptiveField
         Of the trunk.
     """
 
-    def __init__(self, model: SequenceModel, seen: Reach) -> None:
+    def __init__(self, model: SequenceModel, field: ReceptiveField) -> None:
         self._model, self._trunk, self._head = model, model.trunk, model.head
         self._window = model.window
-        self._pool = seen.pool
-        self._before, self._after = -(-seen.left // seen.pool), -(-seen.right // seen.pool)
+        self._pool = field.pool
+        self._before, self._after = -(-field.left // field.pool), -(-field.right // field.pool)
         # The bases beyond the window's last whole group are added to every strip, so that the
         # strip at its end starts at a multiple of the pool as well.
         groups = 2 * (self._before + self._after) + 1

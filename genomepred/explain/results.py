@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred import __version__
-from genomepred.errors import DataError, OutputError
+from genomepred.errors import DataError
 from genomepred.explain.windows import Window
-from genomepred.files import discard_abandoned, publishing
+from genomepred.files import discard_abandoned, make_folder, publishing
 from genomepred.models.card import Card
 from genomepred.tsv import tab_separated
 
@@ -176,17 +176,3 @@ def file_attributes(kind: str, card: Card) -> dict[str, str | int]:
         "window": card.window,
         "package_version": __version__,
     }
-
-
-def make_folder(folder: Path) -> None:
-    """Make an output folder if it is absent.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error

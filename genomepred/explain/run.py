@@ -25,9 +25,9 @@ from genomepred.explain.motifs import (
     write_meme,
 )
 from genomepred.explain.mutagenesis import Mutagenesis
-from genomepred.explain.results import Results, file_attributes, make_folder
+from genomepred.explain.results import Results, file_attributes
 from genomepred.explain.windows import Output, Window
-from genomepred.files import publishing, write_whole
+from genomepred.files import make_folder, publishing, write_whole
 from genomepred.models.layers import SequenceModel
 from genomepred.progress import Progress
 from genomepred.tsv import tab_separated
@@ -35,7 +35,7 @@ from genomepred.tsv import tab_separated
 
 @dataclass(frozen=True)
 class Report:
-    """What an explanation read and wrote.
+    """Windows that an explanation read, and files that it wrote.
 
     Parameters
     ----------

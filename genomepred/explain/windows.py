@@ -1,4 +1,4 @@
-"""What is explained: windows of sequence, and the one number of a model whose causes are sought."""
+"""Subjects of explanations: windows of sequence, and the one number whose causes are sought."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def place_shared(
 
 
 def _after(span: Span, count: int, g: Geometry) -> Span:
-    """What is left of a span after its first ``count`` windows."""
+    """Rest of a span after its first ``count`` windows."""
     return span._replace(
         start=span.start + count * g.stride,
         windows=span.windows - count,

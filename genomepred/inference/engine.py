@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +23,16 @@ from torch import Tensor, nn
 
 from genomepred.compiled import keep_inductor
 from genomepred.errors import DeviceError, ModelError
-from genomepred.inference.overlap_choice import share
-from genomepred.kernels.dispatch import PRECISIONS
+from genomepred.lowering.fuse import PRECISIONS, prepared_form
+from genomepred.lowering.select import REFERENCE, share
 from genomepred.models.card import Card
-from genomepred.models.fused import prepare
 from genomepred.sequences.grid import Geometry
 
-STRANDS = ("forward", "reverse", "mean", "each")
+# For each strand option, whether the sequence is turned to its other strand, call by call.
+_TURNS = {"forward": (False,), "reverse": (True,), "mean": (False, True), "each": (False, True)}
+STRANDS = tuple(_TURNS)
 # What Numerics.kernels may say beside the kernels of a prepared model.
-REFERENCE, COMPILED, TORCH = ("reference",), "compiled", ("torch",)
+COMPILED = "compiled"
 
 # Bases of one compute batch. CPU, one thread, us a window in batches of 8,192 / 16,384 / 32,768 /
 # 65,536 / 131,072 bases: basenji-maize 226 / 144 / 117 / 111 / 106, the two-block CNN at W = 200
@@ -56,9 +57,19 @@ CUDA_SETTINGS: tuple[tuple[Any, str, bool], ...] = (
 )
 
 
+# A card's activations: raw values ``[..., tracks]`` -> predictions.
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda x: torch.softmax(x, dim=-1),
+    "softplus": nn.functional.softplus,
+    "exp": torch.exp,
+}
+
+
 @dataclass(frozen=True)
 class Numerics:
-    """What the engine does that can change the last bits of a prediction.
+    """Choices of the engine that can change the last bits of a prediction.
 
     Parameters
     ----------
@@ -66,7 +77,7 @@ class Numerics:
         Type of convolutions and matrix products; accumulation and activation stay in float32.
     kernels : tuple of str
         What the blocks of the prepared model are computed by, in order, as
-        :func:`genomepred.models.fused.kernels_of` tells: ``("kmers", "direct", "onednn")``, or
+        :func:`genomepred.lowering.fuse.kernels_of` tells: ``("kmers", "direct", "onednn")``, or
         ``("torch",)`` if no block has a kernel of ours. After a leading ``"compiled"`` the same
         model goes through ``torch.compile``, which keeps our operations whole. The model as written
         is ``("reference",)``.
@@ -76,7 +87,7 @@ class Numerics:
         Strands that are predicted, and how they are combined.
     overlap : {"naive", "share"}
         Whether every window is computed by itself, or a compute batch from one block of sequence
-        (see :mod:`genomepred.inference.overlap`).
+        (see :mod:`genomepred.lowering.shared`).
     """
 
     precision: str
@@ -84,16 +95,6 @@ class Numerics:
     compute_batch: int
     strand: str
     overlap: str = "naive"
-
-    @property
-    def as_written(self) -> bool:
-        """Whether the model is computed as it is written."""
-        return self.kernels == REFERENCE
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the prepared model goes through ``torch.compile``."""
-        return self.kernels[0] == COMPILED
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +146,7 @@ def find_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """What of a device can change the last bits of a result."""
+    """Properties of a device that can change the last bits of a result."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
@@ -193,38 +194,37 @@ class Engine:
             torch.cuda.set_device(device)
             for holder, name, value in CUDA_SETTINGS:
                 setattr(holder, name, value)
+        self.turns = _TURNS[numerics.strand]
+        self._compiled = numerics.kernels[0] == COMPILED
         #: The model as written, and as it is computed.
         self.written = model.to(device).eval()
         self.model: Any = _with_kernels(self.written, numerics, device)
         self._model = self.model
-        self._activation = activation_function(card.activation)
+        shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
+        self._shared = numerics.overlap == "share"
+        if self._shared:
+            self._model = share(self.model, geometry.stride, numerics.compute_batch)
+            shape = (self._model.bases,)
+        self.activate = ACTIVATION_FUNCTIONS[card.activation]
         self._reverse_tracks = (
             torch.tensor(card.reverse_tracks, device=device) if card.reverse_tracks else None
         )
         self._complement = torch.tensor([3, 2, 1, 0, 4], dtype=torch.uint8, device=device)
-        shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
-        self._shared = numerics.overlap == "share"
-        if self._shared:
-            sharing = share(self._model, geometry.stride, numerics.compute_batch)
-            self._model, shape = sharing, (sharing.bases,)
         self._buffer = torch.full(shape, 4, dtype=torch.uint8, device=device)
         self._offsets = torch.arange(geometry.window, device=device)
         self._warm = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self.tracks = len(card.tracks) * (2 if numerics.strand == "each" else 1)
-        self._check_output_shape()
-        if device.type == "cuda" and not (numerics.as_written or numerics.compiled):
-            self._record()
-
-    def _check_output_shape(self) -> None:
         found = tuple(self._predict_buffer().shape)
-        wanted = (self.numerics.compute_batch, self.geometry.bins, self.tracks)
+        wanted = (numerics.compute_batch, geometry.bins, self.tracks)
         if found != wanted:
             raise ModelError(
-                f"model {self.card.name!r} returns [batch, bins, tracks] = {list(found)}, its card "
+                f"model {card.name!r} returns [batch, bins, tracks] = {list(found)}, its card "
                 f"promises {list(wanted)}; correct the card or the model"
             )
         self._warm = True
+        if device.type == "cuda" and numerics.kernels != REFERENCE and not self._compiled:
+            self._record()
 
     def _record(self) -> None:
         """Record a compute batch as a CUDA graph: hundreds of small launches become one.
@@ -300,59 +300,48 @@ class Engine:
         if self._graph is not None:
             self._graph.replay()
             return self._recorded
-        strand = self.numerics.strand
+        # After the first call a recompilation, which would change last bits, is an error.
+        guarded = self._compiled and self._warm
+        values = []
         try:
-            with torch.no_grad(), self.autocast(), self._no_recompilation():
-                if strand == "forward":
-                    return self._forward()
-                forward = self._forward() if strand != "reverse" else None
-                reverse = self._reverse()
+            with (
+                torch.no_grad(),
+                self.autocast(),
+                torch.compiler.set_stance("fail_on_recompile") if guarded else nullcontext(),
+            ):
+                for turn in self.turns:
+                    if turn:
+                        self._buffer.copy_(self._complement[self._buffer.long()].flip(-1))
+                    found = self.activate(self._model(self._buffer).float())
+                    if len(self.turns) > 1:  # it may be a view of what the next call reuses
+                        found = found.clone()
+                    if turn:
+                        # On the other strand of a block its windows stand in the opposite order.
+                        found = self.turned_tracks(found.flip((0, 1) if self._shared else 1))
+                    values.append(found)
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(
                 f"{self.device}: not enough memory for {self.numerics.compute_batch} windows of "
                 f"{self.geometry.window} bases; use a GPU with more, or --device cpu"
             ) from error
-        if forward is None:
-            return reverse
-        if strand == "mean":
-            return (forward + reverse) / 2
-        return torch.cat([forward, reverse], dim=2)
-
-    def _forward(self) -> Tensor:
-        result: Tensor = self._activation(self._model(self._buffer).float())
-        # A model may return a view of its input or of a buffer that its next call reuses.
-        return result.clone() if self.numerics.strand in ("mean", "each") else result
-
-    def _reverse(self) -> Tensor:
-        self._buffer.copy_(self._complement[self._buffer.long()].flip(-1))
-        # On the other strand of a block its windows stand in the opposite order.
-        return self.turned_tracks(self._forward().flip((0, 1) if self._shared else 1))
+        if len(values) == 1:
+            return values[0]
+        mean = self.numerics.strand == "mean"
+        return (values[0] + values[1]) / 2 if mean else torch.cat(values, dim=2)
 
     def turned_tracks(self, values: Tensor) -> Tensor:
         """Values of the other strand, each in the column of the track that it is of."""
         return values if self._reverse_tracks is None else values[..., self._reverse_tracks]
-
-    def activate(self, values: Tensor) -> Tensor:
-        """Predictions of raw float32 values."""
-        result: Tensor = self._activation(values)
-        return result
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of convolutions and matrix products, while it is entered."""
         if self.numerics.precision == "fp32":
             return nullcontext()
         # Casts that were cached outside of a CUDA graph would be none of its memory.
-        recorded = not (self.numerics.as_written or self.numerics.compiled)
+        recorded = self.numerics.kernels != REFERENCE and not self._compiled
         cached = self.device.type == "cpu" or not recorded
         dtype = PRECISIONS[self.numerics.precision]
         return torch.autocast(self.device.type, dtype=dtype, cache_enabled=cached)
-
-    def _no_recompilation(self) -> AbstractContextManager[object]:
-        """After the first call a recompilation, which would change last bits, is an error."""
-        if self.numerics.compiled and self._warm:
-            stance: AbstractContextManager[object] = torch.compiler.set_stance("fail_on_recompile")
-            return stance
-        return nullcontext()
 
     def seconds_per_batch(self, calls: int = 5) -> float:
         """Median time of one compute batch, all strands included."""
@@ -368,38 +357,12 @@ class Engine:
 
 def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) -> nn.Module:
     """The model as the numerics say that it is computed."""
-    if numerics.as_written:
+    if numerics.kernels == REFERENCE:
         return model
-    if not numerics.compiled:
+    if numerics.kernels[0] != COMPILED:
         return prepared_form(model, numerics.kernels, numerics.precision)
     prepared = prepared_form(model, numerics.kernels[1:], numerics.precision)
     keep_inductor()
     options = {"freezing": True} if device.type == "cpu" else None
     prepared.compile(dynamic=False, options=options)
     return prepared
-
-
-def prepared_form(model: nn.Module, kernels: str | Sequence[str], precision: str) -> nn.Module:
-    """Copy of a model, rewritten for speed; see :func:`genomepred.models.fused.prepare`.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be rewritten so.
-    """
-    try:
-        return prepare(model, kernels, dtype=PRECISIONS[precision])
-    except Exception as error:  # a module of the user's own that cannot be copied
-        raise ModelError(f"the model cannot be rewritten: {error}") from error
-
-
-def activation_function(name: str) -> Callable[[Tensor], Tensor]:
-    """Function of a card's ``activation``: raw values ``[..., tracks]`` -> predictions."""
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "none": lambda x: x,
-        "sigmoid": torch.sigmoid,
-        "softmax": lambda x: torch.softmax(x, dim=-1),
-        "softplus": nn.functional.softplus,
-        "exp": torch.exp,
-    }
-    return functions[name]

@@ -17,22 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from genomepred.errors import DeviceError, ModelError, PrecisionError
-from genomepred.inference.engine import (
-    COMPILED,
-    REFERENCE,
-    TORCH,
-    Block,
-    Engine,
-    Numerics,
-    compute_batch,
-    prepared_form,
-)
-from genomepred.inference.overlap_choice import Blocks
-from genomepred.inference.overlap_work import multiply_adds
-from genomepred.kernels.dispatch import PRECISIONS, obstacle
+from genomepred.errors import ModelError, PrecisionError
+from genomepred.inference.engine import COMPILED, Block, Engine, Numerics, compute_batch
+from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.fuse import PRECISIONS, are_measured, prepared_form
+from genomepred.lowering.select import REFERENCE, TORCH, Blocks, resolve_kernels
 from genomepred.models.card import Card
-from genomepred.models.fused import are_measured, kernels_of
 from genomepred.sequences.grid import Geometry
 
 # Compiling takes 3-17 s on a CPU, so runs that finish within about two minutes on one core never
@@ -65,7 +55,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is asked for, and so what may be chosen.
+    """The choices that a request leaves open.
 
     Parameters
     ----------
@@ -132,7 +122,7 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
         raise PrecisionError(
             f"--kernels {candidates.kernels}: {why}; use --kernels auto or reference"
         )
-    if not numerics.as_written:
+    if numerics.kernels != REFERENCE:
         warnings.warn(f"the model is computed as written: {why}", stacklevel=2)
     return replace(numerics, kernels=REFERENCE)
 
@@ -150,30 +140,25 @@ class _Guard:
 
     def difference(self, numerics: Numerics) -> float:
         """Largest difference from the model as written, relative to 1 + the value."""
-        if numerics.overlap == "share":
-            return self._difference_shared(numerics)
+        engine, block = self._subject.engine, self._windows.spread
         if numerics == self._written:
             self._spread  # noqa: B018 - a model that does not run as written is an error here
             return 0.0 if np.isfinite(self._spread).all() else float("inf")
-        reference = self._spread
-        return _difference(self._subject.engine(numerics).submit(self._windows.spread)(), reference)
-
-    def _difference_shared(self, numerics: Numerics) -> float:
-        block = self._windows.following
-        assert block is not None
-        windows = numerics.compute_batch
+        if numerics.overlap == "naive":
+            return _difference(engine(numerics).submit(block)(), self._spread)
+        assert self._windows.following is not None
+        block, windows = self._windows.following, numerics.compute_batch
         alone = gcd(windows, self._subject.compute_batch)  # both multiples of powers of two
         batches = replace(block, needed=np.ones(windows // alone, np.bool_))
-        written = replace(self._written, compute_batch=alone)
-        reference = self._subject.engine(written).submit(batches)()
-        return _difference(self._subject.engine(numerics).submit(block)(), reference)
+        reference = engine(replace(self._written, compute_batch=alone)).submit(batches)()
+        return _difference(engine(numerics).submit(block)(), reference)
 
     def why_not(self, numerics: Numerics) -> str:
-        """What speaks against a way to compute the model; empty if nothing does."""
+        """Reason against a way to compute the model; empty if there is none."""
         try:
             found = self.difference(numerics)
         except ModelError as error:  # a module of the user's own that only runs as written
-            if numerics.as_written:
+            if numerics.kernels == REFERENCE:
                 raise
             return str(error)
         card = self._subject.card
@@ -188,7 +173,13 @@ class _Guard:
 def _precision(subject: Subject, candidates: Candidates, guard: _Guard) -> str:
     """The first precision that the guard accepts."""
     asked, card = candidates.precision, subject.card
-    for precision in _precisions(asked, subject.device):
+    tried: tuple[str, ...] = (asked,)
+    if asked == "auto" and subject.device.type == "cpu":
+        tried = ("fp32",)
+    elif asked == "auto":  # bfloat16 is emulated, slowly, before sm_80
+        old = torch.cuda.get_device_capability(subject.device) < (8, 0)
+        tried = ("fp16", "fp32") if old else ("fp16", "bf16", "fp32")
+    for precision in tried:
         written = Numerics(precision, REFERENCE, subject.compute_batch, candidates.strand)
         found = guard.difference(written) if precision != "fp32" else 0.0
         if found <= card.tolerance[precision]:
@@ -203,29 +194,17 @@ def _precision(subject: Subject, candidates: Candidates, guard: _Guard) -> str:
     return "fp32"
 
 
-def _precisions(asked: str, device: torch.device) -> tuple[str, ...]:
-    if asked != "auto":
-        return (asked,)
-    if device.type == "cpu":
-        return ("fp32",)
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return ("fp16", "fp32")  # bfloat16 is emulated, slowly, before sm_80
-    return ("fp16", "bf16", "fp32")
-
-
 def _shared(
     candidates: Candidates, guard: _Guard, precision: str, used: tuple[str, ...]
 ) -> Numerics | None:
-    """Numerics that share overlap, by the kernels or as written; None if neither may."""
-    if candidates.blocks is None:
+    """Numerics that share overlap by the prepared model, which alone can; None if it may not."""
+    if candidates.blocks is None or used == REFERENCE:
         return None
-    tried = dict.fromkeys((used, REFERENCE)) if candidates.kernels == "auto" else (used,)
     windows, strand = candidates.blocks.windows, candidates.strand
-    for way in tried:
-        numerics = Numerics(precision, way, windows, strand, "share")
-        if not (why := guard.why_not(numerics)):
-            return numerics
-        warnings.warn(f"overlap is not shared: {why}", stacklevel=3)
+    numerics = Numerics(precision, used, windows, strand, "share")
+    if not (why := guard.why_not(numerics)):
+        return numerics
+    warnings.warn(f"overlap is not shared: {why}", stacklevel=3)
     return None
 
 
@@ -319,37 +298,3 @@ def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> 
     with np.errstate(all="ignore"):
         difference = np.abs(values - reference) / (1 + np.abs(reference))
     return float(difference.max()) if np.isfinite(difference).all() else float("inf")
-
-
-def resolve_kernels(
-    model: nn.Module, asked: str, device: torch.device, precision: str
-) -> tuple[str, ...]:
-    """What ``--kernels`` means for a model on a device, as :class:`Numerics` says it.
-
-    Parameters
-    ----------
-    asked : {"auto", "triton", "cudnn", "cpu", "reference"}
-        ``auto`` is the model as written where nothing else can be.
-
-    Raises
-    ------
-    DeviceError
-        If the kernels do not run on the device.
-    ModelError
-        If they are asked for and the model cannot be rewritten.
-    """
-    if asked == REFERENCE[0]:
-        return REFERENCE
-    kernels, why = asked, obstacle(device, PRECISIONS[precision], asked)
-    if why and asked != "auto":
-        raise DeviceError(f"--kernels {asked}: {why}")
-    if why:
-        warnings.warn(f"torch's convolutions are used: {why}", stacklevel=2)
-        kernels = "torch"
-    try:
-        return kernels_of(prepared_form(model.to(device).eval(), kernels, precision))
-    except ModelError as error:
-        if asked != "auto":
-            raise
-        warnings.warn(f"the model is computed as written: {error}", stacklevel=2)
-        return REFERENCE

@@ -156,7 +156,7 @@ def run(
         for job in jobs:
             try:
                 for windows in cut(job.genome, job.grid, job.first, job.last, **cutting):
-                    if collector.dropped(job):
+                    if job is collector.dropped:
                         break
                     lines.put(lines.to_engine, (job, windows))
             except OutputError:
@@ -186,11 +186,8 @@ class _Collector:
     def __init__(self, precision: str, tracks: int, progress: Callable[[int], object]) -> None:
         self._precision, self._tracks, self._progress = precision, tracks, progress
         self._values: NDArray[np.float32] | None = None
-        self._dropped: ShardJob | None = None
-
-    def dropped(self, job: ShardJob) -> bool:
-        """Whether a job has failed, so that reading on is pointless."""
-        return job is self._dropped
+        #: The job that has failed, of which reading on is pointless.
+        self.dropped: ShardJob | None = None
 
     def take(
         self,
@@ -199,7 +196,7 @@ class _Collector:
         result: Callable[[], NDArray[np.float32]] | None,
     ) -> None:
         """Take a block's result, the end of a job (no content), or its error."""
-        if self.dropped(job):
+        if job is self.dropped:
             return
         if isinstance(content, GenomepredError):
             self._drop(job, content)
@@ -219,7 +216,7 @@ class _Collector:
         self._progress(rows)
 
     def _drop(self, job: ShardJob, error: GenomepredError) -> None:
-        self._values, self._dropped = None, job
+        self._values, self.dropped = None, job
         job.fail(error)
 
     def _place(self, job: ShardJob, windows: Windows, values: NDArray[np.float32]) -> int:

@@ -106,7 +106,7 @@ class Predictor:
         self.min_bases = found.min_bases if min_bases is None else min_bases
         self._geometry = found.geometry()
         self._threads = threads
-        with self._settings():
+        with self.settings():
             if numerics is None:
                 subject = Subject(model, found, self._geometry, self.device)
                 batch, window = subject.compute_batch, found.window
@@ -114,7 +114,8 @@ class Predictor:
                 candidates = Candidates(precision, kernels, strand)
                 numerics = decide(subject, candidates, GuardWindows(spread))
             self.numerics = replace(numerics, overlap="naive")  # windows come one by one
-            self._engine = Engine(model, self.card, self._geometry, self.numerics, self.device)
+            #: What calls the model.
+            self.engine = Engine(model, self.card, self._geometry, self.numerics, self.device)
 
     @property
     def window(self) -> int:
@@ -129,7 +130,7 @@ class Predictor:
     @property
     def tracks(self) -> int:
         """Output channels, both strands' with ``each``."""
-        return self._engine.tracks
+        return self.engine.tracks
 
     def predict(self, codes: Codes) -> NDArray[np.float32]:
         """Predictions of windows.
@@ -153,7 +154,7 @@ class Predictor:
         self._check(codes)
         out = np.empty((len(codes), self.bins, self.tracks), np.float32)
         slots = self.numerics.compute_batch * _BATCHES_A_BLOCK[self.device.type]
-        with self._settings():
+        with self.settings():
             for first in range(0, len(codes), slots):
                 part = np.ascontiguousarray(codes[first : first + slots])
                 out[first : first + slots] = self._compute(part)
@@ -188,7 +189,7 @@ class Predictor:
 
         hook = layer.register_forward_hook(stop)
         try:
-            with self._settings(), torch.no_grad():
+            with self.settings(), torch.no_grad():
                 for first in range(0, len(codes), batch):
                     part = codes[first : first + batch]
                     found.append(self._until(_padded(part, batch)).float().cpu()[: len(part)])
@@ -197,9 +198,9 @@ class Predictor:
         return torch.cat(found)
 
     def _until(self, codes: Codes) -> Tensor:
-        """What the layer with a hook returns for one compute batch."""
+        """Output of the layer with a hook for one compute batch."""
         try:
-            self._engine.written(torch.from_numpy(codes).to(self.device))
+            self.engine.written(torch.from_numpy(codes).to(self.device))
         except _Computed as reached:
             result: Tensor = reached.args[0]
             return result
@@ -218,12 +219,12 @@ class Predictor:
         flat = _padded(windows, slots).reshape(-1)
         needed = np.ones(slots // batch, np.bool_)
         block = Block(torch.from_numpy(flat), starts, window, needed)
-        values = self._engine.submit(block)()[: len(windows)]
+        values = self.engine.submit(block)()[: len(windows)]
         missing = missing_bins(flat, starts[: len(windows)], self._geometry, self.min_bases)
         return np.where(missing[:, :, None], np.float32(np.nan), values)
 
     @contextmanager
-    def _settings(self) -> Iterator[None]:
+    def settings(self) -> Iterator[None]:
         """The engine's settings of torch, which belong to the process, for a while."""
         threads = torch.get_num_threads()
         before = [getattr(holder, name) for holder, name, _ in CUDA_SETTINGS]

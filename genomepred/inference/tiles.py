@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from genomepred.errors import ModelError
 from genomepred.inference.engine import Engine, compute_batch
-from genomepred.inference.overlap_work import (
+from genomepred.lowering.cost import counted, multiply_adds
+from genomepred.lowering.receptive_field import (
     CannotShareError,
     Place,
-    counted,
     follow,
-    multiply_adds,
-    sharable,
+    place_of_windows,
+    trunk_of,
 )
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.distinct import Chunk, slack
@@ -81,11 +81,11 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     CannotShareError
         If the model has no trunk that works on stretches, or its windows are too short for them.
     """
-    model = sharable(model)
-    window = model.window
+    trunk = trunk_of(model, as_written=True)
+    window = trunk.model.window
 
     def place(bases: int) -> Place:
-        return follow(model.trunk, Place(stride, 1, 1, bases, 0, 0, 0, bases)).place
+        return follow(trunk.steps, place_of_windows(bases, stride, 1))
 
     whole = place(window)
     step = whole.step
@@ -127,9 +127,8 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
 
 def positions(model: nn.Module) -> int:
     """Positions of a window that leave a model's trunk."""
-    model = sharable(model)
-    window = model.window
-    return follow(model.trunk, Place(1, 1, 1, window, 0, 0, 0, window)).place.length
+    trunk = trunk_of(model, as_written=True)
+    return follow(trunk.steps, place_of_windows(trunk.model.window, 1, 1)).length
 
 
 def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, ...]:
@@ -218,11 +217,9 @@ class Tiles:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        model = sharable(engine.written)
-        self._pieces = cut_windows(model, engine.geometry.stride)
-        self._positions = positions(model)
-        strand = engine.numerics.strand
-        self._strands = {"forward": (False,), "reverse": (True,)}.get(strand, (False, True))
+        self._pieces = cut_windows(engine.written, engine.geometry.stride)
+        self._positions = positions(engine.written)
+        self._strands = engine.turns
         self._kinds: list[tuple[_Kind, ...]] = []
         self.reset()
 
@@ -317,7 +314,7 @@ def tile_work(model: nn.Module, stride: int) -> tuple[tuple[int, ...], int, int]
         See :func:`cut_windows`.
     """
     pieces = cut_windows(model, stride)
-    whole = sharable(model)
+    whole = trunk_of(model, as_written=True).model
     with torch.no_grad():
         codes = [torch.zeros(1, p.length, dtype=torch.uint8) for p in pieces]
         works = tuple(counted(whole.trunk, whole.encode(c)).multiply_adds for c in codes)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 ACTIVATIONS = ("none", "sigmoid", "softmax", "softplus", "exp")
 INPUTS = ("codes", "onehot_channels_first", "onehot_channels_last")
+OUTPUTS = ("bins_tracks", "tracks_bins")
 # Architecture of a model that comes with its own code.
 EXTERNAL = "external"
 # What all four channels of a one-hot hold where the base is unknown.
@@ -71,6 +72,8 @@ class Card:
         Permutation of the tracks that undoes reverse-complementing the input; by default none.
     input : {"codes", "onehot_channels_first", "onehot_channels_last"}, optional
         What the model is called with.
+    output : {"bins_tracks", "tracks_bins"}, optional
+        Order of the axes after the batch in what the model returns.
     base_order, n_policy : str, optional
         See :class:`genomepred.models.layers.OneHot`.
     min_bases : int, optional
@@ -105,6 +108,7 @@ class Card:
     bins: int = 1
     reverse_tracks: tuple[int, ...] | None = None
     input: str = "codes"
+    output: str = "bins_tracks"
     base_order: str = "ACGT"
     n_policy: str = "zeros"
     min_bases: int = 1
@@ -179,9 +183,10 @@ class Card:
             document = parse_document(data, {str: object})
         except DocumentError as error:
             raise ModelError(f"{source}: is no card, which is a JSON object: {error}") from error
-        if not _is_one_number(FORMAT_VERSION)(document.get("format_version", FORMAT_VERSION)):
+        written = document.get("format_version", FORMAT_VERSION)
+        if type(written) is not int or written != FORMAT_VERSION:
             raise ModelError(
-                f"{source}: field 'format_version' is {_brief(document['format_version'])}; "
+                f"{source}: field 'format_version' is {_brief(written)}; "
                 f"allowed: {FORMAT_VERSION}, so use the package version that wrote this card"
             )
         names = [f.name for f in fields(cls)]
@@ -218,10 +223,6 @@ def _brief(value: Any) -> str:
 
 def _is_int(least: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and least <= value < _LARGEST
-
-
-def _is_one_number(only: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and value == only
 
 
 def _is_one_of(*allowed: str) -> Callable[[Any], bool]:
@@ -271,14 +272,6 @@ def _are_tracks(value: Any) -> bool:
     return fit and len(set(names)) == len(names)
 
 
-def _is_base_order(value: Any) -> bool:
-    return _is_text(value) and sorted(value) == list("ACGT")
-
-
-def _is_permutation(value: Any) -> bool:
-    return value is None or (isinstance(value, tuple) and all(map(_is_int(0), value)))
-
-
 def _is_tolerance(value: Any) -> bool:
     return (
         isinstance(value, dict)
@@ -289,13 +282,19 @@ def _is_tolerance(value: Any) -> bool:
 
 # Field -> (test, what the test allows). Fields that depend on others are checked by the card.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "format_version": (_is_one_number(FORMAT_VERSION), f"{FORMAT_VERSION}"),
+    "format_version": (
+        lambda value: type(value) is int and value == FORMAT_VERSION,
+        f"{FORMAT_VERSION}",
+    ),
     "name": (
         _matches(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{_LONGEST_NAME - 1}}}"),
         f"up to {_LONGEST_NAME} letters, digits and . _ + -",
     ),
     "architecture": (_is_one_of(*MODELS, EXTERNAL), ", ".join([*sorted(MODELS), EXTERNAL])),
-    "config": (_is_json_object, "an object of the architecture's arguments, not nested deeply"),
+    "config": (
+        lambda value: type(value) is dict and _is_json(value),
+        "an object of the architecture's arguments, not nested deeply",
+    ),
     "window": (_is_int(1), "an integer, at least 1"),
     "crop": (_is_int(0), "an integer, at least 0"),
     "bins": (_is_int(1), "an integer, at least 1"),
@@ -305,14 +304,24 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         _are_tracks,
         "a list of at least one {name, description, unit} of printable text, names differing",
     ),
-    "reverse_tracks": (_is_permutation, "null or a permutation of the track numbers"),
+    "reverse_tracks": (
+        lambda value: value is None or (type(value) is tuple and all(map(_is_int(0), value))),
+        "null or a permutation of the track numbers",
+    ),
     "activation": (_is_one_of(*ACTIVATIONS), ", ".join(ACTIVATIONS)),
     "input": (_is_one_of(*INPUTS), ", ".join(INPUTS)),
-    "base_order": (_is_base_order, "a permutation of ACGT"),
+    "output": (_is_one_of(*OUTPUTS), ", ".join(OUTPUTS)),
+    "base_order": (
+        lambda value: _is_text(value) and sorted(value) == list("ACGT"),
+        "a permutation of ACGT",
+    ),
     "n_policy": (_is_one_of(*N_POLICIES), ", ".join(N_POLICIES)),
     "min_bases": (_is_int(0), "an integer, at least 0"),
     "tolerance": (_is_tolerance, "a positive number for each of fp32, fp16, bf16"),
-    "training": (_is_json_object, "an object, not nested deeply"),
+    "training": (
+        lambda value: type(value) is dict and _is_json(value),
+        "an object, not nested deeply",
+    ),
     "metrics": (_is_json_object, "an object without NaN"),
     "license": (_is_text, "text"),
     "weights_sha256": (_matches("[0-9a-f]{64}"), "64 hexadecimal digits"),

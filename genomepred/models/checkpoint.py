@@ -302,7 +302,8 @@ def _check_fit(card: Card, model: SequenceModel, state: dict[str, Tensor], direc
 
 
 def _check_agreement(card: Card, model: SequenceModel, path: Path) -> None:
-    for name in ("window", "crop", "bins", "bin_size", "input", "base_order", "n_policy"):
+    sizes = ("window", "crop", "bins", "bin_size")
+    for name in (*sizes, "input", "output", "base_order", "n_policy"):
         if getattr(card, name) != getattr(model, name):
             raise ModelError(
                 f"{path}: field {name!r} is {getattr(card, name)!r}, but the architecture with "
@@ -358,7 +359,7 @@ def _readme(card: Card) -> str:
 
 
 def _front_matter(card: Card) -> str:
-    """What Hugging Face's hub reads of a model: YAML, whose quoted texts are JSON's."""
+    """Front matter that Hugging Face's hub reads: YAML, whose quoted texts are JSON's."""
     known = re.match(r"[A-Za-z0-9.+-]+(?=$|[;,])", card.license)
     license_name = [] if known or not card.license else [f"license_name: {_quoted(card.license)}"]
     lines = [

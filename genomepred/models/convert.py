@@ -51,7 +51,7 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Request:
-    """What weights do not say of their model.
+    """Facts of a model that its weights do not tell.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Request:
         Of a trusted class; of an architecture, ``window`` is one of its arguments.
     base_order, n_policy : str, optional
         By default those of the architecture, or ``ACGT`` and zeros.
-    input, activation, reverse_tracks, stride, min_bases, license : optional
+    input, output, activation, reverse_tracks, stride, min_bases, license : optional
         As on the card. The stride is by default the bases that a window describes.
     golden : path, optional
         FASTA to cut golden inputs from; by default the bundled human sequence.
@@ -89,6 +89,7 @@ class Request:
     base_order: str | None = None
     n_policy: str | None = None
     input: str | None = None
+    output: str = "bins_tracks"
     activation: str = "none"
     reverse_tracks: tuple[int, ...] | None = None
     stride: int | None = None
@@ -177,6 +178,8 @@ def _model_and_card(
     if architecture is None:
         card = _external_card(request)
         return make_external(card, request.trust_code), card
+    if request.output != Request.output:
+        raise ModelError("--output is of your own module; architectures of the package take none")
     given = {
         "window": request.window,
         "crop": request.crop,
@@ -237,6 +240,7 @@ def _card(
         activation=request.activation,
         reverse_tracks=request.reverse_tracks,
         input=input_,
+        output=request.output,
         base_order=base_order,
         n_policy=n_policy,
         min_bases=request.min_bases,

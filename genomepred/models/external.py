@@ -56,7 +56,8 @@ class External(SequenceModel):
     module : nn.Module
         Called with int64 codes ``[batch, window]`` or a float one-hot, ``[batch, 4, window]``
         (channels first) or ``[batch, window, 4]`` (channels last), contiguous. Returns raw
-        values ``[batch]``, ``[batch, tracks]`` or ``[batch, bins, tracks]``.
+        values ``[batch]``, ``[batch, tracks]`` or ``[batch, bins, tracks]``, or
+        ``[batch, tracks, bins]`` where the card says so.
     card : Card
         Sizes, input, base order and N policy. With codes for input, code k is the k-th base of
         the base order, and 4 an unknown one.
@@ -75,7 +76,7 @@ class External(SequenceModel):
             base_order=card.base_order,
             n_policy=card.n_policy,
         )
-        self.input, self.code, self.module = card.input, code, module
+        self.input, self.output, self.code, self.module = card.input, card.output, code, module
         ranks = [card.base_order.index(base) for base in "ACGT"]
         self.register_buffer("ranks", torch.tensor([*ranks, 4]), persistent=False)
 
@@ -86,7 +87,7 @@ class External(SequenceModel):
         return super().encode(codes)
 
     def body(self, x: Tensor) -> Tensor:
-        """What :meth:`encode` gives -> raw values ``[batch, bins, tracks]``.
+        """Output of :meth:`encode` -> raw values ``[batch, bins, tracks]``.
 
         Raises
         ------
@@ -106,8 +107,8 @@ class External(SequenceModel):
     def _arranged(self, values: Any, batch: int) -> Tensor:
         if isinstance(values, Tensor):
             shape = tuple(values.shape)
-            if shape == (batch, self.bins, self.tracks):
-                return values
+            if shape == self._returned(batch):
+                return values.transpose(1, 2) if self.output == "tracks_bins" else values
             scalar = self.bins == 1 and (
                 shape == (batch, self.tracks) or (shape == (batch,) and self.tracks == 1)
             )
@@ -116,8 +117,19 @@ class External(SequenceModel):
         raise ModelError(
             f"{self.code.file}: the model returns {_shape(values)} for {batch} windows; the card "
             f"says {self.bins} bins and {self.tracks} tracks, so return "
-            f"{_allowed(batch, self.bins, self.tracks)}"
+            f"{self._allowed(batch)}"
         )
+
+    def _returned(self, batch: int) -> tuple[int, int, int]:
+        if self.output == "tracks_bins":
+            return batch, self.tracks, self.bins
+        return batch, self.bins, self.tracks
+
+    def _allowed(self, batch: int) -> str:
+        shapes = [list(self._returned(batch))]
+        if self.bins == 1:
+            shapes += [[batch, self.tracks], *([[batch]] if self.tracks == 1 else [])]
+        return " or ".join(map(str, shapes))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """State of the user's module, under its own names."""
@@ -147,13 +159,6 @@ def _shape(values: Any) -> str:
     return f"a {type(values).__name__}"
 
 
-def _allowed(batch: int, bins: int, tracks: int) -> str:
-    shapes = [[batch, bins, tracks]]
-    if bins == 1:
-        shapes += [[batch, tracks], *([[batch]] if tracks == 1 else [])]
-    return " or ".join(map(str, shapes))
-
-
 def _failed(file: Path, when: str, error: BaseException) -> ModelError:
     said = " ".join(str(error).split())
     return ModelError(f"{file}: {when}: {type(error).__name__}: {said[:500]}")
@@ -167,8 +172,8 @@ def make_external(card: Card, trust_code: str | None) -> External:
     card : Card
         Its ``config`` holds the arguments of the user's class.
     trust_code : str or None
-        ``PATH[:CLASS]`` of a Python file, or ``MODULE:CLASS`` of an installed module. It is
-        executed.
+        ``PATH[:CLASS]`` of a Python file, ``MODULE:CLASS`` of an installed module, or
+        ``FOLDER:MODULE:CLASS`` of a module that imports others of its folder. It is executed.
 
     Raises
     ------
@@ -205,6 +210,8 @@ def load_code(trust_code: str) -> TrustedCode:
     ModelError
         If there is no such file, module or class, or executing it fails.
     """
+    if (inside := _in_folder(trust_code)) is not None:
+        return inside
     path, name = Path(trust_code), ""
     if not path.is_file():
         before, _, name = trust_code.rpartition(":")
@@ -213,7 +220,7 @@ def load_code(trust_code: str) -> TrustedCode:
         source = _read(path)
         module = _execute(path, source)
         make = _find(module, name, trust_code)
-        return TrustedCode(trust_code, make, path, hashlib.sha256(source).hexdigest())
+        return TrustedCode(trust_code, make, path, _sha256(source))
     words = [name, *str(path).split(".")]
     if path.suffix == ".py" or not all(map(str.isidentifier, words)):
         raise ModelError(
@@ -228,7 +235,50 @@ def load_code(trust_code: str) -> TrustedCode:
         file = Path(inspect.getfile(make))
     except TypeError as error:
         raise ModelError(f"--trust-code {trust_code}: has no file of its own: {error}") from error
-    return TrustedCode(trust_code, make, file, hashlib.sha256(_read(file)).hexdigest())
+    return TrustedCode(trust_code, make, file, _sha256(_read(file)))
+
+
+def _in_folder(trust_code: str) -> TrustedCode | None:
+    """Code of ``FOLDER:MODULE:CLASS``, whose module may import its neighbors; None if no folder.
+
+    The folder becomes the first place that this process imports from.
+    """
+    folder, _, rest = trust_code.partition(":")
+    if not (Path(folder).is_dir() and rest):
+        return None
+    words = rest.replace(":", ".").split(".")
+    if rest.count(":") != 1 or not all(map(str.isidentifier, words)):
+        raise ModelError(
+            f"--trust-code {trust_code}: write FOLDER:MODULE:CLASS, as src:net.model:Net"
+        )
+    name, _, wanted = rest.partition(":")
+    home = Path(folder).resolve()
+    digest = _sources_sha256(home)
+    if str(home) not in sys.path:
+        sys.path.insert(0, str(home))
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise _failed(home / name, "importing it", error) from error
+    file = Path(module.__file__ or "")
+    if home not in file.resolve().parents:
+        raise ModelError(
+            f"--trust-code {trust_code}: {name} is {file}, not a module of that folder; name "
+            "another folder or module"
+        )
+    return TrustedCode(trust_code, _find(module, wanted, trust_code), file, digest)
+
+
+def _sources_sha256(folder: Path) -> str:
+    """sha256 over names and contents of all Python files of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\0{_sha256(_read(path))}\0".encode())
+    return digest.hexdigest()
+
+
+def _sha256(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()
 
 
 def _read(path: Path) -> bytes:

@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from genomepred.errors import ModelError
 from genomepred.models.card import N_POLICIES, Card
@@ -96,7 +95,7 @@ class SequenceModel(nn.Module):
     checkpoint: Path
     trunk: nn.Sequential
     head: nn.Module
-    input = "codes"
+    input, output = "codes", "bins_tracks"
 
     def __init__(
         self,
@@ -143,16 +142,6 @@ class SequenceModel(nn.Module):
             What the encoded sequence enters; the rewritten model may be given codes there.
         """
         return [self.trunk] if hasattr(self, "trunk") else []
-
-    @property
-    def pool(self) -> int:
-        """Bases from one trunk position to the next."""
-        return reach(self.trunk).pool
-
-    @property
-    def halo(self) -> int:
-        """Bases that a trunk position sees past its own ones, to the side where it sees more."""
-        return max(reach(self.trunk)[1:])
 
 
 def same_padding(kernel: int, dilation: int = 1) -> tuple[int, int]:
@@ -347,110 +336,6 @@ def channels_last(model: Model) -> Model:
     return shared
 
 
-class Reach(NamedTuple):
-    """What a position of a stack of layers depends on.
-
-    Position ``j`` depends on no base outside ``[j*pool - left, j*pool + pool + right)``.
-    """
-
-    pool: int
-    left: int
-    right: int
-
-
-def reach(layers: nn.Module) -> Reach:
-    """Reach of a trunk, derived from its layers.
-
-    Parameters
-    ----------
-    layers : nn.Module
-        ``nn.Sequential``, :class:`Residual`, convolutions, :class:`MaxPool` and layers that treat
-        each position alone, in any nesting; as written or prepared.
-
-    Raises
-    ------
-    ModelError
-        If another layer is among them, or a residual branch changes the distance of positions.
-    """
-    step, first, last = _seen(layers)
-    return Reach(step, max(-first, 0), max(last - step + 1, 0))
-
-
-class Affine(nn.Module):
-    """BatchNorm in evaluation mode, where no convolution can take it in.
-
-    Parameters
-    ----------
-    norm : nn.BatchNorm1d
-        With running statistics.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, norm: nn.BatchNorm1d) -> None:
-        super().__init__()
-        scale, shift = affine(norm)
-        dtype = norm.running_mean.dtype  # type: ignore[union-attr]
-        self.register_buffer("scale", scale.to(dtype)[:, None], persistent=False)
-        self.register_buffer("shift", shift.to(dtype)[:, None], persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[batch, channels, length]`` or ``[batch, channels]`` in and out."""
-        if x.dim() not in (2, 3) or x.shape[1] != len(self.scale):
-            raise ValueError(f"expected {len(self.scale)} channels, found {list(x.shape)}")
-        scale, shift = (self.scale, self.shift) if x.dim() == 3 else (self.scale.T, self.shift.T)
-        return torch.addcmul(shift, x, scale)
-
-
-def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a BatchNorm in evaluation mode, float64 ``[channels]``."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
-
-
-_POINTWISE = (
-    *(Affine, nn.BatchNorm1d, nn.Dropout, nn.Identity),
-    *(ScaledGELU, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Mish),
-    *(nn.Sigmoid, nn.Tanh, nn.Softplus),
-)
-
-
-def _seen(layer: nn.Module) -> tuple[int, int, int]:
-    """Step, first, last: output ``j`` depends on inputs ``j*step + first`` to ``j*step + last``."""
-    layer = layer.conv if isinstance(layer, ChannelsLastConv) else layer
-    match layer:
-        case nn.Sequential():
-            step, first, last = 1, 0, 0
-            for child in layer:
-                by, low, high = _seen(child)
-                first, last, step = first + low * step, last + high * step, step * by
-            return step, first, last
-        case Residual():
-            step, first, last = _seen(layer.branch)
-            if step == 1:
-                return 1, min(first, 0), max(last, 0)
-        case nn.Conv1d(padding_mode="zeros"):
-            width = layer.dilation[0] * (layer.kernel_size[0] - 1)
-            left, _ = zeros_beside(layer)
-            return layer.stride[0], -left, width - left
-        case MaxPool():
-            return layer.size, 0, layer.size - 1
-        case _ if isinstance(layer, _POINTWISE):
-            return 1, 0, 0
-    if callable(seen := getattr(layer, "seen", None)):  # as genomepred.models.fused rewrites layers
-        step, first, last = seen()
-        return step, first, last
-    raise ModelError(
-        f"cannot tell how far layer {layer} sees; a trunk consists of Sequential, MaxPool, "
-        "zero-padded Conv1d, Residual around what keeps the length, and pointwise layers"
-    )
-
-
 def zeros_beside(conv: nn.Conv1d) -> tuple[int, int]:
     """Zeros that a convolution puts left and right of its input."""
     if isinstance(conv, SameConv1d):
@@ -510,16 +395,6 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
     )
 
 
-def is_affine(layer: nn.Module) -> TypeGuard[nn.BatchNorm1d]:
-    """Whether a layer is, in evaluation mode, a BatchNorm's affine map that nobody has changed."""
-    return (
-        type(layer) is nn.BatchNorm1d
-        and layer.running_mean is not None
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-    )
-
-
 def rewrite_channels_last(module: nn.Module) -> None:
     """Replace the convolutions within a module by :class:`ChannelsLastConv`, in place."""
     for name, child in module.named_children():
@@ -527,14 +402,3 @@ def rewrite_channels_last(module: nn.Module) -> None:
             setattr(module, name, ChannelsLastConv(child))
         else:
             rewrite_channels_last(child)
-
-
-def fold_batch_norms(layers: nn.Sequential) -> None:
-    """Fold each BatchNorm that directly follows a convolution into it, in place; for evaluation.
-
-    One without running statistics, or that somebody has changed, stays.
-    """
-    for i in range(len(layers) - 1):
-        conv, norm = layers[i], layers[i + 1]
-        if is_plain(conv) and is_affine(norm):
-            layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()

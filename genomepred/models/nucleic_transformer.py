@@ -69,7 +69,7 @@ class KmerConvolutions(nn.Module):
         self.register_buffer("constant", constant, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What enters the layers -> aggregated k-mers ``[batch, positions, dim]``."""
+        """Encoded bases -> aggregated k-mers ``[batch, positions, dim]``."""
         kmers = [layer(x).transpose(1, 2) for layer in self.layers]
         joined = kmers[0] if len(kmers) == 1 else torch.cat(kmers, dim=1)
         normed: Tensor = self.norm(joined + self.constant)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from genomepred.errors import OutputError
 from genomepred.files import user_path
-from genomepred.runs.folder import PARTS, RUN_FILE
-from genomepred.runs.manifest import read_run
+from genomepred.runs.folder import PARTS, RUN_FILE, read_run
 from genomepred.store.hdf5 import DamagedPartError, check_part, verify_file
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """What ``verify`` found of one genome: ``problems`` is empty for a sound file."""
+    """Report of ``verify`` on one genome: ``problems`` is empty for a sound file."""
 
     name: str
     path: Path

@@ -7,7 +7,6 @@ on the shards of one folder; whoever finds the last one finished joins them.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -35,22 +34,29 @@ from genomepred.errors import (
 )
 from genomepred.files import Claim, output_error, own_folder, sync_folder
 from genomepred.inference.batching import missing_bins
-from genomepred.inference.engine import REFERENCE, Block, Engine, Numerics
-from genomepred.inference.numerics import resolve_kernels
-from genomepred.inference.overlap_work import CannotShareError
+from genomepred.inference.engine import Block, Engine, Numerics
 from genomepred.inference.tiles import PAYS, Pieces, Tiles, cut_windows, tile_work
+from genomepred.lowering.receptive_field import CannotShareError
+from genomepred.lowering.select import REFERENCE, resolve_kernels
 from genomepred.models.agreement import difference
 from genomepred.progress import Progress
 from genomepred.runs.executors.processes import Workers, devices_of, serving
-from genomepred.runs.folder import CACHE, PARTS, RUN_FILE, now, refuse_links
+from genomepred.runs.folder import (
+    CACHE,
+    PARTS,
+    RUN_FILE,
+    join_run,
+    now,
+    refuse_links,
+    start_run,
+)
 from genomepred.runs.run import RunReport
 from genomepred.runs.setup import Setup
-from genomepred.runs.signature import join_run, numerics_of, start_run
+from genomepred.runs.signature import Signature
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import GenomeResult
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type
-from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.cohort import INDEX_CHUNK, join_cohort, write_cohort_part
 from genomepred.store.hdf5 import (
@@ -370,8 +376,7 @@ class CohortRun:
             cache = own_folder(self.out, CACHE)
         except OSError as error:
             raise output_error(self.out, error) from error
-        name, path = options.genomes[0]
-        self.genome = Genome(path, name=name, cache=cache)
+        self.genome = options.genomes[0].open(cache)
         self.panel = Panel(self.genome, variants, panel_options, cache=cache)
         self.grid = Grid.whole(self.genome.contigs, self.geometry)
         self.windows = self.grid.rows // self.geometry.bins
@@ -381,7 +386,7 @@ class CohortRun:
         self.final = self.out / f"{self.name}.h5"
         self.step = shard_windows(len(self.panel.haplotypes), self.layout.tracks)
 
-    def _open(self) -> dict[str, Any]:
+    def _open(self) -> Signature:
         setup, options = self.setup, self.options
         expected = setup.facts() | {"reference": self.genome.digest(), "panel": self.panel.digest}
         asked: dict[str, Any] = {}
@@ -391,9 +396,8 @@ class CohortRun:
             asked["precision"] = options.precision
         about = {"tracks": setup.tracks, "command": sys.argv, "genomes": [self.panel.name]}
         if not os.path.lexists(self.out / RUN_FILE):
-            start_run(self.out, expected, self._decide(), about)
-        signature: dict[str, Any] = join_run(self.out, expected, asked)["signature"]
-        return signature
+            start_run(self.out, {**expected, **asdict(self._decide())}, about)
+        return join_run(self.out, expected | asked)[0]
 
     def _decide(self) -> Numerics:
         found = look(self.setup, self.panel, self.grid)
@@ -402,7 +406,7 @@ class CohortRun:
     @cached_property
     def engine(self) -> Engine:
         """The engine that obeys the run's signature."""
-        return self.setup.engine(numerics_of(self.signature))
+        return self.setup.engine(self.signature.numerics)
 
     def ranges(self) -> list[tuple[int, int]]:
         """Windows of all shards."""
@@ -416,12 +420,12 @@ class CohortRun:
         return self.folder / f"{first}-{last}.h5"
 
     def part_attributes(self, first: int, last: int) -> dict[str, str | int]:
-        """What a part says of itself."""
+        """Attributes of a part."""
         return {
             "genome": self.name,
             "first_window": first,
             "last_window": last,
-            "signature": json.dumps(self.signature, sort_keys=True),
+            "signature": self.signature.text,
         }
 
     def finished(self) -> dict[str, Any] | None:
@@ -433,7 +437,7 @@ class CohortRun:
             noted = read_sidecar(sidecar)
         except StoreError:
             return None  # damaged: the file is published again, with the same bytes
-        same = noted["outcome"] == "finished" and noted["signature"] == self.signature
+        same = noted["outcome"] == "finished" and noted["signature"] == self.signature.to_json()
         return noted if same and self.final.stat().st_size == noted["bytes"] else None
 
     def missing(self) -> list[tuple[int, int]]:
@@ -462,7 +466,7 @@ class CohortRun:
                 claim.release()
 
     def _compute(self, first: int, last: int) -> int:
-        slots = self.setup.slots(self.signature["compute_batch"])
+        slots = self.setup.slots(self.signature.compute_batch)
         found = compute_shard(self.engine, self.panel, self.grid, first, last, slots)
         self._check_sources()
         write_cohort_part(
@@ -499,15 +503,15 @@ class CohortRun:
                 return False
             self._check_sources()
             said = self.signature
-            attributes = {
+            attributes: dict[str, Any] = {
                 "genome": self.name,
-                "sequence_digest": said["reference"],
-                "panel": said["panel"],
-                "model": said["model"],
-                "weights_sha256": said["weights_sha256"],
-                "strand": said["strand"],
-                "precision": said["precision"],
-                "package_version": said["genomepred"],
+                "sequence_digest": said.reference,
+                "panel": said.panel,
+                "model": said.model,
+                "weights_sha256": said.weights_sha256,
+                "strand": said.strand,
+                "precision": said.precision,
+                "package_version": said.genomepred,
             }
             try:
                 digest = join_cohort(
@@ -543,9 +547,9 @@ class CohortRun:
                 "path": str(self.genome.path),
                 "size": size,
                 "mtime_ns": mtime_ns,
-                "digest": self.signature["reference"],
+                "digest": self.signature.reference,
             },
-            "signature": self.signature,
+            "signature": self.signature.to_json(),
             "started": self._started,
             "finished": now(),
         }
@@ -703,7 +707,7 @@ def predict_cohort(
 
 @dataclass(frozen=True)
 class CohortEstimate:
-    """What a cohort run would do, from stretches of its grid.
+    """Estimate of a cohort run, from stretches of its grid.
 
     Parameters
     ----------
@@ -738,8 +742,7 @@ class CohortEstimate:
 def plan_cohort(options: RunSpec, variants: Path, panel_options: PanelOptions) -> CohortEstimate:
     """Distinct windows, bytes and time of a cohort run; writes nothing but temporary files."""
     setup = Setup(replace(options, overlap="naive"), writes=False)
-    name, path = options.genomes[0]
-    with Genome(path, name=name) as genome, Panel(genome, variants, panel_options) as panel:
+    with options.genomes[0].open() as genome, Panel(genome, variants, panel_options) as panel:
         grid = Grid.whole(genome.contigs, setup.geometry)
         windows, haplotypes = grid.rows // setup.geometry.bins, len(panel.haplotypes)
         found = look(setup, panel, grid)

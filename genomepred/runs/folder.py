@@ -1,30 +1,51 @@
-"""The folder of a run: its places, and what all genomes of the run have in common."""
+"""The folder of a run: its places, its ``run.json``, and what all genomes have in common."""
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property
 from math import lcm
 from pathlib import Path
 from typing import Any
 
-from genomepred.errors import OutputError
-from genomepred.files import own_folder, sha256_of, sweep_abandoned
+from genomepred.documents import DocumentError, read_document, seal
+from genomepred.errors import OutputError, SignatureError, StoreError
+from genomepred.files import (
+    Claim,
+    create_whole,
+    own_folder,
+    sha256_of,
+    sweep_abandoned,
+    write_whole,
+)
+from genomepred.runs.signature import SCHEMA, Signature
 from genomepred.sequences.bed import read_bed
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
+from genomepred.store.sidecar import read_sidecar
 
 RUN_FILE, PARTS, CACHE = "run.json", ".parts", ".cache"
+_RUN = {
+    "created": str,
+    "id?": str,
+    "fingerprint?": str,
+    "command": [str],
+    "genomes": [str],
+    "tracks": [[str]],
+    "saving?": float,
+    "signature": SCHEMA,
+}
+# A million genomes with names of 50 letters, or 100,000 with the longest names.
+_LARGEST_RUN = 1 << 26
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What all genomes of a run have in common.
+    """The plan that all genomes of a run have in common.
 
     ``regions`` is the run's own copy of a BED that messages call ``regions_called``.
     ``share`` is ``(i, n)``: of every genome, this process computes the shards whose number plus
@@ -38,7 +59,7 @@ class RunPlan:
     layout: Layout
     regions: Path | None
     center: bool
-    signature: dict[str, Any]
+    signature: Signature
     tracks: tuple[tuple[str, str], ...]
     regions_called: str | None = None
     share: tuple[int, int] = (0, 1)
@@ -50,19 +71,14 @@ class RunPlan:
     @property
     def shard_rows(self) -> int:
         """Rows of a shard."""
-        return shard_rows(self.layout, self.signature["compute_batch"])
+        return shard_rows(self.layout, self.signature.compute_batch)
 
     @property
     def cache(self) -> Path:
         """Folder of indexes and expanded sequences."""
         return self.out / CACHE
 
-    @cached_property
-    def signature_text(self) -> str:
-        """The signature as parts carry it."""
-        return json.dumps(self.signature, sort_keys=True)
-
-    def grid(self, contigs: dict[str, int]) -> Grid:
+    def grid(self, contigs: Mapping[str, int]) -> Grid:
         """Grid of a genome with the given contig lengths.
 
         Raises
@@ -71,7 +87,7 @@ class RunPlan:
             If the run's copy of the BED is not what the run was started with.
         """
         if self.regions is not None:
-            check_regions(self.regions, self.signature["regions"])
+            check_regions(self.regions, self.signature.regions)
         return make_grid(contigs, self.geometry, self.regions, self.center, self.regions_called)
 
 
@@ -84,7 +100,7 @@ def shard_rows(layout: Layout, compute_batch: int) -> int:
 
 
 def make_grid(
-    contigs: dict[str, int],
+    contigs: Mapping[str, int],
     geometry: Geometry,
     regions: Path | None,
     center: bool,
@@ -103,7 +119,7 @@ def regions_path(out: Path, sha256: str) -> Path:
     return out / PARTS / f".regions-{sha256[:16]}.bed"
 
 
-def check_regions(path: Path, sha256: str) -> None:
+def check_regions(path: Path, sha256: str | None) -> None:
     """Raise an OutputError unless a run's copy of its BED is what the run was started with."""
     with suppress(OSError):
         if sha256_of(path, follow=False) == sha256:
@@ -131,3 +147,169 @@ def sweep(out: Path) -> None:
 def now() -> str:
     """The time, as records say it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+# -- run.json ---------------------------------------------------------------------------------
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """Contents of the ``run.json`` of a folder.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds no run, or its ``run.json`` is damaged.
+    """
+    path = out / RUN_FILE
+    try:
+        document = read_document(path, _RUN, sealed=True, limit=_LARGEST_RUN, follow=False)
+        if any(len(track) != 2 for track in document["tracks"]):
+            raise DocumentError("a track is not a name and a description")
+    except (FileNotFoundError, NotADirectoryError):
+        raise OutputError(
+            f"{out}: no run here ({RUN_FILE} is absent); give the --out of predict"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+    except DocumentError as error:
+        raise OutputError(
+            f"{path} is damaged ({error}): restore it, or start again in another folder"
+        ) from error
+    return document
+
+
+def start_run(out: Path, decided: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write ``OUT/run.json``, complete and at once; if another process was first, its file stays.
+
+    Parameters
+    ----------
+    out : Path
+        Output folder; made if absent.
+    decided : mapping
+        The fields of its signature.
+    about : mapping
+        What else it says of the run: all that merging needs to know.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be made or written.
+    """
+    signature = Signature(**decided).to_json()
+    told = {"created": now(), "id": uuid.uuid4().hex, **about, "signature": signature}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        create_whole(out / RUN_FILE, seal(told))
+    except OSError as error:
+        raise _unusable(out, error) from error
+
+
+def join_run(out: Path, wanted: Mapping[str, Any]) -> tuple[Signature, dict[str, Any]]:
+    """Signature and contents of ``OUT/run.json``, which this process can match.
+
+    Parameters
+    ----------
+    out : Path
+    wanted : mapping
+        Of the signature, what follows from the command and the machine, and what the user has
+        fixed.
+
+    Raises
+    ------
+    SignatureError
+        If the run was started with something that changes its numbers; the message names it.
+    OutputError
+        If the folder holds no run that can be read.
+    """
+    try:
+        document = read_run(out)
+    except OSError as error:
+        raise _unusable(out, error) from error
+    signature = Signature.of_json(document["signature"])
+    if differing := signature.differing(wanted):
+        was = ", ".join(f"{name} {_short(getattr(signature, name))}" for name in differing)
+        now_ = ", ".join(f"{name} {_short(wanted[name])}" for name in differing)
+        raise SignatureError(
+            f"{out} was started with {was}; now {now_}: continue it as it was started, or use "
+            "another --out"
+        )
+    return signature, document
+
+
+def _unusable(out: Path, error: OSError) -> OutputError:
+    why = "it is a file" if out.is_file() else error.strerror
+    return OutputError(f"{out}: cannot be used as output folder: {why}")
+
+
+def _short(value: Any) -> str:
+    text = ",".join(value) if isinstance(value, tuple) else str(value)
+    if value is None:
+        return "unset"
+    return text[:12] + "..." if len(text) == 64 else text
+
+
+def restart_if_mistaken(out: Path, wanted: dict[str, Any], genomes: list[str]) -> None:
+    """Let a run of which nothing is computed yet begin again, as it is asked for now.
+
+    A run with a finished shard or a published genome, or at which a process is at work, stays.
+
+    Parameters
+    ----------
+    out : Path
+        Output folder, which may hold a run.
+    wanted : dict
+        Of the signature, what is asked for now.
+    genomes : list of str
+        Names of the genomes that are asked for now.
+    """
+    if not _is_mistaken(out, wanted, genomes):
+        return
+    lock = Claim.take(own_folder(out, PARTS) / ".restart.lock", wait=True)
+    try:
+        if _is_mistaken(out, wanted, genomes):  # nobody has been faster
+            _restart(out, wanted, genomes)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _is_mistaken(out: Path, wanted: dict[str, Any], genomes: list[str]) -> bool:
+    """Whether a folder's run is another than is asked for now, with nothing to show for itself."""
+    try:
+        document = read_run(out)
+    except OutputError:
+        return False
+    signature = Signature.of_json(document["signature"])
+    if document["genomes"] == genomes and not signature.differing(wanted):
+        return False
+    folders = list((out / PARTS).glob("*/"))
+    if any(next(folder.glob("*-*.h5"), None) for folder in folders):
+        return False
+    if any(out.glob("*.h5")) or any(map(is_at_work, folders)):
+        return False
+    for sidecar in out.glob("*.h5.json"):
+        with suppress(StoreError):
+            if read_sidecar(sidecar)["outcome"] == "finished":
+                return False
+    return True
+
+
+def _restart(out: Path, wanted: dict[str, Any], genomes: list[str]) -> None:
+    document = read_run(out)
+    for sidecar in out.glob("*.h5.json"):
+        sidecar.unlink(missing_ok=True)
+    if Signature.of_json(document["signature"]).differing(wanted):
+        (out / RUN_FILE).unlink(missing_ok=True)
+    else:
+        write_whole(out / RUN_FILE, seal({**document, "genomes": genomes}))
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a process holds one of the locks in a genome's folder."""
+    for lock in folder.glob("*.lock"):
+        claim = Claim.take(lock)
+        if claim is None and os.path.lexists(lock):
+            return True
+        if claim is not None:
+            claim.release()
+    return False

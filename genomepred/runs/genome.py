@@ -12,7 +12,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,11 @@ from numpy.typing import NDArray
 
 from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import SequenceError, StoreError
-from genomepred.files import Claim, own_folder, write_whole
+from genomepred.files import Claim, open_regular, own_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.work import Rows, Work
-from genomepred.sequences.expanded import discard
-from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
-from genomepred.sequences.index import IndexFiles
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import encode_chunk, join, write_part
 
@@ -50,7 +47,7 @@ _NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a genome was when its first shard was computed, and its rows; never altered.
+    """A genome as it was when its first shard was computed, and its rows; never altered.
 
     Whoever works on the genome, on any thread, holds on to this and needs nothing else of it.
     """
@@ -61,13 +58,7 @@ class Prepared:
     started: str
     contigs: dict[str, int]
     grid: Grid
-    shard_rows: int
-
-    @cached_property
-    def ranges(self) -> list[tuple[int, int]]:
-        """Row ranges of all shards."""
-        rows, step = self.grid.rows, self.shard_rows
-        return [(first, min(first + step, rows)) for first in range(0, rows, step)]
+    ranges: list[Rows]
 
 
 class GenomeWork(Work):
@@ -105,11 +96,12 @@ class GenomeWork(Work):
     def source(self) -> SequenceSource:
         """The opened genome."""
         if self._genome is None:
-            self._genome = self._opened()
+            self._genome = self._path.open(self.plan.cache)
         return self._genome
 
-    def _opened(self) -> SequenceSource:
-        return Genome(self.path, name=self.name, cache=self.plan.cache)
+    @property
+    def _path(self) -> GenomePath:
+        return GenomePath(self.name, self.path)
 
     def close(self) -> None:
         """Close the sequence file; it is opened again when needed."""
@@ -141,7 +133,7 @@ class GenomeWork(Work):
         recorded = noted["genome"]
         if self.stamp() == _stamp_of(recorded):
             return
-        with self._opened() as genome:
+        with self._path.open(self.plan.cache) as genome:
             digest = genome.digest()
             genome.discard_cache()
         if digest != recorded["digest"]:
@@ -160,6 +152,27 @@ class GenomeWork(Work):
                 f"{self.path} changed while it was being predicted: restore it and run again, or "
                 f"remove {self.folder} to start this genome again"
             )
+
+    def may_have(self, share: tuple[int, int]) -> bool:
+        """False if the file is so small that its shards are those of other shares."""
+        i, n = share
+        most = None if n == 1 or self.plan.center else self._most_rows()
+        return most is None or (i - self.number) % n * self.plan.shard_rows < most
+
+    def _most_rows(self) -> int | None:
+        """More rows the genome cannot have; None if its file does not tell.
+
+        A record of plain FASTA takes three bytes or more, and has two windows beside those that its
+        bases fill at the stride, at most.
+        """
+        try:
+            with open(open_regular(self.path), "rb") as file:
+                if file.read(1) != b">":
+                    return None
+                size = os.fstat(file.fileno()).st_size
+        except OSError:
+            return None
+        return (size // self.plan.geometry.stride + size) * self.plan.geometry.bins
 
     # -- its record --------------------------------------------------------------------------
 
@@ -183,18 +196,20 @@ class GenomeWork(Work):
     def adopt(self, record: dict[str, Any]) -> None:
         """Take over what the parts were computed from, without reading the sequence."""
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
+        grid, step = self.plan.grid(contigs), self.plan.shard_rows
+        ranges = [(row, min(row + step, grid.rows)) for row in range(0, grid.rows, step)]
         self.prepared = Prepared(
             path=Path(record["path"]),
             stamp=_stamp_of(record),
             digest=record["digest"],
             started=record["started"],
             contigs=contigs,
-            grid=self.plan.grid(contigs),
-            shard_rows=self.plan.shard_rows,
+            grid=grid,
+            ranges=ranges,
         )
 
     def read_record(self) -> dict[str, Any] | None:
-        """What the genome was when its first shard was computed, or None if none was.
+        """The genome as it was when its first shard was computed, or None if none was.
 
         Raises
         ------
@@ -270,14 +285,14 @@ class GenomeWork(Work):
                 raise
 
     def _attributes(self, first: int, last: int) -> dict[str, str | int]:
-        """What a part says of itself: enough to tell it from any other."""
+        """Attributes of a part: enough to tell it from any other."""
         assert self.prepared is not None
         return {
             "genome": self.name,
             "first_row": first,
             "last_row": last,
             "sequence_digest": self.prepared.digest,
-            "signature": self.plan.signature_text,
+            "signature": self.plan.signature.text,
         }
 
     def join(self, joined: Path) -> str:
@@ -288,11 +303,11 @@ class GenomeWork(Work):
         attributes = {
             "genome": self.name,
             "sequence_digest": self.prepared.digest,
-            "model": signature["model"],
-            "weights_sha256": signature["weights_sha256"],
-            "strand": signature["strand"],
-            "precision": signature["precision"],
-            "package_version": signature["genomepred"],
+            "model": signature.model,
+            "weights_sha256": signature.weights_sha256,
+            "strand": signature.strand,
+            "precision": signature.precision,
+            "package_version": signature.genomepred,
         }
         return join(
             [self.part(*shard) for shard in self.ranges],
@@ -308,7 +323,7 @@ class GenomeWork(Work):
         # Merging needs no sequence.
         if not os.path.exists(self.path) or self.stamp() == prepared.stamp:
             return
-        with self._opened() as genome:
+        with self._path.open(self.plan.cache) as genome:
             digest = genome.digest()
         if digest != prepared.digest:
             raise SequenceError(
@@ -317,7 +332,7 @@ class GenomeWork(Work):
             )
 
     def facts(self) -> dict[str, Any]:
-        """What the sidecar says of the genome."""
+        """Content of the genome's sidecar."""
         assert self.prepared is not None
         size, mtime_ns = self.prepared.stamp
         return {
@@ -335,13 +350,12 @@ class GenomeWork(Work):
     def clear(self) -> None:
         """Remove the parts and the expanded sequence; links are not followed."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.plan.cache.is_dir():
-            if self.published is not None:
-                stamp = _stamp_of(self.published["genome"])
-            else:
-                assert self.prepared is not None
-                stamp = self.prepared.stamp
-            discard(IndexFiles(self.path, stamp, None).cached(self.plan.cache, ".codes"))
+        if self.published is not None:
+            stamp = _stamp_of(self.published["genome"])
+        else:
+            assert self.prepared is not None
+            stamp = self.prepared.stamp
+        self._path.discard_cache(self.plan.cache, stamp)
 
 
 @cache

@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterable, Iterator
 from glob import glob
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from genomepred.errors import OutputError, SequenceError
 from genomepred.files import read_small, user_path
+
+if TYPE_CHECKING:
+    from genomepred.sequences.source import SequenceSource
 
 _FASTA = re.compile(r"\.(fa|fasta|fna|fas)(\.(gz|bgz|xz))?$", re.IGNORECASE)
 _LONGEST_NAME = 180  # leaves room for what is added to it, within the 255 bytes of file systems
@@ -26,6 +29,24 @@ class GenomePath(NamedTuple):
 
     name: str
     path: Path
+
+    def open(self, cache: Path | None = None, write: bool = True) -> SequenceSource:
+        """What a run reads of it; ``cache`` and ``write`` as of a ``Genome``.
+
+        Raises
+        ------
+        SequenceError
+            If it is no sequence file.
+        """
+        from genomepred.sequences.fasta import Genome  # heavy, where options are only declared
+
+        return Genome(self.path, name=self.name, cache=cache, write=write)
+
+    def discard_cache(self, cache: Path, stamp: tuple[int, int]) -> None:
+        """Remove what lies in a cache folder for this version of the file."""
+        from genomepred.sequences.fasta import discard_codes
+
+        discard_codes(self.path, stamp, cache)
 
 
 def find_genomes(paths: Iterable[Path | str]) -> list[GenomePath]:

@@ -1,91 +1,32 @@
-"""What a folder says of its run: ``run.json``, and a way to everything that lies beside it."""
+"""The run of a folder: its ``run.json``, and a way to everything that lies beside it."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genomepred.documents import COUNT, DocumentError, read_document
-from genomepred.errors import OutputError, StoreError
+from genomepred.errors import StoreError
 from genomepred.files import user_path
-from genomepred.runs.folder import PARTS, RUN_FILE, RunPlan, check_regions, regions_path
+from genomepred.runs.folder import (
+    PARTS,
+    RUN_FILE,
+    RunPlan,
+    check_regions,
+    read_run,
+    regions_path,
+)
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
+from genomepred.runs.signature import Signature
 from genomepred.sequences.grid import Geometry
+from genomepred.sequences.names import some
 from genomepred.store.chunks import Layout
 from genomepred.store.reader import PredictionStore
 from genomepred.store.sidecar import read_sidecar, sidecar_path
-
-_SIZE = range(1, 1 << 62)
-_RUN = {
-    "created": str,
-    "id?": str,
-    "fingerprint?": str,
-    "command": [str],
-    "genomes": [str],
-    "tracks": [[str]],
-    "saving?": float,
-    "signature": {
-        "model": str,
-        "weights_sha256": str,
-        "code": (str, None),
-        "card": str,
-        "window": _SIZE,
-        "crop": COUNT,
-        "bins": _SIZE,
-        "bin_size": _SIZE,
-        "stride": _SIZE,
-        "regions": (str, None),
-        "center": bool,
-        "strand": str,
-        "store_dtype": str,
-        "compression": str,
-        "device": str,
-        "threads": int,
-        "genomepred": str,
-        "torch": str,
-        "triton": (str, None),
-        "numba": (str, None),
-        "zlib": str,
-        "zstandard": (str, None),
-        "hdf5": str,
-        "precision": str,
-        "kernels": [str],
-        "compute_batch": range(1, 1 << 31),
-        "overlap": str,
-    },
-}
-# A million genomes with names of 50 letters, or 100,000 with the longest names.
-_LARGEST_RUN = 1 << 26
-
-
-def read_run(out: Path) -> dict[str, Any]:
-    """Contents of the ``run.json`` of a folder.
-
-    Raises
-    ------
-    OutputError
-        If the folder holds no run, or its ``run.json`` is damaged.
-    """
-    path = out / RUN_FILE
-    try:
-        document = read_document(path, _RUN, sealed=True, limit=_LARGEST_RUN, follow=False)
-        if any(len(track) != 2 for track in document["tracks"]):
-            raise DocumentError("a track is not a name and a description")
-    except (FileNotFoundError, NotADirectoryError):
-        raise OutputError(
-            f"{out}: no run here ({RUN_FILE} is absent); give the --out of predict"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
-    except DocumentError as error:
-        raise OutputError(
-            f"{path} is damaged ({error}): restore it, or start again in another folder"
-        ) from error
-    return document
 
 
 class Run:
@@ -103,7 +44,7 @@ class Run:
     out : Path
     genomes : tuple of str
         Names of the genomes that the run was started with.
-    signature : dict
+    signature : Signature
         Everything that can change a bit of the numbers.
     tracks : tuple of (name, description)
 
@@ -117,7 +58,7 @@ class Run:
         self.out = user_path(os.fspath(out))
         self.document = read_run(self.out)
         self.genomes: tuple[str, ...] = tuple(self.document["genomes"])
-        self.signature: dict[str, Any] = self.document["signature"]
+        self.signature = Signature.of_json(self.document["signature"])
         self.tracks = tuple((name, text) for name, text in self.document["tracks"])
 
     def path(self, name: str) -> Path:
@@ -125,7 +66,7 @@ class Run:
         return self.out / f"{name}.h5"
 
     def outcome(self, name: str) -> dict[str, Any] | None:
-        """What the sidecar of a genome says; None if there is none, or a damaged one."""
+        """Content of a genome's sidecar; None if there is none, or a damaged one."""
         try:
             return read_sidecar(sidecar_path(self.path(name)))
         except StoreError:
@@ -161,7 +102,7 @@ class Run:
 
     @cached_property
     def plan(self) -> RunPlan:
-        """What all genomes have in common.
+        """The plan that all genomes have in common.
 
         Raises
         ------
@@ -170,22 +111,51 @@ class Run:
         """
         signature = self.signature
         regions = None
-        if signature["regions"]:
-            regions = regions_path(self.out, signature["regions"])
-            check_regions(regions, signature["regions"])
+        if signature.regions:
+            regions = regions_path(self.out, signature.regions)
+            check_regions(regions, signature.regions)
         sizes = ("window", "stride", "crop", "bins", "bin_size")
         return RunPlan(
             out=self.out,
-            geometry=Geometry(**{key: signature[key] for key in sizes}),
+            geometry=Geometry(**{key: getattr(signature, key) for key in sizes}),
             layout=Layout(
                 tracks=len(self.tracks),
-                dtype=signature["store_dtype"],
-                compression=signature["compression"],
-                bins=signature["bins"],
+                dtype=signature.store_dtype,
+                compression=signature.compression,
+                bins=signature.bins,
             ),
             regions=regions,
             regions_called=str(regions),
-            center=signature["center"],
+            center=signature.center,
             signature=signature,
             tracks=self.tracks,
         )
+
+
+def prediction_files(out: Path) -> list[Path]:
+    """The prediction files of a folder, in the order of its run; or the one file that is named.
+
+    Genomes of the run that are not finished are left out, and a warning says how many they are.
+
+    Raises
+    ------
+    StoreError
+        If there are none.
+    """
+    if not out.is_dir():
+        return [out]
+    files = sorted(path for path in out.glob("*.h5") if path.is_file())
+    if os.path.lexists(out / RUN_FILE):
+        there = {path.stem: path for path in files}
+        names = Run(out).genomes
+        files = [there[name] for name in names if name in there]
+        missing = [name for name in names if name not in there]
+        if missing and files:
+            warnings.warn(
+                f"{out}: {len(missing):,} of {len(names):,} genomes are not finished and left out: "
+                f"{some(missing)}",
+                stacklevel=2,
+            )
+    if not files:
+        raise StoreError(f"{out}: a folder without prediction files (*.h5)")
+    return files

@@ -1,4 +1,4 @@
-"""What a run would amount to, before anything is written."""
+"""Estimates of a run, before anything is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import files_in
-from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.sidecar import read_sidecar, sidecar_path
 
@@ -26,7 +25,7 @@ _FILE_BYTES = 8_000
 
 @dataclass(frozen=True)
 class GenomePlan:
-    """What predicting one genome amounts to."""
+    """Estimate of predicting one genome."""
 
     name: str
     contigs: int
@@ -46,7 +45,7 @@ class GenomePlan:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do: see :func:`plan`.
+    """Estimate of a run: see :func:`plan`.
 
     ``saving`` is how many times the work it would take without sharing overlap: multiply-adds,
     and what phases cost beside them.
@@ -94,7 +93,7 @@ def plan(spec: RunSpec) -> Estimate:
 def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> GenomePlan:
     spec = setup.spec
     try:
-        with Genome(source.path, name=source.name, write=False) as genome:
+        with source.open(write=False) as genome:
             contigs = genome.contigs
         grid = make_grid(contigs, setup.geometry, spec.regions, spec.center)
     except GenomepredError as error:

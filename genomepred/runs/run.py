@@ -19,12 +19,11 @@ from genomepred.files import user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Engine
 from genomepred.progress import Outlook, Progress
-from genomepred.runs.executors import Executor, Job, Shard, processes
+from genomepred.runs.executors import Executor, Job, Shard, local, processes
 from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
 from genomepred.runs.setup import Setup
-from genomepred.runs.signature import numerics_of
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import GenomeResult
 
@@ -162,7 +161,7 @@ class GenomeRun:
         self.workers, self.step = self.setup.workers, self.setup.geometry.step
 
     def more(self) -> dict[str, Any]:
-        """What another process is to be told beside the spec."""
+        """Words for another process beside the spec."""
         return {"session": self.plan.session, "run": self.plan.run_id}
 
     @classmethod
@@ -176,19 +175,19 @@ class GenomeRun:
 
     @cached_property
     def engine(self) -> Engine:
-        """What computes; made on the thread that will use it.
+        """The computer of shards; made on the thread that will use it.
 
         Raises
         ------
         SignatureError
             If it computes other bits than that with which the run was started.
         """
-        engine = self.setup.engine(numerics_of(self.plan.signature))
-        if self.plan.fingerprint not in ("", self.setup.fingerprint(engine)):
+        engine, plan = self.setup.engine(self.plan.signature.numerics), self.plan
+        if plan.fingerprint and self.setup.fingerprint(engine) != plan.fingerprint:
             raise SignatureError(
-                f"{self.plan.out}: this machine computes other last bits than the one that started "
-                f"the run, though both are {self.plan.signature['device']}: leave it out, or use "
-                "another --out"
+                f"{plan.out}: this machine computes other last bits than the one that started the "
+                f"run, though both are {plan.signature.device}: leave it out, or use another "
+                "--out"
             )
         return engine
 
@@ -224,7 +223,7 @@ def run(spec: RunSpec, progress: bool = False, executor: Executor | None = None)
     """Start or continue the run that the options describe; see :func:`predict`."""
     threads = torch.get_num_threads()
     try:
-        executor = executor or executor_of(spec)  # which may be absent, before anything is written
+        executor = executor or cluster_of(spec)  # which may be absent, before anything is written
         job = GenomeRun(spec)
         sweep(spec.out)
         if progress and job.setup.geometry.samples:
@@ -236,17 +235,17 @@ def run(spec: RunSpec, progress: bool = False, executor: Executor | None = None)
         torch.set_num_threads(threads)
 
 
-def executor_of(spec: RunSpec) -> Executor:
-    """What computes a run: a cluster if one is asked for, processes here otherwise."""
+def cluster_of(spec: RunSpec) -> Executor | None:
+    """What computes a run that asks for a cluster."""
     if spec.cluster is None:
-        return processes.compute
+        return None
     from genomepred.runs.executors import ray
 
     return partial(ray.compute, address=ray.address_of(spec.cluster))
 
 
-def execute(job: Job, progress: bool = False, executor: Executor = processes.compute) -> RunReport:
-    """Have a job computed, and tell how its genomes came out.
+def execute(job: Job, progress: bool = False, executor: Executor | None = None) -> RunReport:
+    """Have a job computed, by default on this machine, and tell how its genomes came out.
 
     Raises
     ------
@@ -257,6 +256,8 @@ def execute(job: Job, progress: bool = False, executor: Executor = processes.com
         tell_of_compiling()
     bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
     outlook = Outlook(bar, len(job.works))
+    if executor is None:
+        executor = processes.compute if job.workers > 1 else local.compute
     with bar:
         executor(job, outlook)
     for work in job.works:

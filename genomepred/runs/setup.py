@@ -1,37 +1,51 @@
-"""What a run is asked to do, and the model, device, layout and signature that follow from it."""
+"""The declaration of a run, and the model, device, layout and signature that follow from it."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import json
 import os
 import sys
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import h5py
 import torch
 
+from genomepred import __version__
 from genomepred.errors import (
     GenomepredError,
+    OptionError,
     OutputError,
     PrecisionError,
     SequenceError,
 )
 from genomepred.files import open_regular, own_folder, publishing
 from genomepred.inference import batching
-from genomepred.inference.engine import Block, Engine, Numerics, compute_batch, find_device
-from genomepred.inference.numerics import (
-    Candidates,
-    GuardWindows,
-    Subject,
-    decide,
+from genomepred.inference.engine import (
+    Block,
+    Engine,
+    Numerics,
+    compute_batch,
+    describe_device,
+    find_device,
+)
+from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
+from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.select import (
+    REFERENCE,
+    Blocks,
+    Filled,
+    choose_blocks,
     resolve_kernels,
 )
-from genomepred.inference.overlap_choice import Blocks, Filled, choose_blocks
-from genomepred.inference.overlap_work import multiply_adds
 from genomepred.machine import usable_cpus, usable_memory
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
@@ -42,17 +56,18 @@ from genomepred.runs.folder import (
     RUN_FILE,
     RunPlan,
     check_regions,
+    join_run,
     make_grid,
     refuse_links,
     regions_path,
+    restart_if_mistaken,
+    start_run,
 )
 from genomepred.runs.inputs import is_own_place
-from genomepred.runs.signature import facts, join_run, start_run
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.status import restart_if_mistaken
-from genomepred.sequences.bed import self_described
-from genomepred.sequences.fasta import Genome
+from genomepred.sequences.bed import described_sha256, self_described
 from genomepred.sequences.grid import Grid
+from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import Layout
 
 # Compute batches handed to the device at a time, unless --batch-size says otherwise. One thread, a
@@ -69,7 +84,7 @@ _MEMORY_A_WORKER = 600_000_000
 
 
 class _Looked(NamedTuple):
-    """What a look at the first genome gives to the decision."""
+    """Facts of the first genome for the decision."""
 
     blocks: Blocks | None
     windows: GuardWindows
@@ -94,6 +109,8 @@ class Setup:
         assert isinstance(card, Card)
         self.card = card
         self.geometry = card.geometry(spec.stride)
+        self.subject = Subject(self.model, card, self.geometry, self.device)
+        self.engine = self.subject.engine
         tracks = [(track.name, track.description) for track in card.tracks]
         if spec.strand == "each":
             tracks = [(name + sign, text) for sign in "+-" for name, text in tracks]
@@ -133,26 +150,25 @@ class Setup:
         choices = {"precision": spec.precision, "overlap": spec.overlap}
         asked: dict[str, Any] = {k: choice for k, choice in choices.items() if choice != "auto"}
         if spec.kernels != "auto":
-            asked["kernels"] = list(resolve_kernels(self.model, spec.kernels, self.device, "fp32"))
+            asked["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
         restart_if_mistaken(spec.out, {**expected, **asked}, names)
         if not os.path.lexists(spec.out / RUN_FILE):
             numerics = self.decide()
             about["saving"] = self.saving(numerics)
             about["fingerprint"] = self.fingerprint(self.engine(numerics))
-            start_run(spec.out, expected, numerics, about)
+            start_run(spec.out, {**expected, **asdict(numerics)}, about)
         return self.join(asked)
 
     def join(self, asked: Mapping[str, Any] = MappingProxyType({})) -> RunPlan:
         """Join the run that is in the output folder; ``asked``: what the user has fixed of it."""
         spec = self.spec
-        document = join_run(spec.out, self.facts(), asked)
-        signature = document["signature"]
+        signature, document = join_run(spec.out, {**self.facts(), **asked})
         i, n = spec.shard
         return RunPlan(
             out=spec.out,
             geometry=self.geometry,
             layout=self.layout,
-            regions=_keep_regions(spec, signature["regions"]),
+            regions=_keep_regions(spec, signature.regions),
             regions_called=str(spec.regions),
             center=spec.center,
             signature=signature,
@@ -165,26 +181,40 @@ class Setup:
 
     def facts(self) -> dict[str, Any]:
         """What of the signature follows from the command and the machine."""
-        spec = self.spec
-        return facts(
-            self.card,
-            self.geometry,
-            self.layout,
-            self.device,
-            strand=spec.strand,
-            regions=spec.regions,
-            center=spec.center,
-            code_sha256=self.model.code.sha256 if isinstance(self.model, External) else None,
-        )
-
-    @cached_property
-    def blocks(self) -> Blocks | None:
-        """Blocks to share overlap by, unless a guard decides against them; None: no sharing."""
-        return self._looked.blocks
+        spec, card, geometry, layout = self.spec, self.card, self.geometry, self.layout
+        described = json.loads(card.to_json())
+        for prose in ("training", "metrics", "license", "name"):
+            described.pop(prose, None)
+        on_cpu, packed = self.device.type == "cpu", layout.compression == "zstd"
+        return {
+            "model": card.name,
+            "weights_sha256": card.weights_sha256,
+            "code": self.model.code.sha256 if isinstance(self.model, External) else None,
+            "card": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
+            "window": geometry.window,
+            "crop": geometry.crop,
+            "bins": geometry.bins,
+            "bin_size": geometry.bin_size,
+            "stride": geometry.stride,
+            "regions": described_sha256(spec.regions) if spec.regions else None,
+            "center": spec.center,
+            "strand": spec.strand,
+            "store_dtype": layout.dtype,
+            "compression": layout.compression,
+            "device": describe_device(self.device),
+            "threads": 1,
+            "genomepred": __version__,
+            "torch": torch.__version__,
+            "triton": None if on_cpu else _triton_version(),
+            "numba": _numba_version() if on_cpu else None,
+            "zlib": zlib.ZLIB_RUNTIME_VERSION,
+            "zstandard": version("zstandard") if packed else None,
+            "hdf5": h5py.version.hdf5_version,
+        }
 
     @cached_property
     def _looked(self) -> _Looked:
-        """What the first genome that can be read and has rows tells; of random windows if none.
+        """Facts of the first genome that can be read and has rows, else of random windows.
 
         Raises
         ------
@@ -193,65 +223,63 @@ class Setup:
         GenomepredError
             If no genome can be read to check a precision on.
         """
-        spec = self.spec
+        spec, full = self.spec, self._full_blocks
         guards = self.device.type != "cpu" or spec.precision not in ("auto", "fp32")
         real = guards and self._writes  # random windows guard float32, and estimates
-        if not (real or self._full_blocks is not None or spec.regions is not None):
-            return _Looked(None, self._random_windows(None))
-        for name, path in spec.genomes:
-            cache = spec.out / CACHE if self._writes else None
-            with (
-                contextlib.suppress(SequenceError),
-                Genome(path, name=name, cache=cache, write=self._writes) as genome,
-            ):
-                grid = make_grid(genome.contigs, self.geometry, spec.regions, spec.center)
-                if grid.rows:
-                    blocks = self._blocks_of(genome, grid)
-                    random = None if real else self._random_windows(blocks)
-                    return _Looked(blocks, random or self._windows_of(genome, grid, blocks))
-        if real:
-            raise GenomepredError(
-                f"--precision {spec.precision}: no genome can be read to check it on"
-            )
-        return _Looked(self._full_blocks, self._random_windows(self._full_blocks))
+        blocks, found = full, None
+        if real or full is not None or spec.regions is not None:
+            for genome in spec.genomes:
+                cache = spec.out / CACHE if self._writes else None
+                with suppress(SequenceError), genome.open(cache, self._writes) as source:
+                    grid = make_grid(source.contigs, self.geometry, spec.regions, spec.center)
+                    if grid.rows:
+                        blocks = full and self._blocks_of(source.contigs, grid)
+                        found = self._windows_of(source, grid, blocks) if real else None
+                        break
+            else:
+                if real:
+                    raise GenomepredError(
+                        f"--precision {spec.precision}: no genome can be read to check it on"
+                    )
+        if found is None:
+            following = blocks and self.random_block(blocks.windows, consecutive=True)
+            found = GuardWindows(self.random_block(self.subject.compute_batch), following)
+        return _Looked(blocks, found)
 
-    def _blocks_of(self, genome: Genome, grid: Grid) -> Blocks | None:
+    def _blocks_of(self, contigs: Mapping[str, int], grid: Grid) -> Blocks | None:
         """Blocks as full as a genome's are: short contigs, and regions far apart, leave gaps."""
-        if self._full_blocks is None:
-            return None
-        grids = (Grid.whole(genome.contigs, self.geometry), grid)
-        contigs, batches = list(genome.contigs), _BATCHES_A_BLOCK[self.device.type]
-        fills = [partial(batching.filled, g, contigs, batches=batches) for g in grids]
+        grids = (Grid.whole(contigs, self.geometry), grid)
+        batches = _BATCHES_A_BLOCK[self.device.type]
+        fills = [partial(batching.filled, g, list(contigs), batches=batches) for g in grids]
         return self._choose_blocks(*fills)
 
-    def _windows_of(self, genome: Genome, grid: Grid, blocks: Blocks | None) -> GuardWindows:
-        spread = batching.sample(genome, grid, self.subject.compute_batch)
-        following = blocks and batching.sample_shared(genome, grid, blocks.windows)
-        return GuardWindows(spread, following)
-
-    def _random_windows(self, blocks: Blocks | None) -> GuardWindows:
-        spread = self.random_block(self.subject.compute_batch)
-        return GuardWindows(spread, blocks and self.random_block(blocks.windows, True))
+    def _windows_of(
+        self, source: SequenceSource, grid: Grid, blocks: Blocks | None
+    ) -> GuardWindows:
+        spread = batching.sample(source, grid, self.subject.compute_batch)
+        return GuardWindows(spread, blocks and batching.sample_shared(source, grid, blocks.windows))
 
     @cached_property
     def _full_blocks(self) -> Blocks | None:
-        """What :attr:`blocks` would be if every window of every block were asked for."""
+        """Value of :attr:`blocks` if every window of every block were asked for."""
         return self._choose_blocks(lambda windows: 1.0)
 
     def _choose_blocks(self, whole: Filled, asked: Filled | None = None) -> Blocks | None:
-        overlap = "naive" if self.spec.center else self.spec.overlap
+        as_written = self.spec.kernels == REFERENCE[0]
+        if as_written and self.spec.overlap == "share":
+            raise OptionError(
+                "--overlap share: --kernels reference computes every window by itself, as written; "
+                "leave one of them out"
+            )
+        naive = self.spec.center or as_written
+        overlap = "naive" if naive else self.spec.overlap
         kind = self.device.type
         return choose_blocks(self.model, self.geometry, kind, overlap, whole, asked)
 
     def saving(self, numerics: Numerics) -> float:
         """How many times the work of a run it would be without sharing, in multiply-adds."""
-        blocks = self.blocks if numerics.overlap == "share" else None
+        blocks = self._looked.blocks if numerics.overlap == "share" else None
         return blocks.saving if blocks is not None else 1.0
-
-    @property
-    def subject(self) -> Subject:
-        """What is to be computed, and where."""
-        return Subject(self.model, self.card, self.geometry, self.device)
 
     def decide(self) -> Numerics:
         """Choose overlap, precision and kernels (see :func:`genomepred.inference.numerics.decide`).
@@ -282,10 +310,6 @@ class Setup:
             stride, batch = self.geometry.stride, windows
         return batching.random_block(windows, window, stride, batch, seed)
 
-    def engine(self, numerics: Numerics) -> Engine:
-        """The engine that obeys the given numerics."""
-        return self.subject.engine(numerics)
-
     def fingerprint(self, engine: Engine) -> str:
         """Hash of what an engine makes of one fixed compute batch.
 
@@ -308,7 +332,7 @@ def _estimated_windows(spec: RunSpec, stride: int) -> float:
     """
     total = 0
     for _, path in spec.genomes:
-        with contextlib.suppress(OSError), open(open_regular(path), "rb") as file:
+        with suppress(OSError), open(open_regular(path), "rb") as file:
             magic = file.read(6)
             packed = magic.startswith((b"\x1f\x8b", b"\xfd7zXZ\x00"))
             total += path.stat().st_size * (4 if packed else 1)
@@ -317,6 +341,22 @@ def _estimated_windows(spec: RunSpec, stride: int) -> float:
         records = len(spec.genomes) * spec.regions.stat().st_size / 20
         windows = min(windows, records if spec.center else records * 10_000 / stride)
     return windows
+
+
+def _triton_version() -> str | None:
+    try:
+        import triton  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return None
+    return str(triton.__version__)
+
+
+def _numba_version() -> str:
+    """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is."""
+    target = [
+        os.environ[key] for key in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES") if key in os.environ
+    ]
+    return " ".join([version("numba"), "llvmlite", version("llvmlite"), *target])
 
 
 def _keep_regions(spec: RunSpec, sha256: str | None) -> Path | None:

@@ -6,177 +6,97 @@ works on the run afterwards.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import uuid
-import zlib
 from collections.abc import Mapping
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
-import h5py
-import torch
+from genomepred.documents import COUNT
 
-from genomepred import __version__
-from genomepred.documents import seal
-from genomepred.errors import OutputError, SignatureError
-from genomepred.files import create_whole
-from genomepred.inference.engine import Numerics, describe_device
-from genomepred.models.card import Card
-from genomepred.runs.folder import RUN_FILE, now
-from genomepred.runs.manifest import read_run
-from genomepred.sequences.bed import described_sha256
-from genomepred.sequences.grid import Geometry
-from genomepred.store.hdf5 import Layout
+if TYPE_CHECKING:
+    from genomepred.inference.engine import Numerics
 
-# What is chosen by probing when a run starts; the rest follows from input and environment.
-_DECIDED = ("precision", "kernels", "compute_batch", "overlap")
+# What JSON must hold for a field, by its type, unless the field says otherwise.
+_SCHEMAS: dict[Any, Any] = {
+    "str": str,
+    "str | None": (str, None),
+    "bool": bool,
+    "int": range(1, 1 << 62),
+    "tuple[str, ...]": [str],
+}
 
 
-def facts(
-    card: Card,
-    geometry: Geometry,
-    layout: Layout,
-    device: torch.device,
-    *,
-    strand: str,
-    regions: Path | None,
-    center: bool,
-    code_sha256: str | None,
-) -> dict[str, Any]:
-    """The part of the signature that follows from the command and the machine."""
-    described = json.loads(card.to_json())
-    for prose in ("training", "metrics", "license", "name"):
-        described.pop(prose, None)
-    return {
-        "model": card.name,
-        "weights_sha256": card.weights_sha256,
-        "code": code_sha256,
-        "card": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
-        "window": geometry.window,
-        "crop": geometry.crop,
-        "bins": geometry.bins,
-        "bin_size": geometry.bin_size,
-        "stride": geometry.stride,
-        "regions": described_sha256(regions) if regions else None,
-        "center": center,
-        "strand": strand,
-        "store_dtype": layout.dtype,
-        "compression": layout.compression,
-        "device": describe_device(device),
-        "threads": 1,
-        "genomepred": __version__,
-        "torch": torch.__version__,
-        "triton": _triton_version() if device.type == "cuda" else None,
-        "numba": _numba_version() if device.type == "cpu" else None,
-        "zlib": zlib.ZLIB_RUNTIME_VERSION,
-        "zstandard": version("zstandard") if layout.compression == "zstd" else None,
-        "hdf5": h5py.version.hdf5_version,
-    }
+@dataclass(frozen=True)
+class Signature:
+    """What a run computes, on what and by what; equal signatures and sequences give equal bytes.
 
-
-def _triton_version() -> str | None:
-    try:
-        import triton  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return None
-    return str(triton.__version__)
-
-
-def _numba_version() -> str:
-    """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is."""
-    target = [
-        os.environ[key] for key in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES") if key in os.environ
-    ]
-    return " ".join([version("numba"), "llvmlite", version("llvmlite"), *target])
-
-
-def start_run(
-    out: Path, expected: Mapping[str, Any], numerics: Numerics, about: Mapping[str, Any]
-) -> None:
-    """Write ``OUT/run.json``, complete and at once; if another process was first, its file stays.
-
-    Parameters
-    ----------
-    out : Path
-        Output folder; made if absent.
-    expected : mapping
-        What this process would use (see :func:`facts`).
-    numerics : Numerics
-        What was decided.
-    about : mapping
-        What else it says of the run: all that merging needs to know.
-
-    Raises
-    ------
-    OutputError
-        If the folder cannot be made or written.
+    ``precision``, ``kernels``, ``compute_batch`` and ``overlap`` are chosen when the run starts;
+    the rest follows from input and environment. ``reference`` and ``panel`` are a cohort's.
     """
-    decided = {name: getattr(numerics, name) for name in _DECIDED}
-    decided["kernels"] = list(numerics.kernels)
-    document = {
-        "created": now(),
-        "id": uuid.uuid4().hex,
-        **about,
-        "signature": {**expected, **decided},
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        create_whole(out / RUN_FILE, seal(document))
-    except OSError as error:
-        raise _unusable(out, error) from error
+
+    model: str
+    weights_sha256: str
+    code: str | None
+    card: str
+    window: int
+    crop: int = field(metadata={"schema": COUNT})
+    bins: int
+    bin_size: int
+    stride: int
+    regions: str | None
+    center: bool
+    strand: str
+    store_dtype: Literal["float32", "float16"] = field(metadata={"schema": str})
+    compression: str
+    device: str
+    threads: int
+    genomepred: str
+    torch: str
+    triton: str | None
+    numba: str | None
+    zlib: str
+    zstandard: str | None
+    hdf5: str
+    precision: str
+    kernels: tuple[str, ...]
+    compute_batch: int = field(metadata={"schema": range(1, 1 << 31)})
+    overlap: str
+    reference: str | None = None
+    panel: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The values as JSON holds them."""
+        told = {option.name: getattr(self, option.name) for option in fields(self)}
+        told["kernels"] = list(self.kernels)
+        return {k: v for k, v in told.items() if v is not None or k not in ("reference", "panel")}
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> Signature:
+        """The signature that :meth:`to_json` has told; further keys are left out."""
+        known = {option.name: told[option.name] for option in fields(cls) if option.name in told}
+        return cls(**{**known, "kernels": tuple(told["kernels"])})
+
+    @cached_property
+    def text(self) -> str:
+        """One line of JSON, as parts carry it."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    @property
+    def numerics(self) -> Numerics:
+        """What an engine is to obey."""
+        from genomepred.inference.engine import Numerics
+
+        return Numerics(**{option.name: getattr(self, option.name) for option in fields(Numerics)})
+
+    def differing(self, wanted: Mapping[str, Any]) -> list[str]:
+        """Names of the fields that are not as wanted."""
+        return [name for name in wanted if getattr(self, name) != wanted[name]]
 
 
-def numerics_of(signature: Mapping[str, Any]) -> Numerics:
-    """Numerics that a signature says to obey."""
-    decided = {name: signature[name] for name in (*_DECIDED, "strand")}
-    return Numerics(**{**decided, "kernels": tuple(signature["kernels"])})
-
-
-def join_run(out: Path, expected: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Contents of ``OUT/run.json``, whose signature this process can match.
-
-    Parameters
-    ----------
-    out, expected
-        See :func:`start_run`.
-    asked : mapping
-        Of what is otherwise decided, what the user has fixed (``precision``, ``kernels``,
-        ``overlap``).
-
-    Raises
-    ------
-    SignatureError
-        If the run was started with something that changes its numbers; the message names it.
-    OutputError
-        If the folder holds no run that can be read.
-    """
-    try:
-        document = read_run(out)
-    except OSError as error:
-        raise _unusable(out, error) from error
-    signature, wanted = document["signature"], {**expected, **asked}
-    differing = [name for name in wanted if signature.get(name) != wanted[name]]
-    if differing:
-        raise SignatureError(
-            f"{out} was started with "
-            + ", ".join(f"{name} {_short(signature.get(name))}" for name in differing)
-            + "; now "
-            + ", ".join(f"{name} {_short(wanted[name])}" for name in differing)
-            + ": continue it as it was started, or use another --out"
-        )
-    return document
-
-
-def _unusable(out: Path, error: OSError) -> OutputError:
-    why = "it is a file" if out.is_file() else error.strerror
-    return OutputError(f"{out}: cannot be used as output folder: {why}")
-
-
-def _short(value: Any) -> str:
-    text = ",".join(value) if isinstance(value, list) else str(value)
-    if value is None:
-        return "unset"
-    return text[:12] + "..." if len(text) == 64 else text
+#: What JSON must hold of a signature.
+SCHEMA = {
+    option.name + ("?" if option.default is None else ""): option.metadata.get("schema")
+    or _SCHEMAS[option.type]
+    for option in fields(Signature)
+}

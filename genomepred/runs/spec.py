@@ -49,7 +49,7 @@ def _told(text: str, **how: Any) -> dict[str, Option]:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is asked to do; see :func:`genomepred.predict` for the meaning of each.
+    """The declaration of a run; see :func:`genomepred.predict` for the meaning of each field.
 
     Raises
     ------

@@ -8,12 +8,11 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from genomepred.documents import seal
 from genomepred.errors import GenomepredError, OutputError
-from genomepred.files import Claim, own_folder, write_whole
-from genomepred.runs.folder import PARTS, RUN_FILE, refuse_links
+from genomepred.files import own_folder, write_whole
+from genomepred.runs.folder import PARTS, RUN_FILE, is_at_work, refuse_links
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import genome_name
 from genomepred.runs.manifest import Run
@@ -162,67 +161,3 @@ def _remove(out: Path, name: str) -> list[Path]:
         shutil.rmtree(own_folder(out, PARTS, name))
         removed.append(folder)
     return removed
-
-
-def is_at_work(folder: Path) -> bool:
-    """Whether a process holds one of the locks in a genome's folder."""
-    for lock in folder.glob("*.lock"):
-        claim = Claim.take(lock)
-        if claim is None and os.path.lexists(lock):
-            return True
-        if claim is not None:
-            claim.release()
-    return False
-
-
-def restart_if_mistaken(out: Path, wanted: dict[str, Any], genomes: list[str]) -> None:
-    """Let a run of which nothing is computed yet begin again, as it is asked for now.
-
-    A run with a finished shard or a published genome, or at which a process is at work, stays.
-
-    Parameters
-    ----------
-    out : Path
-        Output folder, which may hold a run.
-    wanted : dict
-        Of the signature, what is asked for now.
-    genomes : list of str
-        Names of the genomes that are asked for now.
-    """
-    if not _is_mistaken(out, wanted, genomes):
-        return
-    lock = Claim.take(own_folder(out, PARTS) / ".restart.lock", wait=True)
-    try:
-        if _is_mistaken(out, wanted, genomes):  # nobody has been faster
-            _restart(out, wanted, genomes)
-    finally:
-        if lock is not None:
-            lock.release()
-
-
-def _is_mistaken(out: Path, wanted: dict[str, Any], genomes: list[str]) -> bool:
-    """Whether a folder's run is another than is asked for now, with nothing to show for itself."""
-    try:
-        run = Run(out)
-    except OutputError:
-        return False
-    differs = any(run.signature.get(key) != value for key, value in wanted.items())
-    if not differs and list(run.genomes) == genomes:
-        return False
-    folders = list((out / PARTS).glob("*/"))
-    if any(next(folder.glob("*-*.h5"), None) for folder in folders):
-        return False
-    if any(out.glob("*.h5")) or any(map(is_at_work, folders)):
-        return False
-    outcomes = (run.outcome(name) for name in _noted(out))
-    return not any(found is not None and found["outcome"] == "finished" for found in outcomes)
-
-
-def _restart(out: Path, wanted: dict[str, Any], genomes: list[str]) -> None:
-    run = Run(out)
-    for name in _noted(out):
-        sidecar_path(run.path(name)).unlink(missing_ok=True)
-    if any(run.signature.get(key) != value for key, value in wanted.items()):
-        (out / RUN_FILE).unlink(missing_ok=True)
-    else:
-        write_whole(out / RUN_FILE, seal({**run.document, "genomes": genomes}))

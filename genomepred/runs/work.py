@@ -1,4 +1,4 @@
-"""What becomes one published file of a run: a genome, or all haplotypes of a cohort.
+"""The source of one published file of a run: a genome, or all haplotypes of a cohort.
 
 All state is on disk: parts in ``OUT/.parts/<name>/``, the published file and its sidecar. Nothing
 here knows who computes which part; any number of processes may look, write and publish at once.
@@ -118,7 +118,7 @@ class Work(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What a sidecar says of it: rows, bases, genome and when it was started."""
+        """Facts for its sidecar: rows, bases, genome and when it was started."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -135,7 +135,7 @@ class Work(ABC):
     # -- where it stands: nothing is changed -------------------------------------------------
 
     def outcome(self) -> dict[str, Any] | None:
-        """What the sidecar says; None if there is none, or a damaged one.
+        """Content of the sidecar; None if there is none, or a damaged one.
 
         Of one that is finished, only if the file of that size is there too.
         """
@@ -162,7 +162,7 @@ class Work(ABC):
             return True
         noted = self.outcome()
         if noted is not None and noted["outcome"] == "finished":
-            if noted["signature"] != self.plan.signature:
+            if noted["signature"] != self.plan.signature.to_json():
                 raise SignatureError(
                     f"{self.final} was computed with another signature than {self.plan.out} has "
                     "now: remove the file to compute it again, or use another --out"
@@ -191,6 +191,10 @@ class Work(ABC):
             for k, shard in enumerate(self.ranges)
             if (k + self.number) % n == i and self.part(*shard).name not in there
         ]
+
+    def may_have(self, share: tuple[int, int]) -> bool:
+        """Whether a share may have shards of it, as far as that is known before it is prepared."""
+        return True
 
     def result(self) -> GenomeResult:
         """The outcome, as far as this process knows."""
@@ -263,7 +267,8 @@ class Work(ABC):
             self._note("failed", error=str(error), session=self.plan.session, genome=genome)
 
     def _note(self, outcome: str, **facts: Any) -> dict[str, Any]:
-        noted = {"outcome": outcome, **facts, "signature": self.plan.signature, "finished": now()}
+        signature = self.plan.signature.to_json()
+        noted = {"outcome": outcome, **facts, "signature": signature, "finished": now()}
         write_sidecar(self.sidecar, noted)
         return noted
 

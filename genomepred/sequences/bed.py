@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple, TextIO
 
 from genomepred.errors import GenomepredError, RegionError
 from genomepred.files import open_regular
-from genomepred.sequences.names import shown, some
+from genomepred.sequences.names import absent_contig, shown
 
 _GZIP = b"\x1f\x8b"
 _NARROW_PEAK = re.compile(r"\.narrowPeak(\.b?gz)?$", re.IGNORECASE)
@@ -205,8 +205,7 @@ def read_bed(
         length = contigs.get(record.contig)
         if length is None:
             raise RegionError(
-                f"{called} line {record.line}: contig {shown(record.contig)} is not in the genome, "
-                f"which has {some(contigs)}; use the genome's names in the BED"
+                f"{called} line {record.line}: {absent_contig(record.contig, contigs)}"
             )
         if record.start >= length:
             raise RegionError(

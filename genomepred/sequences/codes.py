@@ -13,6 +13,17 @@ from numpy.typing import DTypeLike, NDArray
 
 Codes = NDArray[np.uint8]
 
+UNKNOWN = 4
+INVALID = 8  # in place of a code: a byte that is no sequence
+AMBIGUOUS = "BDHKMNRSVWXY"  # the IUPAC letters, and X, which masks in many assemblies
+GAPS = "-.*"
+
+CODE_OF_BYTE = np.full(256, INVALID, np.uint8)
+for _letter in [*AMBIGUOUS, *GAPS]:
+    CODE_OF_BYTE[[ord(_letter), ord(_letter.lower())]] = UNKNOWN
+CODE_OF_BYTE[list(b"ACGTUacgtu")] = [0, 1, 2, 3, 3] * 2
+ALPHABET = bytes(np.flatnonzero(CODE_OF_BYTE < INVALID).tolist())
+
 # Windows whose real bases are counted at once.
 _TOGETHER = 256
 

@@ -23,10 +23,11 @@ from genomepred.errors import RegionError, SequenceError
 from genomepred.sequences import panel_cache
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.consensus import Haplotype
-from genomepred.sequences.fasta import Genome
 from genomepred.sequences.haplotypes import Region, expand
+from genomepred.sequences.names import absent_contig
 from genomepred.sequences.panel_cache import BlockPlace, PanelCache
 from genomepred.sequences.panel_pass import PanelPass
+from genomepred.sequences.source import SequenceSource
 
 Int64 = NDArray[np.int64]
 
@@ -88,7 +89,7 @@ def read_samples(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the pass over a panel met.
+    """Counts of the pass over a panel.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ class Panel:
 
     Parameters
     ----------
-    reference : Genome
+    reference : SequenceSource
         Stays the caller's to close.
     path : path
         VCF or BCF: plain, gzip or bgzip, with or without an index.
@@ -146,7 +147,7 @@ class Panel:
 
     def __init__(
         self,
-        reference: Genome,
+        reference: SequenceSource,
         path: str | Path,
         options: PanelOptions | None = None,
         *,
@@ -205,7 +206,7 @@ class Panel:
         return (ploidy > 0) & (self._copy >= ploidy)
 
     def warnings(self) -> list[str]:
-        """What a user should know about the panel, a line each."""
+        """Facts of the panel that its user should know, a line each."""
         counts, lines = self.counts, []
         if counts.accepted == 0:
             lines.append("no selected sample carries anything: every haplotype is the reference")
@@ -237,7 +238,7 @@ class Panel:
             Haplotypes to load; all by default.
         """
         if contig not in self.contigs:
-            raise RegionError(f"{self.reference.path}: no contig {contig!r}")
+            raise RegionError(f"{self.reference.path}: {absent_contig(contig, self.contigs)}")
         numbers = np.arange(len(self.haplotypes)) if numbers is None else numbers
         places, size = self._blocks.get(contig, []), panel_cache.BLOCK
         length = self.contigs[contig]

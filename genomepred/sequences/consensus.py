@@ -12,7 +12,7 @@ import numpy as np
 from genomepred.files import publishing
 from genomepred.sequences import panel_cache
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.fasta import Genome
+from genomepred.sequences.source import SequenceSource
 
 if TYPE_CHECKING:
     from genomepred.sequences.cohort import Panel
@@ -90,7 +90,7 @@ class Haplotype:
         return [(size, gap, other) for size, gap, other in blocks]
 
 
-def _pieces(reference: Genome, contig: str, start: int, end: int) -> Iterator[Codes]:
+def _pieces(reference: SequenceSource, contig: str, start: int, end: int) -> Iterator[Codes]:
     for first in range(start, end, 1 << 20):
         yield reference.codes(contig, first, min(first + (1 << 20), end))
 

@@ -20,18 +20,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
+from genomepred.sequences.codes import AMBIGUOUS, CODE_OF_BYTE, GAPS, INVALID, UNKNOWN
 from genomepred.sequences.names import MOST_NAME
-
-UNKNOWN = 4
-INVALID = 8  # in place of a code: a byte that is no sequence
-AMBIGUOUS = "BDHKMNRSVWXY"  # the IUPAC letters, and X, which masks in many assemblies
-GAPS = "-.*"
-
-CODE_OF_BYTE = np.full(256, INVALID, np.uint8)
-for _letter in [*AMBIGUOUS, *GAPS]:
-    CODE_OF_BYTE[[ord(_letter), ord(_letter.lower())]] = UNKNOWN
-CODE_OF_BYTE[list(b"ACGTUacgtu")] = [0, 1, 2, 3, 3] * 2
-ALPHABET = bytes(np.flatnonzero(CODE_OF_BYTE < INVALID).tolist())
 
 # Bytes translated at once. Lines of 60 bases in L2 decode at 34 GB/s with 64; chunks of 32 and of
 # 128 take 1.4 times as long (Zen 5).

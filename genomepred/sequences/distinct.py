@@ -135,7 +135,7 @@ class Chunk:
         out = np.empty(len(leader), np.int64)
         known = np.zeros(len(self._codes) + 1, np.int64)
         np.cumsum(self._codes < 4, out=known[1:])
-        _count_real(
+        count_real(
             begins,
             firsts,
             r.first[leader + 1],
@@ -165,7 +165,7 @@ class Chunk:
 
     def _fill(self, leader: Int64, start: Int64, edit: Int64, out: Codes) -> None:
         r = self._region
-        _build(
+        build_windows(
             start,
             edit,
             r.first[leader + 1],
@@ -457,7 +457,7 @@ def _pieces(
 
 
 @njit(nogil=True, cache=True)
-def _count_real(
+def count_real(
     begins: Any,
     firsts: Any,
     stops: Any,
@@ -472,7 +472,7 @@ def _count_real(
     window: int,
     out: Any,
 ) -> None:
-    """As :func:`_build`, counting; ``known[x]`` codes before ``origin + x`` are real."""
+    """As :func:`build_windows`, counting; ``known[x]`` codes before ``origin + x`` are real."""
     for row in range(len(out)):
         k, stop, done, count = firsts[row], stops[row], 0, 0
         base = begins[row] - delta_before[row]
@@ -539,7 +539,7 @@ def _group(
 
 
 @njit(nogil=True, cache=True)
-def _build(
+def build_windows(
     begins: Any,
     firsts: Any,
     stops: Any,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from genomepred.sequences.decode import CODE_OF_BYTE, INVALID, UNKNOWN
+from genomepred.sequences.codes import CODE_OF_BYTE, INVALID, UNKNOWN
 from genomepred.sequences.vcf_decode import (
     ALL_COPIES,
     ALLELE,
@@ -255,7 +255,7 @@ def _put(code: int, room: Any, state: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _add_alternative(
+def add_alternative(
     pos: int, bases: Any, r: int, r_end: int, a: int, a_end: int, room: Any, state: Any
 ) -> None:
     """Append the edits of an allele of bases."""
@@ -288,7 +288,7 @@ def _begin_event(what: int, r: int, number: int, end: int, b: Any, room: Any, st
             _add(pos + 1, end + 1, room, state)
         else:
             alt, alt_end = b.starts[first + number], b.starts[first + number + 1]
-            _add_alternative(pos, b.bases, ref, ref_end, alt, alt_end, room, state)
+            add_alternative(pos, b.bases, ref, ref_end, alt, alt_end, room, state)
     state[EVENTS] += 1
     room.first_edit[state[EVENTS]] = state[EDITS]
     state[REACH] = max(state[REACH], end + 1)
@@ -330,7 +330,7 @@ def _fits(r: int, last: int, most: int, b: Any, room: Any, state: Any) -> bool:
 def _action(
     n: int, last: int, het: bool, first: int, hide_missing: bool, hide_het: bool, b: Any
 ) -> int:
-    """What a carrier does."""
+    """Action for a carrier, one of the codes above."""
     number = b.carriers[n, NUMBER]
     if het and hide_het:
         same = _all_same_length(b.carriers[:last], n, first, b.table)

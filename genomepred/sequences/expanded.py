@@ -23,7 +23,7 @@ from genomepred.documents import COUNT, DocumentError, parse_sealed, seal
 from genomepred.errors import OutputError, SequenceError
 from genomepred.files import Claim, discard_abandoned, open_regular, publishing
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.scan import Scan
+from genomepred.sequences.records import Scan
 
 #: Codes of one digest. Small enough for L2, since a part of a block is read by way of all of it.
 BLOCK = 1 << 18

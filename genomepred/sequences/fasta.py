@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -22,8 +22,7 @@ from genomepred.sequences.byte_source import (
     stamp_of,
     walk_blocks,
 )
-from genomepred.sequences.codes import Codes
-from genomepred.sequences.decode import UNKNOWN, decode
+from genomepred.sequences.codes import UNKNOWN, Codes
 from genomepred.sequences.expanded import (
     DamagedCodesError,
     ExpandedCodes,
@@ -40,8 +39,8 @@ from genomepred.sequences.index import (
     most_fai,
     parse_fai,
 )
-from genomepred.sequences.names import shown, some
-from genomepred.sequences.scan import Record, Scan, SequenceDigest, scan
+from genomepred.sequences.names import absent_contig, shown
+from genomepred.sequences.records import Record, Scan, SequenceDigest
 
 _SUFFIX = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bgz|xz))?$", re.IGNORECASE)
 # Codes hashed at once.
@@ -56,6 +55,15 @@ class _Reader(Protocol):
     def read(self, contig: str, start: int, out: Codes) -> None: ...
 
     def close(self) -> None: ...
+
+
+def _scan(
+    path: Path, pieces: Iterable[Codes], sink: Callable[[memoryview], object] | None = None
+) -> Scan:
+    """As :func:`genomepred.sequences.scan.scan`, whose compiled kernels take a while to load."""
+    from genomepred.sequences.scan import scan
+
+    return scan(path, pieces, sink)
 
 
 class Genome:
@@ -122,7 +130,7 @@ class Genome:
         for index in self._files.current(".fai", most_fai(source)):
             if (records := parse_fai(index, source)) is not None:
                 return _IndexedReader(self.path, source, records)
-        result = scan(self.path, source.pieces(0, source.size))
+        result = _scan(self.path, source.pieces(0, source.size))
         self._digest = result.digest
         if not result.even:
             return self._open_stream(source.pieces(0, source.size))
@@ -143,12 +151,12 @@ class Genome:
     def _open_stream(self, pieces: Iterator[Codes]) -> _Reader:
         """A reader for bytes that no index can address: through a file of codes."""
         if not self._write:
-            result = scan(self.path, pieces)
+            result = _scan(self.path, pieces)
             self._digest = result.digest
             return _LengthsOnly(self.path, result)
         target = self._files.cached(self._expanded_folder(), ".codes")
         reader = open_expanded(
-            target, self._files.identity(), lambda sink: scan(self.path, pieces, sink)
+            target, self._files.identity(), lambda sink: _scan(self.path, pieces, sink)
         )
         self._digest = reader.digest
         return reader
@@ -197,9 +205,7 @@ class Genome:
             If the file changed, is damaged or does not fit its index.
         """
         if contig not in self.contigs:
-            raise RegionError(
-                f"{self.path}: no contig {shown(contig)}; there are {some(self.contigs)}"
-            )
+            raise RegionError(f"{self.path}: {absent_contig(contig, self.contigs)}")
         if end < start:
             raise RegionError(f"{self.path}: {shown(contig)}: {start}-{end} ends before it starts")
         out = np.empty(end - start, np.uint8) if out is None else out
@@ -290,6 +296,8 @@ class _IndexedReader:
         position = offset + line * width + column
         if line > 0 and column == 0:  # who reads line after line must see every line end too
             position, column = position - (width - bases), bases
+        from genomepred.sequences.decode import decode
+
         done = 0
         for piece in self._source.pieces(position, offset + last_line * width + last_column + 1):
             count = decode(piece, column, bases, width, out[done:])
@@ -322,3 +330,9 @@ class _LengthsOnly:
 
     def close(self) -> None:
         pass
+
+
+def discard_codes(path: Path, stamp: tuple[int, int], cache: Path) -> None:
+    """Remove a FASTA's expanded codes from a cache; open readers can go on reading."""
+    if cache.is_dir():
+        discard(IndexFiles(path, stamp, None).cached(cache, ".codes"))

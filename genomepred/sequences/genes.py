@@ -123,7 +123,7 @@ def _gene(
 
 
 def _name(attributes: dict[str, str], feature: str, gtf: bool) -> str:
-    """What a feature is called; empty if it is not."""
+    """Name of a feature; empty if it has none."""
     keys: tuple[str, ...] = _GFF3_NAMES
     if gtf:
         own = ("exon_id", "transcript_id", "gene_id")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError
-from genomepred.sequences.names import MOST_NAME, shown, some, text_array
+from genomepred.sequences.names import MOST_NAME, absent_contig, shown, text_array
 
 Int64 = NDArray[np.int64]
 
@@ -126,7 +126,7 @@ class Region(NamedTuple):
 
 
 class Place(Protocol):
-    """What a grid is made of: a :class:`Region`, or a record of a BED file with its own center."""
+    """A part of a grid: a :class:`Region`, or a record of a BED file with its own center."""
 
     @property
     def contig(self) -> str:
@@ -298,9 +298,7 @@ class Grid:
             If no interval lies on the contig.
         """
         if contig not in self._intervals_of:
-            raise RegionError(
-                f"no predictions on contig {shown(contig)}; there are {some(self._intervals_of)}"
-            )
+            raise RegionError(f"no predictions: {absent_contig(contig, self._intervals_of)}")
         ranges = (self._rows_of(int(k), start, end) for k in self._intervals_of[contig])
         return [(first, last) for first, last in ranges if first < last]
 
@@ -370,10 +368,7 @@ def parse_region(text: str, contigs: Mapping[str, int]) -> Region:
         return Region(text, 0, contigs[text], text)
     contig, colon, bounds = text.rpartition(":")
     if not colon or contig not in contigs:
-        raise RegionError(
-            f"region {shown(text)}: no contig {shown(contig or text)}; the genome has "
-            f"{some(contigs)}"
-        )
+        raise RegionError(f"region {shown(text)}: {absent_contig(contig or text, contigs)}")
     first, _, last = bounds.replace(",", "").partition("-")
     if not _NUMBER.fullmatch(first) or (last and not _NUMBER.fullmatch(last)):
         raise RegionError(f"region {shown(text)}: write CONTIG:START-END, 1-based and inclusive")

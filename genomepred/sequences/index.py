@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from genomepred.errors import OutputError
 from genomepred.files import discard_abandoned, own_folder, read_small, write_whole
 from genomepred.sequences.byte_source import ByteSource
-from genomepred.sequences.decode import ALPHABET
+from genomepred.sequences.codes import ALPHABET
 from genomepred.sequences.names import MOST_NAME
-from genomepred.sequences.scan import Record
+from genomepred.sequences.records import Record
 
 Int64 = NDArray[np.int64]
 
@@ -62,7 +62,7 @@ class IndexFiles:
         return cache / f"{self._fasta.name[:40]}.{key}{suffix}"
 
     def identity(self) -> dict[str, str | int]:
-        """What a cached file says of the FASTA that it belongs to."""
+        """Identity of the FASTA that a cached file belongs to."""
         size, modified = self._stamp
         return {"path": str(self._fasta.resolve()), "size": size, "mtime_ns": modified}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,29 @@ def some(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(map(shown, listed[:most])) + rest
 
 
+def core_of(name: str) -> str:
+    """The part of a contig's name that all habits share: without ``chr`` and zeros before it."""
+    return re.sub(r"^chr(omosome)?[_.-]?", "", name.lower()).lstrip("0") or name.lower()
+
+
+def absent_contig(name: str, names: Iterable[str]) -> str:
+    """Why there is no such contig, for messages: its name here if only the habit differs."""
+    known = list(names)
+    alike = [other for other in known if core_of(other) == core_of(name)]
+    if alike:
+        return f"no contig {shown(name)}; here it is named {some(alike)}: use these names"
+    return f"no contig {shown(name)}; there are {some(known)}"
+
+
 def other_naming(name: str, names: Container[str]) -> str | None:
     """The name with or without ``chr`` in front, if that one is there."""
     other = name.removeprefix("chr") if name.startswith("chr") else f"chr{name}"
     return other if other in names else None
+
+
+def missing_contig(contig: str, path: Path, contigs: Container[str]) -> str:
+    """What is said of a contig of a variant file that the reference does not have."""
+    hint = "give the FASTA that the variants were called on"
+    if other := other_naming(contig, contigs):
+        hint = f"the FASTA has {other!r}: rename one of them"
+    return f"contig {contig!r} is not in {path}; {hint}"

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from genomepred.errors import SequenceError
 from genomepred.sequences import edits as kernel
 from genomepred.sequences import panel_cache, vcf_decode
-from genomepred.sequences.fasta import Genome
+from genomepred.sequences.names import missing_contig
 from genomepred.sequences.panel_cache import VERSION, Block
+from genomepred.sequences.source import SequenceSource
 from genomepred.sequences.vcf import Batch, VariantFile
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class PanelPass:
     """The one pass over a panel: checks, conflicts, digest, blocks."""
 
     def __init__(
-        self, reference: Genome, path: Path, options: PanelOptions, sink: BinaryIO
+        self, reference: SequenceSource, path: Path, options: PanelOptions, sink: BinaryIO
     ) -> None:
         self._reference, self._path, self._options, self._sink = reference, path, options, sink
         self._file = VariantFile(path, options.samples, inbred=options.inbred)
@@ -115,16 +116,8 @@ class PanelPass:
                 f"{where}: the records of contig {contig!r} do not stand together; sort the file "
                 "with `bcftools sort`"
             )
-        if contig not in self._reference.contigs:
-            other = contig.removeprefix("chr") if contig.startswith("chr") else f"chr{contig}"
-            hint = (
-                f"the FASTA has {other!r}: rename one of them"
-                if (other in self._reference.contigs)
-                else "give the FASTA that the panel was called on"
-            )
-            raise SequenceError(
-                f"{where}: contig {contig!r} is not in {self._reference.path}; {hint}"
-            )
+        if contig not in (contigs := self._reference.contigs):
+            raise SequenceError(f"{where}: {missing_contig(contig, self._reference.path, contigs)}")
         self._new_contig()
 
     def _new_contig(self) -> None:

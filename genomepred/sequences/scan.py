@@ -6,65 +6,18 @@ Any line ends (LF, CRLF, lone CR) and line widths, blanks and empty lines are ta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from genomepred.errors import SequenceError
 from genomepred.sequences import decode as kernel
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.names import MOST_NAME, shown
+from genomepred.sequences.records import Record, Scan, SequenceDigest
 
 # Bytes of a long line that are looked over for its end, and decoded, at once.
 _LONGEST = 1 << 16
-
-
-class Record(NamedTuple):
-    """One line of a .fai; ``offset`` is that of the first base in the uncompressed bytes."""
-
-    name: str
-    length: int
-    offset: int
-    line_bases: int
-    line_width: int
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What a pass over a whole FASTA found.
-
-    Parameters
-    ----------
-    records : list of Record
-        In file order; offset, line bases and line width of empty contigs are 0.
-    even : bool
-        Whether arithmetic on lines finds every base, so that a .fai can be written.
-    digest : str
-        See :class:`SequenceDigest`.
-    """
-
-    records: list[Record]
-    even: bool
-    digest: str
-
-
-class SequenceDigest:
-    """XXH3-128 of the codes of all contigs in file order, then of their names and lengths."""
-
-    def __init__(self) -> None:
-        self._hash = xxhash.xxh3_128()
-
-    def update(self, codes: memoryview) -> None:
-        """Add the next codes."""
-        self._hash.update(codes)
-
-    def finish(self, contigs: Iterable[tuple[str, int]]) -> str:
-        """Add names and lengths; the digest as 32 hexadecimal digits."""
-        self._hash.update("".join(f"{name}\t{length}\n" for name, length in contigs).encode())
-        return self._hash.hexdigest()
 
 
 def scan(
@@ -101,7 +54,7 @@ def scan(
 
 
 class _Scanner:
-    """What the kernel keeps between pieces, and its findings in Python's terms."""
+    """State of the kernel between pieces, and its findings in Python's terms."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""What is predicted on: contigs of codes with an identity, wherever they come from."""
+"""Sources of sequence: contigs of codes with an identity, wherever they come from."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SequenceSource(Protocol):
 
     @property
     def stamp(self) -> tuple[int, int]:
-        """What changes when the file does, as it was on opening; cheap, where the digest is not."""
+        """A stamp that changes when the file does, as on opening; cheap, unlike the digest."""
         ...
 
     def codes(self, contig: str, start: int, end: int, out: Codes | None = None) -> Codes:

@@ -56,6 +56,8 @@ class Batch:
         Where each allele begins in ``bases``; the first of a record is REF.
     carriers : int32 array, [carriers, 4]
         Selected sample, copy, allele (-1 missing) and bits of the genotype.
+    raw : uint8 array
+        Bytes of the file, for IDs.
     """
 
     contig: str
@@ -64,6 +66,13 @@ class Batch:
     bases: Codes
     starts: Int64
     carriers: Int32
+    raw: Codes
+
+    def ids(self, first: int, last: int) -> list[str]:
+        """IDs of records ``[first, last)`` of this batch; ``.`` where there is none."""
+        places = self.records[first:last, [kernel.ID, kernel.ID_END]].tolist()
+        text = self.raw.data
+        return [bytes(text[a:b]).decode(errors="replace") or "." for a, b in places]
 
     def alleles(self, record: int) -> list[str]:
         """REF and the alternatives of a record of this batch."""
@@ -87,6 +96,9 @@ class VariantFile:
         Selected samples, in this order; all by default.
     inbred : bool
         Emit the first copy alone, but all copies of heterozygotes.
+    sites : bool
+        Read position, ID and alleles of records alone. Text needs no more columns than these, and
+        no header.
 
     Attributes
     ----------
@@ -104,9 +116,14 @@ class VariantFile:
     """
 
     def __init__(
-        self, path: Path, samples: Sequence[str] | None = None, *, inbred: bool = False
+        self,
+        path: Path,
+        samples: Sequence[str] | None = None,
+        *,
+        inbred: bool = False,
+        sites: bool = False,
     ) -> None:
-        self.path = path
+        self.path, self._sites = path, sites
         self._stream = RecordStream(path)
         magic = self._stream.need(5)
         self.form: Literal["VCF", "BCF"] = "BCF" if magic.startswith(b"BCF") else "VCF"
@@ -126,7 +143,7 @@ class VariantFile:
     def _vcf_header(self) -> list[bytes]:
         lines: list[bytes] = []
         size = 0
-        while True:
+        while not self._sites or self._stream.need(1) == b"#":
             line = self._stream.line()
             if line is None:
                 self._refuse(f"line {len(lines) + 1}", "the file ends before its #CHROM line")
@@ -140,7 +157,8 @@ class VariantFile:
                 )
             lines.append(line)
             if line.startswith(b"#CHROM"):
-                return lines
+                break
+        return lines
 
     def _bcf_header(self) -> list[bytes]:
         head = self._stream.take(9)
@@ -160,6 +178,8 @@ class VariantFile:
         return lines
 
     def _names(self, header: list[bytes]) -> list[str]:
+        if self._sites:
+            return []
         line, number = header[-1].rstrip(b"\r"), len(header)
         if not line.startswith(_FIXED):
             found = line[:60].decode(errors="replace")
@@ -176,7 +196,7 @@ class VariantFile:
 
     def _select(self, samples: Sequence[str] | None) -> tuple[list[str], Int32]:
         columns = np.full(len(self.all_samples), -1, np.int32)
-        if samples is None:
+        if samples is None or self._sites:
             columns[:] = np.arange(len(columns))
             return list(self.all_samples), columns
         place = {name: i for i, name in enumerate(self.all_samples)}
@@ -219,7 +239,7 @@ class VariantFile:
             status, at = self._decode(data, name, number)
             self._stream.at = at
             if state[kernel.RECORDS]:
-                yield self._batch(name.decode(errors="replace"), first)
+                yield self._batch(name.decode(errors="replace"), first, data)
             if status == kernel.CONTIG:
                 name, number = self._next_contig(data, at, name)
             elif status == kernel.FULL:
@@ -260,7 +280,7 @@ class VariantFile:
         self._room[0] = min(self._room[0], _MOST_PLOIDY)
         self._decoder = self._make_decoder()
 
-    def _batch(self, contig: str, first: int) -> Batch:
+    def _batch(self, contig: str, first: int, raw: Codes) -> Batch:
         """The records that were decoded."""
         state, d = self._state, self._decoder
         return Batch(
@@ -270,6 +290,7 @@ class VariantFile:
             d.bases[: state[kernel.LETTERS]],
             d.starts[: state[kernel.ALLELES] + 1],
             d.carriers[: state[kernel.CARRIERS]],
+            raw,
         )
 
     def _whole(self) -> int:
@@ -335,8 +356,9 @@ class VariantFile:
         if (column := int(state[kernel.SAMPLE])) >= 0:
             where += f", sample {self.all_samples[min(column, len(self.all_samples) - 1)]!r}"
         value = int(state[kernel.VALUE])
+        fewest = 5 if self._sites else 9 + len(self.all_samples)
         what = {
-            kernel.FEW_COLUMNS: f"fewer than {9 + len(self.all_samples)} columns",
+            kernel.FEW_COLUMNS: f"fewer than {fewest} columns",
             kernel.MANY_COLUMNS: f"more than {9 + len(self.all_samples)} columns",
             kernel.BAD_POS: "POS is no number",
             kernel.NO_GT: "no GT in FORMAT; a panel needs genotypes",

@@ -24,6 +24,8 @@ from genomepred.sequences.vcf_decode import (
     FILTERED,
     FULL,
     HIGH_PLOIDY,
+    ID,
+    ID_END,
     INBRED,
     IRREGULAR,
     LETTER_ROOM,
@@ -98,15 +100,18 @@ def _record(  # noqa: PLR0911 - one of each thing that may be wrong
         return BAD_POS
     alleles, infos = _int(raw, at + 18, 2) & 0xFFFF, _int(raw, at + 16, 2) & 0xFFFF
     formats, samples = np.int64(raw[at + 23]), _int(raw, at + 20, 4) & 0xFFFFFF
-    if samples != len(d.columns):
+    sites = len(d.columns) == 0
+    if samples != len(d.columns) and not sites:
         d.state[VALUE] = samples
         return OTHER_SAMPLES
     kind, size, place = _typed(raw, at + _FIXED, end)  # ID
     if kind not in (_NONE, _CHAR) or place + size > end:
         return BAD_TYPE
+    record[ID] = place
     place += size if kind == _CHAR else 0
+    record[ID_END] = place
     status, place, symbolic = _alleles(raw, place, end, alleles, d)
-    if status != DONE:
+    if status != DONE or sites:
         return status
     kind, size, place = _typed(raw, place, end)  # FILTER
     width = _size(kind)

@@ -1,4 +1,4 @@
-"""What decoding VCF text and BCF has in common: the tables that are filled, and genotypes.
+"""The common part of decoding VCF text and BCF: the tables that are filled, and genotypes.
 
 Genotypes that are reference on all copies, nearly all of a panel, are skipped eight bytes at a
 time; what remains becomes *carriers*: sample, copy, allele. Both forms fill the same arrays, so
@@ -27,9 +27,9 @@ RECORD_ROOM, LETTER_ROOM, ALLELE_ROOM, CARRIER_ROOM = range(4)
 
 # Columns of the table of records. END is the base behind the last that a symbolic allele spans,
 # -1 if the record does not say; FILTERED is 1 unless FILTER is PASS or empty; ALLELE and CARRIER
-# are where the record's alleles and carriers begin.
-COLUMNS = 5
-POS, END, FILTERED, ALLELE, CARRIER = range(COLUMNS)
+# are where the record's alleles and carriers begin; ID and ID_END where its ID stands in the bytes.
+COLUMNS = 7
+POS, END, FILTERED, ALLELE, CARRIER, ID, ID_END = range(COLUMNS)
 
 # Columns of what is known of each sample on this contig: another ploidy than COMMON (or 0), lines
 # with a single dot, the last such.
@@ -53,12 +53,13 @@ _DOT = 0x2E
 
 
 class Decoder(NamedTuple):
-    """What a decoder knows and what it fills.
+    """Input and output tables of a decoder.
 
     Parameters
     ----------
     columns : int32 array, [samples of the file]
-        Number of each selected sample, -1 for others.
+        Number of each selected sample, -1 for others. Empty to read position, ID and alleles of
+        records alone, whatever follows them.
     state : int64 array, [STATE_SIZE]
     seen : int64 array, [selected samples, SEEN_COLUMNS]
     gt : int64 array, [highest ploidy]

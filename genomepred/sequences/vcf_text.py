@@ -23,6 +23,8 @@ from genomepred.sequences.vcf_decode import (
     FILTERED,
     FULL,
     HIGH_PLOIDY,
+    ID,
+    ID_END,
     INBRED,
     IRREGULAR,
     LETTER_ROOM,
@@ -103,14 +105,19 @@ def _record(raw: Any, at: int, ends: Any, record: Any, d: Any) -> tuple[int, int
     if pos < 0 or (raw[stop] != _TAB and raw[stop] != _LF):
         return BAD_POS, at
     record[POS] = pos - 1
-    for column in range(8):
+    sites = len(d.columns) == 0
+    for column in range(_ALT if sites else 8):
         at = ends[column] = _field(raw, at)
         if raw[at] != _TAB:
             return FEW_COLUMNS, at
         at += 1
+    record[ID], record[ID_END] = ends[_POS] + 1, ends[_ID]
+    if sites:
+        at = ends[_ALT] = _field(raw, at)
+        ends[_ALT] -= raw[at] == _LF and raw[at - 1] == _CR
     status, symbolic = _alleles(raw, ends[_ID] + 1, ends[_ALT], d)
-    if status != DONE:
-        return status, at
+    if sites or status != DONE:
+        return status, _line_end(raw, at) + 1
     begin, end = ends[_QUAL] + 1, ends[_FILTER]
     none = end == begin + 1 and raw[begin] == _DOT
     record[FILTERED] = not (none or _is(raw, begin, end, _PASS))
@@ -129,6 +136,14 @@ def _record(raw: Any, at: int, ends: Any, record: Any, d: Any) -> tuple[int, int
 def _field(raw: Any, at: int) -> int:
     """Where the field that begins at ``at`` ends: at a tab or a line end."""
     while raw[at] != _TAB and raw[at] != _LF:
+        at += 1
+    return at
+
+
+@njit(nogil=True, cache=True)
+def _line_end(raw: Any, at: int) -> int:
+    """Where the line ends that ``at`` is in."""
+    while raw[at] != _LF:
         at += 1
     return at
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from genomepred.errors import StoreError
 from genomepred.machine import usable_cpus
 from genomepred.sequences.grid import Grid
-from genomepred.store.checksum import intact
+from genomepred.store.chunks import intact
 from genomepred.store.cohort import INDEX_CHUNK, CohortStore
 from genomepred.store.opening import is_cohort
 from genomepred.store.pyramid import BLOCK

@@ -342,7 +342,7 @@ class CohortStore:
             )
 
     def problems(self) -> list[str]:
-        """What contradicts itself: leaders that do not ascend, an index that names none."""
+        """Contradictions within the file: leaders that do not ascend, an index that names none."""
         return self._base.problems()
 
     def summary(self) -> dict[str, Any]:

@@ -72,28 +72,6 @@ def export_bigwig(
     return [output for _, output in outputs]
 
 
-def genomes_of(run: Path, folder: Path) -> list[tuple[Path, Path]]:
-    """Prediction files of a run, each with the bigWig that it makes in a folder.
-
-    Raises
-    ------
-    StoreError
-        If the run has no finished genome.
-    OutputError
-        If the folder is none, or cannot be made.
-    """
-    files = sorted(path for path in run.glob("*.h5") if path.is_file())
-    if not files:
-        raise StoreError(f"{run}: a folder without prediction files (*.h5)")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise OutputError(f"{folder} is a file; name a folder for the genomes of {run}") from error
-    except OSError as error:
-        raise output_error(folder, error) from error
-    return [(file, folder / f"{file.stem}.bw") for file in files]
-
-
 def export_bedgraph(
     store: PredictionStore,
     path: Path | None,

@@ -190,15 +190,11 @@ def join(
     """
     with publishing(path) as temporary:
         require_space(path.parent, sum(_size(part) for part in parts))
-        with _Target(temporary, "x+b") as target:
-            try:
-                with _create_file(target) as file:
-                    _write_attributes(file, {**attributes, **_grid_attributes(grid)})
-                    _write_tables(file, grid, tracks)
-                    copied = _copy_parts(file, parts, layout, grid.rows, told)
-                    _name_dimensions(file, [name for name, _ in tracks])
-            finally:
-                target.raise_error()
+        with new_file(temporary) as file:
+            _write_attributes(file, {**attributes, **_grid_attributes(grid)})
+            _write_tables(file, grid, tracks)
+            copied = _copy_parts(file, parts, layout, grid.rows, told)
+            _name_dimensions(file, [name for name, _ in tracks])
         if _chunks_digest(temporary) != copied:
             raise StoreError(
                 f"{path}: what was written is not what was joined; check the disk and the memory "
@@ -240,11 +236,12 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
 
 
 def _content_problems(path: Path, noted: Mapping[str, Any]) -> list[str]:
-    from genomepred.store.cohort import cohort_problems
     from genomepred.store.opening import is_cohort
 
     try:
         if is_cohort(path):
+            from genomepred.store.cohort import cohort_problems  # compiled: takes a while
+
             return cohort_problems(path, noted)
         with PredictionStore(path) as store:
             return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]
@@ -295,6 +292,23 @@ class _Target(io.FileIO):
     def raise_error(self) -> None:
         if self.failure is not None:
             raise self.failure
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, whole when the block ends.
+
+    Raises
+    ------
+    OSError
+        What the disk answered first, whatever HDF5 made of it.
+    """
+    with _Target(path, "x+b") as target:
+        try:
+            with _create_file(target) as file:
+                yield file
+        finally:
+            target.raise_error()
 
 
 def _create_file(target: io.IOBase) -> h5py.File:

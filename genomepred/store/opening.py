@@ -11,7 +11,8 @@ import h5py
 
 from genomepred.errors import StoreError
 from genomepred.files import open_regular
-from genomepred.store.reader import READ_ERRORS, PredictionStore, read_attributes
+from genomepred.store.reader import READ_ERRORS, PredictionStore
+from genomepred.store.schema import read_attribute
 
 COHORT_FORMAT = "genomepred cohort"
 
@@ -23,7 +24,7 @@ def is_cohort(path: Path) -> bool:
             open(open_regular(path), "rb") as raw,
             h5py.File(raw, "r") as file,
         ):
-            return bool(read_attributes(file).get("format") == COHORT_FORMAT)
+            return read_attribute(file, "format") == COHORT_FORMAT
     except READ_ERRORS:
         return False
 

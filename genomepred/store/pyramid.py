@@ -58,7 +58,7 @@ _PIECE = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """What follows from the grid: blocks, bins and planes.
+    """Sizes that follow from the grid: blocks, bins and planes.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a prediction file must be, checked once when it is opened; later reads trust it.
+"""The schema of a prediction file, checked once when it is opened; later reads trust it.
 
 Nothing is read before its type and size are known: no link leads to another object or file, no
 type refers to memory of the file (variable-length data, references), no filter loads code, and no
@@ -47,18 +47,26 @@ def read_attributes(file: h5py.File) -> dict[str, Attribute]:
     count = h5py.h5a.get_num_attrs(file.id)
     if count > _MOST_ATTRIBUTES:
         raise SchemaError(f"{count:,} attributes")
-    return dict(_attribute(file, i) for i in range(count))
+    found = (h5py.h5a.open(file.id, index=i) for i in range(count))
+    return {attribute.name.decode(): _value(attribute) for attribute in found}
 
 
-def _attribute(file: h5py.File, index: int) -> tuple[str, Attribute]:
-    found = h5py.h5a.open(file.id, index=index)
-    name = found.name.decode()
-    if found.shape != () or not _is_plain(found.get_type(), _MOST_TEXT):
-        raise SchemaError(f"attribute {name!r} is no text of fixed length and no number")
-    value = file.attrs[name]
-    if isinstance(value, bytes):
-        return name, value.decode()
-    return name, value.item() if isinstance(value, np.generic) else value
+def read_attribute(file: h5py.File, name: str) -> Attribute | None:
+    """One root attribute, None if there is none, with the same errors."""
+    if not h5py.h5a.exists(file.id, name.encode()):
+        return None
+    return _value(h5py.h5a.open(file.id, name.encode()))
+
+
+def _value(attribute: h5py.h5a.AttrID) -> Attribute:
+    if attribute.shape != () or not _is_plain(attribute.get_type(), _MOST_TEXT):
+        raise SchemaError(
+            f"attribute {attribute.name.decode()!r} is no text of fixed length and no number"
+        )
+    read = np.zeros((), attribute.dtype)
+    attribute.read(read)
+    value: bytes | Attribute = read.item()
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _is_plain(kind: Any, most: int) -> bool:

@@ -130,7 +130,7 @@ def _finished(how: Statistic, total: Float64, count: NDArray[np.int32]) -> Float
 
 @njit(nogil=True, cache=True)
 def _term(number: int, threshold: float, value: float) -> float:
-    """What a value adds to a statistic."""
+    """The term that a value adds to a statistic."""
     if number < 3:
         return value
     return 1.0 if value >= threshold else 0.0

@@ -2,45 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from pathlib import Path
 
 from genomepred.errors import StoreError
-from genomepred.runs.folder import RUN_FILE
-from genomepred.runs.manifest import Run
-from genomepred.sequences.names import some
 from genomepred.store.cohort import CohortStore
 from genomepred.store.opening import is_cohort
-
-
-def prediction_files(out: Path) -> list[Path]:
-    """The prediction files of a folder, in the order of its run; or the one file that is named.
-
-    Genomes of the run that are not finished are left out, and a warning says how many they are.
-
-    Raises
-    ------
-    StoreError
-        If there are none.
-    """
-    if not out.is_dir():
-        return [out]
-    files = sorted(path for path in out.glob("*.h5") if path.is_file())
-    if os.path.lexists(out / RUN_FILE):
-        there = {path.stem: path for path in files}
-        names = Run(out).genomes
-        files = [there[name] for name in names if name in there]
-        missing = [name for name in names if name not in there]
-        if missing and files:
-            warnings.warn(
-                f"{out}: {len(missing):,} of {len(names):,} genomes are not finished and left out: "
-                f"{some(missing)}",
-                stacklevel=2,
-            )
-    if not files:
-        raise StoreError(f"{out}: a folder without prediction files (*.h5)")
-    return files
 
 
 def cohort_of(files: list[Path]) -> Path | None:

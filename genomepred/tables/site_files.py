@@ -13,11 +13,11 @@ import numpy as np
 from genomepred.errors import OptionError, OutputError, StoreError
 from genomepred.files import output_error
 from genomepred.progress import Progress
+from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.fasta import Genome
 from genomepred.store.export import text_output
 from genomepred.store.opening import open_store
 from genomepred.store.reader import Float32, Int64, PredictionStore
-from genomepred.tables.samples import prediction_files
 from genomepred.tables.sites import (
     Choice,
     Sites,
@@ -45,7 +45,7 @@ class Map(NamedTuple):
 
 @dataclass(frozen=True)
 class SiteOptions:
-    """What to find in every map.
+    """Sites to find in every map.
 
     ``choice`` is None for the threshold of the card of ``model``, or of the bundled model that the
     maps are of. ``genome`` is a FASTA whose bases the sites are to show.
@@ -186,7 +186,7 @@ def _found(maps: Iterable[Map], options: SiteOptions) -> Iterator[tuple[Map, Sit
 
 
 def _predictor(store: PredictionStore, model: str, options: SiteOptions) -> Predictor | None:
-    """What tells the strands of sites; not needed where each strand is a track."""
+    """The reader that tells the strands of sites; not needed where each strand is a track."""
     from genomepred.inference.predictor import Predictor
 
     if store.attributes.get("strand") == "each":

@@ -54,6 +54,8 @@ class Sites:
         0-based half-open; ``summit`` is the base in the middle of what the strongest row describes.
     score : float32 array, [sites]
         Value of that row.
+    row : int64 array, [sites]
+        Number of that row.
     strand : array of str objects, [sites]
         ``+``, ``-``, or ``.`` where it is not known.
     track : str
@@ -66,6 +68,7 @@ class Sites:
     end: Int64
     summit: Int64
     score: Float32
+    row: Int64
     strand: NDArray[np.object_]
     track: str
     sequence: list[str] | None = None
@@ -88,6 +91,7 @@ class Sites:
             self.end[rows],
             self.summit[rows],
             self.score[rows],
+            self.row[rows],
             self.strand[rows],
             self.track,
         )
@@ -192,6 +196,7 @@ def _described(store: PredictionStore, column: int, rows: Int64, scores: Float32
         end,
         np.clip(starts + size // 2, start, np.maximum(end - 1, start)),
         scores,
+        rows,
         np.full(len(rows), strand if strand in "+-" else ".", object),
         track,
     ).take(kept)
@@ -222,6 +227,7 @@ def _merged(sites: Sites) -> Sites:
         furthest[lasts],
         best.summit,
         best.score,
+        best.row,
         best.strand,
         best.track,
     )
@@ -330,7 +336,7 @@ def with_sequences(
         codes = reverse_complement(codes) if sign == "-" else codes
         sequences.append(_LETTERS[codes].tobytes().decode())
     return Sites(
-        *(sites.contig, sites.start, sites.end, sites.summit, sites.score),
+        *(sites.contig, sites.start, sites.end, sites.summit, sites.score, sites.row),
         strand,
         sites.track,
         sequences,

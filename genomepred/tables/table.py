@@ -19,6 +19,7 @@ import numpy as np
 from genomepred.errors import DependencyError, OptionError, RegionError, StoreError
 from genomepred.progress import Progress
 from genomepred.runs.inputs import read_places
+from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.names import shown, some
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import Float32, PredictionStore
@@ -30,7 +31,7 @@ from genomepred.tables.reduction import (
     reduce_store,
 )
 from genomepred.tables.regions import NamedRegion, read_regions, require_known
-from genomepred.tables.samples import cohort_of, haplotype_names, prediction_files
+from genomepred.tables.samples import cohort_of, haplotype_names
 
 if TYPE_CHECKING:
     import anndata

@@ -13,6 +13,7 @@ import numpy as np
 from genomepred.errors import DependencyError, OutputError
 from genomepred.files import publishing, require_space
 from genomepred.store.export import text_output, texts_of
+from genomepred.store.hdf5 import new_file
 from genomepred.tables.table import RegionTable, unique_names
 from genomepred.tsv import quoted, tab_separated
 
@@ -59,16 +60,28 @@ def write_table(table: RegionTable, path: Path | None, progress: bool = False) -
         for file in table.files:
             if path.exists() and path.samefile(file):
                 raise OutputError(f"{path} is a prediction file of the table; name another output")
-        write = _write_h5ad if suffix == ".h5ad" else _write_hdf5
         with publishing(path, follow=True) as temporary:
-            require_space(path.parent, len(table.names) * len(table.samples))
-            with h5py.File(temporary, "x") as file:
-                write(table, file, progress)
+            require_space(path.parent, _most_bytes(table, suffix))
+            if suffix == ".h5ad":
+                # Its texts have no fixed length, which HDF5 reads back while it writes: a disk
+                # that is full cannot be hidden from it, as new_file does, and is asked before.
+                with h5py.File(temporary, "x") as file:
+                    _write_h5ad(table, file, progress)
+            else:
+                with new_file(temporary) as file:
+                    _write_hdf5(table, file, progress)
         return [path]
     files = _one_a_track(path, suffix, table.tracks)
     writer: Callable[..., None] = _write_parquet if suffix == ".parquet" else _write_tsv
     writer(table, files, progress)
     return files
+
+
+def _most_bytes(table: RegionTable, suffix: str) -> int:
+    """Bytes that a file of HDF5 has at most: its values if they do not compress, and its names."""
+    matrices = len(table.tracks) + (suffix == ".h5ad")
+    names = sum(len(name) + 200 for name in [*table.names, *table.samples])
+    return 4 * matrices * len(table.names) * len(table.samples) + 2 * names
 
 
 def _one_a_track(path: Path, suffix: str, tracks: Sequence[str]) -> list[Path]:

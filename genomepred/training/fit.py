@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from genomepred.errors import DataError, DeviceError, ModelError, OutputError
 from genomepred.files import open_regular, publishing, sync_file, write_whole
-from genomepred.inference.engine import REFERENCE, Numerics
+from genomepred.inference.engine import Numerics
 from genomepred.inference.predictor import Predictor
-from genomepred.models.fused import prepare
+from genomepred.lowering.fuse import prepare
+from genomepred.lowering.select import REFERENCE
 from genomepred.models.layers import SequenceModel, channels_last
 from genomepred.progress import Progress
 from genomepred.training.memory import pass_size, step_size
@@ -389,7 +390,7 @@ class _Trainer:
             ) from error
 
     def _identity(self) -> dict[str, Any]:
-        """What a state must be of, as plain values."""
+        """Identity that a state must have, as plain values."""
         return {"task": asdict(self.task), "settings": asdict(self.settings)}
 
 

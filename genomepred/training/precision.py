@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.data.examples import Examples
-from genomepred.inference.engine import REFERENCE, Numerics
+from genomepred.inference.engine import Numerics
 from genomepred.inference.predictor import Predictor
+from genomepred.lowering.select import REFERENCE
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import SequenceModel
@@ -55,10 +56,10 @@ def precision_differences(model: SequenceModel, examples: Examples) -> dict[str,
 
 
 def tolerances(differences: Mapping[str, float]) -> dict[str, float]:
-    """Tolerances of a card: the usual ones, or twice the measured differences where that is more.
+    """Tolerances of a card: the defaults, or twice the measured differences where that is more.
 
     Twice, rounded up to two digits, because other windows differ by more than those measured.
-    Above 0.1 the usual one stays, so that the precision is refused.
+    Above 0.1 the default stays, so that the precision is refused.
     """
     found = dict(TOLERANCE)
     for name, differs in differences.items():

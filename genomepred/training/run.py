@@ -81,7 +81,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Description:
-    """What a card says about a model beyond its sizes.
+    """The part of a card that describes a model beyond its sizes.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train.
+    """A training: architecture, data, settings.
 
     Parameters
     ----------
@@ -368,7 +368,7 @@ def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
 
     threshold = sites(VALIDATION).best_threshold()
     found = sites(TEST)
-    figures = {
+    numbers = {
         "megabases": found.megabases,
         "peaks": found.peaks,
         "threshold": 1 / (1 + float(np.exp(-threshold))),
@@ -380,7 +380,7 @@ def map_metrics(model: SequenceModel, data: PeakData) -> dict[str, Any]:
         "regions": [f"{r.contig}:{r.start + 1}-{r.end}" for r in data.regions[TEST]],
         "stride": card.stride,
         "strand": "forward",
-        **_rounded(figures),
+        **_rounded(numbers),
     }
 
 
@@ -422,7 +422,7 @@ def _identity(
 
 
 def _asked(plan: Plan) -> dict[str, Any]:
-    """Of that, what is known without the data."""
+    """The part of the identity that is known without the data."""
     return {
         "model": plan.architecture,
         "source": {k: v for k, v in asdict(plan.source).items() if k not in _FILES},
@@ -589,7 +589,7 @@ def _provenance(plan: Plan, identity: Mapping[str, Any], task: Task, course: Fit
 
 
 def _outcome(card: Card, task: Task, course: Fit, out: Path) -> dict[str, Any]:
-    """What ``metrics.json`` holds."""
+    """Content of ``metrics.json``."""
     return {
         "name": card.name,
         "architecture": card.architecture,
@@ -603,10 +603,10 @@ def _outcome(card: Card, task: Task, course: Fit, out: Path) -> dict[str, Any]:
     }
 
 
-def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _round(x) if isinstance(x, float) else x for key, x in figures.items()}
+def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _round(x) if isinstance(x, float) else x for key, x in numbers.items()}
 
 
-def _round(figure: float) -> float | None:
-    """Five digits, as many as a figure from some thousand examples can mean; NaN as None."""
-    return None if math.isnan(figure) else float(f"{figure:.5g}")
+def _round(number: float) -> float | None:
+    """Five digits, as many as a metric of some thousand examples can mean; NaN as None."""
+    return None if math.isnan(number) else float(f"{number:.5g}")

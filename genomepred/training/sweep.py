@@ -109,7 +109,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one seed of a trial.
+    """Outcome of one seed of a trial.
 
     Parameters
     ----------

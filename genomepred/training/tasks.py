@@ -27,7 +27,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted, and the statistics of the training labels that its loss needs.
+    """A task: the kind of labels, and the statistics of them that its loss needs.
 
     Parameters
     ----------

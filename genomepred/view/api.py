@@ -1,4 +1,4 @@
-"""What the page asks for: facts, tiles, exact values, orders, genes, sequence. All are GET."""
+"""Requests of the page: facts, tiles, exact values, orders, genes, sequence. All are GET."""
 
 from __future__ import annotations
 

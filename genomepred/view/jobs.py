@@ -25,7 +25,7 @@ _BODY = (
 
 
 class JobError(StoreError):
-    """What a job has said, in one line; or that it was killed."""
+    """The last words of a job, in one line; or that it was killed."""
 
 
 class Job:

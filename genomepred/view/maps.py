@@ -1,4 +1,4 @@
-"""What there is to show: cohorts, single genomes, and genomes that share their coordinates."""
+"""Maps to show: cohorts, single genomes, and genomes that share their coordinates."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Map:
         return self.files if self.reference is None else (*self.files, self.reference)
 
     def identity(self) -> dict[str, Any]:
-        """What changes when a file does; cheap.
+        """A stamp that changes when a file does; cheap.
 
         Raises
         ------
@@ -134,7 +134,7 @@ def files_of(target: Path) -> tuple[list[Path], list[str]]:
 
 
 def _key_of(path: Path) -> Any:
-    """What files of one picture have in common; a cohort's is its own."""
+    """A key that files of one picture have in common; a cohort's is its own."""
     if is_cohort(path):
         return path
     with PredictionStore(path) as store:

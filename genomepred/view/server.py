@@ -80,8 +80,8 @@ def view(
 def _listening(port: int) -> socket.socket:
     try:
         listener = socket.create_server((_HOST, port))
-        # Connections inherit it. asyncio does not set it for such a socket, and an answer whose head
-        # waits for an acknowledgement takes 40 ms longer.
+        # Connections inherit it. asyncio does not set it for such a socket, and an answer whose
+        # head waits for an acknowledgement takes 40 ms longer.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the server knows of each map: whether its pyramid is there, and how far it has come."""
+"""State of each map: whether its pyramid is there, and how far it has come."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What follows a convolution, in one pass: see reference."""
+"""The epilogue of a convolution, in one pass: see reference."""

@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Epilogue(NamedTuple):
-    """What a block does after its convolution, but for the shift and the residual.
+    """Steps of a block after its convolution, but for the shift and the residual.
 
     Parameters
     ----------

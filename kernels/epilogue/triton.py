@@ -1,4 +1,4 @@
-"""What follows a convolution in Triton, and what its kernels share. Imported only for a GPU.
+"""The epilogue of a convolution in Triton, and what its kernels share. Imported only for a GPU.
 
 Rows are flattened over (sample, position), so that short inputs waste nothing. With a pool a
 sample has an even number of rows; the one that may lie past its end is -inf. Nothing computes on

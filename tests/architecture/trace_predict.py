@@ -27,7 +27,7 @@ class Trace:
         self.depth = 0
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and _counts(frame):
+        if event == "call" and counts(frame):
             code = frame.f_code
             self.functions.add((code.co_filename, _name(code)))
             self.depth = max(self.depth, _depth(frame))
@@ -37,7 +37,7 @@ def _name(code: CodeType) -> str:
     return f"{code.co_name}:{code.co_firstlineno}"
 
 
-def _counts(frame: FrameType) -> bool:
+def counts(frame: FrameType) -> bool:
     code = frame.f_code
     return code.co_filename.startswith(HOMES) and not code.co_name.startswith("<")
 
@@ -45,7 +45,7 @@ def _counts(frame: FrameType) -> bool:
 def _depth(frame: FrameType | None) -> int:
     depth = 0
     while frame is not None:
-        depth += _counts(frame)
+        depth += counts(frame)
         frame = frame.f_back
     return depth
 

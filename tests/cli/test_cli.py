@@ -9,26 +9,13 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
-from genomepred.cli import cli
 from genomepred.errors import DeviceError
-from tests.checkpoints import make_checkpoint
 from tests.cli.reference import commands, reference
-
-ROOT = Path(__file__).parents[2]
-LAMBDA = ROOT / "tests" / "data" / "lambda_virus.fa.gz"
+from tests.helpers import LAMBDA, ROOT, Ended, genomepred, invoke, python
 
 
-def genomepred(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own; its exit code must be the given one."""
-    command = [sys.executable, "-m", "genomepred", *map(str, arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == code, f"exit {done.returncode}: {done.stderr}"
-    return done
-
-
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
+def one_line(done: Ended) -> str:
     """The error of a failed command: exactly one line, and nothing on stdout."""
     assert done.stdout == ""
     lines = done.stderr.strip().split("\n")
@@ -38,8 +25,8 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+def model(tiny_model) -> Path:
+    return tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +42,7 @@ def test_importing_and_help_load_nothing_heavy():
         "result = CliRunner().invoke(genomepred.cli.cli, ['--help']); assert not result.exception; "
         "print([m for m in ('torch', 'numba', 'numpy', 'h5py', 'pandas') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert python("-c", code).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(("path", "command"), list(commands()), ids=str)
@@ -95,7 +81,7 @@ def test_a_device_is_named_alike_everywhere(model):
         ("train", "--model", "linear", "--data", __file__, "--out", "out"),
         ("explain", "ism", "--model", model, "--input", __file__, "--out", "out"),
     ):
-        error = CliRunner().invoke(cli, [*map(str, arguments), "--device", "tpu"]).exception
+        error = invoke(*arguments, "--device", "tpu").exception
         assert isinstance(error, DeviceError)
         assert "'tpu': write auto, cpu, cuda or cuda:N" in str(error)
 
@@ -179,11 +165,11 @@ def test_doctor_of_a_gpu_says_what_is_missing(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr("genomepred.cli.doctor._devices", dict)
     monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
-    there = CliRunner().invoke(cli, ["doctor"]).output
+    there = invoke("doctor").output
     assert "sm_90 (H100, H200)" in there
     assert "conv_block, all others: cudnn" in there
     monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
-    absent = CliRunner().invoke(cli, ["doctor"]).output
+    absent = invoke("doctor").output
     assert "need triton, which is not installed" in " ".join(absent.split())
     assert "auto uses convolutions of torch" in " ".join(absent.split())
 
@@ -196,14 +182,29 @@ def test_on_a_cpu_nothing_imports_triton(command, model, tmp_path):
         "import sys; from genomepred.cli import cli; "
         "cli.main(sys.argv[1:], standalone_mode=False); print('triton' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+    assert python("-c", code, *arguments).stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("command", ["verify", "merge", "status"])
+def test_looking_at_a_run_loads_no_compiler(command, out):
+    code = (
+        "import sys; from genomepred.cli import cli; "
+        "cli.main(sys.argv[1:], standalone_mode=False); "
+        "print([m for m in ('torch', 'numba', 'scipy', 'pandas') if m in sys.modules])"
     )
-    assert done.stdout.splitlines()[-1] == "False"
+    done = python("-c", code, command, out)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize("wrong", [(), ("--shard", "9/2"), ("--stride", "no"), ("--nothing",)])
+def test_wrong_usage_loads_nothing_heavy(wrong):
+    code = (
+        "import sys; from genomepred.cli import cli\n"
+        "try: cli.main(['predict', 'g.fa', '--model', 'ctcf', *sys.argv[1:]])\n"
+        "except SystemExit as end: print(end.code)\n"
+        "print([m for m in ('torch', 'numba', 'numpy', 'h5py') if m in sys.modules])"
+    )
+    assert python("-c", code, *wrong).stdout.splitlines() == ["2", "[]"]
 
 
 def test_errors_are_one_line_with_their_own_exit_code(model, out, tmp_path):
@@ -276,8 +277,9 @@ def test_an_export_never_replaces_its_own_input(out):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    done = genomepred("verify", tmp_path / "absent", "--debug", code=1)
+    done = python("-m", "genomepred", "verify", tmp_path / "absent", "--debug")
     assert "Traceback" in done.stderr
+    assert done.returncode == 1
 
 
 def test_verify_finds_damage_and_says_what_to_do(model, tmp_path):

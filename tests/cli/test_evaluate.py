@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from genomepred.cli import cli
 from genomepred.cli.train import _plan_of_run, evaluate, sweep
 from genomepred.data.source import Source
 from genomepred.errors import DataError, ModelError
@@ -28,6 +27,7 @@ from genomepred.training.sweep import read_config
 from tests.checkpoints import make_checkpoint
 from tests.cli.test_train import train
 from tests.data.test_read import write_cultivars
+from tests.helpers import invoke as run
 from tests.models.as_written import AS_WRITTEN, make_as_written
 
 pytest.importorskip("sklearn")
@@ -42,10 +42,6 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def done(*arguments: object) -> Result:

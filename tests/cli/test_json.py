@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -16,6 +14,7 @@ from genomepred.cli.options import UserPath, envelope
 from genomepred.errors import OutputError
 from tests.checkpoints import make_checkpoint
 from tests.cli.reference import commands
+from tests.helpers import genomepred
 from tests.store_files import write_store
 
 KEYS = ["command", "ok", "result", "error"]
@@ -81,13 +80,8 @@ def test_results_have_one_outer_shape(
     assert document["error"] is None
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "genomepred", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_an_error_is_told_on_both_streams(tmp_path: Path) -> None:
-    done = run("info", tmp_path / "absent.h5", "--json")
+    done = genomepred("info", tmp_path / "absent.h5", "--json", code=8)
     error = json.loads(done.stdout)["error"]
     message = f"{tmp_path / 'absent.h5'}: no such file"
     assert error == {"kind": "StoreError", "message": message, "exit_code": 8}
@@ -99,9 +93,10 @@ def test_what_was_done_before_an_error_is_told_with_it(tmp_path: Path) -> None:
     (tmp_path / "bad.fa").write_text("no header")
     (tmp_path / "good.fa").write_text(">c\n" + "ACGT" * 100 + "\n")
     make_checkpoint(tmp_path / "m")
-    done = run(
+    done = genomepred(
         *("predict", tmp_path / "good.fa", tmp_path / "bad.fa", "--model", tmp_path / "m"),
         *("--out", tmp_path / "o", "--json"),
+        code=14,
     )
     document = json.loads(done.stdout)
     outcomes = [genome["outcome"] for genome in document["result"]["genomes"]]

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from genomepred.cli import cli
 from genomepred.errors import ModelError
 from genomepred.models import MODELS, model_class
 from genomepred.models.card import Track, read_card
+from tests.helpers import invoke as run
 from tests.models.test_external import CODE
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def test_list_shows_bundled_models_and_architectures() -> None:

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from genomepred.cli import cli
 from genomepred.cli.store import export, info, plot, query
 from genomepred.errors import GenomepredError, OutputError, RegionError, StoreError
+from tests.helpers import genomepred
 from tests.store_files import CONTIGS, random_values, write_store
 
 COMMANDS = [info, query, plot, *export.commands.values()]
@@ -161,9 +162,7 @@ def test_bad_input_is_one_error(file: Path, tmp_path: Path) -> None:
     for text in ("chr2:x-y", "chr2:1-" + "9" * 5000):
         with pytest.raises(RegionError, match="write CONTIG:START-END"):
             run("query", file, text)
-    with pytest.raises(
-        RegionError, match=f"no contig 'chr9'; the genome has {next(iter(CONTIGS))!r}"
-    ):
+    with pytest.raises(RegionError, match=f"no contig 'chr9'; there are {next(iter(CONTIGS))!r}"):
         run("export", "tsv", file, "--region", "chr9")
     with pytest.raises(StoreError, match="a folder; give one of its .h5 files"):
         run("info", tmp_path)
@@ -172,8 +171,7 @@ def test_bad_input_is_one_error(file: Path, tmp_path: Path) -> None:
 
 def test_the_terminal_sees_one_line_and_an_exit_code(tmp_path: Path) -> None:
     (tmp_path / "reads.txt").write_text("not HDF5")
-    command = [sys.executable, "-m", "genomepred", "info", str(tmp_path / "reads.txt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = genomepred("info", tmp_path / "reads.txt", code=8)
     assert done.returncode == StoreError.exit_code
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

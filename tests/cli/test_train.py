@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from genomepred.cli import cli
 from genomepred.cli.train import train as command
 from genomepred.data.source import Source
 from genomepred.errors import DataError, DependencyError, ModelError, OutputError, SignatureError
@@ -19,6 +18,7 @@ from genomepred.models.card import read_card
 from genomepred.models.checkpoint import check_golden
 from genomepred.training.fit import Settings
 from genomepred.training.run import Description
+from tests.helpers import invoke as run
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +26,6 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def text_of(codes: np.ndarray) -> str:

@@ -30,7 +30,7 @@ from genomepred.data.read import (
     open_data,
     read_peaks,
 )
-from genomepred.errors import DataError, RegionError
+from genomepred.errors import DataError, GenomepredError, RegionError
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
@@ -554,13 +554,67 @@ def test_the_same_region_is_held_out_of_all_cultivars_in_any_order(tmp_path: Pat
 def test_a_genome_of_which_nothing_is_held_out_is_refused(tmp_path: Path) -> None:
     manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "scaffold_7"])
     regions = {"validation": ("Chr1:8001-12000",), "test": ("Chr1:15001-20000",)}
-    with pytest.raises(DataError, match=r"genome 'b' has nothing of --validation Chr1:8001-12000"):
+    with pytest.raises(
+        DataError, match=r"genome 'b' has nothing for validation by --validation Chr1:8001-12000"
+    ):
         open_data(Source(manifest, window=20, **regions), tmp_path)
     regions["validation"] = (*regions["validation"], "b:scaffold_7:8001-12000")
-    with pytest.raises(DataError, match=r"genome 'b' has nothing of --test Chr1:15001-20000"):
+    with pytest.raises(
+        DataError, match=r"genome 'b' has nothing for test by --test Chr1:15001-20000"
+    ):
         open_data(Source(manifest, window=20, **regions), tmp_path)
     regions["test"] = (*regions["test"], "b:scaffold_7:15001-20000")
     assert open_peak_data(Source(manifest, window=20, **regions), tmp_path).repeats == 0
+
+
+def with_regions(manifest: Path, beds: dict[str, str]) -> Path:
+    """The manifest with a column of BEDs; a genome without one has an empty field."""
+    header, *rows = manifest.read_text().splitlines()
+    lines = [f"{header}\tregions"]
+    for row in rows:
+        name = row.split("\t")[0]
+        if name in beds:
+            (manifest.parent / name / "held_out.bed").write_text(beds[name])
+        lines.append(f"{row}\t{f'{name}/held_out.bed' if name in beds else ''}")
+    manifest.write_text("\n".join(lines) + "\n")
+    return manifest
+
+
+OWN_BED = "{0}\t8000\t12000\tvalidation\n{0}\t15000\t20000\ttest\n"
+
+
+def test_each_genome_may_have_its_own_bed_of_what_is_held_out(tmp_path: Path) -> None:
+    digests = set()
+    for order in ("abc", "cab"):
+        contigs = {"a": "Chr1", "b": "chr01", "c": "1"}
+        manifest = write_cultivars(tmp_path, list(order), [contigs[name] for name in order])
+        beds = {"a": OWN_BED.format("chr1"), "b": OWN_BED.format("chr01")}
+        beds["c"] = "1\t8000\t12000\tval\nchr1\t15500\t20000\ttest\n"  # its own coordinates
+        data = open_peak_data(Source(with_regions(manifest, beds), window=20), tmp_path)
+        assert data.facts()["held_out"]["test"] == [
+            ["Chr1:15001-20000"], ["chr01:15001-20000"], ["1:15501-20000"]
+        ]  # fmt: skip
+        digests.add(digest(whole(data.epoch(1))))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("bed", "message"),
+    [
+        ("Chr9\t1\t5\ttest\n", r"held_out.bed line 1: no contig 'Chr9'; there are 'chr01'"),
+        ("chr1\t1\t99999999\ttest\n", r"held_out.bed line 1: region .* outside 'chr01'"),
+        ("chr1\t1\t5\n", r"held_out.bed, column 'name': '' is none of train, valid, test"),
+        ("# nothing\n", r"held_out.bed: no BED records"),
+        (None, r"genome 'b' has nothing for validation by a BED in the column regions"),
+    ],
+)
+def test_beds_of_held_out_regions_that_do_not_fit_are_refused(
+    tmp_path: Path, bed: str | None, message: str
+) -> None:
+    manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "chr01"])
+    beds = {"a": OWN_BED.format("Chr1")} | ({"b": bed} if bed is not None else {})
+    with pytest.raises(GenomepredError, match=message):
+        open_data(Source(with_regions(manifest, beds), window=20), tmp_path)
 
 
 def test_all_peaks_may_be_for_the_test(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def predict_genes(
     return folder / "out" / "genes.h5"
 
 
+@pytest.mark.slow
 def test_one_gene_has_its_published_scores(
     tmp_path: Path, compare: ModuleType, scores: pd.DataFrame, mane: Path, shared_data: Path
 ) -> None:

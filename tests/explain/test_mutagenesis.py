@@ -15,12 +15,12 @@ from torch import nn
 from genomepred.explain import mutagenesis
 from genomepred.explain.mutagenesis import Mutagenesis, effects_reference
 from genomepred.explain.windows import Output
+from genomepred.lowering.receptive_field import ReceptiveField
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
 from genomepred.models.layers import (
     FlattenPositions,
     MaxPool,
-    Reach,
     Residual,
     SameConv1d,
     TanhGELU,
@@ -128,14 +128,15 @@ def test_any_trunk_and_window_give_the_effects_of_the_definition(
 
 
 @pytest.mark.parametrize(("left", "right"), [(-1, 0), (0, -1)])
-def test_a_reach_one_base_short_would_be_noticed(
+def test_a_receptive_field_one_base_short_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch, left: int, right: int
 ) -> None:
     trunk = nn.Sequential(nn.Conv1d(4, 3, 9, padding=4), nn.Tanh())
     model = spread(Stack(60, trunk, nn.Flatten()))
     output, codes = Output(card_of(model), "track0"), random_codes(60)
     expected = definition(model, codes, output, BASES).values
-    monkeypatch.setattr(mutagenesis, "reach", lambda _: Reach(1, 4 + left, 4 + right))
+    short = ReceptiveField(1, 4 + left, 4 + right)
+    monkeypatch.setattr(mutagenesis, "receptive_field", lambda _: short)
     found = Mutagenesis(model, output, share=True).effects(codes, BASES).values
     assert np.nanmax(np.abs(found - expected)) > 1e-3
 

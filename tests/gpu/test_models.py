@@ -10,9 +10,9 @@ from torch import nn
 
 from genomepred.benchmarks.measure import graphed
 from genomepred.kernels.dispatch import PRECISIONS
+from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
-from genomepred.models.fused import kernels_of, prepare
 from tests.models.test_all_models import NAMES, codes_like, small
 
 pytestmark = pytest.mark.gpu

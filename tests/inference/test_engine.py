@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import replace
 
@@ -12,7 +11,6 @@ from torch import nn
 from genomepred.errors import DeviceError, ModelError, PrecisionError
 from genomepred.inference import numerics
 from genomepred.inference.engine import (
-    REFERENCE,
     Block,
     Engine,
     Numerics,
@@ -25,16 +23,14 @@ from genomepred.inference.numerics import (
     Subject,
     decide,
     fastest,
-    resolve_kernels,
     ways_to_try,
 )
-from genomepred.inference.overlap_choice import Blocks, choose_blocks, share
-from genomepred.inference.overlap_work import multiply_adds
+from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.fuse import are_measured, kernels_of, prepare
+from genomepred.lowering.select import REFERENCE, Blocks, choose_blocks, resolve_kernels, share
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
-from genomepred.models.fused import are_measured, kernels_of, prepare
 from genomepred.sequences.grid import Geometry
-from tests.checkpoints import make_checkpoint
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -44,8 +40,8 @@ STRIDE = 20  # of the tiny model's card
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(make_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
+def model(tiny_model):
+    return load_model(tiny_model)
 
 
 def make_engine(
@@ -246,7 +242,7 @@ def broken(model, kernels="auto", *, dtype=torch.float32):
 
 
 def test_kernels_that_compute_something_else_are_not_used(model, monkeypatch):
-    monkeypatch.setattr("genomepred.inference.engine.prepare", broken)
+    monkeypatch.setattr("genomepred.lowering.fuse.prepare", broken)
     assert choose(model).kernels == REFERENCE
     with pytest.raises(
         PrecisionError, match=rf"--kernels cpu: {PREPARED} differs .* 1e-05; use --k"
@@ -258,7 +254,7 @@ def test_a_model_that_cannot_be_rewritten_runs_as_written(model, monkeypatch):
     def refuse(model, kernels="auto", *, dtype=torch.float32):
         raise TypeError("cannot pickle this")
 
-    monkeypatch.setattr("genomepred.inference.engine.prepare", refuse)
+    monkeypatch.setattr("genomepred.lowering.fuse.prepare", refuse)
     assert choose(model).kernels == REFERENCE
     with pytest.raises(ModelError, match="cannot be rewritten: cannot pickle this"):
         choose(model, kernels="cpu")
@@ -271,7 +267,7 @@ def test_kernels_of_a_gpu_are_refused_on_a_cpu(model, asked):
 
 
 def test_without_kernels_for_a_device_torch_computes(model, monkeypatch):
-    monkeypatch.setattr("genomepred.inference.numerics.obstacle", lambda *_: "no such thing here")
+    monkeypatch.setattr("genomepred.lowering.select.obstacle", lambda *_: "no such thing here")
     with pytest.warns(UserWarning, match="torch's convolutions are used: no such thing here"):
         assert resolve_kernels(model, "auto", CPU, "fp32") == ("torch",)
 
@@ -457,25 +453,17 @@ def test_what_is_shared_is_compared_with_the_model_as_written(model, blocks):
 
 def test_a_wrong_shared_form_is_not_used(model, blocks, monkeypatch):
     monkeypatch.setattr("genomepred.inference.engine.share", lambda *given: Wrong(share(*given)))
-    for asked, ways in (("auto", [PREPARED, "the model as written"]), ("cpu", [PREPARED])):
-        with pytest.warns(UserWarning, match="overlap is not shared") as told:
+    said = rf"overlap is not shared: {PREPARED} differs .* by [0-9.e-]+ .*allows 1e-05$"
+    for asked in ("auto", "cpu"):
+        with pytest.warns(UserWarning, match=said) as told:
             chosen = choose(model, kernels=asked, blocks=blocks)
         assert chosen == Numerics("fp32", OURS, 256, "forward", "naive")
-        for way, warning in zip(ways, told, strict=True):
-            said = rf"overlap is not shared: {way} differs .* by [0-9.e-]+ "
-            assert re.match(said + r".*; the card of 'tiny' allows 1e-05$", str(warning.message))
+        assert len(told) == 1
 
 
-def test_a_form_that_is_wrong_by_kernels_alone_is_shared_as_written(model, blocks, monkeypatch):
-    def shared(form, *rest):
-        sharing = share(form, *rest)
-        return Wrong(sharing) if kernels_of(form) != ("torch",) else sharing
-
-    monkeypatch.setattr("genomepred.inference.engine.share", shared)
-    with pytest.warns(UserWarning, match=f"not shared: {PREPARED}") as told:
-        chosen = choose(model, blocks=blocks)
-    assert chosen == Numerics("fp32", REFERENCE, blocks.windows, "forward", "share")
-    assert len(told) == 1
+def test_a_model_as_written_shares_nothing(model, blocks):
+    chosen = choose(model, kernels="reference", blocks=blocks)
+    assert chosen == Numerics("fp32", REFERENCE, 256, "forward", "naive")
 
 
 def test_short_runs_on_the_cpu_take_our_kernels_in_fp32(model):

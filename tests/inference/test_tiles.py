@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from genomepred.inference.engine import REFERENCE, Block, Engine, Numerics
-from genomepred.inference.overlap_work import CannotShareError
+from genomepred.inference.engine import Block, Engine, Numerics
 from genomepred.inference.tiles import Tiles, cut_windows, tile_work
+from genomepred.lowering.fuse import kernels_of, prepare
+from genomepred.lowering.receptive_field import CannotShareError
+from genomepred.lowering.select import REFERENCE
 from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.models.fused import kernels_of, prepare
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.fasta import Genome

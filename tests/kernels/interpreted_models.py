@@ -23,20 +23,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from genomepred.inference.overlap import Sharing
-from genomepred.inference.overlap_work import CannotShareError, phases_of
 from genomepred.kernels.codes_conv import op as codes_op
 from genomepred.kernels.conv_block import op as block_op
 from genomepred.kernels.epilogue import op as epilogue_op
-from genomepred.models import build, fused
+from genomepred.lowering import fuse
+from genomepred.lowering.blocks import DirectActivation, DirectLinear, FusedConv
+from genomepred.lowering.fuse import kernels_of, prepare
+from genomepred.lowering.receptive_field import CannotShareError
+from genomepred.lowering.shared import Sharing
+from genomepred.models import build
 from genomepred.models.agreement import difference
-from genomepred.models.fused import DirectActivation, DirectLinear, FusedConv, kernels_of, prepare
 from genomepred.models.layers import MaxPool, Residual, SequenceModel
-from tests.inference import test_overlap as overlaps
-from tests.inference.test_overlap import conv, drawn, random_codes
 from tests.kernels import interpreted  # noqa: F401 (sets the interpreter up)
 from tests.kernels.cases import DTYPES, TOLERANCES
-from tests.models.test_fused import CASES, CONFIGS, codes_like, exact, named, settle
+from tests.lowering import test_shared as overlaps
+from tests.lowering.test_fuse import CASES, CONFIGS, codes_like, exact, named, settle
+from tests.lowering.test_shared import conv, drawn, phases_of, random_codes
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Using padding='same'")
 LAST = [(name, configs[-1]) for name, configs in CONFIGS.items()]
@@ -50,10 +52,10 @@ def pretended() -> Iterator[None]:
     """A GPU that is not there; nothing here may need the kernels of a CPU."""
     with pytest.MonkeyPatch.context() as patch:
         pretend(patch, (8, 0))
-        patch.setattr(fused, "_device", lambda model: torch.device("cuda:0"))
+        patch.setattr(fuse, "_device", lambda model: torch.device("cuda:0"))
         for name in ("codes_conv", "conv_block"):
-            there = fused.dispatch.IMPLEMENTATIONS[name, "cuda"]
-            patch.setitem(fused.dispatch.IMPLEMENTATIONS, (name, "cpu"), there)
+            there = fuse.dispatch.IMPLEMENTATIONS[name, "cuda"]
+            patch.setitem(fuse.dispatch.IMPLEMENTATIONS, (name, "cpu"), there)
         yield
     assert not {"numba", "genomepred.kernels.vectors"} & set(sys.modules)
 
@@ -183,7 +185,11 @@ def test_what_stands_around_blocks(trunk: str, precision: str) -> None:
     for kernels in ("triton", "cudnn"):
         prepared = prepare(model, kernels, dtype=DTYPES[precision])
         check(prepared, model, windows_of(model, 2), precision)
-        check_shared(prepared, model, 3, 2, precision)
+        if trunk == "convolutions of torch":
+            with pytest.raises(CannotShareError, match="none of our blocks"):
+                Sharing(prepared, 3, 2)
+        else:
+            check_shared(prepared, model, 3, 2, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -312,8 +318,7 @@ def followed(
             codes = torch.empty(shape, dtype=torch.uint8, device="cuda")
             with torch.autocast("cuda", dtype=dtype, enabled=half, cache_enabled=False), watched:
                 out: Tensor = form()(codes)
-    kept = [getattr(m, "_outputs", None) for m in prepared.modules()]
-    assert not [buffers for buffers in kept if buffers is not None and buffers._kept]
+    assert not any(getattr(m, "_outputs", None) for m in prepared.modules())
     return watched.names, out
 
 

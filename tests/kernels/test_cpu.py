@@ -83,7 +83,7 @@ def block_rows(draw: st.DrawFn) -> cases.Row:
 
 
 @given(row=block_rows(), given_outs=st.booleans(), kept_weights=st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_any_block_by_both_implementations(
     row: cases.Row, given_outs: bool, kept_weights: bool
 ) -> None:
@@ -145,7 +145,7 @@ def test_every_number_of_positions(channels: int) -> None:
     pool=st.sampled_from(POOLS),
     activation=st.sampled_from(ACTIVATIONS),
 )
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_a_value_depends_on_nothing_but_what_it_sees(
     pool: str, activation: str, step: int, samples: int, start: int, length: int, **shape: int
 ) -> None:
@@ -260,7 +260,7 @@ def codes_rows(draw: st.DrawFn) -> cases.Row:
 
 
 @given(row=codes_rows(), kept_tables=st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_any_first_layer_fills_its_output_and_nothing_beside(
     row: cases.Row, kept_tables: bool
 ) -> None:
@@ -283,7 +283,7 @@ def test_any_first_layer_fills_its_output_and_nothing_beside(
     pool=st.sampled_from(POOLS),
     activation=st.sampled_from(ACTIVATIONS),
 )
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_a_value_of_a_first_layer_depends_on_nothing_but_what_it_sees(
     channels: int, width: int, length: int, start: int, step: int, pool: str, activation: str
 ) -> None:

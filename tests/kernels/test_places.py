@@ -43,7 +43,7 @@ def test_the_folders_of_a_checkout_are_packages_and_nothing_else_is(
 def test_operations_load_neither_numba_nor_triton(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "import genomepred.models.fused\n"
+        "import genomepred.lowering.shared\n"
         "print([n for n in sys.modules if n.split('.')[0] == 'numba' or n.endswith('.triton')"
         " and n.startswith('genomepred')])"
     )

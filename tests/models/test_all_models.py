@@ -14,13 +14,14 @@ from torch import nn
 
 from genomepred.errors import ModelError
 from genomepred.inference.engine import COMPILED, TORCH, Block, Engine, Numerics
-from genomepred.inference.numerics import resolve_kernels
+from genomepred.lowering.fuse import prepare
+from genomepred.lowering.receptive_field import receptive_field
+from genomepred.lowering.select import resolve_kernels
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE, Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
-from genomepred.models.fused import prepare
-from genomepred.models.layers import SequenceModel, channels_last, reach, rescale_output
+from genomepred.models.layers import SequenceModel, channels_last, rescale_output
 
 # Small, with what the default has: blocks of each kind, even kernels.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -251,10 +252,9 @@ def test_the_convolutional_models_have_a_trunk_and_a_head() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_TRUNK)
-def test_a_base_moves_no_trunk_position_out_of_reach(name: str) -> None:
+def test_a_base_moves_no_trunk_position_whose_receptive_field_it_is_not_in(name: str) -> None:
     model, codes = small(name, 300), codes_like(1, 300)
-    pool, left, right = reach(model.trunk)
-    assert model.halo == max(left, right)
+    pool, left, right = receptive_field(model.trunk)
     with torch.no_grad():
         before = model.trunk(model.encode(codes))
         for base in (0, 1, 149, 150, 151, 152, 298, 299):
@@ -271,12 +271,14 @@ def test_positions_further_than_the_halo_from_the_ends_are_those_of_a_longer_seq
     name: str,
 ) -> None:
     model = small(name, 200)
-    codes, start = codes_like(1, 500), 20 * model.pool
+    pool, *sides = receptive_field(model.trunk)
+    halo = max(sides)
+    codes, start = codes_like(1, 500), 20 * pool
     with torch.no_grad():
         longer = model.trunk(model.encode(codes))
         window = model.trunk(model.encode(codes[:, start : start + 200]))
-    first = -(-model.halo // model.pool)
-    last = (200 - model.halo) // model.pool - 1
+    first = -(-halo // pool)
+    last = (200 - halo) // pool - 1
     assert last > first
     difference = (window - longer[:, :, 20 : 20 + window.shape[2]]).abs().amax((0, 1))
     assert difference[first : last + 1].max() <= 1e-5

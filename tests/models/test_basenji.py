@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from genomepred.lowering.receptive_field import receptive_field
 from genomepred.models.basenji import Basenji, geometric
-from genomepred.models.layers import Residual, SameConv1d, reach
+from genomepred.models.layers import Residual, SameConv1d
 from tests.models import by_hand
 from tests.models.by_hand import Array
 
@@ -56,9 +57,9 @@ def test_the_first_pool_floors_and_those_of_the_tower_round_up() -> None:
         Basenji(1)
 
 
-def test_reach_is_the_one_counted_by_hand() -> None:
+def test_the_receptive_field_is_the_one_counted_by_hand() -> None:
     # Left: 7 + 2 * 2 + 4 * 2 + 8 * (1 + 2). Right: the same, as all kernels are odd.
-    assert reach(Basenji().trunk) == (8, 43, 43)
+    assert receptive_field(Basenji().trunk) == (8, 43, 43)
 
 
 def test_filters_of_the_tower_grow_geometrically() -> None:

@@ -10,6 +10,7 @@ import torch
 from genomepred.data.read import Mix, PeakData, Peaks, Split, load_contigs, read_peaks
 from genomepred.evaluation.metrics import find_sites
 from genomepred.inference.predictor import Predictor
+from genomepred.lowering.fuse import prepare
 from genomepred.models.agreement import difference
 from genomepred.models.card import (
     ASSETS,
@@ -19,7 +20,6 @@ from genomepred.models.card import (
     read_card,
 )
 from genomepred.models.checkpoint import check_golden, load_model
-from genomepred.models.fused import prepare
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
 from genomepred.training.tasks import find_task

@@ -80,6 +80,7 @@ BAD_FIELDS = [
     ("activation", "relu"),
     ("activation", None),
     ("input", "onehot"),
+    ("output", "tracks"),
     ("base_order", "ACG"),
     ("base_order", "ACGU"),
     ("base_order", 4),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference import engine, numerics
-from genomepred.inference.overlap_choice import choose_blocks
+from genomepred.lowering.select import choose_blocks
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
 from genomepred.models.external import External, make_external
@@ -383,3 +384,59 @@ def test_a_module_of_many_bins_that_only_runs_as_written(tmp_path: Path, overlap
         warnings.simplefilter("ignore")  # of sharing
         with pytest.raises(PrecisionError, match=f"--kernels cpu: .*{cause}; use --kernels auto"):
             choose("cpu")
+
+
+def test_tracks_before_bins_are_turned(tmp_path: Path) -> None:
+    profile = "x.unflatten(2, (5, 4)).mean(3)[:, :2]"
+    fields = {"bins": 5, "bin_size": 4}
+    model = returning(tmp_path, profile, output="tracks_bins", **fields)
+    wanted = OneHot()(codes()).unflatten(2, (5, 4)).mean(3)[:, :2].transpose(1, 2)
+    assert torch.equal(model(codes()), wanted)
+    with pytest.raises(ModelError, match=r"returns \[3, 2, 5\].*, so return \[3, 5"):
+        returning(tmp_path, profile, **fields)(codes())
+    save_checkpoint(
+        tmp_path / "m", model, make_card(output="tracks_bins", **fields), codes().numpy()
+    )
+    again = load_model(tmp_path / "m", trust_code=str(tmp_path / "mine.py"))
+    assert torch.equal(again(codes()), wanted)
+
+
+NEIGHBOR = (
+    "from torch import nn\n\ndef conv(tracks):\n    return nn.Conv1d(4, tracks, 3, padding=1)\n"
+)
+IN_A_FOLDER = """
+from torch import nn
+from house_net.parts import conv
+
+class Mean(nn.Module):
+    def __init__(self, tracks=2):
+        super().__init__()
+        self.conv = conv(tracks)
+
+    def forward(self, x):
+        return self.conv(x).mean(2)
+"""
+
+
+def test_a_module_imports_its_neighbors_from_a_folder_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    package = tmp_path / "src" / "house_net"
+    package.mkdir(parents=True)
+    (package / "parts.py").write_text(NEIGHBOR)
+    write(package, IN_A_FOLDER, "model.py")
+    with pytest.raises(ModelError, match="house_net"):  # a file alone sees no neighbors
+        make_external(make_card(), str(package / "model.py"))
+    asked = f"{tmp_path / 'src'}:house_net.model:Mean"
+    model = make_external(make_card(), asked)
+    assert model(codes()).shape == (3, 1, 2)
+    (package / "parts.py").write_text(NEIGHBOR + "# changed\n")
+    assert make_external(make_card(), asked).code.sha256 != model.code.sha256
+    for wrong, message in (
+        (f"{tmp_path / 'src'}:house_net.model", "write FOLDER:MODULE:CLASS"),
+        (f"{tmp_path / 'src'}:json:JSONDecoder", "not a module of that folder"),
+        (f"{tmp_path / 'src'}:house_net.none:Mean", "importing it"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            make_external(make_card(), wrong)

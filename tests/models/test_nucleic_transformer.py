@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from genomepred.lowering.fuse import prepare
 from genomepred.models.agreement import difference
-from genomepred.models.fused import prepare
 from genomepred.models.nucleic_transformer import GeM, NucleicTransformer
 from tests.models import by_hand
 
@@ -139,7 +139,7 @@ def test_values_through_the_weights_path_on_real_promoters(shared_data: Path) ->
 
 def test_real_promoters_can_be_learnt(shared_data: Path) -> None:
     torch.manual_seed(0)
-    codes, labels = promoters(shared_data, 64)
+    codes, labels = promoters(shared_data, 32)
     assert 0.2 < labels.mean() < 0.8
     model = NucleicTransformer(81, dim=32, heads=4, layers=2, feedforward=64, dropout=0.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -163,7 +163,7 @@ def test_dropout_acts_in_training_only() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1.6e-2), (torch.float16, 2e-3)])
 def test_lower_precisions_stay_within_the_tolerance(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
-    model = NucleicTransformer(81, layers=2, feedforward=256).eval()
+    model = NucleicTransformer(81, dim=64, layers=2, feedforward=64).eval()
     codes = codes_like(16, 81)
     with torch.no_grad():
         expected = model(codes)
@@ -183,7 +183,7 @@ def test_the_prepared_form_equals_the_model() -> None:
 @pytest.mark.slow
 def test_the_compiled_form_equals_the_model() -> None:
     torch.manual_seed(0)
-    model = NucleicTransformer(81, layers=2, feedforward=256).eval()
+    model = NucleicTransformer(81, dim=64, layers=2, feedforward=64).eval()
     codes = codes_like(4, 81)
     with torch.no_grad():
         found = torch.compile(model, dynamic=False)(codes)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from genomepred.lowering.fuse import prepare
 from genomepred.models.agreement import difference
-from genomepred.models.fused import prepare
 from genomepred.models.layers import SequenceModel
 from genomepred.models.tf_cnn import TFCNN
 from genomepred.models.tf_cnn_v2 import TFCNNv2

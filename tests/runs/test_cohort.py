@@ -203,7 +203,7 @@ def basenji(folder: Path) -> Path:
     return folder / "maize"
 
 
-@pytest.mark.parametrize("strand", ["forward", "each"])
+@pytest.mark.parametrize("strand", ["forward", pytest.param("each", marks=pytest.mark.slow)])
 def test_tiles_are_chosen_and_right(
     tmp_path: Path, strand: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

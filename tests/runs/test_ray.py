@@ -53,7 +53,7 @@ def begin_and_wait(cluster: Cluster, runs: Runs, out: Path) -> subprocess.Popen[
 
 
 def end(process: subprocess.Popen[str], code: int = 0) -> str:
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=500)[1]
     assert process.returncode == code, said
     return said
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from genomepred import predict
 from genomepred.inference.engine import Engine
-from genomepred.inference.overlap_work import multiply_adds
+from genomepred.lowering.cost import multiply_adds
 from genomepred.machine import Limit
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model, save_checkpoint
 from genomepred.runs import setup
 from genomepred.runs.folder import shard_rows
+from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.spec import RunSpec
+from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
 from tests.checkpoints import make_checkpoint
 
@@ -60,7 +66,7 @@ def test_no_compute_batch_is_computed_for_two_shards(
 
     monkeypatch.setattr(Engine, "_cut", counted)
     predict(tmp_path / "a.fa", tmp_path / "wide", tmp_path / "out", jobs=1)
-    compared = 2  # the prepared model, with the model as written
+    compared = 4  # the prepared model with the model as written; two fingerprints
     assert len(calls) - compared == windows // 256
 
 
@@ -88,3 +94,46 @@ def test_processes_are_started_for_work_whether_of_many_windows_or_of_large_ones
     assert setup.Setup(options).workers == 5
     monkeypatch.setattr(setup, "_WINDOWS_A_WORKER", 1)
     assert setup.Setup(options).workers == 8
+
+
+@settings(max_examples=300)
+@given(
+    contigs=st.lists(st.integers(0, 300), max_size=30),
+    window=st.integers(1, 60),
+    stride=st.integers(1, 60),
+    number=st.integers(0, 9),
+    shares=st.integers(2, 9),
+)
+def test_a_share_may_have_a_genome_if_it_has_shards_of_it(
+    contigs: list[int], window: int, stride: int, number: int, shares: int
+) -> None:
+    text = "".join(f">\n{'A' * bases}{'' if k % 2 else chr(10)}" for k, bases in enumerate(contigs))
+    geometry = Geometry(window=window, stride=stride, bin_size=window)
+    lengths = {str(k): bases for k, bases in enumerate(contigs)}
+    plan = SimpleNamespace(out=Path("out"), geometry=geometry, center=False, shard_rows=7)
+    with tempfile.NamedTemporaryFile("w", suffix=".fa") as file:
+        file.write(text)
+        file.flush()
+        source = GenomePath("g", Path(file.name))
+        work = GenomeWork(source, plan, number)  # type: ignore[arg-type]
+        may = {i for i in range(shares) if work.may_have((i, shares))}
+    shards = -(-Grid.whole(lengths, geometry).rows // plan.shard_rows)
+    assert {(k + number) % shares for k in range(shards)} <= may
+    assert number % shares in may  # publishes one without rows
+
+
+def test_tiny_genomes_are_looked_at_by_one_share_alone(tmp_path: Path) -> None:
+    model, genomes = make_checkpoint(tmp_path / "model"), tmp_path / "genomes"
+    genomes.mkdir()
+    for k in range(8):
+        (genomes / f"g{k}.fa").write_text(f">c\n{'ACGGT' * 100}\n")
+    out = tmp_path / "out"
+    for i in range(1, 5):
+        found = predict(genomes, model, out, shard=(i, 4), jobs=1)
+        done = {result.name for result in found if result.outcome == "finished"}
+        assert done == {f"g{k}" for k in range(8) if k % 4 < i}
+        assert not list((out / ".parts").glob("*/genome.json"))  # none of another's was prepared
+    plain = tmp_path / "plain"
+    predict(genomes, model, plain, jobs=1)
+    for path in plain.glob("*.h5"):
+        assert path.read_bytes() == (out / path.name).read_bytes()

@@ -9,7 +9,8 @@ import pytest
 
 from genomepred import predict
 from genomepred.errors import SignatureError
-from genomepred.runs import signature
+from genomepred.runs import setup
+from genomepred.runs.signature import Signature
 from tests.checkpoints import make_checkpoint
 
 
@@ -43,7 +44,7 @@ def test_another_compiler_is_refused_on_resume(
     def other(name: str) -> str:
         return "0.1.2" if name == package else version(name)
 
-    monkeypatch.setattr(signature, "version", other)
+    monkeypatch.setattr(setup, "version", other)
     before = f"started with numba {version('numba')} llvmlite {version('llvmlite')}; "
     now = f"now numba {other('numba')} llvmlite {other('llvmlite')}: continue"
     with pytest.raises(SignatureError, match=before + now):
@@ -62,3 +63,14 @@ def test_another_cpu_to_compile_for_is_refused_on_resume(
     assert f"now numba {version('numba')} llvmlite {version('llvmlite')} {value}: " in str(
         caught.value
     )
+
+
+def test_a_signature_is_the_same_after_json(started: Path) -> None:
+    told = json.loads((started / "out" / "run.json").read_text())["signature"]
+    found = Signature.of_json(told)
+    assert found.to_json() == told
+    assert Signature.of_json(json.loads(found.text)) == found
+    assert found.numerics.kernels == tuple(told["kernels"])
+    assert found.differing(told | {"kernels": found.kernels, "stride": 7}) == ["stride"]
+    cohort = Signature.of_json({**told, "reference": "r", "panel": "p"})
+    assert cohort.to_json() == {**told, "reference": "r", "panel": "p"}

@@ -15,11 +15,12 @@ from genomepred import predict
 from genomepred.cli.predict import predict as command
 from genomepred.errors import OptionError
 from genomepred.inference.engine import STRANDS
-from genomepred.inference.overlap_choice import OVERLAPS
 from genomepred.kernels.dispatch import ASKED, PRECISIONS
+from genomepred.lowering.select import OVERLAPS
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.spec import COMPRESSIONS, RunSpec, options
 from genomepred.store.chunks import Layout
+from tests.helpers import genomepred
 
 GENOMES = (GenomePath("a", Path("g\udce9.fa")), GenomePath("b", Path("/b c.fa.gz")))
 
@@ -76,13 +77,7 @@ def test_wrong_options_are_wrong_usage(tmp_path):
         RunSpec(GENOMES, "ctcf", tmp_path, shard=(4, 3))
     assert caught.value.exit_code == 2
     arguments = ["--genomes", "a.fa", "--model", "ctcf", "--out", "o", "--shard", "4/3"]
-    code = "from genomepred.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "predict", *arguments],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "1 <= I <= N" in done.stderr
+    assert "1 <= I <= N" in genomepred("predict", *arguments, code=2).stderr
 
 
 @pytest.mark.parametrize(

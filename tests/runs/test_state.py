@@ -10,6 +10,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,28 @@ from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, 
 from genomepred.progress import Watch
 from genomepred.runs.checking import verify
 from genomepred.runs.executors import local
-from genomepred.runs.folder import RunPlan
+from genomepred.runs.folder import RunPlan, read_run
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
-from genomepred.runs.manifest import read_run
 from genomepred.runs.merging import merge
+from genomepred.runs.signature import Signature
 from genomepred.runs.work import disk_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
-from tests.checkpoints import make_checkpoint
 
-SIGNATURE = {
-    **dict.fromkeys(("model", "weights_sha256", "strand", "precision", "genomepred"), "x"),
-    "compute_batch": 8,
-}
+SIGNATURE = Signature(
+    **{
+        **{field.name: "x" for field in fields(Signature)},
+        "regions": None,
+        "kernels": ("x",),
+        "compute_batch": 8,
+    }
+)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+def model(tiny_model) -> Path:
+    return tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +375,7 @@ def test_leftovers_of_killed_processes_are_swept(genome, model, half, wanted):
 # -- how often ----------------------------------------------------------------------------------
 
 
-def plan_in(out: Path, **options: Any) -> RunPlan:
+def plan_in(out: Path) -> RunPlan:
     out.mkdir()
     return RunPlan(
         out=out,
@@ -379,7 +383,7 @@ def plan_in(out: Path, **options: Any) -> RunPlan:
         layout=Layout(1, compression="none"),
         regions=None,
         center=False,
-        signature={**SIGNATURE, **options},
+        signature=SIGNATURE,
         tracks=(("t", ""),),
     )
 

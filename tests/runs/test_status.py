@@ -14,20 +14,20 @@ from genomepred.errors import GenomesFailedError, OutputError, SignatureError
 from genomepred.files import Claim
 from genomepred.runs.checking import verify
 from genomepred.runs.executors import compute_shard
+from genomepred.runs.folder import read_run
 from genomepred.runs.inputs import find_genomes
-from genomepred.runs.manifest import Run, read_run
+from genomepred.runs.manifest import Run
 from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
 from genomepred.runs.run import GenomeRun
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.status import forget, status
 from genomepred.store.hdf5 import Layout
-from tests.checkpoints import make_checkpoint
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+def model(tiny_model) -> Path:
+    return tiny_model
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_run_is_a_way_to_all_that_it_has(folder, model, tmp_path):
     run(folder, model, tmp_path / "out")
     found = Run(tmp_path / "out")
     assert found.genomes == ("a", "b")
-    assert found.signature["stride"] == 1
+    assert found.signature.stride == 1
     assert found.tracks[0][0] == "score"
     assert {name: noted and noted["rows"] for name, noted in found.outcomes()} == {
         "a": 2801,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.torture import Runs, check_processes, hashes, leftovers, parts
+from tests.helpers import hashes
+from tests.torture import Runs, check_processes, leftovers, parts
 
 
 @pytest.fixture(scope="module")

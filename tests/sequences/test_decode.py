@@ -11,7 +11,8 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from genomepred.sequences import decode as module
-from genomepred.sequences.decode import CODE_OF_BYTE, decode
+from genomepred.sequences.codes import CODE_OF_BYTE
+from genomepred.sequences.decode import decode
 
 SEQUENCE = "ACGTURYSWKMBDHVNXacgturyswkmbdhvnx-.*"
 X86 = platform.machine() in ("x86_64", "AMD64")

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genomepred.sequences.scan import Record, scan
+from genomepred.sequences.records import Record
+from genomepred.sequences.scan import scan
 from tests.sequences.fasta_files import CODE, naive_codes
 
 PATH = Path("g.fa")
@@ -59,7 +60,7 @@ def by_arithmetic(text: bytes, record: Record) -> list[int]:
     return [CODE.get(chr(text[place]).upper(), 4) for place in places]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(nearly_regular(), st.sampled_from([1, 7, 200, 5000, 1 << 20]))
 def test_records_and_codes_of_nearly_regular_files(text: bytes, piece: int) -> None:
     pieces = (np.frombuffer(text[a : a + piece], np.uint8) for a in range(0, len(text), piece))

@@ -271,3 +271,33 @@ def test_genotypes_match_another_reader(tmp_path: Path, shared_data: Path) -> No
                 if number
             ]
             assert calls == expected
+
+
+def test_sites_are_read_without_genotypes(tmp_path: Path):
+    panel = random_panel(3)
+    path = panel.vcf(tmp_path / "panel.vcf")
+    lines = [line.split("\t") for line in panel.lines]
+
+    def read(path: Path) -> list[tuple[str, int, str, list[str]]]:
+        found = []
+        for batch in VariantFile(path, sites=True).batches():
+            assert len(batch.carriers) == 0
+            for r, name in enumerate(batch.ids(0, len(batch.records))):
+                position = int(batch.records[r, 0]) + 1
+                found.append((batch.contig, position, name, batch.alleles(r)))
+        return found
+
+    wanted = [
+        (f[0], int(f[1]), f[2], [f[3], *(alt for alt in f[4].split(",") if alt != ".")])
+        for f in lines
+    ]
+    assert read(path) == wanted
+    few = tmp_path / "few.vcf"
+    for end in ("\n", "\r\n"):
+        few.write_bytes(end.join("\t".join(fields[:5]) for fields in lines).encode())
+        assert read(few) == wanted
+    few.write_text("c1\t5\tx\tA")
+    with pytest.raises(SequenceError, match="fewer than 5 columns"):
+        read(few)
+    few.write_text("##fileformat=VCFv4.2\n")
+    assert read(few) == []

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from genomepred.errors import DependencyError, OutputError, PrecisionError
-from genomepred.store.checksum import fletcher32, intact
-from genomepred.store.chunks import CHUNK_VALUES, Layout, encode_chunk
+from genomepred.store.chunks import CHUNK_VALUES, Layout, encode_chunk, fletcher32, intact
 from tests.store_files import random_values
 
 COMPRESSIONS = ("deflate", "deflate-1", "deflate-9", "none", "zstd")

@@ -116,7 +116,7 @@ def test_matrix_and_samples(file: Path) -> None:
         assert store.matrix("empty", 0, 0).shape == (6, 0, 2)
         with pytest.raises(RegionError, match="no sample 'x'"):
             store.matrix("chr1", 0, 9, samples=["x"])
-        with pytest.raises(RegionError, match="no predictions on contig"):
+        with pytest.raises(RegionError, match="no predictions: no contig"):
             store.matrix("chr9", 0, 9)
 
 

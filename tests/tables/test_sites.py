@@ -74,6 +74,7 @@ def test_sites_are_those_of_a_plain_search(
             of = zip(found.contig, found.start, found.end, found.score, strict=True)
             # No two maxima share bases: they lie more than a window apart.
             assert list(of) == plain(store, column, 5, 0.3)
+            assert (store.read(0, store.rows)[found.row, column] == found.score).all()
             assert (found.summit == found.start + 50).all() or "ctg-é" in found.contig
 
 
@@ -272,9 +273,9 @@ def test_scores_of_a_narrow_peak() -> None:
 def test_lines() -> None:
     strands = np.array(["+", "."], object)
     places = np.array([10, 50]), np.array([20, 70]), np.array([12, 69])
-    found = Sites(
-        np.array(["c", "d"], object), *places, np.array([0.5, 0.25], np.float32), strands, "T"
-    )
+    scores = np.array([0.5, 0.25], np.float32)
+    contigs = np.array(["c", "d"], object)
+    found = Sites(contigs, *places, scores, np.array([3, 4]), strands, "T")
     assert site_lines(found, "narrowPeak").splitlines() == [
         "c\t10\t20\tT_1\t1000\t+\t0.5\t-1\t-1\t2",
         "d\t50\t70\tT_2\t500\t.\t0.25\t-1\t-1\t19",

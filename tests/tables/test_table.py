@@ -25,13 +25,14 @@ from genomepred.errors import (
     SequenceError,
     StoreError,
 )
+from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
-from genomepred.tables import reduction, table
+from genomepred.tables import reduction, table, writing
 from genomepred.tables.regions import read_regions
-from genomepred.tables.samples import cohort_of, prediction_files
+from genomepred.tables.samples import cohort_of
 from genomepred.tables.table import RegionTable, region_table, unique_names
 from genomepred.tables.writing import write_table
 from tests.cohort_files import write_cohort
@@ -364,6 +365,24 @@ def test_outputs_that_cannot_be(run: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="there is no folder"):
         write_table(found, tmp_path / "absent" / "t.h5")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.bed"]
+
+
+def test_a_disk_that_fills_up_meanwhile(
+    run: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "require_space", lambda folder, size: None)
+    test_a_full_disk_is_one_line(run, small_disk, tmp_path, ".h5")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".h5ad", ".parquet", ".tsv"])
+def test_a_full_disk_is_one_line(run: Path, small_disk: Path, tmp_path: Path, suffix: str) -> None:
+    (small_disk / "other").write_bytes(bytes(4_000_000))  # of 4 MiB
+    start = np.random.default_rng(0).integers(0, 29_000, 12_000).tolist()
+    regions = [("chr1", a, a + 40, f"r{k}", "+") for k, a in enumerate(start)]
+    found = make(run, bed(tmp_path / "many.bed", regions))
+    with pytest.raises(OutputError, match=r"is full|MB are needed"):
+        write_table(found, small_disk / f"t{suffix}")
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
 
 
 # -- the command ----------------------------------------------------------------------------------

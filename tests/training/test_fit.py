@@ -346,7 +346,9 @@ def train_long(out: Path) -> None:
     fit(make_model(), Planted(300), BINARY, LONG, out=out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_killed_process_loses_at_most_the_running_epoch(tmp_path: Path, number: int) -> None:
     def start() -> SpawnProcess:
         process = get_context("spawn").Process(target=train_long, args=(tmp_path,))

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 Self = TypeVar("Self")
 
 
+Then = Callable[[Rows], object]
+
+
+def nothing(rows: Rows) -> None:
+    """Do nothing more."""
+
+
 class Shard:
     """A shard that is this process's to compute (a ``pipeline.ShardJob``).
 
@@ -35,20 +42,27 @@ class Shard:
         Prepared.
     first, last : int
         One of its ``ranges``.
+    then : callable
+        Called with these rows once the part is on disk, on the thread that has written it.
+    landed : callable
+        Called with these rows at the end, good or bad.
     """
 
-    def __init__(self, work: Work, first: int, last: int) -> None:
+    def __init__(
+        self, work: Work, first: int, last: int, then: Then = nothing, landed: Then = nothing
+    ) -> None:
         self.work, self.first, self.last = work, first, last
+        self._then, self._landed = then, landed
         self.genome, self.grid = work.source(), work.grid
 
     def finish(self, values: Any) -> None:
         """Write the part."""
-        with failing_alone(self.work):
-            self.work.write(self.first, self.last, values)
-            self.written()
-
-    def written(self) -> None:
-        """Take note that the part is on disk."""
+        try:
+            with failing_alone(self.work):
+                self.work.write(self.first, self.last, values)
+                self._then((self.first, self.last))
+        finally:
+            self._landed((self.first, self.last))
 
     def fail(self, error: GenomepredError) -> None:
         """Give the work up."""
@@ -57,7 +71,10 @@ class Shard:
                 self.work.check_source()
             except SequenceError as changed:
                 error = changed
-        self.work.fail(error)
+        try:
+            self.work.fail(error)
+        finally:
+            self._landed((self.first, self.last))
 
 
 class Job(Protocol):
@@ -75,11 +92,11 @@ class Job(Protocol):
 
     @property
     def works(self) -> Sequence[Work]:
-        """What becomes a file each."""
+        """Works of the run: each becomes a file."""
 
     @property
     def engine(self) -> Engine:
-        """What computes; made on the thread that will use it.
+        """The computer of shards; made on the thread that will use it.
 
         Raises
         ------
@@ -112,7 +129,7 @@ class Job(Protocol):
         """
 
     def more(self) -> dict[str, Any]:
-        """What another process is to be told beside the spec, as JSON holds it."""
+        """Words for another process beside the spec, as JSON holds them."""
 
     @classmethod
     def join(cls: type[Self], spec: RunSpec, told: Mapping[str, Any]) -> Self:

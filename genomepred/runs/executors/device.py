@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genomepred.errors import GenomepredError, OutputError
+from genomepred.errors import OutputError
 from genomepred.messages import described
 from genomepred.runs.executors import Job, Shard, join
 from genomepred.runs.work import Rows, Work, failing_alone
@@ -36,20 +36,8 @@ class _AwaitedShard(Shard):
     """A shard whose end, good or bad, somebody waits for."""
 
     def __init__(self, work: Work, rows: Rows) -> None:
-        super().__init__(work, *rows)
         self.done: Future[None] = Future()
-
-    def finish(self, values: Any) -> None:
-        try:
-            super().finish(values)
-        finally:
-            self.done.set_result(None)
-
-    def fail(self, error: GenomepredError) -> None:
-        try:
-            super().fail(error)
-        finally:
-            self.done.set_result(None)
+        super().__init__(work, *rows, landed=lambda _: self.done.set_result(None))
 
 
 class Device:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from genomepred.errors import GenomepredError
 from genomepred.files import Claim, own_folder
 from genomepred.inference.pipeline import Stop
 from genomepred.progress import Watch
@@ -27,7 +26,12 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
 
     ``waiting`` is called again and again while there is nothing to do but to wait for others.
     """
-    helds = [_Held(work) for work in job.works]
+    helds = []
+    for work in job.works:
+        if work.may_have(job.plan.share):
+            helds.append(_Held(work))
+        else:
+            watch.see(work.name, 0)
 
     def let_go() -> None:
         for held in helds:
@@ -83,6 +87,7 @@ class _Held:
         own_folder(work.plan.out, PARTS, work.name)
         if work.settled():  # whoever has published it has cleared its folder away
             return
+        assert self.open is not None
         for rows in left:
             if work.error is not None:
                 return
@@ -91,14 +96,15 @@ class _Held:
                 continue
             self.claims[rows] = claim
             try:
-                shard = None if work.has(*rows) else _ClaimedShard(self, *rows)
+                there = work.has(*rows)
+                shard = None if there else Shard(work, *rows, self.written, self.release)
             except BaseException:
                 self.release(rows)
                 raise
             if shard is not None:
                 yield shard
                 continue
-            self.written(rows)
+            self.open.discard(rows)
             self.release(rows)
 
     def settle(self) -> bool:
@@ -122,9 +128,11 @@ class _Held:
         return True
 
     def written(self, rows: Rows) -> None:
-        """Take note that a shard is on disk."""
+        """Publish with the last shard, whoever has computed it."""
         assert self.open is not None
         self.open.discard(rows)
+        if self.complete() and self.work.error is None:
+            self.work.publish()
 
     def complete(self) -> bool:
         """Whether all shards are known to be on disk."""
@@ -132,8 +140,7 @@ class _Held:
 
     def release(self, rows: Rows) -> None:
         """Be done with a shard: it is on disk, or has been given up."""
-        claim = self.claims.pop(rows, None)
-        if claim is not None:
+        if (claim := self.claims.pop(rows, None)) is not None:
             claim.release()
 
     def let_go(self) -> None:
@@ -141,31 +148,6 @@ class _Held:
         for rows in list(self.claims):
             self.release(rows)
         self.work.close()
-
-
-class _ClaimedShard(Shard):
-    """A shard by a lock; the last one of a work, whoever has computed it, publishes it."""
-
-    def __init__(self, held: _Held, first: int, last: int) -> None:
-        self._held = held
-        super().__init__(held.work, first, last)
-
-    def finish(self, values: object) -> None:
-        try:
-            super().finish(values)
-        finally:
-            self._held.release((self.first, self.last))
-
-    def written(self) -> None:
-        self._held.written((self.first, self.last))
-        if self._held.complete() and self.work.error is None:
-            self.work.publish()
-
-    def fail(self, error: GenomepredError) -> None:
-        try:
-            super().fail(error)
-        finally:
-            self._held.release((self.first, self.last))
 
 
 def _claimed(

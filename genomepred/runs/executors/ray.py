@@ -112,7 +112,7 @@ def compute(job: Job, watch: Watch, address: str) -> None:
             watch.see(work.name, 0)
     if not todo:
         return
-    kind = "cpu" if str(job.plan.signature["device"]).startswith("cpu") else "cuda"
+    kind = "cpu" if job.plan.signature.device.startswith("cpu") else "cuda"
     # Genomes go to the devices call by call; a device is the only one that its actor sees.
     spec = replace(job.spec, genomes=job.spec.genomes[:1], device=kind, jobs=1, cluster=None)
     facts = {
@@ -145,7 +145,10 @@ def _hear(message: dict[str, Any], job: Job, todo: dict[int, Work], watch: Watch
 
 def _is_settled(work: Work) -> bool:
     try:
-        return work.settled()
+        settled = work.settled()
+        if work.published is not None:
+            work.clear()
+        return settled
     except errors.OutputError:
         raise
     except GenomepredError as error:

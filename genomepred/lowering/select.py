@@ -1,27 +1,32 @@
-"""Whether a run shares overlap, and in blocks of how many windows."""
+"""What computes a model in a run: whose kernels, and whether overlap is shared, in what blocks."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
-from genomepred.errors import ModelError
-from genomepred.inference.overlap import Sharing
-from genomepred.inference.overlap_long import LongWindow, check_bins, long_work
-from genomepred.inference.overlap_work import (
+from genomepred.errors import DeviceError, ModelError
+from genomepred.kernels.dispatch import PRECISIONS, obstacle
+from genomepred.lowering.cost import Work, block_work, multiply_adds
+from genomepred.lowering.fuse import kernels_of, prepared_form
+from genomepred.lowering.long import LongWindow, check_bins, long_work
+from genomepred.lowering.receptive_field import (
     CannotShareError,
-    Work,
-    block_work,
-    multiply_adds,
-    phases_of,
-    sharable,
+    follow,
+    place_of_windows,
+    trunk_of,
 )
+from genomepred.lowering.shared import Sharing
 from genomepred.models.layers import SequenceModel
 from genomepred.sequences.grid import Geometry
 
+# What a model is computed by: as it is written; prepared, without a kernel of ours.
+REFERENCE, TORCH = ("reference",), ("torch",)
 OVERLAPS = ("auto", "share", "naive")
 
 # Values of the largest layer of a block, and its windows: enough that calls of small layers are
@@ -108,12 +113,13 @@ def best_blocks(model: nn.Module, stride: int, device_type: str, filled: Filled)
     """
     work: Callable[[int], Work]
     if getattr(model, "bins", 1) == 1:
-        model = sharable(model)
-        work, windows, fewest = partial(block_work, model, stride), phases_of(model, stride), 32
+        trunk = trunk_of(model, as_written=True)
+        lowered, work, fewest = trunk.model, partial(block_work, trunk, stride), 32
+        windows = follow(trunk.steps, place_of_windows(lowered.window, stride, 1)).phases
     else:
-        model = check_bins(model)
-        work, windows, fewest = partial(long_work, model), 1, 2
-    alone = multiply_adds(model, model.window)
+        lowered = check_bins(model)
+        work, fewest, windows = partial(long_work, lowered), 2, 1
+    alone = multiply_adds(lowered, lowered.window)
     found: list[Blocks] = []
     while windows <= _BLOCK_WINDOWS[device_type] or not found:
         if windows >= fewest:
@@ -128,7 +134,41 @@ def best_blocks(model: nn.Module, stride: int, device_type: str, filled: Filled)
 
 
 def share(model: nn.Module, stride: int, windows: int) -> Sharing | LongWindow:
-    """A model for which :func:`choose_blocks` gave blocks, in the form that computes them."""
+    """A prepared model that :func:`choose_blocks` gave blocks for, in the form that shares."""
     if isinstance(model, SequenceModel) and model.bins > 1:
         return LongWindow(model, windows)
     return Sharing(model, stride, windows)
+
+
+def resolve_kernels(
+    model: nn.Module, asked: str, device: torch.device, precision: str
+) -> tuple[str, ...]:
+    """What ``--kernels`` means for a model on a device, as :class:`Numerics` says it.
+
+    Parameters
+    ----------
+    asked : {"auto", "triton", "cudnn", "cpu", "reference"}
+        ``auto`` is the model as written where nothing else can be.
+
+    Raises
+    ------
+    DeviceError
+        If the kernels do not run on the device.
+    ModelError
+        If they are asked for and the model cannot be rewritten.
+    """
+    if asked == REFERENCE[0]:
+        return REFERENCE
+    kernels, why = asked, obstacle(device, PRECISIONS[precision], asked)
+    if why and asked != "auto":
+        raise DeviceError(f"--kernels {asked}: {why}")
+    if why:
+        warnings.warn(f"torch's convolutions are used: {why}", stacklevel=2)
+        kernels = "torch"
+    try:
+        return kernels_of(prepared_form(model.to(device).eval(), kernels, precision))
+    except ModelError as error:
+        if asked != "auto":
+            raise
+        warnings.warn(f"the model is computed as written: {error}", stacklevel=2)
+        return REFERENCE

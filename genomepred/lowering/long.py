@@ -16,9 +16,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from genomepred.errors import ModelError
-from genomepred.inference.overlap_work import CannotShareError, Work, counted
+from genomepred.lowering import blocks
+from genomepred.lowering.cost import Work, counted
+from genomepred.lowering.fuse import prepared_form
+from genomepred.lowering.receptive_field import CannotShareError, receptive_field
 from genomepred.models.external import External
-from genomepred.models.layers import SequenceModel, reach
+from genomepred.models.layers import ChannelsLastConv, SequenceModel
 
 _POINTWISE = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg),
@@ -36,7 +39,7 @@ class LongWindow(nn.Module):
     Parameters
     ----------
     model : SequenceModel
-        What :func:`check_bins` accepts as written; its parameters are used, not copied.
+        What :func:`check_bins` returns; its parameters are used, not copied.
     windows : int
         Windows, ``bins * bin_size`` bases apart.
 
@@ -66,16 +69,20 @@ def long_work(model: SequenceModel, windows: int) -> Work:
 
 
 def check_bins(model: nn.Module) -> External:
-    """The model, if its bins see bases alone, as a longer window's do, and never its ends.
+    """Prepared form of a model, if its bins see bases alone, as a longer window's do.
 
     Raises
     ------
     CannotShareError
-        If they do not, or that cannot be told.
+        If they see the window's ends, or that cannot be told.
     """
     if not isinstance(model, External) or model.bins == 1 or model.input == "codes":
         raise CannotShareError(f"{type(model).__name__} has no trunk and head to share")
-    output = _Graph(model).output_seen()
+    try:
+        lowered = prepared_form(model, "auto", "fp32")
+    except ModelError as error:
+        raise CannotShareError(str(error)) from error
+    output = _output_seen(lowered)
     if (output.axis, output.step) != (1, model.bin_size):
         raise CannotShareError(
             f"a step along axis {output.axis} of its output is one of {output.step} bases; its "
@@ -85,14 +92,14 @@ def check_bins(model: nn.Module) -> External:
     if beyond > 0:
         raise CannotShareError(f"its outer bins see {beyond} bases past the window's ends")
     try:
-        long_work(model, 2)
+        long_work(lowered, 2)
     except Exception as error:  # code of the user's own may do anything
         raise CannotShareError(f"it does not take a window of other length: {error}") from error
-    return model
+    return lowered
 
 
 class Seen(NamedTuple):
-    """What positions of a tensor, along an axis, depend on.
+    """Bases that positions of a tensor, along an axis, depend on.
 
     Position ``j`` depends on bases ``j * step + first`` to ``j * step + last`` of the window.
     """
@@ -103,40 +110,51 @@ class Seen(NamedTuple):
     last: int
 
 
-class _Graph(fx.Interpreter):
-    """Follows what the tensors of a user's module have seen, without computing them."""
+class _Tracer(fx.Tracer):
+    """Records the layers of a prepared module as single operations."""
 
-    def __init__(self, model: External) -> None:
-        module = copy.deepcopy(model.module).to("meta")
-        try:
-            super().__init__(fx.symbolic_trace(module))
-        except Exception as error:  # code of the user's own may do anything
-            raise CannotShareError(f"its operations cannot be recorded: {error}") from error
-        self._last_axis = model.input == "onehot_channels_first"
-        shape = (1, 4, model.window) if self._last_axis else (1, model.window, 4)
-        self._input = torch.zeros(shape, device="meta")
-        self._seen: dict[fx.Node, Seen] = {}
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        ours = isinstance(m, ChannelsLastConv) or type(m).__module__ == blocks.__name__
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
-    def output_seen(self) -> Seen:
-        """What the module's output has seen."""
-        try:
-            self.run(self._input)
-        except CannotShareError:
-            raise
-        except Exception as error:
-            raise CannotShareError(f"its operations cannot be followed: {error}") from error
-        (output,) = (node for node in self._seen if node.op == "output")
-        return self._seen[output]
+
+def _output_seen(model: External) -> Seen:
+    """What the output of a prepared module has seen of the window; no value is computed."""
+    module = copy.deepcopy(model.module).to("meta")
+    try:
+        graph = fx.GraphModule(module, _Tracer().trace(module))
+    except Exception as error:  # code of the user's own may do anything
+        raise CannotShareError(f"its operations cannot be recorded: {error}") from error
+    axis = 2 if model.input == "onehot_channels_first" else 1
+    shape = (1, 4, model.window) if axis == 2 else (1, model.window, 4)
+    follower = _Follower(graph, axis)
+    try:
+        follower.run(torch.zeros(shape, device="meta"))
+    except CannotShareError:
+        raise
+    except Exception as error:
+        raise CannotShareError(f"its operations cannot be followed: {error}") from error
+    (output,) = (node for node in follower.seen if node.op == "output")
+    return follower.seen[output]
+
+
+class _Follower(fx.Interpreter):
+    """Notes what the tensors of a recorded module have seen while it runs."""
+
+    def __init__(self, module: fx.GraphModule, axis: int) -> None:
+        super().__init__(module)
+        self._axis = axis
+        self.seen: dict[fx.Node, Seen] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run an operation and note what its result has seen."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = super().run_node(n)
-        sources = [self._seen[node] for node in n.all_input_nodes if node in self._seen]
-        if n.op == "placeholder" and not self._seen:
-            self._seen[n] = Seen(2 if self._last_axis else 1, 1, 0, 0)
+        sources = [self.seen[node] for node in n.all_input_nodes if node in self.seen]
+        if n.op == "placeholder" and not self.seen:
+            self.seen[n] = Seen(self._axis, 1, 0, 0)
         elif isinstance(result, Tensor) and sources:
-            self._seen[n] = self._after(n, sources, args, kwargs)
+            self.seen[n] = self._after(n, sources, args, kwargs)
         return result
 
     def _after(
@@ -148,7 +166,7 @@ class _Graph(fx.Interpreter):
             return x
         if n.op == "call_module":
             try:
-                by = reach(self.fetch_attr(str(n.target)))
+                by = receptive_field(self.fetch_attr(str(n.target)))
             except ModelError as error:
                 raise CannotShareError(str(error)) from error
             if by != (1, 0, 0) and x.axis != rank - 1:

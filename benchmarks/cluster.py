@@ -1,0 +1,180 @@
+"""Runs on Ray against processes of one command, and how many shards a second one driver can give.
+
+Three questions. What does a megabase cost in processor time, by one worker and by two, as processes
+and on Ray: the slope between a shorter and a longer job, everything that Ray runs included, so that
+start-up cancels. Do all of them write the same bytes. And how many shards a second does the driver
+give to devices that compute nothing.
+
+    python benchmarks/cluster.py > benchmarks/results/cluster-MACHINE.json
+
+Everything runs in a network that has loopback and no more; needs root and the extra ``cluster``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from genomepred.benchmarks.measure import machine
+from genomepred.runs.executors.device import GenomeCall
+from genomepred.runs.work import Rows
+from tests.ray_cluster import Namespace, why_not
+from tests.torture import hashes
+
+STEP = 1024
+_SHARDS = """
+import sys; sys.path.insert(0, {root!r})
+from benchmarks.cluster import give; give({workers}, {shards}, {genomes})
+"""
+
+
+class Idle:
+    """A device that computes nothing."""
+
+    def __init__(self, told: str) -> None:
+        self._shards = json.loads(told)["shards"]
+
+    def join(self) -> None:
+        """Be ready."""
+
+    def prepare(self, genome: GenomeCall) -> tuple[int, list[Rows] | None]:
+        """All of a genome's rows are open."""
+        rows = self._shards * STEP
+        return (rows, [(0, rows)]) if self._shards > 1 else (rows, None)
+
+    def compute(self, genome: GenomeCall, rows: Rows) -> None:
+        """Nothing."""
+
+    def publish(self, genome: GenomeCall) -> None:
+        """Nothing."""
+
+
+def give(workers: int, shards: int, genomes: int) -> None:
+    """Print how long the driver takes, and how long its processor is at it."""
+    from genomepred.runs.executors import ray as executor
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    executor.Device = Idle  # type: ignore[misc,assignment]
+    executor.usable_cpus = lambda: argparse.Namespace(amount=workers)  # type: ignore[assignment]
+    executor._connect("local")
+    calls = [[k, f"g{k}", f"g{k}.fa"] for k in range(genomes)]
+    told = json.dumps({"calls": calls, "shard_rows": STEP, "gpu": False, "shards": shards})
+    begun: list[tuple[float, float]] = []
+
+    def say(**message: Any) -> None:
+        if not begun and message.get("workers") == workers:
+            begun.append((time.perf_counter(), time.process_time()))
+
+    executor.Driver(told, say).run()
+    wall, processor = time.perf_counter() - begun[0][0], time.process_time() - begun[0][1]
+    print(json.dumps({"wall": wall, "driver": processor}), flush=True)
+    os._exit(0)
+
+
+def shards_per_second(workers: int, shards: int, genomes: int) -> dict[str, Any]:
+    """Shards and genomes a second of one driver whose devices compute nothing."""
+    alone = Namespace()
+    try:
+        root = str(Path(__file__).parents[1])
+        code = _SHARDS.format(root=root, workers=workers, shards=shards, genomes=genomes)
+        said, errors = alone.start([sys.executable, "-c", code]).communicate()
+    finally:
+        alone.close()
+    found = json.loads(said.strip().splitlines()[-1]) if said.strip() else sys.exit(errors)
+    count = shards * genomes
+    return {
+        "workers": workers,
+        "genomes": genomes,
+        "shards_a_genome": shards,
+        "shards_per_second": round(count / found["wall"]),
+        "shards_per_second_of_the_driver": round(count / found["driver"]),
+    }
+
+
+def make_genomes(folder: Path, genomes: int, bases: int) -> Path:
+    """FASTA files of random sequence."""
+    folder.mkdir()
+    for k in range(genomes):
+        sequence = "".join(random.Random(k).choices("ACGT", k=bases))
+        (folder / f"g{k}.fa").write_text(f">c\n{sequence}\n")
+    return folder
+
+
+def processor_seconds(genomes: Path, out: Path, *how: str) -> tuple[float, float]:
+    """Processor and wall seconds of one command and all that it starts."""
+    alone = Namespace()
+    try:
+        before, begin = alone.processor_seconds(), time.perf_counter()
+        command = [sys.executable, "-m", "genomepred", "predict", "--model", "ctcf"]
+        process = alone.start([*command, "--genomes", str(genomes), "--out", str(out), *how])
+        said = process.communicate()[1]
+        if process.returncode:
+            sys.exit(said)
+        return alone.processor_seconds() - before, time.perf_counter() - begin
+    finally:
+        alone.close()
+
+
+def costs(rounds: int, bases: int) -> list[dict[str, Any]]:
+    """Processor seconds a megabase of each way, in turns; the bytes must be the same."""
+    ways = {"1 process": ("--jobs", "1"), "2 processes": ("--jobs", "2")}
+    ways |= {"Ray": ("--cluster", "auto")}
+    slopes: dict[str, list[float]] = {way: [] for way in ways}
+    walls: dict[str, list[float]] = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory() as place:
+        sizes = (bases // 4, bases)
+        folders = [make_genomes(Path(place) / str(size), 4, size // 4) for size in sizes]
+        for k in range(rounds):
+            wanted: list[dict[str, str]] = []
+            for way, how in ways.items():
+                outs = [Path(place) / f"{way}-{k}-{size}" for size in sizes]
+                pairs = zip(folders, outs, strict=True)
+                found = [processor_seconds(folder, out, *how) for folder, out in pairs]
+                wanted = wanted or [hashes(out) for out in outs]
+                if wanted != [hashes(out) for out in outs]:
+                    sys.exit(f"{way}: other bytes")
+                megabases = (sizes[1] - sizes[0]) / 1e6
+                slopes[way].append((found[1][0] - found[0][0]) / megabases)
+                walls[way].append((found[1][1] - found[0][1]) / megabases)
+    return [
+        {
+            "way": way,
+            "processor_seconds_a_megabase": round(statistics.median(slopes[way]), 3),
+            "wall_seconds_a_megabase": round(statistics.median(walls[way]), 3),
+            "of_one_process": round(
+                statistics.median(
+                    mine / one for mine, one in zip(slopes[way], slopes["1 process"], strict=True)
+                ),
+                3,
+            ),
+        }
+        for way in ways
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bases", type=int, default=8_000_000)
+    arguments = parser.parse_args()
+    if reason := why_not():
+        sys.exit(reason)
+    drivers = [shards_per_second(2, 500, 4), shards_per_second(2, 1, 1000)]
+    result = {"machine": machine(), "load": os.getloadavg()[0], "drivers": drivers}
+    result["costs"] = costs(arguments.rounds, arguments.bases)
+    result["load_after"] = os.getloadavg()[0]
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Effects of variants: only what a variant can change, against whole windows.
+
+One thread, process time, random weights. Blocks of records of real and simulated panels, as dense
+as they are and thinned out, go in turn through pieces that windows share (``share``), through whole
+windows (``naive``), and the way that counted work chooses (``auto``). Windows are distinct in all
+of them: a reference window is computed once for all alternatives of a record. Values are compared
+before anything is timed.
+
+    python benchmarks/effects.py --data FOLDER_OF_REAL_DATA [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import Row, collect, ratios, timed, write_json
+from genomepred import Genome, Predictor
+from genomepred.models import build
+from genomepred.models.card import Card, Track
+from genomepred.sequences.vcf_decode import ALLELE
+from genomepred.variants.scoring import Scorer
+from genomepred.variants.sites import Sites, check, read_blocks
+
+# Name, reference, variants.
+PANELS = {
+    "p33": ("genomes/rice_chr2_1M.fa.gz", "variants/simulated_rice/p33.bcf"),
+    "203 real": ("genomes/hs37_chr20.fa.gz", "variants/unphased.bcf"),
+}
+# Architecture, window, stride, range.
+MODELS: list[tuple[str, int, int, int | None]] = [
+    ("basenji-maize", 3000, 104, None),
+    ("basenji-maize", 3000, 104, 500),
+    ("tf-cnn", 200, 20, None),
+    ("tf-cnn", 200, 20, 100),
+    ("tf-cnn", 100, 20, None),
+    ("utr-attention", 50, 20, None),
+]
+THINNED = (1, 10, 300)  # every so many records
+RECORDS = {1: 512, 10: 128, 300: 64}
+DIFFERENCE, ROUNDS = 1e-5, 3
+
+
+def thinned(panel: Path, every: int) -> Sites:
+    """Records of a file, every so many of them, as one block."""
+    records = RECORDS[every]
+    sites = next(read_blocks(panel, records * every))
+    kept = np.arange(0, len(sites), every)
+    spans = [slice(int(sites.ref[r]), int(sites.ref[r + 1])) for r in kept.tolist()]
+    texts = [sites.text(a) for span in spans for a in range(span.start, span.stop)]
+    table = sites.records[kept]
+    table[:, ALLELE] = np.cumsum([0, *(span.stop - span.start for span in spans[:-1])])
+    starts = np.append(0, np.cumsum(list(map(len, texts))))
+    bases = np.frombuffer("".join(texts).encode(), np.uint8)
+    return Sites(sites.contig, 1, table, bases, starts, ["."] * len(kept))
+
+
+def scorers(name: str, window: int, stride: int, span: int | None) -> dict[str, Scorer]:
+    """The three ways to compute, on one predictor."""
+    torch.manual_seed(0)
+    config = {"window": window}
+    model = build(name, **config).eval()
+    card = Card(
+        name=name,
+        architecture=name,
+        config=config,
+        window=window,
+        bin_size=window,
+        stride=stride,
+        tracks=(Track("score"),),
+        activation="none",
+    )
+    predictor = Predictor(model, card=card, device="cpu", activation=False)
+    ways = ("naive", "share", "auto")
+    return {
+        way: Scorer(predictor, card, card.geometry(), mean=False, span=span, overlap=way)
+        for way in ways
+    }
+
+
+def measure(data: Path, panel: str, model: tuple[str, int, int, int | None], every: int) -> Row:
+    reference, variants = (data / name for name in PANELS[panel])
+    ways = scorers(*model)
+    sites = thinned(variants, every)
+    with Genome(reference) as genome:
+        checked = check(sites, genome, variants)
+        found = {way: scorer.score(sites, checked, genome) for way, scorer in ways.items()}
+        apart = 0.0
+        for way in ("share", "auto"):
+            for key, values in found["naive"].values.items():
+                difference = np.abs(found[way].values[key] - values) / (1 + np.abs(values))
+                apart = max(apart, float(np.nanmax(difference)))
+        if apart > DIFFERENCE:
+            return {"differs": apart}
+        calls = {
+            way: lambda scorer=scorer: scorer.score(sites, checked, genome)  # type: ignore[misc]
+            for way, scorer in ways.items()
+        }
+        seconds = timed(calls, "cpu", ROUNDS)
+    alternatives = len(found["naive"].alts)
+    middle = {way: sorted(times)[len(times) // 2] for way, times in seconds.items()}
+    return {
+        "alternatives": alternatives,
+        "bases_a_record": round(float(np.ptp(sites.position)) / max(len(sites) - 1, 1), 1),
+        "difference": apart,
+        "largest_effect": float(np.nanmax(np.abs(found["naive"].values["difference"]))),
+        "us_an_alternative": {w: round(1e6 * t / alternatives, 1) for w, t in middle.items()},
+        "share_over_naive": round(ratios(seconds, "share")["naive"], 2),
+        "auto_over_naive": round(ratios(seconds, "auto")["naive"], 2),
+    }
+
+
+def jobs(data: Path) -> Iterator[tuple[Row, Any]]:
+    for panel in PANELS:
+        for model in MODELS:
+            for every in THINNED if panel == "p33" else THINNED[:1]:
+                name, window, stride, span = model
+                about: Row = {"panel": panel, "model": name, "window": window, "stride": stride}
+                about |= {"range": span, "every": every}
+                yield about, lambda p=panel, m=model, e=every: measure(data, p, m, e)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = collect(jobs(arguments.data), lambda row: print(row, flush=True))
+    write_json(arguments.json, {"effects": rows})
+
+
+if __name__ == "__main__":
+    main()

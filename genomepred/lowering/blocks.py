@@ -1,0 +1,341 @@
+"""The layers that a prepared model consists of where they are not those of the model as written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from genomepred.kernels.codes_conv.op import codes_conv
+from genomepred.kernels.codes_conv.reference import convolved_length
+from genomepred.kernels.conv_block.op import conv_block
+from genomepred.kernels.epilogue.op import bias_act_pool
+from genomepred.kernels.epilogue.reference import Epilogue, pooled_length
+from genomepred.models.layers import ScaledGELU, TanhGELU
+
+# Activations that are known -> the name and factor that kernels know them by, if they do.
+ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float]] | None] = {
+    nn.ReLU: lambda _: ("relu", 1.0),
+    nn.LeakyReLU: lambda layer: ("leaky_relu", float(layer.negative_slope)),
+    nn.GELU: lambda layer: ("gelu_tanh" if layer.approximate == "tanh" else "gelu", 1.0),
+    TanhGELU: lambda _: ("gelu_tanh", 1.0),
+    ScaledGELU: lambda layer: ("gelu_sigmoid", float(layer.a.detach())),
+    nn.SiLU: lambda _: ("gelu_sigmoid", 1.0),
+    nn.Mish: lambda _: ("mish", 1.0),
+    **dict.fromkeys((nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus)),
+}
+
+
+class FusedConv(nn.Module):
+    """A convolution and everything up to the next one, by one of our kernels.
+
+    Parameters
+    ----------
+    weight : float32 tensor, [K, C_in, C] or [K, 5, C]
+        Any affine scale already in it; the latter of a block that reads codes.
+    shift : float32 tensor, [C]
+    padding : two ints
+        Zeros left and right of the input; no bases there where it reads codes.
+    dilation : int
+    epilogue : Epilogue
+    reads_codes : bool
+        Whether the input is ``uint8 [N, L]`` and not ``float [N, L, C_in]``.
+    keeps, adds : bool
+        Whether the value before the next activation is kept for a later block, and whether this
+        block adds what was kept.
+
+    Attributes
+    ----------
+    span : int
+        Positions that an output of the convolution sees.
+    channels_in, channels : int
+        Of the convolution as written: four bases where it reads codes.
+    operation, implementation : str
+        As :func:`genomepred.kernels.dispatch.choose` calls them.
+    fills : bool
+        Whether the implementation fills outputs that it is given.
+    """
+
+    weight: Tensor
+    shift: Tensor
+    image: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        shift: Tensor,
+        padding: tuple[int, int],
+        dilation: int,
+        epilogue: Epilogue,
+        *,
+        reads_codes: bool,
+        keeps: bool,
+        adds: bool,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.contiguous(), persistent=False)
+        self.register_buffer("shift", shift.float().contiguous(), persistent=False)
+        self.padding, self.dilation, self.epilogue = padding, dilation, epilogue
+        self.span = dilation * (weight.shape[0] - 1) + 1
+        self.channels_in, self.channels = 4 if reads_codes else weight.shape[1], weight.shape[2]
+        self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
+        self.operation = "codes_conv" if reads_codes else "conv_block"
+        self.implementation, self.fills = "", False
+        self._packed: Any = None  # of cpu.pack_codes or cpu.pack_block
+
+    def use(self, implementation: str) -> None:
+        """Compute by this implementation from now on."""
+        self.implementation, self._packed = implementation, None
+        self.fills = implementation in ("kmers", "direct")
+        if implementation == "cudnn":  # the 2-D form, channels-last, which cuDNN would make of it
+            image = self.weight.permute(2, 1, 0).unsqueeze(2)
+            image = image.contiguous(memory_format=torch.channels_last)
+            self.register_buffer("image", image, persistent=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        padding: tuple[int, int] | None = None,
+        epilogue: Epilogue | None = None,
+        outs: Sequence[Tensor] = (),
+    ) -> Sequence[Tensor]:
+        """Block on codes ``uint8 [N, L]`` or features ``[N, L, C_in]``, the channels contiguous.
+
+        On the meta device shapes alone.
+
+        Parameters
+        ----------
+        residual : tensor, [N, L', C], optional
+            Added before the pool.
+        padding, epilogue : optional
+            Instead of the block's own.
+        outs : sequence of tensors, optional
+            As :meth:`empty` gives them, where the block ``fills`` them.
+
+        Returns
+        -------
+        sequence of one or two tensors, [N, pooled L', C]
+            The result, then what is kept if that is another value.
+        """
+        padding, epilogue = padding or self.padding, epilogue or self.epilogue
+        keep = self.keeps and epilogue.next_activation != "none"
+        if x.is_meta:
+            return self.empty(x, padding, epilogue)
+        found: Sequence[Tensor]
+        arguments = (x, self.weight, self.shift)
+        options = (residual, padding, self.dilation, epilogue, keep)
+        # On a CPU past the operations, whose calls take as long as a small block.
+        if self.implementation == "kmers":
+            from genomepred.kernels.codes_conv import cpu as first
+
+            self._packed = self._packed or first.pack_codes(self.weight, self.shift)
+            found = outs or self.empty(x, padding, epilogue)
+            first.codes_conv(*arguments, padding, epilogue, found[0], self._packed)
+        elif self.reads_codes:
+            found = [codes_conv(*arguments, padding, epilogue)]
+        elif self.implementation == "cudnn":
+            values = self._by_cudnn(x, padding)
+            found = bias_act_pool(values, self.shift, residual, epilogue, keep)
+        elif self.implementation == "triton":
+            found = conv_block(*arguments, *options)
+        else:
+            from genomepred.kernels.conv_block import cpu
+
+            if self.implementation == "onednn":
+                return cpu.conv_block_by_onednn(*arguments, *options)  # type: ignore[no-any-return]
+            self._packed = self._packed or cpu.pack_block(self.weight, self.shift)
+            kept = outs if self.weight.dtype == torch.float32 else ()
+            found = cpu.conv_block(*arguments, *options, self._packed, kept)
+        return found
+
+    def empty(self, x: Tensor, padding: tuple[int, int], epilogue: Epilogue) -> list[Tensor]:
+        """Outputs of :meth:`forward`, unfilled."""
+        length = convolved_length(x.shape[1], self.span, padding)
+        shape = (x.shape[0], pooled_length(length, epilogue.pool), self.channels)
+        keep = self.keeps and epilogue.next_activation != "none"
+        return [self.weight.new_empty(shape) for _ in range(1 + keep)]
+
+    def activate_next(self, x: Tensor) -> Tensor:
+        """The block's last step alone, on ``[..., L, C]``."""
+        name, factor = self.epilogue[3:]
+        if name == "none" or not x.numel():
+            return x
+        rows, nothing = x.reshape(1, -1, x.shape[-1]), torch.zeros_like(self.shift)
+        y: Tensor = bias_act_pool(rows, nothing, epilogue=Epilogue(name, factor))[0]
+        return y.view(x.shape)
+
+    def _by_cudnn(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        x = x.transpose(1, 2).unsqueeze(2)
+        if padding[0] != padding[1]:
+            x, padding = functional.pad(x, padding), (0, 0)
+        with torch.autocast(x.device.type, enabled=False):  # the block's type is its own
+            y = functional.conv2d(x, self.image, None, 1, (0, padding[0]), (1, self.dilation))
+        return y.squeeze(2).transpose(1, 2).contiguous()
+
+
+class Buffers(dict[object, tuple[object, Sequence[Tensor]]]):
+    """Outputs of blocks, kept by where they are used, for the last shape.
+
+    They belong to one model in one thread, and are none of its state: copies start without.
+    """
+
+    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
+        return Buffers, ()
+
+    def take(
+        self,
+        place: object,
+        block: FusedConv,
+        x: Tensor,
+        padding: tuple[int, int],
+        epilogue: Epilogue,
+    ) -> Sequence[Tensor]:
+        """Outputs of a block on ``x``; what an earlier call for the place returned is lost."""
+        shape, outs = self.get(place, (None, ()))
+        if shape != x.shape[:2]:
+            with torch.inference_mode(False):  # they may be filled outside of that mode later
+                outs = block.empty(x, padding, epilogue)
+            self[place] = x.shape[:2], outs
+        return outs
+
+
+class FusedChain(nn.Module):
+    """Blocks one after the other.
+
+    On a CPU what the blocks but the last one return is kept from call to call: fresh memory takes
+    longer to be had than to be filled.
+
+    Parameters
+    ----------
+    blocks : sequence of FusedConv
+        Of them the first may read codes.
+    """
+
+    def __init__(self, blocks: Sequence[FusedConv]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self._outputs = Buffers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes ``[batch, length]`` or ``[batch, channels, length]`` -> ``[batch, C, length']``.
+
+        The result is a view of channels-last memory, in float32 but under autocast.
+
+        Raises
+        ------
+        ValueError
+            If the first block takes no input of this shape.
+        """
+        self._check(x)
+        blocks: Sequence[FusedConv] = list(self.blocks)  # type: ignore[arg-type]
+        if x.dim() == 3:
+            x = x.transpose(1, 2).to(blocks[0].weight.dtype)
+            x = x if x.stride(2) == 1 else x.contiguous()
+        kept, last = None, len(blocks) - 1
+        for i, block in enumerate(blocks):
+            options = block.padding, block.epilogue
+            outs: Sequence[Tensor] = ()
+            if i < last and block.fills:
+                outs = self._outputs.take(i, block, x, *options)
+            outs = block(x, kept if block.adds else None, *options, outs)
+            x, kept = outs[0], outs[-1] if block.keeps else kept
+        if x.dtype != torch.float32 and not torch.is_autocast_enabled(x.device.type):
+            x = x.float()
+        return x.transpose(1, 2)
+
+    def _check(self, x: Tensor) -> None:
+        """Refuse channels that the kernels would read past the weights' end for."""
+        first: Any = self.blocks[0]
+        channels = first.channels_in
+        if first.reads_codes:
+            fits, wanted = x.dim() == 2 and x.dtype == torch.uint8, "uint8 [batch, length]"
+        else:
+            fits, wanted = x.dim() == 3 and x.shape[1] == channels, f"[batch, {channels}, length]"
+        if not fits:
+            raise ValueError(f"the first block takes {wanted}, found {x.dtype} {list(x.shape)}")
+
+
+class DirectLinear(nn.Linear):
+    """A linear layer in evaluation mode that a CPU computes by our kernel.
+
+    Parameters
+    ----------
+    layer : nn.Linear
+        Its parameters are used, not copied.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+        self._packed: Any = None  # of cpu.pack_block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``."""
+        known = x.dtype == torch.float32 and x.shape[-1:] == (self.in_features,)
+        if not known or not x.numel() or x.is_meta or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        from genomepred.kernels.conv_block import cpu
+
+        if self._packed is None:
+            weight = self.weight.detach().T[None]
+            bias = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
+            self._packed = cpu.pack_block(weight, bias)
+        y: Tensor = cpu.linear(x, self._packed, self.out_features)
+        return y
+
+
+class DirectActivation(nn.Module):
+    """An activation that a CPU computes by our kernel, in one pass.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        The activation.
+    known : (str, float)
+        Name and factor that kernels know it by.
+    """
+
+    def __init__(self, layer: nn.Module, known: tuple[str, float]) -> None:
+        super().__init__()
+        self.layer, self._known = layer, known
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        dense = x.transpose(1, -1) if x.dim() > 2 else x  # of channels-last memory
+        whole = x if x.is_contiguous() else dense
+        if x.dtype != torch.float32 or x.is_meta or not whole.is_contiguous():
+            y: Tensor = self.layer(x)
+            return y
+        from genomepred.kernels.epilogue import cpu
+
+        y = cpu.activated(whole, *self._known)
+        return y if whole is x else y.transpose(1, -1)
+
+
+class Affine(nn.Module):
+    """A map ``x * scale + shift`` of each channel.
+
+    Parameters
+    ----------
+    scale, shift : float tensor, [channels]
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale[:, None], persistent=False)
+        self.register_buffer("shift", shift[:, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels, length]`` or ``[batch, channels]`` in and out."""
+        if x.dim() not in (2, 3) or x.shape[1] != len(self.scale):
+            raise ValueError(f"expected {len(self.scale)} channels, found {list(x.shape)}")
+        scale, shift = (self.scale, self.shift) if x.dim() == 3 else (self.scale.T, self.shift.T)
+        return torch.addcmul(shift, x, scale)

@@ -1,0 +1,260 @@
+"""What positions of a trunk see of the sequence, and where they stand in windows that overlap.
+
+A trunk is read once, by :func:`steps_of`, into steps: what a layer sees of the one before it is
+all that its receptive field, its positions in a block of windows and its work depend on. See
+:mod:`genomepred.lowering.shared` for what a block, an edge and a phase are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from genomepred.errors import ModelError
+from genomepred.lowering.blocks import (
+    ACTIVATIONS,
+    Affine,
+    DirectActivation,
+    FusedChain,
+    FusedConv,
+)
+from genomepred.lowering.fuse import prepared_form
+from genomepred.models.layers import (
+    ChannelsLastConv,
+    MaxPool,
+    Residual,
+    SameConv1d,
+    SequenceModel,
+    zeros_beside,
+)
+
+
+class CannotShareError(ModelError):
+    """The windows of a model cannot be computed from a block."""
+
+
+class Taps(NamedTuple):
+    """Inputs of a layer's output ``j``: ``[j * stride - left, j * stride - left + width)``.
+
+    Beyond a window's ends the layer sees ``left`` and ``right`` positions of padding.
+    """
+
+    stride: int
+    left: int
+    right: int
+    width: int
+
+
+_ALONE = Taps(1, 0, 0, 1)
+_POINTWISE = (*ACTIVATIONS, Affine, DirectActivation, nn.BatchNorm1d)
+
+
+class Step(NamedTuple):
+    """A layer of a trunk, or the beginning or end of a residual branch.
+
+    ``keeps`` and ``adds`` say whether its result (a block's before the next activation) is kept for
+    a later step, and whether what was kept last is added.
+    """
+
+    layer: nn.Module | None
+    taps: Taps
+    keeps: bool = False
+    adds: bool = False
+
+
+class ReceptiveField(NamedTuple):
+    """What a position of a stack of layers depends on.
+
+    Position ``j`` depends on no base outside ``[j*pool - left, j*pool + pool + right)``.
+    """
+
+    pool: int
+    left: int
+    right: int
+
+
+def receptive_field(layers: nn.Module) -> ReceptiveField:
+    """Receptive field of a trunk, derived from its layers.
+
+    Parameters
+    ----------
+    layers : nn.Module
+        As written or prepared; see :func:`steps_of`.
+
+    Raises
+    ------
+    ModelError
+        If a layer among them is not known.
+    """
+    step, first, last = 1, 0, 0
+    for _, taps, *_ in steps_of(layers):
+        first -= taps.left * step
+        last += (taps.width - 1 - taps.left) * step
+        step *= taps.stride
+    return ReceptiveField(step, max(-first, 0), max(last - step + 1, 0))
+
+
+def steps_of(layer: nn.Module) -> Iterator[Step]:
+    """Steps of a stack of layers, in order.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        Layers that :func:`genomepred.lowering.fuse.prepare` makes or leaves: chains of blocks,
+        :class:`MaxPool`, :class:`Residual` around what keeps the length, zero-padded convolutions
+        and layers that treat each position alone, in ``nn.Sequential`` of any nesting.
+
+    Raises
+    ------
+    ModelError
+        If another layer is among them, or a residual branch changes positions.
+    """
+    conv: Any = layer.conv if isinstance(layer, ChannelsLastConv) else layer
+    if isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward:
+        for child in layer:
+            yield from steps_of(child)
+    elif isinstance(layer, FusedChain):
+        for block in layer.blocks:
+            assert isinstance(block, FusedConv)
+            pooled = taps_of(block, block.epilogue.pool)
+            yield Step(block, pooled, block.keeps, block.adds)
+    elif type(layer) is Residual:
+        branch = list(steps_of(layer.branch))
+        more = sum(taps.left + taps.right - taps.width + 1 for _, taps, *_ in branch)
+        if more or any(step.taps.stride != 1 for step in branch):
+            raise ModelError("a residual branch of its trunk changes the distance of positions")
+        yield from (Step(None, _ALONE, keeps=True), *branch, Step(None, _ALONE, adds=True))
+    elif type(conv) in (nn.Conv1d, SameConv1d) and conv.padding_mode == "zeros":
+        width = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
+        yield Step(layer, Taps(conv.stride[0], *zeros_beside(conv), width))
+    elif type(layer) is MaxPool:
+        yield Step(layer, Taps(layer.size, 0, layer.size - 1 if layer.round_up else 0, layer.size))
+    elif type(layer) in _POINTWISE:
+        yield Step(layer, _ALONE)
+    elif not isinstance(layer, nn.Identity | nn.Dropout):
+        raise ModelError(
+            f"the receptive field of layer {layer} is not known; a trunk consists of Sequential, "
+            "MaxPool, zero-padded Conv1d, Residual around what keeps the length, and pointwise "
+            "layers"
+        )
+
+
+def taps_of(block: FusedConv, pool: str) -> Taps:
+    """Taps of a block that ends with such a pool."""
+    left, right = block.padding
+    if pool == "none":
+        return Taps(1, left, right, block.span)
+    return Taps(2, left, right + (pool == "ceil"), block.span + 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands: sizes that follow from the layers before it, here before the first.
+
+    Parameters
+    ----------
+    stride : int
+        Bases from one window to the next.
+    windows : int
+        Windows of the block.
+    length : int
+        Positions of a window.
+    count : int
+        Positions of the block, of each phase.
+    step : int
+        Bases from one position to the next.
+    left, right : int
+        How many positions of a window, at its ends, are edges.
+    first : int
+        Position of a phase's first window at which the block begins.
+    """
+
+    stride: int
+    windows: int
+    length: int
+    count: int
+    step: int = 1
+    left: int = 0
+    right: int = 0
+    first: int = 0
+
+    @property
+    def phases(self) -> int:
+        """Phases that a layer here distinguishes."""
+        return self.step // gcd(self.stride, self.step)
+
+    @property
+    def pitch(self) -> int:
+        """Positions from one window of a phase to the next."""
+        return self.stride // gcd(self.stride, self.step)
+
+    def after(self, taps: Taps) -> Place:
+        """Place after a layer.
+
+        Raises
+        ------
+        CannotShareError
+            If every position of a window is an edge.
+        """
+        length = (self.length + taps.left + taps.right - taps.width) // taps.stride + 1
+        left = -(-(self.left + taps.left) // taps.stride)
+        inner = (self.length - self.right + taps.left - taps.width) // taps.stride + 1
+        if left >= inner:
+            raise CannotShareError("padding touches all positions of a window")
+        after = replace(self, step=self.step * taps.stride, length=length, left=left)
+        first = -(-(self.first + taps.left) // taps.stride)
+        lost = first * taps.stride - taps.left - self.first
+        lost += (after.phases // self.phases - 1) * self.pitch
+        count = (self.count - lost - taps.width) // taps.stride + 1
+        return replace(after, right=length - inner, first=first, count=count)
+
+
+def place_of_windows(window: int, stride: int, windows: int) -> Place:
+    """Place before the first layer, of windows of so many bases."""
+    return Place(stride, windows, window, (windows - 1) * stride + window)
+
+
+def follow(steps: Sequence[Step], place: Place) -> Place:
+    """Place after all steps, where :meth:`Place.after` has one."""
+    for step in steps:
+        place = place.after(step.taps)
+    return place
+
+
+class Trunk(NamedTuple):
+    """What sharing needs of a model: its prepared form and the steps of its trunk."""
+
+    model: SequenceModel
+    steps: tuple[Step, ...]
+
+
+def trunk_of(model: nn.Module, as_written: bool = False) -> Trunk:
+    """Trunk of a prepared model, if windows of it can be computed from a block.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As :func:`genomepred.lowering.fuse.prepare` makes it or, if said so, as written.
+
+    Raises
+    ------
+    CannotShareError
+        If it has no trunk and head, more than one bin a window, or a layer that is not known.
+    """
+    if not isinstance(model, SequenceModel) or not hasattr(model, "trunk") or model.bins != 1:
+        raise CannotShareError(f"{type(model).__name__} has no trunk and head to share")
+    try:
+        lowered = prepared_form(model, "auto", "fp32") if as_written else model
+        steps = tuple(steps_of(lowered.trunk))
+    except ModelError as error:
+        raise CannotShareError(str(error)) from error
+    for layer, *_ in steps:
+        if isinstance(layer, ChannelsLastConv | nn.Conv1d):
+            raise CannotShareError(
+                f"its trunk has a convolution that is none of our blocks, {layer}"
+            )
+    return Trunk(lowered, steps)

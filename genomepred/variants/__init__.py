@@ -1,0 +1,1 @@
+"""Variants: what alternative alleles do to a model's predictions."""
