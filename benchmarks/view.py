@@ -89,7 +89,14 @@ def make_pyramid(path: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     identity = shown.identity()
     told = {"files": [str(path)], "reference": None, "identity": identity}
-    Job("build", lambda share: None, path=str(shown.pyramid()), **told).result()
+    peaks = [0.0]
+    job = Job(
+        "build",
+        lambda share: peaks.append(memory(job._process.pid)),
+        path=str(shown.pyramid()),
+        **told,
+    )
+    job.result()
     seconds = time.perf_counter() - begin
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -99,7 +106,7 @@ def make_pyramid(path: Path) -> dict[str, Any]:
     return {
         "pyramid_seconds": seconds,
         "pyramid_cpu_seconds": cpu,
-        "pyramid_peak_mb": after.ru_maxrss / 1e3,
+        "pyramid_peak_mb": max(peaks),
         "pyramid_mb": shown.pyramid().stat().st_size / 1e6,
         "distinct_a_block": distinct,
     }
@@ -137,7 +144,8 @@ def server(path: Path) -> Iterator[tuple[str, int]]:
 def memory(pid: int) -> float:
     """Largest resident memory of a process so far, in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
+    told = [int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")]
+    return max(told, default=0.0)  # none of a process that has just ended
 
 
 def visit(path: Path) -> dict[str, Any]:
