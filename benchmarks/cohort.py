@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import median, write_json
 from genomepred import Genome
+from genomepred.inference.cohort import TILES, compute_shard
 from genomepred.inference.engine import Engine, Numerics, compute_batch
 from genomepred.inference.pipeline import cut
 from genomepred.inference.tiles import cut_windows, tile_work
@@ -37,11 +39,11 @@ from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.select import choose_blocks, resolve_kernels
 from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.runs.cohort import TILES, compute_shard
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.sequences.vcf import VariantFile
+from genomepred.sequences.vcf_decode import CARRIER, POS
 
 # Name, reference, variants, options, first base of the stretch.
 PANELS = {
@@ -294,8 +296,9 @@ def changed(path: Path, end: int, errors: float, missing: float) -> Iterator[byt
     yield b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\t"
     yield "\t".join(samples).encode() + b"\n"
     for batch in file.batches():
-        ends = [*batch.records[1:, 4].tolist(), len(batch.carriers)]
-        for r, (pos, _, _, _, begin) in enumerate(batch.records.tolist()):
+        ends = [*batch.records[1:, CARRIER].tolist(), len(batch.carriers)]
+        for r, record in enumerate(batch.records.tolist()):
+            pos, begin = record[POS], record[CARRIER]
             if pos >= end:
                 return
             ref, *alts = batch.alleles(r)
@@ -311,13 +314,33 @@ def changed(path: Path, end: int, errors: float, missing: float) -> Iterator[byt
             yield "\t".join([*fields, *calls.tolist()]).encode() + b"\n"
 
 
+def picture(rows: list[dict[str, Any]]) -> str:
+    """Counts of the first model as bars: one # is 2% of a panel's haplotypes, begun ones count."""
+    lines = []
+    for row in (row for row in rows if row["model"] == MODELS[0][0]):
+        total = row["haplotypes"]
+        lines.append(f"{row['panel']}, W {row['window']:,}, stride {row['stride']}")
+        counts = {"haplotypes": total, "distinct windows": row["distinct"]}
+        counts["distinct tiles of the trunk"] = row["pieces"][1]
+        for label, count in counts.items():
+            bar = "#" * -int(-50 * count // total)
+            lines.append(f"  {label:28}{count:7,.{0 if count == total else 1}f}  {bar}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real data")
+    parser.add_argument("--data", type=Path, help="folder of the real data")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all calls  [default: 3]")
     parser.add_argument("--limits", action="store_true", help="errors and missing genotypes too")
     parser.add_argument("--json", type=Path, help="write results with machine and commit")
+    parser.add_argument("--picture", type=Path, help="draw the counts of such results, no more")
     arguments = parser.parse_args()
+    if arguments.picture is not None:
+        print(picture(json.loads(arguments.picture.read_text())["rows"]))
+        return
+    if arguments.data is None:
+        parser.error("--data is missing")
     torch.set_num_threads(1)
     results: dict[str, Any] = {"rounds": arguments.rounds, "decoding": [], "rows": []}
     results["decoding"] = decoding(arguments.data, arguments.rounds)

@@ -86,6 +86,9 @@ class Watch:
     def tell_workers(self, count: int) -> None:
         """Take note of how many workers of a cluster are at it."""
 
+    def note(self, text: str) -> None:
+        """Say more of what is done than bases tell."""
+
     def wait(self) -> None:
         """Take note that nothing is left to do but to wait for others."""
 
@@ -128,6 +131,11 @@ class Outlook(Watch):
         # A worker may have finished, and counted, a genome before this process looks at it.
         self._bar.total = max(total, self.bases)
         self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
+
+    def note(self, text: str) -> None:
+        """Say it behind the bar, in place of the genomes seen."""
+        with self._counting:
+            self._bar.set_postfix_str(text, refresh=False)
 
     def tell_workers(self, count: int) -> None:
         """Say how many workers of a cluster are at it."""

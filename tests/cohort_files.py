@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from genomepred.sequences.grid import Grid
 from genomepred.store.chunks import Layout
-from genomepred.store.cohort import join_cohort, write_cohort_part
+from genomepred.store.cohort_writing import join_cohort, write_cohort_part
 
 _SHARD = 512  # windows
 

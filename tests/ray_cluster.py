@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -83,13 +84,17 @@ class Namespace:
         return sorted(found)
 
     def processor_seconds(self) -> float:
-        """Processor time of everything that has run inside: what ends is counted by its parent."""
+        """Processor time of everything that has run inside: what ends is counted by its parent.
+
+        The parent of a command is outside: it and what it has waited for are our children.
+        """
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         ticks = 0
         for process in self.find(""):
             with suppress(OSError):
                 fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
                 ticks += sum(map(int, fields[11:15]))
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return ticks / os.sysconf("SC_CLK_TCK") + ended.ru_utime + ended.ru_stime
 
     def close(self) -> None:
         """End everything inside."""

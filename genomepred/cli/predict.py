@@ -240,7 +240,7 @@ def plan(as_json: bool, **values: Any) -> None:
 
 
 def _plan_cohort(spec: RunSpec, variants: Path, panel_options: PanelOptions, as_json: bool) -> None:
-    from genomepred.runs.cohort import plan_cohort
+    from genomepred.runs.cohort_plan import plan_cohort
 
     estimate = plan_cohort(spec, variants, panel_options)
     if as_json:

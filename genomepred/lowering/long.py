@@ -83,7 +83,8 @@ def check_bins(model: nn.Module) -> External:
     except ModelError as error:
         raise CannotShareError(str(error)) from error
     output = _output_seen(lowered)
-    if (output.axis, output.step) != (1, model.bin_size):
+    along = 2 if model.output == "tracks_bins" else 1
+    if (output.axis, output.step) != (along, model.bin_size):
         raise CannotShareError(
             f"a step along axis {output.axis} of its output is one of {output.step} bases; its "
             f"bins have {model.bin_size}"

@@ -189,6 +189,7 @@ class Card:
                 f"{source}: field 'format_version' is {_brief(written)}; "
                 f"allowed: {FORMAT_VERSION}, so use the package version that wrote this card"
             )
+        document.setdefault("output", OUTPUTS[0])  # what a card that does not say has
         names = [f.name for f in fields(cls)]
         for name in names:
             if name not in document:

@@ -29,6 +29,7 @@ from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import encode_chunk, join, write_part
 
+RECORD = "genome.json"
 _RECORD = {
     "name": str,
     "path": str,
@@ -216,19 +217,7 @@ class GenomeWork(Work):
         StoreError
             If the record is damaged.
         """
-        path = self.folder / "genome.json"
-        try:
-            record = read_document(path, _RECORD, sealed=True, limit=_LARGEST_RECORD, follow=False)
-            _check_record(record, self.name)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno not in _NO_RECORD:
-                raise
-            raise StoreError(f"{path}: no record ({error.strerror}); run predict again") from error
-        except DocumentError as error:
-            raise StoreError(f"{path} is damaged ({error}); run predict again") from error
-        return record
+        return read_record(self.folder, _RECORD)
 
     def _sound_record(self) -> dict[str, Any] | None:
         """The record; None if it must be made anew. Parts of another sequence are found out."""
@@ -261,7 +250,7 @@ class GenomeWork(Work):
                     f"remove {self.folder} to start this genome again"
                 )
             record["started"] = before["started"]
-        write_whole(self.folder / "genome.json", seal(record))
+        write_whole(self.folder / RECORD, seal(record))
         return record
 
     # -- parts and file ----------------------------------------------------------------------
@@ -356,6 +345,29 @@ class GenomeWork(Work):
             assert self.prepared is not None
             stamp = self.prepared.stamp
         self._path.discard_cache(self.plan.cache, stamp)
+
+
+def read_record(folder: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
+    """What a folder of parts says they were computed from; None if it says nothing.
+
+    Raises
+    ------
+    StoreError
+        If the record is damaged.
+    """
+    path = folder / RECORD
+    try:
+        record = read_document(path, shape, sealed=True, limit=_LARGEST_RECORD, follow=False)
+        _check_record(record, folder.name)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno not in _NO_RECORD:
+            raise
+        raise StoreError(f"{path}: no record ({error.strerror}); run predict again") from error
+    except DocumentError as error:
+        raise StoreError(f"{path} is damaged ({error}); run predict again") from error
+    return record
 
 
 @cache

@@ -22,6 +22,7 @@ from genomepred.runs.folder import (
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.signature import Signature
+from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.names import some
 from genomepred.store.chunks import Layout
@@ -86,8 +87,12 @@ class Run:
         """
         return PredictionStore(self.path(name))
 
-    def work(self, name: str) -> GenomeWork:
+    def work(self, name: str) -> Work:
         """A genome's state; without its sequence, whose place its record knows if it has one."""
+        if self.signature.panel is not None:
+            from genomepred.runs.cohort_work import CohortWork  # waits for Numba
+
+            return CohortWork(name, Path(), self.plan)
         index = self._numbers.get(name, 0)
         return GenomeWork(GenomePath(name, Path()), self.plan, index)
 

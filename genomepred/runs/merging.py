@@ -7,9 +7,8 @@ from pathlib import Path
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
 from genomepred.files import own_folder
 from genomepred.runs.folder import PARTS, refuse_links, sweep
-from genomepred.runs.genome import GenomeWork
 from genomepred.runs.manifest import Run
-from genomepred.runs.work import GenomeResult, disk_error
+from genomepred.runs.work import GenomeResult, Work, disk_error
 from genomepred.store.sidecar import read_sidecar
 
 
@@ -40,7 +39,7 @@ def merge(out: str | Path) -> list[GenomeResult]:
     return results
 
 
-def _merge_genome(work: GenomeWork) -> GenomeResult:
+def _merge_genome(work: Work) -> GenomeResult:
     def unfinished(outcome: str, why: str) -> GenomeResult:
         return GenomeResult(work.name, outcome, work.final, error=why)
 

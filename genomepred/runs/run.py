@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import GenomeResult
+from genomepred.runs.work import GenomeResult, Work
 
 
 def predict(
@@ -150,15 +150,22 @@ class GenomeRun:
     """
 
     def __init__(self, spec: RunSpec, told: Mapping[str, Any] | None = None) -> None:
-        self.spec, self.setup = spec, Setup(spec)
+        self._begin(spec, Setup(spec), told)
+        self.works: Sequence[Work] = [
+            GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)
+        ]
+        self.step = self.setup.geometry.step
+
+    def _begin(self, spec: RunSpec, setup: Setup, told: Mapping[str, Any] | None) -> None:
+        """Continue, start or join the run in the output folder."""
+        self.spec, self.setup = spec, setup
         if told is None:
-            self.plan = self.setup.open()
+            self.plan = setup.open()
         else:
-            self.plan = replace(self.setup.join(), session=told["session"])
+            self.plan = replace(setup.join(), session=told["session"])
             if self.plan.run_id != told["run"]:
                 raise OutputError(f"{spec.out}: another run than that which was started is here")
-        self.works = [GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)]
-        self.workers, self.step = self.setup.workers, self.setup.geometry.step
+        self.workers = setup.workers
 
     def more(self) -> dict[str, Any]:
         """Words for another process beside the spec."""

@@ -124,7 +124,8 @@ class Setup:
         self.windows = _estimated_windows(spec, self.geometry.stride) / spec.shard[1]
         self.workers = self._workers()
 
-    def _workers(self) -> int:
+    def _workers(self, saving: float | None = None) -> int:
+        """Processes that are worth starting; ``saving``: how much less work than windows alone."""
         paths = [path for _, path in self.spec.genomes]
         if any(map(is_own_place, filter(None, [*paths, self.spec.regions]))):
             return 1  # what this process reads there is another file, or none, in a worker
@@ -132,25 +133,42 @@ class Setup:
             return max(self.spec.jobs, 1)
         if self.device.type == "cuda":
             return torch.cuda.device_count() if self.spec.device in ("auto", "cuda") else 1
-        most = max(min(usable_cpus().amount, usable_memory().amount // _MEMORY_A_WORKER), 1)
+        most = self._most_workers()
         worth = self.windows / _WINDOWS_A_WORKER
         if worth < most:
             work = self.windows * multiply_adds(self.model, self.geometry.window)
-            work /= self._full_blocks.saving if self._full_blocks is not None else 1
+            if saving is None:
+                saving = self._full_blocks.saving if self._full_blocks is not None else 1.0
+            work /= saving
             worth = max(worth, work / _MULTIPLY_ADDS_A_WORKER)
         return max(1, min(most, int(worth)))
+
+    @staticmethod
+    def _most_workers() -> int:
+        """Processes that processors and memory are enough for."""
+        return max(min(usable_cpus().amount, usable_memory().amount // _MEMORY_A_WORKER), 1)
+
+    @property
+    def names(self) -> list[str]:
+        """Files that the run publishes, without their ending."""
+        return [genome.name for genome in self.spec.genomes]
+
+    def asked(self) -> dict[str, Any]:
+        """What the user has fixed of what is otherwise decided."""
+        spec = self.spec
+        choices = {"precision": spec.precision, "overlap": spec.overlap}
+        asked: dict[str, Any] = {k: choice for k, choice in choices.items() if choice != "auto"}
+        if spec.kernels != "auto":
+            asked["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
+        return asked
 
     def open(self) -> RunPlan:
         """Create the run in its output folder, or join the one that is there."""
         spec = self.spec
         refuse_links(spec.out)
-        names = [genome.name for genome in spec.genomes]
+        names = self.names
         about: dict[str, Any] = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
-        expected = self.facts()
-        choices = {"precision": spec.precision, "overlap": spec.overlap}
-        asked: dict[str, Any] = {k: choice for k, choice in choices.items() if choice != "auto"}
-        if spec.kernels != "auto":
-            asked["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
+        expected, asked = self.facts(), self.asked()
         restart_if_mistaken(spec.out, {**expected, **asked}, names)
         if not os.path.lexists(spec.out / RUN_FILE):
             numerics = self.decide()

@@ -13,9 +13,9 @@ from genomepred.documents import seal
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.files import own_folder, write_whole
 from genomepred.runs.folder import PARTS, RUN_FILE, is_at_work, refuse_links
-from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import genome_name
 from genomepred.runs.manifest import Run
+from genomepred.runs.work import Work
 from genomepred.store.sidecar import sidecar_path
 
 
@@ -92,7 +92,7 @@ def _shares_of(command: list[str]) -> int:
     return max(int(found[2]), 1) if found else 1
 
 
-def _status_of(work: GenomeWork, shares: int) -> GenomeStatus:
+def _status_of(work: Work, shares: int) -> GenomeStatus:
     noted = work.outcome()
     if noted is not None and noted["outcome"] == "finished":
         return GenomeStatus(work.name, "finished")

@@ -78,6 +78,20 @@ class Work(ABC):
     def prepare(self) -> bool:
         """Find out what it is and what its shards are; False while another process is at it."""
 
+    @abstractmethod
+    def read_record(self) -> dict[str, Any] | None:
+        """What it was when its first shard was computed, or None if none was.
+
+        Raises
+        ------
+        StoreError
+            If the record is damaged.
+        """
+
+    @abstractmethod
+    def adopt(self, record: dict[str, Any]) -> None:
+        """Be prepared by a record, without reading the sequence."""
+
     @property
     @abstractmethod
     def ranges(self) -> list[Rows]:

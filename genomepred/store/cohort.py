@@ -10,208 +10,41 @@ padded to whole chunks with NaN, so that joining them copies chunks as they are.
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import h5py
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from genomepred.errors import GenomepredError, RegionError, StoreError
-from genomepred.files import publishing, require_space, sha256_of, write_all
+from genomepred.errors import DependencyError, GenomepredError, RegionError
 from genomepred.sequences.distinct import leader_type
-from genomepred.sequences.grid import Grid, Region
-from genomepred.store import hdf5
-from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
-from genomepred.store.hdf5 import DamagedPartError
+from genomepred.sequences.grid import Region
+from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.opening import COHORT_FORMAT
-from genomepred.store.reader import Float32, Int64, PredictionStore
+from genomepred.store.reader import DATASET, Float32, Int64, PredictionStore
 from genomepred.store.schema import (
-    Attribute,
     SchemaError,
     open_dataset,
     open_group,
-    read_attributes,
     read_texts,
 )
 
-# Haplotypes and windows of a chunk of the index: 128 kB, of which a haplotype's stretch decodes
-# little and a stretch of all haplotypes little more than it needs.
-INDEX_CHUNK = 256
-_INDEX_LAYOUT = Layout(tracks=1, compression="deflate-4")
-# Windows read at a time by `matrix` and by a haplotype's rows.
+if TYPE_CHECKING:
+    import anndata
+    import xarray
+
+# Windows read at a time by `matrix`.
 _WINDOWS = 1 << 14
+# Windows, and bytes of their distinct predictions, that are read at a time for one haplotype, and
+# bytes of what is kept: those, their index, and rows of haplotypes.
+_BLOCK, _BLOCK_BYTES, _KEPT_BYTES = 1 << 11, 1 << 23, 1 << 26
 _MOST_HAPLOTYPES = 1 << 24
-
-
-def padded(distinct: int, layout: Layout) -> int:
-    """Distinct windows of a shard with those that fill its last chunk."""
-    rows = -(-distinct * layout.bins // layout.chunk_rows) * layout.chunk_rows
-    return rows // layout.bins
-
-
-def write_cohort_part(
-    path: Path,
-    values: Float32,
-    counts: Int64,
-    leader: NDArray[Any],
-    index: NDArray[Any],
-    layout: Layout,
-    attributes: Mapping[str, Attribute],
-) -> None:
-    """Publish a shard, with its sha256 behind it as any part.
-
-    Parameters
-    ----------
-    path : Path
-    values : float32 array, [distinct x bins, tracks]
-    counts : int64 array, [windows]
-        Distinct predictions of each window.
-    leader : uint array, [distinct]
-    index : uint array, [haplotypes, windows]
-    layout : Layout
-    attributes : mapping
-        What the part says of itself.
-    """
-    fill = padded(len(leader), layout) - len(leader)
-    none = np.iinfo(leader.dtype).max
-    step = layout.chunk_rows
-    image = io.BytesIO()
-    with hdf5._create_file(image) as file:
-        hdf5._write_attributes(file, attributes)
-        rows = (len(leader) + fill) * layout.bins
-        data = hdf5._create_predictions(file, rows, layout)
-        for row in range(0, rows, step):
-            chunk = encode_chunk(values[row : row + step], layout)
-            data.id.write_direct_chunk((row, 0), chunk)
-        whole = np.concatenate([leader, np.full(fill, none, leader.dtype)])
-        hdf5._write_table(file, "counts", counts.astype("<i8"), np.dtype("<i8"))
-        hdf5._write_table(file, "leader", whole, whole.dtype.newbyteorder("<"))
-        table = _create_index(file, "index", index.shape, index.dtype)
-        for h in range(0, index.shape[0], INDEX_CHUNK):
-            for w in range(0, index.shape[1], INDEX_CHUNK):
-                block = np.full((INDEX_CHUNK, INDEX_CHUNK), none, index.dtype)
-                part = index[h : h + INDEX_CHUNK, w : w + INDEX_CHUNK]
-                block[: part.shape[0], : part.shape[1]] = part
-                table.id.write_direct_chunk((h, w), filter_bytes(block, _INDEX_LAYOUT))
-    with publishing(path) as temporary, open(temporary, "xb", buffering=0) as target:
-        write_all(target.fileno(), image.getbuffer())
-        write_all(target.fileno(), hdf5._SEAL + hashlib.sha256(image.getbuffer()).digest())
-
-
-def _create_index(group: Any, name: str, shape: tuple[int, int], kind: np.dtype[Any]) -> Any:
-    return group.create_dataset(
-        name,
-        shape=shape,
-        maxshape=(None, None),
-        chunks=(INDEX_CHUNK, INDEX_CHUNK),
-        dtype=kind.newbyteorder("<"),
-        fillvalue=np.iinfo(kind).max,
-        shuffle=True,
-        compression="gzip",
-        compression_opts=_INDEX_LAYOUT.level,
-        fletcher32=True,
-    )
-
-
-def join_cohort(
-    parts: Sequence[Path],
-    path: Path,
-    layout: Layout,
-    grid: Grid,
-    tracks: Sequence[tuple[str, str]],
-    haplotypes: Sequence[tuple[str, int]],
-    attributes: Mapping[str, Attribute],
-    told: Sequence[Mapping[str, Attribute]],
-) -> str:
-    """Publish the shards of a panel as one file; its sha256.
-
-    Parameters
-    ----------
-    parts : sequence of Path
-        In order of windows.
-    path : Path
-    layout : Layout
-    grid : Grid
-    tracks : sequence of (name, description)
-    haplotypes : sequence of (sample, copy)
-    attributes : mapping
-        Root attributes beside those of format and grid.
-    told : sequence of mapping
-        What each part must say of itself.
-
-    Raises
-    ------
-    DamagedPartError
-        If a part is absent, damaged or another one.
-    StoreError
-        If the parts do not add up to the grid.
-    """
-    windows = grid.rows // grid.geometry.bins
-    with publishing(path) as temporary:
-        require_space(path.parent, sum(hdf5._size(part) for part in parts))
-        with hdf5._Target(temporary, "x+b") as target:
-            try:
-                with hdf5._create_file(target) as file:
-                    said = {**attributes, **hdf5._grid_attributes(grid), "format": COHORT_FORMAT}
-                    hdf5._write_attributes(file, said)
-                    hdf5._write_tables(file, grid, tracks)
-                    group = hdf5._create_group(file, "haplotypes")
-                    hdf5._write_strings(group, "sample", [sample for sample, _ in haplotypes])
-                    copies = np.array([copy for _, copy in haplotypes], "<i4")
-                    hdf5._write_table(group, "copy", copies, copies.dtype)
-                    _copy_cohort(file, parts, layout, len(haplotypes), windows, told)
-                    hdf5._name_dimensions(file, [name for name, _ in tracks])
-            finally:
-                target.raise_error()
-        return sha256_of(temporary)
-
-
-def _copy_cohort(
-    file: h5py.File,
-    parts: Sequence[Path],
-    layout: Layout,
-    haplotypes: int,
-    windows: int,
-    told: Sequence[Mapping[str, Attribute]],
-) -> None:
-    data = hdf5._create_predictions(file, 0, layout)
-    group = hdf5._create_group(file, "cohort")
-    kind = leader_type(haplotypes)
-    index = _create_index(group, "index", (haplotypes, windows), kind)
-    counts, leaders, firsts = [], [np.empty(0, kind)], [np.empty(0, np.int64)]
-    row = window = 0
-    for part, expected in zip(parts, told, strict=True):
-        with hdf5._opened_part(part) as source:
-            if read_attributes(source) != expected:
-                raise DamagedPartError(part, "of another run or another panel")
-            values = source["predictions"]
-            if hdf5._layout_facts(values) != hdf5._layout_facts(data):
-                raise DamagedPartError(part, "another type, width, chunk size or compression")
-            data.resize(row + values.shape[0], axis=0)
-            for at in range(0, values.shape[0], layout.chunk_rows):
-                _, chunk = values.id.read_direct_chunk((at, 0))
-                data.id.write_direct_chunk((row + at, 0), chunk)
-            count, found = source["counts"][:], source["index"]
-            for h in range(0, haplotypes, INDEX_CHUNK):
-                for w in range(0, found.shape[1], INDEX_CHUNK):
-                    _, chunk = found.id.read_direct_chunk((h, w))
-                    index.id.write_direct_chunk((h, window + w), chunk)
-            leaders.append(source["leader"][:])
-            firsts.append(row // layout.bins + np.cumsum(count) - count)
-            counts.append(count)
-            row += values.shape[0]
-            window += len(count)
-    if window != windows:
-        raise StoreError(f"{len(parts)} parts hold {window} of {windows} windows; predict again")
-    first, leader = np.concatenate(firsts), np.concatenate(leaders)
-    hdf5._write_table(group, "first", first.astype("<i8"), np.dtype("<i8"))
-    hdf5._write_table(group, "leader", leader, kind.newbyteorder("<"))
 
 
 class Classes(NamedTuple):
@@ -314,18 +147,86 @@ class CohortStore:
 
         ``samples`` selects haplotypes and their order; all by default.
         """
-        numbers = np.arange(len(self.haplotypes))
-        if samples is not None:
-            for sample in samples:
-                if sample not in self.samples:
-                    raise RegionError(f"{self.path}: no sample {sample!r}")
-            numbers = np.array(
-                [h for s in samples for h, (t, _) in enumerate(self.haplotypes) if s == t]
-            )
+        numbers = self._numbers(samples)
         ranges = self._base.ranges(Region(contig, start, end))
         parts = [self._base.values(numbers, *r) for r in ranges]
         empty = np.empty((len(numbers), 0, len(self.tracks)), np.float32)
         return np.concatenate([empty, *parts], axis=1) if len(parts) != 1 else parts[0]
+
+    def _numbers(self, samples: Sequence[str] | None) -> Int64:
+        """Haplotypes of samples, in their order."""
+        if samples is None:
+            return np.arange(len(self.haplotypes))
+        for sample in samples:
+            if sample not in self.samples:
+                raise RegionError(f"{self.path}: no sample {sample!r}")
+        return np.array([h for s in samples for h, (t, _) in enumerate(self.haplotypes) if s == t])
+
+    def _named(
+        self, region: str, samples: Sequence[str] | None
+    ) -> tuple[Float32, dict[str, Any], dict[str, Any]]:
+        """Matrix of a region string; columns that describe haplotypes, and rows."""
+        numbers, place = self._numbers(samples), self._base.region(region)
+        values = self.matrix(*place[:3], samples=samples)
+        rows = [np.arange(*r) for r in self._base.ranges(place)]
+        named = [self.haplotypes[h] for h in numbers.tolist()]
+        who = {"sample": [sample for sample, _ in named], "copy": [copy for _, copy in named]}
+        return values, who, self._base._places(np.concatenate([np.arange(0), *rows]))
+
+    def to_xarray(self, region: str, samples: Sequence[str] | None = None) -> xarray.DataArray:
+        """Rows of a region string of all haplotypes, or of samples', [haplotype, row, track].
+
+        Raises
+        ------
+        DependencyError
+            If xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise DependencyError(
+                "to_xarray needs xarray: pip install 'genomepred[xarray]'"
+            ) from error
+        values, who, places = self._named(region, samples)
+        coordinates = {name: ("haplotype", column) for name, column in who.items()}
+        coordinates |= {name: ("row", column) for name, column in places.items()}
+        return xarray.DataArray(
+            values,
+            dims=("haplotype", "row", "track"),
+            coords={**coordinates, "track": list(self.tracks)},
+            attrs=self.attributes,
+            name=DATASET,
+        )
+
+    def to_anndata(self, region: str, samples: Sequence[str] | None = None) -> anndata.AnnData:
+        """Rows of a region string: haplotypes as observations, rows as variables.
+
+        X has the first track, and every track is a layer by its name.
+
+        Raises
+        ------
+        DependencyError
+            If anndata is not installed.
+        """
+        try:
+            import anndata
+        except ImportError as error:
+            raise DependencyError(
+                "to_anndata needs anndata: pip install 'genomepred[anndata]'"
+            ) from error
+        import pandas as pd
+
+        values, who, places = self._named(region, samples)
+        names = [f"{sample}.{copy}" for sample, copy in zip(*who.values(), strict=True)]
+        where = zip(places["contig"], places["start"], places["end"], strict=True)
+        rows = [f"{contig}:{start}-{end}" for contig, start, end in where]
+        layers = {name: values[:, :, t] for t, name in enumerate(self.tracks)}
+        return anndata.AnnData(
+            values[:, :, 0],
+            obs=pd.DataFrame(who, index=pd.Index(names)),
+            var=pd.DataFrame(places, index=pd.Index(rows)),
+            layers=layers,
+        )
 
     def classes(self, first: int, last: int) -> Classes:
         """Distinct predictions of windows ``[first, last)``, and which each haplotype has."""
@@ -416,6 +317,7 @@ class _Base(PredictionStore):
         self.first: Int64 = first[:]
         self.leader: NDArray[Any] = leader[:]
         self.none = int(np.iinfo(kind).max)
+        self._kept = _Kept()
         ascending = (np.diff(self.first) >= 0).all()
         if windows and not (ascending and self.first[0] >= 0 and self.first[-1] <= distinct):
             raise SchemaError("/cohort/first does not ascend within the predictions")
@@ -472,6 +374,52 @@ class _Base(PredictionStore):
             rows = np.asarray(self.predictions[low * bins : high * bins], np.float32)
         _gather(found, low, bins, rows, skip, out)
 
+    def own_values(self, number: int, first: int, last: int) -> Float32:
+        """Rows ``[first, last)`` of one haplotype, from blocks that are kept."""
+        rows = self._block_windows * self.grid.geometry.bins
+        out = np.empty((last - first, len(self.tracks)), np.float32)
+        with self._reading(f"read at rows {first}-{last}"):
+            for block in range(first // rows, -(-last // rows)):
+                origin = block * rows
+                begin, end = max(origin, first), min(origin + rows, last)
+                own = self._kept.get((number, block), self._own_block)
+                out[begin - first : end - first] = own[begin - origin : end - origin]
+        return out
+
+    @cached_property
+    def _block_windows(self) -> int:
+        """Windows of a block: whole chunks of the index, fewer where their predictions are many."""
+        size = 4 * int(self.predictions.size) // max(len(self.first), 1)
+        windows = min(_BLOCK, _BLOCK_BYTES // max(size, 1))
+        return max(windows // INDEX_CHUNK, 1) * INDEX_CHUNK
+
+    def _own_block(self, key: tuple[int, int]) -> Float32:
+        """Rows of a haplotype in a block."""
+        number, block = key
+        group, place = divmod(number, INDEX_CHUNK)
+        index = self._kept.get((-2 - group, block), self._index_block)
+        found = self.located(index[place : place + 1], block * self._block_windows)
+        low, rows = self._kept.get((-1, block), self._block_rows)
+        bins = self.grid.geometry.bins
+        out = np.empty((1, found.shape[1] * bins, len(self.tracks)), np.float32)
+        _gather(found, int(low), bins, rows, 0, out)
+        own: Float32 = out[0]
+        return own
+
+    def _index_block(self, key: tuple[int, int]) -> NDArray[Any]:
+        """Index of the haplotypes of a row of chunks in a block."""
+        h, first = (-2 - key[0]) * INDEX_CHUNK, key[1] * self._block_windows
+        index: NDArray[Any] = self.index[h : h + INDEX_CHUNK, first : first + self._block_windows]
+        return index
+
+    def _block_rows(self, key: tuple[int, int]) -> tuple[Int64, Float32]:
+        """Number of the first distinct prediction of a block, and the rows of all."""
+        first, last = key[1] * self._block_windows, (key[1] + 1) * self._block_windows
+        low = self.first[first]
+        end = self.first[last] if last < len(self.first) else len(self.leader)
+        bins = self.grid.geometry.bins
+        return low, np.asarray(self.predictions[low * bins : end * bins], np.float32)
+
     def problems(self) -> list[str]:
         """See :meth:`CohortStore.problems`."""
         found = []
@@ -491,11 +439,38 @@ class _Base(PredictionStore):
         return found
 
 
+class _Kept:
+    """What was read last, up to some bytes; for any number of threads."""
+
+    def __init__(self) -> None:
+        self._read: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def get(self, key: tuple[int, int], read: Callable[[tuple[int, int]], Any]) -> Any:
+        """What ``read`` returned for the key, now or before."""
+        with self._lock:
+            if key in self._read:
+                self._read.move_to_end(key)
+                return self._read[key]
+        found = read(key)
+        with self._lock:
+            self._bytes += _size(found) if key not in self._read else 0
+            self._read[key] = found
+            while self._bytes > _KEPT_BYTES and len(self._read) > 2:
+                self._bytes -= _size(self._read.popitem(last=False)[1])
+        return found
+
+
+def _size(read: Any) -> int:
+    arrays = read if isinstance(read, tuple) else (read,)
+    return int(sum(array.nbytes for array in arrays))
+
+
 class HaplotypeStore(PredictionStore):
     """One haplotype of a cohort file, with the interface of a prediction file."""
 
     def __init__(self, base: _Base, number: int) -> None:
-        self._base, self._numbers = base, np.array([number])
+        self._base, self._number = base, number
         self.path, self._file, self.attributes = base.path, base._file, dict(base.attributes)
         self.predictions, self.rows, self.grid = base.predictions, base.grid.rows, base.grid
         self.tracks, self.descriptions = base.tracks, base.descriptions
@@ -506,8 +481,7 @@ class HaplotypeStore(PredictionStore):
         """See :meth:`PredictionStore.read`."""
         if not 0 <= first <= last <= self.rows:
             raise RegionError(f"rows {first}-{last} asked for, {self.path} has 0-{self.rows}")
-        found: Float32 = self._base.values(self._numbers, first, last)[0]
-        return found
+        return self._base.own_values(self._number, first, last)
 
     def close(self) -> None:
         """The cohort file stays open."""
@@ -539,11 +513,14 @@ def _look_up(
 def _gather(found: Any, low: int, bins: int, rows: Any, skip: int, out: Any) -> None:
     """Values of rows of haplotypes from those of distinct windows; NaN where absent."""
     for h in range(out.shape[0]):
+        window, b = skip // bins, skip % bins
         for r in range(out.shape[1]):
-            window, b = (r + skip) // bins, (r + skip) % bins
             d = found[h, window]
             for t in range(out.shape[2]):
                 out[h, r, t] = np.nan if d < 0 else rows[(d - low) * bins + b, t]
+            b += 1
+            if b == bins:
+                window, b = window + 1, 0
 
 
 def open_haplotype(path: Path, sample: str) -> PredictionStore:
@@ -566,7 +543,7 @@ class _Owned(HaplotypeStore):
     """A haplotype that closes its cohort file."""
 
     def __init__(self, cohort: CohortStore, haplotype: HaplotypeStore) -> None:
-        super().__init__(haplotype._base, int(haplotype._numbers[0]))
+        super().__init__(haplotype._base, haplotype._number)
         self._cohort = cohort
 
     def close(self) -> None:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from genomepred.errors import StoreError
 from genomepred.sequences.grid import Grid
-from genomepred.store.cohort import INDEX_CHUNK, CohortStore
+from genomepred.store.cohort import CohortStore
+from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.reader import PredictionStore
 from genomepred.tables.regions import NamedRegion
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from genomepred.errors import StoreError
 from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Grid
-from genomepred.store.cohort import INDEX_CHUNK, CohortStore
+from genomepred.store.cohort import CohortStore
+from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.reader import Float32, Int64, PredictionStore
 from genomepred.tables.ranks import count_classes
 from genomepred.tables.samples import cohort_of, haplotype_names

@@ -28,12 +28,12 @@ from genomepred.lowering.cost import counted, multiply_adds
 from genomepred.lowering.receptive_field import (
     CannotShareError,
     Place,
+    Trunk,
     follow,
     place_of_windows,
     receptive_field,
     trunk_of,
 )
-from genomepred.models.layers import SequenceModel
 from genomepred.variants.windows import REFERENCE, Haplotypes
 
 Int64 = NDArray[np.int64]
@@ -97,22 +97,22 @@ class SharedTrunk:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        model = self._written = trunk_of(engine.written, as_written=True).model
-        self._window, seen = model.window, receptive_field(model.trunk)
-        self._pool, self._before, self._after = seen
-        whole = _place(model, self._window)
+        trunk = self._trunk = trunk_of(engine.written, as_written=True)
+        self._window = trunk.model.window
+        self._pool, self._before, self._after = receptive_field(trunk.model.trunk)
+        whole = _place(trunk, self._window)
         self._inner = whole.left, whole.length - whole.right
         self._positions = whole.length
         see = self._pool + self._before + self._after
         strip = -(-see // self._pool)
-        self._left = _shortest(model, whole.left, left=True)
-        self._right = _shortest(model, whole.right, right=True)
-        self._strip = _shortest(model, strip)
-        self._tile = _shortest(model, max(_TILE_BASES // self._pool, 1))
+        self._left = _shortest(trunk, whole.left, left=True)
+        self._right = _shortest(trunk, whole.right, right=True)
+        self._strip = _shortest(trunk, strip)
+        self._tile = _shortest(trunk, max(_TILE_BASES // self._pool, 1))
         kinds = (self._left, self._right, self._strip, self._tile)
         self._piece_works = [self._trunk_work(kind.length) for kind in kinds]
         #: Multiply-adds of a window by itself.
-        self.window_work = multiply_adds(model, self._window)
+        self.window_work = multiply_adds(trunk.model, self._window)
         self._head_work = self.window_work - self._trunk_work(self._window)
 
     def work(self, gathering: Gathering) -> int:
@@ -218,7 +218,7 @@ class SharedTrunk:
     def _trunk_work(self, bases: int) -> int:
         with torch.no_grad():
             codes = torch.zeros(1, bases, dtype=torch.uint8, device=self._engine.device)
-            model = self._written
+            model = self._trunk.model
             return counted(model.trunk, model.encode(codes)).multiply_adds
 
 
@@ -226,23 +226,22 @@ def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 
-def _place(model: SequenceModel, bases: int) -> Place:
+def _place(trunk: Trunk, bases: int) -> Place:
     """Positions that a trunk makes of a stretch, and those that padding touches."""
-    return follow(trunk_of(model).steps, place_of_windows(bases, 0, 1))
+    return follow(trunk.steps, place_of_windows(bases, 0, 1))
 
 
-def _shortest(
-    model: SequenceModel, count: int, *, left: bool = False, right: bool = False
-) -> Piece:
+def _shortest(trunk: Trunk, count: int, *, left: bool = False, right: bool = False) -> Piece:
     """The shortest piece with ``count`` positions that only its own window's ends pad.
 
     Those at its left or right end, or such that no padding touches.
     """
-    step = _place(model, model.window).step
-    bases = model.window % step if right else 0
-    while bases <= model.window + count * step:
+    window = trunk.model.window
+    step = _place(trunk, window).step
+    bases = window % step if right else 0
+    while bases <= window + count * step:
         try:
-            found = _place(model, bases) if bases else None
+            found = _place(trunk, bases) if bases else None
         except (CannotShareError, ModelError, ValueError):
             found = None
         if found is not None:

@@ -104,6 +104,7 @@ def test_one_base_of_crop_less_is_too_little() -> None:
     ("forward", "bins", "crop", "card"),
     [
         ("return self.conv(x)[:, :, 4:-4].transpose(1, 2)", 12, 4, {}),
+        ("return self.conv(x)[:, :, 4:-4]", 12, 4, {"output": "tracks_bins"}),
         ("return torch.relu(self.conv(x)[..., 5 : x.size(2) - 3]).permute(0, 2, 1)", 12, 4, {}),
         ("return self.strided(x).transpose(-1, -2)", 6, 2, {"bin_size": 4}),
         (

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from genomepred.errors import ModelError
-from genomepred.inference.engine import COMPILED, TORCH, Block, Engine, Numerics
+from genomepred.inference.engine import COMPILED, Block, Engine, Numerics
 from genomepred.lowering.fuse import prepare
 from genomepred.lowering.receptive_field import receptive_field
-from genomepred.lowering.select import resolve_kernels
+from genomepred.lowering.select import TORCH, resolve_kernels
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE, Card, Track

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from genomepred.errors import ModelError, SequenceError, SignatureError
+from genomepred.errors import GenomesFailedError, ModelError, SequenceError, SignatureError
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import make_external
-from genomepred.runs import cohort
+from genomepred.runs import cohort_work
 from genomepred.runs.checking import verify
 from genomepred.runs.cohort import predict_cohort
+from genomepred.runs.cohort_work import CohortWork
+from genomepred.runs.merging import merge
 from genomepred.runs.run import predict
+from genomepred.runs.status import forget, status
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.consensus import export_consensus, write_consensus
 from genomepred.sequences.fasta import Genome
@@ -25,7 +30,7 @@ from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
 from genomepred.store.sidecar import read_sidecar, sidecar_path
 from tests.checkpoints import make_checkpoint
-from tests.sequences.panels import RandomPanel, random_panel
+from tests.sequences.panels import RandomPanel, convert, random_panel
 from tests.sequences.test_distinct import windows_of
 
 
@@ -96,7 +101,7 @@ def test_bytes_do_not_depend_on_shards_jobs_kills_or_batches(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fasta, vcf, text = write(tmp_path, 3, samples=5, length=9000, rate=0.02)
-    monkeypatch.setattr(cohort, "_SHARD_WINDOWS", 256)
+    monkeypatch.setattr(cohort_work, "_SHARD_WINDOWS", 256)
     whole = predict_cohort(fasta, vcf, model, tmp_path / "whole", jobs=1).path.read_bytes()
     # Shares in any order, the last publishes.
     for i in (2, 3, 1):
@@ -111,11 +116,11 @@ def test_bytes_do_not_depend_on_shards_jobs_kills_or_batches(
         if len(done) == 2:
             raise KeyboardInterrupt
 
-    real = cohort.write_cohort_part
-    monkeypatch.setattr(cohort, "write_cohort_part", stop)
+    real = cohort_work.write_cohort_part
+    monkeypatch.setattr(cohort_work, "write_cohort_part", stop)
     with pytest.raises(KeyboardInterrupt):
         predict_cohort(fasta, vcf, model, tmp_path / "killed", jobs=1)
-    monkeypatch.setattr(cohort, "write_cohort_part", real)
+    monkeypatch.setattr(cohort_work, "write_cohort_part", real)
     part = next((tmp_path / "killed" / ".parts" / "panel").glob("*.h5"))
     part.write_bytes(part.read_bytes()[:-3])
     again = predict_cohort(fasta, vcf, model, tmp_path / "killed", jobs=1, batch_size=64)
@@ -139,6 +144,77 @@ def test_bytes_do_not_depend_on_shards_jobs_kills_or_batches(
     )
     assert turned.path.read_bytes() == whole
     assert [report.problems for report in verify(tmp_path / "killed")] == [[]]
+
+
+def test_forms_of_a_panel_give_the_same_bytes(tmp_path: Path, model: Path) -> None:
+    fasta, vcf, _ = write(tmp_path, 3, samples=3, length=600)
+    whole = predict_cohort(fasta, vcf, model, tmp_path / "plain", jobs=1).path.read_bytes()
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    (folder / "panel.vcf.gz").write_bytes(gzip.compress(vcf.read_bytes()))
+    paths = [folder / "panel.vcf.gz"]
+    if shutil.which("bcftools"):
+        (tmp_path / "bgzip").mkdir()
+        paths.append(convert(vcf, tmp_path / "bgzip" / "panel.vcf.gz", "z"))
+        paths.append(convert(vcf, folder / "panel.bcf", "b"))
+    for k, path in enumerate(paths):
+        found = predict_cohort(fasta, path, model, tmp_path / f"out{k}", jobs=1)
+        assert found.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("overlap", ["naive", "share"])
+def test_regions_are_rows_of_the_whole(tmp_path: Path, overlap: str) -> None:
+    fasta, vcf, _ = write(tmp_path, 3, samples=3, length=3000, rate=0.03)
+    bed, options = tmp_path / "r.bed", {"jobs": 1, "overlap": overlap}
+    bed.write_text("c1\t900\t1400\nc2\t0\t1\nc1\t2990\t3000\n")
+    checkpoint = basenji(tmp_path)
+    whole = predict_cohort(fasta, vcf, checkpoint, tmp_path / "whole", **options)
+    some = predict_cohort(fasta, vcf, checkpoint, tmp_path / "some", regions=bed, **options)
+    assert 0 < some.rows < whole.rows
+    with CohortStore(some.path) as found, CohortStore(whole.path) as expected:
+        assert found.problems() == []
+        for place in (("c1", 900, 1400), ("c2", 0, 1), ("c1", 2990, 3000)):
+            a, b = found.matrix(*place), expected.matrix(*place)
+            assert a.shape == b.shape
+            if overlap == "naive":
+                assert a.tobytes() == b.tobytes()
+            else:
+                assert np.nanmax(np.abs(a - b) / (1 + np.abs(b)), initial=0) < 1e-5
+                assert (np.isnan(a) == np.isnan(b)).all()
+
+
+def test_merge_status_and_forget(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fasta, vcf, _ = write(tmp_path, 3, samples=3, length=9000, rate=0.02)
+    monkeypatch.setattr(cohort_work, "_SHARD_WINDOWS", 256)
+    whole = predict_cohort(fasta, vcf, model, tmp_path / "whole", jobs=1)
+    out = tmp_path / "out"
+    assert predict_cohort(fasta, vcf, model, out, shard=(1, 2), jobs=1).outcome == "partial"
+    found = status(out, shares=2)
+    (panel,) = found.genomes
+    assert (panel.name, panel.state, panel.shares) == ("panel", "begun", (2,))
+    assert 0 < panel.missing < panel.shards
+    with pytest.raises(GenomesFailedError, match="shards are missing"):
+        merge(out)
+
+    def killed(work: CohortWork) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CohortWork, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict_cohort(fasta, vcf, model, out, shard=(2, 2), jobs=1)
+    # Neither panel nor reference is needed any more.
+    fasta.rename(tmp_path / "away.fa")
+    vcf.unlink()
+    (result,) = merge(out)
+    assert (result.outcome, result.rows) == ("finished", whole.rows)
+    assert result.path.read_bytes() == whole.path.read_bytes()
+    assert [genome.state for genome in status(out).genomes] == ["finished"]
+    assert [report.problems for report in verify(out)] == [[]]
+    assert result.path in forget(out, ["panel"])
+    assert not result.path.exists()
 
 
 def test_helpers_compute_the_same_bytes(tmp_path: Path, model: Path) -> None:
@@ -209,7 +285,7 @@ def test_tiles_are_chosen_and_right(
 ) -> None:
     fasta, vcf, _ = write(tmp_path, 3, samples=4, length=9000, rate=0.01)
     checkpoint, options = basenji(tmp_path), {"jobs": 1, "strand": strand}
-    monkeypatch.setattr(cohort, "_SHARD_WINDOWS", 256)
+    monkeypatch.setattr(cohort_work, "_SHARD_WINDOWS", 256)
     tiled = predict_cohort(fasta, vcf, checkpoint, tmp_path / "tiles", **options)
     alone = predict_cohort(fasta, vcf, checkpoint, tmp_path / "alone", overlap="naive", **options)
     assert read_sidecar(sidecar_path(tiled.path))["signature"]["overlap"] == "tiles"
@@ -228,7 +304,7 @@ def test_what_a_panel_cannot_do_is_said(tmp_path: Path, model: Path) -> None:
     (tmp_path / "r.bed").write_text("c1\t1\t9\n")
     for options, message in (
         ({"overlap": "share", "model": linear(tmp_path)}, "--overlap share"),
-        ({"regions": tmp_path / "r.bed"}, "--regions"),
+        ({"regions": tmp_path / "r.bed", "center": True}, "--center"),
     ):
         with pytest.raises(ModelError, match=message):
             predict_cohort(fasta, vcf, options.pop("model", model), tmp_path / "out", **options)

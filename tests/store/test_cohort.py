@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from genomepred.errors import RegionError, StoreError
+from genomepred.errors import DependencyError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
+from genomepred.store import cohort
 from genomepred.store.chunks import Layout
-from genomepred.store.cohort import (
-    CohortStore,
-    join_cohort,
-    padded,
-    write_cohort_part,
-)
+from genomepred.store.cohort import CohortStore
+from genomepred.store.cohort_writing import join_cohort, padded, write_cohort_part
 from genomepred.store.hdf5 import DamagedPartError
 from genomepred.store.opening import is_cohort, open_store
 from genomepred.store.reader import PredictionStore
@@ -102,6 +100,60 @@ def test_haplotypes_read_as_prediction_files(tmp_path: Path, layout: Layout) -> 
                 row = int(GRID.first_row[2]) + found.start[0] // 20
                 np.testing.assert_array_equal(found.values, expected[row : row + len(found)])
         assert store.problems() == []
+
+
+def test_matrices_with_names(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    xarray = pytest.importorskip("xarray")
+    with CohortStore(file) as store:
+        found = store.to_xarray("chr2:101-200", ["b", "a"])
+        assert isinstance(found, xarray.DataArray)
+        assert found.dims == ("haplotype", "row", "track")
+        assert found.coords["sample"].values.tolist() == ["b", "a", "a"]
+        assert found.coords["copy"].values.tolist() == [1, 1, 2]
+        expected = store.matrix("chr2", 100, 200, samples=["b", "a"])
+        np.testing.assert_array_equal(found.values, expected)
+        rows = store.haplotype("b", 1)["chr2", 100:200]
+        np.testing.assert_array_equal(found.coords["start"].values, rows.start)
+        one = found.sel(track="two").isel(haplotype=2)
+        np.testing.assert_array_equal(
+            one.values, store.haplotype("a", 2)["chr2", 100:200].values[:, 1]
+        )
+        monkeypatch.setitem(sys.modules, "xarray", None)
+        with pytest.raises(DependencyError, match=r"genomepred\[xarray\]"):
+            store.to_xarray("chr2")
+
+
+def test_matrices_for_anndata(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with CohortStore(file) as store, monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "anndata", None)
+        with pytest.raises(DependencyError, match=r"genomepred\[anndata\]"):
+            store.to_anndata("chr2")
+    pytest.importorskip("anndata")
+    with CohortStore(file) as store:
+        found = store.to_anndata("chr2:101-200", ["b", "a"])
+        assert found.obs_names.tolist() == ["b.1", "a.1", "a.2"]
+        expected = store.matrix("chr2", 100, 200, samples=["b", "a"])
+        np.testing.assert_array_equal(found.X, expected[:, :, 0])
+        np.testing.assert_array_equal(found.layers["two"], expected[:, :, 1])
+        assert (
+            found.var["start"].tolist() == store.haplotype("b", 1)["chr2", 100:200].start.tolist()
+        )
+
+
+@pytest.mark.parametrize("kept", [1, 1 << 26])
+def test_blocks_are_kept_and_let_go(file: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohort, "_KEPT_BYTES", kept)
+    monkeypatch.setattr(cohort, "_BLOCK", 256)
+    _, values = classes()
+    rng = np.random.default_rng(0)
+    with CohortStore(file) as store:
+        for _ in range(30):
+            h = int(rng.integers(len(HAPLOTYPES)))
+            first, last = np.sort(rng.integers(0, GRID.rows + 1, 2)).tolist()
+            found = store.haplotype(*HAPLOTYPES[h]).read(first, last)
+            np.testing.assert_array_equal(found, values[h, first:last])
+        held = store._base._kept
+        assert len(held._read) == 2 if kept == 1 else len(held._read) > 6
 
 
 def test_matrix_and_samples(file: Path) -> None:

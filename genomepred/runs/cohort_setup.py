@@ -1,0 +1,225 @@
+"""What a cohort run is asked to do, and what follows from panel and model: tiles or windows."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genomepred.errors import ModelError, PrecisionError
+from genomepred.files import output_error, own_folder
+from genomepred.inference.cohort import TILES, compute_shard, pieces
+from genomepred.inference.engine import Numerics
+from genomepred.inference.tiles import PAYS, Pieces, cut_windows, tile_work
+from genomepred.lowering.receptive_field import CannotShareError
+from genomepred.lowering.select import REFERENCE, resolve_kernels
+from genomepred.models.agreement import difference
+from genomepred.runs.folder import CACHE, make_grid, refuse_links
+from genomepred.runs.setup import Setup
+from genomepred.runs.spec import RunSpec
+from genomepred.sequences.cohort import Panel, PanelOptions
+from genomepred.sequences.distinct import distinct_windows
+
+# Haplotype windows that a guard compares.
+_GUARDED = 1 << 14
+# Stretches of a grid that are looked at, and windows of each.
+_STRETCHES, _STRETCH = 8, 256
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Counted work of stretches of a panel.
+
+    Parameters
+    ----------
+    windows, distinct : int
+        Windows of the grid that were looked at, and distinct ones of them.
+    pieces : tuple of int
+        Distinct left ends, tiles and right ends; empty if the model has none.
+    saving : float
+        How many times less multiply-adds through tiles than for distinct windows by themselves;
+        0 without tiles.
+    """
+
+    windows: int
+    distinct: int
+    pieces: tuple[int, ...]
+    saving: float
+
+    @property
+    def each(self) -> float:
+        """Distinct windows a window of the grid."""
+        return self.distinct / max(self.windows, 1)
+
+
+class CohortSetup(Setup):
+    """Model, device, reference and panel of a run, before anything is computed.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Of one genome, the reference.
+    variants : Path
+        VCF or BCF.
+    options : PanelOptions
+    writes : bool, optional
+        Whether the output folder may be made and keep what is read of the panel.
+
+    Raises
+    ------
+    GenomepredError
+        If model, reference, panel or options do not fit.
+    """
+
+    #: Overlap is shared by tiles, or not at all.
+    _full_blocks = None
+
+    def __init__(
+        self, spec: RunSpec, variants: Path, options: PanelOptions, writes: bool = True
+    ) -> None:
+        if len(spec.genomes) != 1:
+            raise ModelError(
+                f"--variants: one genome is the reference, but {len(spec.genomes)} are given"
+            )
+        if spec.center:
+            raise ModelError(
+                "--variants with --center: haplotypes share windows of the grid; leave --center "
+                "out for the rows of the grid that meet the regions"
+            )
+        super().__init__(replace(spec, overlap="naive"), writes)
+        self._asked = spec.overlap
+        if spec.regions is not None and self.geometry.bins > 1:
+            raise ModelError(
+                f"--variants with --regions: {self.card.name!r} has {self.geometry.bins} bins, of "
+                "which regions cut some off; leave --regions out"
+            )
+        cache = None
+        if writes:
+            refuse_links(spec.out)
+            try:
+                spec.out.mkdir(parents=True, exist_ok=True)
+                cache = own_folder(spec.out, CACHE)
+            except OSError as error:
+                raise output_error(spec.out, error) from error
+        self.genome = spec.genomes[0].open(cache, writes)
+        self.panel = Panel(self.genome, variants, options, cache=cache)
+        self.grid = make_grid(self.genome.contigs, self.geometry, spec.regions, False)
+        if spec.jobs is None and self.workers < self._most_workers():
+            found, windows = self.sharing, self.grid.rows / self.geometry.bins
+            saving = found.saving if self._pays(found) else 1.0
+            self.windows = windows * found.each / spec.shard[1]
+            self.workers = self._workers(saving)
+
+    @property
+    def names(self) -> list[str]:
+        """The one file that the run publishes."""
+        return [self.panel.name]
+
+    def facts(self) -> dict[str, Any]:
+        """What of the signature follows from command, machine, reference and panel."""
+        digests = {"reference": self.genome.digest(), "panel": self.panel.digest}
+        return super().facts() | digests
+
+    def asked(self) -> dict[str, Any]:
+        """What the user has fixed of what is otherwise decided."""
+        asked = super().asked()
+        if self._asked != "auto":
+            asked["overlap"] = {"naive": "naive", "share": TILES}[self._asked]
+        else:
+            asked.pop("overlap", None)
+        return asked
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        """What is distinct in stretches of the grid; nothing is computed."""
+        windows = self.grid.rows // self.geometry.bins
+        step = max((windows - _STRETCH) // (_STRETCHES - 1), _STRETCH)
+        works, head, alone, kinds = self._tiles()
+        looked = distinct = 0
+        counts = [0] * len(kinds)
+        for first in range(0, windows, step):
+            for place in pieces(self.grid, first, min(first + _STRETCH, windows)):
+                found: list[set[bytes]] = [set() for _ in kinds]
+                for chunk in distinct_windows(self.panel, self.geometry, *place):
+                    looked += len(chunk.begin) - 1
+                    distinct += len(chunk.leader)
+                    for kind, seen in zip(kinds, found, strict=True):
+                        key, _, _ = chunk.piece_keys(kind.offsets, kind.length)
+                        seen.update(np.unique(key.reshape(-1).view("V16")).tolist())
+                counts = [n + len(seen) for n, seen in zip(counts, found, strict=True)]
+        if not kinds:
+            return Sharing(looked, distinct, (), 0.0)
+        work = sum(n * w for n, w in zip(counts, works, strict=True)) + distinct * head
+        return Sharing(looked, distinct, tuple(counts), distinct * alone / max(work, 1))
+
+    def _tiles(self) -> tuple[tuple[int, ...], int, int, tuple[Pieces, ...]]:
+        """Multiply-adds of pieces, head and window (see ``tile_work``), and the pieces."""
+        with suppress(CannotShareError):
+            stride = self.geometry.stride
+            return *tile_work(self.model, stride), cut_windows(self.model, stride)
+        return (), 0, 0, ()
+
+    def _pays(self, found: Sharing) -> bool:
+        """Whether windows are to go through tiles, as far as counting tells."""
+        wanted = self._asked == "share" or (self._asked == "auto" and found.saving >= PAYS)
+        return bool(found.pieces) and wanted
+
+    def decide(self) -> Numerics:
+        """Choose numerics: tiles where counted work says that they pay and a guard agrees.
+
+        Raises
+        ------
+        ModelError
+            If sharing is asked for and the model has no tiles.
+        PrecisionError
+            If it is asked for and the guard is against it, or as for other runs.
+        """
+        numerics = super().decide()
+        if self._asked == "naive" or not self.grid.rows:
+            return numerics
+        if not self.sharing.pieces and self._asked == "share":
+            raise ModelError(
+                f"--overlap share: {self.card.name!r} has no trunk whose stretches windows share, "
+                "or its windows are too short; use --overlap auto or naive"
+            )
+        if not self._pays(self.sharing):
+            return numerics
+        kernels = resolve_kernels(self.model, self.spec.kernels, self.device, numerics.precision)
+        tiles = replace(numerics, kernels=kernels, overlap=TILES)
+        differ = self._difference_of(tiles)
+        allowed = self.card.tolerance[numerics.precision]
+        if differ <= allowed:
+            return tiles
+        why = f"tiles differ from windows alone by {differ:.2g}, allowed are {allowed:.2g}"
+        if self._asked == "share":
+            raise PrecisionError(f"--overlap share: {why}; use --overlap auto or naive")
+        warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
+        return numerics
+
+    def saving(self, numerics: Numerics) -> float:
+        """How many times the work of distinct windows it would be without tiles."""
+        return self.sharing.saving if numerics.overlap == TILES else 1.0
+
+    def _difference_of(self, tiles: Numerics) -> float:
+        """Largest difference between a stretch through tiles and as the model is written."""
+        windows = self.grid.rows // self.geometry.bins
+        first = windows // 2
+        last = min(first + max(_GUARDED // len(self.panel.haplotypes), 8), windows)
+        plain = replace(tiles, kernels=REFERENCE, overlap="naive", precision="fp32")
+        slots = self.slots(tiles.compute_batch)
+        expected, found = (
+            compute_shard(self.engine(how), self.panel, self.grid, first, last, slots).values
+            for how in (plain, tiles)
+        )
+        known = ~np.isnan(expected)
+        return difference(found[known], expected[known])
+
+    def close(self) -> None:
+        """Close reference and panel."""
+        self.panel.close()
+        self.genome.close()

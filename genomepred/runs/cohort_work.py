@@ -1,0 +1,229 @@
+"""All haplotypes of a panel as the work of a run: one file, whose shards are ranges of windows.
+
+What merging needs of the panel is noted beside the parts, so that neither it nor the reference is
+read again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genomepred.documents import COUNT, seal
+from genomepred.errors import SequenceError, StoreError
+from genomepred.files import own_folder, write_whole
+from genomepred.runs.folder import PARTS, RunPlan, now
+from genomepred.runs.genome import RECORD, read_record
+from genomepred.runs.work import Rows, Work
+from genomepred.sequences.grid import Grid
+from genomepred.sequences.source import SequenceSource
+from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part
+
+if TYPE_CHECKING:
+    from genomepred.inference.cohort import ShardResult
+    from genomepred.sequences.cohort import Panel
+
+# Bytes that the values of all haplotypes of a shard may take if no two are equal, and windows of a
+# shard at most: what a kill loses, and what is read again for its margins.
+_SHARD_BYTES = 1 << 28
+_SHARD_WINDOWS = 1 << 12
+_RECORD = {
+    "name": str,
+    "path": str,
+    "reference": {"path": str, "size": COUNT, "mtime_ns": int},
+    "started": str,
+    "contigs": [str],
+    "lengths": [COUNT],
+    "samples": [str],
+    "copies": [range(1, 256)],
+    "shard_windows": range(1, 1 << 31),
+}
+
+
+def shard_windows(haplotypes: int, tracks: int) -> int:
+    """Windows of a shard: whole chunks of the index, as many as memory may hold."""
+    fitting = _SHARD_BYTES // (4 * haplotypes * tracks)
+    return max(min(fitting, _SHARD_WINDOWS) // INDEX_CHUNK, 1) * INDEX_CHUNK
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """What the record says: grid, haplotypes, and windows of a shard."""
+
+    record: dict[str, Any]
+    grid: Grid
+    haplotypes: list[tuple[str, int]]
+    step: int
+
+
+class CohortWork(Work):
+    """The file of a panel.
+
+    Parameters
+    ----------
+    name : str
+    path : Path
+        The panel's file.
+    plan : RunPlan
+        The run; its signature says reference and panel.
+    panel : Panel, optional
+        Stays the caller's to close; merging and looking need none.
+    """
+
+    def __init__(self, name: str, path: Path, plan: RunPlan, panel: Panel | None = None) -> None:
+        super().__init__(name, path, plan)
+        self._panel = panel
+        self.prepared: _Prepared | None = None
+
+    def prepare(self) -> bool:
+        """Note what the panel is, unless a process has."""
+        if self.prepared is None:
+            own_folder(self.plan.out, PARTS, self.name)
+            try:
+                record = self.read_record()
+            except StoreError:
+                record = None
+            if record is None:
+                record = self._make_record()
+                write_whole(self.folder / RECORD, seal(record))
+            self.adopt(record)
+        return True
+
+    def read_record(self) -> dict[str, Any] | None:
+        """What the panel was when the first shard was computed, or None if none was.
+
+        Raises
+        ------
+        StoreError
+            If the record is damaged.
+        """
+        return read_record(self.folder, _RECORD)
+
+    def _make_record(self) -> dict[str, Any]:
+        assert self._panel is not None
+        reference = self._panel.reference
+        size, mtime_ns = reference.stamp
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "reference": {"path": str(reference.path), "size": size, "mtime_ns": mtime_ns},
+            "started": now(),
+            "contigs": list(reference.contigs),
+            "lengths": list(reference.contigs.values()),
+            "samples": [sample for sample, _ in self._panel.haplotypes],
+            "copies": [copy for _, copy in self._panel.haplotypes],
+            "shard_windows": shard_windows(len(self._panel.haplotypes), self.plan.layout.tracks),
+        }
+
+    def adopt(self, record: dict[str, Any]) -> None:
+        """Take over what the parts were computed from, without reading the panel."""
+        contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
+        haplotypes = list(zip(record["samples"], record["copies"], strict=True))
+        grid = self.plan.grid(contigs)
+        self.prepared = _Prepared(record, grid, haplotypes, record["shard_windows"])
+
+    def _known(self) -> _Prepared:
+        assert self.prepared is not None
+        return self.prepared
+
+    @property
+    def ranges(self) -> list[Rows]:
+        """Windows of all shards, once prepared."""
+        known = self._known()
+        windows = known.grid.rows // known.grid.geometry.bins
+        starts = range(0, windows, known.step)
+        return [(first, min(first + known.step, windows)) for first in starts]
+
+    @property
+    def grid(self) -> Grid:
+        """The reference's grid, once prepared."""
+        return self._known().grid
+
+    def source(self) -> SequenceSource:
+        """The reference."""
+        assert self._panel is not None
+        return self._panel.reference
+
+    def check_source(self) -> None:
+        """Refuse a panel or a reference that was changed since it was opened."""
+        if self._panel is None:  # merging reads neither
+            return
+        for source in (self._panel.reference, self._panel):
+            found = source.path.stat() if source.path.exists() else None
+            if found is None or (found.st_size, found.st_mtime_ns) != source.stamp:
+                raise SequenceError(
+                    f"{source.path} changed while it was being predicted: restore it and run "
+                    "again, or use another --out"
+                )
+
+    def accept(self, noted: dict[str, Any]) -> None:
+        """Nothing is left to refuse: reference and panel are part of the signature."""
+
+    def write(self, first: int, last: int, values: ShardResult) -> None:
+        """Write a shard, unless its part is there."""
+        self.check_source()
+        if self.has(first, last):
+            self.duplicates += 1
+            return
+        write_cohort_part(
+            self.part(first, last),
+            values.values,
+            values.counts,
+            values.leader,
+            values.index,
+            self.plan.layout,
+            self._attributes(first, last),
+        )
+
+    def _attributes(self, first: int, last: int) -> dict[str, str | int]:
+        """What a part says of itself."""
+        return {
+            "genome": self.name,
+            "first_window": first,
+            "last_window": last,
+            "signature": self.plan.signature.text,
+        }
+
+    def join(self, joined: Path) -> str:
+        """Join all parts."""
+        self.check_source()
+        said, known = self.plan.signature, self._known()
+        attributes: dict[str, Any] = {
+            "genome": self.name,
+            "sequence_digest": said.reference,
+            "panel": said.panel,
+            "model": said.model,
+            "weights_sha256": said.weights_sha256,
+            "strand": said.strand,
+            "precision": said.precision,
+            "package_version": said.genomepred,
+        }
+        return join_cohort(
+            [self.part(*shard) for shard in self.ranges],
+            joined,
+            self.plan.layout,
+            known.grid,
+            self.plan.tracks,
+            known.haplotypes,
+            attributes,
+            [self._attributes(*shard) for shard in self.ranges],
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What the sidecar says of it: its genome is the reference."""
+        record = self._known().record
+        return {
+            "rows": self.grid.rows,
+            "bases": sum(record["lengths"]),
+            "genome": {**record["reference"], "digest": self.plan.signature.reference},
+            "started": record["started"],
+        }
+
+    def clear(self) -> None:
+        """Remove the parts; what is kept of the panel stays for other runs on this folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Nothing is open but what the caller has opened."""
