@@ -27,7 +27,9 @@ ENVIRONMENT = {
     "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # a lost head is told of after so long
 }
-_ALONE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+# Ends with us, also if we are killed.
+_ALONE = ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "--pid", "--fork", "--mount-proc"]
+_ALONE += ["--kill-child"]
 _KEEP = "ip link set lo up && echo up && while :; do sleep 1000; done"
 
 
