@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from genomepred.benchmarks.measure import machine
-from genomepred.runs.executors.device import GenomeCall
+from genomepred.runs.executors.device import GenomeCall, Stretch
 from genomepred.runs.work import Rows
 from tests.ray_cluster import Namespace, why_not
 from tests.torture import hashes
@@ -47,10 +47,10 @@ class Idle:
     def join(self) -> None:
         """Be ready."""
 
-    def prepare(self, genome: GenomeCall) -> tuple[int, list[Rows] | None]:
+    def prepare(self, genome: GenomeCall) -> tuple[int, list[Stretch] | None]:
         """All of a genome's rows are open."""
         rows = self._shards * STEP
-        return (rows, [(0, rows)]) if self._shards > 1 else (rows, None)
+        return (rows, [(0, rows, STEP)]) if self._shards > 1 else (rows, None)
 
     def compute(self, genome: GenomeCall, rows: Rows) -> None:
         """Nothing."""
@@ -68,7 +68,7 @@ def give(workers: int, shards: int, genomes: int) -> None:
     executor.usable_cpus = lambda: argparse.Namespace(amount=workers)  # type: ignore[assignment]
     executor._connect("local")
     calls = [[k, f"g{k}", f"g{k}.fa"] for k in range(genomes)]
-    told = json.dumps({"calls": calls, "shard_rows": STEP, "gpu": False, "shards": shards})
+    told = json.dumps({"calls": calls, "gpu": False, "shards": shards})
     begun: list[tuple[float, float]] = []
 
     def say(**message: Any) -> None:
