@@ -61,6 +61,7 @@ def end(process: subprocess.Popen[str], code: int = 0) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_a_node_that_computes_other_bits(runs, wanted):
     out = runs.fresh()
     with started(2) as cluster:
