@@ -4,16 +4,24 @@ One thread, process time, random weights. Blocks of records of real and simulate
 as they are and thinned out, go in turn through pieces that windows share (``share``), through whole
 windows (``naive``), and the way that counted work chooses (``auto``). Windows are distinct in all
 of them: a reference window is computed once for all alternatives of a record. Values are compared
-before anything is timed.
+before anything is timed. Where whole windows are chosen after pieces were counted, what the
+counting costs is ``counting_over_naive`` of the time; it is 0 where nothing was counted.
 
-    python benchmarks/effects.py --data FOLDER_OF_REAL_DATA [--json FILE]
+With --records, memory too: the command's peak on so many records of a generated VCF, and on a
+tenth of them, with the smallest model.
+
+    python benchmarks/effects.py --data FOLDER_OF_REAL_DATA [--records N] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.end_to_end import make_linear
 from benchmarks.measure import Row, collect, ratios, timed, write_json
 from genomepred import Genome, Predictor
 from genomepred.models import build
@@ -42,7 +51,9 @@ MODELS: list[tuple[str, int, int, int | None]] = [
     ("tf-cnn", 200, 20, None),
     ("tf-cnn", 200, 20, 100),
     ("tf-cnn", 100, 20, None),
+    ("tf-cnn", 100, 20, 100),
     ("utr-attention", 50, 20, None),
+    ("utr-attention", 50, 20, 100),
 ]
 THINNED = (1, 10, 300)  # every so many records
 RECORDS = {1: 512, 10: 128, 300: 64}
@@ -105,6 +116,7 @@ def measure(data: Path, panel: str, model: tuple[str, int, int, int | None], eve
             for way, scorer in ways.items()
         }
         seconds = timed(calls, "cpu", ROUNDS)
+        counting = count_seconds(ways["auto"], calls["auto"])
     alternatives = len(found["naive"].alts)
     middle = {way: sorted(times)[len(times) // 2] for way, times in seconds.items()}
     return {
@@ -115,6 +127,59 @@ def measure(data: Path, panel: str, model: tuple[str, int, int, int | None], eve
         "us_an_alternative": {w: round(1e6 * t / alternatives, 1) for w, t in middle.items()},
         "share_over_naive": round(ratios(seconds, "share")["naive"], 2),
         "auto_over_naive": round(ratios(seconds, "auto")["naive"], 2),
+        "counting_over_naive": round(counting / middle["naive"], 4),
+    }
+
+
+def count_seconds(scorer: Scorer, call: Callable[[], Any]) -> float:
+    """Processor time of one call that goes into counting what pieces would save."""
+    shared, spent = scorer._shared, 0.0
+    if shared is None:
+        return 0.0
+    original = shared.gather
+
+    def gather(*args: Any) -> Any:
+        nonlocal spent
+        begin = time.process_time()
+        found = original(*args)
+        shared.work(found)
+        spent += time.process_time() - begin
+        return found
+
+    shared.gather = gather  # type: ignore[method-assign]
+    try:
+        call()
+    finally:
+        shared.gather = original  # type: ignore[method-assign]
+    return spent
+
+
+def memory(records: int) -> Row:
+    """Peak memory and processor time of the command on a generated VCF."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rng = np.random.default_rng(0)
+        bases = rng.choice(list("ACGT"), 3 * records + 3)
+        (folder / "g.fa").write_text(f">one\n{''.join(bases)}\n")
+        with open(folder / "v.vcf", "w") as file:
+            file.write("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n")
+            for k in range(1, records + 1):
+                ref = bases[3 * k - 1]
+                alt = ref + "AC" if k % 10 == 0 else "ACGT"["TACG".index(ref)]
+                file.write(f"one\t{3 * k}\t.\t{ref}\t{alt}\t.\t.\t.\n")
+        words = ["effects", "--genomes", str(folder / "g.fa"), "--variants", str(folder / "v.vcf")]
+        words += ["--model", str(make_linear(folder / "linear")), "-o", str(folder / "out.tsv")]
+        command = [sys.executable, "-m", "genomepred", *words]
+        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit("the command failed")
+        lines = (folder / "out.tsv").read_bytes().count(b"\n")
+    return {
+        "records": records,
+        "lines": lines - 1,
+        "peak_mb": round(usage.ru_maxrss * 1024 / 1e6, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
     }
 
 
@@ -131,11 +196,16 @@ def jobs(data: Path) -> Iterator[tuple[Row, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--records", type=int, help="measure memory on so many records")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = collect(jobs(arguments.data), lambda row: print(row, flush=True))
-    write_json(arguments.json, {"effects": rows})
+    results = {"effects": rows}
+    if arguments.records:
+        results["memory"] = [memory(arguments.records // 10), memory(arguments.records)]
+        print(results["memory"], flush=True)
+    write_json(arguments.json, results)
 
 
 if __name__ == "__main__":
