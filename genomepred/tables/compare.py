@@ -287,13 +287,16 @@ def _finished(
 ) -> Comparison:
     if "log_p" in columns:
         columns["log_q"] = adjusted(columns["log_p"])
-        keys = [np.abs(columns["difference"]), np.abs(columns["z"]), columns["log_p"]]
+        # Ranks alone put the smallest differences first wherever groups do not overlap.
+        size = np.abs(columns["difference"])
+        likely = np.where(columns["log_q"] > -np.log10(_LIKELY), size, -1.0)
+        keys = [size, np.abs(columns["z"]), columns["log_p"], likely]
     else:
         keys = [columns[statistic]]
     rank = np.full(samples.grid.rows, np.nan)
     order = np.lexsort(keys)
     rank[order] = np.arange(len(order))
-    rank[np.isnan(keys[-1])] = np.nan
+    rank[np.isnan(columns["log_p"] if "log_p" in columns else keys[-1])] = np.nan
     # Whole numbers: as float32 they may tie beyond 2^24 rows, of which the first then counts.
     sites = find_sites(RowStore(samples, {"rank": rank}), None, Choice(top=top))
     order = np.argsort(-rank[sites.row], kind="stable")
