@@ -171,6 +171,9 @@ def read_groups(path: Path, column: str, names: Sequence[str], samples: Samples)
         raise DataError(
             f"{path}: column {column!r} has {len(found)} groups among the samples of "
             f"{samples.path}: {some(sorted(found))}; choose two with --groups A,B"
+            if len(found) > 1
+            else f"{path}: column {column!r} puts all samples of {samples.path} that it names in "
+            f"one group, {shown(*found)}; two are compared"
             if found
             else f"{path}: names none of the samples of {samples.path}, which begin with "
             f"{some(samples.names)}"

@@ -195,6 +195,9 @@ def test_groups_that_are_none(run: Path, tmp_path: Path) -> None:
     path.write_text("sample\tkind\nx\ta\ny\tb\n")
     with pytest.raises(DataError, match="names none of the samples"):
         compare(run, tmp_path / "o", group="kind", **of)
+    path.write_text("sample\tkind\ng1\ta\ng2\ta\n")
+    with pytest.raises(DataError, match="in one group, 'a'; two are compared"):
+        compare(run, tmp_path / "o", group="kind", **of)
     path.write_text("sample\tkind\ng1\ta\ng1\tb\n")
     with pytest.raises(DataError, match="'g1' is in 'a' and in 'b'"):
         compare(run, tmp_path / "o", group="kind", **of)
