@@ -18,10 +18,9 @@ from typing import Any
 import click
 
 from genomepred import __version__
-from genomepred.cli.options import RESULT, envelope, refuse_repeated
+from genomepred.cli.options import AS_JSON, COMMAND, RESULT, envelope, refuse_repeated
 from genomepred.messages import described, say, say_warnings
 
-_AS_JSON, _COMMAND = "genomepred.as_json", "genomepred.command"
 # How names of threads begin that may be held up by a disk when a command ends.
 THREADS = "genomepred"
 STARTED = time.perf_counter()  # the clock of "start-up included"
@@ -61,13 +60,13 @@ class _LazyGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Read from the argument list, so that errors raised before parsing ends obey it too.
-        ctx.meta[_AS_JSON] = "--json" in args
-        ctx.meta[_COMMAND] = _named(ctx, self, args)
+        ctx.meta[AS_JSON] = "--json" in args
+        ctx.meta[COMMAND] = _named(ctx, self, args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return self._invoke_for_json(ctx) if ctx.meta[_AS_JSON] else super().invoke(ctx)
+            return self._invoke_for_json(ctx) if ctx.meta[AS_JSON] else super().invoke(ctx)
         except BrokenPipeError:  # the reader of our output has seen enough; click would say 1
             sys.exit(141)
 
@@ -77,7 +76,7 @@ class _LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, SystemExit, BrokenPipeError):
-            ctx.meta[_AS_JSON] = False
+            ctx.meta[AS_JSON] = False
             raise
         except BaseException as raised:
             message, code = _ending(raised)
@@ -86,8 +85,8 @@ class _LazyGroup(click.Group):
             error["exit_code"] = code
             raise
         finally:
-            if ctx.meta[_AS_JSON]:
-                click.echo(envelope(ctx.meta[_COMMAND], ctx.meta.get(RESULT), error))
+            if ctx.meta[AS_JSON]:
+                click.echo(envelope(ctx.meta[COMMAND], ctx.meta.get(RESULT), error))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:

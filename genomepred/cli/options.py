@@ -14,8 +14,9 @@ from click.shell_completion import CompletionItem as Completion
 
 option = partial(click.option, show_default=True)
 
-# Where a command leaves the result that the document of --json will hold.
-RESULT = "genomepred.result"
+# In a context's ``meta``: whether --json is asked for, the command's name, and where a command
+# leaves the result that the document will hold.
+AS_JSON, COMMAND, RESULT = "genomepred.as_json", "genomepred.command", "genomepred.result"
 
 if TYPE_CHECKING:
     _PathType = click.Path[Path]
@@ -180,6 +181,13 @@ config_option = click.option(
 def echo_json(result: dict[str, Any]) -> None:
     """Give the result of a command under ``--json``; it is printed when the command ends."""
     click.get_current_context().meta[RESULT] = result
+
+
+def echo_json_now(result: dict[str, Any]) -> None:
+    """Print the document of a command that goes on until it is stopped."""
+    meta = click.get_current_context().meta
+    click.echo(envelope(meta[COMMAND], result))
+    meta[AS_JSON] = False
 
 
 def envelope(command: str, result: Any, error: dict[str, Any] | None = None) -> str:

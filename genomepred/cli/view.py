@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from genomepred.cli.options import UserPath, debug_option, option
+from genomepred.cli.options import UserPath, debug_option, echo_json_now, json_option, option
 
 
 @click.command()
@@ -31,6 +31,7 @@ from genomepred.cli.options import UserPath, debug_option, option
 @click.option(
     "--no-browser", is_flag=True, help="Print the address, open no browser.  [default: opens one]"
 )
+@json_option
 @debug_option
 def view(
     target: Path,
@@ -39,6 +40,7 @@ def view(
     reference: Path | None,
     port: int,
     no_browser: bool,
+    as_json: bool,
 ) -> None:
     """Show a run's folder or a prediction file in a browser, until Ctrl-C.
 
@@ -60,6 +62,12 @@ def view(
         if share >= 1:
             bar.close()
 
+    def started(url: str) -> None:
+        if as_json:
+            echo_json_now({"url": url})
+        else:
+            click.echo(url)
+
     show(
         target,
         genes,
@@ -68,5 +76,5 @@ def view(
         port,
         not no_browser,
         progress,
-        click.echo,
+        started,
     )

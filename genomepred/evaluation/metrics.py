@@ -285,6 +285,8 @@ def local_maxima(scores: Float32, reach: int) -> NDArray[np.bool_]:
     Of equal neighbors the first is the highest; a missing score (NaN) is neither a site nor in
     the way of one.
     """
+    if not len(scores):
+        return np.zeros(0, np.bool_)
     known = np.where(np.isnan(scores), np.float32(-np.inf), scores)
     padded = np.pad(known, reach, constant_values=-np.inf)
     neighbors = sliding_window_view(padded, 2 * reach + 1)

@@ -263,12 +263,7 @@ def _assemble(card: Card, weights: bytes, directory: Path, trust_code: str | Non
         )
     model = _initialized(card, state, directory, trust_code)
     _check_fit(card, model, state, directory)
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        # Copies: tensors lie in the file as they come, at any address.
-        state = {name: tensor.clone() for name, tensor in state.items()}
-        model.load_state_dict(state, assign=True)
-    else:
-        model.load_state_dict(state)
+    model.load_state_dict(state)
     model.card = card
     return model.float().eval()
 
@@ -289,9 +284,7 @@ def _initialized(
         # Twice, so that names that differ are told rather than a number.
         shapes = skeleton(card.architecture, 2 * len(state) + 64, **card.config)
         _check_fit(card, shapes, state, directory)
-        constants = {name for name, _ in shapes.named_buffers()} - shapes.state_dict().keys()
-        # Without constants there is nothing to compute: initial weights would be replaced at once.
-        return build(card.architecture, **card.config) if constants else shapes
+        return build(card.architecture, **card.config)
     except ModelError as error:
         raise ModelError(f"{path}: field 'config': {error}") from error
 

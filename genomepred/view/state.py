@@ -97,10 +97,7 @@ class Shown:
         now = time.monotonic()
         if now - self._looked < age:
             return True
-        try:
-            current: bool = self.map.identity() == pyramid.identity
-        except StoreError:
-            return False
+        current = self.map.is_as(pyramid.identity)
         self._looked = now if current else 0.0
         return current
 

@@ -15,6 +15,7 @@ from genomepred.demo import SEQUENCE
 from genomepred.errors import GenomepredError, ModelError, RegionError, SequenceError
 from genomepred.explain.mutagenesis import effects_reference
 from genomepred.explain.windows import Output
+from genomepred.inference.predictor import Predictor
 from tests.checkpoints import make_checkpoint
 from tests.models.as_written import AS_WRITTEN, make_as_written
 from tests.models.test_external import checkpoint  # noqa: F401  (a fixture)
@@ -89,7 +90,8 @@ def test_a_module_that_only_runs_as_written_is_explained(tmp_path: Path, name: s
     run("ism", *options, *given)
     with h5py.File(tmp_path / "ism.h5") as file:
         codes, found = file["codes"][0], file["values"][0]
-    expected = effects_reference(model, codes, Output(model.card), slice(0, 1)).values
+    predict = Predictor(model, kernels="reference", activation=False, min_bases=0).predict
+    expected = effects_reference(predict, codes, Output(model.card), slice(0, 1)).values
     assert np.nanmax(np.abs(expected)) > 0.01
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

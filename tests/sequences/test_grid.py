@@ -186,7 +186,9 @@ def test_contradicting_sizes_are_refused():
 
 def test_query_of_an_unknown_contig_names_known_ones():
     grid = Grid.whole({"chr1": 10, "chr2": 10}, Geometry(4, 2))
-    with pytest.raises(RegionError, match="'1'.*'chr1', 'chr2'"):
+    with pytest.raises(RegionError, match="'x'.*'chr1', 'chr2'"):
+        grid.query("x", 0, 5)
+    with pytest.raises(RegionError, match="'1'.*named 'chr1'"):
         grid.query("1", 0, 5)
 
 

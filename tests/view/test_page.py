@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ class Visit:
     def until(self, expression: str) -> None:
         """Wait for something; ``wait_for_function`` needs what the page's policy forbids."""
         for _ in range(600):
-            if self.page.evaluate(expression):
-                return
+            with suppress(playwright.Error):  # the page is just being loaded anew
+                if self.page.evaluate(expression):
+                    return
             time.sleep(0.05)
         raise AssertionError(f"{expression} does not hold; {self.said} {self.status()}")
 

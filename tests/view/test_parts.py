@@ -23,8 +23,10 @@ from genomepred.view.genes import Genes
 from genomepred.view.maps import find_maps
 from genomepred.view.samples import columns_of, read_samples
 from genomepred.view.sequence import Sequence, try_sequence
+from genomepred.view.state import Shown
 from tests.founders import write_cohort
 from tests.store_files import CONTIGS, write_store
+from tests.view.serving import prepare
 
 # -- maps -----------------------------------------------------------------------------------------
 
@@ -72,15 +74,33 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
         find_maps(write_store(tmp_path / "b.h5", grid))
 
 
+def test_many_genomes_are_one_picture(tmp_path: Path) -> None:
+    grid = Grid.whole({"c": 2000}, Geometry(window=100, stride=20))
+    for k in range(12):  # "10" stands before "2" in a sorted document
+        write_store(tmp_path / f"g{k}.h5", grid, np.full((grid.rows, 1), k, np.float32))
+    (map,), _ = find_maps(tmp_path)
+    shown = Shown(map, lambda map, share: None)
+    prepare(shown)
+    pyramid = shown.ready()
+    assert pyramid is not None
+    assert pyramid.lines[:4] == ("g0", "g1", "g10", "g11")
+    codes = pyramid.codes(0, 0, 0, 0, 0, 1)[:, 0]
+    assert pyramid.scales[0][codes - 1].tolist() == [0, 1, 10, 11, *range(2, 10)]
+    shown.close()
+
+
 def test_identity_follows_files(tmp_path: Path) -> None:
     path = write_store(tmp_path / "a.h5")
     (map,), _ = find_maps(path)
     before = map.identity()
     assert before["0"]["sha256"]
     assert map.identity() == before
+    assert map.is_as(before)
     os.utime(path, ns=(1, 1))
     assert map.identity() != before
+    assert not map.is_as(before)
     path.unlink()
+    assert not map.is_as(before)
     with pytest.raises(StoreError, match="cannot be read"):
         map.identity()
 
