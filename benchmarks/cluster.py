@@ -17,8 +17,10 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from genomepred.benchmarks.measure import machine
-from genomepred.runs.executors.device import GenomeCall
+from genomepred.runs.executors.device import GenomeCall, Stretch
 from genomepred.runs.work import Rows
 from tests.ray_cluster import Namespace, why_not
 from tests.torture import hashes
 
 STEP = 1024
+# Seconds between looks at who is at work: what a process does after the last one is not counted.
+_LOOK = 0.1
+_ARITHMETIC = """
+import time
+total, begin = 0, time.process_time()
+for k in range(20_000_000):
+    total += k * k % 7
+print(time.process_time() - begin)
+"""
 _SHARDS = """
 import sys; sys.path.insert(0, {root!r})
 from benchmarks.cluster import give; give({workers}, {shards}, {genomes})
@@ -47,10 +58,10 @@ class Idle:
     def join(self) -> None:
         """Be ready."""
 
-    def prepare(self, genome: GenomeCall) -> tuple[int, list[Rows] | None]:
+    def prepare(self, genome: GenomeCall) -> tuple[int, list[Stretch] | None]:
         """All of a genome's rows are open."""
         rows = self._shards * STEP
-        return (rows, [(0, rows)]) if self._shards > 1 else (rows, None)
+        return (rows, [(0, rows, STEP)]) if self._shards > 1 else (rows, None)
 
     def compute(self, genome: GenomeCall, rows: Rows) -> None:
         """Nothing."""
@@ -68,7 +79,7 @@ def give(workers: int, shards: int, genomes: int) -> None:
     executor.usable_cpus = lambda: argparse.Namespace(amount=workers)  # type: ignore[assignment]
     executor._connect("local")
     calls = [[k, f"g{k}", f"g{k}.fa"] for k in range(genomes)]
-    told = json.dumps({"calls": calls, "shard_rows": STEP, "gpu": False, "shards": shards})
+    told = json.dumps({"calls": calls, "gpu": False, "shards": shards})
     begun: list[tuple[float, float]] = []
 
     def say(**message: Any) -> None:
@@ -111,31 +122,54 @@ def make_genomes(folder: Path, genomes: int, bases: int) -> Path:
 
 
 def processor_seconds(genomes: Path, out: Path, *how: str) -> tuple[float, float]:
-    """Processor and wall seconds of one command and all that it starts."""
-    alone = Namespace()
+    """Processor and wall seconds of one command and all that it starts, killed or not."""
+    alone, seen, over = Namespace(), dict[tuple[int, str], int](), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK):
+            alone.look(seen)
+
+    looking = threading.Thread(target=watch)
+    looking.start()
     try:
-        before, begin = alone.processor_seconds(), time.perf_counter()
+        begin = time.perf_counter()
         command = [sys.executable, "-m", "genomepred", "predict", "--model", "ctcf"]
         process = alone.start([*command, "--genomes", str(genomes), "--out", str(out), *how])
         said = process.communicate()[1]
         if process.returncode:
             sys.exit(said)
-        return alone.processor_seconds() - before, time.perf_counter() - begin
+        wall = time.perf_counter() - begin
     finally:
+        over.set()
+        looking.join()
         alone.close()
+    return sum(seen.values()) / os.sysconf("SC_CLK_TCK"), wall
+
+
+def arithmetic(count: int) -> float:
+    """Processor seconds of a fixed piece of arithmetic, as the mean of processes side by side."""
+    command = [sys.executable, "-c", _ARITHMETIC]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(count)]
+    return statistics.mean(float(process.communicate()[0]) for process in processes)
 
 
 def costs(rounds: int, bases: int) -> list[dict[str, Any]]:
-    """Processor seconds a megabase of each way, in turns; the bytes must be the same."""
+    """Processor seconds a megabase of each way, in turns; the bytes must be the same.
+
+    ``of_one_process`` is the cost against one process, ``of_arithmetic`` the same less what plain
+    arithmetic loses to a second process in the same minute.
+    """
     ways = {"1 process": ("--jobs", "1"), "2 processes": ("--jobs", "2")}
     ways |= {"Ray": ("--cluster", "auto")}
     slopes: dict[str, list[float]] = {way: [] for way in ways}
     walls: dict[str, list[float]] = {way: [] for way in ways}
+    losses = []
     with tempfile.TemporaryDirectory() as place:
         sizes = (bases // 4, bases)
         folders = [make_genomes(Path(place) / str(size), 4, size // 4) for size in sizes]
         for k in range(rounds):
             wanted: list[dict[str, str]] = []
+            losses.append(arithmetic(2) / arithmetic(1))
             for way, how in ways.items():
                 outs = [Path(place) / f"{way}-{k}-{size}" for size in sizes]
                 pairs = zip(folders, outs, strict=True)
@@ -154,6 +188,15 @@ def costs(rounds: int, bases: int) -> list[dict[str, Any]]:
             "of_one_process": round(
                 statistics.median(
                     mine / one for mine, one in zip(slopes[way], slopes["1 process"], strict=True)
+                ),
+                3,
+            ),
+            "of_arithmetic": round(
+                statistics.median(
+                    mine / one / (1 if way == "1 process" else loss)
+                    for mine, one, loss in zip(
+                        slopes[way], slopes["1 process"], losses, strict=True
+                    )
                 ),
                 3,
             ),

@@ -70,10 +70,13 @@ class Watch:
     ----------
     bases : int
         Computed so far.
+    workers : int
+        Of a cluster, the most that were at it at once.
     """
 
     def __init__(self) -> None:
         self.bases, self._counting = 0, threading.Lock()
+        self.workers = 0
 
     def done(self, bases: int) -> None:
         """So many bases more are computed."""
@@ -85,6 +88,7 @@ class Watch:
 
     def tell_workers(self, count: int) -> None:
         """Take note of how many workers of a cluster are at it."""
+        self.workers = max(self.workers, count)
 
     def note(self, text: str) -> None:
         """Say more of what is done than bases tell."""
@@ -139,6 +143,7 @@ class Outlook(Watch):
 
     def tell_workers(self, count: int) -> None:
         """Say how many workers of a cluster are at it."""
+        super().tell_workers(count)
         self._bar.set_description_str(f"{count:,} workers", refresh=False)
 
     def wait(self) -> None:

@@ -141,7 +141,7 @@ def check_kills(runs: Runs, wanted: dict[str, str], kills: int, seconds: float) 
 
 
 def check_cluster(runs: Runs, wanted: dict[str, str], kills: int) -> None:
-    """Kill workers, nodes and drivers of runs on Ray at random moments, resume, compare."""
+    """Kill workers, nodes, drivers and heads of runs on Ray at random moments, resume, compare."""
     if reason := ray_cluster.why_not():
         print(f"no kills on Ray: {reason}")
         return
@@ -163,8 +163,11 @@ def check_cluster(runs: Runs, wanted: dict[str, str], kills: int) -> None:
                         print(f"  kill {done} ({what}): {len(hashes(out))} genomes and ", end="")
                         print(f"{parts(out)} parts done", flush=True)
                 said = process.communicate()[1]
-                # 3: the driver was killed; 14: three kills have met the same shard
+                # 3: driver or head was killed; 14: three kills have met the same shard
                 assert process.returncode in (0, 3, 14), said
+                if not cluster.head():
+                    cluster.close()
+                    cluster = ray_cluster.Cluster(3)
             assert hashes(out) == wanted, f"{out} differs after {done} kills"
             assert not leftovers(out), leftovers(out)
     finally:
@@ -178,7 +181,8 @@ def _kill_one(cluster: ray_cluster.Cluster, generator: random.Random) -> str:
     found = [("workers", process) for process in cluster.actors()]
     found += [("nodes", process) for process in cluster.raylets()[1:]]
     found += [("drivers", process) for process in cluster.drivers()]
-    if not cluster.actors():
+    found += [("heads", process) for process in cluster.head()]
+    if not (cluster.actors() and cluster.head()):
         return ""
     what, process = generator.choice(found)
     ray_cluster.kill(process)

@@ -164,8 +164,6 @@ def predict(as_json: bool, **values: Any) -> None:
 
     failure, panel = None, _panel(values)
     try:
-        if panel is not None and values["cluster"] is not None:
-            raise click.UsageError("--cluster does not compute panels: use --jobs with --variants")
         if panel is not None:
             from genomepred.runs.cohort import run_cohort
 
@@ -173,11 +171,12 @@ def predict(as_json: bool, **values: Any) -> None:
         else:
             report = run(_spec(**values), progress=True)
     except GenomesFailedError as error:
-        failure, report = error, RunReport(error.results, 0)
+        failure, report = error, RunReport(error.results, 0, 0)
     seconds = time.perf_counter() - STARTED
     if as_json:
         genomes = [vars(result) | {"path": str(result.path)} for result in report.genomes]
-        echo_json({"seconds": seconds, "computed": report.computed, "genomes": genomes})
+        told = {"seconds": seconds, "computed": report.computed, "workers": report.workers}
+        echo_json(told | {"genomes": genomes})
     else:
         _print_results(report.genomes)
         if report.computed:

@@ -22,10 +22,10 @@ from genomepred.progress import Watch
 from genomepred.runs.cohort_setup import CohortSetup
 from genomepred.runs.cohort_work import CohortWork
 from genomepred.runs.executors import Job, Shard, processes
-from genomepred.runs.folder import sweep
-from genomepred.runs.run import GenomeRun, RunReport, execute
+from genomepred.runs.folder import read_run, sweep
+from genomepred.runs.run import GenomeRun, RunReport, cluster_of, execute
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import GenomeResult
+from genomepred.runs.work import GenomeResult, Work
 from genomepred.sequences.cohort import PanelOptions
 
 
@@ -56,6 +56,8 @@ class CohortRun(GenomeRun):
         told: Mapping[str, Any] | None = None,
     ) -> None:
         self.variants, self.options = variants, options
+        if told is not None:
+            read_run(spec.out)  # a process that does not see the run creates nothing
         self.setup: CohortSetup = CohortSetup(spec, variants, options)
         self._begin(spec, self.setup, told)
         panel = self.setup.panel
@@ -75,6 +77,10 @@ class CohortRun(GenomeRun):
         samples = told["panel"]["samples"]
         how = {**told["panel"], "samples": None if samples is None else tuple(samples)}
         return cls(spec, Path(told["variants"]), PanelOptions(**how), told)
+
+    def work(self, number: int, name: str, path: Path) -> Work:
+        """The panel's file."""
+        return self.works[number]
 
     def compute(
         self,
@@ -124,13 +130,14 @@ def run_cohort(
     """Start or continue a cohort run; see :func:`predict_cohort`."""
     threads = torch.get_num_threads()
     try:
+        cluster = cluster_of(spec)  # which may be absent, before anything is written
         run = CohortRun(spec, variants, options)
         try:
             sweep(spec.out)
             if progress:
                 for line in run.setup.panel.warnings():
                     tqdm.write(f"genomepred: {variants}: {line}", sys.stderr)
-            return execute(run, progress, run.execute)
+            return execute(run, progress, cluster or run.execute)
         finally:
             run.close()
     finally:

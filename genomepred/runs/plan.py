@@ -15,7 +15,7 @@ from genomepred.runs.folder import PARTS, make_grid, shard_rows
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import files_in
+from genomepred.runs.work import files_in, folders_in
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.sidecar import read_sidecar, sidecar_path
 
@@ -69,7 +69,8 @@ def plan(spec: RunSpec) -> Estimate:
     """
     setup = Setup(spec, writes=False)
     numerics = setup.decide()
-    genomes = [_plan_genome(setup, numerics, source) for source in spec.genomes]
+    begun = files_in(spec.out) | folders_in(spec.out / PARTS)
+    genomes = [_plan_genome(setup, numerics, source, begun) for source in spec.genomes]
     engine = setup.engine(numerics)
     batches = sum(genome.batches * genome.left for genome in genomes) / spec.shard[1]
     rows = sum(genome.rows for genome in genomes) / spec.shard[1]
@@ -90,7 +91,9 @@ def plan(spec: RunSpec) -> Estimate:
     )
 
 
-def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> GenomePlan:
+def _plan_genome(
+    setup: Setup, numerics: Numerics, source: GenomePath, begun: set[str]
+) -> GenomePlan:
     spec = setup.spec
     try:
         with source.open(write=False) as genome:
@@ -107,7 +110,8 @@ def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> Genome
         grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
     )
     bases = sum(contigs.values())
-    finished = _finished(spec.out, source.name, grid.rows, step)
+    seen = {f"{source.name}.h5", source.name} & begun  # most of many genomes cost no look
+    finished = _finished(spec.out, source.name, grid.rows, step) if seen else 0
     return GenomePlan(
         source.name, len(contigs), bases, windows, grid.rows, shards, batches, finished
     )

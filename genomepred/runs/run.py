@@ -176,7 +176,7 @@ class GenomeRun:
         """The same run in another process."""
         return cls(spec, told)
 
-    def work(self, number: int, name: str, path: Path) -> GenomeWork:
+    def work(self, number: int, name: str, path: Path) -> Work:
         """A genome of the run, which ``works`` need not have."""
         return GenomeWork(GenomePath(name, path), self.plan, number)
 
@@ -220,10 +220,14 @@ class GenomeRun:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Outcomes of all genomes, and the bases that this command and its workers have computed."""
+    """Outcomes of all genomes, and the bases that this command and its workers have computed.
+
+    ``workers`` are the processes of this command, or the most that a cluster had at it at once.
+    """
 
     genomes: list[GenomeResult]
     computed: int
+    workers: int
 
 
 def run(spec: RunSpec, progress: bool = False, executor: Executor | None = None) -> RunReport:
@@ -275,7 +279,8 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
     results = [work.result() for work in job.works]
     failed = [work for work in job.works if work.error is not None]
     if not failed:
-        return RunReport(results, outlook.bases)
+        workers = job.workers if job.spec.cluster is None else outlook.workers
+        return RunReport(results, outlook.bases, workers)
     first = failed[0].error
     if first is not None and len(results) == 1:
         raise first

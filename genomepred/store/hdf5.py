@@ -236,10 +236,8 @@ def verify_file(path: Path, sidecar: Path | None = None) -> list[str]:
 
 
 def _content_problems(path: Path, noted: Mapping[str, Any]) -> list[str]:
-    from genomepred.store.opening import is_cohort
-
     try:
-        if is_cohort(path):
+        if noted["signature"].get("panel") is not None:
             from genomepred.store.cohort import cohort_problems  # compiled: takes a while
 
             return cohort_problems(path, noted)

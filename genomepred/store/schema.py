@@ -8,6 +8,7 @@ size is larger than what the file can hold.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import h5py
@@ -47,8 +48,9 @@ def read_attributes(file: h5py.File) -> dict[str, Attribute]:
     count = h5py.h5a.get_num_attrs(file.id)
     if count > _MOST_ATTRIBUTES:
         raise SchemaError(f"{count:,} attributes")
-    found = (h5py.h5a.open(file.id, index=i) for i in range(count))
-    return {attribute.name.decode(): _value(attribute) for attribute in found}
+    names: list[bytes] = []
+    h5py.h5a.iterate(file.id, names.append)  # to open one by its number sorts them all
+    return {name.decode(): _value(h5py.h5a.open(file.id, name)) for name in names}
 
 
 def read_attribute(file: h5py.File, name: str) -> Attribute | None:
@@ -59,14 +61,21 @@ def read_attribute(file: h5py.File, name: str) -> Attribute | None:
 
 
 def _value(attribute: h5py.h5a.AttrID) -> Attribute:
-    if attribute.shape != () or not _is_plain(attribute.get_type(), _MOST_TEXT):
+    kind = attribute.get_type()
+    if attribute.shape != () or not _is_plain(kind, _MOST_TEXT):
         raise SchemaError(
             f"attribute {attribute.name.decode()!r} is no text of fixed length and no number"
         )
-    read = np.zeros((), attribute.dtype)
-    attribute.read(read)
+    read = np.zeros((), _dtype(kind))
+    attribute.read(read, mtype=kind)
     value: bytes | Attribute = read.item()
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _dtype(kind: Any) -> np.dtype[Any]:
+    """NumPy's type of a plain one; h5py's own way takes longer than reading a value."""
+    text = isinstance(kind, h5py.h5t.TypeStringID)
+    return np.dtype(f"S{kind.get_size()}") if text else kind.dtype
 
 
 def _is_plain(kind: Any, most: int) -> bool:
@@ -88,45 +97,48 @@ def open_dataset(parent: h5py.Group, name: str, dimensions: int) -> h5py.Dataset
     SchemaError
         If it is absent or another kind of dataset.
     """
+    # By HDF5's own calls: those of h5py take several times as long, and a run has many files.
     where = f"{parent.name.rstrip('/')}/{name}"
     data = _own(parent, name, where)
-    if not isinstance(data, h5py.Dataset):
+    if not isinstance(data, h5py.h5d.DatasetID):
         raise SchemaError(f"{where} is no dataset")
-    created, kind = data.id.get_create_plist(), data.id.get_type()
-    if data.ndim != dimensions or 0 in (data.chunks or (0,)):
-        raise SchemaError(f"{where} has shape {data.shape} and chunks {data.chunks}")
-    if created.get_layout() != h5py.h5d.CHUNKED or created.get_external_count():
+    created, kind, shape = data.get_create_plist(), data.get_type(), data.shape
+    chunked = created.get_layout() == h5py.h5d.CHUNKED
+    chunks = created.get_chunk() if chunked else None
+    if len(shape) != dimensions or 0 in (chunks or (0,)):
+        raise SchemaError(f"{where} has shape {shape} and chunks {chunks}")
+    if created.get_external_count():
         raise SchemaError(f"{where} lies outside the file")
     if isinstance(kind, h5py.h5t.TypeEnumID) or not _is_plain(kind, _MOST_TEXT):
         raise SchemaError(f"{where} is of type {kind.dtype}, or of variable length")
     filters = {created.get_filter(i)[0] for i in range(created.get_nfilters())}
     if filters - _FILTERS - {zstd.FILTER}:
         raise SchemaError(f"{where} is stored through filters {sorted(filters)}")
-    _require_chunks(data, where)
-    return data
+    _require_chunks(data, shape, chunks, where)
+    return h5py.Dataset(data)
 
 
 def _own(parent: h5py.Group, name: str, where: str) -> Any:
-    """An object of a group, not through links that lead elsewhere."""
+    """Identifier of an object of a group, not through links that lead elsewhere."""
     key = name.encode()
     if not parent.id.links.exists(key):
         raise SchemaError(f"{where} is absent")
     if parent.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
         raise SchemaError(f"{where} is a link")
-    return parent[name]
+    return h5py.h5o.open(parent.id, key)
 
 
-def _require_chunks(data: h5py.Dataset, where: str) -> None:
+def _require_chunks(data: Any, shape: tuple[int, ...], chunks: Any, where: str) -> None:
     """Every chunk is there, so that the sizes are those of data and not of a claim."""
-    size = data.dtype.itemsize * int(np.prod(data.chunks, dtype=object))
+    size = data.get_type().get_size() * prod(chunks)
     if size > _MOST_CHUNK:
         raise SchemaError(f"{where} has chunks of {size:,} bytes")
     expected = 1
-    for length, chunk in zip(data.shape, data.chunks, strict=True):
+    for length, chunk in zip(shape, chunks, strict=True):
         expected *= -(-length // chunk)
-    if expected > data.file.id.get_filesize() // _LEAST_STORED:
+    if expected > h5py.h5i.get_file_id(data).get_filesize() // _LEAST_STORED:
         raise SchemaError(f"{where} has more chunks ({expected:,}) than the file can hold")
-    stored = data.id.get_num_chunks()
+    stored = data.get_num_chunks()
     if stored != expected:
         raise SchemaError(f"{where}: {stored:,} chunks of {expected:,} are present")
 
@@ -140,9 +152,9 @@ def open_group(file: h5py.File, name: str) -> h5py.Group:
         If it is absent, a link or no group.
     """
     group = _own(file, name, f"/{name}")
-    if not isinstance(group, h5py.Group):
+    if not isinstance(group, h5py.h5g.GroupID):
         raise SchemaError(f"/{name} is no group")
-    return group
+    return h5py.Group(group)
 
 
 def open_predictions(file: h5py.File) -> h5py.Dataset:
@@ -172,24 +184,32 @@ def read_texts(group: h5py.Group, name: str, count: int) -> NDArray[np.object_]:
     data = open_dataset(group, name, 1)
     if data.shape != (count,):
         raise SchemaError(f"{data.name} has shape {data.shape}, not {count:,} entries")
-    if not isinstance(data.id.get_type(), h5py.h5t.TypeStringID):
+    kind = data.id.get_type()
+    if not isinstance(kind, h5py.h5t.TypeStringID):
         raise SchemaError(f"{data.name} is {data.dtype}, not text")
-    return text_array(text.decode() for text in _entries(data))
+    return text_array(text.decode() for text in _entries(data, kind))
 
 
-def _entries(data: h5py.Dataset) -> Iterator[bytes]:
-    for first in range(0, len(data), data.chunks[0]):
-        yield from data[first : first + data.chunks[0]].tolist()
+def _entries(data: h5py.Dataset, kind: Any) -> Iterator[bytes]:
+    step, count = data.chunks[0], data.shape[0]
+    if count <= step:
+        read = np.empty(count, _dtype(kind))
+        data.id.read(h5py.h5s.ALL, h5py.h5s.ALL, read, mtype=kind)
+        yield from read.tolist()
+        return
+    for first in range(0, count, step):
+        yield from data[first : first + step].tolist()
 
 
 def _read_numbers(group: h5py.Group, name: str, count: int) -> NDArray[np.int64]:
     data = open_dataset(group, name, 1)
-    if data.shape != (count,) or data.dtype != np.dtype("<i8"):
+    if data.shape != (count,) or not data.id.get_type().equal(h5py.h5t.STD_I64LE):
         raise SchemaError(
             f"{data.name} is {data.dtype} of shape {data.shape}, not int64 of {count:,}: columns "
             "of /intervals differ in length or type"
         )
-    numbers: NDArray[np.int64] = data[:]
+    numbers = np.empty(count, np.int64)
+    data.id.read(h5py.h5s.ALL, h5py.h5s.ALL, numbers)
     return numbers
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray_cluster import ADDRESS, Cluster, Namespace, kill, wait_for, why_not
+from tests.sequences.panels import random_panel
 from tests.torture import Runs, hashes, leftovers, parts
 
 
@@ -134,3 +137,24 @@ def test_a_cluster_on_this_machine_alone(runs, wanted):
     finally:
         alone.close()
     assert hashes(out) == wanted
+
+
+@pytest.mark.slow
+def test_a_panel(cluster, runs, tmp_path):
+    """One genome under a panel, on workers of two nodes; the third is left out."""
+    panel = random_panel(3, samples=40, length=60_000, rate=0.01)
+    fasta, vcf = panel.fasta(tmp_path / "ref.fa"), panel.vcf(tmp_path / "panel.vcf")
+    command = [sys.executable, "-m", "genomepred", "predict", "--genomes", fasta, "--json"]
+    command += ["--variants", vcf, "--model", runs.model, "--stride", "1"]
+    found = []
+    for how in (["--jobs", "1"], ["--cluster", ADDRESS]):
+        out = tmp_path / how[0].strip("-")
+        process = cluster.start(list(map(str, [*command, "--out", out, *how])))
+        said, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors
+        found.append((json.loads(said)["result"], hashes(out)))
+    (plain, wanted), (spread, files) = found
+    assert files == wanted
+    assert plain["workers"] == 1
+    assert spread["workers"] == 2
+    assert spread["computed"] == plain["computed"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genomepred.errors import OutputError, SequenceError, SignatureError
+from genomepred.runs import cohort_work
+from genomepred.runs.cohort import CohortRun, predict_cohort
 from genomepred.runs.executors import ray as executor
+from genomepred.runs.executors.device import Device, _joined
+from genomepred.runs.inputs import find_genomes
+from genomepred.runs.run import execute
+from genomepred.runs.spec import RunSpec
+from genomepred.sequences.cohort import PanelOptions
+from tests.checkpoints import make_checkpoint
+from tests.helpers import hashes
+from tests.sequences.panels import random_panel
 
 STEP = 10
 
@@ -151,7 +164,7 @@ class World:
         missing = self.missing(number)
         rows = sum(last - first for first, last in missing)
         if len(missing) > 1:
-            return rows, missing
+            return rows, [(*shard, STEP) for shard in missing]
         for shard in missing:
             self.compute(actor, genome, shard)
         return rows, None if actor.dead else self.publish(actor, genome)
@@ -172,7 +185,7 @@ class World:
         if self.damages and self.rows[number]:
             self.damages -= 1
             self.parts.discard((number, (0, min(STEP, self.rows[number]))))
-            return self.missing(number)
+            return [(*shard, STEP) for shard in self.missing(number)]
         self.published[number] += 1
         return None
 
@@ -180,7 +193,7 @@ class World:
 
     def run(self) -> None:
         calls = [[k, f"g{k}", f"g{k}.fa"] for k in range(len(self.rows))]
-        told = json.dumps({"calls": calls, "shard_rows": STEP, "gpu": False})
+        told = json.dumps({"calls": calls, "gpu": False})
         driver = executor.Driver(told, lambda **message: self.said.append(message))
         driver.run()
 
@@ -305,3 +318,59 @@ def test_a_worker_with_a_defect_is_replaced_and_its_error_told():
     assert len(world.published) == 2
     (warning,) = world.heard("warning")
     assert "a worker on node a (10.0.0.1:1) is lost (a defect: RuntimeError" in warning
+
+
+def test_shards_that_follow_each_other_are_told_as_one():
+    assert _joined([]) == []
+    assert _joined([(0, 10), (10, 20), (20, 23)]) == [(0, 23, 10)]
+    assert _joined([(10, 20), (40, 50), (60, 63)]) == [(10, 20, 10), (40, 50, 10), (60, 63, 3)]
+    assert executor._shards(0, 23, 10) == [(0, 10), (10, 20), (20, 23)]
+
+
+class Computing(World):
+    """A cluster whose devices compute."""
+
+    def __init__(self, nodes: dict[str, int], kills: int, told: str) -> None:
+        super().__init__([], nodes)
+        self.kills, self.told = kills, told
+        self.devices: dict[Actor, Device] = {}
+
+    def join(self, actor: Actor) -> None:
+        self.devices[actor] = Device(self.told)
+        self.devices[actor].join()
+
+    def prepare(self, actor: Actor, *arguments: Any) -> Any:
+        return self.devices[actor].prepare(*arguments)
+
+    def compute(self, actor: Actor, *arguments: Any) -> None:
+        self.devices[actor].compute(*arguments)
+
+    def publish(self, actor: Actor, *arguments: Any) -> Any:
+        return self.devices[actor].publish(*arguments)
+
+
+def test_a_panel_is_computed_by_several_devices_to_the_same_bytes(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(cohort_work, "_SHARD_WINDOWS", 256)
+    panel = random_panel(3, samples=4, length=9000, rate=0.02)
+    fasta, vcf = panel.fasta(tmp_path / "ref.fa"), panel.vcf(tmp_path / "panel.vcf")
+    model = make_checkpoint(tmp_path / "tiny", window=40, stride=10)
+    predict_cohort(fasta, vcf, model, tmp_path / "plain", jobs=1)
+    worlds = []
+
+    @contextmanager
+    def driver(told: str) -> Any:
+        worlds.append(Computing({"a": 2, "b": 1}, kills=3, told=told))
+        said: list[bytes] = []
+        executor.Driver(told, lambda **message: said.append(json.dumps(message).encode())).run()
+        yield said
+
+    monkeypatch.setattr(executor, "_driver", driver)
+    spec = RunSpec(tuple(find_genomes([fasta])), str(model), tmp_path / "ray", cluster="x:1")
+    job = CohortRun(spec, vcf, PanelOptions())
+    with pytest.warns(UserWarning, match="is lost"):
+        report = execute(job, executor=partial(executor.compute, address="x:1"))
+    job.close()
+    assert report.workers == 3
+    assert report.computed == report.genomes[0].rows * 10
+    assert sum(call.kind == "compute" for call in worlds[0].calls) > 3
+    assert hashes(tmp_path / "ray") == hashes(tmp_path / "plain")

@@ -30,6 +30,8 @@ _WAIT = 0.2
 
 #: Number, name and sequence file of a genome.
 GenomeCall = tuple[int, str, str]
+#: First row, last row and rows of a shard, of shards that follow each other.
+Stretch = tuple[int, int, int]
 
 
 class _AwaitedShard(Shard):
@@ -93,7 +95,7 @@ class Device:
                     if not shard.done.done():
                         shard.done.set_result(None)
 
-    def prepare(self, genome: GenomeCall) -> tuple[int, list[Rows] | None]:
+    def prepare(self, genome: GenomeCall) -> tuple[int, list[Stretch] | None]:
         """Rows that were open, and those that still are; None if the genome is settled.
 
         What is left of a genome, if it is a single shard, is done at once: small genomes are one
@@ -120,7 +122,7 @@ class Device:
             if self._is_open(work):
                 self._compute(work, rows)
 
-    def publish(self, genome: GenomeCall) -> list[Rows] | None:
+    def publish(self, genome: GenomeCall) -> list[Stretch] | None:
         """Publish a genome whose shards are all there; the rows of damaged ones, if any."""
         work = self._work(genome)
         with _telling(work):
@@ -177,7 +179,7 @@ def _telling(work: Work) -> Iterator[None]:
         raise work.error
 
 
-def _publish(work: Work) -> list[Rows] | None:
+def _publish(work: Work) -> list[Stretch] | None:
     while not work.publish():
         if missing := work.missing():
             return _joined(missing)
@@ -185,12 +187,12 @@ def _publish(work: Work) -> list[Rows] | None:
     return None
 
 
-def _joined(ranges: list[Rows]) -> list[Rows]:
-    """Consecutive ranges as one."""
-    joined: list[Rows] = []
-    for first, last in ranges:
+def _joined(shards: list[Rows]) -> list[Stretch]:
+    """Shards that follow each other as one: all are of one size, but for a work's last."""
+    joined: list[Stretch] = []
+    for first, last in shards:
         if joined and joined[-1][1] == first:
-            joined[-1] = (joined[-1][0], last)
+            joined[-1] = (joined[-1][0], last, joined[-1][2])
         else:
-            joined.append((first, last))
+            joined.append((first, last, last - first))
     return joined

@@ -120,7 +120,6 @@ def compute(job: Job, watch: Watch, address: str) -> None:
         "folder": os.getcwd(),
         "gpu": kind == "cuda",
         "calls": [[work.number, work.name, os.fspath(work.path)] for work in todo.values()],
-        "shard_rows": job.plan.shard_rows,
     }
     with _driver(json.dumps(json.loads(told(job, spec)) | facts)) as lines:
         for line in lines:
@@ -322,7 +321,7 @@ class Driver:
     Parameters
     ----------
     told : str
-        What devices are told too; the driver needs its ``calls``, ``shard_rows`` and ``gpu``.
+        What devices are told too; the driver needs its ``calls`` and ``gpu``.
     say : callable
         Told, by keywords, what the command is to know.
     """
@@ -332,7 +331,7 @@ class Driver:
         facts = json.loads(told)
         self._genomes = deque(_Genome(tuple(call)) for call in facts.pop("calls"))
         self._open = len(self._genomes)
-        self._told, self._step, self._gpu = json.dumps(facts), facts["shard_rows"], facts["gpu"]
+        self._told, self._gpu = json.dumps(facts), facts["gpu"]
         self._ready: deque[_Task] = deque()
         self._suspects: deque[_Task] = deque()
         self._nodes: dict[str, _Node] = {}
@@ -531,11 +530,11 @@ class Driver:
         if task.kind == "prepare":
             rows, missing = answer
             self._say(seen=genome.call[0], rows=rows)
-            self._say(computed=rows - sum(last - first for first, last in missing or ()))
+            self._say(computed=rows - sum(last - first for first, last, _ in missing or ()))
         if missing is None:
             self._settle(genome)
             return
-        shards = [shard for rows in missing for shard in _shards(rows, self._step)]
+        shards = [shard for stretch in missing for shard in _shards(*stretch)]
         genome.left = len(shards)
         self._ready.extend(_Task("compute", genome, rows) for rows in shards)
 
@@ -569,7 +568,6 @@ def _name(node: Mapping[str, Any]) -> str:
     return f"{name} ({address}:{node['NodeManagerPort']})"
 
 
-def _shards(rows: Rows, step: int) -> list[Rows]:
-    """Shards of consecutive rows that begin with one."""
-    first, last = rows
+def _shards(first: int, last: int, step: int) -> list[Rows]:
+    """Shards of a ``Stretch``."""
     return [(row, min(row + step, last)) for row in range(first, last, step)]
