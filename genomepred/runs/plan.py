@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from genomepred.runs.folder import PARTS, make_grid, shard_rows
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import files_in, folders_in
+from genomepred.runs.work import files_in
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.sidecar import read_sidecar, sidecar_path
 
@@ -69,7 +70,7 @@ def plan(spec: RunSpec) -> Estimate:
     """
     setup = Setup(spec, writes=False)
     numerics = setup.decide()
-    begun = files_in(spec.out) | folders_in(spec.out / PARTS)
+    begun = _begun(spec.out)
     genomes = [_plan_genome(setup, numerics, source, begun) for source in spec.genomes]
     engine = setup.engine(numerics)
     batches = sum(genome.batches * genome.left for genome in genomes) / spec.shard[1]
@@ -89,6 +90,15 @@ def plan(spec: RunSpec) -> Estimate:
         seconds=seconds,
         bases_per_second=bases / seconds if seconds else 0.0,
     )
+
+
+def _begun(out: Path) -> set[str]:
+    """What lies in the folders of files and of parts."""
+    found = set[str]()
+    for folder in (out, out / PARTS):
+        with suppress(OSError):
+            found.update(os.listdir(folder))
+    return found
 
 
 def _plan_genome(

@@ -13,7 +13,7 @@ import stat
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,18 +310,9 @@ def disk_error(error: OSError, work: Work) -> OutputError:
 
 def files_in(folder: Path) -> set[str]:
     """Names of the regular files in a folder: links and pipes are no parts."""
-    return _names(folder, lambda entry: entry.is_file(follow_symlinks=False))
-
-
-def folders_in(folder: Path) -> set[str]:
-    """Names of the folders in a folder, links left out."""
-    return _names(folder, lambda entry: entry.is_dir(follow_symlinks=False))
-
-
-def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> set[str]:
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if wanted(entry)}
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ESTALE):
             raise
