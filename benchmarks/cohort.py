@@ -19,6 +19,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import median, write_json
 from genomepred import Genome
-from genomepred.inference.cohort import TILES, compute_shard
+from genomepred.inference.cohort import TILES, ShardResult, compute_shard
 from genomepred.inference.engine import Engine, Numerics, compute_batch
 from genomepred.inference.pipeline import cut
-from genomepred.inference.tiles import cut_windows, tile_work
+from genomepred.inference.tiles import DistinctKeys, Pieces, cut_windows, tile_work
 from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import choose_blocks, resolve_kernels
 from genomepred.models import build
 from genomepred.models.card import Card, Track
@@ -108,6 +110,55 @@ def one_genome(engine: Engine, genome: Genome, grid: Grid, first: int, last: int
         engine.submit(windows.block)()
 
 
+class Counted:
+    """Distinct windows and pieces of some windows, and the multiply-adds of each way.
+
+    Without tiles ``kinds`` and ``pieces`` are empty.
+    """
+
+    def __init__(self, model: torch.nn.Module, geometry: Geometry) -> None:
+        self._geometry = geometry
+        try:
+            self.works, self.head, self.alone = tile_work(model, geometry.stride)
+            self.kinds: tuple[Pieces, ...] = cut_windows(model, geometry.stride)
+        except CannotShareError:
+            self.works, self.head, self.kinds = (), 0, ()
+            self.alone = multiply_adds(model, geometry.window)
+        self.distinct, self.pieces = 0, [0 for _ in self.kinds]
+
+    def find(self, panel: Panel, contig: str, first: int, last: int) -> None:
+        """Count windows ``[first, last)`` of a contig."""
+        seen = [DistinctKeys() for _ in self.kinds]
+        for chunk in distinct_windows(panel, self._geometry, contig, first, last):
+            self.distinct += len(chunk.leader)
+            for kind, keys in zip(self.kinds, seen, strict=True):
+                key, _, _ = chunk.piece_keys(kind.offsets, kind.length)
+                keys.numbers(key.reshape(-1, 2))
+        self.pieces = [keys.count for keys in seen]
+
+    @property
+    def through_tiles(self) -> int:
+        """Multiply-adds of the pieces and the heads."""
+        pieces = zip(self.pieces, self.works, strict=True)
+        return sum(n * work for n, work in pieces) + self.distinct * self.head
+
+
+def compare(label: str, name: str, found: ShardResult, expected: ShardResult) -> None:
+    """Stop unless values through tiles are those of windows by themselves."""
+    difference = float(np.nanmax(np.abs(found.values - expected.values)))
+    if difference > DIFFERENCE * (1 + float(np.nanmax(np.abs(expected.values)))):
+        raise SystemExit(f"{label} {name}: tiles differ by {difference:.2g}; nothing is timed")
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call."""
+    times: dict[str, list[float]] = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
+            times[key].append(clock(call))
+    return {key: median(seconds) for key, seconds in times.items()}
+
+
 def measure(
     label: str, panel: Panel, genome: Genome, place: int, model: tuple[str, int, int], rounds: int
 ) -> dict[str, Any]:
@@ -117,73 +168,51 @@ def measure(
     first = place // stride
     last = first + WINDOWS
     contig = next(iter(genome.contigs))
-    try:
-        works, head, work = tile_work(alone.written, stride)
-        kinds = cut_windows(alone.written, stride)
-        tiles = Engine(
-            alone.written, alone.card, alone.geometry, replace(alone.numerics, overlap=TILES), CPU
-        )
-    except Exception:
-        works, head, work, kinds, tiles = (), 0, multiply_adds(alone.written, window), (), None
+    counted = Counted(alone.written, alone.geometry)
+    counted.find(panel, contig, first, last)
     slots = 16 * alone.numerics.compute_batch
-
-    def find() -> tuple[int, list[int]]:
-        distinct, seen = 0, [set[Any]() for _ in kinds]
-        for chunk in distinct_windows(panel, alone.geometry, contig, first, last):
-            distinct += len(chunk.leader)
-            for kind, keys in zip(kinds, seen, strict=True):
-                key, _, _ = chunk.piece_keys(kind.offsets, kind.length)
-                keys.update(np.unique(key.reshape(-1).view("V16")).tolist())
-        return distinct, [len(keys) for keys in seen]
-
-    def sweep() -> None:
-        for _ in distinct_windows(panel, alone.geometry, contig, first, last):
-            pass
-
-    distinct, pieces = find()
     # Enough of them that the last compute batch, which is not full, does not matter.
     least = max(SAMPLE, 8 * alone.numerics.compute_batch)
-    some = first + min(-(-least * WINDOWS // distinct), WINDOWS)
+    some = first + min(-(-least * WINDOWS // counted.distinct), WINDOWS)
     expected = compute_shard(alone, panel, grid, first, some, slots)
-    if tiles is not None:
-        found = compute_shard(tiles, panel, grid, first, some, slots)
-        difference = float(np.nanmax(np.abs(found.values - expected.values)))
-        if difference > DIFFERENCE * (1 + float(np.nanmax(np.abs(expected.values)))):
-            raise SystemExit(f"{label} {name}: tiles differ by {difference:.2g}; nothing is timed")
     calls: dict[str, Callable[[], Any]] = {
-        "find": sweep,
+        "find": lambda: deque(distinct_windows(panel, alone.geometry, contig, first, last), 0),
         "distinct windows": lambda: compute_shard(alone, panel, grid, first, some, slots),
         "one genome": lambda: one_genome(single, genome, grid, first, last),
     }
-    if tiles is not None:
+    if counted.kinds:
+        how = replace(alone.numerics, overlap=TILES)
+        tiles = Engine(alone.written, alone.card, alone.geometry, how, CPU)
+        compare(label, name, compute_shard(tiles, panel, grid, first, some, slots), expected)
         calls["tiles"] = lambda: compute_shard(tiles, panel, grid, first, last, slots)
-    times: dict[str, list[float]] = {key: [] for key in calls}
-    for _ in range(rounds):
-        for key, call in calls.items():
-            times[key].append(clock(call))
-    ms = {key: 1e3 * median(seconds) / WINDOWS for key, seconds in times.items()}
-    ms["distinct windows"] *= WINDOWS * distinct / WINDOWS / len(expected.leader)
-    haplotypes = len(panel.haplotypes)
-    ms["sample by sample"] = ms["one genome"] * haplotypes
-    best = min(ms.get("tiles", np.inf), ms["distinct windows"])
-    counted = {
-        "every window": haplotypes * work / 1e6,
-        "distinct windows": distinct / WINDOWS * work / 1e6,
-    }
-    if tiles is not None:
-        total = sum(n * w for n, w in zip(pieces, works, strict=True)) + distinct * head
-        counted["tiles"] = total / WINDOWS / 1e6
+    ms = {key: 1e3 * s / WINDOWS for key, s in interleaved(calls, rounds).items()}
+    ms["distinct windows"] *= counted.distinct / len(expected.leader)
     return {
         "panel": label,
         "model": name,
         "window": window,
         "stride": stride,
-        "haplotypes": haplotypes,
-        "distinct": distinct / WINDOWS,
-        "pieces": [n / WINDOWS for n in pieces],
-        "ms a window": ms,
         "shares": shares,
-        "million multiply-adds a window": counted,
+        **summary(counted, ms, len(panel.haplotypes)),
+    }
+
+
+def summary(counted: Counted, ms: dict[str, float], haplotypes: int) -> dict[str, Any]:
+    """Counts and times a window of the grid, and how many times one is the other."""
+    ms["sample by sample"] = ms["one genome"] * haplotypes
+    best = min(ms.get("tiles", np.inf), ms["distinct windows"])
+    work = {
+        "every window": haplotypes * counted.alone / 1e6,
+        "distinct windows": counted.distinct / WINDOWS * counted.alone / 1e6,
+    }
+    if counted.kinds:
+        work["tiles"] = counted.through_tiles / WINDOWS / 1e6
+    return {
+        "haplotypes": haplotypes,
+        "distinct": counted.distinct / WINDOWS,
+        "pieces": [n / WINDOWS for n in counted.pieces],
+        "ms a window": ms,
+        "million multiply-adds a window": work,
         "over distinct windows": ms["distinct windows"] / best,
         "over sample by sample": ms["sample by sample"] / best,
         "panel over one genome": best / ms["one genome"],
@@ -240,8 +269,6 @@ def limits(data: Path) -> list[dict[str, Any]]:
     _, window, stride = MODELS[0]
     geometry = Geometry(window, stride)
     model = build("basenji-maize").eval()
-    works, head, alone = tile_work(model, stride)
-    kinds = cut_windows(model, stride)
     cases = {
         "as it is": (0.0, 0.0, "reference"),
         "errors 1e-3": (1e-3, 0.0, "reference"),
@@ -260,21 +287,16 @@ def limits(data: Path) -> list[dict[str, Any]]:
                 file.writelines(changed(data / variants, 100_000, errors, missing))
             with Panel(genome, path, replace(options, missing=how), cache=folder) as panel:
                 first, last = 20_000 // stride, 80_000 // stride
-                distinct, seen = 0, [set[Any]() for _ in kinds]
-                for chunk in distinct_windows(panel, geometry, contig, first, last):
-                    distinct += len(chunk.leader)
-                    for kind, keys in zip(kinds, seen, strict=True):
-                        key, _, _ = chunk.piece_keys(kind.offsets, kind.length)
-                        keys.update(np.unique(key.reshape(-1).view("V16")).tolist())
+                counted = Counted(model, geometry)
+                counted.find(panel, contig, first, last)
                 count = last - first
-                total = sum(len(k) * w for k, w in zip(seen, works, strict=True)) + distinct * head
                 rows.append(
                     {
                         "case": label,
-                        "distinct": distinct / count,
-                        "tiles": len(seen[1]) / count,
-                        "windows": distinct * alone / count / 1e6,
-                        "through tiles": total / count / 1e6,
+                        "distinct": counted.distinct / count,
+                        "tiles": counted.pieces[1] / count,
+                        "windows": counted.distinct * counted.alone / count / 1e6,
+                        "through tiles": counted.through_tiles / count / 1e6,
                     }
                 )
                 print(

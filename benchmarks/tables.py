@@ -37,7 +37,8 @@ from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.sequences.grid import Grid
 from genomepred.store.chunks import Layout
-from genomepred.store.cohort import INDEX_CHUNK, CohortStore, join_cohort, write_cohort_part
+from genomepred.store.cohort import CohortStore
+from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part
 from genomepred.tables.table import region_table
 
 GENES, MEGABASES, PROMOTER = 40_000, 373, 1_500

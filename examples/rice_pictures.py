@@ -17,7 +17,7 @@ from genomepred.evaluation.figures import new_figure
 from genomepred.plots import COLORS, summarize
 from genomepred.tables.figures import draw_heat_map
 
-FIRST, LAST = 200_000, 260_000
+FIRST, LAST, PROMOTERS = 200_000, 260_000, 25
 
 
 def draw_sites(out: Path, path: Path) -> None:
@@ -40,17 +40,19 @@ def draw_sites(out: Path, path: Path) -> None:
     axes.set_xlim(FIRST / 1e3, LAST / 1e3)
     axes.set_xlabel(f"{contig} of line S1500 (kb)")
     axes.set_ylabel("bZIP site, predicted")
-    axes.legend(frameon=False, loc="upper right", ncol=1)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 
 def draw_promoters(out: Path, path: Path) -> None:
-    """Promoters by lines."""
+    """The promoters that vary most, by lines."""
     table = pd.read_csv(out / "promoters.tsv", sep="\t")
+    varied = table.iloc[:, 5:].var(axis=1).nlargest(PROMOTERS).index
+    title = f"highest bZIP prediction: the {PROMOTERS} of {len(table)} promoters that vary most"
+    table = table.loc[varied]
     values = table.iloc[:, 5:].to_numpy(np.float32).T
     group = np.full(len(values), -1, np.int8)
-    title = f"highest bZIP prediction in {len(table)} promoters"
     lines = table.columns[5:].tolist()
     draw_heat_map(values, table["name"].tolist(), lines, group, (), title, path)
 

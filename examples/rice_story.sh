@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From peaks of three cultivars to answers about a panel: train, evaluate, predict a cohort, then
-# tables, comparisons, sites. Needs the simulated rice panel (`make rice` passes its folder):
+# tables, comparisons, sites and effects of variants. Needs the simulated rice panel (`make rice`
+# passes its folder):
 #
 #     examples/rice_story.sh DATA [OUT] [SAMPLES]
 #
@@ -108,4 +109,28 @@ genomepred predict "$out/S1500.fa" --model "$out/training/best" --out "$out/S150
 genomepred sites "$out/S1500" --model "$out/training/best" --sequence "$out/S1500.fa" \
     -o "$out/S1500.sites.tsv"
 
-# Effects of the panel's variants at the sites: see `genomepred effects --help`.
+echo "== what the panel's variants do, at sites and elsewhere"
+genomepred effects --genomes "$reference" --variants "$panel" --model "$out/training/best" \
+    --range 60 -o "$out/effects.tsv"
+python - "$out" "$reference" <<'PYTHON'
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from genomepred import Genome
+
+out, effects = Path(sys.argv[1]), pd.read_csv(Path(sys.argv[1]) / "effects.tsv", sep="\t")
+with Genome(sys.argv[2]) as genome:
+    (contig,) = genome.contigs
+    text = "".join("ACGTN"[c] for c in genome.codes(contig, 0, genome.contigs[contig]).tolist())
+inside = np.zeros(len(text) + 1, bool)
+for found in re.finditer("CACGTG|CACGTC|GACGTG", text):
+    inside[found.start() : found.end()] = True
+change = effects["bZIP.range_difference"].abs()
+for name, here in (("inside", inside[effects["start"]]), ("outside", ~inside[effects["start"]])):
+    print(f"{name} a box: {here.sum():,} alternatives, median of the largest change within 60 "
+          f"bases {change[here].median():.3f}")
+PYTHON

@@ -139,8 +139,14 @@ def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, 
     )
 
 
-class _Distinct:
-    """Numbers of distinct keys in order of their coming."""
+class DistinctKeys:
+    """Numbers of distinct keys in order of their coming.
+
+    Attributes
+    ----------
+    count : int
+        Distinct keys so far.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -171,7 +177,7 @@ class _Kind:
         self.pieces, self._turn = pieces, turn
         self.batch = compute_batch(length, device_type)
         self.batch *= _BATCHES if device_type == "cpu" else 1
-        self.distinct = _Distinct()
+        self.distinct = DistinctKeys()
         self.numbers: list[Int64] = []
         self._waiting: list[Codes] = []
         self._done: list[Tensor] = []
@@ -202,7 +208,7 @@ class _Kind:
 
     def forget(self) -> None:
         """Start anew, to bound memory."""
-        self.distinct = _Distinct()
+        self.distinct = DistinctKeys()
         self._done, self.values = [], 0
 
 

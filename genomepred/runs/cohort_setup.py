@@ -15,7 +15,7 @@ from genomepred.errors import ModelError, PrecisionError
 from genomepred.files import output_error, own_folder
 from genomepred.inference.cohort import TILES, compute_shard, pieces
 from genomepred.inference.engine import Numerics
-from genomepred.inference.tiles import PAYS, Pieces, cut_windows, tile_work
+from genomepred.inference.tiles import PAYS, DistinctKeys, Pieces, cut_windows, tile_work
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import REFERENCE, resolve_kernels
 from genomepred.models.agreement import difference
@@ -144,14 +144,14 @@ class CohortSetup(Setup):
         counts = [0] * len(kinds)
         for first in range(0, windows, step):
             for place in pieces(self.grid, first, min(first + _STRETCH, windows)):
-                found: list[set[bytes]] = [set() for _ in kinds]
+                found = [DistinctKeys() for _ in kinds]
                 for chunk in distinct_windows(self.panel, self.geometry, *place):
                     looked += len(chunk.begin) - 1
                     distinct += len(chunk.leader)
                     for kind, seen in zip(kinds, found, strict=True):
                         key, _, _ = chunk.piece_keys(kind.offsets, kind.length)
-                        seen.update(np.unique(key.reshape(-1).view("V16")).tolist())
-                counts = [n + len(seen) for n, seen in zip(counts, found, strict=True)]
+                        seen.numbers(key.reshape(-1, 2))
+                counts = [n + seen.count for n, seen in zip(counts, found, strict=True)]
         if not kinds:
             return Sharing(looked, distinct, (), 0.0)
         work = sum(n * w for n, w in zip(counts, works, strict=True)) + distinct * head

@@ -9,6 +9,7 @@ read without the VCF and without an index.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def read_samples(text: str) -> tuple[str, ...]:
         If the list is empty or the file cannot be read.
     """
     path = Path(text)
-    if not path.is_file():
+    # `Path.is_file` raises where a list is too long for the name of a file.
+    if not os.path.isfile(path):
         names = [name.strip() for name in text.split(",")]
     else:
         try:

@@ -74,6 +74,7 @@ class Chunk:
     index: NDArray[Any]
     _region: Region
     _codes: Codes
+    _known: Int64
     _origin: int
     _start: Int64
     _edit: NDArray[np.int32]
@@ -133,8 +134,6 @@ class Chunk:
         leader, begins, firsts = self._rows()
         r = self._region
         out = np.empty(len(leader), np.int64)
-        known = np.zeros(len(self._codes) + 1, np.int64)
-        np.cumsum(self._codes < 4, out=known[1:])
         count_real(
             begins,
             firsts,
@@ -145,7 +144,7 @@ class Chunk:
             r.alt_first,
             r.letters,
             self._delta[firsts + leader],
-            known,
+            self._known,
             self._origin,
             self._window,
             out,
@@ -220,6 +219,9 @@ class _Sweep:
         self._origin = min(low, region.low)
         end = max(high, region.high)
         self._codes = panel.reference.codes(contig, self._origin, end)
+        # Codes 0-3 before each base of what was loaded.
+        self._known = np.zeros(len(self._codes) + 1, np.int64)
+        np.cumsum(self._codes < 4, out=self._known[1:])
         self._delta = np.empty(len(region.edit) + haplotypes, np.int64)
         self._sum = np.empty((len(region.edit) + haplotypes, 2), np.uint64)
         _prefixes(
@@ -301,6 +303,7 @@ class _Sweep:
             index,
             r,
             self._codes,
+            self._known,
             self._origin,
             start,
             edit,

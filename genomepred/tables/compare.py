@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ STATISTICS = ("variance", "range")
 SIGNALS = {"bigwig": ".bw", "bedgraph": ".bedgraph.gz"}
 _MOST_TABLE = 1 << 26  # bytes of a table of samples
 _BLOCK_ROWS = 1 << 16  # rows of a table that are text at a time
+# Rows of tracks whose statistics are held at a time; more tracks are computed in turns.
+_TRACK_VALUES = 1 << 23
 _LIKELY = 0.05  # adjusted p-value below which rows are counted
 
 
@@ -169,6 +171,9 @@ def read_groups(path: Path, column: str, names: Sequence[str], samples: Samples)
         raise DataError(
             f"{path}: column {column!r} has {len(found)} groups among the samples of "
             f"{samples.path}: {some(sorted(found))}; choose two with --groups A,B"
+            if len(found) > 1
+            else f"{path}: column {column!r} puts all samples of {samples.path} that it names in "
+            f"one group, {shown(*found)}; two are compared"
             if found
             else f"{path}: names none of the samples of {samples.path}, which begin with "
             f"{some(samples.names)}"
@@ -235,38 +240,49 @@ def compare_rows(
     tracks: Sequence[str],
     top: int,
     progress: bool = False,
-) -> list[Comparison]:
-    """Statistics of every row and the regions that differ most, of each track."""
+) -> Iterator[Comparison]:
+    """Statistics of every row and the regions that differ most, track by track."""
     if statistic not in STATISTICS:
         raise OptionError(f"statistic {statistic!r} is unknown; use {', '.join(STATISTICS)}")
+    there = {track: k for k, track in enumerate(samples.tracks)}
     for track in tracks:
-        if track not in samples.tracks:
-            raise OptionError(f"no track {track!r}; there are {', '.join(samples.tracks)}")
+        if track not in there:
+            raise OptionError(f"no track {track!r}; there are {some(samples.tracks)}")
+    chosen = [track for track in there if not tracks or track in tracks]
+    size = max(_TRACK_VALUES // max(samples.grid.rows, 1), 1)
+    with Progress(
+        total=samples.grid.rows * len(chosen), desc="compare", unit=" rows", unit_scale=True,
+        shown=progress,
+    ) as bar:  # fmt: skip
+        for first in range(0, len(chosen), size):
+            some_tracks = chosen[first : first + size]
+            columns = _columns(samples, groups, [there[track] for track in some_tracks], bar)
+            if not groups:
+                columns.pop("range" if statistic == "variance" else "variance")
+            for k, track in enumerate(some_tracks):
+                own = {name: column[:, k].copy() for name, column in columns.items()}
+                yield _finished(samples, track, own, statistic, top)
+
+
+def _columns(
+    samples: Samples, groups: Groups | None, tracks: Sequence[int], bar: Progress
+) -> dict[str, Float64]:
+    """Statistics of every row, [rows, tracks] each."""
     group = groups.group if groups else np.zeros(len(samples.names), np.int8)
     names = (
         ("first", "second", "difference", "u", "z", "log_p")
         if groups
         else ("samples", "mean", "variance", "range")
     )
-    shape = samples.grid.rows, len(samples.tracks)
-    columns = {name: np.empty(shape) for name in names}
-    with Progress(
-        total=shape[0], desc="compare", unit=" rows", unit_scale=True, shown=progress
-    ) as bar:
-        for block in samples.blocks(group, 2 if groups else 1):
-            row, of = block.row, compare_ranks if groups else moments
-            found = of(block.starts, block.rows, block.counts, block.bins)
-            last = row + len(found[0])
-            for name, column in columns.items():
-                column[row:last] = getattr(found, name)
-            bar.update(last - row)
-    if not groups:
-        columns.pop("range" if statistic == "variance" else "variance")
-    return [
-        _finished(samples, track, {n: c[:, k].copy() for n, c in columns.items()}, statistic, top)
-        for k, track in enumerate(samples.tracks)
-        if not tracks or track in tracks
-    ]
+    columns = {name: np.empty((samples.grid.rows, len(tracks))) for name in names}
+    for block in samples.blocks(group, 2 if groups else 1, tracks):
+        row, of = block.row, compare_ranks if groups else moments
+        found = of(block.starts, block.rows, block.counts, block.bins)
+        last = row + len(found[0])
+        for name, column in columns.items():
+            column[row:last] = getattr(found, name)
+        bar.update((last - row) * len(tracks))
+    return columns
 
 
 def _finished(
@@ -274,13 +290,16 @@ def _finished(
 ) -> Comparison:
     if "log_p" in columns:
         columns["log_q"] = adjusted(columns["log_p"])
-        keys = [np.abs(columns["difference"]), np.abs(columns["z"]), columns["log_p"]]
+        # Ranks alone put the smallest differences first wherever groups do not overlap.
+        size = np.abs(columns["difference"])
+        likely = np.where(columns["log_q"] > -np.log10(_LIKELY), size, -1.0)
+        keys = [size, np.abs(columns["z"]), columns["log_p"], likely]
     else:
         keys = [columns[statistic]]
     rank = np.full(samples.grid.rows, np.nan)
     order = np.lexsort(keys)
     rank[order] = np.arange(len(order))
-    rank[np.isnan(keys[-1])] = np.nan
+    rank[np.isnan(columns["log_p"] if "log_p" in columns else keys[-1])] = np.nan
     # Whole numbers: as float32 they may tie beyond 2^24 rows, of which the first then counts.
     sites = find_sites(RowStore(samples, {"rank": rank}), None, Choice(top=top))
     order = np.argsort(-rank[sites.row], kind="stable")
@@ -291,7 +310,7 @@ def _finished(
 
 
 def _write(
-    samples: Samples, found: Sequence[Comparison], groups: Groups | None, folder: Path, signal: str
+    samples: Samples, found: Iterable[Comparison], groups: Groups | None, folder: Path, signal: str
 ) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "samples": len(samples.names),

@@ -86,24 +86,29 @@ class Pieces(NamedTuple):
         return [Pieces(*group) for group in zip(*columns, strict=True) if len(group[0])]
 
 
-def reduce_store(store: PredictionStore, pieces: Pieces, regions: int, how: Statistic) -> Float32:
-    """Statistic of the rows of regions of one genome, [regions, tracks]; NaN without a value."""
-    total, count = _accumulators(how, regions, 1, len(store.tracks))
+def reduce_store(
+    store: PredictionStore, pieces: Pieces, regions: int, how: Statistic, columns: Sequence[int]
+) -> Float32:
+    """Statistic of the rows of regions of one genome, [regions, columns]; NaN without a value."""
+    total, count = _accumulators(how, regions, 1, len(columns))
     for block in pieces.blocks(max(_BLOCK_VALUES // len(store.tracks), 1)):
         low = int(block.first.min())
-        values = store.read(low, int(block.last.max()))
+        values = columns_of(store.read(low, int(block.last.max())), columns)
         _accumulate(values, low, *block, how.number, how.threshold, total, count)
     return _finished(how, total, count)[:, 0]
 
 
-def reduce_cohort(store: CohortStore, pieces: Pieces, regions: int, how: Statistic) -> Float32:
-    """Statistic of the rows of regions of all haplotypes, [regions, haplotypes, tracks]."""
+def reduce_cohort(
+    store: CohortStore, pieces: Pieces, regions: int, how: Statistic, columns: Sequence[int]
+) -> Float32:
+    """Statistic of the rows of regions of all haplotypes, [regions, haplotypes, columns]."""
     haplotypes, bins = len(store.haplotypes), store.grid.geometry.bins
-    total, count = _accumulators(how, regions, haplotypes, len(store.tracks))
+    total, count = _accumulators(how, regions, haplotypes, len(columns))
     windows = max(_BLOCK_ENTRIES // max(haplotypes, 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
     for block in pieces.blocks(windows * bins):
         first, last = int(block.first.min()) // bins, -(-int(block.last.max()) // bins)
         classes = store.classes(first, last)
+        classes = classes._replace(rows=columns_of(classes.rows, columns))
         bad = _accumulate_classes(
             *classes, first, bins, *block, how.number, how.threshold, total, count
         )
@@ -115,6 +120,13 @@ def reduce_cohort(store: CohortStore, pieces: Pieces, regions: int, how: Statist
     return _finished(how, total, count)
 
 
+def columns_of(rows: Float32, columns: Sequence[int]) -> Float32:
+    """Some tracks of rows; the rows themselves if it is all of them."""
+    if list(columns) == list(range(rows.shape[1])):
+        return rows
+    return np.ascontiguousarray(rows[:, columns])
+
+
 def _accumulators(
     how: Statistic, regions: int, samples: int, tracks: int
 ) -> tuple[Float64, NDArray[np.int32]]:
@@ -124,9 +136,10 @@ def _accumulators(
 
 def _finished(how: Statistic, total: Float64, count: NDArray[np.int32]) -> Float32:
     with np.errstate(invalid="ignore", over="ignore"):
-        values = total if how.name in ("max", "min") else total / np.maximum(count, 1)
-        values[count == 0] = np.nan
-        return values.astype(np.float32)
+        if how.name in ("mean", "fraction"):
+            total /= np.maximum(count, 1)
+        total[count == 0] = np.nan
+        return total.astype(np.float32)
 
 
 @njit(nogil=True, cache=True)

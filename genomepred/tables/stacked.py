@@ -17,6 +17,7 @@ from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.reader import Float32, Int64, PredictionStore
 from genomepred.tables.ranks import count_classes
+from genomepred.tables.reduction import columns_of
 from genomepred.tables.samples import cohort_of, haplotype_names
 
 # Entries of a cohort's index, and values of genomes, that are held at a time.
@@ -51,8 +52,13 @@ class Samples(Protocol):
     tracks: tuple[str, ...]
     attributes: dict[str, Any]
 
-    def blocks(self, group: NDArray[np.int8], groups: int) -> Iterator[Block]:
-        """All rows in order; ``group`` says which of the groups each sample is in, -1 none."""
+    def blocks(
+        self, group: NDArray[np.int8], groups: int, tracks: Sequence[int]
+    ) -> Iterator[Block]:
+        """All rows of some tracks, in order.
+
+        ``group`` says which of the groups each sample is in, -1 none.
+        """
         ...
 
     def values(self, rows: Sequence[int]) -> Float32:
@@ -88,7 +94,9 @@ class _Cohort:
         self.path, self.grid, self.tracks = store.path, store.grid, store.tracks
         self.attributes = dict(store.attributes)
 
-    def blocks(self, group: NDArray[np.int8], groups: int) -> Iterator[Block]:
+    def blocks(
+        self, group: NDArray[np.int8], groups: int, tracks: Sequence[int]
+    ) -> Iterator[Block]:
         bins = self.grid.geometry.bins
         windows = self.grid.rows // bins
         step = max(_BLOCK_ENTRIES // max(len(group), 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
@@ -104,7 +112,7 @@ class _Cohort:
                     f"{self.path}: the index of window {first + bad} names no leader; check the "
                     "file with `genomepred verify`"
                 )
-            yield Block(first * bins, starts, rows, counts, bins)
+            yield Block(first * bins, starts, columns_of(rows, tracks), counts, bins)
 
     def values(self, rows: Sequence[int]) -> Float32:
         bins = self.grid.geometry.bins
@@ -157,19 +165,21 @@ class _Genomes:
             with PredictionStore(path) as store:
                 yield store
 
-    def blocks(self, group: NDArray[np.int8], groups: int) -> Iterator[Block]:
-        samples, tracks = len(self.names), len(self.tracks)
-        step = max(_BLOCK_VALUES // (samples * tracks), 1)
+    def blocks(
+        self, group: NDArray[np.int8], groups: int, tracks: Sequence[int]
+    ) -> Iterator[Block]:
+        samples = len(self.names)
+        step = max(_BLOCK_VALUES // (samples * len(self.tracks)), 1)
         # Every sample is a distinct prediction of its own; the counts of one row hold for all.
         counts = np.zeros((samples, groups), np.int64)
         counts[group >= 0, group[group >= 0]] = 1
         for first in range(0, self.grid.rows, step):
             last = min(first + step, self.grid.rows)
-            rows = np.empty((last - first, samples, tracks), np.float32)
+            rows = np.empty((last - first, samples, len(tracks)), np.float32)
             for k, store in enumerate(self._stores()):
-                rows[:, k] = store.read(first, last)
+                rows[:, k] = columns_of(store.read(first, last), tracks)
             starts = np.arange(last - first + 1, dtype=np.int64) * samples
-            yield Block(first, starts, rows.reshape(-1, tracks), counts, 1)
+            yield Block(first, starts, rows.reshape(-1, len(tracks)), counts, 1)
 
     def values(self, rows: Sequence[int]) -> Float32:
         out = np.empty((len(self.names), len(rows), len(self.tracks)), np.float32)

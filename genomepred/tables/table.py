@@ -96,8 +96,7 @@ class RegionTable:
     def _of_cohort(self, store: CohortStore, numbers: range) -> Float32:
         assert self.places is not None
         pieces = Pieces.of(store.grid, [self.places[k] for k in numbers])
-        found = reduce_cohort(store, pieces, len(numbers), self.statistic)
-        return found[:, :, list(self.columns)]
+        return reduce_cohort(store, pieces, len(numbers), self.statistic, self.columns)
 
     def _of_genomes(self, numbers: range, bar: Progress) -> Float32:
         shape = len(numbers), len(self.samples), len(self.tracks)
@@ -107,8 +106,9 @@ class RegionTable:
             with PredictionStore(path) as store:
                 if known is None or self.own is not None or not _same_grid(known[0], store):
                     known = (_grid_of(store), self._pieces(store, k, numbers))
-                found = reduce_store(store, known[1], len(numbers), self.statistic)
-                values[:, k] = found[:, store.columns(self.tracks)]
+                values[:, k] = reduce_store(
+                    store, known[1], len(numbers), self.statistic, self.columns
+                )
             bar.update(len(numbers))
         return values
 
@@ -150,7 +150,7 @@ class RegionTable:
             return 0
         if track not in self.tracks:
             asked = "several tracks" if track is None else f"no track {shown(track)}"
-            raise StoreError(f"{self.files[0]}: {asked}; there are {', '.join(self.tracks)}")
+            raise StoreError(f"{self.files[0]}: {asked}; there are {some(self.tracks)}")
         return self.tracks.index(track)
 
     def to_anndata(self) -> anndata.AnnData:
@@ -308,10 +308,11 @@ def _facts(
 
 
 def _columns(path: Path, there: tuple[str, ...], tracks: Sequence[str]) -> tuple[int, ...]:
+    number = {track: k for k, track in enumerate(there)}
     for track in tracks:
-        if track not in there:
-            raise StoreError(f"{path}: no track {track!r}; there are {', '.join(there)}")
-    return tuple(there.index(track) for track in tracks or there)
+        if track not in number:
+            raise StoreError(f"{path}: no track {track!r}; there are {some(there)}")
+    return tuple(number[track] for track in tracks or there)
 
 
 def _matched(path: Path, genomes: Sequence[str], read: Any) -> list[dict[str, NamedRegion]]:

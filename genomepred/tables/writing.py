@@ -20,6 +20,7 @@ from genomepred.tsv import quoted, tab_separated
 FORMAT, FORMAT_VERSION = "genomepred table", 1
 _SUFFIXES = (".tsv", ".tsv.gz", ".parquet", ".h5", ".hdf5", ".h5ad")
 _CHUNK = 1 << 16  # values of a chunk of HDF5
+_MOST_FILES = 200  # of a table, open together
 
 
 def write_table(table: RegionTable, path: Path | None, progress: bool = False) -> list[Path]:
@@ -87,6 +88,11 @@ def _most_bytes(table: RegionTable, suffix: str) -> int:
 def _one_a_track(path: Path, suffix: str, tracks: Sequence[str]) -> list[Path]:
     if len(tracks) == 1:
         return [path]
+    if len(tracks) > _MOST_FILES:
+        raise OutputError(
+            f"{path}: {len(tracks):,} tracks make a file each, at most {_MOST_FILES} at a time; "
+            "choose some with --track, or write .h5 or .h5ad, which hold all"
+        )
     safe = [track.replace("/", "_").replace("\0", "_") for track in tracks]
     if len(set(safe)) < len(safe):
         raise OutputError(f"{path}: track names collide as file names; choose one with --track")

@@ -28,7 +28,7 @@ from genomepred.sequences.fasta import Genome
 from genomepred.variants.parts import Parts
 from genomepred.variants.scoring import Measure, Scorer
 from genomepred.variants.sites import Checked, Sites, check, describe_mismatch, read_blocks
-from genomepred.variants.tables import columns_of, format_of, open_table
+from genomepred.variants.tables import Column, columns_of, format_of, open_table, require_writable
 
 # Seconds between looks at parts that other processes are computing.
 _WAIT = 0.1
@@ -237,6 +237,7 @@ class _Run:
 
     def begin(self, digests: list[str]) -> None:
         """Begin, or continue what was begun; parts that are not of this run go."""
+        require_writable(self._spec.out, self._columns(), self._spec.variants)
         self._digests = digests
         signature = self._signature()
         self._numerics = self._parts.begin(signature, self._decide)
@@ -359,11 +360,7 @@ class _Run:
 
     def publish(self, report: EffectsReport) -> None:
         """Write the table from all parts, in order."""
-        spec = self._spec
-        tracks = [track.name for track in self.card.tracks]
-        if spec.strand == "each":
-            tracks = [name + sign for sign in "+-" for name in tracks]
-        columns = columns_of(tracks, list(self._names()), spec.range is not None)
+        spec, columns = self._spec, self._columns()
         contigs = dict(self._genome.contigs)
         with open_table(spec.out, columns, spec.variants, contigs, self.card.name) as table:
             for number, sites in enumerate(read_blocks(spec.variants)):
@@ -380,6 +377,12 @@ class _Run:
                 change = scores.values["alternative"] - scores.values["reference"]
                 report.without_value += int(np.isnan(change).any(1).sum())
                 table.add(sites, scores)
+
+    def _columns(self) -> list[Column]:
+        tracks = [track.name for track in self.card.tracks]
+        if self._spec.strand == "each":
+            tracks = [name + sign for sign in "+-" for name in tracks]
+        return columns_of(tracks, list(self._names()), self._spec.range is not None)
 
     def _names(self) -> Mapping[str, Measure]:
         from genomepred.variants.scoring import default_measures

@@ -105,6 +105,18 @@ def _require(library: str | None, ending: str) -> None:
         ) from None
 
 
+def require_writable(out: Path, columns: Sequence[Column], variants: Path) -> None:
+    """See to it, before anything is computed, that a VCF can be repeated with these columns.
+
+    Raises
+    ------
+    SequenceError
+        If htslib cannot read the file, or its header has such INFO fields already.
+    """
+    if format_of(out) == ".vcf.gz":
+        _open_source(variants, _fields(columns)).close()
+
+
 @contextmanager
 def open_table(
     out: Path, columns: Sequence[Column], variants: Path, contigs: dict[str, int], model: str
@@ -253,22 +265,13 @@ class _Vcf(_Closing):
         import pysam
 
         self._variants, self._columns = variants, columns
-        pysam.set_verbosity(0)
-        try:
-            self._source = pysam.VariantFile(str(variants))
-        except (OSError, ValueError) as error:
-            raise _unreadable(variants, error) from None
+        self._fields = _fields(columns)
+        self._source = _open_source(variants, self._fields)
         header = self._source.header
         for contig, length in contigs.items():
             if contig not in header.contigs:
                 header.contigs.add(contig, length=length)
-        self._fields = _fields(columns)
         for column, name in zip(columns, self._fields, strict=True):
-            if name in header.info:
-                raise SequenceError(
-                    f"{variants}: its header has INFO field {name} already; remove it with "
-                    f"`bcftools annotate -x INFO/{name}`, or write another format"
-                )
             kind = "Integer" if column.is_place else "Float"
             header.info.add(name, "A", kind, _describe(column, model))
         self._target = pysam.VariantFile(str(path), "wz", header=header)
@@ -321,10 +324,32 @@ class _Vcf(_Closing):
         self._source.close()
 
 
+def _open_source(variants: Path, fields: Sequence[str]) -> Any:
+    """A VCF or BCF whose records can be written with more INFO fields."""
+    import pysam
+
+    pysam.set_verbosity(0)
+    try:
+        source = pysam.VariantFile(str(variants))
+    except (OSError, ValueError):
+        raise SequenceError(
+            f"{variants}: .vcf.gz output repeats a whole header, and htslib finds none in it: add "
+            "its ##fileformat, ##contig and #CHROM lines, or write .tsv or .parquet"
+        ) from None
+    for name in fields:
+        if name in source.header.info:
+            source.close()
+            raise SequenceError(
+                f"{variants}: its header has INFO field {name} already; remove it with "
+                f"`bcftools annotate -x INFO/{name}`, or write another format"
+            )
+    return source
+
+
 def _unreadable(variants: Path, error: Exception) -> SequenceError:
     return SequenceError(
-        f"{variants}: htslib, which writes VCF, cannot read it ({error}); give a file with a "
-        "complete header, or write .tsv or .parquet"
+        f"{variants}: htslib, which writes VCF, cannot read it ({error}); mend it, or write "
+        ".tsv or .parquet"
     )
 
 

@@ -245,6 +245,44 @@ def test_carriers_of_records_that_did_not_pass_are_counted(fasta: Genome) -> Non
     assert text(found) == edited((4, 5, "G"))
 
 
+@pytest.mark.parametrize(
+    ("count", "hints"),
+    [(1, True), (998, True), (1200, False)],
+)
+def test_skipped_alleles_are_a_hint_above_a_thousandth(
+    tmp_path: Path, count: int, hints: bool
+) -> None:
+    (tmp_path / "ref.fa").write_text(f">c1\n{'A' * 2 * count}\n")
+    lines = [f"c1 {2 * k + 1} A G . 1|0" for k in range(count)]
+    with Genome(tmp_path / "ref.fa") as genome:
+        found = panel(genome, lines[0].replace("G", "C"), *lines)
+    assert found.counts.skipped == (1, 0)
+    assert any("bcftools norm" in line for line in found.warnings()) == hints
+
+
+def test_contigs_of_the_header_are_not_needed(fasta: Genome) -> None:
+    path = fasta.path.with_name("plain.vcf")
+    head = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\ts1\n"
+    path.write_text("##fileformat=VCFv4.2\n" + head + "c1\t5\t.\tA\tG\t.\t.\t.\tGT\t1|0\n")
+    with Panel(fasta, path) as found:
+        assert text(found) == edited((4, 5, "G"))
+        assert text(found, "s1", 2) == REFERENCE
+        assert text(found, contig="c2") == "ACGTNACGTA"  # a contig without records
+
+
+@pytest.mark.parametrize(
+    ("form", "calls", "message"),
+    [("DP", "3\t4", "no GT"), ("", "", "no samples")],
+)
+def test_a_panel_needs_genotypes(fasta: Genome, form: str, calls: str, message: str) -> None:
+    path = fasta.path.with_name("none.vcf")
+    head = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO" + "\tFORMAT\ts1\ts2" * bool(form)
+    record = "c1\t5\t.\tA\tG\t.\t.\t." + f"\t{form}\t{calls}" * bool(form)
+    path.write_text(f"##fileformat=VCFv4.2\n{head}\n{record}\n")
+    with pytest.raises(SequenceError, match=message):
+        Panel(fasta, path)
+
+
 def test_samples_keep_their_order(fasta: Genome, tmp_path: Path) -> None:
     lines = ["c1 5 A G . 1|0 0|1", "c1 9 A T . 0|1 1|1"]
     found = panel(fasta, *lines)
@@ -254,6 +292,12 @@ def test_samples_keep_their_order(fasta: Genome, tmp_path: Path) -> None:
     assert read_samples("b,a") == ("b", "a")
     (tmp_path / "list").write_text("s2\n\ns1\n")
     assert read_samples(str(tmp_path / "list")) == ("s2", "s1")
+    many = [f"a-long-name-of-a-sample-{k}" for k in range(1000)]
+    assert read_samples(",".join(many)) == tuple(many)  # too long for the name of a file
+    with pytest.raises(SequenceError, match="names no sample"):
+        read_samples(" , ")
+    with pytest.raises(SequenceError, match="'s9'"):
+        Panel(fasta, found.path, PanelOptions(samples=("s1", "s9")))
     with pytest.raises(RegionError, match="has copies 1-2"):
         found.haplotype("s1", 3)
     with pytest.raises(RegionError, match="no sample"):

@@ -150,6 +150,23 @@ def test_two_groups_of_genomes(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "o" / "one.log_q.bw").stat().st_size > 300
 
 
+def test_of_likely_regions_the_largest_difference_is_first(tmp_path: Path) -> None:
+    """Ranks are the same for all of these: groups do not overlap."""
+    grid = Grid.whole({"c": 2_000}, Geometry(window=20, stride=20))
+    size = np.zeros(grid.rows, np.float32)
+    size[[10, 40, 70]] = 1e-5, 0.5, 0.02
+    noise = np.random.default_rng(0).permutation(16).astype(np.float32)
+    (tmp_path / "run").mkdir()
+    for k in range(16):
+        values = size * (k % 2) + 1e-6 * noise[k] * (size > 0)
+        write_store(tmp_path / "run" / f"g{k}.h5", grid, values[:, None], ("one",))
+    path = groups(tmp_path / "t.tsv", [f"g{k}" for k in range(16)])
+    compare(tmp_path / "run", tmp_path / "o", samples_table=path, group="kind", top=3)
+    best = table(tmp_path / "o" / "top.tsv")
+    assert best["start"].tolist() == [800, 1400, 200]
+    assert (best["q"] < 0.05).all()
+
+
 def test_two_groups_of_a_cohort(cohort: Path, tmp_path: Path) -> None:
     path = groups(tmp_path / "t.tsv", [f"s{k}" for k in range(10)], every=3)
     with pytest.warns(UserWarning, match="2 of 22 samples are in neither group"):
@@ -177,6 +194,9 @@ def test_groups_that_are_none(run: Path, tmp_path: Path) -> None:
             compare(run, tmp_path / "o", **(of | more))
     path.write_text("sample\tkind\nx\ta\ny\tb\n")
     with pytest.raises(DataError, match="names none of the samples"):
+        compare(run, tmp_path / "o", group="kind", **of)
+    path.write_text("sample\tkind\ng1\ta\ng2\ta\n")
+    with pytest.raises(DataError, match="in one group, 'a'; two are compared"):
         compare(run, tmp_path / "o", group="kind", **of)
     path.write_text("sample\tkind\ng1\ta\ng1\tb\n")
     with pytest.raises(DataError, match="'g1' is in 'a' and in 'b'"):

@@ -137,6 +137,13 @@ def test_genomes(
     check(found, [PredictionStore(run / f"{name}.h5") for name in found.samples], stat)
 
 
+def test_a_file_a_track_has_its_limit() -> None:
+    names = [f"t{k}" for k in range(201)]
+    assert len(writing._one_a_track(Path("x.tsv"), ".tsv", names[:200])) == 200
+    with pytest.raises(OutputError, match=r"201 tracks .* --track, or write \.h5"):
+        writing._one_a_track(Path("x.tsv"), ".tsv", names)
+
+
 def test_several_bins(tmp_path: Path) -> None:
     grid = Grid.whole(CONTIGS, Geometry(window=60, stride=40, crop=10, bins=4))
     path = write_cohort(tmp_path / "bins.h5", grid, HAPLOTYPES, ("one", "two"))
