@@ -146,11 +146,11 @@ class Cluster(Namespace):
 
     def actors(self) -> list[int]:
         """Process numbers of the actors of runs, those on the slow node left out."""
-        return [process for process in self.find("ray::Device") if not _is_slow(process)]
+        return [process for process in self.find("ray::Device") if not is_slow(process)]
 
     def slow_actors(self) -> list[int]:
         """Process numbers of the actors of runs on the slow node."""
-        return [process for process in self.find("ray::Device") if _is_slow(process)]
+        return [process for process in self.find("ray::Device") if is_slow(process)]
 
     def raylets(self) -> list[int]:
         """Process numbers of the nodes' daemons, the head's first."""
@@ -165,7 +165,8 @@ class Cluster(Namespace):
         return self.find("executors.ray import drive")
 
 
-def _is_slow(process: int) -> bool:
+def is_slow(process: int) -> bool:
+    """Whether a process is of the slow node."""
     try:
         return b"ATEN_CPU_CAPABILITY=default" in Path(f"/proc/{process}/environ").read_bytes()
     except OSError:
