@@ -268,6 +268,8 @@ def _counted(kernels: tuple[str, ...]) -> str:
 def _overlap(estimate: Estimate, asked: str) -> str:
     used = estimate.numerics.overlap
     saving = f", {estimate.saving:.1f} times less work" if used == "share" else ""
+    if estimate.why_alone:
+        return f"overlap: {used}: {estimate.why_alone}"
     chosen = f"; auto chose it for these rows, --overlap {used} fixes it for any --regions"
     return f"overlap: {used}{saving}{chosen if asked == 'auto' else ''}"
 

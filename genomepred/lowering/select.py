@@ -90,9 +90,7 @@ def choose_blocks(
     if overlap == "naive":
         return None
     try:
-        if geometry.stride > geometry.window:
-            raise CannotShareError(f"windows do not overlap at stride {geometry.stride}")
-        blocks = best_blocks(model, geometry.stride, device_type, whole)
+        blocks = best_blocks(model, geometry, device_type, whole)
     except CannotShareError as error:
         if overlap == "auto":
             return None
@@ -103,14 +101,32 @@ def choose_blocks(
     return blocks if overlap == "share" or blocks.saving >= _PAYS[device_type] else None
 
 
-def best_blocks(model: nn.Module, stride: int, device_type: str, filled: Filled) -> Blocks:
+def why_alone(model: nn.Module, geometry: Geometry, device_type: str, whole: Filled) -> str:
+    """Reason for which ``auto`` shares no overlap; empty if it would.
+
+    Parameters are as of :func:`choose_blocks`.
+    """
+    try:
+        saving = best_blocks(model, geometry, device_type, whole).saving
+    except CannotShareError as error:
+        return str(error)
+    pays = _PAYS[device_type]
+    return (
+        "" if saving >= pays else f"it would be {saving:.2f} times less work, and pays from {pays}"
+    )
+
+
+def best_blocks(model: nn.Module, geometry: Geometry, device_type: str, filled: Filled) -> Blocks:
     """Blocks that save most, by counted work.
 
     Raises
     ------
     CannotShareError
-        If windows of the model cannot be computed from a block.
+        If windows of the model do not overlap or cannot be computed from a block.
     """
+    stride = geometry.stride
+    if stride > geometry.window:
+        raise CannotShareError(f"windows do not overlap at stride {stride}")
     work: Callable[[int], Work]
     if getattr(model, "bins", 1) == 1:
         trunk = trunk_of(model, as_written=True)

@@ -49,13 +49,14 @@ class Estimate:
     """Estimate of a run: see :func:`plan`.
 
     ``saving`` is how many times the work it would take without sharing overlap: multiply-adds,
-    and what phases cost beside them.
+    and what phases cost beside them. ``why_alone`` tells why ``auto`` shares none.
     """
 
     genomes: list[GenomePlan]
     numerics: Numerics
     workers: int
     saving: float
+    why_alone: str
     samples: bool
     bytes_on_disk: int
     seconds: float
@@ -83,6 +84,7 @@ def plan(spec: RunSpec) -> Estimate:
         numerics=numerics,
         workers=setup.workers,
         saving=setup.saving(numerics),
+        why_alone=setup.why_alone(numerics),
         samples=setup.geometry.samples,
         bytes_on_disk=int(rows * _bytes_per_row(setup, engine) + files * _FILE_BYTES)
         if rows

@@ -45,6 +45,7 @@ from genomepred.lowering.select import (
     Filled,
     choose_blocks,
     resolve_kernels,
+    why_alone,
 )
 from genomepred.machine import usable_cpus, usable_memory
 from genomepred.models.card import Card
@@ -293,6 +294,18 @@ class Setup:
         overlap = "naive" if naive else self.spec.overlap
         kind = self.device.type
         return choose_blocks(self.model, self.geometry, kind, overlap, whole, asked)
+
+    def why_alone(self, numerics: Numerics) -> str:
+        """Reason for which a run that might share overlap does not; empty if it does."""
+        if numerics.overlap == "share" or self.spec.overlap == "naive":
+            return ""
+        if self.spec.center:
+            return "windows of --center lie anywhere"
+        if numerics.kernels == REFERENCE:
+            return "the model is computed as written"
+        kind = self.device.type
+        found = why_alone(self.model, self.geometry, kind, lambda windows: 1.0)
+        return found or "the regions or short contigs leave too little, or its values differ"
 
     def saving(self, numerics: Numerics) -> float:
         """How many times the work of a run it would be without sharing, in multiply-adds."""

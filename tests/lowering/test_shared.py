@@ -22,7 +22,7 @@ from genomepred.lowering.receptive_field import (
     place_of_windows,
     trunk_of,
 )
-from genomepred.lowering.select import best_blocks, choose_blocks
+from genomepred.lowering.select import best_blocks, choose_blocks, why_alone
 from genomepred.lowering.shared import Sharing
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
@@ -528,12 +528,17 @@ def test_what_cannot_be_shared_is_refused_only_if_asked_for() -> None:
     assert choose_blocks(build("basenji-maize"), sampling, "cpu", "auto", full) is None
     with pytest.raises(ModelError, match="windows do not overlap at stride 3001"):
         choose_blocks(build("basenji-maize"), sampling, "cpu", "share", full)
+    assert "do not overlap" in why_alone(build("basenji-maize"), sampling, "cpu", full)
+    assert "has no trunk" in why_alone(linear, Geometry(40, 4), "cpu", full)
+    assert "times less work" in why_alone(build("tf-cnn"), Geometry(200, 180), "cpu", full)
+    assert why_alone(build("basenji-maize"), Geometry(3000, 104), "cpu", full) == ""
 
 
 def test_blocks_that_stay_half_empty_are_smaller_or_not_worth_it() -> None:
     model = build("basenji-maize")
-    always = best_blocks(model, 104, "cpu", full)
-    few = best_blocks(model, 104, "cpu", lambda windows: min(40 / windows, 1))  # 40 a contig
+    geometry = Geometry(3000, 104)
+    always = best_blocks(model, geometry, "cpu", full)
+    few = best_blocks(model, geometry, "cpu", lambda windows: min(40 / windows, 1))  # 40 a contig
     assert few.windows < always.windows
     assert few.saving < always.saving
     assert choose_blocks(model, Geometry(3000, 104), "cpu", "auto", lambda w: 1 / w) is None
