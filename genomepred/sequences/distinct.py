@@ -283,18 +283,8 @@ class _Sweep:
         leader = np.empty(count * haplotypes, self._type)
         index = np.empty((haplotypes, count), self._type)
         none = np.iinfo(self._type).max
-        found = _group(
-            key,
-            self._absent,
-            none,
-            self._table,
-            self._stamp,
-            self._leader_of,
-            self._number,
-            begin,
-            leader,
-            index,
-        )
+        table = self._table, self._stamp, self._leader_of, self._number
+        found = _group(key, self._absent, none, *table, begin, leader, index)
         self._number += count
         return Chunk(
             first,

@@ -22,7 +22,6 @@ from genomepred.models.checkpoint import save_checkpoint
 from genomepred.runs.cohort import predict_cohort
 from genomepred.runs.manifest import Run
 from genomepred.runs.run import predict
-from genomepred.runs.signature import numerics_of
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.fasta import Genome
@@ -178,7 +177,7 @@ def test_windows_with_indels_are_those_of_the_chain(
         predict_cohort(fasta, packed, model, tmp_path / kind, overlap=kind, jobs=1, **how).path
         for kind in ("naive", "share")
     )
-    plain = Predictor(model, numerics=numerics_of(Run(naive.parent).signature))
+    plain = Predictor(model, numerics=Run(naive.parent).signature.numerics)
     with (
         CohortStore(naive) as windows_alone,
         CohortStore(tiles) as through_tiles,
