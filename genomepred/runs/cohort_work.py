@@ -190,16 +190,7 @@ class CohortWork(Work):
         """Join all parts."""
         self.check_source()
         said, known = self.plan.signature, self._known()
-        attributes: dict[str, Any] = {
-            "genome": self.name,
-            "sequence_digest": said.reference,
-            "panel": said.panel,
-            "model": said.model,
-            "weights_sha256": said.weights_sha256,
-            "strand": said.strand,
-            "precision": said.precision,
-            "package_version": said.genomepred,
-        }
+        assert said.reference is not None
         return join_cohort(
             [self.part(*shard) for shard in self.ranges],
             joined,
@@ -207,7 +198,7 @@ class CohortWork(Work):
             known.grid,
             self.plan.tracks,
             known.haplotypes,
-            attributes,
+            said.attributes(self.name, said.reference),
             [self._attributes(*shard) for shard in self.ranges],
         )
 

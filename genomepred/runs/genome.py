@@ -287,38 +287,25 @@ class GenomeWork(Work):
     def join(self, joined: Path) -> str:
         """Join all parts; the sequence is digested again if its file was touched."""
         assert self.prepared is not None
-        self._recheck_digest(self.prepared)
-        signature = self.plan.signature
-        attributes = {
-            "genome": self.name,
-            "sequence_digest": self.prepared.digest,
-            "model": signature.model,
-            "weights_sha256": signature.weights_sha256,
-            "strand": signature.strand,
-            "precision": signature.precision,
-            "package_version": signature.genomepred,
-        }
+        prepared = self.prepared
+        # Merging needs no sequence.
+        if os.path.exists(self.path) and self.stamp() != prepared.stamp:
+            with self._path.open(self.plan.cache) as genome:
+                digest = genome.digest()
+            if digest != prepared.digest:
+                raise SequenceError(
+                    f"{self.path} changed while it was being predicted; restore it and run again, "
+                    f"or remove {self.folder} to start this genome again"
+                )
         return join(
             [self.part(*shard) for shard in self.ranges],
             joined,
             self.plan.layout,
             self.grid,
             self.plan.tracks,
-            attributes,
+            self.plan.signature.attributes(self.name, prepared.digest),
             [self._attributes(*shard) for shard in self.ranges],
         )
-
-    def _recheck_digest(self, prepared: Prepared) -> None:
-        # Merging needs no sequence.
-        if not os.path.exists(self.path) or self.stamp() == prepared.stamp:
-            return
-        with self._path.open(self.plan.cache) as genome:
-            digest = genome.digest()
-        if digest != prepared.digest:
-            raise SequenceError(
-                f"{self.path} changed while it was being predicted; restore it and run again, "
-                f"or remove {self.folder} to start this genome again"
-            )
 
     def facts(self) -> dict[str, Any]:
         """Content of the genome's sidecar."""

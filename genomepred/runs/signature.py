@@ -89,6 +89,20 @@ class Signature:
 
         return Numerics(**{option.name: getattr(self, option.name) for option in fields(Numerics)})
 
+    def attributes(self, name: str, digest: str) -> dict[str, str]:
+        """What a published file says of its run, in the order in which files have it."""
+        panel = {} if self.panel is None else {"panel": self.panel}
+        return {
+            "genome": name,
+            "sequence_digest": digest,
+            **panel,
+            "model": self.model,
+            "weights_sha256": self.weights_sha256,
+            "strand": self.strand,
+            "precision": self.precision,
+            "package_version": self.genomepred,
+        }
+
     def differing(self, wanted: Mapping[str, Any]) -> list[str]:
         """Names of the fields that are not as wanted."""
         return [name for name in wanted if getattr(self, name) != wanted[name]]
