@@ -31,6 +31,21 @@ def keep_numba(package: str) -> None:
     os.environ["NUMBA_CACHE_DIR"] = private_folder()
 
 
+def code_folder(package: str) -> str:
+    """Where machine code is kept: beside where Numba keeps what it compiles.
+
+    Parameters
+    ----------
+    package : str
+        Folder of the package.
+    """
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return os.path.join(os.environ["NUMBA_CACHE_DIR"], "genomepred")
+    if os.access(os.path.join(package, "sequences"), os.W_OK):
+        return os.path.join(package, "__pycache__")
+    return os.path.join(_user_cache(), "genomepred", "code")
+
+
 def begin_numba() -> None:
     """Import Numba without the SciPy that it looks for BLAS in, which takes half a second.
 
@@ -119,17 +134,8 @@ def _writable(folder: str) -> bool:
 
 def tell_of_compiling() -> None:
     """Say, where nothing is kept yet, why the first run of a machine starts slowly."""
+    from genomepred.machine_code import is_kept
     from genomepred.messages import say
 
-    if not is_warm():
+    if not is_kept("genomepred.sequences.decode_code:decode"):
         say("compiling the reader and the CPU's kernels; this is done once on a machine")
-
-
-def is_warm() -> bool:
-    """Whether functions that Numba has compiled for this package are kept somewhere."""
-    from pathlib import Path
-
-    beside = Path(__file__).parent / "sequences" / "__pycache__"
-    places = [os.environ.get("NUMBA_CACHE_DIR", ""), os.path.join(_user_cache() or "/", "numba")]
-    kept = (Path(place).glob("**/decode*.nbi") for place in places if place)
-    return any(beside.glob("decode*.nbi")) or any(next(found, None) for found in kept)
