@@ -15,10 +15,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from genomepred.data.contigs import Contigs, some
+from genomepred.data.contigs import Contigs
 from genomepred.data.examples import Codes, Int64
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import some
 
 # Share of unknown bases above which a window is no example: a model would learn the difference.
 MOST_UNKNOWN = 0.1

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genomepred.data.contigs import Contigs, some
+from genomepred.data.contigs import Contigs
 from genomepred.data.examples import (
     PARTS,
     TEST,
@@ -30,6 +30,7 @@ from genomepred.data.peaks import Peaks, Split
 from genomepred.data.storage import allocate
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import some
 
 # Random windows a validation peak: most of a genome is no peak, and the best epoch is the one
 # that tells peaks from it. 25 a peak take a few seconds a pass.
