@@ -161,6 +161,7 @@ def test_genes_of_a_gtf_without_gene_lines(tmp_path: Path) -> None:
     assert [gene.name for gene in genes.within("c", 50, 60)] == ["G2"]
     assert [gene.name for gene in genes.within("c", 0, 11)] == ["G2", "abc"]
     assert genes.within("d", 0, 9) == genes.named("") == []
+    assert genes.within("chr0C", 50, 60) == genes.within("c", 50, 60)
 
 
 def test_an_annotation_without_genes_is_refused(tmp_path: Path) -> None:
