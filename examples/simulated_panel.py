@@ -2,9 +2,9 @@
 
     python simulated_panel.py FOLDER LINES
 
-The reference is the bundled megabase of human chromosome 22, as no plant comes with the package. The
-lines are mosaics of 40 founders in stretches of about 20 kb, with 20 sites a kb, one in eight of them
-an insertion or deletion, and every alternative in a few founders only, as most alleles are rare.
+The reference is the bundled megabase of human chromosome 22: no plant comes with the package. The
+lines are mosaics of 40 founders in stretches of about 20 kb, with 20 sites a kb, one in eight of
+them an insertion or deletion; most alternatives are rare, as in real panels.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ _STDOUT = _output(False, ", gzip if named .gz.  [default: standard output]", dir
 @json_option
 @debug_option
 def info(file: Path, sample: str | None, as_json: bool) -> None:
-    """Summarise a prediction FILE: genome, model, rows, tracks, missing share.
+    """Summarize a prediction FILE: genome, model, rows, tracks, missing share.
 
     Of a cohort's file without --sample: haplotypes, and how many windows are distinct.
     """

@@ -61,7 +61,7 @@ def _shuffle_one(codes: Any, rng: Any, out: Any) -> None:
     first, successors = _edges(codes)
     last = codes[-1]
     exits = np.zeros(5, np.int64)
-    # The last edge out of each code must form a tree towards the last base; all else is free.
+    # The last edge out of each code must form a tree toward the last base; all else is free.
     while True:
         for code in range(5):
             if code != last and first[code] < first[code + 1]:

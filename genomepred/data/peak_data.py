@@ -24,7 +24,7 @@ from genomepred.data.examples import (
     gather,
     sequence_hashes,
 )
-from genomepred.data.labels import LabelledData
+from genomepred.data.labels import LabeledData
 from genomepred.data.negatives import Background, shuffle_dinucleotides
 from genomepred.data.peaks import Peaks, Split
 from genomepred.data.storage import allocate
@@ -318,7 +318,7 @@ def region_name(region: Region) -> str:
     return f"{region.contig}:{region.start + 1}-{region.end}"
 
 
-class SignalData(LabelledData):
+class SignalData(LabeledData):
     """Windows at peaks and at matched background, with labels of their own.
 
     Parameters

@@ -285,7 +285,7 @@ def dense(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
 
 
 def start_from_lecun(model: nn.Module) -> None:
-    """Initialise convolutions and linear layers by LeCun's normal distribution, biases by 0.
+    """Initialize convolutions and linear layers by LeCun's normal distribution, biases by 0.
 
     A normal distribution truncated at two standard deviations, of variance ``1 / fan in`` then.
     """

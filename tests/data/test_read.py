@@ -21,7 +21,7 @@ from genomepred.data.read import (
     VALIDATION,
     Codes,
     Examples,
-    LabelledData,
+    LabeledData,
     Mix,
     PeakData,
     Source,
@@ -670,7 +670,7 @@ def test_labels_are_means_of_signals_at_peaks_and_at_matched_background(tmp_path
     source = peak_source(tmp_path, bigwig=signals, matched=2)
     data = open_signal_data(source, tmp_path)
     assert (data.task, data.tracks, data.window) == ("regression", ("x", "y"), 20)
-    assert isinstance(data, LabelledData)
+    assert isinstance(data, LabeledData)
     assert len(data.parts[TRAIN]) == 3 * len(data.peaks.positives(TRAIN))
     for examples in data.parts:
         assert examples.names is not None

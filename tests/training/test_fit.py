@@ -42,7 +42,7 @@ BINARY = find_task("binary")
 
 
 class Planted:
-    """Random sequences; half of them, labelled 1, hold the motif somewhere."""
+    """Random sequences; half of them, labeled 1, hold the motif somewhere."""
 
     window, tracks, task = W, ("motif",), "binary"
 
