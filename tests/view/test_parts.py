@@ -268,7 +268,7 @@ def test_it_tells_its_address_and_stops_on_ctrl_c(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("http://127.0.0.1:")
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=300)
     assert (process.returncode, said) == (0, "")
 
 
@@ -287,7 +287,7 @@ def test_one_line_for_what_cannot_be_shown(tmp_path: Path) -> None:
         ]
         started = [(command(*arguments), code, text) for arguments, code, text in cases]
         for process, code, text in started:
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=300)
             assert process.returncode == code, said
             assert text in said
             assert len(said.splitlines()) == 1
