@@ -21,7 +21,7 @@ def say(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text, with bytes that are not UTF-8, as file names may hold them, spelt out."""
+    """The text, with bytes that are not UTF-8, as file names may hold them, spelled out."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

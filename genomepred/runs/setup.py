@@ -51,7 +51,7 @@ from genomepred.machine import usable_cpus, usable_memory
 from genomepred.machine_code import numba_version
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
-from genomepred.models.external import External
+from genomepred.models.layers import SequenceModel
 from genomepred.runs.folder import (
     CACHE,
     PARTS,
@@ -101,12 +101,16 @@ class Setup:
         What is asked for.
     writes : bool, optional
         Whether indexes of genomes may be kept in the output folder.
+    model : SequenceModel, optional
+        A model in memory, in place of the spec's.
     """
 
-    def __init__(self, spec: RunSpec, writes: bool = True) -> None:
+    def __init__(
+        self, spec: RunSpec, writes: bool = True, model: SequenceModel | None = None
+    ) -> None:
         self.spec, self._writes = spec, writes
         self.device = find_device(spec.device)
-        self.model = load_model(spec.model, trust_code=spec.trust_code)
+        self.model = load_model(spec.model, trust_code=spec.trust_code) if model is None else model
         card = self.model.card
         assert isinstance(card, Card)
         self.card = card
@@ -210,7 +214,7 @@ class Setup:
         return {
             "model": card.name,
             "weights_sha256": card.weights_sha256,
-            "code": self.model.code.sha256 if isinstance(self.model, External) else None,
+            "code": self.model.code and self.model.code.sha256,
             "card": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
             "window": geometry.window,
             "crop": geometry.crop,
