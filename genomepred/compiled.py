@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from contextlib import suppress
+from functools import cache
 
 # Enough to meet a quota that lets an empty file through.
 _TRIED = bytes(1 << 16)
@@ -35,16 +36,16 @@ def begin_numba() -> None:
     """Import Numba without the SciPy that it looks for BLAS in, which takes half a second.
 
     For processes of our own: no function of ours multiplies matrices in Numba, but one in a user's
-    program may.
+    program may. What is compiled from here on is told (:func:`tell_of_compiling`).
     """
     blas = "scipy.linalg.cython_blas"
-    if blas in sys.modules:
-        return
-    sys.modules[blas] = None  # type: ignore[assignment]
-    try:
-        import numba.np.arraymath  # noqa: F401 (looks for BLAS)
-    finally:
-        del sys.modules[blas]
+    if blas not in sys.modules:
+        sys.modules[blas] = None  # type: ignore[assignment]
+        try:
+            import numba.np.arraymath  # noqa: F401 (looks for BLAS)
+        finally:
+            del sys.modules[blas]
+    tell_of_compiling()
 
 
 def keep_inductor() -> None:
@@ -117,19 +118,25 @@ def _writable(folder: str) -> bool:
             os.unlink(tried)
 
 
+@cache
 def tell_of_compiling() -> None:
-    """Say, where nothing is kept yet, why the first run of a machine starts slowly."""
+    """From here on say, when the first function is compiled, why that takes a while.
+
+    What is kept from earlier runs is loaded and not compiled, and nothing is said.
+    """
+    from numba.core.event import Event, Listener, register
+
     from genomepred.messages import say
 
-    if not is_warm():
-        say("compiling the reader and the CPU's kernels; this is done once on a machine")
+    class Telling(Listener):
+        told = False
 
+        def on_start(self, event: Event) -> None:
+            if not self.told:
+                self.told = True
+                say("compiling the reader and the CPU's kernels: half a minute, once on a machine")
 
-def is_warm() -> bool:
-    """Whether functions that Numba has compiled for this package are kept somewhere."""
-    from pathlib import Path
+        def on_end(self, event: Event) -> None:
+            pass
 
-    beside = Path(__file__).parent / "sequences" / "__pycache__"
-    places = [os.environ.get("NUMBA_CACHE_DIR", ""), os.path.join(_user_cache() or "/", "numba")]
-    kept = (Path(place).glob("**/decode*.nbi") for place in places if place)
-    return any(beside.glob("decode*.nbi")) or any(next(found, None) for found in kept)
+    register("numba:compile", Telling())  # type: ignore[no-untyped-call]
