@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import threading
 from contextlib import suppress
+from functools import cache
 
+# Whether this process says that it compiles.
+_telling = threading.Event()
 # Enough to meet a quota that lets an empty file through.
 _TRIED = bytes(1 << 16)
 
@@ -47,19 +51,26 @@ def code_folder(package: str) -> str:
 
 
 def begin_numba() -> None:
+    """Import Numba as :func:`import_numba` does, and tell of what is compiled from here on."""
+    tell_of_compiling()
+    import_numba()
+
+
+def import_numba() -> None:
     """Import Numba without the SciPy that it looks for BLAS in, which takes half a second.
 
     For processes of our own: no function of ours multiplies matrices in Numba, but one in a user's
     program may.
     """
     blas = "scipy.linalg.cython_blas"
-    if blas in sys.modules:
-        return
-    sys.modules[blas] = None  # type: ignore[assignment]
-    try:
-        import numba.np.arraymath  # noqa: F401 (looks for BLAS)
-    finally:
-        del sys.modules[blas]
+    if blas not in sys.modules:
+        sys.modules[blas] = None  # type: ignore[assignment]
+        try:
+            import numba.np.arraymath  # noqa: F401 (looks for BLAS)
+        finally:
+            del sys.modules[blas]
+    if _telling.is_set():
+        _listen()
 
 
 def keep_inductor() -> None:
@@ -133,9 +144,30 @@ def _writable(folder: str) -> bool:
 
 
 def tell_of_compiling() -> None:
-    """Say, where nothing is kept yet, why the first run of a machine starts slowly."""
-    from genomepred.machine_code import is_kept
+    """From here on say, when the first function is compiled, why that takes a while.
+
+    What is kept from earlier runs is loaded and not compiled, and nothing is said.
+    """
+    _telling.set()
+    if "numba" in sys.modules:
+        _listen()
+
+
+@cache
+def _listen() -> None:
+    from numba.core.event import Event, Listener, register
+
     from genomepred.messages import say
 
-    if not is_kept("genomepred.sequences.decode_code:decode"):
-        say("compiling the reader and the CPU's kernels; this is done once on a machine")
+    class Telling(Listener):
+        told = False
+
+        def on_start(self, event: Event) -> None:
+            if not self.told:
+                self.told = True
+                say("compiling the reader and the CPU's kernels; this is done once on a machine")
+
+        def on_end(self, event: Event) -> None:
+            pass
+
+    register("numba:compile", Telling())  # type: ignore[no-untyped-call]

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import binding as llvm
 
-from genomepred.compiled import begin_numba, code_folder
+from genomepred.compiled import code_folder, import_numba
 
 # Files that machine code can depend on, within the package.
 _SOURCES = (
@@ -108,11 +108,6 @@ def link_name(place: str) -> str:
     return place.replace(".", "_").replace(":", "_") + f"_{_digest()}"
 
 
-def is_kept(place: str) -> bool:
-    """Whether the function need not be compiled."""
-    return _file(place).exists()
-
-
 def numba_version() -> str:
     """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is."""
     named = [f"{os.environ[key]}" for key in _CPU if key in os.environ]
@@ -171,7 +166,7 @@ def _kept(place: str) -> MachineCode | None:
 
 def _compiled(place: str) -> MachineCode:
     """Compile a function, and keep it if that can be."""
-    begin_numba()
+    import_numba()
     from genomepred import compiling
 
     code, target = compiling.machine_code(place), _file(place)

@@ -87,6 +87,9 @@ def effects(genomes: Path, range_: int | None, as_json: bool, **options: Any) ->
     centered on the variant, and their difference. Stop it anywhere and run the same command again:
     it continues, and the file is the same to the byte.
     """
+    from genomepred.compiled import begin_numba
+
+    begin_numba()
     from genomepred.variants.run import effects as compute
 
     report = compute(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from genomepred.compiled import tell_of_compiling
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.inference.cohort import compute_shard
 from genomepred.inference.pipeline import Stop
@@ -139,6 +140,8 @@ def run_cohort(
 ) -> RunReport:
     """Start or continue a cohort run; see :func:`predict_cohort`."""
     threads = torch.get_num_threads()
+    if progress:
+        tell_of_compiling()
     try:
         cluster = cluster_of(spec)  # which may be absent, before anything is written
         run = CohortRun(spec, variants, options, model=model)

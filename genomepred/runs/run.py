@@ -283,6 +283,8 @@ def run(
 ) -> RunReport:
     """Start or continue the run that the options describe; see :func:`predict`."""
     threads = torch.get_num_threads()
+    if progress:
+        tell_of_compiling()
     try:
         executor = executor or cluster_of(spec)  # which may be absent, before anything is written
         job = GenomeRun(spec, model=model)
@@ -313,8 +315,6 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
     GenomesFailedError
         If some genomes failed; of a single genome, its own error.
     """
-    if progress:
-        tell_of_compiling()
     bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
     outlook = Outlook(bar, len(job.works))
     if executor is None:
