@@ -20,28 +20,38 @@ from genomepred.kernels.codes_conv.reference import convolved_length
 from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers, place_of
 from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue, empty_outputs
 from genomepred.kernels.vectors import MANY, WIDE
-from genomepred.machine_code import entry
+from genomepred.machine_code import address, entry
 
 # The largest block of sums that the registers hold beside the weights: positions, and vectors of
 # channels. With 32 registers 6 x 4, 14 x 2, 28 x 1, with the 16 of AVX2 and SSE 6 x 2, 12 x 1.
 FOUR = 4 * WIDE if MANY else 1 << 30  # channels from which four vectors are computed at a time
 BEST_FOUR, BEST_TWO, BEST_ONE = (6, 14, 28) if MANY else (6, 6, 12)
 
-_conv_block = entry("genomepred.kernels.conv_block.cpu_code:conv_block")
+_CODE = "genomepred.kernels.conv_block.cpu_code:"
+_conv_block = entry(_CODE + "conv_block")
 
 
 class Packed(NamedTuple):
-    """Weights of a direct convolution, their channels padded to whole vectors."""
+    """Weights of a direct convolution, their channels padded to whole vectors.
+
+    ``tiles`` are the addresses of what computes four, two and one vector of channels at a time; of
+    what these channels do not need, 0.
+    """
 
     weight: Tensor
     shift: Tensor
+    tiles: tuple[int, int, int]
 
 
 def pack_block(weight: Tensor, shift: Tensor) -> Packed:
     """Weights ``[K, C_in, C]`` and shift ``[C]`` for :func:`conv_block`."""
     more = -weight.shape[2] % WIDE
     padded = (functional.pad(tensor.float(), (0, more)) for tensor in (weight, shift))
-    return Packed(*(tensor.detach().contiguous() for tensor in padded))
+    width = weight.shape[2] + more
+    rest = width % FOUR
+    needed = {"by_four": width >= FOUR, "by_two": rest >= 2 * WIDE, "by_one": rest % (2 * WIDE) > 0}
+    tiles = (address(_CODE + name) if used else 0 for name, used in needed.items())
+    return Packed(*(tensor.detach().contiguous() for tensor in padded), tuple(tiles))
 
 
 def conv_block(
@@ -83,6 +93,7 @@ def conv_block(
         *numbers(epilogue),
         *(outs[0].data_ptr(), *outs[0].shape[1:], outs[1].data_ptr() if len(outs) > 1 else 0),
         *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
+        *packed.tiles,
     )
     return [out.to(x.dtype) for out in outs]
 
