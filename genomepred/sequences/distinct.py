@@ -34,8 +34,11 @@ _WIDE_FROM = 65_535
 # Beyond every place.
 _FAR = 1 << 62
 
-# Windows whose keys are kept at a time: 3,000 haplotypes need 5 MB.
-_CHUNK = 64
+# Windows whose keys are kept at a time, at most, and keys: 7 MB.
+_CHUNK, _KEYS = 64, 1 << 18
+# Bases of all haplotypes together whose edits are loaded at a time: 28 bytes an edit, of which the
+# simulated panel has 4 a kb.
+_LOADED = 3 << 29
 # Bases loaded beside what windows span, for what deletions take; more if they take more.
 _MARGIN = 1 << 12
 
@@ -187,18 +190,29 @@ def distinct_windows(
     panel: Panel, geometry: Geometry, contig: str, first: int, last: int
 ) -> Iterator[Chunk]:
     """Windows ``[first, last)`` of a contig, a few at a time."""
-    if first >= last:
-        return
+    step = max(_LOADED // max(len(panel.haplotypes), 1) // geometry.stride, 1)
+    for begin in range(first, last, step):
+        yield from _loaded(panel, geometry, contig, begin, min(begin + step, last))
+
+
+def chunk_windows(haplotypes: int) -> int:
+    """Windows of a chunk."""
+    return min(max(_KEYS // max(haplotypes, 1), 1), _CHUNK)
+
+
+def _loaded(
+    panel: Panel, geometry: Geometry, contig: str, first: int, last: int
+) -> Iterator[Chunk]:
+    """Windows whose edits are loaded together."""
     left = geometry.crop + anchor(geometry)
     low = first * geometry.stride + anchor(geometry) - left
     high = (last - 1) * geometry.stride + anchor(geometry) - left + geometry.window
-    margin = 2 * geometry.window + _MARGIN
+    margin, size = 2 * geometry.window + _MARGIN, chunk_windows(len(panel.haplotypes))
     while True:
         sweep = _Sweep(panel, geometry, contig, low - margin, high + margin)
-        chunks = range(first, last, _CHUNK)
         done = first
-        for begin in chunks:
-            chunk = sweep.chunk(begin, min(begin + _CHUNK, last))
+        for begin in range(first, last, size):
+            chunk = sweep.chunk(begin, min(begin + size, last))
             if chunk is None:
                 break
             yield chunk
