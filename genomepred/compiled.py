@@ -7,9 +7,12 @@ import stat
 import sys
 from contextlib import suppress
 from functools import cache
+from threading import Event
+from typing import Any
 
 # Enough to meet a quota that lets an empty file through.
 _TRIED = bytes(1 << 16)
+_tells = Event()  # set where what is compiled is told
 
 
 def keep_numba(package: str) -> None:
@@ -32,11 +35,26 @@ def keep_numba(package: str) -> None:
     os.environ["NUMBA_CACHE_DIR"] = private_folder()
 
 
+def code_folder(package: str) -> str:
+    """Where machine code is kept: beside where Numba keeps what it compiles.
+
+    Parameters
+    ----------
+    package : str
+        Folder of the package.
+    """
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return os.path.join(os.environ["NUMBA_CACHE_DIR"], "genomepred")
+    if os.access(os.path.join(package, "sequences"), os.W_OK):
+        return os.path.join(package, "__pycache__")
+    return os.path.join(_user_cache(), "genomepred", "code")
+
+
 def begin_numba() -> None:
     """Import Numba without the SciPy that it looks for BLAS in, which takes half a second.
 
     For processes of our own: no function of ours multiplies matrices in Numba, but one in a user's
-    program may. What is compiled from here on is told (:func:`tell_of_compiling`).
+    program may.
     """
     blas = "scipy.linalg.cython_blas"
     if blas not in sys.modules:
@@ -45,7 +63,8 @@ def begin_numba() -> None:
             import numba.np.arraymath  # noqa: F401 (looks for BLAS)
         finally:
             del sys.modules[blas]
-    tell_of_compiling()
+    if _tells.is_set():
+        _listen()
 
 
 def keep_inductor() -> None:
@@ -118,25 +137,29 @@ def _writable(folder: str) -> bool:
             os.unlink(tried)
 
 
-@cache
 def tell_of_compiling() -> None:
     """From here on say, when the first function is compiled, why that takes a while.
 
     What is kept from earlier runs is loaded and not compiled, and nothing is said.
     """
-    from numba.core.event import Event, Listener, register
+    _tells.set()
+
+
+@cache
+def _listen() -> None:
+    from numba.core.event import Listener, register
 
     from genomepred.messages import say
 
     class Telling(Listener):
         told = False
 
-        def on_start(self, event: Event) -> None:
+        def on_start(self, event: Any) -> None:
             if not self.told:
                 self.told = True
-                say("compiling the reader and the CPU's kernels: half a minute, once on a machine")
+                say("compiling for this processor: up to half a minute, once on a machine")
 
-        def on_end(self, event: Event) -> None:
+        def on_end(self, event: Any) -> None:
             pass
 
     register("numba:compile", Telling())  # type: ignore[no-untyped-call]

@@ -132,6 +132,9 @@ def _panel(values: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
                 "--samples, --missing, --unphased and --inbred say how to read --variants"
             )
         return None
+    from genomepred.compiled import begin_numba
+
+    begin_numba()
     from genomepred.sequences.cohort import PanelOptions, read_samples
 
     return variants, PanelOptions(**how, samples=read_samples(samples) if samples else None)
@@ -156,10 +159,7 @@ def predict(as_json: bool, **values: Any) -> None:
     Stop it anywhere and run the same command again: it continues, and the files are the same to
     the byte. Any number of such commands may work on one OUT at once.
     """
-    from genomepred.compiled import begin_numba
     from genomepred.errors import GenomesFailedError
-
-    begin_numba()
     from genomepred.runs.run import RunReport, run
 
     failure, panel = None, _panel(values)
@@ -202,9 +202,6 @@ def _print_results(results: list[GenomeResult]) -> None:
 @_run_options
 def plan(as_json: bool, **values: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
-    from genomepred.compiled import begin_numba
-
-    begin_numba()
     from genomepred.runs.plan import plan as make_plan
 
     if (panel := _panel(values)) is not None:

@@ -14,8 +14,9 @@ equal bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import lcm
 from typing import Any
 
@@ -35,6 +36,7 @@ from genomepred.lowering.receptive_field import (
     place_of_windows,
     trunk_of,
 )
+from genomepred.lowering.stretch import Stretch
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.distinct import Chunk, slack
 
@@ -59,15 +61,19 @@ class Pieces:
     Parameters
     ----------
     length : int
-        Bases of a piece.
+        Bases of a piece: those that what is taken of it depends on.
     offsets : tuple of int
         Where pieces of this kind begin in a window.
+    stretch, skip : int
+        Bases of the stretch that the trunk is given, and where in it the piece lies.
     begin, count : int
-        Positions that are taken of each, of those the trunk makes of it.
+        Positions that are taken, of those the trunk makes of the stretch.
     """
 
     length: int
     offsets: tuple[int, ...]
+    stretch: int
+    skip: int
     begin: int
     count: int
 
@@ -118,10 +124,16 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     rest = whole.length - min(start + tiles * tile, end)
     head, _ = shortest(start, True, False)
     last, tail = shortest(rest, False, True)
+
+    def pieces(offsets: tuple[int, ...], bases: int, begin: int, count: int) -> Pieces:
+        first, end = Stretch(*trunk, bases, begin, count).sees
+        places = tuple(offset + first for offset in offsets)
+        return Pieces(end - first, places, bases, first, begin, count)
+
     return (
-        Pieces(head, (0,), 0, start),
-        Pieces(inner, offsets[:tiles], found.left, tile),
-        Pieces(last, (window - last,), tail.length - rest, rest),
+        pieces((0,), head, 0, start),
+        pieces(offsets[:tiles], inner, found.left, tile),
+        pieces((window - last,), last, tail.length - rest, rest),
     )
 
 
@@ -170,19 +182,51 @@ class DistinctKeys:
         _insert(key, number, self._table, self._number)
 
 
+class _Trunk:
+    """Computes what is taken of pieces of one kind, a batch at a time."""
+
+    def __init__(self, engine: Engine, pieces: Pieces) -> None:
+        self._pieces, self._device = pieces, engine.device
+        self._batch = compute_batch(pieces.stretch, engine.device.type)
+        self._batch *= _BATCHES if engine.device.type == "cpu" else 1
+        place = pieces.stretch, pieces.begin, pieces.count
+        self._call: Callable[[Tensor], Tensor]
+        try:
+            self._call = Stretch(*trunk_of(engine.model), *place)
+        except CannotShareError:  # a model as written
+            self._call = partial(_taken, engine.model, *place[1:])
+
+    def __call__(self, codes: Codes) -> Tensor:
+        """Codes ``[pieces, length]`` -> taken positions, ``[pieces, count, channels]``."""
+        batch, skip = self._batch, self._pieces.skip
+        # Bases beside a piece may be any: nothing that is taken sees them.
+        buffer = torch.full((batch, self._pieces.stretch), 4, dtype=torch.uint8)
+        own = buffer[:, skip : skip + self._pieces.length]
+        outs = []
+        for first in range(0, len(codes), batch):
+            some = torch.from_numpy(codes[first : first + batch])
+            own[: len(some)] = some
+            own[len(some) :] = 4
+            outs.append(self._call(buffer.to(self._device))[: len(some)].contiguous())
+        return torch.cat(outs)
+
+
+def _taken(model: Any, begin: int, count: int, codes: Tensor) -> Tensor:
+    """Positions of a whole trunk, ``[batch, count, channels]``."""
+    y: Tensor = model.trunk(model.encode(codes))
+    return y[:, :, begin : begin + count].transpose(1, 2)
+
+
 class _Kind:
     """Distinct pieces of one kind, and what the trunk makes of them."""
 
-    def __init__(self, pieces: Pieces, length: int, turn: bool, device_type: str) -> None:
-        self.pieces, self._turn = pieces, turn
-        self.batch = compute_batch(length, device_type)
-        self.batch *= _BATCHES if device_type == "cpu" else 1
+    def __init__(self, pieces: Pieces, trunk: _Trunk, turn: bool) -> None:
+        self.pieces, self._trunk, self._turn = pieces, trunk, turn
         self.distinct = DistinctKeys()
         self.numbers: list[Int64] = []
         self._waiting: list[Codes] = []
         self._done: list[Tensor] = []
         self.values = 0
-        self.calls = 0
 
     def take(self, chunk: Chunk) -> None:
         """Find the pieces of a chunk's distinct windows."""
@@ -195,15 +239,14 @@ class _Kind:
                 codes = np.ascontiguousarray(np.array([3, 2, 1, 0, 4], np.uint8)[codes[:, ::-1]])
             self._waiting.append(codes)
 
-    def features(self, tiles: Tiles) -> Tensor:
+    def features(self) -> Tensor:
         """Positions of all distinct pieces, ``[pieces, count, channels]``."""
         if self._waiting:
             codes = np.concatenate(self._waiting)
             self._waiting = []
-            self._done.append(tiles.run_trunk(codes, self.pieces, self.batch))
+            self._done.append(self._trunk(codes))
             self._done = [torch.cat(self._done)]
             self.values = self._done[0].numel()
-            self.calls += -(-len(codes) // self.batch)
         return self._done[0]
 
     def forget(self) -> None:
@@ -224,6 +267,7 @@ class Tiles:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pieces = cut_windows(engine.written, engine.geometry.stride)
+        self._trunks = [_Trunk(engine, p) for p in self._pieces]
         self._positions = positions(engine.written)
         self._strands = engine.turns
         self._kinds: list[tuple[_Kind, ...]] = []
@@ -231,14 +275,12 @@ class Tiles:
 
     def reset(self) -> None:
         """Forget all pieces: at the beginning of every shard."""
-        window, device = self._engine.geometry.window, self._engine.device.type
-        self._kinds = [
-            tuple(
-                _Kind(p, p.length, turn, device)
-                for p in (turned(self._pieces, window) if turn else self._pieces)
-            )
-            for turn in self._strands
-        ]
+        window = self._engine.geometry.window
+        self._kinds = []
+        for turn in self._strands:
+            pieces = turned(self._pieces, window) if turn else self._pieces
+            kinds = zip(pieces, self._trunks, strict=True)
+            self._kinds.append(tuple(_Kind(p, trunk, turn) for p, trunk in kinds))
 
     def take(self, chunk: Chunk) -> None:
         """Note the distinct windows of a chunk."""
@@ -268,7 +310,7 @@ class Tiles:
         return result
 
     def _strand(self, kinds: tuple[_Kind, ...], turn: bool) -> Tensor:
-        features = [kind.features(self) for kind in kinds]
+        features = [kind.features() for kind in kinds]
         numbers = [torch.from_numpy(np.concatenate(kind.numbers)) for kind in kinds]
         for kind in kinds:
             kind.numbers = []
@@ -291,20 +333,6 @@ class Tiles:
         values = torch.cat(outs)
         return self._engine.turned_tracks(values) if turn else values
 
-    def run_trunk(self, codes: Codes, pieces: Pieces, batch: int) -> Tensor:
-        """Taken positions of pieces, ``[pieces, count, channels]``."""
-        engine = self._engine
-        buffer = torch.full((batch, pieces.length), 4, dtype=torch.uint8)
-        outs = []
-        for first in range(0, len(codes), batch):
-            some = torch.from_numpy(codes[first : first + batch])
-            buffer[: len(some)] = some
-            buffer[len(some) :] = 4
-            y = engine.model.trunk(engine.model.encode(buffer.to(engine.device)))
-            y = y[:, :, pieces.begin : pieces.begin + pieces.count].transpose(1, 2)
-            outs.append(y[: len(some)].contiguous())
-        return torch.cat(outs)
-
     @property
     def counts(self) -> tuple[int, ...]:
         """Distinct pieces of each kind so far, of the first strand."""
@@ -320,10 +348,9 @@ def tile_work(model: nn.Module, stride: int) -> tuple[tuple[int, ...], int, int]
         See :func:`cut_windows`.
     """
     pieces = cut_windows(model, stride)
-    whole = trunk_of(model, as_written=True).model
-    with torch.no_grad():
-        codes = [torch.zeros(1, p.length, dtype=torch.uint8) for p in pieces]
-        works = tuple(counted(whole.trunk, whole.encode(c)).multiply_adds for c in codes)
+    whole, steps = trunk_of(model, as_written=True)
+    stretches = (Stretch(whole, steps, p.stretch, p.begin, p.count) for p in pieces)
+    works = tuple(stretch.multiply_adds for stretch in stretches)
     window = multiply_adds(model, whole.window)
     codes_ = torch.zeros(1, whole.window, dtype=torch.uint8)
     with torch.no_grad():
