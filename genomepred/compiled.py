@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import threading
 from contextlib import suppress
 from functools import cache
+from threading import Event
+from typing import Any
 
-# Whether this process says that it compiles.
-_telling = threading.Event()
 # Enough to meet a quota that lets an empty file through.
 _TRIED = bytes(1 << 16)
+_tells = Event()  # set where what is compiled is told
 
 
 def keep_numba(package: str) -> None:
@@ -51,12 +51,6 @@ def code_folder(package: str) -> str:
 
 
 def begin_numba() -> None:
-    """Import Numba as :func:`import_numba` does, and tell of what is compiled from here on."""
-    tell_of_compiling()
-    import_numba()
-
-
-def import_numba() -> None:
     """Import Numba without the SciPy that it looks for BLAS in, which takes half a second.
 
     For processes of our own: no function of ours multiplies matrices in Numba, but one in a user's
@@ -69,7 +63,7 @@ def import_numba() -> None:
             import numba.np.arraymath  # noqa: F401 (looks for BLAS)
         finally:
             del sys.modules[blas]
-    if _telling.is_set():
+    if _tells.is_set():
         _listen()
 
 
@@ -148,26 +142,26 @@ def tell_of_compiling() -> None:
 
     What is kept from earlier runs is loaded and not compiled, and nothing is said.
     """
-    _telling.set()
+    _tells.set()
     if "numba" in sys.modules:
         _listen()
 
 
 @cache
 def _listen() -> None:
-    from numba.core.event import Event, Listener, register
+    from numba.core.event import Listener, register
 
     from genomepred.messages import say
 
     class Telling(Listener):
         told = False
 
-        def on_start(self, event: Event) -> None:
+        def on_start(self, event: Any) -> None:
             if not self.told:
                 self.told = True
-                say("compiling the reader and the CPU's kernels; this is done once on a machine")
+                say("compiling for this processor: up to half a minute, once on a machine")
 
-        def on_end(self, event: Event) -> None:
+        def on_end(self, event: Any) -> None:
             pass
 
     register("numba:compile", Telling())  # type: ignore[no-untyped-call]

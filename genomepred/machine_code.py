@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import binding as llvm
 
-from genomepred.compiled import code_folder, import_numba
+from genomepred.compiled import begin_numba, code_folder
 
 # Files that machine code can depend on, within the package.
 _SOURCES = (
@@ -174,7 +174,7 @@ def _kept(place: str) -> MachineCode | None:
 
 def _compiled(place: str) -> MachineCode:
     """Compile a function, and keep it if that can be."""
-    import_numba()
+    begin_numba()
     from genomepred import compiling
 
     code, target = compiling.machine_code(place), _file(place)

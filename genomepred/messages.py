@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: ``1 worker``, ``2,000 workers``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def say_warnings() -> None:
     """Show warnings from here on as one line each, without the source line that raised them."""
 

@@ -18,6 +18,7 @@ from genomepred.cli.options import (
     option,
     trust_code_option,
 )
+from genomepred.messages import counted
 
 if TYPE_CHECKING:
     from genomepred.variants.run import EffectsReport
@@ -109,8 +110,8 @@ def effects(genomes: Path, range_: int | None, as_json: bool, **options: Any) ->
 
 def _tell(report: EffectsReport) -> None:
     click.echo(
-        f"{report.out}\t{report.records:,} records\t{report.scored:,} of "
-        f"{report.alternatives:,} alternatives scored"
+        f"{report.out}\t{counted(report.records, 'record')}\t{report.scored:,} of "
+        f"{counted(report.alternatives, 'alternative')} scored"
     )
     counts = {
         "scored without a value: too few known bases around them": report.without_value,

@@ -240,9 +240,6 @@ def attention(
 def _open(
     model: str, inputs: tuple[str, ...], column: str | None, device: str, trust_code: str | None
 ) -> tuple[SequenceModel, Iterator[Window]]:
-    from genomepred.compiled import begin_numba
-
-    begin_numba()
     from genomepred.explain.windows import read_windows
     from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import load_model

@@ -291,9 +291,6 @@ def train(out: Path, threads: int, as_json: bool, **options: Any) -> None:
 
     The same command continues a training that was stopped.
     """
-    from genomepred.compiled import begin_numba
-
-    begin_numba()
     import torch
 
     from genomepred.models.card import flatten
@@ -386,9 +383,6 @@ def evaluate(
     and seed are taken from its card, and others refused: they would put training examples into the
     test.
     """
-    from genomepred.compiled import begin_numba
-
-    begin_numba()
     import torch
 
     from genomepred.evaluation.judge import evaluate as run
@@ -453,9 +447,6 @@ def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> N
 
     The same command continues a sweep that was stopped.
     """
-    from genomepred.compiled import begin_numba
-
-    begin_numba()
     import torch
 
     from genomepred.training.sweep import Trial, read_config, summary

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from genomepred.errors import DeviceError, ModelError
 from genomepred.files import open_regular, publish_folder, recover_folder
+from genomepred.messages import counted
 from genomepred.models import build, model_class, skeleton
 from genomepred.models.agreement import difference
 from genomepred.models.card import CARD, EXTERNAL, Card, find_checkpoint, flatten, read_card
@@ -382,7 +383,7 @@ def _readme(card: Card) -> str:
     return (
         f"{_front_matter(card)}# {card.name}\n\n"
         f"`{card.architecture}`, window {card.window}, default stride {card.stride}, "
-        f"{card.bins} {'bin' if card.bins == 1 else 'bins'} of {card.bin_size} bases, "
+        f"{counted(card.bins, 'bin')} of {counted(card.bin_size, 'base')}, "
         f"activation {card.activation}.\n"
         f"License: {card.license or 'not stated'}.\n\n"
         f"```\ngenomepred predict --genomes GENOME.fa --model THIS_FOLDER --out OUT{trust}\n```\n\n"
