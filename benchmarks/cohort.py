@@ -5,6 +5,9 @@ goes, in turn, through tiles, through the engine window by window (a sample of t
 scaled to all of them), and, as one genome of the same stretch, through shared overlap or, where
 that does not pay, the engine by itself. Values are compared before anything is timed.
 
+A whole command is timed in steady state: what three megabases take more than one, beside what one
+genome's megabases take more. Decoding is timed beside cyvcf2's, genotypes compared first.
+
 With --limits, errors and missing genotypes are put into the simulated panel, and what is distinct
 is counted anew.
 
@@ -16,6 +19,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
+import shutil
 import sys
 import tempfile
 import time
@@ -41,11 +46,15 @@ from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import choose_blocks, resolve_kernels
 from genomepred.models import build
 from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import save_checkpoint
+from genomepred.runs.cohort import predict_cohort
+from genomepred.runs.run import predict
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.sequences.vcf import VariantFile
 from genomepred.sequences.vcf_decode import CARRIER, POS
+from genomepred.store.cohort import CohortStore
 
 # Name, reference, variants, options, first base of the stretch.
 PANELS = {
@@ -219,48 +228,163 @@ def summary(counted: Counted, ms: dict[str, float], haplotypes: int) -> dict[str
     }
 
 
+def ours(path: Path) -> int:
+    """Records of a file, all carriers decoded."""
+    return sum(len(batch.records) for batch in VariantFile(path).batches())
+
+
+def theirs(path: Path) -> int:
+    """The same by cyvcf2."""
+    from cyvcf2 import VCF
+
+    return sum(
+        1
+        for record in VCF(str(path))
+        if record.genotype is not None and record.genotype.array() is not None
+    )
+
+
+def compare_genotypes(path: Path) -> int:
+    """Stop unless every genotype is what cyvcf2 reads; how many there are."""
+    from cyvcf2 import VCF
+
+    records, count = iter(VCF(str(path))), 0
+    for batch in VariantFile(path).batches():
+        ends = np.append(batch.records[1:, CARRIER], len(batch.carriers))
+        for r, (begin, end) in enumerate(zip(batch.records[:, CARRIER], ends, strict=True)):
+            record = next(records)
+            expected = record.genotype.array()[:, :-1]
+            found = np.zeros(expected.shape, np.int64)
+            who, copy, number, _ = batch.carriers[begin:end].T
+            found[who, copy] = number
+            same = batch.records[r, POS] == record.POS - 1
+            if not same or not np.array_equal(found, expected):
+                raise SystemExit(f"{path.name}: record {batch.first + r} is not what cyvcf2 reads")
+            count += found.size
+    if next(records, None) is not None:
+        raise SystemExit(f"{path.name}: cyvcf2 reads more records")
+    return count
+
+
 def decoding(data: Path, rounds: int) -> list[dict[str, Any]]:
-    """Records a second of whole files, inflation included."""
-
-    def ours(path: Path) -> int:
-        return sum(len(batch.records) for batch in VariantFile(path).batches())
-
-    def cyvcf2(path: Path) -> int:
-        from cyvcf2 import VCF
-
-        return sum(
-            1
-            for record in VCF(str(path))
-            if record.genotype is not None and record.genotype.array() is not None
-        )
+    """Records a second of whole files, inflation included, beside cyvcf2 in turns."""
+    import pysam.bcftools
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "p33.vcf.gz"
-        bcf = data / PANELS["p33"][1]
-        paths = [data / "variants/unphased.bcf", data / "variants/unphased.vcf.gz", bcf]
-        try:
-            import pysam.bcftools
-
-            pysam.bcftools.view("-Oz", "-o", str(text), str(bcf), catch_stdout=False)
-            paths.append(text)
-        except ImportError:
-            print("without pysam there is no large file of text")
-        for path in paths:
-            row: dict[str, Any] = {"file": path.name, "records": ours(path)}
-            for name, read in (("ours", ours), ("cyvcf2", cyvcf2)):
-                try:
-                    read(path)
-                except ImportError:
-                    continue
-                seconds = [clock(lambda r=read, p=path: r(p)) for _ in range(rounds)]
-                row[name] = row["records"] / median(seconds)
+        text, bcf = Path(folder) / "p33.vcf.gz", data / PANELS["p33"][1]
+        pysam.bcftools.view("-Oz", "-o", str(text), str(bcf), catch_stdout=False)
+        real = data / "variants"
+        for path in (real / "unphased.bcf", real / "unphased.vcf.gz", bcf, text):
+            row: dict[str, Any] = {"file": path.name, "genotypes equal": compare_genotypes(path)}
+            row["records"] = ours(path)
+            turns = {"ours": lambda p=path: ours(p), "cyvcf2": lambda p=path: theirs(p)}
+            seconds = interleaved(turns, rounds)
+            row |= {name: row["records"] / taken for name, taken in seconds.items()}
+            row["times cyvcf2"] = row["ours"] / row["cyvcf2"]
             rows.append(row)
-            print(
-                "  ".join(f"{k} {v:,.0f}" if not isinstance(v, str) else v for k, v in row.items()),
-                flush=True,
-            )
+            told = (f"{k} {v:,.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            print("  ".join(told), flush=True)
     return rows
+
+
+def repeated(folder: Path, data: Path, times: int) -> tuple[Path, Path]:
+    """The simulated panel and its reference as so many contigs, all alike."""
+    import pysam.bcftools
+
+    reference, variants, _, _ = PANELS["p33"]
+    with Genome(data / reference, cache=folder) as genome:
+        (contig,) = genome.contigs
+        codes = genome.codes(contig, 0, genome.contigs[contig])
+    letters = np.frombuffer(b"ACGTN", np.uint8)[codes].tobytes()
+    fasta, panel = folder / f"{times}.fa", folder / f"{times}.bcf"
+    with fasta.open("wb") as file:
+        for k in range(times):
+            file.write(b">c%d\n%s\n" % (k, letters))
+    parts = []
+    for k in range(times):
+        names, part = folder / "names", folder / f"part{k}.bcf"
+        names.write_text(f"{contig} c{k}\n")
+        options = ["--rename-chrs", str(names), "-Ob", "-o", str(part)]
+        pysam.bcftools.annotate(*options, str(data / variants), catch_stdout=False)
+        parts.append(str(part))
+    pysam.bcftools.concat("-Ob", "-o", str(panel), *parts, catch_stdout=False)
+    return fasta, panel
+
+
+def whole_command(data: Path, rounds: int) -> dict[str, Any]:
+    """CPU seconds of `predict` of the simulated panel and of one genome, by megabases.
+
+    The slope is what a megabase takes in a long run, everything from reading to the published
+    file, but not the start: imports, the guard, and looking at stretches to decide.
+    """
+    name, window, stride = MODELS[0]
+    more, many = 3, 9  # contigs of the longer panel, and of the longer genome
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = saved(name, window, stride, folder / "model")
+        one, several, long = (repeated(folder, data, k) for k in (1, more, many))
+        panel_options: dict[str, Any] = {"inbred": True, "jobs": 1}
+
+        def panel(files: tuple[Path, Path], out: str, keep: bool = False) -> Path:
+            if not keep:
+                shutil.rmtree(folder / out, ignore_errors=True)
+            for file in (f for f in (folder / out).glob("*") if f.is_file()):
+                file.unlink()
+            return predict_cohort(*files, model, folder / out, **panel_options).path
+
+        def genome(files: tuple[Path, Path], out: str) -> None:
+            shutil.rmtree(folder / out, ignore_errors=True)
+            predict(files[0], model, folder / out, jobs=1)
+
+        with Genome(one[0], cache=folder) as reference:
+            bases = sum(reference.contigs.values())
+        compare_contigs(panel(one, "one"), panel(several, "several"), more, bases)
+        calls: dict[str, Callable[[], Any]] = {
+            "panel, 1 contig": lambda: panel(one, "one"),
+            "genome, 1 contig": lambda: genome(one, "genome"),
+            f"panel, {more} contigs": lambda: panel(several, "several"),
+            f"genome, {many} contigs": lambda: genome(long, "genome"),
+            "panel, 1 contig, read before": lambda: panel(one, "one", keep=True),
+            f"panel, {more} contigs, read before": lambda: panel(several, "several", keep=True),
+        }
+        calls["genome, 1 contig"]()
+        seconds = interleaved(calls, rounds)
+    megabases = bases / 1e6
+    first, _, third, ninth, *again = seconds.values()
+    slopes = {
+        "panel": (third - first) / (more - 1) / megabases,
+        "panel, read before": (again[1] - again[0]) / (more - 1) / megabases,
+        "one genome": (ninth - seconds["genome, 1 contig"]) / (many - 1) / megabases,
+    }
+    row = {
+        "seconds": seconds,
+        "seconds a megabase": slopes,
+        "panel over one genome": slopes["panel"] / slopes["one genome"],
+        "read before, over one genome": slopes["panel, read before"] / slopes["one genome"],
+    }
+    print(row, flush=True)
+    return row
+
+
+def saved(name: str, window: int, stride: int, folder: Path) -> Path:
+    """A checkpoint of random weights."""
+    alone, _, _ = engines(name, window, stride)
+    codes = np.random.default_rng(0).integers(0, 5, (4, window), dtype=np.uint8)
+    save_checkpoint(folder, alone.written, alone.card, codes)
+    return folder
+
+
+def compare_contigs(one: Path, several: Path, times: int, bases: int) -> None:
+    """Stop unless every contig has the values of the one alone, all haplotypes."""
+    with CohortStore(one) as single, CohortStore(several) as repeated_:
+        for k in range(times):
+            for first in range(0, bases, 100_000):
+                expected = single.matrix("c0", first, first + 100_000)
+                found = repeated_.matrix(f"c{k}", first, first + 100_000)
+                same = np.isclose(found, expected, DIFFERENCE, DIFFERENCE, equal_nan=True)
+                if found.shape != expected.shape or not same.all():
+                    raise SystemExit(f"contig {k} has other values; nothing is timed")
 
 
 def limits(data: Path) -> list[dict[str, Any]]:
@@ -364,8 +488,10 @@ def main() -> None:
     if arguments.data is None:
         parser.error("--data is missing")
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"rounds": arguments.rounds, "decoding": [], "rows": []}
+    load = f"{os.getloadavg()[0]:.1f} processes on {len(os.sched_getaffinity(0))} cores at first"
+    results: dict[str, Any] = {"rounds": arguments.rounds, "load": load, "rows": []}
     results["decoding"] = decoding(arguments.data, arguments.rounds)
+    results["whole command"] = whole_command(arguments.data, arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
         for label, (reference, variants, options, place) in PANELS.items():
             with (
