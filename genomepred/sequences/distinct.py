@@ -200,6 +200,18 @@ def chunk_windows(haplotypes: int) -> int:
     return min(max(_KEYS // max(haplotypes, 1), 1), _CHUNK)
 
 
+def held_bytes(haplotypes: int, window: int, longest: int, edits_a_base: float) -> int:
+    """About the bytes that finding distinct windows holds.
+
+    ``longest`` is the longest contig; ``edits_a_base`` are those of all haplotypes together.
+    """
+    beside = 2 * (2 * window + _MARGIN) + window
+    bases = min(_LOADED // max(haplotypes, 1) + beside, longest)
+    blocks = min(panel_cache.KEPT_BLOCKS * panel_cache.BLOCK, longest)
+    keys = haplotypes * chunk_windows(haplotypes)
+    return int(edits_a_base * (28 * bases + 4 * blocks)) + 36 * keys
+
+
 def _loaded(
     panel: Panel, geometry: Geometry, contig: str, first: int, last: int
 ) -> Iterator[Chunk]:
