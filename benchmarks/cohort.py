@@ -5,27 +5,21 @@ goes, in turn, through tiles, through the engine window by window (a sample of t
 scaled to all of them), and, as one genome of the same stretch, through shared overlap or, where
 that does not pay, the engine by itself. Values are compared before anything is timed.
 
-A whole command is timed in steady state: what three megabases take more than one, beside what one
-genome's megabases take more. Decoding is timed beside cyvcf2's, genotypes compared first.
+Decoding is timed beside cyvcf2's, genotypes compared first.
 
-With --limits, errors and missing genotypes are put into the simulated panel, and what is distinct
-is counted anew.
-
-    python benchmarks/cohort.py --data FOLDER_OF_REAL_DATA [--json FILE] [--limits]
+    python benchmarks/cohort.py --data FOLDER_OF_REAL_DATA [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,14 +41,11 @@ from genomepred.lowering.select import choose_blocks, resolve_kernels
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
-from genomepred.runs.cohort import predict_cohort
-from genomepred.runs.run import predict
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.sequences.vcf import VariantFile
 from genomepred.sequences.vcf_decode import CARRIER, POS
-from genomepred.store.cohort import CohortStore
 
 # Name, reference, variants, options, first base of the stretch.
 PANELS = {
@@ -288,176 +279,12 @@ def decoding(data: Path, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def repeated(folder: Path, data: Path, times: int) -> tuple[Path, Path]:
-    """The simulated panel and its reference as so many contigs, all alike."""
-    import pysam.bcftools
-
-    reference, variants, _, _ = PANELS["p33"]
-    with Genome(data / reference, cache=folder) as genome:
-        (contig,) = genome.contigs
-        codes = genome.codes(contig, 0, genome.contigs[contig])
-    letters = np.frombuffer(b"ACGTN", np.uint8)[codes].tobytes()
-    fasta, panel = folder / f"{times}.fa", folder / f"{times}.bcf"
-    with fasta.open("wb") as file:
-        for k in range(times):
-            file.write(b">c%d\n%s\n" % (k, letters))
-    parts = []
-    for k in range(times):
-        names, part = folder / "names", folder / f"part{k}.bcf"
-        names.write_text(f"{contig} c{k}\n")
-        options = ["--rename-chrs", str(names), "-Ob", "-o", str(part)]
-        pysam.bcftools.annotate(*options, str(data / variants), catch_stdout=False)
-        parts.append(str(part))
-    pysam.bcftools.concat("-Ob", "-o", str(panel), *parts, catch_stdout=False)
-    return fasta, panel
-
-
-def whole_command(data: Path, rounds: int) -> dict[str, Any]:
-    """CPU seconds of `predict` of the simulated panel and of one genome, by megabases.
-
-    The slope is what a megabase takes in a long run, everything from reading to the published
-    file, but not the start: imports, the guard, and looking at stretches to decide.
-    """
-    name, window, stride = MODELS[0]
-    more, many = 3, 9  # contigs of the longer panel, and of the longer genome
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        model = saved(name, window, stride, folder / "model")
-        one, several, long = (repeated(folder, data, k) for k in (1, more, many))
-        panel_options: dict[str, Any] = {"inbred": True, "jobs": 1}
-
-        def panel(files: tuple[Path, Path], out: str, keep: bool = False) -> Path:
-            if not keep:
-                shutil.rmtree(folder / out, ignore_errors=True)
-            for file in (f for f in (folder / out).glob("*") if f.is_file()):
-                file.unlink()
-            return predict_cohort(*files, model, folder / out, **panel_options).path
-
-        def genome(files: tuple[Path, Path], out: str) -> None:
-            shutil.rmtree(folder / out, ignore_errors=True)
-            predict(files[0], model, folder / out, jobs=1)
-
-        with Genome(one[0], cache=folder) as reference:
-            bases = sum(reference.contigs.values())
-        compare_contigs(panel(one, "one"), panel(several, "several"), more, bases)
-        calls: dict[str, Callable[[], Any]] = {
-            "panel, 1 contig": lambda: panel(one, "one"),
-            "genome, 1 contig": lambda: genome(one, "genome"),
-            f"panel, {more} contigs": lambda: panel(several, "several"),
-            f"genome, {many} contigs": lambda: genome(long, "genome"),
-            "panel, 1 contig, read before": lambda: panel(one, "one", keep=True),
-            f"panel, {more} contigs, read before": lambda: panel(several, "several", keep=True),
-        }
-        calls["genome, 1 contig"]()
-        seconds = interleaved(calls, rounds)
-    megabases = bases / 1e6
-    first, _, third, ninth, *again = seconds.values()
-    slopes = {
-        "panel": (third - first) / (more - 1) / megabases,
-        "panel, read before": (again[1] - again[0]) / (more - 1) / megabases,
-        "one genome": (ninth - seconds["genome, 1 contig"]) / (many - 1) / megabases,
-    }
-    row = {
-        "seconds": seconds,
-        "seconds a megabase": slopes,
-        "panel over one genome": slopes["panel"] / slopes["one genome"],
-        "read before, over one genome": slopes["panel, read before"] / slopes["one genome"],
-    }
-    print(row, flush=True)
-    return row
-
-
 def saved(name: str, window: int, stride: int, folder: Path) -> Path:
     """A checkpoint of random weights."""
     alone, _, _ = engines(name, window, stride)
     codes = np.random.default_rng(0).integers(0, 5, (4, window), dtype=np.uint8)
     save_checkpoint(folder, alone.written, alone.card, codes)
     return folder
-
-
-def compare_contigs(one: Path, several: Path, times: int, bases: int) -> None:
-    """Stop unless every contig has the values of the one alone, all haplotypes."""
-    with CohortStore(one) as single, CohortStore(several) as repeated_:
-        for k in range(times):
-            for first in range(0, bases, 100_000):
-                expected = single.matrix("c0", first, first + 100_000)
-                found = repeated_.matrix(f"c{k}", first, first + 100_000)
-                same = np.isclose(found, expected, DIFFERENCE, DIFFERENCE, equal_nan=True)
-                if found.shape != expected.shape or not same.all():
-                    raise SystemExit(f"contig {k} has other values; nothing is timed")
-
-
-def limits(data: Path) -> list[dict[str, Any]]:
-    """Sharing under errors and missing genotypes: the first 100 kb of the simulated panel."""
-    reference, variants, options, _ = PANELS["p33"]
-    _, window, stride = MODELS[0]
-    geometry = Geometry(window, stride)
-    model = build("basenji-maize").eval()
-    cases = {
-        "as it is": (0.0, 0.0, "reference"),
-        "errors 1e-3": (1e-3, 0.0, "reference"),
-        "5% missing as reference": (0.0, 0.05, "reference"),
-        "5% missing as N": (0.0, 0.05, "n"),
-    }
-    rows = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Genome(data / reference, cache=Path(folder)) as genome,
-    ):
-        contig = next(iter(genome.contigs))
-        for label, (errors, missing, how) in cases.items():
-            path = Path(folder) / "changed.vcf.gz"
-            with gzip.open(path, "wb", 1) as file:
-                file.writelines(changed(data / variants, 100_000, errors, missing))
-            with Panel(genome, path, replace(options, missing=how), cache=folder) as panel:
-                first, last = 20_000 // stride, 80_000 // stride
-                counted = Counted(model, geometry)
-                counted.find(panel, contig, first, last)
-                count = last - first
-                rows.append(
-                    {
-                        "case": label,
-                        "distinct": counted.distinct / count,
-                        "tiles": counted.pieces[1] / count,
-                        "windows": counted.distinct * counted.alone / count / 1e6,
-                        "through tiles": counted.through_tiles / count / 1e6,
-                    }
-                )
-                print(
-                    "  ".join(
-                        f"{k} {v:,.1f}" if not isinstance(v, str) else v
-                        for k, v in rows[-1].items()
-                    ),
-                    flush=True,
-                )
-    return rows
-
-
-def changed(path: Path, end: int, errors: float, missing: float) -> Iterator[bytes]:
-    """Lines of VCF of a homozygous panel, with genotypes made wrong or missing at random."""
-    rng = np.random.default_rng(0)
-    file = VariantFile(path, inbred=True)
-    samples = file.samples
-    yield b"##fileformat=VCFv4.3\n"
-    yield b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\t"
-    yield "\t".join(samples).encode() + b"\n"
-    for batch in file.batches():
-        ends = [*batch.records[1:, CARRIER].tolist(), len(batch.carriers)]
-        for r, record in enumerate(batch.records.tolist()):
-            pos, begin = record[POS], record[CARRIER]
-            if pos >= end:
-                return
-            ref, *alts = batch.alleles(r)
-            allele = np.zeros(len(samples), np.int64)
-            carriers = batch.carriers[begin : ends[r]]
-            allele[carriers[:, 0]] = carriers[:, 2]
-            wrong = rng.random(len(samples)) < errors
-            allele[wrong] = np.where(allele[wrong] == 0, 1, 0)
-            names = np.array([f"{k}|{k}" for k in range(len(alts) + 1)], object)
-            calls = names[allele]
-            calls[rng.random(len(samples)) < missing] = ".|."
-            fields = [batch.contig, str(pos + 1), ".", ref, ",".join(alts), ".", ".", ".", "GT"]
-            yield "\t".join([*fields, *calls.tolist()]).encode() + b"\n"
 
 
 def picture(rows: list[dict[str, Any]]) -> str:
@@ -474,24 +301,44 @@ def picture(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Counts and milliseconds a window of the grid, as Markdown."""
+    head = ["panel", "model", "W, stride", "distinct windows", "tiles", "one genome"]
+    head += ["distinct windows alone", "through tiles", "sample by sample", "panel / one genome"]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    for row in rows:
+        ms = row["ms a window"]
+        keys = ("one genome", "distinct windows", "tiles", "sample by sample")
+        cells = [row["panel"], row["model"], f"{row['window']:,}, {row['stride']}"]
+        cells += [f"{row['distinct']:.1f}", f"{row['pieces'][1]:.1f}"]
+        cells += [f"{ms[key]:.3g}" for key in keys] + [f"{row['panel over one genome']:.3g}"]
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def load() -> str:
+    """How busy the machine is."""
+    return f"{os.getloadavg()[0]:.1f} processes on {len(os.sched_getaffinity(0))} cores"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the real data")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all calls  [default: 3]")
-    parser.add_argument("--limits", action="store_true", help="errors and missing genotypes too")
     parser.add_argument("--json", type=Path, help="write results with machine and commit")
-    parser.add_argument("--picture", type=Path, help="draw the counts of such results, no more")
+    parser.add_argument(
+        "--docs", type=Path, help="print what the docs show of such results, no more"
+    )
     arguments = parser.parse_args()
-    if arguments.picture is not None:
-        print(picture(json.loads(arguments.picture.read_text())["rows"]))
+    if arguments.docs is not None:
+        rows = json.loads(arguments.docs.read_text())["rows"]
+        print(picture(rows), table(rows), sep="\n\n")
         return
     if arguments.data is None:
         parser.error("--data is missing")
     torch.set_num_threads(1)
-    load = f"{os.getloadavg()[0]:.1f} processes on {len(os.sched_getaffinity(0))} cores at first"
-    results: dict[str, Any] = {"rounds": arguments.rounds, "load": load, "rows": []}
+    results: dict[str, Any] = {"rounds": arguments.rounds, "load": load(), "rows": []}
     results["decoding"] = decoding(arguments.data, arguments.rounds)
-    results["whole command"] = whole_command(arguments.data, arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
         for label, (reference, variants, options, place) in PANELS.items():
             with (
@@ -502,8 +349,6 @@ def main() -> None:
                     row = measure(label, panel, genome, place, model, arguments.rounds)
                     results["rows"].append(row)
                     print(row, flush=True)
-    if arguments.limits:
-        results["limits"] = limits(arguments.data)
     write_json(arguments.json, results)
 
 

@@ -38,7 +38,7 @@ _FAR = 1 << 62
 _CHUNK, _KEYS = 64, 1 << 18
 # Bases of all haplotypes together whose edits are loaded at a time: 28 bytes an edit, of which the
 # simulated panel has 4 a kb.
-_LOADED = 3 << 29
+_LOADED = 1 << 30
 # Bases loaded beside what windows span, for what deletions take; more if they take more.
 _MARGIN = 1 << 12
 
@@ -209,7 +209,8 @@ def held_bytes(haplotypes: int, window: int, longest: int, edits_a_base: float) 
     bases = min(_LOADED // max(haplotypes, 1) + beside, longest)
     blocks = min(panel_cache.KEPT_BLOCKS * panel_cache.BLOCK, longest)
     keys = haplotypes * chunk_windows(haplotypes)
-    return int(edits_a_base * (28 * bases + 4 * blocks)) + 36 * keys
+    # Edits of two loads, where the last chunk of the one before is still in use.
+    return int(edits_a_base * (2 * 28 * bases + 8 * blocks)) + 36 * keys
 
 
 def _loaded(
