@@ -1,6 +1,5 @@
 PYTHON ?= python3
 VENV ?= .venv
-DATA ?= ../shared/data
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -21,7 +20,7 @@ examples: env
 	PATH="$(abspath $(BIN)):$$PATH" examples/first_hour.sh examples-out
 
 rice: env
-	PATH="$(abspath $(BIN)):$$PATH" examples/rice_story.sh $(DATA) rice-out
+	PATH="$(abspath $(BIN)):$$PATH" examples/rice_story.sh rice-out
 
 # Two processes, each on one thread; all tests of a file in one of them.
 test: env

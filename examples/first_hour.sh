@@ -2,8 +2,8 @@
 # A tour that needs nothing but this checkout (`make examples` sets up and runs it): train a small
 # model on sequences made on the spot, look at it, run it and the bundled model over a phage.
 set -euo pipefail
+out=$(realpath -m "${1:-examples-out}")
 cd "$(dirname "$0")/.."
-out=${1:-examples-out}
 phage=tests/data/lambda_virus.fa.gz
 region='gi|9626243|ref|NC_001416.1|:1,001-3,000'
 mkdir -p "$out"
@@ -13,6 +13,7 @@ genomepred data synthetic-motifs --length 8 --count 4000 --out "$out/motifs.csv"
 genomepred train --model motif-cnn --data "$out/motifs.csv" --epochs 10 --out "$out/motifs"
 genomepred models show "$out/motifs/best"
 genomepred evaluate --model "$out/motifs/best" --data "$out/motifs.csv" --out "$out/evaluation"
+DATA=$out genomepred sweep examples/sweeps/motifs.json --out "$out/sweep"
 
 echo "== maps of a genome"
 genomepred plan "$phage" --model ctcf --out "$out/maps"

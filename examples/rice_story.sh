@@ -1,20 +1,26 @@
 #!/usr/bin/env bash
 # From peaks of three cultivars to answers about a panel: train, evaluate, predict a cohort, then
-# tables, comparisons, sites and effects of variants. Needs the simulated rice panel (`make rice`
-# passes its folder):
+# tables, comparisons, sites and effects of variants:
 #
-#     examples/rice_story.sh DATA [OUT] [SAMPLES]
+#     examples/rice_story.sh [OUT] [SAMPLES]
+#     REFERENCE=ref.fa.gz PANEL=panel.bcf examples/rice_story.sh [OUT] [SAMPLES]
 #
-# The sequence is real (rice Nipponbare, chromosome 2, its first megabase); the panel is simulated,
-# and so are peaks (60 bases around each CACGTG, CACGTC or GACGTG, which bZIP factors bind) and
-# genes (every 9 kb, on alternating strands). Put your own files in their place.
+# Without a reference and a panel (of lines S0000, S0015 and so on) a stand-in is made on the spot:
+# see simulated_panel.py. Peaks (60 bases around each CACGTG, CACGTC or GACGTG, which bZIP factors
+# bind) and genes (every 9 kb, on alternating strands) are simulated. Put your own files in their
+# place.
 set -euo pipefail
-data=${1:?give the folder with genomes/ and variants/}
-out=${2:-rice-out}
-samples=${3:-200}
-reference=$data/genomes/rice_chr2_1M.fa.gz
-panel=$data/variants/simulated_rice/p33.bcf
+out=${1:-rice-out}
+samples=${2:-200}
 mkdir -p "$out"
+if [ -z "${REFERENCE:-}" ]; then
+    echo "== a panel of $samples lines, made on the spot"
+    python "$(dirname "$0")/simulated_panel.py" "$out/data" "$samples"
+fi
+reference=${REFERENCE:-$out/data/reference.fa.gz}
+panel=${PANEL:-$out/data/panel.vcf.gz}
+name=$(basename "$panel" .gz)
+name=${name%.*}
 
 echo "== three cultivars with peaks"
 exports=()
@@ -91,7 +97,7 @@ from genomepred import CohortStore
 
 out = Path(sys.argv[1])
 top = pd.read_csv(out / "differences" / "top.tsv", sep="\t").iloc[0]
-with CohortStore(out / "cohort" / "p33.h5") as store:
+with CohortStore(next((out / "cohort").glob("*.h5"))) as store:
     middle = (top.start + top.end) // 2
     values = store.matrix(top.contig, middle, middle + 1)[:, :, 0].max(axis=1)
     kept = values > (values.max() + values.min()) / 2
@@ -103,7 +109,7 @@ genomepred compare "$out/cohort" -o "$out/groups" --samples-table "$out/groups.t
     --group site --top 60
 
 echo "== sites of two lines of the panel, and of a cultivar with their sequences"
-genomepred sites "$out/cohort/p33.h5" --sample S0000 --sample S1500 \
+genomepred sites "$out/cohort/$name.h5" --sample S0000 --sample S1500 \
     --model "$out/training/best" --format narrowPeak -o "$out/sites"
 genomepred predict "$out/S1500.fa" --model "$out/training/best" --out "$out/S1500"
 genomepred sites "$out/S1500" --model "$out/training/best" --sequence "$out/S1500.fa" \

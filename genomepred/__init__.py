@@ -17,6 +17,7 @@ from genomepred.compiled import keep_numba
 
 if TYPE_CHECKING:
     from genomepred.inference.predictor import Predictor
+    from genomepred.models.card import Card, Track
     from genomepred.models.checkpoint import load_model
     from genomepred.runs.cohort import predict_cohort
     from genomepred.runs.run import predict
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Card",
     "CohortStore",
     "Genome",
     "Grid",
     "PredictionStore",
     "Predictor",
+    "Track",
     "compare",
     "effects",
     "find_sites",
@@ -46,11 +49,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Card": "genomepred.models.card",
     "CohortStore": "genomepred.store.cohort",
     "Genome": "genomepred.sequences.fasta",
     "Grid": "genomepred.sequences.grid",
     "PredictionStore": "genomepred.store.hdf5",
     "Predictor": "genomepred.inference.predictor",
+    "Track": "genomepred.models.card",
     "effects": "genomepred.variants.run",
     "compare": "genomepred.tables.compare",
     "find_sites": "genomepred.tables.sites",

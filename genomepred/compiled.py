@@ -6,9 +6,13 @@ import os
 import stat
 import sys
 from contextlib import suppress
+from functools import cache
+from threading import Event
+from typing import Any
 
 # Enough to meet a quota that lets an empty file through.
 _TRIED = bytes(1 << 16)
+_tells = Event()  # set where what is compiled is told
 
 
 def keep_numba(package: str) -> None:
@@ -31,6 +35,21 @@ def keep_numba(package: str) -> None:
     os.environ["NUMBA_CACHE_DIR"] = private_folder()
 
 
+def code_folder(package: str) -> str:
+    """Where machine code is kept: beside where Numba keeps what it compiles.
+
+    Parameters
+    ----------
+    package : str
+        Folder of the package.
+    """
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return os.path.join(os.environ["NUMBA_CACHE_DIR"], "genomepred")
+    if os.access(os.path.join(package, "sequences"), os.W_OK):
+        return os.path.join(package, "__pycache__")
+    return os.path.join(_user_cache(), "genomepred", "code")
+
+
 def begin_numba() -> None:
     """Import Numba without the SciPy that it looks for BLAS in, which takes half a second.
 
@@ -38,13 +57,14 @@ def begin_numba() -> None:
     program may.
     """
     blas = "scipy.linalg.cython_blas"
-    if blas in sys.modules:
-        return
-    sys.modules[blas] = None  # type: ignore[assignment]
-    try:
-        import numba.np.arraymath  # noqa: F401 (looks for BLAS)
-    finally:
-        del sys.modules[blas]
+    if blas not in sys.modules:
+        sys.modules[blas] = None  # type: ignore[assignment]
+        try:
+            import numba.np.arraymath  # noqa: F401 (looks for BLAS)
+        finally:
+            del sys.modules[blas]
+    if _tells.is_set():
+        _listen()
 
 
 def keep_inductor() -> None:
@@ -118,18 +138,30 @@ def _writable(folder: str) -> bool:
 
 
 def tell_of_compiling() -> None:
-    """Say, where nothing is kept yet, why the first run of a machine starts slowly."""
+    """From here on say, when the first function is compiled, why that takes a while.
+
+    What is kept from earlier runs is loaded and not compiled, and nothing is said.
+    """
+    _tells.set()
+    if "numba" in sys.modules:
+        _listen()
+
+
+@cache
+def _listen() -> None:
+    from numba.core.event import Listener, register
+
     from genomepred.messages import say
 
-    if not is_warm():
-        say("compiling the reader and the CPU's kernels; this is done once on a machine")
+    class Telling(Listener):
+        told = False
 
+        def on_start(self, event: Any) -> None:
+            if not self.told:
+                self.told = True
+                say("compiling for this processor: up to half a minute, once on a machine")
 
-def is_warm() -> bool:
-    """Whether functions that Numba has compiled for this package are kept somewhere."""
-    from pathlib import Path
+        def on_end(self, event: Any) -> None:
+            pass
 
-    beside = Path(__file__).parent / "sequences" / "__pycache__"
-    places = [os.environ.get("NUMBA_CACHE_DIR", ""), os.path.join(_user_cache() or "/", "numba")]
-    kept = (Path(place).glob("**/decode*.nbi") for place in places if place)
-    return any(beside.glob("decode*.nbi")) or any(next(found, None) for found in kept)
+    register("numba:compile", Telling())  # type: ignore[no-untyped-call]

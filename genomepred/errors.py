@@ -6,7 +6,8 @@ do about it. Exit codes 0-2 keep their usual meaning (success, unexpected failur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -83,6 +84,33 @@ class DependencyError(GenomepredError):
     """An optional library is needed; the message names the extra that installs it."""
 
     exit_code = 13
+
+
+@contextmanager
+def optional(purpose: str, extra: str, instead: str = "") -> Iterator[None]:
+    """Context of imports that an extra brings: what fails names the library and the extra.
+
+    Parameters
+    ----------
+    purpose : str
+        What the library is for.
+    extra : str
+        Extra of this package that installs it.
+    instead : str, optional
+        What else can be done.
+
+    Raises
+    ------
+    DependencyError
+        If a library is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        library = (error.name or str(error)).partition(".")[0]
+        raise DependencyError(
+            f"{purpose} needs {library}: pip install 'genomepred[{extra}]'{instead}"
+        ) from error
 
 
 class GenomesFailedError(GenomepredError):

@@ -21,8 +21,13 @@ def say(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text, with bytes that are not UTF-8, as file names may hold them, spelt out."""
+    """The text, with bytes that are not UTF-8, as file names may hold them, spelled out."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: ``1 worker``, ``2,000 workers``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def say_warnings() -> None:

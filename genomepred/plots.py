@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError, OutputError, RegionError, StoreError
+from genomepred.errors import OutputError, RegionError, StoreError, optional
 from genomepred.files import publishing
 from genomepred.sequences.grid import Region
 from genomepred.store.reader import Float32, PredictionStore
@@ -85,10 +85,8 @@ def _require_picture(path: Path) -> None:
     """Refuse other formats, and do without matplotlib before the work, not after it."""
     if path.suffix.lower() not in _FORMATS:
         raise OutputError(f"{path}: name the picture {', '.join(f'*{s}' for s in _FORMATS)}")
-    try:
+    with optional("plot", "plot"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise DependencyError("plot needs matplotlib: pip install 'genomepred[plot]'") from error
 
 
 def _figure(region: Region, edges: Float64, summaries: Mapping[str, Summary], title: str) -> Figure:

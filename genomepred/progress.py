@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from genomepred.messages import counted
+
 if TYPE_CHECKING:
     _Bar = tqdm[Any]
 else:
@@ -144,7 +146,7 @@ class Outlook(Watch):
     def tell_workers(self, count: int) -> None:
         """Say how many workers of a cluster are at it."""
         super().tell_workers(count)
-        self._bar.set_description_str(f"{count:,} workers", refresh=False)
+        self._bar.set_description_str(counted(count, "worker"), refresh=False)
 
     def wait(self) -> None:
         """Say that nothing is left to do but to wait."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from genomepred import compiled
+from tests.helpers import python
 
 
 @pytest.fixture
@@ -63,3 +64,32 @@ def test_a_user_without_a_home_has_no_cache_of_that_name_here(shared_tmp, monkey
     compiled.keep_inductor()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(shared_tmp))
     assert not (tmp_path / "~").exists()
+
+
+def test_compiling_is_told_once_before_it_is_done_and_never_of_what_is_kept(tmp_path):
+    code = (
+        "from numba import njit\n"
+        "from genomepred.compiled import begin_numba, tell_of_compiling\n"
+        "@njit(cache=True)\n"
+        "def f(x): return x + 1\n"
+        "@njit(cache=True)\n"
+        "def g(x): return f(x) + 1\n"
+        "tell_of_compiling(); begin_numba(); begin_numba(); g(1)\n"
+    )
+    (tmp_path / "functions.py").write_text(code)
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    first = python("-c", "import functions", cwd=tmp_path, **environment)
+    assert first.returncode == 0
+    assert first.stderr.startswith("genomepred: compiling for this processor: ")
+    assert first.stderr.count("\n") == 1
+    again = python("-c", "import functions", cwd=tmp_path, **environment)
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_a_first_run_tells_that_it_compiles_and_the_next_does_not(tmp_path):
+    (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 100)
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = ["-m", "genomepred", "predict", "--model", "ctcf", "--genomes", "a.fa", "--out"]
+    first = python(*command, "1", cwd=tmp_path, **environment)
+    assert first.stderr.count("compiling for this processor") == 1
+    assert "compiling" not in python(*command, "2", cwd=tmp_path, **environment).stderr

@@ -4,7 +4,7 @@
 #
 #     try_locally.sh [array|ray ...]
 #
-# An array of 8 over 40 small genomes, of which one task is cancelled, one requeued while it runs
+# An array of 8 over 40 small genomes, of which one task is canceled, one requeued while it runs
 # and one stopped by its time limit; then one job of two nodes through Ray. The files must be those
 # of one plain run, byte for byte. It takes about six minutes on two quiet cores. Needs root,
 # Debian's slurm-wlm and munge, and genomepred (for ray.sh with its extra `cluster`) on the PATH.
@@ -110,7 +110,7 @@ try_array() {
     job=$(submit --array=1-8 --time=10 --signal=B:TERM@45)
     running "${job}_1"
     works
-    scancel "${job}_1" && echo "task 1 cancelled while it worked"
+    scancel "${job}_1" && echo "task 1 canceled while it worked"
     running "${job}_2"
     sleep 8
     scontrol requeue "${job}_2" && echo "task 2 requeued while it worked"

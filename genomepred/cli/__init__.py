@@ -19,6 +19,7 @@ import click
 
 from genomepred import __version__
 from genomepred.cli.options import AS_JSON, COMMAND, RESULT, envelope, refuse_repeated
+from genomepred.compiled import tell_of_compiling
 from genomepred.messages import described, say, say_warnings
 
 # How names of threads begin that may be held up by a disk when a command ends.
@@ -133,6 +134,7 @@ def main() -> None:
 def _outcome() -> tuple[str, int]:
     """Run the command; what is left to say, and the exit code."""
     say_warnings()
+    tell_of_compiling()
     _write_any_path()
     _draw_into_files()
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from genomepred.cli.options import UserPath, debug_option, echo_json, json_option
+from genomepred.messages import counted
 
 
 @click.group()
@@ -57,4 +58,4 @@ def synthetic_motifs(out: Path, length: int, count: int | None, seed: int, as_js
         echo_json({"file": str(out), "sequences": len(frame), "dataset": counts})
         return
     shown = ", ".join(f"{n} {name}" for name, n in counts.items())
-    click.echo(f"{out}: {len(frame)} sequences of {length} bases ({shown})")
+    click.echo(f"{out}: {counted(len(frame), 'sequence')} of {counted(length, 'base')} ({shown})")

@@ -18,6 +18,7 @@ from genomepred.cli.options import (
     option,
     trust_code_option,
 )
+from genomepred.messages import counted
 
 if TYPE_CHECKING:
     from genomepred.variants.run import EffectsReport
@@ -87,6 +88,9 @@ def effects(genomes: Path, range_: int | None, as_json: bool, **options: Any) ->
     centered on the variant, and their difference. Stop it anywhere and run the same command again:
     it continues, and the file is the same to the byte.
     """
+    from genomepred.compiled import begin_numba
+
+    begin_numba()
     from genomepred.variants.run import effects as compute
 
     report = compute(
@@ -106,8 +110,8 @@ def effects(genomes: Path, range_: int | None, as_json: bool, **options: Any) ->
 
 def _tell(report: EffectsReport) -> None:
     click.echo(
-        f"{report.out}\t{report.records:,} records\t{report.scored:,} of "
-        f"{report.alternatives:,} alternatives scored"
+        f"{report.out}\t{counted(report.records, 'record')}\t{report.scored:,} of "
+        f"{counted(report.alternatives, 'alternative')} scored"
     )
     counts = {
         "scored without a value: too few known bases around them": report.without_value,

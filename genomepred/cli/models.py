@@ -21,6 +21,7 @@ from genomepred.cli.options import (
     option,
     trust_code_option,
 )
+from genomepred.messages import counted
 from genomepred.models import MODELS
 from genomepred.models.card import ACTIVATIONS, INPUTS, N_POLICIES, OUTPUTS, Track
 
@@ -221,7 +222,7 @@ def import_(
         echo_json(json.loads(card.to_json()))
         return
     click.echo(
-        f"{card.name}: {card.architecture}, window {card.window}, {card.bins} bins of "
+        f"{card.name}: {card.architecture}, window {card.window}, {counted(card.bins, 'bin')} of "
         f"{card.bin_size}, tracks: {', '.join(track.name for track in card.tracks)}"
     )
     click.echo(f"checkpoint: {to}")

@@ -22,6 +22,7 @@ from genomepred.cli.options import (
     panel_options,
     trust_code_option,
 )
+from genomepred.messages import counted
 from genomepred.runs.spec import LARGEST, Option, RunSpec
 
 if TYPE_CHECKING:
@@ -132,6 +133,9 @@ def _panel(values: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
                 "--samples, --missing, --unphased and --inbred say how to read --variants"
             )
         return None
+    from genomepred.compiled import begin_numba
+
+    begin_numba()
     from genomepred.sequences.cohort import PanelOptions, read_samples
 
     return variants, PanelOptions(**how, samples=read_samples(samples) if samples else None)
@@ -156,10 +160,7 @@ def predict(as_json: bool, **values: Any) -> None:
     Stop it anywhere and run the same command again: it continues, and the files are the same to
     the byte. Any number of such commands may work on one OUT at once.
     """
-    from genomepred.compiled import begin_numba
     from genomepred.errors import GenomesFailedError
-
-    begin_numba()
     from genomepred.runs.run import RunReport, run
 
     failure, panel = None, _panel(values)
@@ -191,7 +192,9 @@ def predict(as_json: bool, **values: Any) -> None:
 def _print_results(results: list[GenomeResult]) -> None:
     for result in results:
         if result.outcome == "finished":
-            click.echo(f"{result.path}\t{result.bases:,} bases\t{result.rows:,} rows")
+            click.echo(
+                f"{result.path}\t{counted(result.bases, 'base')}\t{counted(result.rows, 'row')}"
+            )
         elif result.outcome == "partial":
             click.echo(f"{result.path}\tthis share is done, others are not")
         else:
@@ -202,9 +205,6 @@ def _print_results(results: list[GenomeResult]) -> None:
 @_run_options
 def plan(as_json: bool, **values: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
-    from genomepred.compiled import begin_numba
-
-    begin_numba()
     from genomepred.runs.plan import plan as make_plan
 
     if (panel := _panel(values)) is not None:
@@ -228,9 +228,9 @@ def plan(as_json: bool, **values: Any) -> None:
     numerics_ = estimate.numerics
     click.echo(
         f"{numerics_.precision}, batches of {numerics_.compute_batch} windows, "
-        f"{estimate.workers} workers\nkernels: {_counted(numerics_.kernels)}\n"
+        f"{counted(estimate.workers, 'worker')}\nkernels: {_grouped(numerics_.kernels)}\n"
         f"{_overlap(estimate, values['overlap'])}\n"
-        f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk and {estimate.seconds:,.0f} s "
+        f"about {_size(estimate.bytes_on_disk)} on disk and {_seconds(estimate.seconds)} "
         f"({estimate.bases_per_second:,.0f} bases/s), start-up not included"
     )
     if estimate.samples:
@@ -252,14 +252,25 @@ def _plan_cohort(spec: RunSpec, variants: Path, panel_options: PanelOptions, as_
         f"distinct windows a grid window\t{estimate.distinct:.2f}\n"
         + (f"distinct tiles a grid window\t{estimate.tiles:.2f}\n" if estimate.tiles else "")
         + f"{estimate.saving:,.1f} times less work than window by window, sample by sample\n"
-        f"about {estimate.bytes_on_disk / 1e6:,.1f} MB on disk at most and "
-        f"{estimate.seconds:,.0f} s on {estimate.workers} workers, start-up not included"
+        f"about {_size(estimate.bytes_on_disk)} on disk at most and "
+        f"{_seconds(estimate.seconds)} on {counted(estimate.workers, 'worker')}, start-up not "
+        "included"
     )
     for line in estimate.warnings:
         click.echo(line)
 
 
-def _counted(kernels: tuple[str, ...]) -> str:
+def _size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.0f} kB"
+
+
+def _seconds(time: float) -> str:
+    """Seconds in words."""
+    return f"{time:,.0f} s" if time >= 10 else f"{time:.1f} s"
+
+
+def _grouped(kernels: tuple[str, ...]) -> str:
     """Neighbors of one name as one: ``kmers, 3 direct``."""
     groups = [(name, len(list(same))) for name, same in groupby(kernels)]
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in groups)
@@ -332,7 +343,7 @@ def status(out: Path, shares: int | None, as_json: bool) -> None:
         return
     for genome in found.genomes:
         click.echo("\t".join([genome.name, genome.state, *_progress(genome)]))
-    click.echo(f"{found.finished} of {len(found.genomes)} genomes are finished")
+    click.echo(f"finished: {found.finished} of {counted(len(found.genomes), 'genome')}")
     if found.shares_missing:
         tasks = ",".join(map(str, found.shares_missing))
         click.echo(f"of {found.shares} shares, these have work left: --array={tasks}")

@@ -59,7 +59,7 @@ _STDOUT = _output(False, ", gzip if named .gz.  [default: standard output]", dir
 @json_option
 @debug_option
 def info(file: Path, sample: str | None, as_json: bool) -> None:
-    """Summarise a prediction FILE: genome, model, rows, tracks, missing share.
+    """Summarize a prediction FILE: genome, model, rows, tracks, missing share.
 
     Of a cohort's file without --sample: haplotypes, and how many windows are distinct.
     """
@@ -317,6 +317,7 @@ def _plot_many(
     from genomepred.plots import plot_heat_map
     from genomepred.sequences.cohort import read_samples
     from genomepred.sequences.grid import parse_region
+    from genomepred.sequences.names import absent_contig
     from genomepred.store.blocks import open_blocks
     from genomepred.view.genes import Genes
     from genomepred.view.maps import find_maps
@@ -335,6 +336,9 @@ def _plot_many(
         contigs = zip(source.grid.contigs.tolist(), source.grid.length.tolist(), strict=True)
         region = parse_region(text, dict(contigs))
         found = [] if annotation is None else annotation.within(*region[:3])
+        if annotation is not None and not annotation.contigs.meant(region.contig):
+            absent = absent_contig(region.contig, annotation.contigs, genes)
+            click.echo(f"genomepred: no genes are drawn: {absent}", err=True)
         plot_heat_map(source, region, output, tracks, lines, difference, found)
 
 

@@ -15,6 +15,7 @@ from genomepred.cli.options import (
     option,
     trust_code_option,
 )
+from genomepred.messages import counted
 
 _TRACKS = click.option(
     "--track",
@@ -139,7 +140,7 @@ def sites(
         return
     for one, count, file in written:
         where = "" if file is None else f" in {file}"
-        click.echo(f"genomepred: {one.name}: {count:,} sites{where}", err=True)
+        click.echo(f"genomepred: {one.name}: {counted(count, 'site')}{where}", err=True)
 
 
 def _choices(
@@ -241,7 +242,8 @@ def table(
         return
     note = f"; {found.absent:,} pairs of region and genome without a place" if found.absent else ""
     click.echo(
-        f"genomepred: {len(found.names):,} regions of {len(found.samples):,} samples{note}",
+        f"genomepred: {counted(len(found.names), 'region')} of "
+        f"{counted(len(found.samples), 'sample')}{note}",
         err=True,
     )
     for file in files:
@@ -326,6 +328,10 @@ def compare(
         echo_json({"folder": str(output), **summary})
         return
     for told in summary["tracks"]:
-        few = next((f"; {n:,} rows with q below 0.05" for k, n in told.items() if "_q_" in k), "")
-        click.echo(f"genomepred: {told['track']}: {told['top']:,} regions listed{few}", err=True)
+        few = next(
+            (f"; {counted(n, 'row')} with q below 0.05" for k, n in told.items() if "_q_" in k), ""
+        )
+        click.echo(
+            f"genomepred: {told['track']}: {counted(told['top'], 'region')} listed{few}", err=True
+        )
     click.echo(f"genomepred: wrote {output}", err=True)

@@ -287,7 +287,7 @@ def _made(kind: type[Made], options: dict[str, Any]) -> Made:
 @json_option
 @debug_option
 def train(out: Path, threads: int, as_json: bool, **options: Any) -> None:
-    """Train a model on labelled sequences or peaks, and evaluate it on what was held out.
+    """Train a model on labeled sequences or peaks, and evaluate it on what was held out.
 
     The same command continues a training that was stopped.
     """
@@ -377,7 +377,7 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Judge a model by labelled sequences or peaks: metrics with intervals, curves, worst examples.
+    """Judge a model by labeled sequences or peaks: metrics with intervals, curves, worst examples.
 
     The data options are those of train. On the files of the model's own training its columns, split
     and seed are taken from its card, and others refused: they would put training examples into the

@@ -1,4 +1,4 @@
-"""Training data: files of labelled sequence and peaks -> codes and labels in three parts.
+"""Training data: files of labeled sequence and peaks -> codes and labels in three parts.
 
 Begin with :mod:`~genomepred.data.source` (what the command line asked for) and
 :func:`genomepred.data.read.open_data` (that, read). What comes out of it is ``Data``
@@ -11,7 +11,7 @@ Begin with :mod:`~genomepred.data.source` (what the command line asked for) and
 :mod:`~genomepred.data.examples`                 examples, epochs, what is shared by all kinds
 :mod:`~genomepred.data.tables`                   columns of tables; texts as codes and numbers
 :mod:`~genomepred.data.rows`                     rows of .csv, .tsv, .xlsx and .parquet as a stream
-:mod:`~genomepred.data.labels`                   labelled sequences, and their split by rows
+:mod:`~genomepred.data.labels`                   labeled sequences, and their split by rows
 :mod:`~genomepred.data.peaks`                    peaks and their places; splits by region
 :mod:`~genomepred.data.peak_files`               files of peaks, genomes and signals; manifests
 :mod:`~genomepred.data.peak_data`                peaks against negatives, or with signals as labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,7 @@ from genomepred.data.examples import Codes, Int64
 from genomepred.data.storage import allocate
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
-from genomepred.sequences.names import core_of, shown
-
-_SHOWN = 60  # characters of a name that messages show
+from genomepred.sequences.names import ContigNames, ambiguous_contig, shown, some
 
 
 class Contigs(dict[str, Codes]):
@@ -98,19 +96,13 @@ def match_names(
     DataError
         If no label contig is in the genome, or two could be meant; both sides are shown.
     """
-    labels, genome = list(labels), list(genome)
-    known = set(genome)
-    by_core: dict[str, list[str]] = {}
-    for name in genome:
-        by_core.setdefault(core_of(name), []).append(name)
+    labels, known = list(labels), ContigNames(genome)
     matched: dict[str, str] = {}
     labels_of: dict[str, str] = {}
     for label in labels:
-        candidates = [label] if label in known else by_core.get(core_of(label), [])
+        candidates = known.meant(label)
         if len(candidates) > 1:
-            raise DataError(
-                f"{what}: contig {shown(label)} could be any of {some(candidates)} in {where}"
-            )
+            raise DataError(f"{what}: {ambiguous_contig(label, candidates)} in {where}")
         if candidates:
             matched[label] = candidates[0]
     for label, name in matched.items():
@@ -122,13 +114,7 @@ def match_names(
             )
     if not matched:
         raise DataError(
-            f"no contig in common: {what} has {some(labels)}, {where} has {some(genome)}; "
+            f"no contig in common: {what} has {some(labels)}, {where} has {some(known)}; "
             "use the genome the labels were made on"
         )
     return matched
-
-
-def some(names: Sequence[str], most: int = 4) -> str:
-    """The first names, for messages; of long ones the beginning."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(n if len(n) <= _SHOWN else shown(n) for n in names[:most]) + rest

@@ -1,4 +1,4 @@
-"""Labelled sequences as codes, and epochs: the order and changes in which training sees them."""
+"""Labeled sequences as codes, and epochs: the order and changes in which training sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled sequences: a table, or a FASTA with a table of labels, in three parts."""
+"""Labeled sequences: a table, or a FASTA with a table of labels, in three parts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _DEFAULT_SHARE = "0.1"
 LEFT_OUT = len(PARTS)
 
 
-class LabelledData:
+class LabeledData:
     """Sequences with labels of their own, in three parts.
 
     Parameters
@@ -391,7 +391,7 @@ def _chosen_rows(table: Table, text: str, rows: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def open_table(source: Source, scratch: Path, split: bool = True) -> LabelledData:
+def open_table(source: Source, scratch: Path, split: bool = True) -> LabeledData:
     """Data of a table with sequences and labels.
 
     Parameters
@@ -429,7 +429,7 @@ def open_table(source: Source, scratch: Path, split: bool = True) -> LabelledDat
     return _in_parts(codes, labels, parts, source, facts)
 
 
-def open_fasta(source: Source, scratch: Path, split: bool = True) -> LabelledData:
+def open_fasta(source: Source, scratch: Path, split: bool = True) -> LabeledData:
     """Data of a FASTA whose sequences have their labels in a table.
 
     Parameters
@@ -474,11 +474,11 @@ def _check_names(labels: Labels, fasta: Genome) -> None:
                 f"{labels.table.path}: rows {first_row[name]} and {row} are both named "
                 f"{shown(name)}; a sequence needs one row"
             )
-    unlabelled = [name for name in fasta.contigs if name not in first_row]
-    if unlabelled:
+    unlabeled = [name for name in fasta.contigs if name not in first_row]
+    if unlabeled:
         raise DataError(
-            f"{labels.table.path}: no label for {len(unlabelled)} of the {len(fasta.contigs)} "
-            f"sequences of {fasta.path}, first {shown(unlabelled[0])}; add rows or remove the "
+            f"{labels.table.path}: no label for {len(unlabeled)} of the {len(fasta.contigs)} "
+            f"sequences of {fasta.path}, first {shown(unlabeled[0])}; add rows or remove the "
             "sequences"
         )
     absent = [name for name in first_row if name not in fasta.contigs]
@@ -507,7 +507,7 @@ def _in_parts(
     parts: NDArray[np.uint8],
     source: Source,
     facts: dict[str, Any],
-) -> LabelledData:
+) -> LabeledData:
     """Data of codes that are sorted by part."""
     order = np.argsort(parts, kind="stable")
     bounds = np.searchsorted(parts[order], np.arange(len(PARTS) + 1))
@@ -528,7 +528,7 @@ def _in_parts(
         "examples": {name: len(e) for name, e in zip(PARTS, examples, strict=True)},
         "left_out": {"no label": int(np.count_nonzero(parts == LEFT_OUT))},
     }
-    return LabelledData(
+    return LabeledData(
         examples,
         labels.tracks,
         labels.task,
@@ -540,7 +540,7 @@ def _in_parts(
 
 
 def check_labels(parts: Sequence[Examples], tracks: Sequence[str], path: Path) -> None:
-    """Refuse labels from which nothing can be learnt or measured.
+    """Refuse labels from which nothing can be learned or measured.
 
     Every track must vary in training, and some track in validation and in test.
 

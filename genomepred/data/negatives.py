@@ -15,10 +15,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from genomepred.data.contigs import Contigs, some
+from genomepred.data.contigs import Contigs
 from genomepred.data.examples import Codes, Int64
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import some
 
 # Share of unknown bases above which a window is no example: a model would learn the difference.
 MOST_UNKNOWN = 0.1
@@ -60,7 +61,7 @@ def _shuffle_one(codes: Any, rng: Any, out: Any) -> None:
     first, successors = _edges(codes)
     last = codes[-1]
     exits = np.zeros(5, np.int64)
-    # The last edge out of each code must form a tree towards the last base; all else is free.
+    # The last edge out of each code must form a tree toward the last base; all else is free.
     while True:
         for code in range(5):
             if code != last and first[code] < first[code + 1]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genomepred.data.contigs import Contigs, some
+from genomepred.data.contigs import Contigs
 from genomepred.data.examples import (
     PARTS,
     TEST,
@@ -24,12 +24,13 @@ from genomepred.data.examples import (
     gather,
     sequence_hashes,
 )
-from genomepred.data.labels import LabelledData
+from genomepred.data.labels import LabeledData
 from genomepred.data.negatives import Background, shuffle_dinucleotides
 from genomepred.data.peaks import Peaks, Split
 from genomepred.data.storage import allocate
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import some
 
 # Random windows a validation peak: most of a genome is no peak, and the best epoch is the one
 # that tells peaks from it. 25 a peak take a few seconds a pass.
@@ -317,7 +318,7 @@ def region_name(region: Region) -> str:
     return f"{region.contig}:{region.start + 1}-{region.end}"
 
 
-class SignalData(LabelledData):
+class SignalData(LabeledData):
     """Windows at peaks and at matched background, with labels of their own.
 
     Parameters

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from genomepred.data.contigs import Contigs, match_names, some
+from genomepred.data.contigs import Contigs, match_names
 from genomepred.data.examples import (
     PARTS,
     TEST,
@@ -52,7 +52,7 @@ from genomepred.data.tables import SPLIT_COLUMNS, Table
 from genomepred.errors import DataError
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
-from genomepred.sequences.names import shown
+from genomepred.sequences.names import shown, some
 
 BED = re.compile(r"\.(bed|narrowPeak|broadPeak)(\.gz)?$", re.IGNORECASE)
 MANIFEST_COLUMNS = ("name", "genome", "peaks")

@@ -13,13 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from genomepred.data.contigs import Contigs, match_names, some
+from genomepred.data.contigs import Contigs, match_names
 from genomepred.data.examples import TEST, TRAIN, VALIDATION, Codes
 from genomepred.errors import DataError, RegionError
 from genomepred.sequences.bed import BedRecord, bed_records
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region, parse_region
-from genomepred.sequences.names import absent_contig, core_of, shown
+from genomepred.sequences.names import (
+    ContigNames,
+    absent_contig,
+    ambiguous_contig,
+    shown,
+    some,
+)
 
 # A contig without a known length: longer than any.
 ENDLESS = 1 << 40
@@ -261,9 +267,7 @@ class _Contigs:
             for name, length in lengths.items()
             if name.startswith(self._prefix)
         }
-        self._by_core: dict[str, list[str]] = {}
-        for name in self._lengths:
-            self._by_core.setdefault(core_of(name), []).append(name)
+        self._known = ContigNames(self._lengths)
 
     @property
     def names(self) -> list[str]:
@@ -294,13 +298,10 @@ class _Contigs:
         return Region(self._prefix + name, region.start, region.end)
 
     def _named(self, contig: str) -> str | None:
-        if contig in self._lengths:
-            return contig
-        found = self._by_core.get(core_of(contig), [])
+        found = self._known.meant(contig)
         if len(found) > 1:
             raise RegionError(
-                f"contig {shown(contig)} could be any of {some(found)}; give {self._prefix}CONTIG "
-                "as the genome has it"
+                f"{ambiguous_contig(contig, found)}; give {self._prefix}CONTIG as the genome has it"
             )
         return found[0] if found else None
 

@@ -16,7 +16,7 @@ from genomepred.data.examples import (
     Epoch,
     Examples,
 )
-from genomepred.data.labels import LabelledData, open_fasta, open_table
+from genomepred.data.labels import LabeledData, open_fasta, open_table
 from genomepred.data.peak_data import Mix, PeakData
 from genomepred.data.peak_files import (
     PeakFiles,
@@ -39,7 +39,7 @@ __all__ = [
     "Data",
     "Epoch",
     "Examples",
-    "LabelledData",
+    "LabeledData",
     "Mix",
     "PeakData",
     "Peaks",

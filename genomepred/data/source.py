@@ -26,7 +26,7 @@ class Source:
     Parameters
     ----------
     data : Path
-        A table (.csv, .tsv, either with .gz, .xlsx, .parquet), a FASTA of labelled sequences, peaks
+        A table (.csv, .tsv, either with .gz, .xlsx, .parquet), a FASTA of labeled sequences, peaks
         (BED, narrowPeak, or a FASTA with headers ``CONTIG:START-END``), or a manifest of several
         genomes with their peaks (.tsv with the columns name, genome, peaks; optional are bigwig,
         split, and regions: a BED of what is held out of each).
@@ -36,7 +36,7 @@ class Source:
         FASTA of the genome that peaks lie on.
     bigwig : tuple of Path, optional
         Signals whose means over the windows are the labels, a track each; without them peaks are
-        labelled 1 and other windows 0.
+        labeled 1 and other windows 0.
     peak_format : {"auto", "bed", "narrowPeak"}, optional
         Of peaks that are no FASTA: whether their tenth column is a summit. ``auto`` is as their
         names (``.narrowPeak``) or a header (``track type=narrowPeak``) say.
@@ -57,7 +57,7 @@ class Source:
         Side on which shorter sequences of a table or FASTA get unknown bases.
     validation, test : tuple of str, optional
         Peaks: regions, ``CONTIG`` or ``CONTIG:START-END`` (1-based inclusive); with several genomes
-        those of every genome or, with ``NAME:`` before it, of one. Labelled sequences: rows
+        those of every genome or, with ``NAME:`` before it, of one. Labeled sequences: rows
         ``FIRST-LAST`` (1-based inclusive), ``COLUMN=VALUE``, or a share such as ``0.1``, drawn by
         the seed from rows that are not asked for otherwise. By default a column dataset or split
         that holds train, valid(ation) or val, and test; else shares of 0.1.
@@ -65,7 +65,7 @@ class Source:
         Negatives a peak: dinucleotide-shuffled sequences, windows with its GC, and windows from
         anywhere. With a bigWig only ``matched`` counts: the background windows.
     reverse_complement : bool, optional
-        Random strands in training; by default on for peaks and off for labelled sequences.
+        Random strands in training; by default on for peaks and off for labeled sequences.
     shift : int, optional
         Most bases by which windows move at random in training. Peaks move on their genome; in other
         sequences unknown bases enter.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from genomepred.data.examples import Codes
 from genomepred.data.rows import Row, parquet_file, sheet_rows, text_rows
-from genomepred.errors import DataError, DependencyError
+from genomepred.errors import DataError, optional
 from genomepred.sequences.codes import CODE_OF_BYTE, INVALID, UNKNOWN
 from genomepred.sequences.names import shown
 
@@ -163,13 +163,9 @@ class Table:
 
     @contextmanager
     def _parquet(self) -> Iterator[Any]:
-        try:
-            with parquet_file(self.path) as file:
-                yield file
-        except ImportError as error:
-            raise DependencyError(
-                f"{self.path}: reading it needs pyarrow: pip install 'genomepred[train]'"
-            ) from error
+        reading = optional(f"{self.path}: reading it", "train")
+        with reading, parquet_file(self.path) as file:
+            yield file
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

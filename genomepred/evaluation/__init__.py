@@ -1,4 +1,4 @@
-"""Evaluation: a model and labelled data -> metrics with intervals, tables and pictures.
+"""Evaluation: a model and labeled data -> metrics with intervals, tables and pictures.
 
 :func:`genomepred.evaluation.judge.evaluate` is what ``genomepred evaluate`` calls. There is one set
 of metrics: those of :mod:`~genomepred.evaluation.intervals`, of counted rows. A bootstrap resample

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DataError, DependencyError
+from genomepred.errors import DataError, optional
 from genomepred.files import publishing
 
 if TYPE_CHECKING:
@@ -414,12 +414,8 @@ def new_figure(width: float, height: float) -> Figure:
     DependencyError
         If matplotlib is not installed.
     """
-    try:
+    with optional("a picture", "train"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError(
-            "pictures need matplotlib: pip install 'genomepred[train]'"
-        ) from error
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 

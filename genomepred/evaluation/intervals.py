@@ -88,7 +88,7 @@ def by_track(
     labels: NDArray[Any],
     values: NDArray[Any],
 ) -> Resampled:
-    """Metrics of each track over its labelled rows; rows are resampled for all tracks together.
+    """Metrics of each track over its labeled rows; rows are resampled for all tracks together.
 
     Parameters
     ----------

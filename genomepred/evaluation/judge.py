@@ -1,4 +1,4 @@
-"""Evaluation of a model on labelled sequences: metrics with intervals, pictures, worst predictions.
+"""Evaluation of a model on labeled sequences: metrics with intervals, pictures, worst predictions.
 
 What is written lies in one folder: ``metrics.json`` and ``metrics.tsv``, ``predictions.tsv``,
 ``worst.tsv``, and ``roc_pr.png`` (binary labels) or ``parity.png``.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from genomepred.data.examples import Codes, known_bases
 from genomepred.data.peak_files import is_manifest
-from genomepred.data.read import Data, Examples, LabelledData, Source, open_data
+from genomepred.data.read import Data, Examples, LabeledData, Source, open_data
 from genomepred.data.tables import TABLE, Table
 from genomepred.errors import DataError, ModelError
 from genomepred.evaluation import figures
@@ -186,10 +186,10 @@ def _for_card(source: Source, card: Card) -> Source:
     DataError
         If the model was trained on labels that were transformed otherwise.
     """
-    is_labelled = source.labels is not None or (
+    is_labeled = source.labels is not None or (
         TABLE.search(source.data.name) is not None and not is_manifest(Table(source.data))
     )
-    if source.window is None and (source.pad or not is_labelled):
+    if source.window is None and (source.pad or not is_labeled):
         source = replace(source, window=card.window)
     facts = card.training.get("data")
     transform = facts.get("transform") if isinstance(facts, dict) else None
@@ -198,7 +198,7 @@ def _for_card(source: Source, card: Card) -> Source:
             f"{source.data}: --transform {source.transform} was asked, but model {card.name!r} "
             f"predicts labels transformed by {transform}; give --transform {transform}"
         )
-    if source.task == "auto" and is_labelled:
+    if source.task == "auto" and is_labeled:
         trained = "profile" if card.activation == "softmax" else card.training.get("task")
         source = replace(source, task=trained if trained in TASKS else "auto")
     return source
@@ -253,11 +253,11 @@ def choose_part(data: Data, part: str, path: Path) -> dict[str, list[Examples]]:
     DataError
         If training examples of peaks are asked for: those differ from epoch to epoch.
     """
-    if part == "test" or (part == "all" and not isinstance(data, LabelledData)):
+    if part == "test" or (part == "all" and not isinstance(data, LabeledData)):
         return {name: [examples] for name, examples in data.test().items()}
     if part == "validation":
         return {part: [data.validation()]}
-    if not isinstance(data, LabelledData):
+    if not isinstance(data, LabeledData):
         raise DataError(
             f"--part {part}: {path} holds peaks, whose negatives in training are drawn anew every "
             "epoch; choose test, validation or all"

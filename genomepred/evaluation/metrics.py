@@ -1,4 +1,4 @@
-"""Metrics: of labelled examples, and of the map a model draws of a genome.
+"""Metrics: of labeled examples, and of the map a model draws of a genome.
 
 Scores are raw values: any increasing function of them gives the same metrics but for the
 thresholds, and unlike probabilities they have no ties near 0 and 1.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError
+from genomepred.errors import optional
 from genomepred.evaluation.figures import without_formulas
 from genomepred.explain.attention import Attention
 from genomepred.explain.motifs import Filters, Match, Motif
@@ -48,14 +48,9 @@ def require_plotting() -> None:
     DependencyError
         If matplotlib or logomaker is not installed.
     """
-    try:
+    with optional("a picture", "plot", ", or use --pictures 0"):
         import logomaker  # noqa: F401
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            "pictures need matplotlib and logomaker: pip install 'genomepred[plot]', or use "
-            "--pictures 0"
-        ) from error
 
 
 class Profile(NamedTuple):

@@ -28,6 +28,7 @@ from genomepred.explain.mutagenesis import Mutagenesis
 from genomepred.explain.results import Results, file_attributes
 from genomepred.explain.windows import Output, Window
 from genomepred.files import make_folder, publishing, write_whole
+from genomepred.messages import counted
 from genomepred.models.layers import SequenceModel
 from genomepred.progress import Progress
 from genomepred.tsv import tab_separated
@@ -236,7 +237,7 @@ def filters(
         shares = ", ".join(f"{b} {p:.3f}" for b, p in zip("ACGT", found.background, strict=True))
         title = (
             f"First convolution of {model.card.name}: motifs (bits over the background {shares}) "
-            f"and weights; {found.windows:,} windows"
+            f"and weights; {counted(found.windows, 'window')}"
         )
         draw_filters(files[-1], found, matches, title)
     return Report(found.windows, files)

@@ -6,9 +6,10 @@ candidates and windows on the same machine give the same numerics, but where a p
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import gcd
 
@@ -42,10 +43,18 @@ class Subject:
     card: Card
     geometry: Geometry
     device: torch.device
+    _last: list[tuple[Numerics, int, Engine]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def engine(self, numerics: Numerics) -> Engine:
-        """The engine that obeys the given numerics."""
-        return Engine(self.model, self.card, self.geometry, numerics, self.device)
+        """The engine that obeys the given numerics; the last one is kept for its thread."""
+        wanted = numerics, threading.get_ident()
+        if not self._last or self._last[0][:2] != wanted:
+            self._last.clear()  # its memory first
+            engine = Engine(self.model, self.card, self.geometry, numerics, self.device)
+            self._last.append((*wanted, engine))
+        return self._last[0][2]
 
     @property
     def compute_batch(self) -> int:
@@ -145,7 +154,8 @@ class _Guard:
             self._spread  # noqa: B018 - a model that does not run as written is an error here
             return 0.0 if np.isfinite(self._spread).all() else float("inf")
         if numerics.overlap == "naive":
-            return _difference(engine(numerics).submit(block)(), self._spread)
+            written = self._spread
+            return _difference(engine(numerics).submit(block)(), written)
         assert self._windows.following is not None
         block, windows = self._windows.following, numerics.compute_batch
         alone = gcd(windows, self._subject.compute_batch)  # both multiples of powers of two

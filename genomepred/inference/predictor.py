@@ -24,6 +24,7 @@ from genomepred.inference.engine import (
 from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
+from genomepred.models.external import as_model
 from genomepred.models.layers import SequenceModel
 
 Codes = NDArray[np.uint8]
@@ -46,7 +47,8 @@ class Predictor:
     ----------
     model : nn.Module, str or path
         A model in memory, a checkpoint directory, or the name of a bundled model. A model in memory
-        is moved to the device and put into evaluation mode.
+        is moved to the device and put into evaluation mode. A module that is no
+        :class:`SequenceModel` is called with what the card says, codes or a one-hot.
     card : Card, optional
         Of a model in memory that has no attribute ``card``. A :class:`SequenceModel` can do without
         one, as in training: it knows its sizes, and its values are raw.
@@ -101,6 +103,7 @@ class Predictor:
             found = _bare_card(model)
         if not isinstance(found, Card):
             raise ModelError("a model in memory needs a card: give it as `card`")
+        model = as_model(model, found)
         self.card = found if activation else replace(found, activation="none")
         self.device = find_device(str(device))
         self.min_bases = found.min_bases if min_bases is None else min_bases

@@ -20,14 +20,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from genomepred.errors import DeviceError, ModelError
 from genomepred.files import open_regular, publish_folder, recover_folder
-from genomepred.models import build, skeleton
+from genomepred.messages import counted
+from genomepred.models import build, model_class, skeleton
 from genomepred.models.agreement import difference
 from genomepred.models.card import CARD, EXTERNAL, Card, find_checkpoint, flatten, read_card
-from genomepred.models.external import External, make_external
+from genomepred.models.external import External, as_model, code_of, make_external
 from genomepred.models.layers import SequenceModel
 
 WEIGHTS, GOLDEN, README = "model.safetensors", "golden.safetensors", "README.md"
@@ -154,6 +155,45 @@ def load_model(
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device {str(device)!r} cannot be used: {error}") from error
+
+
+def model_in_memory(module: nn.Module, card: Card | None = None) -> SequenceModel:
+    """A module in memory as :func:`load_model` would give it, had it been saved.
+
+    Parameters
+    ----------
+    module : nn.Module
+        It stays as it is: the model is a copy, with the weights of this moment.
+    card : Card, optional
+        By default the module's attribute ``card``.
+
+    Returns
+    -------
+    SequenceModel
+        With the attribute ``card``, whose ``weights_sha256`` is that of the weights as
+        :func:`save_checkpoint` would write them.
+
+    Raises
+    ------
+    ModelError
+        If there is no card, or it does not describe the module.
+    """
+    card = card or getattr(module, "card", None)
+    if not isinstance(card, Card):
+        raise ModelError("a module in memory needs a card: give it as `card`")
+    kind = type(module)
+    if card.architecture != EXTERNAL and kind is not model_class(card.architecture):
+        raise ModelError(
+            f"card {card.name!r}: field 'architecture' is {card.architecture!r}, but the module is "
+            f"a {kind.__qualname__}; that of a module of your own is {EXTERNAL!r}"
+        )
+    model = as_model(copy.deepcopy(module), card).float().eval()
+    _check_agreement(card, model, Path(f"card {card.name!r}"))
+    if card.architecture == EXTERNAL and model.code is None:
+        model.code = code_of(module)
+    weights = pack_tensors(_state(model))
+    model.card = replace(card, weights_sha256=hashlib.sha256(weights).hexdigest())
+    return model
 
 
 def check_golden(
@@ -343,7 +383,7 @@ def _readme(card: Card) -> str:
     return (
         f"{_front_matter(card)}# {card.name}\n\n"
         f"`{card.architecture}`, window {card.window}, default stride {card.stride}, "
-        f"{card.bins} {'bin' if card.bins == 1 else 'bins'} of {card.bin_size} bases, "
+        f"{counted(card.bins, 'bin')} of {counted(card.bin_size, 'base')}, "
         f"activation {card.activation}.\n"
         f"License: {card.license or 'not stated'}.\n\n"
         f"```\ngenomepred predict --genomes GENOME.fa --model THIS_FOLDER --out OUT{trust}\n```\n\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class TrustedCode:
     file : Path
         File that defines it.
     sha256 : str
-        Of that file, as it was executed.
+        Of that file, as it was executed; of a module in memory, see :func:`code_of`.
     """
 
     asked: str
@@ -66,6 +67,7 @@ class External(SequenceModel):
     """
 
     ranks: Tensor
+    code: TrustedCode
 
     def __init__(self, module: nn.Module, card: Card, code: TrustedCode) -> None:
         super().__init__(
@@ -200,6 +202,39 @@ def make_external(card: Card, trust_code: str | None) -> External:
     if not isinstance(module, nn.Module):
         raise ModelError(f"--trust-code {trust_code}: makes {_shape(module)}, not a nn.Module")
     return External(module, card, code)
+
+
+def as_model(module: nn.Module, card: Card) -> SequenceModel:
+    """A module in memory between codes and tracks, as its card says; a model as it is."""
+    if isinstance(module, SequenceModel):
+        return module
+    return External(module, card, code_of(module))
+
+
+def code_of(module: nn.Module) -> TrustedCode:
+    """The code of a module in memory: its structure as torch prints it, and its classes' sources.
+
+    A class whose source cannot be read, as one that was typed into an interpreter, counts by its
+    name alone. Classes of torch are what the version of torch says.
+    """
+    kinds = {type(part) for part in module.modules()}
+    sources = sorted(_source(kind) for kind in kinds if kind.__module__.split(".")[0] != "torch")
+    structure = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(module))
+    kind = type(module)
+    try:
+        file = Path(inspect.getfile(kind))
+    except (OSError, TypeError):
+        file = Path(kind.__qualname__)
+    return TrustedCode(
+        kind.__qualname__, kind, file, _sha256("\0".join([structure, *sources]).encode())
+    )
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return kind.__qualname__
 
 
 def load_code(trust_code: str) -> TrustedCode:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeGuard, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -20,6 +20,9 @@ from torch.nn import functional
 
 from genomepred.errors import ModelError
 from genomepred.models.card import N_POLICIES, Card
+
+if TYPE_CHECKING:
+    from genomepred.models.external import TrustedCode
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -89,9 +92,12 @@ class SequenceModel(nn.Module):
         Bases described by one bin.
     card : Card
         Set by :func:`genomepred.models.checkpoint.load_model`, as is ``checkpoint``, its folder.
+    code : TrustedCode, optional
+        Code of a model that is none of this package.
     """
 
     card: Card
+    code: TrustedCode | None = None
     checkpoint: Path
     trunk: nn.Sequential
     head: nn.Module
@@ -279,7 +285,7 @@ def dense(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
 
 
 def start_from_lecun(model: nn.Module) -> None:
-    """Initialise convolutions and linear layers by LeCun's normal distribution, biases by 0.
+    """Initialize convolutions and linear layers by LeCun's normal distribution, biases by 0.
 
     A normal distribution truncated at two standard deviations, of variance ``1 / fan in`` then.
     """

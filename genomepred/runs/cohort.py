@@ -13,17 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from genomepred.compiled import tell_of_compiling
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.inference.cohort import compute_shard
 from genomepred.inference.pipeline import Stop
+from genomepred.models.card import Card
+from genomepred.models.layers import SequenceModel
 from genomepred.progress import Watch
 from genomepred.runs.cohort_setup import CohortSetup
 from genomepred.runs.cohort_work import CohortWork
 from genomepred.runs.executors import Job, Shard, processes
 from genomepred.runs.folder import read_run, sweep
-from genomepred.runs.run import GenomeRun, RunReport, cluster_of, execute
+from genomepred.runs.run import GenomeRun, RunReport, cluster_of, execute, in_memory
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import GenomeResult, Work
 from genomepred.sequences.cohort import PanelOptions
@@ -41,6 +45,8 @@ class CohortRun(GenomeRun):
     options : PanelOptions
     told : mapping, optional
         What another process says of the run that is to be joined.
+    model : SequenceModel, optional
+        A model in memory, in place of the spec's.
 
     Raises
     ------
@@ -54,11 +60,12 @@ class CohortRun(GenomeRun):
         variants: Path,
         options: PanelOptions,
         told: Mapping[str, Any] | None = None,
+        model: SequenceModel | None = None,
     ) -> None:
         self.variants, self.options = variants, options
         if told is not None:
             read_run(spec.out)  # a process that does not see the run creates nothing
-        self.setup: CohortSetup = CohortSetup(spec, variants, options)
+        self.setup: CohortSetup = CohortSetup(spec, variants, options, model=model)
         self._begin(spec, self.setup, told)
         panel = self.setup.panel
         self.works = [CohortWork(panel.name, variants, self.plan, panel)]
@@ -125,13 +132,19 @@ class CohortRun(GenomeRun):
 
 
 def run_cohort(
-    spec: RunSpec, variants: Path, options: PanelOptions, progress: bool = False
+    spec: RunSpec,
+    variants: Path,
+    options: PanelOptions,
+    progress: bool = False,
+    model: SequenceModel | None = None,
 ) -> RunReport:
     """Start or continue a cohort run; see :func:`predict_cohort`."""
     threads = torch.get_num_threads()
+    if progress:
+        tell_of_compiling()
     try:
         cluster = cluster_of(spec)  # which may be absent, before anything is written
-        run = CohortRun(spec, variants, options)
+        run = CohortRun(spec, variants, options, model=model)
         try:
             sweep(spec.out)
             if progress:
@@ -147,9 +160,10 @@ def run_cohort(
 def predict_cohort(
     reference: str | Path,
     variants: str | Path,
-    model: str | Path,
+    model: str | Path | nn.Module,
     out: str | Path,
     *,
+    card: Card | None = None,
     missing: str = "reference",
     unphased: str = "error",
     inbred: bool = False,
@@ -165,10 +179,12 @@ def predict_cohort(
         FASTA that the panel was called on.
     variants : path
         VCF or BCF; plain, gzip or bgzip.
-    model : str or path
-        Checkpoint directory, or the name of a bundled model.
+    model : str, path or nn.Module
+        As of :func:`genomepred.predict`.
     out : path
         Output folder.
+    card : Card, optional
+        Of a module in memory that has no attribute ``card``.
     missing : {"reference", "n"}
         What a missing allele is.
     unphased : {"error", "first", "n"}
@@ -193,8 +209,11 @@ def predict_cohort(
     """
     from genomepred.runs.inputs import find_genomes
 
-    asked = RunSpec(
-        genomes=tuple(find_genomes([reference])), model=str(model), out=Path(out), **options
-    )
+    elsewhere = {name: options.get(name) for name in ("jobs", "cluster", "trust_code")}
+    held, name = None, str(model)
+    if isinstance(model, nn.Module) or card is not None:
+        held = in_memory(model, card, **elsewhere)
+        name, options = held.card.name, {**options, "jobs": 1}
+    asked = RunSpec(genomes=tuple(find_genomes([reference])), model=name, out=Path(out), **options)
     panel_options = PanelOptions(missing, unphased, inbred, samples)  # type: ignore[arg-type]
-    return run_cohort(asked, Path(variants), panel_options, progress).genomes[0]
+    return run_cohort(asked, Path(variants), panel_options, progress, held).genomes[0]

@@ -20,6 +20,7 @@ from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import REFERENCE, resolve_kernels
 from genomepred.machine import process_memory, usable_memory
 from genomepred.models.agreement import difference
+from genomepred.models.layers import SequenceModel
 from genomepred.runs.cohort_work import shard_windows
 from genomepred.runs.folder import CACHE, make_grid, refuse_links
 from genomepred.runs.setup import Setup
@@ -73,6 +74,8 @@ class CohortSetup(Setup):
     options : PanelOptions
     writes : bool, optional
         Whether the output folder may be made and keep what is read of the panel.
+    model : SequenceModel, optional
+        A model in memory, in place of the spec's.
 
     Raises
     ------
@@ -84,7 +87,12 @@ class CohortSetup(Setup):
     _full_blocks = None
 
     def __init__(
-        self, spec: RunSpec, variants: Path, options: PanelOptions, writes: bool = True
+        self,
+        spec: RunSpec,
+        variants: Path,
+        options: PanelOptions,
+        writes: bool = True,
+        model: SequenceModel | None = None,
     ) -> None:
         if len(spec.genomes) != 1:
             raise ModelError(
@@ -95,7 +103,7 @@ class CohortSetup(Setup):
                 "--variants with --center: haplotypes share windows of the grid; leave --center "
                 "out for the rows of the grid that meet the regions"
             )
-        super().__init__(replace(spec, overlap="naive"), writes)
+        super().__init__(replace(spec, overlap="naive"), writes, model)
         self._asked = spec.overlap
         if spec.regions is not None and self.geometry.bins > 1:
             raise ModelError(

@@ -11,13 +11,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from genomepred.compiled import tell_of_compiling
-from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, SignatureError
+from genomepred.errors import (
+    GenomepredError,
+    GenomesFailedError,
+    OptionError,
+    OutputError,
+    SignatureError,
+)
 from genomepred.files import user_path
 from genomepred.inference import pipeline
 from genomepred.inference.engine import Engine
+from genomepred.models.card import Card
+from genomepred.models.checkpoint import model_in_memory
+from genomepred.models.layers import SequenceModel
 from genomepred.progress import Outlook, Progress
 from genomepred.runs.executors import Executor, Job, Shard, local, processes
 from genomepred.runs.folder import sweep
@@ -30,9 +40,10 @@ from genomepred.runs.work import GenomeResult, Work
 
 def predict(
     genomes: str | Path | Iterable[str | Path],
-    model: str | Path,
+    model: str | Path | nn.Module,
     out: str | Path,
     *,
+    card: Card | None = None,
     stride: int | None = None,
     regions: str | Path | None = None,
     center: bool = False,
@@ -56,10 +67,14 @@ def predict(
     ----------
     genomes : path or paths
         FASTA files (plain, gzip, bgzip, xz), folders, globs or TSV manifests.
-    model : str or path
-        Checkpoint directory, or the name of a bundled model.
+    model : str, path or nn.Module
+        Checkpoint directory, the name of a bundled model, or a module in memory, which is copied.
+        A module is computed by this process alone, and is told apart by its weights, its structure
+        and the source of its classes.
     out : path
         Output folder. A run is continued there with the same arguments.
+    card : Card, optional
+        Of a module in memory that has no attribute ``card``.
     stride : int, optional
         Distance in bases between windows; by default the model card's.
     regions : path, optional
@@ -112,10 +127,13 @@ def predict(
     GenomepredError
         Whatever stops the whole run: a bad model or option, a full disk, another signature.
     """
+    held = None
+    if isinstance(model, nn.Module) or card is not None:
+        held = in_memory(model, card, jobs=jobs, cluster=cluster, trust_code=trust_code)
     paths = [genomes] if isinstance(genomes, str | Path) else list(genomes)
     spec = RunSpec(
         genomes=tuple(find_genomes(paths)),
-        model=str(model),
+        model=str(model) if held is None else held.card.name,
         out=user_path(os.fspath(out)),
         stride=stride,
         regions=None if regions is None else for_any_process(user_path(os.fspath(regions))),
@@ -127,13 +145,33 @@ def predict(
         store_dtype=store_dtype,
         compression=compression,
         shard=shard,
-        jobs=jobs,
+        jobs=jobs if held is None else 1,
         trust_code=trust_code,
         overlap=overlap,
         kernels=kernels,
         cluster=cluster,
     )
-    return run(spec, progress).genomes
+    return run(spec, progress, model=held).genomes
+
+
+def in_memory(model: str | Path | nn.Module, card: Card | None, **refused: object) -> SequenceModel:
+    """A module in memory, ready to run in this process.
+
+    Raises
+    ------
+    OptionError
+        If an option is given that needs a model on disk, or the model is one and has its own card.
+    """
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"card: model {str(model)!r} has its own; leave it out")
+    for name, value in refused.items():
+        if value not in (None, 1):
+            raise OptionError(
+                f"{name}={value!r}: a module in memory is computed by this process alone; leave it "
+                "out, or save the weights, import them (`genomepred models import`) and name that "
+                "folder"
+            )
+    return model_in_memory(model, card)
 
 
 class GenomeRun:
@@ -147,10 +185,17 @@ class GenomeRun:
         What is asked for.
     told : mapping, optional
         What :meth:`more` of another process has told, which has created the run.
+    model : SequenceModel, optional
+        A model in memory, in place of the spec's.
     """
 
-    def __init__(self, spec: RunSpec, told: Mapping[str, Any] | None = None) -> None:
-        self._begin(spec, Setup(spec), told)
+    def __init__(
+        self,
+        spec: RunSpec,
+        told: Mapping[str, Any] | None = None,
+        model: SequenceModel | None = None,
+    ) -> None:
+        self._begin(spec, Setup(spec, model=model), told)
         self.works: Sequence[Work] = [
             GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)
         ]
@@ -230,12 +275,19 @@ class RunReport:
     workers: int
 
 
-def run(spec: RunSpec, progress: bool = False, executor: Executor | None = None) -> RunReport:
+def run(
+    spec: RunSpec,
+    progress: bool = False,
+    executor: Executor | None = None,
+    model: SequenceModel | None = None,
+) -> RunReport:
     """Start or continue the run that the options describe; see :func:`predict`."""
     threads = torch.get_num_threads()
+    if progress:
+        tell_of_compiling()
     try:
         executor = executor or cluster_of(spec)  # which may be absent, before anything is written
-        job = GenomeRun(spec)
+        job = GenomeRun(spec, model=model)
         sweep(spec.out)
         if progress and job.setup.geometry.samples:
             tqdm.write(
@@ -263,8 +315,6 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
     GenomesFailedError
         If some genomes failed; of a single genome, its own error.
     """
-    if progress:
-        tell_of_compiling()
     bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
     outlook = Outlook(bar, len(job.works))
     if executor is None:

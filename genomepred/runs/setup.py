@@ -48,9 +48,10 @@ from genomepred.lowering.select import (
     why_alone,
 )
 from genomepred.machine import usable_cpus, usable_memory
+from genomepred.machine_code import numba_version
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import load_model
-from genomepred.models.external import External
+from genomepred.models.layers import SequenceModel
 from genomepred.runs.folder import (
     CACHE,
     PARTS,
@@ -100,18 +101,23 @@ class Setup:
         What is asked for.
     writes : bool, optional
         Whether indexes of genomes may be kept in the output folder.
+    model : SequenceModel, optional
+        A model in memory, in place of the spec's.
     """
 
-    def __init__(self, spec: RunSpec, writes: bool = True) -> None:
+    def __init__(
+        self, spec: RunSpec, writes: bool = True, model: SequenceModel | None = None
+    ) -> None:
         self.spec, self._writes = spec, writes
         self.device = find_device(spec.device)
-        self.model = load_model(spec.model, trust_code=spec.trust_code)
+        self.model = load_model(spec.model, trust_code=spec.trust_code) if model is None else model
         card = self.model.card
         assert isinstance(card, Card)
         self.card = card
         self.geometry = card.geometry(spec.stride)
         self.subject = Subject(self.model, card, self.geometry, self.device)
         self.engine = self.subject.engine
+        self._fingerprints: dict[Engine, str] = {}  # of the last engine asked for
         tracks = [(track.name, track.description) for track in card.tracks]
         if spec.strand == "each":
             tracks = [(name + sign, text) for sign in "+-" for name, text in tracks]
@@ -208,7 +214,7 @@ class Setup:
         return {
             "model": card.name,
             "weights_sha256": card.weights_sha256,
-            "code": self.model.code.sha256 if isinstance(self.model, External) else None,
+            "code": self.model.code and self.model.code.sha256,
             "card": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
             "window": geometry.window,
             "crop": geometry.crop,
@@ -225,7 +231,7 @@ class Setup:
             "genomepred": __version__,
             "torch": torch.__version__,
             "triton": None if on_cpu else _triton_version(),
-            "numba": _numba_version() if on_cpu else None,
+            "numba": numba_version() if on_cpu else None,
             "zlib": zlib.ZLIB_RUNTIME_VERSION,
             "zstandard": version("zstandard") if packed else None,
             "hdf5": h5py.version.hdf5_version,
@@ -346,9 +352,12 @@ class Setup:
 
         Processors of one description may differ in last bits by maker and generation.
         """
-        numerics = engine.numerics
-        block = self.random_block(numerics.compute_batch, numerics.overlap == "share")
-        return hashlib.sha256(engine.submit(block)().tobytes()).hexdigest()
+        if engine not in self._fingerprints:
+            numerics = engine.numerics
+            block = self.random_block(numerics.compute_batch, numerics.overlap == "share")
+            found = hashlib.sha256(engine.submit(block)().tobytes()).hexdigest()
+            self._fingerprints = {engine: found}
+        return self._fingerprints[engine]
 
     def slots(self, batch: int) -> int:
         """Windows of one block: the batch size, rounded up to whole compute batches."""
@@ -380,14 +389,6 @@ def _triton_version() -> str | None:
     except ImportError:
         return None
     return str(triton.__version__)
-
-
-def _numba_version() -> str:
-    """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is."""
-    target = [
-        os.environ[key] for key in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES") if key in os.environ
-    ]
-    return " ".join([version("numba"), "llvmlite", version("llvmlite"), *target])
 
 
 def _keep_regions(spec: RunSpec, sha256: str | None) -> Path | None:

@@ -205,7 +205,8 @@ def read_bed(
         length = contigs.get(record.contig)
         if length is None:
             raise RegionError(
-                f"{called} line {record.line}: {absent_contig(record.contig, contigs)}"
+                f"{called} line {record.line}: "
+                + absent_contig(record.contig, contigs, hint="use the genome of these regions")
             )
         if record.start >= length:
             raise RegionError(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,24 +46,50 @@ def core_of(name: str) -> str:
     return re.sub(r"^chr(omosome)?[_.-]?", "", name.lower()).lstrip("0") or name.lower()
 
 
-def absent_contig(name: str, names: Iterable[str]) -> str:
-    """Why there is no such contig, for messages: its name here if only the habit differs."""
-    known = list(names)
-    alike = [other for other in known if core_of(other) == core_of(name)]
-    if alike:
-        return f"no contig {shown(name)}; here it is named {some(alike)}: use these names"
-    return f"no contig {shown(name)}; there are {some(known)}"
+class ContigNames:
+    """Contigs of a genome, found by the names that other files have for them.
+
+    Parameters
+    ----------
+    names : iterable of str
+        As the genome has them.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._known = dict.fromkeys(names)
+        self._alike: dict[str, list[str]] = {}
+        for name in self._known:
+            self._alike.setdefault(core_of(name), []).append(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def meant(self, name: str) -> list[str]:
+        """Contigs that a name may mean: the one called so, else all that differ by habit alone."""
+        return [name] if name in self._known else self._alike.get(core_of(name), [])
 
 
-def other_naming(name: str, names: Container[str]) -> str | None:
-    """The name with or without ``chr`` in front, if that one is there."""
-    other = name.removeprefix("chr") if name.startswith("chr") else f"chr{name}"
-    return other if other in names else None
+def absent_contig(name: str, names: Iterable[str], where: object = "", hint: str = "") -> str:
+    """Why there is no such contig, for messages: what was asked, and what is there.
+
+    Parameters
+    ----------
+    name : str
+        As it was asked for.
+    names : iterable of str
+        Contigs that there are.
+    where : object, optional
+        What has them, unless the message begins with it.
+    hint : str, optional
+        What to do where no contig is alike.
+    """
+    known = ContigNames(names)
+    said = f"no contig {shown(name)}" + (f" in {where}" if where else "")
+    if alike := known.meant(name):
+        return f"{said}; there it is named {some(alike)}: use the same name in both"
+    return f"{said}; there are {some(known) or 'none'}" + (f": {hint}" if hint else "")
 
 
-def missing_contig(contig: str, path: Path, contigs: Container[str]) -> str:
-    """What is said of a contig of a variant file that the reference does not have."""
-    hint = "give the FASTA that the variants were called on"
-    if other := other_naming(contig, contigs):
-        hint = f"the FASTA has {other!r}: rename one of them"
-    return f"contig {contig!r} is not in {path}; {hint}"
+def ambiguous_contig(name: str, found: Iterable[str]) -> str:
+    """What is said of a name that several contigs may be meant by."""
+    return f"contig {shown(name)} could be any of {some(found)}"

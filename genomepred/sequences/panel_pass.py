@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from genomepred.errors import SequenceError
 from genomepred.sequences import edits as kernel
 from genomepred.sequences import panel_cache, vcf_decode
-from genomepred.sequences.names import missing_contig
+from genomepred.sequences.names import absent_contig
 from genomepred.sequences.panel_cache import VERSION, Block
 from genomepred.sequences.source import SequenceSource
 from genomepred.sequences.vcf import Batch, VariantFile
@@ -117,7 +117,10 @@ class PanelPass:
                 "with `bcftools sort`"
             )
         if contig not in (contigs := self._reference.contigs):
-            raise SequenceError(f"{where}: {missing_contig(contig, self._reference.path, contigs)}")
+            what = absent_contig(
+                contig, contigs, self._reference.path, "give the FASTA of these records"
+            )
+            raise SequenceError(f"{where}: {what}")
         self._new_contig()
 
     def _new_contig(self) -> None:

@@ -132,7 +132,7 @@ class _Scanner:
         feed = 1 - int(state[kernel.RETURN])
         if state[kernel.MODE] != kernel.START:
             state[kernel.WIDTH] += feed
-            kernel.end_line.py_func(state, self._records[count - 1], feed)
+            kernel.end_line(state, self._records[count - 1], feed)
         table = self._records[:count]
         columns = [kernel.LENGTH, kernel.FIRST, kernel.LINE_BASES, kernel.LINE_WIDTH]
         records = [

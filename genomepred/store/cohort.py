@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError, GenomepredError, RegionError
+from genomepred.errors import GenomepredError, RegionError, optional
 from genomepred.sequences.grid import Region
 from genomepred.store.cohort_file import CohortFile
 from genomepred.store.reader import DATASET, Float32, Int64, PredictionStore
@@ -165,12 +165,8 @@ class CohortStore:
         DependencyError
             If xarray is not installed.
         """
-        try:
+        with optional("to_xarray", "xarray"):
             import xarray
-        except ImportError as error:
-            raise DependencyError(
-                "to_xarray needs xarray: pip install 'genomepred[xarray]'"
-            ) from error
         values, who, places = self._named(region, samples)
         coordinates = {name: ("haplotype", column) for name, column in who.items()}
         coordinates |= {name: ("row", column) for name, column in places.items()}
@@ -192,12 +188,8 @@ class CohortStore:
         DependencyError
             If anndata is not installed.
         """
-        try:
+        with optional("to_anndata", "anndata"):
             import anndata
-        except ImportError as error:
-            raise DependencyError(
-                "to_anndata needs anndata: pip install 'genomepred[anndata]'"
-            ) from error
         import pandas as pd
 
         values, who, places = self._named(region, samples)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError, ModelError, RegionError, StoreError
+from genomepred.errors import ModelError, RegionError, StoreError, optional
 from genomepred.files import open_regular
 from genomepred.sequences.grid import Region, parse_region
 from genomepred.store import zstd
@@ -355,12 +355,8 @@ class PredictionStore:
         DependencyError
             If xarray is not installed.
         """
-        try:
+        with optional("to_xarray", "xarray"):
             import xarray
-        except ImportError as error:
-            raise DependencyError(
-                "to_xarray needs xarray: pip install 'genomepred[xarray]'"
-            ) from error
         rows, values = self._gathered(None if region is None else self.region(region))
         places = {name: ("row", column) for name, column in self._places(rows).items()}
         return xarray.DataArray(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genomepred.errors import DependencyError
+from genomepred.errors import optional
 
 FILTER = 32015
 LEVEL = 3  # the codec's default; see the measurements in chunks.py
@@ -16,10 +16,6 @@ def require() -> None:
     DependencyError
         If one is not installed.
     """
-    try:
+    with optional("compression zstd", "zstd"):
         import hdf5plugin  # noqa: F401  (importing it registers the filter)
         import zstandard  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            f"compression zstd needs {error.name}: pip install 'genomepred[zstd]'"
-        ) from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DataError, DependencyError, OptionError, OutputError
+from genomepred.errors import DataError, OptionError, OutputError, optional
 from genomepred.files import output_error, read_small, write_whole
 from genomepred.progress import Progress
 from genomepred.sequences.names import shown, some
@@ -145,13 +145,8 @@ def compare(
 
 
 def _require_libraries() -> None:
-    try:
-        import matplotlib.figure  # noqa: F401
+    with optional("compare", "tables"):
         import scipy.cluster.hierarchy  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            "compare needs SciPy and matplotlib: pip install 'genomepred[tables]'"
-        ) from error
 
 
 def read_groups(path: Path, column: str, names: Sequence[str], samples: Samples) -> Groups:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from genomepred.errors import OptionError, RegionError
 from genomepred.sequences.bed import bed_records
 from genomepred.sequences.genes import is_annotation, read_genes
-from genomepred.sequences.names import other_naming, shown, some
+from genomepred.sequences.names import absent_contig
 
 
 class NamedRegion(NamedTuple):
@@ -98,15 +98,10 @@ def require_known(
 ) -> None:
     """Raise a RegionError unless some region lies on a contig that has predictions.
 
-    It says whether adding or removing ``chr`` would match.
+    It says what the first region's contig is called there.
     """
     listed = list(regions)
     if any(region.contig in contigs for region in listed):
         return
-    first = listed[0].contig
-    renamed = other_naming(first, contigs)
-    hint = f"rename it to {shown(renamed)}" if renamed else "use the names that it has"
-    raise RegionError(
-        f"{where}: no predictions on any of the regions' contigs, such as {shown(first)}; there "
-        f"are {some(contigs)}: {hint}"
-    )
+    what = absent_contig(listed[0].contig, contigs, where, "use the annotation of this genome")
+    raise RegionError(f"no predictions on any of the regions' contigs: {what}")

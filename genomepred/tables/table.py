@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genomepred.errors import DependencyError, OptionError, RegionError, StoreError
+from genomepred.errors import OptionError, RegionError, StoreError, optional
 from genomepred.progress import Progress
 from genomepred.runs.inputs import read_places
 from genomepred.runs.manifest import prediction_files
@@ -163,12 +163,8 @@ class RegionTable:
         DependencyError
             If anndata is not installed.
         """
-        try:
+        with optional("to_anndata", "anndata"):
             import anndata
-        except ImportError as error:
-            raise DependencyError(
-                "to_anndata needs anndata: pip install 'genomepred[anndata]'"
-            ) from error
         import pandas as pd
 
         places = {"name": self.names, **self.place_columns()}

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from genomepred.errors import DependencyError, OutputError
+from genomepred.errors import OutputError, optional
 from genomepred.files import publishing, require_space
 from genomepred.store.export import text_output, texts_of
 from genomepred.store.hdf5 import new_file
@@ -122,11 +122,9 @@ def _write_tsv(table: RegionTable, files: Sequence[Path | None], progress: bool)
 
 
 def _write_parquet(table: RegionTable, files: Sequence[Path], progress: bool) -> None:
-    try:
+    with optional("Parquet", "tables"):
         import pyarrow as pa
         from pyarrow import parquet
-    except ImportError as error:
-        raise DependencyError("Parquet needs pyarrow: pip install 'genomepred[tables]'") from error
     names = pa.array(table.names, pa.string())
     places = {key: pa.array(column) for key, column in table.place_columns().items()}
     left = {"name": names, **places}

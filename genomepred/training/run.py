@@ -1,4 +1,4 @@
-"""From labelled data to an evaluated checkpoint: what ``genomepred train`` does."""
+"""From labeled data to an evaluated checkpoint: what ``genomepred train`` does."""
 
 from __future__ import annotations
 
@@ -577,7 +577,7 @@ def _provenance(plan: Plan, identity: Mapping[str, Any], task: Task, course: Fit
         "data": identity["data"],
         "command": plan.description.command,
         "settings": {**identity["settings"], "batch_size": identity["batch_size"]},
-        "standardised_by": {"mean": list(task.shift), "deviation": list(task.scale)}
+        "standardized_by": {"mean": list(task.shift), "deviation": list(task.scale)}
         if task.scale
         else None,
         "class_weights": list(task.weights) or None,

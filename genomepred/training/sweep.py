@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,12 +51,12 @@ def read_config(path: Path) -> Config:
     """Read ``{"train": OPTIONS, "runs": {NAME: OPTIONS}, "metric": NAME}``.
 
     A run has the options under ``train`` but for those that it gives itself; under ``set``, one by
-    one. ``metric`` may be left out.
+    one. ``metric`` may be left out. A path may begin with an environment variable: ``$DATA/x.csv``.
 
     Raises
     ------
     DataError
-        If it is not that, naming the place.
+        If it is not that, naming the place, or a variable is not set.
     """
     try:
         document = parse_document(read_small(path, _LARGEST_CONFIG), object)
@@ -67,10 +68,26 @@ def read_config(path: Path) -> Config:
     common = document["train"]
     runs = {}
     for name, own in document["runs"].items():
-        runs[name] = common | own
+        runs[name] = {key: _placed(value, path) for key, value in (common | own).items()}
         if "set" in common and "set" in own:
             runs[name]["set"] = common["set"] | own["set"]
     return Config(runs, document["runs"], document.get("metric"))
+
+
+def _placed(value: Any, path: Path) -> Any:
+    """A value with the folder that an environment variable at its beginning stands for."""
+    if isinstance(value, list):
+        return [_placed(one, path) for one in value]
+    found = re.match(r"\$(\w+)(?=/)", value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    name = found[1]
+    if not (folder := os.environ.get(name)):
+        raise DataError(
+            f"{path}: {value}: the variable {name} is not set; write {name}=FOLDER before the "
+            "command, or another path"
+        )
+    return folder + value[found.end() :]
 
 
 def _check_config(document: Any, path: Path) -> None:

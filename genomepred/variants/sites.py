@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from genomepred.errors import SequenceError
 from genomepred.sequences import edits as kernel
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.names import missing_contig
+from genomepred.sequences.names import absent_contig
 from genomepred.sequences.source import SequenceSource
 from genomepred.sequences.vcf import Batch, VariantFile
 from genomepred.sequences.vcf_decode import ALLELE, POS
@@ -182,7 +182,9 @@ def check(sites: Sites, genome: SequenceSource, path: Path) -> Checked:
         neither sequence nor a symbol of VCF.
     """
     if sites.contig not in genome.contigs:
-        what = missing_contig(sites.contig, genome.path, genome.contigs)
+        what = absent_contig(
+            sites.contig, genome.contigs, genome.path, "give the FASTA of these records"
+        )
         raise SequenceError(f"{path}: {sites.place(0)}: {what}")
     length = genome.contigs[sites.contig]
     outside = np.flatnonzero((sites.position < 0) | (sites.end > length))

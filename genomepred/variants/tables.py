@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError, OutputError, SequenceError
+from genomepred.errors import OutputError, SequenceError, optional
 from genomepred.files import publishing
 from genomepred.tsv import tab_separated
 from genomepred.variants.scoring import Scores
@@ -28,7 +29,7 @@ _INFO = re.compile(r"[^0-9A-Za-z_.]")
 
 @dataclass(frozen=True)
 class Column:
-    """One number a alternative.
+    """One number an alternative.
 
     Parameters
     ----------
@@ -94,15 +95,9 @@ def format_of(out: Path) -> str:
 
 
 def _require(library: str | None, ending: str) -> None:
-    try:
-        if library == "pyarrow":
-            import pyarrow  # noqa: F401
-        elif library == "pysam":
-            import pysam  # noqa: F401
-    except ImportError:
-        raise DependencyError(
-            f"{ending} output needs {library}: pip install 'genomepred[variants]', or write a .tsv"
-        ) from None
+    with optional(f"{ending} output", "variants", ", or write a .tsv"):
+        if library is not None:
+            import_module(library)
 
 
 def require_writable(out: Path, columns: Sequence[Column], variants: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DependencyError
+from genomepred.errors import optional
 
 Int64 = NDArray[np.int64]
 
@@ -27,10 +27,8 @@ def leaves(values: NDArray[np.float32]) -> Int64:
     DependencyError
         If SciPy is not installed.
     """
-    try:
+    with optional("similarity", "view"):
         from scipy.cluster.hierarchy import leaves_list, linkage
-    except ImportError as error:
-        raise DependencyError("clusters need SciPy: pip install 'genomepred[view]'") from error
     filled = _filled(values)
     kinds, label = np.unique(filled, axis=0, return_inverse=True)
     if len(kinds) < 2:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from genomepred.errors import DataError
 from genomepred.sequences.genes import Gene as Record
 from genomepred.sequences.genes import gene_records
+from genomepred.sequences.names import ContigNames
 
 # Attributes that a gene is found by.
 _NAMES = ("ID", "Name", "gene_id", "gene_name", "Alias", "gene", "locus_tag", "transcript_id")
@@ -53,6 +54,8 @@ class Genes:
         self._named = reading.named
         self._contigs: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], list[int]]] = {}
         self._sort()
+        #: Contigs that have genes.
+        self.contigs = ContigNames(self._contigs)
 
     def _sort(self) -> None:
         numbers: dict[str, list[int]] = {}
@@ -65,10 +68,14 @@ class Genes:
             self._contigs[contig] = starts, ends, found
 
     def within(self, contig: str, start: int, end: int) -> list[Gene]:
-        """Genes that meet ``[start, end)`` of a contig, by start."""
-        if contig not in self._contigs:
+        """Genes that meet ``[start, end)`` of a contig, by start.
+
+        Its name may differ from the annotation's by ``chr`` and zeros; the genes keep theirs.
+        """
+        meant = self.contigs.meant(contig)
+        if len(meant) != 1:
             return []
-        starts, ends, numbers = self._contigs[contig]
+        starts, ends, numbers = self._contigs[meant[0]]
         first = int(np.searchsorted(ends, start, side="right"))
         last = int(np.searchsorted(starts, end, side="left"))
         found = (self.genes[k] for k in numbers[first:last])

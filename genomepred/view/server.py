@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from genomepred.errors import DependencyError, OptionError
+from genomepred.errors import OptionError, optional
 from genomepred.messages import say
 from genomepred.view.genes import Genes
 from genomepred.view.maps import Map, find_maps
@@ -58,11 +58,9 @@ def view(
     GenomepredError
         If files are not what they should be.
     """
-    try:
+    with optional("view", "view"):
         from genomepred.view.api import Api
         from genomepred.view.web import serve
-    except ImportError as error:
-        raise DependencyError(f"view needs {error.name}: pip install 'genomepred[view]'") from error
     maps, left = find_maps(target, reference)
     for line in left:
         say(line)

@@ -3,371 +3,55 @@
 A direct convolution is multiplied a tile of positions by all channels at a time, each tile going
 through all that follows before it leaves the L1 cache. A value never depends on the batch or the
 place in which it is computed: its sum always has the same order. The products are vector
-instructions whose sums stay in registers, because :func:`_multiply` says so. A long sum is one of
-partial sums, so that its rounding does not grow with taps and channels.
+instructions whose sums stay in registers, because the compiled function says so. A long sum is one
+of partial sums, so that its rounding does not grow with taps and channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from llvmlite import ir
-from numba import carray, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from torch import Tensor
 from torch.nn import functional
 
 from genomepred.kernels.codes_conv.reference import convolved_length
-from genomepred.kernels.epilogue.cpu import (
-    NO_POOL,
-    TILE_VALUES,
-    activate,
-    add_rows,
-    bias_act_pool,
-    copy_values,
-    numbers,
-    place_of,
-    pool_rows,
-)
+from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers, place_of
 from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue, empty_outputs
-from genomepred.kernels.vectors import INLINE, MANY, WIDE, entry, floats_at, piece
+from genomepred.kernels.vectors import MANY, WIDE
+from genomepred.machine_code import address, entry
 
 # The largest block of sums that the registers hold beside the weights: positions, and vectors of
 # channels. With 32 registers 6 x 4, 14 x 2, 28 x 1, with the 16 of AVX2 and SSE 6 x 2, 12 x 1.
-_FOUR = 4 * WIDE if MANY else 1 << 30  # channels from which four vectors are computed at a time
-_BEST_FOUR, _BEST_TWO, _BEST_ONE = (6, 14, 28) if MANY else (6, 6, 12)
-_PART = 256  # products of a partial sum: twice as many, and rounding grows by 1.3
+FOUR = 4 * WIDE if MANY else 1 << 30  # channels from which four vectors are computed at a time
+BEST_FOUR, BEST_TWO, BEST_ONE = (6, 14, 28) if MANY else (6, 6, 12)
 
-
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def _multiply(
-    _typing: Any,
-    x: Any,
-    row: Any,
-    taps: Any,
-    tap_step: Any,
-    channels_in: Any,
-    weight: Any,
-    weight_tap: Any,
-    shift: Any,
-    width: Any,
-    out: Any,
-    out_row: Any,
-    more: Any,
-    positions: Any,
-    vectors: Any,
-) -> Any:
-    """A convolution at literally many positions, its sums kept in vector registers.
-
-    ``out[p * out_row:][:n] = shift[:n] + sum over k, c of x[p * row + k * tap_step + c] *
-    weight[(k * weight_tap + c) * width:][:n]``, ``n = WIDE * vectors``; where there are ``more``
-    sums already, the sum without ``shift`` is added to them. Arrays are given by their float32
-    addresses, so that one compilation serves all layouts.
-    """
-    if not isinstance(positions, types.IntegerLiteral):
-        return None
-    whole = types.intp
-    signature = types.void(*(12 * [whole]), positions, vectors)
-    vector = ir.VectorType(ir.FloatType(), WIDE)
-    counts = positions.literal_value, vectors.literal_value
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, row, taps, tap_step, channels_in, weight, weight_tap, shift, width, out = args[:10]
-        out_row, more = args[10:12]
-        nothing = ir.Constant(vector, None)
-        begun = builder.icmp_signed("!=", more, ir.Constant(more.type, 0))
-        x, weight, shift, out = (
-            builder.inttoptr(address, ir.FloatType().as_pointer())
-            for address in (x, weight, shift, out)
-        )
-        name = f"llvm.fma.v{WIDE}f32"
-        fma = builder.module.globals.get(name) or ir.Function(
-            builder.module, ir.FunctionType(vector, 3 * [vector]), name
-        )
-
-        def at(base: Any, index: Any) -> Any:
-            return builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
-
-        def constant(value: int) -> Any:
-            return context.get_constant(whole, value)
-
-        def load(pointer: Any) -> Any:
-            loaded = builder.load(pointer)
-            loaded.align = 4
-            return loaded
-
-        def spread(value: Any) -> Any:
-            nothing = ir.Constant(vector, ir.Undefined)
-            first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
-            lanes = ir.Constant(ir.VectorType(ir.IntType(32), WIDE), None)
-            return builder.shuffle_vector(first, nothing, lanes)
-
-        each = [(p, v) for p in range(counts[0]) for v in range(counts[1])]
-        sums = {place: cgutils.alloca_once(builder, vector) for place in each}
-        for p, v in each:
-            start = builder.select(begun, nothing, load(at(shift, constant(v * WIDE))))
-            builder.store(start, sums[p, v])
-        rows = [builder.gep(x, [builder.mul(row, constant(p))]) for p in range(counts[0])]
-        with cgutils.for_range(builder, taps) as tap:
-            tap_at = builder.mul(tap.index, tap_step)
-            weights_at = builder.mul(tap.index, weight_tap)
-            with cgutils.for_range(builder, channels_in) as channel:
-                start = builder.mul(builder.add(weights_at, channel.index), width)
-                value_at = builder.add(tap_at, channel.index)
-                columns = [
-                    load(at(weight, builder.add(start, constant(v * WIDE))))
-                    for v in range(counts[1])
-                ]
-                for p in range(counts[0]):
-                    value = spread(builder.load(builder.gep(rows[p], [value_at])))
-                    for v in range(counts[1]):
-                        total = builder.load(sums[p, v])
-                        total = builder.call(fma, [value, columns[v], total])
-                        builder.store(total, sums[p, v])
-        for p, v in each:
-            place = at(out, builder.add(builder.mul(out_row, constant(p)), constant(v * WIDE)))
-            total = builder.load(sums[p, v])
-            # Where nothing has begun, what is in place may be anything and is not used.
-            total = builder.select(begun, builder.fadd(load(place), total), total)
-            builder.store(total, place).align = 4
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-def _multiplied(positions: int, vectors: int) -> Any:
-    """Function that convolves ``count`` positions, ``vectors`` of channels, by addresses.
-
-    ``row`` values lie between what two positions see first, ``out_row`` between their results. The
-    last positions are computed twice rather than one by one: by the same sums. A part of the taps
-    and channels after the other is added to them.
-    """
-
-    def multiply(
-        x: int,
-        row: int,
-        taps: int,
-        tap_step: int,
-        channels_in: int,
-        weight: int,
-        shift: int,
-        width: int,
-        out: int,
-        out_row: int,
-        count: int,
-    ) -> None:
-        s, k, b, r = tap_step, channels_in, shift, out_row
-        tap_part, part = max(_PART // channels_in, 1), min(channels_in, _PART)
-        p, many = 0, count >= positions
-        while p < count:
-            if many:
-                p = min(p, count - positions)
-            o = out + 4 * p * out_row
-            for tap in range(0, taps, tap_part):
-                t = min(tap_part, taps - tap)
-                for channel in range(0, channels_in, part):
-                    n, more = min(part, channels_in - channel), tap + channel
-                    a = x + 4 * (p * row + tap * tap_step + channel)
-                    w = weight + 4 * (tap * channels_in + channel) * width
-                    if many:
-                        _multiply(a, row, t, s, n, w, k, b, width, o, r, more, positions, vectors)
-                    else:
-                        _multiply(a, row, t, s, n, w, k, b, width, o, r, more, 1, vectors)
-            p += positions if many else 1
-
-    # Numba links compiled functions by this name: under one name, one is taken for another.
-    multiply.__qualname__ = f"_multiply_{positions}_by_{vectors}"
-    return njit(**INLINE)(multiply)
-
-
-_by_two = _multiplied(_BEST_TWO, 2)
-_by_one = _multiplied(_BEST_ONE, 1)
-_by_four = _multiplied(_BEST_FOUR, 4) if MANY else _by_two  # which is not called then
-
-
-@piece(f"void({', '.join(11 * ['int64'])})")
-def _multiply_tile(
-    x: int,
-    row: int,
-    taps: int,
-    tap_step: int,
-    channels_in: int,
-    weight: int,
-    shift: int,
-    width: int,
-    out: int,
-    out_row: int,
-    count: int,
-) -> None:
-    """Convolution at ``count`` positions, all ``width`` channels, whole vectors."""
-    column = 0
-    while column < width:
-        w, b, o = weight + 4 * column, shift + 4 * column, out + 4 * column
-        if width - column >= _FOUR:
-            _by_four(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
-            column += 4 * WIDE
-        elif width - column >= 2 * WIDE:
-            _by_two(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
-            column += 2 * WIDE
-        else:
-            _by_one(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
-            column += WIDE
-
-
-@piece(f"void({', '.join(7 * ['int64'])})")
-def _padded_rows(
-    x: int, length: int, row: int, channels: int, begin: int, rows: int, count: int
-) -> None:
-    """Rows ``begin``, ``begin + 1``, ... of x, ``row`` bytes apart; zero where it has none."""
-    target = carray(floats_at(rows), count * channels)
-    for i in range(count):
-        at = begin + i
-        if 0 <= at < length:
-            source = carray(floats_at(x + at * row), channels)
-            for c in range(channels):
-                target[i * channels + c] = source[c]
-        else:
-            for c in range(channels):
-                target[i * channels + c] = np.float32(0)
-
-
-@entry(
-    f"void({', '.join(16 * ['int64'])}, int64, float32, int64, int64, float32,"
-    f" {', '.join(8 * ['int64'])})"
-)
-def _conv_block(
-    x: int,
-    x_apart: int,
-    x_row: int,
-    samples: int,
-    rows_in: int,
-    channels_in: int,
-    weight: int,
-    shift: int,
-    taps: int,
-    width: int,
-    left: int,
-    right: int,
-    dilation: int,
-    residual: int,
-    residual_apart: int,
-    residual_row: int,
-    activation: int,
-    factor: Any,
-    pool: int,
-    next_activation: int,
-    next_factor: Any,
-    out: int,
-    results: int,
-    channels: int,
-    kept: int,
-    tile: int,
-    positions: int,
-    group: int,
-    padded: int,
-) -> None:
-    """All by addresses, distances in bytes; no ``residual`` or ``kept`` is 0.
-
-    Of samples with few positions a tile takes a group, and convolves all at one position at a time.
-    """
-    span = dilation * (taps - 1) + 1
-    length, size = rows_in + left + right - span + 1, 4 * width
-    whole = pool == NO_POOL and width == channels and not residual  # no copy is needed
-    for sample in range(0, samples, group):
-        n = min(group, samples - sample)
-        for first in range(0, length, positions):
-            count = min(positions, length - first)
-            start, end = first, first + count
-            if pool != NO_POOL:
-                start, end = first // 2, min((first + count + 1) // 2, results)
-            rows = out + 4 * (sample * results + start) * channels
-            begin, needed = first - left, count + span - 1
-            source, row, apart = x + sample * x_apart + begin * x_row, x_row // 4, x_apart // 4
-            if begin < 0 or begin + needed > rows_in:
-                source, row, apart = padded, channels_in, needed * channels_in
-                for i in range(n):
-                    at = x + (sample + i) * x_apart
-                    to = padded + 4 * i * apart
-                    _padded_rows(at, rows_in, x_row, channels_in, begin, to, needed)
-            work, step = rows if whole else tile, dilation * row
-            if group == 1:
-                at = source, row, taps, step, channels_in
-                _multiply_tile(*at, weight, shift, width, work, width, count)
-            else:
-                for p in range(count):
-                    at, to = source + 4 * p * row, work + p * size
-                    of_position = at, apart, taps, step, channels_in
-                    _multiply_tile(*of_position, weight, shift, width, to, count * width, n)
-            activate(activation, factor, work, n * count * width)
-            for i in range(n if residual else 0):
-                at, added = work + i * count * size, residual + (sample + i) * residual_apart
-                added += first * residual_row
-                add_rows(at, size, added, residual_row, at, size, count, channels)
-            for i in range(0 if whole else n):
-                at, to = work + i * count * size, rows + 4 * i * results * channels
-                pool_rows(at, size, count, pool, to, 4 * channels, end - start, channels)
-            values = ((n - 1) * results + end - start) * channels
-            if kept:
-                copy_values(rows, kept + (rows - out), values)
-            activate(next_activation, next_factor, rows, values)
-
-
-def _run(
-    x: Tensor,
-    packed: Packed,
-    taps: int,
-    residual: Tensor | None,
-    padding: Sequence[int],
-    dilation: int,
-    epilogue: Epilogue,
-    outs: Sequence[Tensor],
-) -> None:
-    (samples, rows_in, channels_in), (_, results, channels) = x.shape, outs[0].shape
-    width, span = len(packed.shift), dilation * (taps - 1) + 1
-    length = convolved_length(rows_in, span, padding)
-    best = _BEST_FOUR if width >= _FOUR else _BEST_TWO if width >= 2 * WIDE else _BEST_ONE
-    positions = max(TILE_VALUES // width // best, 1) * best  # even, as pools need
-    group = max(positions // length // best * best, 1)
-    needed = group * (min(length, positions) + span - 1) * channels_in if any(padding) else 0
-    tile = torch.empty(positions * width + needed)
-    _conv_block()(
-        *(*place_of(x), samples, rows_in, channels_in),
-        *(packed.weight.data_ptr(), packed.shift.data_ptr(), taps, width, *padding, dilation),
-        *((0, 0, 0) if residual is None else place_of(residual)),
-        *numbers(epilogue),
-        *(outs[0].data_ptr(), results, channels, outs[1].data_ptr() if len(outs) > 1 else 0),
-        *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
-    )
-
-
-def linear(x: Tensor, packed: Packed, features: int) -> Tensor:
-    """``x @ weight + shift`` as a convolution of width 1, float32 ``[..., features]``.
-
-    106 multiply-adds a nanosecond on one thread of an AMD EPYC, 4,608 x 256 to 768; MKL's 52.
-    """
-    rows = x.reshape(1, -1, x.shape[-1])
-    rows = rows if rows.stride(2) == 1 else rows.contiguous()
-    out = torch.empty(1, rows.shape[1], features)
-    _run(rows, packed, 1, None, (0, 0), 1, NO_EPILOGUE, [out])
-    return out.view(*x.shape[:-1], features)
+_CODE = "genomepred.kernels.conv_block.cpu_code:"
+_conv_block = entry(_CODE + "conv_block")
 
 
 class Packed(NamedTuple):
-    """Weights of a direct convolution, their channels padded to whole vectors."""
+    """Weights of a direct convolution, their channels padded to whole vectors.
+
+    ``tiles`` are the addresses of what computes four, two and one vector of channels at a time; of
+    what these channels do not need, 0.
+    """
 
     weight: Tensor
     shift: Tensor
+    tiles: tuple[int, int, int]
 
 
 def pack_block(weight: Tensor, shift: Tensor) -> Packed:
     """Weights ``[K, C_in, C]`` and shift ``[C]`` for :func:`conv_block`."""
     more = -weight.shape[2] % WIDE
     padded = (functional.pad(tensor.float(), (0, more)) for tensor in (weight, shift))
-    return Packed(*(tensor.detach().contiguous() for tensor in padded))
+    width = weight.shape[2] + more
+    rest = width % FOUR
+    needed = {"by_four": width >= FOUR, "by_two": rest >= 2 * WIDE, "by_one": rest % (2 * WIDE) > 0}
+    tiles = (address(_CODE + name) if used else 0 for name, used in needed.items())
+    return Packed(*(tensor.detach().contiguous() for tensor in padded), tuple(tiles))
 
 
 def conv_block(
@@ -391,14 +75,39 @@ def conv_block(
     outs : sequence of float32 tensors, contiguous, optional
         Filled and, but for their dtype, returned.
     """
-    taps, _, channels = weight.shape
+    taps, channels_in, channels = weight.shape
     packed = packed or pack_block(weight, shift)
-    if not outs:
-        length = convolved_length(x.shape[1], dilation * (taps - 1) + 1, padding)
-        outs = empty_outputs(x.float(), length, channels, epilogue.pool, keep)
-    added = None if residual is None else residual.float()
-    _run(x.float(), packed, taps, added, padding, dilation, epilogue, outs)
+    wide, added = x.float(), None if residual is None else residual.float()
+    width, span = len(packed.shift), dilation * (taps - 1) + 1
+    length = convolved_length(x.shape[1], span, padding)
+    outs = outs or empty_outputs(wide, length, channels, epilogue.pool, keep)
+    best = BEST_FOUR if width >= FOUR else BEST_TWO if width >= 2 * WIDE else BEST_ONE
+    positions = max(TILE_VALUES // width // best, 1) * best  # even, as pools need
+    group = max(positions // length // best * best, 1)
+    needed = group * (min(length, positions) + span - 1) * channels_in if any(padding) else 0
+    tile = torch.empty(positions * width + needed)
+    _conv_block()(
+        *(*place_of(wide), *wide.shape),
+        *(packed.weight.data_ptr(), packed.shift.data_ptr(), taps, width, *padding, dilation),
+        *((0, 0, 0) if added is None else place_of(added)),
+        *numbers(epilogue),
+        *(outs[0].data_ptr(), *outs[0].shape[1:], outs[1].data_ptr() if len(outs) > 1 else 0),
+        *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
+        *packed.tiles,
+    )
     return [out.to(x.dtype) for out in outs]
+
+
+def linear(x: Tensor, packed: Packed, features: int) -> Tensor:
+    """``x @ weight + shift`` as a convolution of width 1, float32 ``[..., features]``.
+
+    106 multiply-adds a nanosecond on one thread of an AMD EPYC, 4,608 x 256 to 768; MKL's 52.
+    """
+    rows = x.reshape(1, -1, x.shape[-1])
+    rows = rows if rows.stride(2) == 1 else rows.contiguous()
+    weight = packed.weight[..., :features]
+    (out,) = conv_block(rows, weight, packed.shift, None, (0, 0), 1, NO_EPILOGUE, False, packed)
+    return out.view(*x.shape[:-1], features)
 
 
 def conv_block_by_onednn(

@@ -244,9 +244,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(out):
 
 
 def test_a_scheduler_that_ends_the_job_gets_an_answer(model, tmp_path):
-    command = [sys.executable, "-m", "genomepred", "predict", str(LAMBDA), "--stride", "1"]
+    fasta = tmp_path / "long.fa"  # of more work than anybody waits for
+    fasta.write_text(">a\n" + "ACGTTGCAAC" * 1_000_000 + "\n")
+    command = [sys.executable, "-m", "genomepred", "predict", str(fasta), "--stride", "1"]
     process = subprocess.Popen(
-        [*command, "--model", str(model), "--out", str(tmp_path / "o"), "--batch-size", "1"],
+        [*command, "--model", str(model), "--out", str(tmp_path / "o"), "--jobs", "1"],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -152,6 +152,16 @@ def test_plot(file: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
+def test_genes_on_contigs_of_other_names_are_drawn_or_missed(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    genes = tmp_path / "genes.gff3"
+    for contig, told in (("2", ""), ("mito", "no contig 'chr2' in "), ("chr2", "")):
+        genes.write_text(f"{contig}\tx\tgene\t101\t300\t.\t+\t.\tID=g1\n")
+        done = run("plot", file, "chr2:1-500", "-o", tmp_path / "x.svg", "--genes", genes)
+        assert ("<!-- g1 -->" in (tmp_path / "x.svg").read_text()) == (not told)
+        assert told in done.stderr
+
+
 def test_bad_input_is_one_error(file: Path, tmp_path: Path) -> None:
     for command, *output in (("query",), ("plot", "-o", tmp_path / "x.png")):
         with pytest.raises(RegionError, match="outside 'chr2', which has bases 1-1003"):

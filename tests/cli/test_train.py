@@ -145,7 +145,7 @@ def test_a_regression_with_missing_labels(tmp_path: Path) -> None:
     card = read_card(tmp_path / "out" / "best")
     assert [(t.name, t.unit) for t in card.tracks] == [("gc", "%"), ("a", "1")]
     assert (card.activation, card.config["tracks"]) == ("none", 2)
-    assert card.training["standardised_by"]["mean"] == pytest.approx([350, 0.25], rel=0.02)
+    assert card.training["standardized_by"]["mean"] == pytest.approx([350, 0.25], rel=0.02)
     test = card.metrics["test"]
     assert test["examples"] == 60
     assert test["tracks"]["gc"]["Pearson"] > 0.97

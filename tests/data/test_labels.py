@@ -12,7 +12,7 @@ import pytest
 from genomepred.data import storage, tables
 from genomepred.data.examples import PARTS, Codes, sequence_hashes, shifted
 from genomepred.data.labels import make_targets
-from genomepred.data.read import TEST, TRAIN, VALIDATION, LabelledData, Source, open_data
+from genomepred.data.read import TEST, TRAIN, VALIDATION, LabeledData, Source, open_data
 from genomepred.errors import DataError, OutputError
 from genomepred.sequences.codes import reverse_complement
 from tests.data.test_read import digest, whole
@@ -32,9 +32,9 @@ def write(folder: Path, file: str = "t.csv", /, **columns: Any) -> Path:
     return folder / file
 
 
-def open_labelled(source: Source, scratch: Path) -> LabelledData:
+def open_labeled(source: Source, scratch: Path) -> LabeledData:
     data = open_data(source, scratch)
-    assert isinstance(data, LabelledData)
+    assert isinstance(data, LabeledData)
     return data
 
 
@@ -45,7 +45,7 @@ def texts(codes: Codes) -> list[str]:
 # Splits
 
 
-def rows_of(data: LabelledData, part: int) -> list[int]:
+def rows_of(data: LabeledData, part: int) -> list[int]:
     """Rows, from 1, of a table without names."""
     names = data.parts[part].names
     assert names is not None
@@ -53,25 +53,25 @@ def rows_of(data: LabelledData, part: int) -> list[int]:
 
 
 def test_every_row_is_in_one_part_with_its_label(tmp_path: Path) -> None:
-    data = open_labelled(Source(write(tmp_path)), tmp_path)
+    data = open_labeled(Source(write(tmp_path)), tmp_path)
     assert [len(part) for part in data.parts] == [48, 6, 6]
     assert sorted(sum((rows_of(data, part) for part in range(3)), [])) == list(range(1, N + 1))  # noqa: RUF017
     for part in range(3):
         rows = np.array(rows_of(data, part)) - 1
         assert texts(data.parts[part].codes) == [sequences()[row] for row in rows]
         assert data.parts[part].labels[:, 0].tolist() == (rows / 4).tolist()
-    other = open_labelled(Source(write(tmp_path), seed=1), tmp_path)
+    other = open_labeled(Source(write(tmp_path), seed=1), tmp_path)
     assert rows_of(other, TEST) != rows_of(data, TEST)
 
 
 def test_rows_columns_and_shares_choose_a_part(tmp_path: Path) -> None:
     path = write(tmp_path, library=["a", "b", "c"] * (N // 3))
-    data = open_labelled(Source(path, test=("1-10",), validation=("0.2",)), tmp_path)
+    data = open_labeled(Source(path, test=("1-10",), validation=("0.2",)), tmp_path)
     assert rows_of(data, TEST) == list(range(1, 11))
     assert len(data.parts[VALIDATION]) == 12
     assert not set(rows_of(data, VALIDATION)) & set(range(1, 11))
     chosen = ("library=b", "1-1")
-    data = open_labelled(Source(path, test=chosen, validation=("library=c",)), tmp_path)
+    data = open_labeled(Source(path, test=chosen, validation=("library=c",)), tmp_path)
     assert rows_of(data, TEST) == [1, *range(2, N, 3)]
     assert rows_of(data, VALIDATION) == list(range(3, N + 1, 3))
     assert data.facts()["split"] == {"test": [*chosen], "validation": ["library=c"]}
@@ -81,14 +81,14 @@ def test_rows_columns_and_shares_choose_a_part(tmp_path: Path) -> None:
 def test_a_column_of_the_table_gives_the_parts(tmp_path: Path, column: str) -> None:
     values = ["train"] * 30 + ["Valid", "val", "validation"] * 5 + ["test"] * 15
     path = write(tmp_path, **{column: values})
-    data = open_labelled(Source(path), tmp_path)
+    data = open_labeled(Source(path), tmp_path)
     assert [rows_of(data, part)[0] for part in range(3)] == [1, 31, 46]
     # What is asked for comes first; the column still gives the other part.
-    data = open_labelled(Source(path, validation=("1-5",)), tmp_path)
+    data = open_labeled(Source(path, validation=("1-5",)), tmp_path)
     assert rows_of(data, VALIDATION) == [1, 2, 3, 4, 5]
     assert rows_of(data, TEST) == list(range(46, 61))
     without = write(tmp_path, **{column: ["training"] * 30 + ["test"] * 30})
-    data = open_labelled(Source(without), tmp_path)
+    data = open_labeled(Source(without), tmp_path)
     assert [len(part) for part in data.parts] == [24, 6, 30]
 
 
@@ -149,7 +149,7 @@ def test_tasks_are_told_by_the_labels(tmp_path: Path) -> None:
 
 def test_several_tracks_with_missing_labels(tmp_path: Path) -> None:
     path = write(tmp_path, a=["1", "0", "", "NA"] * 15, b=["", "1", "0", "nan"] * 15)
-    data = open_labelled(Source(path, targets=("b", "a")), tmp_path)
+    data = open_labeled(Source(path, targets=("b", "a")), tmp_path)
     assert (data.tracks, data.task) == (("b", "a"), "binary")
     assert data.facts()["left_out"] == {"no label": 15}  # every fourth row has none
     rows = np.concatenate([rows_of(data, part) for part in range(3)]) - 1
@@ -165,7 +165,7 @@ def test_several_tracks_with_missing_labels(tmp_path: Path) -> None:
     ("transform", "function"), [("log1p", np.log1p), ("log2p1", lambda y: np.log2(y + 1))]
 )
 def test_regressions_are_transformed(tmp_path: Path, transform: str, function: Any) -> None:
-    data = open_labelled(Source(write(tmp_path), transform=transform), tmp_path)
+    data = open_labeled(Source(write(tmp_path), transform=transform), tmp_path)
     rows = np.array(rows_of(data, TRAIN)) - 1
     assert data.parts[TRAIN].labels[:, 0] == pytest.approx(function(rows / 4))
 
@@ -174,7 +174,7 @@ def test_profiles_are_shares_that_sum_to_one(tmp_path: Path) -> None:
     counts = np.random.default_rng(0).integers(0, 90, (N, 14))
     columns = {str(i): counts[:, i] for i in range(14)}
     source = Source(write(tmp_path, **columns), targets=tuple(columns), task="profile")
-    data = open_labelled(source, tmp_path)
+    data = open_labeled(source, tmp_path)
     rows = np.array(rows_of(data, TRAIN)) - 1
     expected = counts[rows] / counts[rows].sum(axis=1, keepdims=True)
     assert data.parts[TRAIN].labels == pytest.approx(expected)
@@ -248,7 +248,7 @@ def test_expression_tables_need_no_options(tmp_path: Path) -> None:
         }
     )
     frame.to_excel(tmp_path / "maize.xlsx", index=False)
-    data = open_labelled(Source(tmp_path / "maize.xlsx", transform="log2p1"), tmp_path)
+    data = open_labeled(Source(tmp_path / "maize.xlsx", transform="log2p1"), tmp_path)
     assert (data.tracks, data.window, data.task) == (("TPM",), W, "regression")
     assert data.parts[TEST].names.tolist() == [f"Zm{i}" for i in range(2, N, 3)]
     assert data.parts[TEST].labels[:, 0] == pytest.approx(np.log2(np.arange(2, N, 3) + 1))
@@ -260,11 +260,11 @@ def test_expression_tables_need_no_options(tmp_path: Path) -> None:
 def test_padding_fills_up_to_the_longest_or_to_the_window(tmp_path: Path) -> None:
     shorter = [text[: 3 + i % 10] for i, text in enumerate(sequences())]
     path = write(tmp_path, seq=shorter)
-    data = open_labelled(Source(path, pad="left"), tmp_path)
+    data = open_labeled(Source(path, pad="left"), tmp_path)
     names = data.parts[TRAIN].names
     assert data.window == 12
     assert texts(data.parts[TRAIN].codes) == [shorter[int(i) - 1].rjust(12, "N") for i in names]
-    data = open_labelled(Source(path, pad="right", window=20), tmp_path)
+    data = open_labeled(Source(path, pad="right", window=20), tmp_path)
     assert texts(data.parts[TRAIN].codes) == [shorter[int(i) - 1].ljust(20, "N") for i in names]
 
 
@@ -273,9 +273,9 @@ def test_codes_that_outgrow_memory_lie_in_one_piece_in_hdf5(
 ) -> None:
     monkeypatch.setattr(tables, "_BATCH", 7)
     source = Source(write(tmp_path), reverse_complement=True, shift=2)
-    in_memory = open_labelled(source, tmp_path / "a")
+    in_memory = open_labeled(source, tmp_path / "a")
     monkeypatch.setattr(storage, "MOST_IN_MEMORY", N * W - 1)
-    mapped = open_labelled(source, tmp_path / "b" / "c")
+    mapped = open_labeled(source, tmp_path / "b" / "c")
     assert not (tmp_path / "a").exists()
     for part in range(3):
         assert np.array_equal(mapped.parts[part].codes, in_memory.parts[part].codes)
@@ -285,7 +285,7 @@ def test_codes_that_outgrow_memory_lie_in_one_piece_in_hdf5(
         expected = np.concatenate([part.codes for part in mapped.parts])
         assert np.array_equal(file["codes"][:], expected)
     # A second run replaces the file; the first goes on reading its own.
-    open_labelled(replace(source, seed=5), tmp_path / "b" / "c")
+    open_labeled(replace(source, seed=5), tmp_path / "b" / "c")
     assert digest(whole(mapped.epoch(1))) == digest(whole(in_memory.epoch(1)))
 
 
@@ -330,8 +330,8 @@ def test_a_fasta_meets_its_labels_by_name(tmp_path: Path) -> None:
     fasta = write_fasta(
         tmp_path, [NAMES[i] for i in order], [sequences()[i].lower() for i in order]
     )
-    from_fasta = open_labelled(Source(fasta, labels=labels), tmp_path)
-    from_table = open_labelled(Source(labels), tmp_path)
+    from_fasta = open_labeled(Source(fasta, labels=labels), tmp_path)
+    from_table = open_labeled(Source(labels), tmp_path)
     for a, b in zip(from_fasta.parts, from_table.parts, strict=True):
         assert np.array_equal(a.codes, b.codes)
         assert np.array_equal(a.labels, b.labels)
@@ -344,7 +344,7 @@ def test_sequences_of_a_fasta_are_padded(tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path, NAMES, shorter)
     labels = write(tmp_path, "labels.csv", name=NAMES)
     for pad, side in (("left", str.rjust), ("right", str.ljust)):
-        data = open_labelled(Source(fasta, labels=labels, pad=pad, window=15), tmp_path)
+        data = open_labeled(Source(fasta, labels=labels, pad=pad, window=15), tmp_path)
         part = data.parts[TRAIN]
         assert texts(part.codes) == [side(shorter[int(name[1:])], 15, "N") for name in part.names]
     with pytest.raises(DataError, match="s.fa: 's1': mixed lengths: 9 bases"):
@@ -378,7 +378,7 @@ def test_labels_of_a_fasta_need_names(tmp_path: Path) -> None:
 
 
 def test_an_epoch_shows_every_example_once_in_a_random_order(tmp_path: Path) -> None:
-    data = open_labelled(Source(write(tmp_path)), tmp_path)
+    data = open_labeled(Source(write(tmp_path)), tmp_path)
     first, second = (whole(data.epoch(number)) for number in (0, 1))
     for epoch in (first, second):
         found = dict(zip(texts(epoch.codes), epoch.labels[:, 0], strict=True))
@@ -386,13 +386,13 @@ def test_an_epoch_shows_every_example_once_in_a_random_order(tmp_path: Path) -> 
         assert found == dict(zip(texts(part.codes), part.labels[:, 0], strict=True))
     assert texts(first.codes) != texts(second.codes)
     assert digest(whole(data.epoch(1), batch=48)) == digest(second)
-    other = open_labelled(Source(write(tmp_path), seed=1), tmp_path)
+    other = open_labeled(Source(write(tmp_path), seed=1), tmp_path)
     assert digest(whole(other.epoch(1))) != digest(second)
 
 
 def test_strands_are_random_only_if_asked(tmp_path: Path) -> None:
     source = Source(write(tmp_path), reverse_complement=True)
-    data = open_labelled(source, tmp_path)
+    data = open_labeled(source, tmp_path)
     codes = whole(data.epoch(0)).codes
     plain = set(texts(data.parts[TRAIN].codes))
     assert set(texts(np.concatenate([codes, reverse_complement(codes)]))) >= plain
@@ -401,7 +401,7 @@ def test_strands_are_random_only_if_asked(tmp_path: Path) -> None:
 
 
 def test_shifts_bring_unknown_bases(tmp_path: Path) -> None:
-    data = open_labelled(Source(write(tmp_path), shift=3), tmp_path)
+    data = open_labeled(Source(write(tmp_path), shift=3), tmp_path)
     epoch = data.epoch(0)
     unshifted = whole(replace(epoch, shift=None)).codes
     found, seen = whole(epoch).codes, set()
@@ -431,19 +431,19 @@ def test_facts_say_what_was_read(tmp_path: Path) -> None:
 
 def test_real_tables_open_without_options(shared_data: Path, tmp_path: Path) -> None:
     labels = shared_data / "labels"
-    mrl = open_labelled(Source(labels / "mrl_m1psi_50nt.csv.gz", test=("1-2000",)), tmp_path)
+    mrl = open_labeled(Source(labels / "mrl_m1psi_50nt.csv.gz", test=("1-2000",)), tmp_path)
     assert (mrl.window, mrl.tracks, mrl.task) == (50, ("rl",), "regression")
     assert [len(part) for part in mrl.parts] == [7000, 1000, 2000]
     assert texts(mrl.parts[TEST].codes[:1]) == [
         "GTGATCAGCTCCTGATCCACGCGTTTAAGCAAAGTAGGTGAAGCTCGATC"
     ]
     assert mrl.parts[TEST].labels[0, 0] == pytest.approx(5.515445537)
-    promoters = open_labelled(Source(labels / "ecoli_promoters_81bp.csv.gz"), tmp_path)
+    promoters = open_labeled(Source(labels / "ecoli_promoters_81bp.csv.gz"), tmp_path)
     assert (promoters.window, promoters.task) == (81, "binary")
     assert sum(len(part) for part in promoters.parts) == 5720
     table = shared_data / "weights" / "optimus5p" / "snv_phenotype_log_diff.csv.gz"
     source = Source(table, sequence="utr", targets=tuple(map(str, range(14))), task="profile")
-    profile = open_labelled(source, tmp_path)
+    profile = open_labeled(source, tmp_path)
     assert profile.parts[TRAIN].labels.sum(axis=1) == pytest.approx(1)
 
 
@@ -464,12 +464,12 @@ def test_training_sequences_that_are_held_out_too_are_counted(
     path = tmp_path / "t.tsv"
     path.write_text("seq\tlabel\n" + "\n".join(rows) + "\n")
     source = Source(path, validation=("1-10",), test=("11-20",))
-    data = open_labelled(source, tmp_path)
+    data = open_labeled(source, tmp_path)
     assert data.facts()["training_also_held_out"] == 4
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "t.tsv: 4 of 40 training sequences are, on either strand" in told
-    clean = open_labelled(Source(path, validation=("1-3",), test=("5-10",)), tmp_path)
+    clean = open_labeled(Source(path, validation=("1-3",), test=("5-10",)), tmp_path)
     assert clean.facts()["training_also_held_out"] == 0
     assert capsys.readouterr().err == ""
 

@@ -88,12 +88,12 @@ def test_an_exact_name_wins() -> None:
 
 
 def test_names_without_a_partner_show_both_sides() -> None:
-    with pytest.raises(DataError, match=r"peaks\.fa has chr1, chr2, .*genome has NC_1"):
+    with pytest.raises(DataError, match=r"peaks\.fa has 'chr1', 'chr2', .*genome has 'NC_1'"):
         match_names([f"chr{i}" for i in range(1, 9)], ["NC_1"], "peaks.fa")
 
 
 def test_a_name_with_two_partners_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'chr1' could be any of 1, Chr01 in"):
+    with pytest.raises(DataError, match=r"'chr1' could be any of '1', 'Chr01' in"):
         match_names(["chr1"], ["1", "Chr01"], "x")
 
 
@@ -210,11 +210,11 @@ def test_coordinates_in_several_genomes_and_contigs_that_one_lacks_are_told(
     Split.parse([], ["Chr3:1-9"], CULTIVARS, ["a", "b", "c"])
     assert "--test Chr3:1-9: the same coordinates are held out in 3 ge" in capsys.readouterr().err
     Split.parse([], ["Chr3"], CULTIVARS | {"d:x": 5}, ["a", "d", "b", "c"])
-    assert "--test Chr3: no such contig in d; write NAME:CONTIG" in capsys.readouterr().err
+    assert "--test Chr3: no such contig in 'd'; write NAME:CONTIG" in capsys.readouterr().err
 
 
 def test_a_name_that_may_mean_two_contigs_is_refused() -> None:
-    with pytest.raises(RegionError, match=r"contig 'chr3' could be any of Chr3, 03"):
+    with pytest.raises(RegionError, match=r"contig 'chr3' could be any of 'Chr3', '03'"):
         Split.parse([], ["chr3"], {"Chr3": 5, "03": 5})
     with pytest.raises(RegionError, match="1-based"):
         Split.parse([], ["3:x-9"], CULTIVARS, ["a", "b", "c"])

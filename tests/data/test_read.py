@@ -21,7 +21,7 @@ from genomepred.data.read import (
     VALIDATION,
     Codes,
     Examples,
-    LabelledData,
+    LabeledData,
     Mix,
     PeakData,
     Source,
@@ -179,7 +179,7 @@ def test_a_part_without_peaks_is_refused(tmp_path: Path) -> None:
     with Genome(genome) as opened:
         contigs = load_contigs(opened, peaks)
     split = Split((Region("chr1", 0, 10),), (Region("chr2", 0, 6000),))
-    with pytest.raises(DataError, match=r"no peaks for validation.*chr1, chr2"):
+    with pytest.raises(DataError, match=r"no peaks for validation.*'chr1', 'chr2'"):
         PeakData(peaks, contigs, split, Mix(), 0)
 
 
@@ -382,10 +382,10 @@ def test_peaks_on_contigs_of_another_name_are_told_or_refused(
     assert data.facts()["left_out"]["contig not in the genome"] == len(STARTS)
     told = capsys.readouterr().err
     assert f"{len(STARTS)} of {2 * len(STARTS)} peaks are left out" in told
-    assert "genome.fa has no scaffold0, scaffold1, scaffold2, scaffold3 and" in told
-    assert told.endswith("it has chr1\n")
+    assert "genome.fa has no 'scaffold0', 'scaffold1', 'scaffold2', 'scaffold3'," in told
+    assert told.endswith("it has 'chr1'\n")
     write_bed(source.data, extra="".join(strange) + f"scaffold0\t50\t80{REST}")
-    with pytest.raises(DataError, match=r"127 of 253 peaks lie on .* have: scaffold0.*has chr1;"):
+    with pytest.raises(DataError, match=r"127 of 253 peaks lie on .*: 'scaffold0'.*has 'chr1';"):
         open_data(source, tmp_path)
 
 
@@ -443,7 +443,7 @@ def test_held_out_examples_are_made_once_and_mapped_where_many(
 def test_no_contig_in_common_shows_both_sides(tmp_path: Path) -> None:
     source = peak_source(tmp_path)
     write_bed(source.data, name="NC_000001.1")
-    with pytest.raises(DataError, match=r"narrowPeak has NC_000001\.1, .*genome\.fa has chr1"):
+    with pytest.raises(DataError, match=r"narrowPeak has 'NC_000001\.1', .*genome\.fa has 'chr1'"):
         open_data(source, tmp_path)
 
 
@@ -670,7 +670,7 @@ def test_labels_are_means_of_signals_at_peaks_and_at_matched_background(tmp_path
     source = peak_source(tmp_path, bigwig=signals, matched=2)
     data = open_signal_data(source, tmp_path)
     assert (data.task, data.tracks, data.window) == ("regression", ("x", "y"), 20)
-    assert isinstance(data, LabelledData)
+    assert isinstance(data, LabeledData)
     assert len(data.parts[TRAIN]) == 3 * len(data.peaks.positives(TRAIN))
     for examples in data.parts:
         assert examples.names is not None
@@ -717,7 +717,7 @@ def test_constant_signals_and_files_that_are_none_are_refused(tmp_path: Path) ->
     with pytest.raises(DataError, match="flat.bw: constant labels: all of 'flat'.* are 3"):
         open_data(peak_source(tmp_path, bigwig=(flat,)), tmp_path)
     other = write_bigwig(tmp_path / "x.bw", name="NC_7")
-    with pytest.raises(DataError, match=r"no contig in common: .* has chr1, .*x\.bw has NC_7"):
+    with pytest.raises(DataError, match=r"no contig in common: .* has 'chr1', .*x\.bw has 'NC_7'"):
         open_data(peak_source(tmp_path, bigwig=(other,)), tmp_path)
     text = tmp_path / "z.bw"
     text.write_text("no bigWig")

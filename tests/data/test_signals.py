@@ -52,7 +52,7 @@ def test_contigs_under_other_names_and_windows_out_of_their_contig(tmp_path: Pat
 def test_a_file_without_any_of_the_contigs_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.bw"
     write_bigwig(path, {"1": 100}, [("1", 10, 20, 4.0)])
-    with pytest.raises(DataError, match=r"has scaffold_3, .*x\.bw has 1;"):
+    with pytest.raises(DataError, match=r"has 'scaffold_3', .*x\.bw has '1';"):
         window_means(path, [Region("scaffold_3", 0, 5)])
 
 

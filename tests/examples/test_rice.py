@@ -15,12 +15,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_story_runs(shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", ["simulated", "rice"])
+def test_the_story_runs(data: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    named = {"PATH": path}
+    if data == "rice":
+        folder = request.getfixturevalue("shared_data")
+        named["REFERENCE"] = str(folder / "genomes" / "rice_chr2_1M.fa.gz")
+        named["PANEL"] = str(folder / "variants" / "simulated_rice" / "p33.bcf")
     subprocess.run(
-        [ROOT / "examples" / "rice_story.sh", shared_data, tmp_path, "24"],
+        [ROOT / "examples" / "rice_story.sh", tmp_path, "24"],
         check=True,
-        env=os.environ | {"PATH": path},
+        env=os.environ | named,
     )
     table = pd.read_csv(tmp_path / "promoters.tsv", sep="\t")
     assert table.shape == (110, 5 + 24)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import subprocess
 import sys
@@ -15,9 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genomepred.kernels import vectors
-from genomepred.kernels.codes_conv import cpu as codes_cpu
-from genomepred.kernels.conv_block import cpu as block_cpu
 from genomepred.kernels.conv_block.reference import conv_block_reference
 from genomepred.kernels.epilogue import cpu as epilogue_cpu
 from genomepred.kernels.epilogue.reference import ACTIVATIONS, POOLS, Epilogue, activate
@@ -228,12 +224,6 @@ def test_nan_of_a_residual_stays() -> None:
         assert found.isnan().nonzero().tolist() == [[0, 1, 17], [0, 2, 2]]
 
 
-def test_compiled_functions_of_one_factory_have_names_of_their_own() -> None:
-    """Else processes that fill Numba's cache at once link one in place of another, unnoticed."""
-    made = {block_cpu._by_four, block_cpu._by_two, block_cpu._by_one}
-    assert len({function.py_func.__qualname__ for function in made}) == len(made)
-
-
 def test_an_empty_batch() -> None:
     x, weight, shift = make_block(10, 4, 20, 3)
     (out,) = cpu.conv_block(x[:0], weight, shift, None, (1, 1), 1, EPILOGUE, False)
@@ -381,20 +371,3 @@ def test_vectors_of_half_the_width_give_the_same_bits(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout.split() == ["8", fingerprint()]
-
-
-def test_what_is_cached_has_one_signature_and_a_name_of_these_sources() -> None:
-    """Processes that start together must never find another signature's code in the cache."""
-    modules = (epilogue_cpu, codes_cpu, block_cpu)
-    lazy = [f for m in modules for f in vars(m).values() if hasattr(f, "cache_info")]
-    entries = [entry() for entry in lazy if not inspect.signature(entry).parameters]
-    assert len(entries) == 4
-    for name in ACTIVATIONS:
-        epilogue_cpu._address(name)
-    pieces = [piece._pyfunc for piece in vectors._pieces]
-    names = [f.__qualname__ for f in (*pieces, *(entry.py_func for entry in entries))]
-    assert len(set(names)) == len(names)
-    assert all(name.endswith(vectors._DIGEST) for name in names)
-    for entry in entries:
-        assert len(entry.signatures) == 1, entry
-        assert entry.stats.cache_path

@@ -22,7 +22,7 @@ def codes_like(batch: int, window: int, seed: int = 0) -> torch.Tensor:
 
 
 def promoters(shared_data: Path, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first labelled E. coli sequences: codes ``[rows, 81]`` and labels ``[rows]``."""
+    """The first labeled E. coli sequences: codes ``[rows, 81]`` and labels ``[rows]``."""
     with gzip.open(shared_data / "labels" / "ecoli_promoters_81bp.csv.gz", "rt") as file:
         table = list(csv.DictReader(file))
     chosen = table[:: len(table) // rows][:rows]
@@ -137,7 +137,7 @@ def test_values_through_the_weights_path_on_real_promoters(shared_data: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(given, weights, strict=True))
 
 
-def test_real_promoters_can_be_learnt(shared_data: Path) -> None:
+def test_real_promoters_can_be_learned(shared_data: Path) -> None:
     torch.manual_seed(0)
     codes, labels = promoters(shared_data, 32)
     assert 0.2 < labels.mean() < 0.8

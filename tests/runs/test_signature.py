@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genomepred import predict
+from genomepred import machine_code, predict
 from genomepred.errors import SignatureError
-from genomepred.runs import setup
 from genomepred.runs.signature import Signature
 from tests.checkpoints import make_checkpoint
 
@@ -44,7 +43,7 @@ def test_another_compiler_is_refused_on_resume(
     def other(name: str) -> str:
         return "0.1.2" if name == package else version(name)
 
-    monkeypatch.setattr(setup, "version", other)
+    monkeypatch.setattr(machine_code, "version", other)
     before = f"started with numba {version('numba')} llvmlite {version('llvmlite')}; "
     now = f"now numba {other('numba')} llvmlite {other('llvmlite')}: continue"
     with pytest.raises(SignatureError, match=before + now):

@@ -28,7 +28,7 @@ GENOMES = (GenomePath("a", Path("g\udce9.fa")), GenomePath("b", Path("/b c.fa.gz
 def test_predict_takes_what_a_run_declares():
     given = inspect.signature(predict).parameters
     declared = {field.name: field.default for field in fields(RunSpec)}
-    assert set(given) - set(declared) == {"progress"}
+    assert set(given) - set(declared) == {"card", "progress"}
     assert set(declared) <= set(given)
     for name, default in declared.items():
         if default is not MISSING:

@@ -48,7 +48,7 @@ def test_plain_and_gzip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ("1\t0\t10", "line 2: no contig '1'; here it is named 'chr1': use these names"),
+        ("1\t0\t10", "line 2: no contig '1'; there it is named 'chr1': use the same name in both"),
         ("x" * 70_000 + "\t0\t10", r"line 2: no contig 'xxx.*70,000 long"),
         ("chr1\t5\t5", "line 2: 'chr1' 5-5 is empty"),
         ("chr1\t9\t5", "line 2: 'chr1' 9-5 is empty"),

@@ -201,8 +201,8 @@ def test_ref_must_be_the_reference(fasta: Genome) -> None:
         (["c1 5 A <DEL> END=21 0|0"], "reaches outside"),
         (["c1 5 A G . 1|1", "c1 4 T G . 1|1"], r"record 2 \(c1:4\): stands behind a later"),
         (["c1 5 A G . 1|1", "c2 1 A G . 1|1", "c1 6 C G . 1|1"], "do not stand together"),
-        (["chrc1 5 A G . 1|1"], "the FASTA has 'c1'"),
-        (["other 5 A G . 1|1"], "contig 'other' is not in"),
+        (["chrc1 5 A G . 1|1"], "there it is named 'c1'"),
+        (["other 5 A G . 1|1"], "no contig 'other' in"),
         (["c1 5 A G . 1|1", "c1 9 A G . 1 1"], "another number of copies"),
     ],
 )

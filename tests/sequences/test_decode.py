@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba import njit, types
+from numba import njit
 from numpy.typing import NDArray
 
-from genomepred.sequences import decode as module
+from genomepred.machine_code import entry
 from genomepred.sequences.codes import CODE_OF_BYTE
 from genomepred.sequences.decode import decode
 
@@ -33,26 +33,29 @@ def test_table_and_both_formulations_agree_on_all_bytes() -> None:
     every = bytes(range(256))
     expected = [naive_code(byte) for byte in every]
     assert CODE_OF_BYTE.tolist() == expected
-    out = np.empty(256, np.uint8)
-    module._lines(readonly(every), out, 4, 64, 64, True)
-    assert out.tolist() == expected
-    module._lines(readonly(every), out, 4, 64, 64, False)
-    assert out.tolist() == [min(code, 4) for code in expected]
+    raw, out, union = readonly(every), np.empty(256, np.uint8), np.empty(1, np.int64)
+    decode_lines = entry("genomepred.sequences.decode_code:decode_lines")()
+    for strict, codes in ((1, expected), (0, [min(code, 4) for code in expected])):
+        decode_lines(raw.ctypes.data, out.ctypes.data, 4, 64, 64, strict, union.ctypes.data)
+        assert out.tolist() == codes
+        assert union[0] == np.bitwise_or.reduce(codes)
 
 
-def test_kernels_release_the_gil() -> None:
-    kernels = [f for f in vars(module).values() if hasattr(f, "targetoptions")]
-    assert len(kernels) >= 5
-    assert all(kernel.targetoptions["nogil"] for kernel in kernels)
+def test_what_is_not_contiguous_is_refused() -> None:
+    codes = np.empty(20, np.uint8)
+    with pytest.raises(ValueError, match="contiguous"):
+        decode(readonly(b"ACGTACGT")[::2], 0, 4, 5, codes)
+    with pytest.raises(ValueError, match="contiguous"):
+        decode(readonly(b"ACGT"), 0, 4, 5, codes[::2])
 
 
 @pytest.mark.skipif(not X86, reason="reads x86-64 assembly")
 def test_lines_are_decoded_by_packed_byte_compares() -> None:
-    raw, out = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint8, 1, "C")
-    size = types.int64
-    compiled = njit(nogil=True)(module._lines.py_func)
-    compiled.compile((raw, out, size, size, size, types.boolean))
-    (assembly,) = compiled.inspect_asm().values()
+    from genomepred import compiling
+
+    compiling.machine_code("genomepred.sequences.decode_code:decode_lines")
+    function, signature = compiling._defined["genomepred.sequences.decode_code:decode_lines"]
+    (assembly,) = njit(signature)(function).inspect_asm().values()
     # 4 compares without and 19 with the strict branch, each on 16 to 64 bytes.
     assert len(re.findall(r"\bv?pcmp[a-z]*b\s", assembly)) >= 4 + 19
 

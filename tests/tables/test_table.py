@@ -220,9 +220,9 @@ def test_regions_of_annotation_and_of_bed_without_names(tmp_path: Path) -> None:
 
 
 def test_names_of_contigs_are_explained(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RegionError, match="rename it to 'chr1'"):
+    with pytest.raises(RegionError, match="no contig '1' in .*; there it is named 'chr1'"):
         make(run, bed(tmp_path / "r.bed", [("1", 5, 9, "x", "+")]))
-    with pytest.raises(RegionError, match="use the names that it has"):
+    with pytest.raises(RegionError, match="no contig 'scaffold' in .*; there are 'chr1', 'empty'"):
         make(run, bed(tmp_path / "r.bed", [("scaffold", 5, 9, "x", "+")]))
 
 

@@ -42,7 +42,7 @@ BINARY = find_task("binary")
 
 
 class Planted:
-    """Random sequences; half of them, labelled 1, hold the motif somewhere."""
+    """Random sequences; half of them, labeled 1, hold the motif somewhere."""
 
     window, tracks, task = W, ("motif",), "binary"
 
@@ -340,43 +340,58 @@ def test_a_full_disk_is_one_line(small_disk: Path) -> None:
 LONG = Settings(epochs=8, batch_size=16, learning_rate=3e-3, patience=8)
 
 
-def train_long(out: Path) -> None:
+class Halting(Planted):
+    """Data that, in the fifth epoch, say so by a file and come no more."""
+
+    def __init__(self, size: int, halted: Path) -> None:
+        super().__init__(size)
+        self.halted = halted
+
+    def epoch(self, number: int) -> Examples:
+        if number == 4:
+            self.halted.touch()
+            signal.pause()
+        return super().epoch(number)
+
+
+def train_long(out: Path, data: Planted) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    fit(make_model(), Planted(300), BINARY, LONG, out=out)
+    fit(make_model(), data, BINARY, LONG, out=out)
 
 
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_a_killed_process_loses_at_most_the_running_epoch(tmp_path: Path, number: int) -> None:
-    def start() -> SpawnProcess:
-        process = get_context("spawn").Process(target=train_long, args=(tmp_path,))
+    out, halted = tmp_path / "out", tmp_path / "halted"
+    out.mkdir()
+
+    def start(data: Planted) -> SpawnProcess:
+        process = get_context("spawn").Process(target=train_long, args=(out, data))
         process.start()
         return process
 
     def epochs() -> int:
         try:
-            return len((tmp_path / HISTORY).read_text().splitlines()) - 1
+            return len((out / HISTORY).read_text().splitlines()) - 1
         except FileNotFoundError:
             return 0
 
-    process = start()
-    while epochs() < 3:
+    process = start(Halting(300, halted))
+    while not halted.exists():
         assert process.is_alive()
         time.sleep(0.005)
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == -number
-    done = epochs()
-    assert 3 <= done < 8
-    assert len(read_state(tmp_path)["records"]) in (done, done + 1)
-    process = start()
+    assert epochs() == len(read_state(out)["records"]) == 4
+    process = start(Planted(300))
     process.join()
     assert process.exitcode == 0
     undisturbed = fit(make_model(), Planted(300), BINARY, LONG)
-    state = read_state(tmp_path)
+    state = read_state(out)
     assert same(list(state["model"].values()), list(undisturbed.last.values()))
     assert same(list(state["best"].values()), list(undisturbed.best.values()))
     assert epochs() == 8

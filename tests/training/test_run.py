@@ -85,7 +85,7 @@ def test_the_card_says_all_that_the_weights_come_from(tmp_path: Path) -> None:
     assert len(training["data"]["data"][0]["sha256"]) == 64
     assert training["data"]["examples"] == {"training": 240, "validation": 30, "test": 30}
     assert training["settings"]["epochs"] == training["epochs"] == 4
-    assert training["standardised_by"]["mean"] == pytest.approx([20], abs=0.5)
+    assert training["standardized_by"]["mean"] == pytest.approx([20], abs=0.5)
     assert (card.stride, card.min_bases, card.bins) == (8, 20, 1)
     assert (card.tracks[0].name, card.tracks[0].unit) == ("label", "bases")
     assert card.metrics["validation"]["R2"] == pytest.approx(training["validation_R2"], abs=1e-4)

@@ -83,8 +83,27 @@ def test_files_that_are_no_sweeps_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
-def test_the_examples_are_sweeps(path: Path) -> None:
-    assert len(read_config(path).runs) >= 3
+def test_the_examples_are_sweeps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "/data")
+    runs = read_config(path).runs
+    assert len(runs) >= 3
+    assert all(run["data"].startswith("/data/") for run in runs.values())
+
+
+def test_paths_may_begin_with_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = {"data": "$HERE/a.csv", "bigwig": ["$HERE/b.bw", "c.bw"], "unit": "$HERE", "epochs": 3}
+    path = written(tmp_path, {"train": common, "runs": {"one": {"source": "a $HERE/x"}}})
+    monkeypatch.setenv("HERE", "/some where")
+    assert read_config(path).runs["one"] == {
+        "data": "/some where/a.csv",
+        "bigwig": ["/some where/b.bw", "c.bw"],
+        "unit": "$HERE",
+        "epochs": 3,
+        "source": "a $HERE/x",
+    }
+    monkeypatch.delenv("HERE")
+    with pytest.raises(DataError, match=r"\$HERE/a.csv: the variable HERE is not set; write HERE="):
+        read_config(path)
 
 
 def make_table(folder: Path) -> Path:

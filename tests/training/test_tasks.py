@@ -19,7 +19,7 @@ def floats(*rows: object) -> np.ndarray:
     return np.array(rows, np.float32)
 
 
-def test_squared_error_of_standardised_labels_leaves_out_missing_ones() -> None:
+def test_squared_error_of_standardized_labels_leaves_out_missing_ones() -> None:
     labels = floats([1, 10], [3, NAN], [5, 30])
     task = find_task("regression", labels)
     assert task.shift == pytest.approx((3, 20))

@@ -164,8 +164,8 @@ def test_no_alternatives(tmp_path: Path, model: Path, text: str):
 BAD = {
     "mismatch": ("c\t11\t.\t{wrong}\tT", "REF is {wrong}, the genome has {right}"),
     "outside": ("c\t2000\t.\tACGT\tA", "record 1 (c:2000): reaches outside its contig"),
-    "contig": ("chrc\t11\t.\tA\tT", "the FASTA has 'c': rename one of them"),
-    "unknown contig": ("z\t11\t.\tA\tT", "contig 'z' is not in"),
+    "contig": ("chrc\t11\t.\tA\tT", "there it is named 'c': use the same name in both"),
+    "unknown contig": ("z\t11\t.\tA\tT", "no contig 'z' in"),
     "letters": ("c\t11\t.\t{right}\tT?", "are no sequence and no symbol of VCF"),
     "position": ("c\tx\t.\tA\tT", "POS is no number"),
     "columns": ("c\t11\t.\tA", "fewer than 5 columns"),

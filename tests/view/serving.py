@@ -57,7 +57,7 @@ class Client:
         self, path: str, method: str = "GET", host: str | None = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         connection.putheader("Host", f"127.0.0.1:{self.port}" if host is None else host)
         if self.cookie:
@@ -102,7 +102,7 @@ def serving(target: Path, **more: Any) -> Iterator[tuple[Client, list[Shown], li
             yield Client(port, links[0]), shown, links
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(300)
             for one in shown:
                 one.close()
     assert not thread.is_alive()

@@ -278,7 +278,7 @@ PLACES = [
 
 def raw(client: Client, request: bytes) -> bytes:
     """Answer to bytes that may be no request at all."""
-    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=300) as connection:
         connection.sendall(request)
         if not request.endswith(b"\r\n\r\n"):  # the server would wait for the rest
             connection.shutdown(socket.SHUT_WR)

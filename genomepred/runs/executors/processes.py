@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from genomepred.compiled import begin_numba
 from genomepred.machine import tell_memory
 from genomepred.messages import described, say, say_warnings
 from genomepred.progress import Watch
@@ -205,7 +204,6 @@ def serving() -> Iterator[tuple[dict[str, Any], Watch]]:
     The process ends with its parent, by one line and an error's exit code, or by itself.
     """
     say_warnings()
-    begin_numba()
     over, report = threading.Event(), _Report()
 
     def end_with_parent() -> None:
