@@ -316,7 +316,7 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
         If some genomes failed; of a single genome, its own error.
     """
     bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
-    outlook = Outlook(bar, len(job.works))
+    outlook = Outlook(bar, len(job.works), job.workers)
     if executor is None:
         executor = processes.compute if job.workers > 1 else local.compute
     with bar:
