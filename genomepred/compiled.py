@@ -143,6 +143,8 @@ def tell_of_compiling() -> None:
     What is kept from earlier runs is loaded and not compiled, and nothing is said.
     """
     _tells.set()
+    if "numba" in sys.modules:
+        _listen()
 
 
 @cache

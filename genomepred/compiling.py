@@ -40,10 +40,14 @@ def _place(function: Callable[..., None]) -> str:
     return f"{function.__module__}:{function.__name__}"
 
 
-def entry(signature: str) -> Callable[[Any], Any]:
-    """Decorator of a function that Python calls, of a signature as ``void(int64, float32)``."""
+def entry(signature: str, name: str | None = None) -> Callable[[Any], Any]:
+    """Decorator of a function that Python calls, of a signature as ``void(int64, float32)``.
+
+    One that another function has made needs a name, by which its module knows it.
+    """
 
     def defined(function: Any) -> Any:
+        function.__name__ = function.__qualname__ = name or function.__name__
         _defined[_place(function)] = function, signature
         return function
 
@@ -60,12 +64,12 @@ def piece(signature: str) -> Callable[[Any], Any]:
     return external
 
 
-def native(numbers: list[Any]) -> ir.FunctionType:
+def _native(numbers: list[Any]) -> ir.FunctionType:
     """LLVM's type of a function of numbers: Numba's begin with where result and error go."""
     return ir.FunctionType(ir.IntType(32), [_POINTER.as_pointer()] * 2 + numbers)
 
 
-def call_native(context: Any, builder: Any, function: Any, args: Any) -> Any:
+def _call_native(context: Any, builder: Any, function: Any, args: Any) -> Any:
     """Code that calls such a function."""
     with builder.goto_entry_block():
         result, error = builder.alloca(_POINTER), builder.alloca(_POINTER)
@@ -81,15 +85,37 @@ def _call(place: str, function: Any, signature: str) -> Any:
         address(place)  # LLVM links what calls it as soon as that is compiled
 
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            name, kind = link_name(place), native([argument.type for argument in args])
+            name, kind = link_name(place), _native([argument.type for argument in args])
             function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-            return call_native(context, builder, function, args)
+            return _call_native(context, builder, function, args)
 
         return types.void(*kinds), generate
 
-    own = inspect.signature(function)
-    typing = inspect.Parameter("_typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    call.__signature__ = own.replace(parameters=[typing, *own.parameters.values()])  # type: ignore[attr-defined]
+    return _intrinsic_of(call, list(inspect.signature(function).parameters))
+
+
+def at_address(signature: str) -> Any:
+    """Intrinsic that calls a function of the signature; its first argument is the address."""
+    kinds, _ = normalize_signature(signature)  # type: ignore[no-untyped-call]
+
+    def call(_typing: Any, *_: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            kind = _native([argument.type for argument in args[1:]])
+            function = builder.inttoptr(args[0], kind.as_pointer())
+            return _call_native(context, builder, function, args[1:])
+
+        return types.void(types.intp, *kinds), generate
+
+    return _intrinsic_of(call, ["address", *(f"number{k}" for k in range(len(kinds)))])
+
+
+def _intrinsic_of(call: Any, names: list[str]) -> Any:
+    """Intrinsic of parameters of these names, which Numba asks a function's signature for."""
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("_typing", *names)
+    ]
+    call.__signature__ = inspect.Signature(parameters)
     return intrinsic(call)
 
 

@@ -68,11 +68,18 @@ def _callable(place: str) -> Callable[..., object]:
     kinds = [_KINDS[kind.strip()] for kind in signature[signature.index("(") + 1 : -1].split(",")]
     # Numba's functions begin with the addresses of a result and of an exception.
     native = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)(at)
+    native.errcheck = partial(_check, place)  # type: ignore[assignment]
     nothing = (ctypes.c_int64 * 2)()
     result, error = ctypes.addressof(nothing), ctypes.addressof(nothing) + 8
     called = partial(native, result, error)
     called.keeps = nothing  # type: ignore[attr-defined]
     return called
+
+
+def _check(place: str, status: int, _function: Any, numbers: tuple[Any, ...]) -> None:
+    """Refuse what a compiled function calls an exception, such as a range of step 0."""
+    if status:
+        raise RuntimeError(f"{place} failed by status {status} of {numbers[2:]}")
 
 
 def address(place: str) -> int:
@@ -139,7 +146,8 @@ def _digest() -> str:
         for source in sorted(place.glob(pattern.removeprefix("kernels/"))):
             found.update(source.read_bytes())
     options = {key: word for key, word in os.environ.items() if key.startswith("NUMBA_")}
-    options.pop("NUMBA_CACHE_DIR", None)
+    for key in ("CACHE_DIR", "NUM_THREADS", "THREADING_LAYER"):  # the code is the same
+        options.pop(f"NUMBA_{key}", None)
     processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     about = [numba_version(), *processor, sorted(options.items())]
     found.update(json.dumps(about).encode())

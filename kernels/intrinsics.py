@@ -10,23 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from genomepred.compiling import call_native, native
-
 f32 = np.float32
-
-
-def call_at(_typing: Any, address: Any, values: Any, count: Any, factor: Any) -> Any:
-    """Call of the activation at an address, of values at another one."""
-    signature = types.void(types.intp, types.intp, types.intp, types.float32)
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        function = builder.inttoptr(args[0], native([a.type for a in args[1:]]).as_pointer())
-        return call_native(context, builder, function, args[1:])
-
-    return signature, generate
-
-
-call_at = intrinsic(call_at)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

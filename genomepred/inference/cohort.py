@@ -59,17 +59,18 @@ def compute_shard(
     """
     rows: _Rows | _TileRows
     rows = _TileRows(engine) if engine.numerics.overlap == TILES else _Rows(engine, slots)
-    kind = leader_type(len(panel.haplotypes))
-    counts, leader, index = [], [np.empty(0, kind)], []
+    haplotypes, windows = len(panel.haplotypes), last - first
+    kind = leader_type(haplotypes)
+    counts, leader = np.empty(windows, np.int64), [np.empty(0, kind)]
+    index, done = np.empty((haplotypes, windows), kind), 0
     for contig, begin, end in pieces(grid, first, last):
         for chunk in distinct_windows(panel, grid.geometry, contig, begin, end):
-            counts.append(np.diff(chunk.begin))
+            some = slice(done, done + len(chunk.begin) - 1)
+            counts[some], index[:, some] = np.diff(chunk.begin), chunk.index
             leader.append(chunk.leader)
-            index.append(chunk.index)
             rows.take(chunk, contig)
-    return ShardResult(
-        rows.finish(), np.concatenate(counts), np.concatenate(leader), np.concatenate(index, axis=1)
-    )
+            done = some.stop
+    return ShardResult(rows.finish(), counts, np.concatenate(leader), index)
 
 
 def pieces(grid: Grid, first: int, last: int) -> Iterator[tuple[str, int, int]]:

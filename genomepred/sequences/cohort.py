@@ -229,8 +229,16 @@ class Panel:
             lines.append(f"{counts.filtered:,} carried alleles are of records that did not PASS")
         return lines
 
-    def region(self, contig: str, start: int, end: int, numbers: Int64 | None = None) -> Region:
-        """Accepted edits in whole blocks around ``[start, end)``, haplotype by haplotype.
+    def region(
+        self,
+        contig: str,
+        start: int,
+        end: int,
+        numbers: Int64 | None = None,
+        *,
+        whole: bool = False,
+    ) -> Region:
+        """Accepted edits that touch ``[start, end)``, haplotype by haplotype.
 
         Parameters
         ----------
@@ -238,6 +246,8 @@ class Panel:
         start, end : int
         numbers : int64 array, optional
             Haplotypes to load; all by default.
+        whole : bool, optional
+            All edits of the blocks that ``[start, end)`` lies in.
         """
         if contig not in self.contigs:
             raise RegionError(f"{self.reference.path}: {absent_contig(contig, self.contigs)}")
@@ -254,7 +264,10 @@ class Panel:
             slots = self._sample[numbers] * block.most + self._copy[numbers]
             slots[self._copy[numbers] >= block.most] = -1
             blocks.append((block, slots))
-        return expand(blocks, len(numbers), low * size, min(high * size, length), length)
+        if whole:
+            start, end = low * size, 1 << 62
+        known = max(start, 0), min(end, length)
+        return expand(blocks, len(numbers), *known, length)
 
     def haplotype(self, sample: str, copy: int = 1) -> Haplotype:
         """One haplotype as a sequence source.

@@ -54,7 +54,7 @@ class Haplotype:
         for place in self.panel._blocks.get(contig, []):
             start = place.number * panel_cache.BLOCK
             end = min(start + panel_cache.BLOCK, length)
-            region = self.panel.region(contig, start, end, numbers)
+            region = self.panel.region(contig, start, end, numbers, whole=True)
             for e in region.edit[region.first[0] : region.first[1]].tolist():
                 # Blocks before this one may have been loaded for what reaches into it.
                 if region.block[e] == place.number:

@@ -31,8 +31,14 @@ Int64 = NDArray[np.int64]
 # In place of a leader where a haplotype does not have the contig.
 _WIDE_FROM = 65_535
 
-# Windows whose keys are kept at a time: 3,000 haplotypes need 5 MB.
-_CHUNK = 64
+# Beyond every place.
+_FAR = 1 << 62
+
+# Windows whose keys are kept at a time, at most, and keys: 7 MB.
+_CHUNK, _KEYS = 64, 1 << 18
+# Bases of all haplotypes together whose edits are loaded at a time: 28 bytes an edit, of which the
+# simulated panel has 4 a kb.
+_LOADED = 3 << 29
 # Bases loaded beside what windows span, for what deletions take; more if they take more.
 _MARGIN = 1 << 12
 
@@ -113,7 +119,7 @@ class Chunk:
             r.first,
             r.edit,
             r.start,
-            r.alt_first,
+            r.end,
             self._delta,
             self._sum,
             key,
@@ -184,18 +190,29 @@ def distinct_windows(
     panel: Panel, geometry: Geometry, contig: str, first: int, last: int
 ) -> Iterator[Chunk]:
     """Windows ``[first, last)`` of a contig, a few at a time."""
-    if first >= last:
-        return
+    step = max(_LOADED // max(len(panel.haplotypes), 1) // geometry.stride, 1)
+    for begin in range(first, last, step):
+        yield from _loaded(panel, geometry, contig, begin, min(begin + step, last))
+
+
+def chunk_windows(haplotypes: int) -> int:
+    """Windows of a chunk."""
+    return min(max(_KEYS // max(haplotypes, 1), 1), _CHUNK)
+
+
+def _loaded(
+    panel: Panel, geometry: Geometry, contig: str, first: int, last: int
+) -> Iterator[Chunk]:
+    """Windows whose edits are loaded together."""
     left = geometry.crop + anchor(geometry)
     low = first * geometry.stride + anchor(geometry) - left
     high = (last - 1) * geometry.stride + anchor(geometry) - left + geometry.window
-    margin = 2 * geometry.window + _MARGIN
+    margin, size = 2 * geometry.window + _MARGIN, chunk_windows(len(panel.haplotypes))
     while True:
         sweep = _Sweep(panel, geometry, contig, low - margin, high + margin)
-        chunks = range(first, last, _CHUNK)
         done = first
-        for begin in chunks:
-            chunk = sweep.chunk(begin, min(begin + _CHUNK, last))
+        for begin in range(first, last, size):
+            chunk = sweep.chunk(begin, min(begin + size, last))
             if chunk is None:
                 break
             yield chunk
@@ -224,19 +241,11 @@ class _Sweep:
         np.cumsum(self._codes < 4, out=self._known[1:])
         self._delta = np.empty(len(region.edit) + haplotypes, np.int64)
         self._sum = np.empty((len(region.edit) + haplotypes, 2), np.uint64)
-        _prefixes(
-            region.first,
-            region.edit,
-            region.start,
-            region.end,
-            region.alt_first,
-            region.key,
-            self._delta,
-            self._sum,
-        )
+        self._gain = np.diff(region.alt_first) - (region.end - region.start)
+        known = region.first, region.edit, self._gain, region.key
+        lost = _prefixes(*known, self._delta, self._sum)
         # What lies beside a window on a haplotype may lie further away on the reference, by no more
         # than what the haplotype has lost.
-        lost = _most_lost(region.first, region.edit, region.start, region.end, region.alt_first)
         self._more = slack(geometry.window) + int(lost)
         # First edit behind the anchor, and the last base known to be kept; first edit in the
         # window; first edit behind it.
@@ -269,7 +278,7 @@ class _Sweep:
             r.edit,
             r.start,
             r.end,
-            r.alt_first,
+            self._gain,
             self._delta,
             self._sum,
             self._at,
@@ -304,32 +313,37 @@ class _Sweep:
 
 
 @njit(nogil=True, cache=True)
-def _prefixes(
-    first: Any, edit: Any, start: Any, end: Any, alt_first: Any, key: Any, delta: Any, total: Any
-) -> None:
-    """Net length and keys of each haplotype's edits before each; one more than its edits."""
+def _prefixes(first: Any, edit: Any, gain: Any, key: Any, delta: Any, total: Any) -> int:
+    """Net length and keys of each haplotype's edits before each; one more than its edits.
+
+    Returns the most bases that deletions take from one haplotype.
+    """
+    most = 0
     for h in range(len(first) - 1):
-        net, low, high = 0, np.uint64(0), np.uint64(0)
-        for j in range(first[h], first[h + 1] + 1):
+        net, lost, low, high = 0, 0, np.uint64(0), np.uint64(0)
+        for j in range(first[h], first[h + 1]):
             delta[j + h], total[j + h, 0], total[j + h, 1] = net, low, high
-            if j < first[h + 1]:
-                e = edit[j]
-                net += alt_first[e + 1] - alt_first[e] - (end[e] - start[e])
-                low += key[e, 0]
-                high += key[e, 1]
+            e = edit[j]
+            net += gain[e]
+            lost -= min(gain[e], 0)
+            low += key[e, 0]
+            high += key[e, 1]
+        last = first[h + 1] + h
+        delta[last], total[last, 0], total[last, 1] = net, low, high
+        most = max(most, lost)
+    return most
 
 
 @njit(nogil=True, cache=True)
-def _most_lost(first: Any, edit: Any, start: Any, end: Any, alt_first: Any) -> int:
-    """Most bases that deletions take from one haplotype."""
-    most = 0
-    for h in range(len(first) - 1):
-        lost = 0
-        for j in range(first[h], first[h + 1]):
-            e = edit[j]
-            lost += max(end[e] - start[e] - (alt_first[e + 1] - alt_first[e]), 0)
-        most = max(most, lost)
-    return most
+def _enters(start: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
+    """Where a haplotype's edit ``k`` begins on it; no place behind its last one."""
+    return start[edit[k]] + delta[k + h] if k < stop else _FAR
+
+
+@njit(nogil=True, cache=True)
+def _leaves(end: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
+    """Where a haplotype's edit ``k`` ends on it."""
+    return end[edit[k]] + delta[k + h + 1] if k < stop else _FAR
 
 
 @njit(nogil=True, cache=True)
@@ -347,7 +361,7 @@ def _sweep(
     edit: Any,
     start: Any,
     end: Any,
-    alt_first: Any,
+    gain: Any,
     delta: Any,
     total: Any,
     at: Any,
@@ -372,20 +386,13 @@ def _sweep(
             # Over all edits before x; over deletions that take it, to the first base kept.
             while j < stop:
                 e = edit[j]
-                gap = alt_first[e + 1] - alt_first[e] != end[e] - start[e]
-                if end[e] <= x:
-                    j += 1
-                elif gap and start[e] <= x:
-                    x = end[e]
-                    j += 1
-                else:
+                if end[e] > x and (start[e] > x or gain[e] == 0):
                     break
+                x = max(x, end[e])
+                j += 1
             floor = x
             begin = x + delta[j + h] - left
-            while f < stop:
-                e = edit[f]
-                if start[e] + delta[f + h] + alt_first[e + 1] - alt_first[e] > begin:
-                    break
+            while f < stop and end[edit[f]] + delta[f + h + 1] <= begin:
                 f += 1
             finish = begin + window
             while g < stop and start[edit[g]] + delta[g + h] < finish:
@@ -412,7 +419,7 @@ def _pieces(
     first: Any,
     edit: Any,
     start: Any,
-    alt_first: Any,
+    end: Any,
     delta: Any,
     total: Any,
     key: Any,
@@ -427,22 +434,24 @@ def _pieces(
         f = g = firsts[row]
         least = begins[row] + (offsets[0] if forward else offsets[-1])
         while f > first[h]:  # a piece may begin before its window
-            e = edit[f - 1]
-            if start[e] + delta[f - 1 + h] + alt_first[e + 1] - alt_first[e] <= least:
+            if _leaves(end, edit, delta, f - 1, h, stop) <= least:
                 break
             f -= 1
         g = f
+        before = _leaves(end, edit, delta, f, h, stop)
+        behind = _enters(start, edit, delta, g, h, stop)
         for i in range(len(offsets)):
             k = i if forward else len(offsets) - 1 - i
             begin = begins[row] + offsets[k]
-            while f < stop:
-                e = edit[f]
-                if start[e] + delta[f + h] + alt_first[e + 1] - alt_first[e] > begin:
-                    break
+            while before <= begin:
                 f += 1
-            g = max(g, f)
-            while g < stop and start[edit[g]] + delta[g + h] < begin + length:
+                before = _leaves(end, edit, delta, f, h, stop)
+            if g < f:
+                g = f
+                behind = _enters(start, edit, delta, g, h, stop)
+            while behind < begin + length:
                 g += 1
+                behind = _enters(start, edit, delta, g, h, stop)
             spread = np.uint64(begin - delta[f + h])
             key[row, k, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
             key[row, k, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]

@@ -59,7 +59,7 @@ class Region:
 def expand(
     blocks: Sequence[tuple[Block, Int64]], haplotypes: int, low: int, high: int, length: int
 ) -> Region:
-    """Edits of blocks, each with the slot of every haplotype (-1: none), as one region."""
+    """Edits of blocks that touch ``[low, high]``, each block with every haplotype's slot, or -1."""
     tables = [np.empty((0, 2), np.int64), *(block.edits for block, _ in blocks)]
     table = np.concatenate(tables)
     alt_first, letters = [np.zeros(1, np.int64)], [np.empty(0, np.uint8)]
@@ -72,13 +72,14 @@ def expand(
         offsets.append(edits)
         edits += len(block.edits)
     first = np.zeros(haplotypes + 1, np.int64)
-    for block, slots in blocks:
-        _count(block.first, block.events, block.first_edit, slots, first)
+    ranges = [_events(block, low, high) for block, _ in blocks]
+    for (block, slots), some in zip(blocks, ranges, strict=True):
+        _count(block.first, block.events, block.first_edit, slots, *some, first)
     np.cumsum(first, out=first)
     edit = np.empty(int(first[-1]), np.int32)
     at = first[:-1].copy()
-    for (block, slots), offset in zip(blocks, offsets, strict=True):
-        _fill(block.first, block.events, block.first_edit, slots, offset, at, edit)
+    for (block, slots), some, offset in zip(blocks, ranges, offsets, strict=True):
+        _fill(block.first, block.events, block.first_edit, slots, *some, offset, at, edit)
     number = [np.full(len(block.edits), block.number, np.int64) for block, _ in blocks]
     whole_first, whole_letters = np.concatenate(alt_first), np.concatenate(letters)
     key = np.empty((len(table), 2), np.uint64)
@@ -99,24 +100,45 @@ def expand(
     )
 
 
-@njit(nogil=True, cache=True)
-def _count(first: Any, events: Any, first_edit: Any, slots: Any, count: Any) -> None:
-    for h in range(len(slots)):
-        if slots[h] >= 0:
-            for k in range(first[slots[h]], first[slots[h] + 1]):
-                count[h + 1] += first_edit[events[k] + 1] - first_edit[events[k]]
+def _events(block: Block, low: int, high: int) -> tuple[int, int]:
+    """The first event of a block with an edit that touches ``[low, high]``, and behind the last."""
+    touching = np.flatnonzero((block.edits[:, 1] >= low) & (block.edits[:, 0] <= high))
+    if not len(touching):
+        return 0, 0
+    ends = np.searchsorted(block.first_edit, touching[[0, -1]], side="right")
+    return int(ends[0]) - 1, int(ends[1])
 
 
 @njit(nogil=True, cache=True)
-def _fill(
-    first: Any, events: Any, first_edit: Any, slots: Any, offset: int, at: Any, edit: Any
+def _count(
+    first: Any, events: Any, first_edit: Any, slots: Any, begin: int, end: int, count: Any
 ) -> None:
     for h in range(len(slots)):
         if slots[h] >= 0:
             for k in range(first[slots[h]], first[slots[h] + 1]):
-                for e in range(first_edit[events[k]], first_edit[events[k] + 1]):
-                    edit[at[h]] = e + offset
-                    at[h] += 1
+                if begin <= events[k] < end:
+                    count[h + 1] += first_edit[events[k] + 1] - first_edit[events[k]]
+
+
+@njit(nogil=True, cache=True)
+def _fill(
+    first: Any,
+    events: Any,
+    first_edit: Any,
+    slots: Any,
+    begin: int,
+    end: int,
+    offset: int,
+    at: Any,
+    edit: Any,
+) -> None:
+    for h in range(len(slots)):
+        if slots[h] >= 0:
+            for k in range(first[slots[h]], first[slots[h] + 1]):
+                if begin <= events[k] < end:
+                    for e in range(first_edit[events[k]], first_edit[events[k] + 1]):
+                        edit[at[h]] = e + offset
+                        at[h] += 1
 
 
 @njit(nogil=True, cache=True)

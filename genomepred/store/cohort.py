@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     import anndata
     import xarray
 
-# Windows read at a time by `matrix`.
-_WINDOWS = 1 << 14
+# Entries of the index, windows of all that they are of, and leaders that are read at a time.
+_ENTRIES, _WINDOWS, _LEADERS = 1 << 22, 1 << 14, 1 << 20
 # Windows, and bytes of their distinct predictions, that are read at a time for one haplotype, and
 # bytes of what is kept: those, their index, and rows of haplotypes.
 _BLOCK, _BLOCK_BYTES, _KEPT_BYTES = 1 << 11, 1 << 23, 1 << 26
@@ -222,15 +222,15 @@ class CohortStore:
 
     def classes(self, first: int, last: int) -> Classes:
         """Distinct predictions of windows ``[first, last)``, and which each haplotype has."""
-        base = self._base
+        base, bins = self._base, self._base.grid.geometry.bins
         with base._reading(f"read at windows {first}-{last}"):
-            end = int(base.first[last]) if last < len(base.first) else len(base.leader)
-            low, bins = int(base.first[first]), base.grid.geometry.bins
+            starts, leader = base.leaders(first, last)
+            low, end = starts[[0, -1]] * bins
             return Classes(
                 np.asarray(base.index[:, first:last]),
-                np.append(base.first[first:last], end) - low,
-                base.leader[low:end],
-                np.asarray(base.predictions[low * bins : end * bins], np.float32),
+                starts - starts[0],
+                leader,
+                np.asarray(base.predictions[low:end], np.float32),
                 base.none,
             )
 
@@ -241,7 +241,9 @@ class CohortStore:
     def summary(self) -> dict[str, Any]:
         """Facts about the file as plain values."""
         base = self._base
-        distinct = int((base.leader != base.none).sum())
+        with base._reading("read"):
+            parts = range(0, base.distinct_count, _LEADERS)
+            distinct = sum(int((base.leader[i : i + _LEADERS] != base.none).sum()) for i in parts)
         windows = base.grid.rows // base.grid.geometry.bins
         return {
             "file": str(self.path),
@@ -295,19 +297,19 @@ class _Base(PredictionStore):
 
     def _load_classes(self) -> None:
         cohort = open_group(self._file, "cohort")
-        first = open_dataset(cohort, "first", 1)
-        leader, self.index = open_dataset(cohort, "leader", 1), open_dataset(cohort, "index", 2)
+        first, self.leader = open_dataset(cohort, "first", 1), open_dataset(cohort, "leader", 1)
+        self.index = open_dataset(cohort, "index", 2)
         kind = leader_type(len(self.haplotypes)).newbyteorder("<")
-        if leader.dtype != kind or self.index.dtype != kind or first.dtype != np.dtype("<i8"):
-            raise SchemaError(f"leaders are {leader.dtype} and {self.index.dtype}, not {kind}")
-        windows, distinct = len(first), len(leader)
+        if self.leader.dtype != kind or self.index.dtype != kind or first.dtype != np.dtype("<i8"):
+            raise SchemaError(f"leaders are {self.leader.dtype} and {self.index.dtype}, not {kind}")
+        windows, distinct = len(first), len(self.leader)
         rows = self.predictions.shape[0]
         if self.index.shape != (len(self.haplotypes), windows):
             raise SchemaError(f"/cohort/index has shape {self.index.shape}")
         if distinct * self.grid.geometry.bins != rows:
             raise SchemaError(f"{distinct:,} leaders for {rows:,} rows of predictions")
         self.first: Int64 = first[:]
-        self.leader: NDArray[Any] = leader[:]
+        self.distinct_count = distinct
         self.none = int(np.iinfo(kind).max)
         self._kept = _Kept()
         ascending = (np.diff(self.first) >= 0).all()
@@ -331,23 +333,29 @@ class _Base(PredictionStore):
 
     def located(self, index: NDArray[Any], first: int) -> Int64:
         """Distinct numbers of leaders, [haplotypes, windows from ``first`` on]; -1: absent."""
-        last = first + index.shape[1]
-        end = int(self.first[last]) if last < len(self.first) else len(self.leader)
+        starts, leader = self.leaders(first, first + index.shape[1])
         out = np.empty(index.shape, np.int64)
-        bad = _look_up(
-            index, self.first[first:last], end, self.leader, len(self.haplotypes), self.none, out
-        )
+        bad = _look_up(index, starts, leader, len(self.haplotypes), self.none, out)
         if bad >= 0:
             raise ValueError(f"the index of window {first + bad} names no leader")
         return out
 
+    def leaders(self, first: int, last: int) -> tuple[Int64, NDArray[Any]]:
+        """Where the distinct predictions of windows begin, [windows + 1], and their leaders."""
+        last = max(first, min(last, len(self.first)))
+        end = self.first[last] if last < len(self.first) else self.distinct_count
+        starts = np.append(self.first[first:last], end)
+        return starts, np.asarray(self.leader[starts[0] : end])
+
     def values(self, numbers: Int64, first: int, last: int) -> Float32:
         """Rows ``[first, last)`` of haplotypes, [haplotypes, rows, tracks]."""
+        step = max(_ENTRIES // max(len(numbers), 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
+        step = min(step, _WINDOWS)
         bins, tracks = self.grid.geometry.bins, len(self.tracks)
         out = np.empty((len(numbers), last - first, tracks), np.float32)
         with self._reading(f"read at rows {first}-{last}"):
-            for window in range(first // bins, -(-last // bins), _WINDOWS):
-                stop = min(window + _WINDOWS, -(-last // bins))
+            for window in range(first // bins, -(-last // bins), step):
+                stop = min(window + step, -(-last // bins))
                 found = self.distinct(numbers, window, stop)
                 begin, end = max(window * bins, first), min(stop * bins, last)
                 self.gather(found, begin - window * bins, out[:, begin - first : end - first])
@@ -408,27 +416,32 @@ class _Base(PredictionStore):
         """Number of the first distinct prediction of a block, and the rows of all."""
         first, last = key[1] * self._block_windows, (key[1] + 1) * self._block_windows
         low = self.first[first]
-        end = self.first[last] if last < len(self.first) else len(self.leader)
+        end = self.first[last] if last < len(self.first) else self.distinct_count
         bins = self.grid.geometry.bins
         return low, np.asarray(self.predictions[low * bins : end * bins], np.float32)
 
     def problems(self) -> list[str]:
         """See :meth:`CohortStore.problems`."""
         found = []
-        counts = np.diff(np.append(self.first, len(self.leader)))
-        window = np.repeat(np.arange(len(self.first)), counts)
-        leader = self.leader.astype(np.int64)
-        rising = (np.diff(leader) > 0) | (leader[1:] == self.none)
-        known = leader[leader != self.none].max(initial=0) < max(len(self.haplotypes), 1)
-        if not (rising[np.diff(window) == 0].all() and known):
-            found.append("leaders do not ascend, or are no haplotypes")
+        every, contradicting = np.arange(len(self.haplotypes)), False
         try:
             for w in range(0, len(self.first), INDEX_CHUNK):
                 stop = min(w + INDEX_CHUNK, len(self.first))
-                self.distinct(np.arange(len(self.haplotypes)), w, stop)
+                contradicting |= not self._ascend(*self.leaders(w, stop))
+                self.distinct(every, w, stop)
         except ValueError as error:
             found.append(str(error))
+        if contradicting:
+            found.append("leaders do not ascend, or are no haplotypes")
         return found
+
+    def _ascend(self, starts: Int64, leaders: NDArray[Any]) -> bool:
+        """Whether leaders are haplotypes that ascend within each window, and padding behind."""
+        window = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        leader = leaders.astype(np.int64)
+        rising = (np.diff(leader) > 0) | (leader[1:] == self.none)
+        known = leader[leader != self.none].max(initial=0) < max(len(self.haplotypes), 1)
+        return bool(rising[np.diff(window) == 0].all() and known)
 
 
 class _Kept:
@@ -480,22 +493,20 @@ class HaplotypeStore(PredictionStore):
 
 
 @njit(nogil=True, cache=True)
-def _look_up(
-    index: Any, first: Any, end: int, leader: Any, haplotypes: int, none: int, out: Any
-) -> int:
+def _look_up(index: Any, starts: Any, leader: Any, haplotypes: int, none: int, out: Any) -> int:
     """Distinct numbers of an index's leaders; -1, or the first window with one that is none."""
     place = np.full(haplotypes, -1, np.int64)
     for w in range(index.shape[1]):
-        stop = first[w + 1] if w + 1 < len(first) else end
-        for d in range(first[w], stop):
-            if leader[d] < haplotypes:
-                place[leader[d]] = d
+        for d in range(starts[w], starts[w + 1]):
+            number = leader[d - starts[0]]
+            if number < haplotypes:
+                place[number] = d
         for h in range(index.shape[0]):
             number = index[h, w]
             if number == none:
                 out[h, w] = -1
                 continue
-            if number >= haplotypes or place[number] < first[w]:
+            if number >= haplotypes or place[number] < starts[w]:
                 return w
             out[h, w] = place[number]
     return -1

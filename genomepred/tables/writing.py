@@ -18,6 +18,8 @@ from genomepred.tables.table import RegionTable, unique_names
 from genomepred.tsv import quoted, tab_separated
 
 FORMAT, FORMAT_VERSION = "genomepred table", 1
+# Values that are texts at a time, some 200 bytes each.
+_TEXTS = 1 << 16
 _SUFFIXES = (".tsv", ".tsv.gz", ".parquet", ".h5", ".hdf5", ".h5ad")
 _CHUNK = 1 << 16  # values of a chunk of HDF5
 _MOST_FILES = 200  # of a table, open together
@@ -110,10 +112,13 @@ def _write_tsv(table: RegionTable, files: Sequence[Path | None], progress: bool)
             chosen = slice(first, first + len(values))
             columns = [table.names[chosen], *(column[chosen] for column in places.values())]
             left = ["\t".join(map(quoted, row)) for row in zip(*columns, strict=True)]
+            step = max(_TEXTS // max(values.shape[1], 1), 1)
             for k, output in enumerate(outputs):
-                rows = texts_of(values[:, :, k]).tolist()
-                lines = ("\t".join([a, *b]) + "\n" for a, b in zip(left, rows, strict=True))
-                output.write("".join(lines).encode())
+                for at in range(0, len(values), step):
+                    rows = texts_of(values[at : at + step, :, k]).tolist()
+                    texts = zip(left[at : at + step], rows, strict=True)
+                    lines = ("\t".join([a, *b]) + "\n" for a, b in texts)
+                    output.write("".join(lines).encode())
 
 
 def _write_parquet(table: RegionTable, files: Sequence[Path], progress: bool) -> None:

@@ -20,68 +20,38 @@ from genomepred.kernels.codes_conv.reference import convolved_length
 from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers, place_of
 from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue, empty_outputs
 from genomepred.kernels.vectors import MANY, WIDE
-from genomepred.machine_code import entry
+from genomepred.machine_code import address, entry
 
 # The largest block of sums that the registers hold beside the weights: positions, and vectors of
 # channels. With 32 registers 6 x 4, 14 x 2, 28 x 1, with the 16 of AVX2 and SSE 6 x 2, 12 x 1.
 FOUR = 4 * WIDE if MANY else 1 << 30  # channels from which four vectors are computed at a time
 BEST_FOUR, BEST_TWO, BEST_ONE = (6, 14, 28) if MANY else (6, 6, 12)
 
-_conv_block = entry("genomepred.kernels.conv_block.cpu_code:conv_block")
-
-
-def _run(
-    x: Tensor,
-    packed: Packed,
-    taps: int,
-    residual: Tensor | None,
-    padding: Sequence[int],
-    dilation: int,
-    epilogue: Epilogue,
-    outs: Sequence[Tensor],
-) -> None:
-    (samples, rows_in, channels_in), (_, results, channels) = x.shape, outs[0].shape
-    width, span = len(packed.shift), dilation * (taps - 1) + 1
-    length = convolved_length(rows_in, span, padding)
-    best = BEST_FOUR if width >= FOUR else BEST_TWO if width >= 2 * WIDE else BEST_ONE
-    positions = max(TILE_VALUES // width // best, 1) * best  # even, as pools need
-    group = max(positions // length // best * best, 1)
-    needed = group * (min(length, positions) + span - 1) * channels_in if any(padding) else 0
-    tile = torch.empty(positions * width + needed)
-    _conv_block()(
-        *(*place_of(x), samples, rows_in, channels_in),
-        *(packed.weight.data_ptr(), packed.shift.data_ptr(), taps, width, *padding, dilation),
-        *((0, 0, 0) if residual is None else place_of(residual)),
-        *numbers(epilogue),
-        *(outs[0].data_ptr(), results, channels, outs[1].data_ptr() if len(outs) > 1 else 0),
-        *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
-    )
-
-
-def linear(x: Tensor, packed: Packed, features: int) -> Tensor:
-    """``x @ weight + shift`` as a convolution of width 1, float32 ``[..., features]``.
-
-    106 multiply-adds a nanosecond on one thread of an AMD EPYC, 4,608 x 256 to 768; MKL's 52.
-    """
-    rows = x.reshape(1, -1, x.shape[-1])
-    rows = rows if rows.stride(2) == 1 else rows.contiguous()
-    out = torch.empty(1, rows.shape[1], features)
-    _run(rows, packed, 1, None, (0, 0), 1, NO_EPILOGUE, [out])
-    return out.view(*x.shape[:-1], features)
+_CODE = "genomepred.kernels.conv_block.cpu_code:"
+_conv_block = entry(_CODE + "conv_block")
 
 
 class Packed(NamedTuple):
-    """Weights of a direct convolution, their channels padded to whole vectors."""
+    """Weights of a direct convolution, their channels padded to whole vectors.
+
+    ``tiles`` are the addresses of what computes four, two and one vector of channels at a time; of
+    what these channels do not need, 0.
+    """
 
     weight: Tensor
     shift: Tensor
+    tiles: tuple[int, int, int]
 
 
 def pack_block(weight: Tensor, shift: Tensor) -> Packed:
     """Weights ``[K, C_in, C]`` and shift ``[C]`` for :func:`conv_block`."""
     more = -weight.shape[2] % WIDE
     padded = (functional.pad(tensor.float(), (0, more)) for tensor in (weight, shift))
-    return Packed(*(tensor.detach().contiguous() for tensor in padded))
+    width = weight.shape[2] + more
+    rest = width % FOUR
+    needed = {"by_four": width >= FOUR, "by_two": rest >= 2 * WIDE, "by_one": rest % (2 * WIDE) > 0}
+    tiles = (address(_CODE + name) if used else 0 for name, used in needed.items())
+    return Packed(*(tensor.detach().contiguous() for tensor in padded), tuple(tiles))
 
 
 def conv_block(
@@ -105,14 +75,39 @@ def conv_block(
     outs : sequence of float32 tensors, contiguous, optional
         Filled and, but for their dtype, returned.
     """
-    taps, _, channels = weight.shape
+    taps, channels_in, channels = weight.shape
     packed = packed or pack_block(weight, shift)
-    if not outs:
-        length = convolved_length(x.shape[1], dilation * (taps - 1) + 1, padding)
-        outs = empty_outputs(x.float(), length, channels, epilogue.pool, keep)
-    added = None if residual is None else residual.float()
-    _run(x.float(), packed, taps, added, padding, dilation, epilogue, outs)
+    wide, added = x.float(), None if residual is None else residual.float()
+    width, span = len(packed.shift), dilation * (taps - 1) + 1
+    length = convolved_length(x.shape[1], span, padding)
+    outs = outs or empty_outputs(wide, length, channels, epilogue.pool, keep)
+    best = BEST_FOUR if width >= FOUR else BEST_TWO if width >= 2 * WIDE else BEST_ONE
+    positions = max(TILE_VALUES // width // best, 1) * best  # even, as pools need
+    group = max(positions // length // best * best, 1)
+    needed = group * (min(length, positions) + span - 1) * channels_in if any(padding) else 0
+    tile = torch.empty(positions * width + needed)
+    _conv_block()(
+        *(*place_of(wide), *wide.shape),
+        *(packed.weight.data_ptr(), packed.shift.data_ptr(), taps, width, *padding, dilation),
+        *((0, 0, 0) if added is None else place_of(added)),
+        *numbers(epilogue),
+        *(outs[0].data_ptr(), *outs[0].shape[1:], outs[1].data_ptr() if len(outs) > 1 else 0),
+        *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
+        *packed.tiles,
+    )
     return [out.to(x.dtype) for out in outs]
+
+
+def linear(x: Tensor, packed: Packed, features: int) -> Tensor:
+    """``x @ weight + shift`` as a convolution of width 1, float32 ``[..., features]``.
+
+    106 multiply-adds a nanosecond on one thread of an AMD EPYC, 4,608 x 256 to 768; MKL's 52.
+    """
+    rows = x.reshape(1, -1, x.shape[-1])
+    rows = rows if rows.stride(2) == 1 else rows.contiguous()
+    weight = packed.weight[..., :features]
+    (out,) = conv_block(rows, weight, packed.shift, None, (0, 0), 1, NO_EPILOGUE, False, packed)
+    return out.view(*x.shape[:-1], features)
 
 
 def conv_block_by_onednn(

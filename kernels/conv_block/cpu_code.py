@@ -10,11 +10,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from genomepred.compiling import entry, floats_at, linked, piece
+from genomepred.compiling import at_address, entry, floats_at, piece
 from genomepred.kernels.conv_block.cpu import BEST_FOUR, BEST_ONE, BEST_TWO, FOUR
 from genomepred.kernels.epilogue.cpu import NO_POOL
 from genomepred.kernels.epilogue.cpu_code import activate, add_rows, copy_values, pool_rows
-from genomepred.kernels.vectors import MANY, WIDE
+from genomepred.kernels.vectors import WIDE
 
 _PART = 256  # products of a partial sum: twice as many, and rounding grows by 1.3
 
@@ -155,21 +155,18 @@ def _multiplied(positions: int, vectors: int) -> Any:
                         _multiply(a, row, t, s, n, w, k, b, width, o, r, more, 1, vectors)
             p += positions if many else 1
 
-    # Numba links compiled functions by this name: under one name, one is taken for another.
-    multiply.__qualname__ = f"_multiply_{positions}_by_{vectors}"
-    return linked(multiply)
+    return multiply
 
 
-_by_two = _multiplied(BEST_TWO, 2)
+_NUMBERS = f"void({', '.join(11 * ['int64'])})"
+# Each is compiled where channels are as many as it takes.
+by_four = entry(_NUMBERS, "by_four")(_multiplied(BEST_FOUR, 4))
+by_two = entry(_NUMBERS, "by_two")(_multiplied(BEST_TWO, 2))
+by_one = entry(_NUMBERS, "by_one")(_multiplied(BEST_ONE, 1))
+_call = at_address(_NUMBERS)
 
 
-_by_one = _multiplied(BEST_ONE, 1)
-
-
-_by_four = _multiplied(BEST_FOUR, 4) if MANY else _by_two  # which is not called then
-
-
-@piece(f"void({', '.join(11 * ['int64'])})")
+@piece(f"void({', '.join(14 * ['int64'])})")
 def _multiply_tile(
     x: int,
     row: int,
@@ -182,19 +179,25 @@ def _multiply_tile(
     out: int,
     out_row: int,
     count: int,
+    four: int,
+    two: int,
+    one: int,
 ) -> None:
-    """Convolution at ``count`` positions, all ``width`` channels, whole vectors."""
+    """Convolution at ``count`` positions, all ``width`` channels, whole vectors.
+
+    ``four``, ``two`` and ``one`` are the addresses of what takes so many vectors at a time.
+    """
     column = 0
     while column < width:
         w, b, o = weight + 4 * column, shift + 4 * column, out + 4 * column
         if width - column >= FOUR:
-            _by_four(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
+            _call(four, x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
             column += 4 * WIDE
         elif width - column >= 2 * WIDE:
-            _by_two(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
+            _call(two, x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
             column += 2 * WIDE
         else:
-            _by_one(x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
+            _call(one, x, row, taps, tap_step, channels_in, w, b, width, o, out_row, count)
             column += WIDE
 
 
@@ -217,7 +220,7 @@ def _padded_rows(
 
 @entry(
     f"void({', '.join(16 * ['int64'])}, int64, float32, int64, int64, float32,"
-    f" {', '.join(8 * ['int64'])})"
+    f" {', '.join(11 * ['int64'])})"
 )
 def conv_block(
     x: int,
@@ -249,6 +252,9 @@ def conv_block(
     positions: int,
     group: int,
     padded: int,
+    four: int,
+    two: int,
+    one: int,
 ) -> None:
     """All by addresses, distances in bytes; no ``residual`` or ``kept`` is 0.
 
@@ -276,12 +282,14 @@ def conv_block(
             work, step = rows if whole else tile, dilation * row
             if group == 1:
                 at = source, row, taps, step, channels_in
-                _multiply_tile(*at, weight, shift, width, work, width, count)
+                _multiply_tile(*at, weight, shift, width, work, width, count, four, two, one)
             else:
                 for p in range(count):
                     at, to = source + 4 * p * row, work + p * size
                     of_position = at, apart, taps, step, channels_in
-                    _multiply_tile(*of_position, weight, shift, width, to, count * width, n)
+                    _multiply_tile(
+                        *of_position, weight, shift, width, to, count * width, n, four, two, one
+                    )
             activate(activation, factor, work, n * count * width)
             for i in range(n if residual else 0):
                 at, added = work + i * count * size, residual + (sample + i) * residual_apart

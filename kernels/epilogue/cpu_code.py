@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from genomepred.compiling import entry, floats_at, linked, piece
+from genomepred.compiling import at_address, entry, floats_at, linked, piece
 from genomepred.kernels.epilogue.cpu import NO_POOL, TILE_VALUES
-from genomepred.kernels.intrinsics import call_at, clamp, f32, float_of_bits, on_vectors
+from genomepred.kernels.intrinsics import clamp, f32, float_of_bits, on_vectors
 from genomepred.kernels.vectors import LANES, PAIR
 
 _ONE, _HALF, _ZERO, _TWO = f32(1), f32(0.5), f32(0), f32(2)
@@ -130,11 +130,14 @@ def mish(values: int, count: int, factor: Any) -> None:
         x[i] = v * (n / (n + _TWO))
 
 
+_call_activation = at_address(_ACTIVATION)
+
+
 @linked
 def activate(address: int, factor: Any, values: int, count: int) -> None:
     """Activation in place, of ``count`` values from an address on."""
     if address:
-        call_at(address, values, count, factor)
+        _call_activation(address, values, count, factor)
 
 
 def _larger(builder: Any, a: Any, b: Any) -> Any:

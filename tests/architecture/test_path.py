@@ -22,7 +22,7 @@ from tests.architecture.trace_predict import ROOT, counts
 from tests.checkpoints import make_checkpoint
 
 # What a warm `predict` of a phage may pass; the aim is 240 functions in 28 files at depth 17.
-BOUND = {"functions": 423, "files": 50, "depth": 22}
+BOUND = {"functions": 425, "files": 50, "depth": 22}
 
 
 def test_a_run_passes_few_functions() -> None:
@@ -58,4 +58,4 @@ def test_a_kernel_is_few_calls_from_the_engine(
         monkeypatch.setattr(module, name, partial(noted, getattr(module, name)))
     engine.submit(random_block(16, geometry.window, geometry.stride, 16))()
     assert len(stacks) >= 2
-    assert max(map(len, stacks)) <= {"naive": 8, "share": 7}[overlap], stacks
+    assert max(map(len, stacks)) <= {"naive": 7, "share": 7}[overlap], stacks

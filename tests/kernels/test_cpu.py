@@ -224,14 +224,6 @@ def test_nan_of_a_residual_stays() -> None:
         assert found.isnan().nonzero().tolist() == [[0, 1, 17], [0, 2, 2]]
 
 
-def test_compiled_functions_of_one_factory_have_names_of_their_own() -> None:
-    """Else processes that fill Numba's cache at once link one in place of another, unnoticed."""
-    from genomepred.kernels.conv_block import cpu_code
-
-    made = {cpu_code._by_four, cpu_code._by_two, cpu_code._by_one}
-    assert len({function.py_func.__qualname__ for function in made}) == len(made)
-
-
 def test_an_empty_batch() -> None:
     x, weight, shift = make_block(10, 4, 20, 3)
     (out,) = cpu.conv_block(x[:0], weight, shift, None, (1, 1), 1, EPILOGUE, False)
