@@ -206,7 +206,8 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 @option(
     "--golden",
     type=_FILE,
-    help="FASTA to cut the inputs from whose outputs are stored (golden).  [default: human chr22:20-21 Mb, bundled]",
+    help="FASTA to cut the inputs from whose outputs are stored (golden).  [default: human "
+    "chr22:20-21 Mb, bundled]",
 )
 @json_option
 @debug_option
