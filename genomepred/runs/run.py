@@ -334,8 +334,9 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
     first = failed[0].error
     if first is not None and len(results) == 1:
         raise first
+    shared = any(result.outcome == "partial" for result in results)
+    done = "this share of the others is done" if shared else "the others are done"
     raise GenomesFailedError(
-        f"{len(failed)} of {len(results)} genomes failed, the others are done; first: "
-        f"{failed[0].name}: {first}",
+        f"{len(failed)} of {len(results)} genomes failed, {done}; first: {failed[0].name}: {first}",
         results,
     )
