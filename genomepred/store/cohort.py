@@ -333,7 +333,12 @@ class _Base(PredictionStore):
 
     def located(self, index: NDArray[Any], first: int) -> Int64:
         """Distinct numbers of leaders, [haplotypes, windows from ``first`` on]; -1: absent."""
-        starts, leader = self.leaders(first, first + index.shape[1])
+        return self.looked_up(index, first, *self.leaders(first, first + index.shape[1]))
+
+    def looked_up(
+        self, index: NDArray[Any], first: int, starts: Int64, leader: NDArray[Any]
+    ) -> Int64:
+        """As :meth:`located`, of leaders that have been read."""
         out = np.empty(index.shape, np.int64)
         bad = _look_up(index, starts, leader, len(self.haplotypes), self.none, out)
         if bad >= 0:
@@ -346,6 +351,13 @@ class _Base(PredictionStore):
         end = self.first[last] if last < len(self.first) else self.distinct_count
         starts = np.append(self.first[first:last], end)
         return starts, np.asarray(self.leader[starts[0] : end])
+
+    def stretch(self, first: int, last: int) -> Stretch:
+        """Distinct predictions of windows ``[first, last)``, held."""
+        starts, leader = self.leaders(first, last)
+        bins = self.grid.geometry.bins
+        rows = np.asarray(self.predictions[starts[0] * bins : starts[-1] * bins], np.float32)
+        return Stretch(first, last, starts, leader, rows, self)
 
     def values(self, numbers: Int64, first: int, last: int) -> Float32:
         """Rows ``[first, last)`` of haplotypes, [haplotypes, rows, tracks]."""
@@ -376,7 +388,7 @@ class _Base(PredictionStore):
 
     def own_values(self, number: int, first: int, last: int) -> Float32:
         """Rows ``[first, last)`` of one haplotype, from blocks that are kept."""
-        rows = self._block_windows * self.grid.geometry.bins
+        rows = self.block_windows * self.grid.geometry.bins
         out = np.empty((last - first, len(self.tracks)), np.float32)
         with self._reading(f"read at rows {first}-{last}"):
             for block in range(first // rows, -(-last // rows)):
@@ -387,7 +399,7 @@ class _Base(PredictionStore):
         return out
 
     @cached_property
-    def _block_windows(self) -> int:
+    def block_windows(self) -> int:
         """Windows of a block: whole chunks of the index, fewer where their predictions are many."""
         size = 4 * int(self.predictions.size) // max(len(self.first), 1)
         windows = min(_BLOCK, _BLOCK_BYTES // max(size, 1))
@@ -398,7 +410,7 @@ class _Base(PredictionStore):
         number, block = key
         group, place = divmod(number, INDEX_CHUNK)
         index = self._kept.get((-2 - group, block), self._index_block)
-        found = self.located(index[place : place + 1], block * self._block_windows)
+        found = self.located(index[place : place + 1], block * self.block_windows)
         low, rows = self._kept.get((-1, block), self._block_rows)
         bins = self.grid.geometry.bins
         out = np.empty((1, found.shape[1] * bins, len(self.tracks)), np.float32)
@@ -408,13 +420,13 @@ class _Base(PredictionStore):
 
     def _index_block(self, key: tuple[int, int]) -> NDArray[Any]:
         """Index of the haplotypes of a row of chunks in a block."""
-        h, first = (-2 - key[0]) * INDEX_CHUNK, key[1] * self._block_windows
-        index: NDArray[Any] = self.index[h : h + INDEX_CHUNK, first : first + self._block_windows]
+        h, first = (-2 - key[0]) * INDEX_CHUNK, key[1] * self.block_windows
+        index: NDArray[Any] = self.index[h : h + INDEX_CHUNK, first : first + self.block_windows]
         return index
 
     def _block_rows(self, key: tuple[int, int]) -> tuple[Int64, Float32]:
         """Number of the first distinct prediction of a block, and the rows of all."""
-        first, last = key[1] * self._block_windows, (key[1] + 1) * self._block_windows
+        first, last = key[1] * self.block_windows, (key[1] + 1) * self.block_windows
         low = self.first[first]
         end = self.first[last] if last < len(self.first) else self.distinct_count
         bins = self.grid.geometry.bins
@@ -490,6 +502,37 @@ class HaplotypeStore(PredictionStore):
 
     def close(self) -> None:
         """The cohort file stays open."""
+
+
+class Stretch(NamedTuple):
+    """Distinct predictions of windows ``[first, last)``, for any number of threads.
+
+    Parameters
+    ----------
+    first, last : int
+    starts : int64 array, [windows + 1]
+        Where those of each window begin.
+    leader : unsigned array, [distinct]
+    rows : float32 array, [distinct * bins, tracks]
+    base : _Base
+    """
+
+    first: int
+    last: int
+    starts: Int64
+    leader: NDArray[Any]
+    rows: Float32
+    base: _Base
+
+    def fill(self, index: NDArray[Any], window: int, skip: int, out: Float32) -> None:
+        """Fill ``out``, [lines, rows, tracks], from an index of the windows from ``window`` on.
+
+        The first ``skip`` rows are left out.
+        """
+        own = self.starts[window - self.first : window - self.first + index.shape[1] + 1]
+        leader, low = self.leader[own[0] - self.starts[0] :], int(self.starts[0])
+        found = self.base.looked_up(index, window, own, leader)
+        _gather(found, low, self.base.grid.geometry.bins, self.rows, skip, out)
 
 
 @njit(nogil=True, cache=True)
