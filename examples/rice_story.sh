@@ -109,7 +109,8 @@ genomepred compare "$out/cohort" -o "$out/groups" --samples-table "$out/groups.t
     --group site --top 60
 
 echo "== sites of two lines of the panel, and of a cultivar with their sequences"
-genomepred sites "$out/cohort/$name.h5" --sample S0000 --sample S1500 \
+genomepred sites "$out/cohort/$name.h5" \
+    --sample "$(head -n 1 "$out/lines.txt")" --sample "$(tail -n 1 "$out/lines.txt")" \
     --model "$out/training/best" --format narrowPeak -o "$out/sites"
 genomepred predict "$out/S1500.fa" --model "$out/training/best" --out "$out/S1500"
 genomepred sites "$out/S1500" --model "$out/training/best" --sequence "$out/S1500.fa" \
