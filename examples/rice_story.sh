@@ -99,7 +99,8 @@ out = Path(sys.argv[1])
 top = pd.read_csv(out / "differences" / "top.tsv", sep="\t").iloc[0]
 with CohortStore(next((out / "cohort").glob("*.h5"))) as store:
     middle = (top.start + top.end) // 2
-    values = store.matrix(top.contig, middle, middle + 1)[:, :, 0].max(axis=1)
+    rows = store.matrix(top.contig, middle, middle + 1)[:, :, 0]
+    values = rows[:, rows.shape[1] // 2]  # of the site's own window
     kept = values > (values.max() + values.min()) / 2
     table = pd.DataFrame({"sample": store.samples, "site": np.where(kept, "kept", "lost")})
 table.to_csv(out / "groups.tsv", sep="\t", index=False)
