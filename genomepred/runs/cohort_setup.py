@@ -11,21 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from genomepred.errors import ModelError, PrecisionError
+from genomepred.errors import MemoryLimitError, ModelError, PrecisionError
 from genomepred.files import output_error, own_folder
 from genomepred.inference.cohort import TILES, compute_shard, pieces
 from genomepred.inference.engine import Numerics
 from genomepred.inference.tiles import PAYS, DistinctKeys, Pieces, cut_windows, tile_work
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import REFERENCE, resolve_kernels
+from genomepred.machine import process_memory, usable_memory
 from genomepred.models.agreement import difference
 from genomepred.models.layers import SequenceModel
+from genomepred.runs.cohort_work import shard_windows
 from genomepred.runs.folder import CACHE, make_grid, refuse_links
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.cohort import Panel, PanelOptions
-from genomepred.sequences.distinct import distinct_windows
+from genomepred.sequences.distinct import distinct_windows, held_bytes, leader_type
 
+# Bytes that a process holds without a panel.
+_MEMORY_ALONE = 500_000_000
 # Haplotype windows that a guard compares.
 _GUARDED = 1 << 14
 # Stretches of a grid that are looked at, and windows of each.
@@ -117,11 +121,43 @@ class CohortSetup(Setup):
         self.genome = spec.genomes[0].open(cache, writes)
         self.panel = Panel(self.genome, variants, options, cache=cache)
         self.grid = make_grid(self.genome.contigs, self.geometry, spec.regions, False)
+        self._fit_memory()
         if spec.jobs is None and self.workers < self._most_workers():
             found, windows = self.sharing, self.grid.rows / self.geometry.bins
             saving = found.saving if self._pays(found) else 1.0
             self.windows = windows * found.each / spec.shard[1]
             self.workers = self._workers(saving)
+            self._fit_memory()
+
+    def _fit_memory(self) -> None:
+        """Start no more processes than memory is enough for.
+
+        Raises
+        ------
+        MemoryLimitError
+            If it is not enough for one, or for those that are asked for.
+        """
+        need, haplotypes = self._memory_of_a_process(), len(self.panel.haplotypes)
+        asked = self.workers if self.spec.jobs is not None else 1
+        for limit, processes in ((process_memory(), 1), (usable_memory(), asked)):
+            if limit.amount < processes * need:
+                raise MemoryLimitError(
+                    f"{self.panel.path}: {haplotypes:,} haplotypes need about {need / 1e9:,.1f} GB "
+                    f"in each of {processes} processes; the limit is {limit.amount / 1e9:,.1f} GB, "
+                    f"{limit.why}: raise it, use fewer --jobs, or select some --samples at a time"
+                )
+        self.workers = min(self.workers, usable_memory().amount // need)
+
+    def _memory_of_a_process(self) -> int:
+        """About the bytes that a process holds: the index of a shard, edits, and all else."""
+        panel, g = self.panel, self.geometry
+        haplotypes = len(panel.haplotypes)
+        windows = min(shard_windows(haplotypes, self.layout.tracks), self.grid.rows // g.bins)
+        index = haplotypes * windows * leader_type(haplotypes).itemsize
+        lengths = panel.contigs.values()
+        edits = panel.counts.accepted / max(sum(lengths), 1)
+        held = held_bytes(haplotypes, g.window, max(lengths, default=0), edits)
+        return _MEMORY_ALONE + index + held
 
     @property
     def names(self) -> list[str]:

@@ -25,7 +25,8 @@ from genomepred.errors import StoreError
 from genomepred.machine import usable_cpus
 from genomepred.sequences.grid import Grid
 from genomepred.store.chunks import intact
-from genomepred.store.cohort import CohortStore, Stretch
+from genomepred.store.cohort import CohortStore
+from genomepred.store.cohort_file import Stretch
 from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.opening import is_cohort
 from genomepred.store.pyramid import BLOCK

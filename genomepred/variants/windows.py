@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from genomepred.sequences import edits as kernel
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.distinct import build_windows, count_real
+from genomepred.sequences.sweep import build_windows, count_real
 from genomepred.variants.sites import Sites
 
 Int64 = NDArray[np.int64]
