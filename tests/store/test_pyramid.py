@@ -18,6 +18,7 @@ from genomepred.store.pyramid import BLOCK, INNER, Pyramid, Shape
 from genomepred.store.pyramid_writer import write_pyramid
 from genomepred.store.scale import MOST, Scale, scales_of
 from tests.founders import write_cohort
+from tests.helpers import examples
 from tests.store_files import write_store
 
 CONTIGS = {"chr1": 30_000, "empty": 0, "chr2": 120_000, "short": 3}
@@ -192,7 +193,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "p.pyramid").exists()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     seed=st.integers(0, 999),
     lines=st.sampled_from([1, 2, 255, 256, 257, 600]),
@@ -223,7 +224,7 @@ def test_distinct_lines_are_those_of_numpy(
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 40), st.integers(1, 6))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_classes_are_those_of_numpy(seed: int, lines: int, width: int, kinds: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, 60_000, (kinds, width)).astype(np.uint16)[rng.integers(0, kinds, lines)]
