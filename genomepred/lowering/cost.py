@@ -1,4 +1,4 @@
-"""What computing costs, in multiply-adds: counted, not timed, so that equal runs decide alike."""
+"""Costs of computing, in multiply-adds: counted, not timed, so that equal runs decide alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genomepred.models.layers import ChannelsLastConv
 
 
 class Work(NamedTuple):
-    """What a computation costs.
+    """Cost of a computation.
 
     Parameters
     ----------

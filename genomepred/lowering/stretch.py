@@ -35,7 +35,7 @@ class _Range(NamedTuple):
 
 
 class _Computed(NamedTuple):
-    """What a step takes and makes.
+    """Positions that a step takes and makes.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def _work(done: _Computed) -> int:
 
 
 def _plan(steps: Sequence[Step], length: int, taken: _Range) -> list[_Computed]:
-    """What every step takes and makes, from the last one back."""
+    """Return what every step takes and makes, from the last one back."""
     lengths = [length]
     for _, taps, *_ in steps:
         more = lengths[-1] + taps.left + taps.right - taps.width

@@ -432,14 +432,14 @@ class _Base(PredictionStore):
 
 
 class _Kept:
-    """What was read last, up to some bytes; for any number of threads."""
+    """The last things read, up to some bytes; for any number of threads."""
 
     def __init__(self) -> None:
         self._read: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
 
     def get(self, key: tuple[int, int], read: Callable[[tuple[int, int]], Any]) -> Any:
-        """What ``read`` returned for the key, now or before."""
+        """Return what ``read`` returned for the key, now or before."""
         with self._lock:
             if key in self._read:
                 self._read.move_to_end(key)
