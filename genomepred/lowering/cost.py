@@ -72,7 +72,7 @@ def counted(module: nn.Module, x: Tensor) -> Work:
     def count(layer: Any, given: tuple[Tensor, ...], out: Any) -> None:
         nonlocal total, largest
         if isinstance(layer, FusedConv):
-            length = convolved_length(given[0].shape[1], layer.span, layer.padding)
+            length = convolved_length(given[0].shape[1], layer.receptive_field, layer.padding)
             values = len(given[0]) * length * layer.channels
         else:
             values = out.numel()

@@ -147,8 +147,8 @@ def taps_of(block: FusedConv, pool: str) -> Taps:
     """Taps of a block that ends with such a pool."""
     left, right = block.padding
     if pool == "none":
-        return Taps(1, left, right, block.span)
-    return Taps(2, left, right + (pool == "ceil"), block.span + 1)
+        return Taps(1, left, right, block.receptive_field)
+    return Taps(2, left, right + (pool == "ceil"), block.receptive_field + 1)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def _work(done: _Computed) -> int:
     block, (begin, end) = done.step.layer, done.reads
     if not isinstance(block, FusedConv):
         return 0
-    positions = end - begin + sum(done.padding) - block.span + 1
+    positions = end - begin + sum(done.padding) - block.receptive_field + 1
     return int(positions * block.channels * block.channels_in * block.weight.shape[0])
 
 

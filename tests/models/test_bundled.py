@@ -65,7 +65,7 @@ def test_the_ctcf_model_prefers_the_motif_on_either_strand() -> None:
     assert (reverse > before).float().mean() > 0.99
 
 
-# The figures of the card, computed again from the real data
+# The metrics of the card, computed again from the real data
 
 
 @pytest.fixture(autouse=True)
