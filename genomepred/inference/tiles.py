@@ -126,7 +126,7 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     last, tail = shortest(rest, False, True)
 
     def pieces(offsets: tuple[int, ...], bases: int, begin: int, count: int) -> Pieces:
-        first, end = Stretch(*trunk, bases, begin, count).sees
+        first, end = Stretch(*trunk, bases, begin, count).reads
         places = tuple(offset + first for offset in offsets)
         return Pieces(end - first, places, bases, first, begin, count)
 

@@ -35,21 +35,21 @@ class _Range(NamedTuple):
 
 
 class _Computed(NamedTuple):
-    """What a step takes and makes.
+    """Positions that a step takes and makes.
 
     Parameters
     ----------
     step : Step
-    sees, makes : _Range
+    reads, makes : _Range
         Positions of the step's input, and of its result.
     padding : (int, int)
-        Positions that it sees beyond the ends of the stretch.
+        Positions that it reads beyond the ends of the stretch.
     adds : _Range
         Positions of what was kept that are added.
     """
 
     step: Step
-    sees: _Range
+    reads: _Range
     makes: _Range
     padding: tuple[int, int]
     adds: _Range
@@ -91,7 +91,7 @@ class Stretch:
             if adds:
                 residual, had = kept.pop()
                 more = done.adds.of(residual, had)
-            before = x = done.sees.of(x, have)
+            before = x = done.reads.of(x, have)
             if isinstance(layer, FusedConv):
                 x, before = self._block(number, number == last, done, x, more)
             elif isinstance(layer, MaxPool):
@@ -117,9 +117,9 @@ class Stretch:
         return found[0], found[-1]
 
     @property
-    def sees(self) -> tuple[int, int]:
+    def reads(self) -> tuple[int, int]:
         """Bases of a stretch, from one to before another, that anything depends on."""
-        return self._plan[0].sees if self._plan else self._whole
+        return self._plan[0].reads if self._plan else self._whole
 
     @property
     def multiply_adds(self) -> int:
@@ -128,15 +128,15 @@ class Stretch:
 
 
 def _work(done: _Computed) -> int:
-    block, (begin, end) = done.step.layer, done.sees
+    block, (begin, end) = done.step.layer, done.reads
     if not isinstance(block, FusedConv):
         return 0
-    positions = end - begin + sum(done.padding) - block.span + 1
+    positions = end - begin + sum(done.padding) - block.receptive_field + 1
     return int(positions * block.channels * block.channels_in * block.weight.shape[0])
 
 
 def _plan(steps: Sequence[Step], length: int, taken: _Range) -> list[_Computed]:
-    """What every step takes and makes, from the last one back."""
+    """Return what every step takes and makes, from the last one back."""
     lengths = [length]
     for _, taps, *_ in steps:
         more = lengths[-1] + taps.left + taps.right - taps.width
@@ -150,14 +150,14 @@ def _plan(steps: Sequence[Step], length: int, taken: _Range) -> list[_Computed]:
         adds = _Range(makes.begin * step.taps.stride, min(makes.end * step.taps.stride, length_in))
         if step.adds:
             waiting.append(adds)
-        sees, padding = _seen(step, length_in, makes)
-        plan.append(_Computed(step, sees, makes, padding, adds))
-        taken = sees
+        reads, padding = _read_by(step, length_in, makes)
+        plan.append(_Computed(step, reads, makes, padding, adds))
+        taken = reads
     return plan[::-1]
 
 
-def _seen(step: Step, length: int, makes: _Range) -> tuple[_Range, tuple[int, int]]:
-    """Positions that a step sees of its input, and how many beyond its ends."""
+def _read_by(step: Step, length: int, makes: _Range) -> tuple[_Range, tuple[int, int]]:
+    """Return the positions that a step reads of its input, and how many beyond its ends."""
     taps: Taps = step.taps
     begin = makes.begin * taps.stride - taps.left
     end = (makes.end - 1) * taps.stride - taps.left + taps.width

@@ -1,4 +1,4 @@
-"""What a cohort run is asked to do, and what follows from panel and model: tiles or windows."""
+"""Setup of a cohort run: what is asked, and what follows from panel and model, tiles or windows."""
 
 from __future__ import annotations
 
@@ -165,12 +165,12 @@ class CohortSetup(Setup):
         return [self.panel.name]
 
     def facts(self) -> dict[str, Any]:
-        """What of the signature follows from command, machine, reference and panel."""
+        """Return what of the signature follows from command, machine, reference and panel."""
         digests = {"reference": self.genome.digest(), "panel": self.panel.digest}
         return super().facts() | digests
 
     def asked(self) -> dict[str, Any]:
-        """What the user has fixed of what is otherwise decided."""
+        """Return what the user has fixed of what is otherwise decided."""
         asked = super().asked()
         if self._asked != "auto":
             asked["overlap"] = {"naive": "naive", "share": TILES}[self._asked]
@@ -180,7 +180,7 @@ class CohortSetup(Setup):
 
     @cached_property
     def sharing(self) -> Sharing:
-        """What is distinct in stretches of the grid; nothing is computed."""
+        """Count what is distinct in stretches of the grid; nothing is computed."""
         windows = self.grid.rows // self.geometry.bins
         step = max((windows - _STRETCH) // (_STRETCHES - 1), _STRETCH)
         works, head, alone, kinds = self._tiles()

@@ -299,7 +299,7 @@ def run(
 
 
 def cluster_of(spec: RunSpec) -> Executor | None:
-    """What computes a run that asks for a cluster."""
+    """Return the executor of a run that asks for a cluster."""
     if spec.cluster is None:
         return None
     from genomepred.runs.executors import ray

@@ -95,7 +95,7 @@ class Haplotypes:
 
     @cached_property
     def hull(self) -> tuple[Int64, Int64, Int64]:
-        """What each haplotype changes: first base, and the end on the reference and on itself.
+        """Bounds of a haplotype's changes: first base, and the end on the reference and on itself.
 
         A haplotype without edits changes nothing far beyond the buffer.
         """

@@ -440,7 +440,7 @@ def test_counted_work_is_done_work(stride: int) -> None:
     def count(block: FusedConv, given: tuple[Any, ...], _: object) -> None:
         nonlocal done
         x, _, padding, *_ = given
-        positions = len(x) * convolved_length(x.shape[1], block.span, padding)
+        positions = len(x) * convolved_length(x.shape[1], block.receptive_field, padding)
         done += positions * block.channels_in * block.weight.shape[0] * block.channels
 
     for module in prepared.modules():
