@@ -1,4 +1,4 @@
-"""Processors and memory that this process may use, and the limit that says so.
+"""Processors and memory that this process may use, and how it starts further ones.
 
 Containers and schedulers limit by control groups (both versions), affinity, ``ulimit`` and
 variables; the least of them counts. Nothing here imports anything heavy.
@@ -6,9 +6,11 @@ variables; the least of them counts. Nothing here imports anything heavy.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -108,6 +110,15 @@ def out_of_memory(error: BaseException | None) -> MemoryLimitError | None:
             )
         error, seen = error.__cause__ or error.__context__, seen + 1
     return None
+
+
+def isolated(body: str) -> list[str]:
+    """Command that runs Python code where modules are found as here, but for the current folder."""
+    path = [place for place in sys.path if place]  # "" is the current folder
+    options = ["-X", f"utf8={sys.flags.utf8_mode}", *(f"-W{option}" for option in sys.warnoptions)]
+    # -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
+    found = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
+    return [sys.executable, "-I", *options, "-c", found + body, json.dumps(path)]
 
 
 def _first_line(error: BaseException) -> str:

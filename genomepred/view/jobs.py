@@ -15,13 +15,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from genomepred.errors import SequenceError, StoreError
+from genomepred.machine import isolated
 from genomepred.messages import described
-
-# -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
-_BODY = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from genomepred.view.jobs import serve; serve()"
-)
 
 
 class JobError(StoreError):
@@ -42,10 +37,9 @@ class Job:
     """
 
     def __init__(self, task: str, progress: Callable[[float], object], **told: Any) -> None:
-        path = [place for place in sys.path if place]  # "" is the current folder
         self._progress = progress
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _BODY, json.dumps(path)],
+            isolated(f"from {__name__} import serve; serve()"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the parent's: it ends us
