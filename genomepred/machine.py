@@ -1,7 +1,8 @@
 """Processors and memory that this process may use, and how it starts further ones.
 
 Containers and schedulers limit by control groups (both versions), affinity, ``ulimit`` and
-variables; the least of them counts. Nothing here imports anything heavy.
+variables; the least of them counts. Also how further processes are started. Nothing here imports
+anything heavy.
 """
 
 from __future__ import annotations
@@ -65,6 +66,17 @@ def usable_memory() -> Limit:
     return min(limits)
 
 
+def isolated_command(body: str, *arguments: str) -> list[str]:
+    """Command that runs Python code isolated, with this process's module path as first argument.
+
+    It sees neither the current folder nor PYTHON* of the environment.
+    """
+    path = [place for place in sys.path if place]  # "" is the current folder
+    options = [f"-W{option}" for option in sys.warnoptions]
+    utf8 = f"utf8={sys.flags.utf8_mode}"
+    return [sys.executable, "-I", "-X", utf8, *options, "-c", body, json.dumps(path), *arguments]
+
+
 def process_memory() -> Limit:
     """Bytes that this one process may map; ``ulimit -v`` and ``-d`` count here."""
     limits = [usable_memory()]
@@ -110,15 +122,6 @@ def out_of_memory(error: BaseException | None) -> MemoryLimitError | None:
             )
         error, seen = error.__cause__ or error.__context__, seen + 1
     return None
-
-
-def isolated(body: str) -> list[str]:
-    """Command that runs Python code where modules are found as here, but for the current folder."""
-    path = [place for place in sys.path if place]  # "" is the current folder
-    options = ["-X", f"utf8={sys.flags.utf8_mode}", *(f"-W{option}" for option in sys.warnoptions)]
-    # -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
-    found = "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
-    return [sys.executable, "-I", *options, "-c", found + body, json.dumps(path)]
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,8 +15,13 @@ from typing import Any, TextIO
 import numpy as np
 
 from genomepred.errors import SequenceError, StoreError
-from genomepred.machine import isolated
+from genomepred.machine import isolated_command
 from genomepred.messages import described
+
+_BODY = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from genomepred.view.jobs import serve; serve()"
+)
 
 
 class JobError(StoreError):
@@ -39,7 +44,7 @@ class Job:
     def __init__(self, task: str, progress: Callable[[float], object], **told: Any) -> None:
         self._progress = progress
         self._process = subprocess.Popen(
-            isolated(f"from {__name__} import serve; serve()"),
+            isolated_command(_BODY),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the parent's: it ends us

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from genomepred.machine import isolated
+from genomepred.machine import isolated_command
 from genomepred.runs.executors import processes
 from genomepred.runs.run import predict
 from tests.checkpoints import make_checkpoint
@@ -30,8 +30,8 @@ def hostile(tmp_path, monkeypatch) -> Path:
 
 def test_isolated_code_imports_nothing_from_the_current_folder(hostile, monkeypatch):
     monkeypatch.setattr(sys, "path", ["", *sys.path])  # as in an interactive session
-    body = "import queue, numpy; print(1)"
-    done = subprocess.run(isolated(body), capture_output=True, text=True, check=False)
+    body = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); import queue, numpy; print(1)"
+    done = subprocess.run(isolated_command(body), capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
     assert not hostile.exists()
 
@@ -133,9 +133,13 @@ def test_workers_end_with_a_parent_that_is_killed(job):
 
 def test_a_worker_that_is_done_ends_while_its_parent_still_listens():
     """A thread that waits for stdin must not hold what the interpreter needs to end."""
-    body = "from genomepred.runs.executors import processes\nwith processes.serving(): pass"
+    body = (
+        "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+        "from genomepred.runs.executors import processes\n"
+        "with processes.serving(): pass"
+    )
     pipe = subprocess.PIPE
-    with subprocess.Popen(isolated(body), stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+    with subprocess.Popen(isolated_command(body), stdin=pipe, stdout=pipe, stderr=pipe) as worker:
         assert worker.stdin is not None
         worker.stdin.write(b'{"session": "s"}\n')
         worker.stdin.flush()

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from genomepred.machine import isolated, tell_memory
+from genomepred.machine import isolated_command, tell_memory
 from genomepred.messages import described, say, say_warnings
 from genomepred.progress import Watch
 from genomepred.runs.executors import Job, join, local, told
@@ -30,6 +30,7 @@ from genomepred.runs.executors import Job, join, local, told
 # Seconds between a worker's signs of life, without one until it is given up, and for it to end
 # once it is told to.
 _BEAT, _SILENCE, _END = 5.0, 60.0, 3.0
+_BODY = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {} import work; work()"
 
 
 def compute(job: Job, watch: Watch) -> None:
@@ -56,11 +57,7 @@ class Workers:
     def __init__(
         self, told: Sequence[str], progress: Callable[[int], object], module: str = __name__
     ) -> None:
-        self._told, self._progress, self._body = (
-            told,
-            progress,
-            f"from {module} import work; work()",
-        )
+        self._told, self._progress, self._body = told, progress, _BODY.format(module)
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Workers:
@@ -97,7 +94,7 @@ class _Worker:
         self._progress, self._heard = progress, time.monotonic()
         self._dismissed = False
         self._process = subprocess.Popen(
-            isolated(body),
+            isolated_command(body),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the parent's: it ends us

@@ -32,7 +32,7 @@ from typing import Any
 
 from genomepred import errors
 from genomepred.errors import DependencyError, GenomepredError, OptionError
-from genomepred.machine import isolated, usable_cpus
+from genomepred.machine import isolated_command, usable_cpus
 from genomepred.messages import described
 from genomepred.progress import Watch
 from genomepred.runs.executors import Job, told
@@ -50,6 +50,10 @@ _STORE = 100_000_000
 _MEMORY = 800_000_000
 # How far to look ahead for a shard of the genome that a device has open.
 _SIGHT = 64
+_BODY = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from genomepred.runs.executors.ray import drive; drive()"
+)
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -163,7 +167,7 @@ def _driver(told: str) -> Iterator[Iterable[bytes]]:
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     with tempfile.TemporaryFile() as log:
         driver = subprocess.Popen(
-            isolated(f"from {__name__} import drive; drive()"),
+            isolated_command(_BODY),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
