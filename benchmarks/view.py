@@ -6,6 +6,8 @@ it. The wall clock counts what a person waits for; the load of the machine stand
 picture shows is checked against the store before anything is timed.
 
     python benchmarks/view.py [--store FILE ...] [--json FILE] [--haplotypes N] [--windows N]
+
+The worst case, no two rows alike, is that of as many founders as haplotypes.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ FLAGS = [
 TILES, FRAMES = 200, 120
 
 
-def generate(path: Path, haplotypes: int, windows: int) -> None:
+def generate(path: Path, haplotypes: int, windows: int, founders: int = FOUNDERS) -> None:
     """Write a cohort's file whose blocks have as many distinct rows as there are founders."""
     rng = np.random.default_rng(0)
     grid = Grid.whole({"chr1": 20 * windows + 20}, Geometry(window=40, stride=20))
@@ -59,7 +61,9 @@ def generate(path: Path, haplotypes: int, windows: int) -> None:
     for first in range(0, windows, SHARD):
         count = min(SHARD, windows - first)
         blocks = -(-count // BLOCK)
-        founder = rng.integers(0, FOUNDERS, (haplotypes, blocks))
+        founder = rng.integers(0, founders, (haplotypes, blocks))
+        if founders >= haplotypes:  # the worst case: no two rows are alike
+            founder = np.repeat(np.arange(haplotypes)[:, None], blocks, axis=1)
         index = np.empty((haplotypes, blocks), kind)
         leaders = []
         for b in range(blocks):
@@ -268,13 +272,14 @@ def main() -> None:
     parser.add_argument("--store", type=Path, nargs="*", default=[])
     parser.add_argument("--haplotypes", type=int, default=3000)
     parser.add_argument("--windows", type=int, default=1_000_000)
+    parser.add_argument("--founders", type=int, default=FOUNDERS, help="distinct rows a block")
     parser.add_argument("--generate", type=Path, help="write the store here and keep it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = options.generate or Path(folder) / "generated.h5"
         if not path.exists() and (options.generate or not options.store):
-            generate(path, options.haplotypes, options.windows)
+            generate(path, options.haplotypes, options.windows, options.founders)
         stores = [path] * path.exists() + options.store
         made = {store: make_pyramid(store) for store in stores}
         write_json(options.json, {"stores": [measure(*item) for item in made.items()]})

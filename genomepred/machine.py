@@ -1,4 +1,4 @@
-"""Processors and memory that this process may use, and the limit that says so.
+"""Processors and memory that this process may use, and how it starts further ones.
 
 Containers and schedulers limit by control groups (both versions), affinity, ``ulimit`` and
 variables; the least of them counts. Also how further processes are started. Nothing here imports

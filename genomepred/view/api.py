@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from isal import igzip_lib
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -144,7 +145,7 @@ class Api:
         if line >= len(pyramid.lines) or interval >= len(rows) or row >= rows[interval]:
             raise AskedError("no such line or row")
         values = exact_values(shown.map, line, int(rows[:interval].sum()) + row)
-        return JSONResponse([_plain(value) for value in values.tolist()])
+        return JSONResponse([_plain(value) for value in values])
 
     def _order(self, request: Request) -> Response:
         """Lines in the order of clusters of bins of a level."""
@@ -235,10 +236,11 @@ def _number(request: Request, name: str) -> int:
     return int(text)
 
 
-def _plain(value: float) -> float | str | None:
+def _plain(value: np.float32) -> float | str | None:
+    """As JSON: in the fewest digits that read back to it; null for what is missing."""
     if math.isnan(value):
         return None
-    return value if math.isfinite(value) else str(value)
+    return float(str(value)) if math.isfinite(value) else str(value)
 
 
 def _place(gene: Gene) -> dict[str, Any]:

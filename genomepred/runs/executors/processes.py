@@ -30,9 +30,7 @@ from genomepred.runs.executors import Job, join, local, told
 # Seconds between a worker's signs of life, without one until it is given up, and for it to end
 # once it is told to.
 _BEAT, _SILENCE, _END = 5.0, 60.0, 3.0
-_BODY = (
-    f"import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import work; work()"
-)
+_BODY = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {} import work; work()"
 
 
 def compute(job: Job, watch: Watch) -> None:
