@@ -85,7 +85,11 @@ class CohortFile(PredictionStore):
 
     def located(self, index: NDArray[Any], first: int) -> Int64:
         """Distinct numbers of leaders, [haplotypes, windows from ``first`` on]; -1: absent."""
-        starts, leader = self.leaders(first, first + index.shape[1])
+        return self._located(index, first, *self.leaders(first, first + index.shape[1]))
+
+    def _located(
+        self, index: NDArray[Any], first: int, starts: Int64, leader: NDArray[Any]
+    ) -> Int64:
         out = np.empty(index.shape, np.int64)
         bad = _look_up(index, starts, leader, len(self.haplotypes), self.none, out)
         if bad >= 0:
@@ -150,11 +154,12 @@ class CohortFile(PredictionStore):
         number, block = key
         group, place = divmod(number, INDEX_CHUNK)
         index = self._kept.get((-2 - group, block), self._index_block)
-        found = self.located(index[place : place + 1], block * self._block_windows)
-        low, rows = self._kept.get((-1, block), self._block_rows)
+        starts, leader, rows = self._kept.get((-1, block), self._block_rows)
+        first = block * self._block_windows
+        found = self._located(index[place : place + 1], first, starts, leader)
         bins = self.grid.geometry.bins
         out = np.empty((1, found.shape[1] * bins, len(self.tracks)), np.float32)
-        _gather(found, int(low), bins, rows, 0, out)
+        _gather(found, int(starts[0]), bins, rows, 0, out)
         own: Float32 = out[0]
         return own
 
@@ -164,13 +169,12 @@ class CohortFile(PredictionStore):
         index: NDArray[Any] = self.index[h : h + INDEX_CHUNK, first : first + self._block_windows]
         return index
 
-    def _block_rows(self, key: tuple[int, int]) -> tuple[Int64, Float32]:
-        """Number of the first distinct prediction of a block, and the rows of all."""
-        first, last = key[1] * self._block_windows, (key[1] + 1) * self._block_windows
-        low = self.first[first]
-        end = self.first[last] if last < len(self.first) else self.distinct_count
-        bins = self.grid.geometry.bins
-        return low, np.asarray(self.predictions[low * bins : end * bins], np.float32)
+    def _block_rows(self, key: tuple[int, int]) -> tuple[Int64, NDArray[Any], Float32]:
+        """Leaders of a block's windows, as :meth:`leaders` gives them, and the rows of all."""
+        first = key[1] * self._block_windows
+        starts, leader = self.leaders(first, first + self._block_windows)
+        low, end = starts[[0, -1]] * self.grid.geometry.bins
+        return starts, leader, np.asarray(self.predictions[low:end], np.float32)
 
     def problems(self) -> list[str]:
         """See :meth:`CohortStore.problems`."""
