@@ -67,13 +67,14 @@ class Stretch:
     length : int
         Bases of a stretch.
     begin, count : int
-        Positions that are computed, of those that the trunk makes of a stretch.
+        Positions that are computed, of those that the trunk makes of a stretch; none of a window's
+        end that padding leaves alone.
     """
 
     def __init__(
         self, model: SequenceModel, steps: Sequence[Step], length: int, begin: int, count: int
     ) -> None:
-        self._model = model
+        self._model, self._count = model, count
         self._plan = _plan(steps, length, _Range(begin, begin + count))
         self._whole = _Range(0, length)
         self._outputs = Buffers()
@@ -102,7 +103,7 @@ class Stretch:
             if keeps:
                 kept.append((before, done.makes))
             have = done.makes
-        return x
+        return x[:, : self._count]
 
     def _block(
         self, number: int, last: bool, done: _Computed, x: Tensor, residual: Tensor | None
@@ -140,6 +141,9 @@ def _plan(steps: Sequence[Step], length: int, taken: _Range) -> list[_Computed]:
     for _, taps, *_ in steps:
         more = lengths[-1] + taps.left + taps.right - taps.width
         lengths.append(more // taps.stride + 1)
+    if taken.begin == taken.end:  # one position tells the channels
+        first = min(taken.begin, lengths[-1] - 1)
+        taken = _Range(first, first + 1)
     plan, waiting = list[_Computed](), list[_Range]()
     for step, (length_in, _) in reversed(list(zip(steps, pairwise(lengths), strict=True))):
         makes = taken.with_(waiting.pop()) if step.keeps else taken

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -85,11 +85,12 @@ class CohortFile(PredictionStore):
 
     def located(self, index: NDArray[Any], first: int) -> Int64:
         """Distinct numbers of leaders, [haplotypes, windows from ``first`` on]; -1: absent."""
-        return self._located(index, first, *self.leaders(first, first + index.shape[1]))
+        return self.looked_up(index, first, *self.leaders(first, first + index.shape[1]))
 
-    def _located(
+    def looked_up(
         self, index: NDArray[Any], first: int, starts: Int64, leader: NDArray[Any]
     ) -> Int64:
+        """As :meth:`located`, of leaders that have been read."""
         out = np.empty(index.shape, np.int64)
         bad = _look_up(index, starts, leader, len(self.haplotypes), self.none, out)
         if bad >= 0:
@@ -102,6 +103,13 @@ class CohortFile(PredictionStore):
         end = self.first[last] if last < len(self.first) else self.distinct_count
         starts = np.append(self.first[first:last], end)
         return starts, np.asarray(self.leader[starts[0] : end])
+
+    def stretch(self, first: int, last: int) -> Stretch:
+        """Distinct predictions of windows ``[first, last)``, held."""
+        starts, leader = self.leaders(first, last)
+        bins = self.grid.geometry.bins
+        rows = np.asarray(self.predictions[starts[0] * bins : starts[-1] * bins], np.float32)
+        return Stretch(first, last, starts, leader, rows, self)
 
     def values(self, numbers: Int64, first: int, last: int) -> Float32:
         """Rows ``[first, last)`` of haplotypes, [haplotypes, rows, tracks]."""
@@ -132,7 +140,7 @@ class CohortFile(PredictionStore):
 
     def own_values(self, number: int, first: int, last: int) -> Float32:
         """Rows ``[first, last)`` of one haplotype, from blocks that are kept."""
-        rows = self._block_windows * self.grid.geometry.bins
+        rows = self.block_windows * self.grid.geometry.bins
         out = np.empty((last - first, len(self.tracks)), np.float32)
         with self._reading(f"read at rows {first}-{last}"):
             for block in range(first // rows, -(-last // rows)):
@@ -143,7 +151,7 @@ class CohortFile(PredictionStore):
         return out
 
     @cached_property
-    def _block_windows(self) -> int:
+    def block_windows(self) -> int:
         """Windows of a block: whole chunks of the index, fewer where their predictions are many."""
         size = 4 * int(self.predictions.size) // max(len(self.first), 1)
         windows = min(_BLOCK, _BLOCK_BYTES // max(size, 1))
@@ -155,8 +163,8 @@ class CohortFile(PredictionStore):
         group, place = divmod(number, INDEX_CHUNK)
         index = self._kept.get((-2 - group, block), self._index_block)
         starts, leader, rows = self._kept.get((-1, block), self._block_rows)
-        first = block * self._block_windows
-        found = self._located(index[place : place + 1], first, starts, leader)
+        first = block * self.block_windows
+        found = self.looked_up(index[place : place + 1], first, starts, leader)
         bins = self.grid.geometry.bins
         out = np.empty((1, found.shape[1] * bins, len(self.tracks)), np.float32)
         _gather(found, int(starts[0]), bins, rows, 0, out)
@@ -165,14 +173,14 @@ class CohortFile(PredictionStore):
 
     def _index_block(self, key: tuple[int, int]) -> NDArray[Any]:
         """Index of the haplotypes of a row of chunks in a block."""
-        h, first = (-2 - key[0]) * INDEX_CHUNK, key[1] * self._block_windows
-        index: NDArray[Any] = self.index[h : h + INDEX_CHUNK, first : first + self._block_windows]
+        h, first = (-2 - key[0]) * INDEX_CHUNK, key[1] * self.block_windows
+        index: NDArray[Any] = self.index[h : h + INDEX_CHUNK, first : first + self.block_windows]
         return index
 
     def _block_rows(self, key: tuple[int, int]) -> tuple[Int64, NDArray[Any], Float32]:
         """Leaders of a block's windows, as :meth:`leaders` gives them, and the rows of all."""
-        first = key[1] * self._block_windows
-        starts, leader = self.leaders(first, first + self._block_windows)
+        first = key[1] * self.block_windows
+        starts, leader = self.leaders(first, first + self.block_windows)
         low, end = starts[[0, -1]] * self.grid.geometry.bins
         return starts, leader, np.asarray(self.predictions[low:end], np.float32)
 
@@ -225,6 +233,37 @@ class _Kept:
 def _size(read: Any) -> int:
     arrays = read if isinstance(read, tuple) else (read,)
     return int(sum(array.nbytes for array in arrays))
+
+
+class Stretch(NamedTuple):
+    """Distinct predictions of windows ``[first, last)``, for any number of threads.
+
+    Parameters
+    ----------
+    first, last : int
+    starts : int64 array, [windows + 1]
+        Where those of each window begin.
+    leader : unsigned array, [distinct]
+    rows : float32 array, [distinct * bins, tracks]
+    base : CohortFile
+    """
+
+    first: int
+    last: int
+    starts: Int64
+    leader: NDArray[Any]
+    rows: Float32
+    base: CohortFile
+
+    def fill(self, index: NDArray[Any], window: int, skip: int, out: Float32) -> None:
+        """Fill ``out``, [lines, rows, tracks], from an index of the windows from ``window`` on.
+
+        The first ``skip`` rows are left out.
+        """
+        own = self.starts[window - self.first : window - self.first + index.shape[1] + 1]
+        leader, low = self.leader[own[0] - self.starts[0] :], int(self.starts[0])
+        found = self.base.looked_up(index, window, own, leader)
+        _gather(found, low, self.base.grid.geometry.bins, self.rows, skip, out)
 
 
 @njit(nogil=True, cache=True)
