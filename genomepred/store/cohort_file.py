@@ -162,11 +162,12 @@ class CohortFile(PredictionStore):
         number, block = key
         group, place = divmod(number, INDEX_CHUNK)
         index = self._kept.get((-2 - group, block), self._index_block)
-        found = self.located(index[place : place + 1], block * self.block_windows)
-        low, rows = self._kept.get((-1, block), self._block_rows)
+        starts, leader, rows = self._kept.get((-1, block), self._block_rows)
+        first = block * self.block_windows
+        found = self.looked_up(index[place : place + 1], first, starts, leader)
         bins = self.grid.geometry.bins
         out = np.empty((1, found.shape[1] * bins, len(self.tracks)), np.float32)
-        _gather(found, int(low), bins, rows, 0, out)
+        _gather(found, int(starts[0]), bins, rows, 0, out)
         own: Float32 = out[0]
         return own
 
@@ -176,13 +177,12 @@ class CohortFile(PredictionStore):
         index: NDArray[Any] = self.index[h : h + INDEX_CHUNK, first : first + self.block_windows]
         return index
 
-    def _block_rows(self, key: tuple[int, int]) -> tuple[Int64, Float32]:
-        """Number of the first distinct prediction of a block, and the rows of all."""
-        first, last = key[1] * self.block_windows, (key[1] + 1) * self.block_windows
-        low = self.first[first]
-        end = self.first[last] if last < len(self.first) else self.distinct_count
-        bins = self.grid.geometry.bins
-        return low, np.asarray(self.predictions[low * bins : end * bins], np.float32)
+    def _block_rows(self, key: tuple[int, int]) -> tuple[Int64, NDArray[Any], Float32]:
+        """Leaders of a block's windows, as :meth:`leaders` gives them, and the rows of all."""
+        first = key[1] * self.block_windows
+        starts, leader = self.leaders(first, first + self.block_windows)
+        low, end = starts[[0, -1]] * self.grid.geometry.bins
+        return starts, leader, np.asarray(self.predictions[low:end], np.float32)
 
     def problems(self) -> list[str]:
         """See :meth:`CohortStore.problems`."""

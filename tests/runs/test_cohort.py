@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import cohort as measured
+from benchmarks import cohort_limits
 from genomepred.errors import (
     GenomesFailedError,
     MemoryLimitError,
@@ -334,6 +337,15 @@ def test_too_little_memory_is_said_before_anything_is_computed(
         predict_cohort(fasta, vcf, model, tmp_path / "out")
     monkeypatch.undo()
     assert predict_cohort(fasta, vcf, model, tmp_path / "out", jobs=1).path.is_file()
+
+
+def test_docs_show_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    docs, results = (root / "docs/cohorts.md").read_text(), root / "benchmarks/results"
+    rows = json.loads((results / "cohort-amd-epyc.json").read_text())["rows"]
+    limits = json.loads((results / "cohort_limits-amd-epyc.json").read_text())["rows"]
+    for text in (measured.picture(rows), measured.table(rows), cohort_limits.table(limits)):
+        assert text in docs
 
 
 _SEVERAL_BINS = """
