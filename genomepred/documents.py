@@ -177,6 +177,8 @@ def _check_object(value: dict[str, Any], schema: dict[Any, Schema], where: str) 
 
 
 def _fits(value: Any, schema: Schema, where: str) -> bool:
+    if not isinstance(schema, tuple | list | dict):
+        return _is(value, schema)  # of many values, without an error for each that it is not
     try:
         _check(value, schema, where)
     except DocumentError:

@@ -34,6 +34,7 @@ from genomepred.store.reader import (
     first_line,
     read_attributes,
 )
+from genomepred.store.schema import open_predictions
 from genomepred.store.sidecar import read_sidecar, sidecar_path, write_sidecar
 
 __all__ = [
@@ -241,25 +242,27 @@ def _content_problems(path: Path, noted: Mapping[str, Any]) -> list[str]:
             from genomepred.store.cohort import cohort_problems  # compiled: takes a while
 
             return cohort_problems(path, noted)
-        with PredictionStore(path) as store:
-            return [f"{path}: {problem}" for problem in _structure_problems(store, noted)]
+        # The grid and its bounds are what a reader checks: they cannot differ from the sidecar, and
+        # would take as long as hashing megabytes.
+        with h5py.File(path, "r", locking=False) as file:
+            return [f"{path}: {problem}" for problem in _structure_problems(file, noted)]
     except GenomepredError as error:
         return [str(error)]
+    except READ_ERRORS as error:
+        return [f"{path}: {_reason(error)}"]
 
 
-def _structure_problems(store: PredictionStore, noted: Mapping[str, Any]) -> list[str]:
-    data, problems = store.predictions, []
-    if store.rows != noted["rows"]:
-        problems.append(f"{store.rows} rows, but the sidecar says {noted['rows']}")
-    expected = -(-store.rows // data.chunks[0])
-    if data.id.get_num_chunks() != expected:
-        problems.append(f"{data.id.get_num_chunks()} chunks of {expected} are present")
+def _structure_problems(file: h5py.File, noted: Mapping[str, Any]) -> list[str]:
+    attributes, data, problems = read_attributes(file), open_predictions(file), []
+    rows = data.shape[0]
+    if rows != noted["rows"]:
+        problems.append(f"{rows} rows, but the sidecar says {noted['rows']}")
     if not (data.shuffle and data.fletcher32):
         problems.append("chunks are not shuffled and checksummed")
     expectations = {**noted["signature"], "sequence_digest": noted["genome"]["digest"]}
     for name, value in expectations.items():
-        if value is not None and store.attributes.get(name, value) != value:
-            problems.append(f"{name} is {store.attributes[name]!r}, the sidecar says {value!r}")
+        if value is not None and attributes.get(name, value) != value:
+            problems.append(f"{name} is {attributes[name]!r}, the sidecar says {value!r}")
     return problems
 
 

@@ -519,4 +519,8 @@ def test_verify_looks_inside_a_file_whose_hash_is_right(tmp_path: Path) -> None:
         file["predictions"].resize((GRID.rows - 1, 1))
     write_sidecar(sidecar_path(path), {**noted, "sha256": files.sha256_of(path)})
     (problem,) = verify_file(path)
-    assert "/intervals/end does not follow" in problem
+    assert f"{GRID.rows - 1} rows, but the sidecar says {GRID.rows}" in problem
+    with h5py.File(path, "r+") as file:
+        del file["predictions"]
+    write_sidecar(sidecar_path(path), {**noted, "sha256": files.sha256_of(path)})
+    assert verify_file(path) == [f"{path}: /predictions is absent"]
