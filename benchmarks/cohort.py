@@ -132,7 +132,7 @@ class Counted:
         for chunk in distinct_windows(panel, self._geometry, contig, first, last):
             self.distinct += len(chunk.leader)
             for kind, keys in zip(self.kinds, seen, strict=True):
-                key, _, _ = chunk.piece_keys(kind.offsets, kind.length)
+                key, _ = chunk.piece_keys(kind.offsets, kind.length)
                 keys.numbers(key.reshape(-1, 2))
         self.pieces = [keys.count for keys in seen]
 

@@ -31,28 +31,33 @@ from genomepred.runs.run import predict
 from genomepred.store.cohort import CohortStore
 
 
-def repeated(folder: Path, data: Path, times: int) -> tuple[Path, Path]:
-    """The simulated panel and its reference as so many contigs, all alike."""
-    import pysam.bcftools
-
-    reference, variants, _, _ = PANELS["p33"]
-    with Genome(data / reference, cache=folder) as genome:
+def repeated(folder: Path, data: Path, times: int) -> Path:
+    """The reference of the simulated panel as so many contigs, all alike."""
+    with Genome(data / PANELS["p33"][0], cache=folder) as genome:
         (contig,) = genome.contigs
         codes = genome.codes(contig, 0, genome.contigs[contig])
     letters = np.frombuffer(b"ACGTN", np.uint8)[codes].tobytes()
-    fasta, panel = folder / f"{times}.fa", folder / f"{times}.bcf"
-    with fasta.open("wb") as file:
-        for k in range(times):
-            file.write(b">c%d\n%s\n" % (k, letters))
-    parts = []
+    fasta = folder / f"{times}.fa"
+    fasta.write_bytes(b"".join(b">c%d\n%s\n" % (k, letters) for k in range(times)))
+    return fasta
+
+
+def repeated_panel(folder: Path, data: Path, times: int) -> tuple[Path, Path]:
+    """The simulated panel on so many contigs, and its reference."""
+    import pysam.bcftools
+
+    variants, parts = data / PANELS["p33"][1], []
+    with Genome(data / PANELS["p33"][0], cache=folder) as genome:
+        (contig,) = genome.contigs
     for k in range(times):
         names, part = folder / "names", folder / f"part{k}.bcf"
         names.write_text(f"{contig} c{k}\n")
         options = ["--rename-chrs", str(names), "-Ob", "-o", str(part)]
-        pysam.bcftools.annotate(*options, str(data / variants), catch_stdout=False)
+        pysam.bcftools.annotate(*options, str(variants), catch_stdout=False)
         parts.append(str(part))
+    panel = folder / f"{times}.bcf"
     pysam.bcftools.concat("-Ob", "-o", str(panel), *parts, catch_stdout=False)
-    return fasta, panel
+    return repeated(folder, data, times), panel
 
 
 def whole_command(data: Path, rounds: int) -> dict[str, Any]:
@@ -66,7 +71,8 @@ def whole_command(data: Path, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = saved(name, window, stride, folder / "model")
-        one, several, long = (repeated(folder, data, k) for k in (1, more, many))
+        one, several = (repeated_panel(folder, data, k) for k in (1, more))
+        long = repeated(folder, data, many)
         panel_options: dict[str, Any] = {"inbred": True, "jobs": 1}
 
         def panel(files: tuple[Path, Path], out: str, keep: bool = False) -> Path:
@@ -76,16 +82,16 @@ def whole_command(data: Path, rounds: int) -> dict[str, Any]:
                 file.unlink()
             return predict_cohort(*files, model, folder / out, **panel_options).path
 
-        def genome(files: tuple[Path, Path], out: str) -> None:
+        def genome(fasta: Path, out: str) -> None:
             shutil.rmtree(folder / out, ignore_errors=True)
-            predict(files[0], model, folder / out, jobs=1)
+            predict(fasta, model, folder / out, jobs=1)
 
         with Genome(one[0], cache=folder) as reference:
             bases = sum(reference.contigs.values())
         compare_contigs(panel(one, "one"), panel(several, "several"), more, bases)
         calls: dict[str, Callable[[], Any]] = {
             "panel, 1 contig": lambda: panel(one, "one"),
-            "genome, 1 contig": lambda: genome(one, "genome"),
+            "genome, 1 contig": lambda: genome(one[0], "genome"),
             f"panel, {more} contigs": lambda: panel(several, "several"),
             f"genome, {many} contigs": lambda: genome(long, "genome"),
             "panel, 1 contig, read before": lambda: panel(one, "one", keep=True),

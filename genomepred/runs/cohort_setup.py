@@ -193,7 +193,7 @@ class CohortSetup(Setup):
                     looked += len(chunk.begin) - 1
                     distinct += len(chunk.leader)
                     for kind, seen in zip(kinds, found, strict=True):
-                        key, _, _ = chunk.piece_keys(kind.offsets, kind.length)
+                        key, _ = chunk.piece_keys(kind.offsets, kind.length)
                         seen.numbers(key.reshape(-1, 2))
                 counts = [n + seen.count for n, seen in zip(counts, found, strict=True)]
         if not kinds:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,15 @@ from genomepred.sequences.codes import Codes
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.haplotypes import Region
-from genomepred.sequences.sweep import build_windows, count_real, group, pieces, prefixes, sweep
+from genomepred.sequences.sweep import (
+    build_windows,
+    count_real,
+    group,
+    pieces,
+    prefixes,
+    rows_before,
+    sweep,
+)
 
 Int64 = NDArray[np.int64]
 # Haplotypes from which on leaders take four bytes.
@@ -53,6 +61,14 @@ def slack(window: int) -> int:
 def anchor(geometry: Geometry) -> int:
     """Bases from a window's place on the grid (``i * stride``) to its anchor."""
     return geometry.span // 2
+
+
+class Places(NamedTuple):
+    """Where pieces lie: leaders [rows], first base on them and first edit [rows, offsets]."""
+
+    leader: Int64
+    start: Int64
+    edit: Int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +107,38 @@ class Chunk:
         leader = self.leader.astype(np.int64)
         return leader, self._start[window, leader], self._edit[window, leader].astype(np.int64)
 
+    def rows_before(self, windows: int, bases: int) -> Int64:
+        """Row of the same leader so many windows before, if it begins so many bases before; or -1.
+
+        Its pieces are those of this row, further on in the window.
+        """
+        out = np.full(len(self.leader), -1, np.int64)
+        rows_before(self.begin, self.leader, self._start, windows, bases, out)
+        return out
+
     def piece_keys(
-        self, offsets: tuple[int, ...], length: int
-    ) -> tuple[NDArray[np.uint64], Int64, Int64]:
-        """Keys of pieces of the distinct windows, ``length`` bases from each offset on.
+        self, offsets: tuple[int, ...], length: int, rows: Int64 | None = None
+    ) -> tuple[NDArray[np.uint64], Places]:
+        """Keys of pieces of distinct windows, ``length`` bases from each offset on.
+
+        Parameters
+        ----------
+        offsets : tuple of int
+            Ascending or descending.
+        length : int
+        rows : int64 array, optional
+            Distinct windows; all by default.
 
         Returns
         -------
         key : uint64 array, [rows, offsets, 2]
             Equal keys mean equal bases, in this chunk or in another one of the same contig.
-        start, edit : int64 array, [rows, offsets]
+        places : Places
             For :meth:`piece_codes`.
         """
         leader, begins, firsts = self._rows()
+        if rows is not None:
+            leader, begins, firsts = leader[rows], begins[rows], firsts[rows]
         r, shape = self._region, (len(leader), len(offsets))
         key, start = np.empty((*shape, 2), np.uint64), np.empty(shape, np.int64)
         edit = np.empty(shape, np.int64)
@@ -123,13 +158,14 @@ class Chunk:
             start,
             edit,
         )
-        return key, start, edit
+        return key, Places(leader, start, edit)
 
-    def piece_codes(self, which: Int64, start: Int64, edit: Int64, length: int) -> Codes:
+    def piece_codes(self, which: Int64, places: Places, length: int) -> Codes:
         """Codes of some pieces of :meth:`piece_keys`, by their flat numbers, [pieces, length]."""
-        leader = self.leader[which // start.shape[1]].astype(np.int64)
+        leader, start, edit = places
         out = np.empty((len(which), length), np.uint8)
-        self._fill(leader, start.reshape(-1)[which], edit.reshape(-1)[which], out)
+        owner = leader[which // start.shape[1]]
+        self._fill(owner, start.reshape(-1)[which], edit.reshape(-1)[which], out)
         return out
 
     def real_bases(self) -> Int64:
@@ -187,7 +223,9 @@ def distinct_windows(
     panel: Panel, geometry: Geometry, contig: str, first: int, last: int
 ) -> Iterator[Chunk]:
     """Windows ``[first, last)`` of a contig, a few at a time."""
-    step = max(_LOADED // max(len(panel.haplotypes), 1) // geometry.stride, 1)
+    haplotypes = max(len(panel.haplotypes), 1)
+    size = chunk_windows(haplotypes)  # chunks are the same however much is loaded
+    step = max(_LOADED // haplotypes // geometry.stride // size, 1) * size
     for begin in range(first, last, step):
         yield from _loaded(panel, geometry, contig, begin, min(begin + step, last))
 

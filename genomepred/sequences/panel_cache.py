@@ -98,7 +98,7 @@ class Block:
             size,
         ]
         planes = [_planes(values).tobytes() for values in arrays]
-        return bytes(isal_zlib.compress(head + b"".join(planes) + self.letters.tobytes(), 3))
+        return bytes(isal_zlib.compress(head + b"".join(planes) + self.letters.tobytes(), 2))
 
     @classmethod
     def of_bytes(cls, data: bytes) -> Block:

@@ -164,6 +164,20 @@ def pieces(
 
 
 @njit(nogil=True, cache=True)
+def rows_before(begin: Any, leader: Any, start: Any, windows: int, bases: int, out: Any) -> None:
+    """Rows of the same leaders ``windows`` before, where they begin ``bases`` before."""
+    row_of = np.full(start.shape[1], -1, np.int64)
+    for w in range(windows, len(begin) - 1):
+        first = begin[w - windows]
+        for row in range(first, begin[w - windows + 1]):
+            row_of[leader[row]] = row
+        for row in range(begin[w], begin[w + 1]):
+            h = leader[row]
+            if row_of[h] >= first and start[w - windows, h] + bases == start[w, h]:
+                out[row] = row_of[h]
+
+
+@njit(nogil=True, cache=True)
 def count_real(
     begins: Any,
     firsts: Any,

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import webbrowser
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from genomepred.cli import cli
 from genomepred.errors import DataError, GenomepredError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
+from genomepred.view import server
 from genomepred.view.clusters import leaves
 from genomepred.view.genes import Genes
 from genomepred.view.maps import find_maps
@@ -301,3 +304,32 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, "genomepred.view.web", raising=False)
     with pytest.raises(GenomepredError, match=r"pip install 'genomepred\[view\]'"):
         view(path)
+
+
+def test_where_nothing_can_be_written_the_pyramid_lasts_for_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_store(tmp_path / "a.h5")
+    (found,), _ = find_maps(path)
+    monkeypatch.setattr(type(found), "pyramid", lambda _: Path("/sys/kernel/a.pyramid"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shown = Shown(found, lambda *_: None)
+    shown._make()
+    assert shown.error == ""
+    assert shown._pyramid is not None
+    assert len(list(tmp_path.glob("genomepred-*/pyramid"))) == 1
+    shown.close()
+    assert list(tmp_path.glob("genomepred-*")) == []
+
+
+def test_without_a_browser_the_address_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(_: str) -> bool:
+        raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(webbrowser, "open", none)
+    told: list[str] = []
+    server._tell("http://127.0.0.1:1/", True, told.append)
+    assert told == ["http://127.0.0.1:1/"]
+    assert capsys.readouterr() == ("", "")
