@@ -165,7 +165,8 @@ def _check(value: Any, schema: Schema, where: str) -> None:
 def _check_object(value: dict[str, Any], schema: dict[Any, Schema], where: str) -> None:
     if str in schema:
         for key, item in value.items():
-            _check(item, schema[str], f"{where}.{key}"[-4 * _SHOWN :].lstrip("."))
+            if not _fits(item, schema[str], where):  # once more, to say where
+                _check(item, schema[str], f"{where}.{key}"[-4 * _SHOWN :].lstrip("."))
         return
     for key, wanted in schema.items():
         name = key.removesuffix("?")

@@ -33,19 +33,19 @@ printf '127.0.0.1 localhost %s n1 n2\n' "$host" >"$work/hosts"
 mount --bind "$work/hosts" /etc/hosts # for us alone
 
 # -- a cluster -------------------------------------------------------------------------------------
-mkdir -p "$work"/{ctld,n1,n2,log} /run/munge
+mkdir -p "$work"/{ctld,n1,n2,log,munge}
 chmod 711 "$work"
-chown munge: /run/munge
+chown munge: "$work/munge"
 [ -e /etc/munge/munge.key ] || create-munge-key
-runuser -u munge -- munged --foreground --force --socket=/run/munge/munge.socket.2 \
-    --pid-file=/run/munge/try.pid 2>"$work/log/munged" &
+runuser -u munge -- munged --foreground --force --socket="$work/munge/socket" \
+    --pid-file="$work/munge/pid" 2>"$work/log/munged" &
 daemons+=($!)
 cat >"$work/slurm.conf" <<END
 ClusterName=try
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=17000
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
-AuthInfo=socket=/run/munge/munge.socket.2
+AuthInfo=socket=$work/munge/socket
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation=$work/ctld

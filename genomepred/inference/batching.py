@@ -139,19 +139,20 @@ def _after(span: Span, count: int, g: Geometry) -> Span:
     )
 
 
-def compute_batches(
+def count_batches(
     grid: Grid, contigs: Sequence[str], last: int, batch: int, slots: int, shared: bool
-) -> int:
-    """Number of compute batches that hold the windows of rows ``[0, last)``; see :func:`cut`."""
+) -> tuple[int, int]:
+    """Windows of rows ``[0, last)``, and the compute batches that hold them; see :func:`cut`."""
     if shared:
         blocks = place_shared(grid, 0, last, contigs, batch, slots)
     else:
         blocks = place(grid, 0, last, batch, slots)
-    count = 0
+    windows = count = 0
     for placed in blocks:
         ends = ((slot // batch, -(-(slot + span.windows) // batch)) for slot, span in placed)
         count += len({k for first, end in ends for k in range(first, end)})
-    return count
+        windows += sum(span.windows for _, span in placed)
+    return windows, count
 
 
 def filled(grid: Grid, contigs: Sequence[str], windows: int, batches: int) -> float:
@@ -160,8 +161,8 @@ def filled(grid: Grid, contigs: Sequence[str], windows: int, batches: int) -> fl
     Of the first rows of a grid; ``batches`` compute batches are placed at a time.
     """
     last = min(grid.rows, _ROWS_COUNTED * windows * grid.geometry.bins)
-    count = compute_batches(grid, contigs, last, windows, batches * windows, shared=True)
-    return sum(span.windows for span in grid.spans(0, last)) / (windows * count)
+    found, count = count_batches(grid, contigs, last, windows, batches * windows, shared=True)
+    return found / (windows * count)
 
 
 def sample(genome: SequenceSource, grid: Grid, windows: int) -> Block:

@@ -113,12 +113,11 @@ def _plan_genome(
         grid = make_grid(contigs, setup.geometry, spec.regions, spec.center)
     except GenomepredError as error:
         return GenomePlan(source.name, 0, 0, 0, 0, 0, 0, error=str(error))
-    windows = sum(span.windows for span in grid.spans(0, grid.rows))
     step = shard_rows(setup.layout, numerics.compute_batch)
     shards = -(-grid.rows // step)
     shared = numerics.overlap == "share"
     batch = numerics.compute_batch
-    batches = batching.compute_batches(
+    windows, batches = batching.count_batches(
         grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
     )
     bases = sum(contigs.values())
