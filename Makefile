@@ -28,6 +28,7 @@ test: env
 
 test-slow: env
 	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m 'hypothesis and not slow and not gpu' --hypothesis-profile=thorough
 
 torture: env
 	$(BIN)/python tests/torture.py

@@ -1,4 +1,4 @@
-"""What of the package's metadata is made at build time: the long description and the links.
+"""Metadata that is made at build time: the package's long description and its links.
 
 An index shows the README apart from the files it points to, so its links must be absolute.
 `GENOMEPRED_URL=https://... python -m build` makes them so, of where the repository can be browsed

@@ -166,7 +166,7 @@ def collect(
     tell : callable
         Is given each row.
     limit : float
-        Seconds after which no further job is started.
+        Seconds after which no further job is started; the first always is.
 
     Returns
     -------
@@ -176,7 +176,7 @@ def collect(
     """
     rows, begin = [], time.monotonic()
     for about, job in jobs:
-        if time.monotonic() - begin > limit:
+        if rows and time.monotonic() - begin > limit:
             row = about | {"left_out": f"the limit of {limit:g} s was reached"}
         else:
             try:

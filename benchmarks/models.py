@@ -247,9 +247,12 @@ def _jobs(
     for name, window in cases:
         engine = compute_batch(window, device)
         model = make_model(name, window).to(device)
-        seconds_a_window = 0.0
+        seconds_a_window: float | None = 0.0
         for batch in sorted(set(batches or (1, 16, engine, 4 * engine))):
             about = {"model": name, "window": window, "batch": batch, "of_the_engine": engine}
+            if seconds_a_window is None:  # nobody knows how long this one would take
+                yield about, partial(dict, left_out="a smaller batch gave no time")
+                continue
             # Each of three contestants is called three times before its rounds.
             needed = seconds_a_window * batch * 3 * (rounds + 3)
             if needed > patience:
@@ -264,8 +267,8 @@ def _jobs(
                 return found
 
             yield about, job
-            if "seconds" in found:
-                seconds_a_window = max(found["seconds"].values()) / batch
+            seconds = found.get("seconds")
+            seconds_a_window = max(seconds.values()) / batch if seconds else None
 
 
 def describe(row: Row) -> str:

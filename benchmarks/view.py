@@ -1,11 +1,15 @@
 """genomepred view: time to the first picture, tiles, panning, memory, and making the pyramid.
 
-A store is generated (3,000 haplotypes, 1,000,000 windows, 40 distinct rows in each block of 256
-windows), or files are given. A server is started as the command starts it, and a chromium visits
-it. The wall clock counts what a person waits for; the load of the machine stands beside it. What a
-picture shows is checked against the store before anything is timed.
+Stores: one is generated (3,000 haplotypes, 1,000,000 windows, 40 distinct rows in each block of 256
+windows); files of real runs are shown as they are (``--store``), or repeated along the chromosome
+to as many windows (``--repeat``). In the worst case, ``--worst`` windows, no two haplotypes are
+equal anywhere.
 
-    python benchmarks/view.py [--store FILE ...] [--json FILE] [--haplotypes N] [--windows N]
+A server is started as the command starts it, and a chromium visits it. The wall clock counts what a
+person waits for; the load of the machine stands beside it. What a picture shows is checked against
+the store before anything is timed.
+
+    python benchmarks/view.py [--store FILE ...] [--repeat FILE ...] [--worst N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +41,7 @@ from genomepred.sequences.distinct import leader_type
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
 from genomepred.store.cohort import CohortStore
+from genomepred.store.cohort_file import CohortFile
 from genomepred.store.cohort_writing import join_cohort, write_cohort_part
 from genomepred.store.pyramid import BLOCK, TILE, Pyramid
 from genomepred.view.jobs import Job
@@ -50,36 +56,87 @@ FLAGS = [
 TILES, FRAMES = 200, 120
 
 
-def generate(path: Path, haplotypes: int, windows: int) -> None:
-    """Write a cohort's file whose blocks have as many distinct rows as there are founders."""
+Shard = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def generated(haplotypes: int, founders: int) -> Callable[[int, int], Shard]:
+    """Shards whose blocks have as many distinct rows as there are founders."""
     rng = np.random.default_rng(0)
-    grid = Grid.whole({"chr1": 20 * windows + 20}, Geometry(window=40, stride=20))
-    kind, layout = leader_type(haplotypes), Layout(1)
-    parts, told = [], []
-    for first in range(0, windows, SHARD):
-        count = min(SHARD, windows - first)
+    kind = leader_type(haplotypes)
+
+    def shard(first: int, count: int) -> Shard:
         blocks = -(-count // BLOCK)
-        founder = rng.integers(0, FOUNDERS, (haplotypes, blocks))
         index = np.empty((haplotypes, blocks), kind)
         leaders = []
         for b in range(blocks):
-            _, lowest, which = np.unique(founder[:, b], return_index=True, return_inverse=True)
+            founder = rng.integers(0, founders, haplotypes)
+            if founders == haplotypes:
+                founder = np.arange(haplotypes)
+            _, lowest, which = np.unique(founder, return_index=True, return_inverse=True)
             index[:, b] = lowest[which]
             leaders.append(np.sort(lowest))
         each = [leaders[w // BLOCK] for w in range(count)]
         leader = np.concatenate(each).astype(kind)
         values = rng.gamma(0.2, 1.0, (len(leader), 1)).astype(np.float32)
-        parts.append(path.with_name(f"{first}.part"))
-        told.append({"first": first})
         whole = np.repeat(index, BLOCK, axis=1)[:, :count]
-        counts = np.array([len(found) for found in each])
-        write_cohort_part(
-            parts[-1], values, counts, leader, np.ascontiguousarray(whole), layout, told[-1]
-        )
-    names = [(f"S{k:04}", 1) for k in range(haplotypes)]
-    join_cohort(parts, path, layout, grid, [("signal", "")], names, {"genome": "generated"}, told)
+        return values, np.array([len(found) for found in each]), leader, whole
+
+    return shard
+
+
+def repeated(source: CohortFile) -> Callable[[int, int], Shard]:
+    """Shards of a run's windows, again and again."""
+    index, bins, windows = source.index[:], source.grid.geometry.bins, len(source.first)
+    starts, leader = source.leaders(0, windows)
+    values = source.predictions[:].astype(np.float32).reshape(len(leader), bins, -1)
+
+    def shard(first: int, count: int) -> Shard:
+        wanted = np.arange(first, first + count) % windows
+        rows = np.concatenate([np.arange(starts[w], starts[w + 1]) for w in wanted])
+        counts = starts[wanted + 1] - starts[wanted]
+        part = values[rows].reshape(len(rows) * bins, -1)
+        return part, counts, leader[rows], index[:, wanted]
+
+    return shard
+
+
+def write_store(
+    path: Path,
+    shard: Callable[[int, int], Shard],
+    windows: int,
+    geometry: Geometry,
+    tracks: Sequence[tuple[str, str]],
+    names: Sequence[tuple[str, int]],
+) -> None:
+    """Write a cohort's file of one chromosome, shard by shard."""
+    layout = Layout(len(tracks), bins=geometry.bins)
+    grid = Grid.whole({"chr1": geometry.stride * (windows - 1) + geometry.window}, geometry)
+    parts, told = [], []
+    for first in range(0, windows, SHARD):
+        values, counts, leader, index = shard(first, min(SHARD, windows - first))
+        parts.append(path.with_name(f"{path.stem}-{first}.part"))
+        told.append({"first": first})
+        index = np.ascontiguousarray(index)
+        write_cohort_part(parts[-1], values, counts, leader, index, layout, told[-1])
+    join_cohort(parts, path, layout, grid, tracks, names, {"genome": path.stem}, told)
     for part in parts:
         part.unlink()
+
+
+def generate(path: Path, haplotypes: int, windows: int, founders: int = FOUNDERS) -> None:
+    """Write a cohort's file whose blocks have so many distinct rows."""
+    names = [(f"S{k:04}", 1) for k in range(haplotypes)]
+    shard = generated(haplotypes, founders)
+    geometry = Geometry(window=40, stride=20)
+    write_store(path, shard, windows, geometry, [("signal", "")], names)
+
+
+def repeat(path: Path, source: Path, windows: int) -> None:
+    """Write a run's file again and again along one chromosome."""
+    with CohortStore(source) as store:
+        run = store._base
+        tracks = list(zip(run.tracks, run.descriptions, strict=True))
+        write_store(path, repeated(run), windows, run.grid.geometry, tracks, list(run.haplotypes))
 
 
 def make_pyramid(path: Path) -> dict[str, Any]:
@@ -268,16 +325,32 @@ def main() -> None:
     parser.add_argument("--store", type=Path, nargs="*", default=[])
     parser.add_argument("--haplotypes", type=int, default=3000)
     parser.add_argument("--windows", type=int, default=1_000_000)
-    parser.add_argument("--generate", type=Path, help="write the store here and keep it")
+    parser.add_argument("--repeat", type=Path, nargs="*", default=[])
+    parser.add_argument("--worst", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where generated stores are written and kept")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = options.generate or Path(folder) / "generated.h5"
-        if not path.exists() and (options.generate or not options.store):
-            generate(path, options.haplotypes, options.windows)
-        stores = [path] * path.exists() + options.store
+        stores = written(options, options.folder or Path(folder)) + options.store
         made = {store: make_pyramid(store) for store in stores}
         write_json(options.json, {"stores": [measure(*item) for item in made.items()]})
+
+
+def written(options: argparse.Namespace, folder: Path) -> list[Path]:
+    """Stores that are asked for, written where they are not there yet."""
+    haplotypes, windows, worst = options.haplotypes, options.windows, options.worst
+    writers = {"generated": lambda path: generate(path, haplotypes, windows)}
+    for source in options.repeat:
+        writers[f"{source.parent.name}-{source.stem}-repeated"] = partial(
+            repeat, source=source, windows=windows
+        )
+    if worst:
+        writers["worst"] = lambda path: generate(path, haplotypes, worst, haplotypes)
+    paths = {folder / f"{name}.h5": write for name, write in writers.items()}
+    for path, write in paths.items():
+        if not path.exists():
+            write(path)
+    return list(paths)
 
 
 if __name__ == "__main__":

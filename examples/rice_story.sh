@@ -99,7 +99,8 @@ out = Path(sys.argv[1])
 top = pd.read_csv(out / "differences" / "top.tsv", sep="\t").iloc[0]
 with CohortStore(next((out / "cohort").glob("*.h5"))) as store:
     middle = (top.start + top.end) // 2
-    values = store.matrix(top.contig, middle, middle + 1)[:, :, 0].max(axis=1)
+    rows = store.matrix(top.contig, middle, middle + 1)[:, :, 0]
+    values = rows[:, rows.shape[1] // 2]  # of the site's own window
     kept = values > (values.max() + values.min()) / 2
     table = pd.DataFrame({"sample": store.samples, "site": np.where(kept, "kept", "lost")})
 table.to_csv(out / "groups.tsv", sep="\t", index=False)
@@ -109,7 +110,8 @@ genomepred compare "$out/cohort" -o "$out/groups" --samples-table "$out/groups.t
     --group site --top 60
 
 echo "== sites of two lines of the panel, and of a cultivar with their sequences"
-genomepred sites "$out/cohort/$name.h5" --sample S0000 --sample S1500 \
+genomepred sites "$out/cohort/$name.h5" \
+    --sample "$(head -n 1 "$out/lines.txt")" --sample "$(tail -n 1 "$out/lines.txt")" \
     --model "$out/training/best" --format narrowPeak -o "$out/sites"
 genomepred predict "$out/S1500.fa" --model "$out/training/best" --out "$out/S1500"
 genomepred sites "$out/S1500" --model "$out/training/best" --sequence "$out/S1500.fa" \

@@ -1,4 +1,4 @@
-"""What Numba compiles to machine code that needs no Numba (see `machine_code`).
+"""Numba's compiling to machine code that needs no Numba (see `machine_code`).
 
 Compiling takes seconds, so as little as possible is compiled. A *piece* is compiled once and called
 by its address from all functions that need it; a function that Numba inlines is compiled again

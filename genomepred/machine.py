@@ -1,14 +1,17 @@
-"""Processors and memory that this process may use, and the limit that says so.
+"""Processors and memory that this process may use, and how it starts further ones.
 
 Containers and schedulers limit by control groups (both versions), affinity, ``ulimit`` and
-variables; the least of them counts. Nothing here imports anything heavy.
+variables; the least of them counts. Also how further processes are started. Nothing here imports
+anything heavy.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +64,17 @@ def usable_memory() -> Limit:
         count = _number(os.environ.get("SLURM_CPUS_ON_NODE", "")) or usable_cpus().amount
         limits.append(Limit(count * each << 20, "SLURM_MEM_PER_CPU"))
     return min(limits)
+
+
+def isolated_command(body: str, *arguments: str) -> list[str]:
+    """Command that runs Python code isolated, with this process's module path as first argument.
+
+    It sees neither the current folder nor PYTHON* of the environment.
+    """
+    path = [place for place in sys.path if place]  # "" is the current folder
+    options = [f"-W{option}" for option in sys.warnoptions]
+    utf8 = f"utf8={sys.flags.utf8_mode}"
+    return [sys.executable, "-I", "-X", utf8, *options, "-c", body, json.dumps(path), *arguments]
 
 
 def process_memory() -> Limit:

@@ -159,7 +159,7 @@ def _file(place: str) -> Path:
 
 
 def _kept(place: str) -> MachineCode | None:
-    """What is kept of a function, if it is whole."""
+    """Return the kept machine code of a function, if it is whole."""
     try:
         with open(_file(place), "rb") as file:
             header = json.loads(file.readline(_LONGEST_HEADER))

@@ -230,7 +230,7 @@ _GENE_COLOR, _NONE = "#31688E", "#C8C8C8"
 
 
 class Feature(Protocol):
-    """What is drawn of a gene."""
+    """A gene as it is drawn."""
 
     @property
     def start(self) -> int:
@@ -244,7 +244,7 @@ class Feature(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name that is written beside it."""
         ...
 
     @property
@@ -338,7 +338,7 @@ def _track_of(source: BlockSource, name: str) -> int:
 def _base_of(
     source: BlockSource, bins: Bins, values: Float32, column: int, difference: str
 ) -> Float32:
-    """What differences are to, [bins]."""
+    """Values that differences are taken to, [bins]."""
     if difference == "mean" and difference not in source.lines:
         present = ~np.isnan(values)
         with np.errstate(invalid="ignore"):

@@ -110,10 +110,13 @@ class Outlook(Watch):
         Its total becomes the bases of all genomes, its postfix the genomes seen.
     genomes : int
         How many there are.
+    workers : int, optional
+        Processes that this one has started, itself included.
     """
 
-    def __init__(self, bar: Progress, genomes: int) -> None:
+    def __init__(self, bar: Progress, genomes: int, workers: int = 1) -> None:
         super().__init__()
+        self._others = "the other workers" if workers > 1 else "other processes on this run"
         self._bar, self._genomes = bar, genomes
         self._seen: set[str] = set()
         self._bases = self._open = 0
@@ -150,4 +153,4 @@ class Outlook(Watch):
 
     def wait(self) -> None:
         """Say that nothing is left to do but to wait."""
-        self._bar.set_description_str("waiting for other processes on this run")
+        self._bar.set_description_str(f"waiting for {self._others}")

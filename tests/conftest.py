@@ -12,8 +12,10 @@ from hypothesis import settings
 
 from genomepred import compiled
 
-# Times mean nothing on shared machines.
-settings.register_profile("genomepred", deadline=None)
+# Times mean nothing on shared machines. The default run takes a quarter of the examples that
+# `make test-slow` asks for with --hypothesis-profile; tests with numbers of their own scale alike.
+settings.register_profile("genomepred", deadline=None, max_examples=25)
+settings.register_profile("thorough", deadline=None, max_examples=100)
 settings.load_profile("genomepred")
 
 # What a first run says when it compiles is a line that no test expects; test_compiled looks for it.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from click.testing import CliRunner, Result
+from hypothesis import settings
 
 from genomepred.cli import cli
 from genomepred.messages import described
@@ -24,6 +25,11 @@ class Ended(NamedTuple):
     stdout: str
     stderr: str
     returncode: int
+
+
+def examples(thorough: int) -> int:
+    """Return how many examples the profile in use takes of so many of the thorough one."""
+    return max(thorough * settings().max_examples // 100, 1)
 
 
 def invoke(*arguments: object) -> Result:

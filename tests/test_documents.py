@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genomepred.documents import COUNT, SEAL, DocumentError, parse_document, read_document, seal
+from tests.helpers import examples
 
 VALUES = st.recursive(
     st.none()
@@ -20,7 +21,7 @@ VALUES = st.recursive(
 
 
 @given(document=st.dictionaries(st.text(), VALUES, max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_a_sealed_document_reads_back_equal(document, tmp_path_factory):
     document.pop(SEAL, None)
     path = tmp_path_factory.mktemp("sealed") / "record.json"

@@ -94,7 +94,7 @@ def show(model: str, as_json: bool) -> None:
 @json_option
 @debug_option
 def check(model: str, device: str, trust_code: str | None, as_json: bool) -> None:
-    """Check that MODEL is whole and reproduces its golden outputs on this machine."""
+    """Check that MODEL is whole and computes here the outputs that are stored beside it."""
     from genomepred.inference.engine import find_device
     from genomepred.models.checkpoint import check_golden, load_model
     from genomepred.models.external import told_of_code
@@ -206,7 +206,8 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 @option(
     "--golden",
     type=_FILE,
-    help="FASTA to cut golden inputs from.  [default: human chr22:20-21 Mb, bundled]",
+    help="FASTA to cut the inputs from whose outputs are stored (golden).  [default: human "
+    "chr22:20-21 Mb, bundled]",
 )
 @json_option
 @debug_option

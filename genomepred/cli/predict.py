@@ -362,7 +362,7 @@ def _progress(genome: GenomeStatus) -> list[str]:
 @json_option
 @debug_option
 def forget(out: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove genomes NAME... from the run in OUT: their files, sidecars and shards."""
+    """Remove genomes NAME... from the run in OUT: their files, records and shards."""
     from genomepred.runs.status import forget as forget_genomes
 
     removed = forget_genomes(out, names)
@@ -378,7 +378,7 @@ def forget(out: Path, names: tuple[str, ...], as_json: bool) -> None:
 @json_option
 @debug_option
 def verify(out: str, as_json: bool) -> None:
-    """Check every file of OUT against its sidecar, byte for byte."""
+    """Check every file of OUT against the checksum in the JSON file beside it."""
     from genomepred.errors import VerificationError
     from genomepred.runs.checking import verify as verify_run
 

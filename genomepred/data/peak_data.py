@@ -137,7 +137,8 @@ class PeakData:
             if name in needed and not len(rows):
                 raise DataError(
                     f"{peaks.source}: no peaks for {name}; choose regions with --validation and "
-                    f"--test so that each part has some of those on {some(peaks.contigs)}"
+                    f"--test so that each part has some of those on {some(peaks.contigs)} "
+                    "(`evaluate --part all` takes every peak instead)"
                 )
         hashes = sequence_hashes(peaks.codes)
         training, *held_out = (hashes[rows] for rows in self._rows)

@@ -57,7 +57,8 @@ def synthetic_motifs(length: int = 8, count: int | None = None, seed: int = 0) -
     Returns
     -------
     DataFrame
-        Columns ``sequence``, ``label`` and ``dataset`` (train, valid, test: 80, 10, 10%).
+        Columns ``sequence``, ``label`` and ``dataset`` (train, valid, test: 80, 10, 10%, a
+        sequence and its reverse complement in one of them).
 
     Raises
     ------
@@ -76,17 +77,31 @@ def synthetic_motifs(length: int = 8, count: int | None = None, seed: int = 0) -
         )
     rng = np.random.default_rng(seed)
     codes = _all(length) if count == 4**length else _sample(length, count, rng)
-    letters = np.frombuffer(b"ACGT", np.uint8)[codes]
-    edges = np.round(np.cumsum([0.0, *_SHARES.values()]) * count).astype(np.int64)
-    part = np.empty(count, np.int64)
-    part[rng.permutation(count)] = np.repeat(np.arange(len(_SHARES)), np.diff(edges))
     return pd.DataFrame(
         {
-            "sequence": letters.view(f"S{length}").reshape(-1).astype(str),
+            "sequence": _text(codes).astype(str),
             "label": motif_scores(codes),
-            "dataset": np.array(list(_SHARES))[part],
+            "dataset": np.array(list(_SHARES))[_split(codes, rng)],
         }
     )
+
+
+def _text(codes: Codes) -> NDArray[np.bytes_]:
+    letters = np.ascontiguousarray(np.frombuffer(b"ACGT", np.uint8)[codes])
+    return letters.view(f"S{codes.shape[1]}").reshape(-1)
+
+
+def _split(codes: Codes, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Part of each sequence: at random, but a sequence and its other strand in one part."""
+    forward, reverse = _text(codes), _text(3 - codes[:, ::-1])
+    both = np.where(forward < reverse, forward, reverse)
+    _, group, sizes = np.unique(both, return_inverse=True, return_counts=True)
+    edges = np.round(np.cumsum(list(_SHARES.values()))[:-1] * len(codes))
+    order = rng.permutation(len(sizes))
+    begins = np.cumsum(sizes[order]) - sizes[order]
+    part = np.empty(len(sizes), np.int64)
+    part[order] = np.searchsorted(edges, begins, side="right")
+    return part[group]
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -187,9 +187,9 @@ class _FirstConvolution:
         """Bases that positions see, ``uint8 [batch, positions, width]``; 4 outside windows."""
         sides = (0, 0), (self._left, self._dilation * self.width)
         padded = np.pad(codes, sides, constant_values=4)
-        span = self._dilation * (self.width - 1) + 1
-        seen = sliding_window_view(padded, span, axis=1)[:, :: self._stride, :: self._dilation]
-        return seen[:, :positions]
+        field = self._dilation * (self.width - 1) + 1
+        every = sliding_window_view(padded, field, axis=1)
+        return every[:, :: self._stride, :: self._dilation][:, :positions]
 
 
 def _first_conv(model: nn.Module) -> tuple[nn.Conv1d, nn.BatchNorm1d | None] | None:

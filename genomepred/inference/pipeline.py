@@ -140,7 +140,7 @@ def run(
         What a job's ``finish`` raises, or an error that is not one genome's alone.
     """
     stop = stop or Stop()
-    lines = _Lines(stop, last)
+    queues = _Queues(stop, last)
     collector = _Collector(engine.numerics.precision, engine.tracks, progress)
     cutting: dict[str, Any] = {
         "batch": engine.numerics.compute_batch,
@@ -158,26 +158,26 @@ def run(
                 for windows in cut(job.genome, job.grid, job.first, job.last, **cutting):
                     if job is collector.dropped:
                         break
-                    lines.put(lines.to_engine, (job, windows))
+                    queues.put(queues.to_engine, (job, windows))
             except OutputError:
                 raise
             except GenomepredError as error:
-                lines.put(lines.to_engine, (job, error))
+                queues.put(queues.to_engine, (job, error))
             else:
-                lines.put(lines.to_engine, (job, None))
+                queues.put(queues.to_engine, (job, None))
             stop.check()
-        lines.put(lines.to_engine, None)
+        queues.put(queues.to_engine, None)
 
     def write() -> None:
-        while (entry := lines.get(lines.to_writer)) is not None:
+        while (entry := queues.get(queues.to_writer)) is not None:
             collector.take(*entry)
 
-    with lines.threads(read, write):
-        while (entry := lines.get(lines.to_engine)) is not None:
+    with queues.threads(read, write):
+        while (entry := queues.get(queues.to_engine)) is not None:
             job, content = entry
             result = engine.submit(content.block) if isinstance(content, Windows) else None
-            lines.put(lines.to_writer, (job, content, result))
-        lines.put(lines.to_writer, None)
+            queues.put(queues.to_writer, (job, content, result))
+        queues.put(queues.to_writer, None)
 
 
 class _Collector:
@@ -254,7 +254,7 @@ def _not_finite(job: ShardJob, row: int, precision: str) -> str:
     )
 
 
-class _Lines:
+class _Queues:
     """Two bounded queues and two threads that all stop as soon as one of them fails."""
 
     def __init__(self, stop: Stop, last: Callable[[], object]) -> None:
@@ -264,23 +264,23 @@ class _Lines:
         self._threads: list[threading.Thread] = []
         self._inside, self._lock = 1, threading.Lock()
 
-    def put(self, line: queue.Queue[Any], entry: Any) -> None:
+    def put(self, into: queue.Queue[Any], entry: Any) -> None:
         while True:
             self._stop.check()
             try:
-                return line.put(entry, timeout=_LOOK)
+                return into.put(entry, timeout=_LOOK)
             except queue.Full:
                 continue
 
-    def get(self, line: queue.Queue[Any]) -> Any:
+    def get(self, out_of: queue.Queue[Any]) -> Any:
         while True:
             self._stop.check()
             try:
-                return line.get(timeout=_LOOK)
+                return out_of.get(timeout=_LOOK)
             except queue.Empty:
                 continue
 
-    def threads(self, *bodies: Callable[[], None]) -> _Lines:
+    def threads(self, *bodies: Callable[[], None]) -> _Queues:
         self._threads = [
             threading.Thread(
                 target=self._guard, args=(body,), name=f"genomepred-{body.__name__}", daemon=True

@@ -126,7 +126,7 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     last, tail = shortest(rest, False, True)
 
     def pieces(offsets: tuple[int, ...], bases: int, begin: int, count: int) -> Pieces:
-        first, end = Stretch(*trunk, bases, begin, count).sees
+        first, end = Stretch(*trunk, bases, begin, count).reads
         places = tuple(offset + first for offset in offsets)
         return Pieces(end - first, places, bases, first, begin, count)
 
@@ -165,11 +165,11 @@ class DistinctKeys:
         self._table = np.zeros((1 << 12, 2), np.uint64)
         self._number = np.full(1 << 12, -1, np.int64)
 
-    def numbers(self, key: NDArray[np.uint64]) -> tuple[Int64, Int64]:
+    def numbers(self, key: NDArray[np.uint64]) -> tuple[NDArray[np.int32], Int64]:
         """Number of each key ``[keys, 2]``, and the places of those that are new."""
         while 2 * (self.count + len(key)) > len(self._number):
             self._grow()
-        number, new = np.empty(len(key), np.int64), np.empty(len(key), np.int64)
+        number, new = np.empty(len(key), np.int32), np.empty(len(key), np.int64)
         found = _number(key, self._table, self._number, self.count, number, new)
         self.count += found
         return number, new[:found]
@@ -223,21 +223,40 @@ class _Kind:
     def __init__(self, pieces: Pieces, trunk: _Trunk, turn: bool) -> None:
         self.pieces, self._trunk, self._turn = pieces, trunk, turn
         self.distinct = DistinctKeys()
-        self.numbers: list[Int64] = []
+        self.numbers: list[NDArray[np.int32]] = []
         self._waiting: list[Codes] = []
         self._done: list[Tensor] = []
         self.values = 0
 
-    def take(self, chunk: Chunk) -> None:
-        """Find the pieces of a chunk's distinct windows."""
-        key, start, edit = chunk.piece_keys(self.pieces.offsets, self.pieces.length)
+    def take(self, chunk: Chunk, before: Int64) -> None:
+        """Find the pieces of a chunk's distinct windows.
+
+        ``before`` are rows whose pieces, but for one, are also those of a later row, or -1.
+        """
+        offsets = self.pieces.offsets
+        if len(offsets) == 1:
+            self.numbers.append(self._numbered(chunk, offsets, None))
+            return
+        number = np.empty((len(before), len(offsets)), np.int32)
+        alone, last = np.flatnonzero(before < 0), -1 if offsets[0] < offsets[1] else 0
+        number[alone] = self._numbered(chunk, offsets, alone)
+        others = np.flatnonzero(before >= 0)
+        number[others, last] = self._numbered(chunk, (offsets[last],), others)[:, 0]
+        _follow(number, before, last)
+        self.numbers.append(number)
+
+    def _numbered(
+        self, chunk: Chunk, offsets: tuple[int, ...], rows: Int64 | None
+    ) -> NDArray[np.int32]:
+        """Numbers of pieces of rows, [rows, offsets]; those that are new wait for the trunk."""
+        key, places = chunk.piece_keys(offsets, self.pieces.length, rows)
         number, new = self.distinct.numbers(key.reshape(-1, 2))
-        self.numbers.append(number.reshape(key.shape[:2]))
         if len(new):
-            codes = chunk.piece_codes(new, start, edit, self.pieces.length)
+            codes = chunk.piece_codes(new, places, self.pieces.length)
             if self._turn:
                 codes = np.ascontiguousarray(np.array([3, 2, 1, 0, 4], np.uint8)[codes[:, ::-1]])
             self._waiting.append(codes)
+        return number.reshape(key.shape[:2])
 
     def features(self) -> Tensor:
         """Positions of all distinct pieces, ``[pieces, count, channels]``."""
@@ -269,6 +288,10 @@ class Tiles:
         self._pieces = cut_windows(engine.written, engine.geometry.stride)
         self._trunks = [_Trunk(engine, p) for p in self._pieces]
         self._positions = positions(engine.written)
+        # Windows and bases after which the tiles of a window stand one further on.
+        first, *others = self._pieces[1].offsets
+        bases = others[0] - first if others else 0
+        self._apart = max(bases // engine.geometry.stride, 1), bases
         self._strands = engine.turns
         self._kinds: list[tuple[_Kind, ...]] = []
         self.reset()
@@ -284,9 +307,10 @@ class Tiles:
 
     def take(self, chunk: Chunk) -> None:
         """Note the distinct windows of a chunk."""
+        before = chunk.rows_before(*self._apart)
         for kinds in self._kinds:
             for kind in kinds:
-                kind.take(chunk)
+                kind.take(chunk, before)
 
     def values(self) -> Float32:
         """Predictions of all windows taken since the last call, ``[windows, 1, tracks]``."""
@@ -356,6 +380,18 @@ def tile_work(model: nn.Module, stride: int) -> tuple[tuple[int, ...], int, int]
     with torch.no_grad():
         trunk = counted(whole.trunk, whole.encode(codes_)).multiply_adds
     return works, window - trunk, window
+
+
+@njit(nogil=True, cache=True)
+def _follow(number: Any, before: Any, last: int) -> None:
+    """Numbers that an earlier row has one place further on; those at ``last`` are known."""
+    for row in range(len(before)):
+        if before[row] >= 0:
+            for k in range(number.shape[1] - 1):
+                if last < 0:
+                    number[row, k] = number[before[row], k + 1]
+                else:
+                    number[row, k + 1] = number[before[row], k]
 
 
 @njit(nogil=True, cache=True)

@@ -49,8 +49,8 @@ class FusedConv(nn.Module):
 
     Attributes
     ----------
-    span : int
-        Positions that an output of the convolution sees.
+    receptive_field : int
+        Positions that an output of the convolution depends on.
     channels_in, channels : int
         Of the convolution as written: four bases where it reads codes.
     operation, implementation : str
@@ -79,7 +79,7 @@ class FusedConv(nn.Module):
         self.register_buffer("weight", weight.contiguous(), persistent=False)
         self.register_buffer("shift", shift.float().contiguous(), persistent=False)
         self.padding, self.dilation, self.epilogue = padding, dilation, epilogue
-        self.span = dilation * (weight.shape[0] - 1) + 1
+        self.receptive_field = dilation * (weight.shape[0] - 1) + 1
         self.channels_in, self.channels = 4 if reads_codes else weight.shape[1], weight.shape[2]
         self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
         self.operation = "codes_conv" if reads_codes else "conv_block"
@@ -154,7 +154,7 @@ class FusedConv(nn.Module):
 
     def empty(self, x: Tensor, padding: tuple[int, int], epilogue: Epilogue) -> list[Tensor]:
         """Outputs of :meth:`forward`, unfilled."""
-        length = convolved_length(x.shape[1], self.span, padding)
+        length = convolved_length(x.shape[1], self.receptive_field, padding)
         shape = (x.shape[0], pooled_length(length, epilogue.pool), self.channels)
         keep = self.keeps and epilogue.next_activation != "none"
         return [self.weight.new_empty(shape) for _ in range(1 + keep)]

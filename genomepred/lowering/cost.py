@@ -1,4 +1,4 @@
-"""What computing costs, in multiply-adds: counted, not timed, so that equal runs decide alike."""
+"""Costs of computing, in multiply-adds: counted, not timed, so that equal runs decide alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genomepred.models.layers import ChannelsLastConv
 
 
 class Work(NamedTuple):
-    """What a computation costs.
+    """Cost of a computation.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def counted(module: nn.Module, x: Tensor) -> Work:
     def count(layer: Any, given: tuple[Tensor, ...], out: Any) -> None:
         nonlocal total, largest
         if isinstance(layer, FusedConv):
-            length = convolved_length(given[0].shape[1], layer.span, layer.padding)
+            length = convolved_length(given[0].shape[1], layer.receptive_field, layer.padding)
             values = len(given[0]) * length * layer.channels
         else:
             values = out.numel()

@@ -170,7 +170,7 @@ def _implementations(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[str]:
-    """What each block is to be computed by: chosen, or as named."""
+    """Return the kernels of each block: chosen, or as named."""
     chosen = [
         dispatch.choose(
             *(block.operation, device),

@@ -82,7 +82,7 @@ def check_bins(model: nn.Module) -> External:
         lowered = prepared_form(model, "auto", "fp32")
     except ModelError as error:
         raise CannotShareError(str(error)) from error
-    output = _output_seen(lowered)
+    output = _output_field(lowered)
     along = 2 if model.output == "tracks_bins" else 1
     if (output.axis, output.step) != (along, model.bin_size):
         raise CannotShareError(
@@ -99,8 +99,8 @@ def check_bins(model: nn.Module) -> External:
     return lowered
 
 
-class Seen(NamedTuple):
-    """Bases that positions of a tensor, along an axis, depend on.
+class _Field(NamedTuple):
+    """Receptive fields of a tensor's positions along an axis.
 
     Position ``j`` depends on bases ``j * step + first`` to ``j * step + last`` of the window.
     """
@@ -119,8 +119,8 @@ class _Tracer(fx.Tracer):
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
-def _output_seen(model: External) -> Seen:
-    """What the output of a prepared module has seen of the window; no value is computed."""
+def _output_field(model: External) -> _Field:
+    """Receptive field of a prepared module's output; no value is computed."""
     module = copy.deepcopy(model.module).to("meta")
     try:
         graph = fx.GraphModule(module, _Tracer().trace(module))
@@ -135,32 +135,32 @@ def _output_seen(model: External) -> Seen:
         raise
     except Exception as error:
         raise CannotShareError(f"its operations cannot be followed: {error}") from error
-    (output,) = (node for node in follower.seen if node.op == "output")
-    return follower.seen[output]
+    (output,) = (node for node in follower.fields if node.op == "output")
+    return follower.fields[output]
 
 
 class _Follower(fx.Interpreter):
-    """Notes what the tensors of a recorded module have seen while it runs."""
+    """Notes the receptive fields of a recorded module's tensors while it runs."""
 
     def __init__(self, module: fx.GraphModule, axis: int) -> None:
         super().__init__(module)
         self._axis = axis
-        self.seen: dict[fx.Node, Seen] = {}
+        self.fields: dict[fx.Node, _Field] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run an operation and note what its result has seen."""
+        """Run an operation and note its result's receptive field."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = super().run_node(n)
-        sources = [self.seen[node] for node in n.all_input_nodes if node in self.seen]
-        if n.op == "placeholder" and not self.seen:
-            self.seen[n] = Seen(self._axis, 1, 0, 0)
+        sources = [self.fields[node] for node in n.all_input_nodes if node in self.fields]
+        if n.op == "placeholder" and not self.fields:
+            self.fields[n] = _Field(self._axis, 1, 0, 0)
         elif isinstance(result, Tensor) and sources:
-            self.seen[n] = self._after(n, sources, args, kwargs)
+            self.fields[n] = self._after(n, sources, args, kwargs)
         return result
 
     def _after(
-        self, n: fx.Node, sources: list[Seen], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Seen:
+        self, n: fx.Node, sources: list[_Field], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Field:
         x = sources[0]
         rank = args[0].dim() if args and isinstance(args[0], Tensor) else 0
         if n.op == "output":
@@ -173,7 +173,7 @@ class _Follower(fx.Interpreter):
             if by != (1, 0, 0) and x.axis != rank - 1:
                 raise CannotShareError(f"{n.name} does not run along the sequence")
             last = x.last + (by.right + by.pool - 1) * x.step
-            return Seen(x.axis, x.step * by.pool, x.first - by.left * x.step, last)
+            return _Field(x.axis, x.step * by.pool, x.first - by.left * x.step, last)
         if n.target in ("transpose", torch.transpose) and not kwargs:
             axes = list(range(rank))
             a, b = args[1:]

@@ -1,4 +1,4 @@
-"""What positions of a trunk see of the sequence, and where they stand in windows that overlap.
+"""Receptive fields of a trunk's positions, and where these stand in windows that overlap.
 
 A trunk is read once, by :func:`steps_of`, into steps: what a layer sees of the one before it is
 all that its receptive field, its positions in a block of windows and its work depend on. See
@@ -67,7 +67,7 @@ class Step(NamedTuple):
 
 
 class ReceptiveField(NamedTuple):
-    """What a position of a stack of layers depends on.
+    """Bases that a position of a stack of layers depends on.
 
     Position ``j`` depends on no base outside ``[j*pool - left, j*pool + pool + right)``.
     """
@@ -147,8 +147,8 @@ def taps_of(block: FusedConv, pool: str) -> Taps:
     """Taps of a block that ends with such a pool."""
     left, right = block.padding
     if pool == "none":
-        return Taps(1, left, right, block.span)
-    return Taps(2, left, right + (pool == "ceil"), block.span + 1)
+        return Taps(1, left, right, block.receptive_field)
+    return Taps(2, left, right + (pool == "ceil"), block.receptive_field + 1)
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def follow(steps: Sequence[Step], place: Place) -> Place:
 
 
 class Trunk(NamedTuple):
-    """What sharing needs of a model: its prepared form and the steps of its trunk."""
+    """A model as sharing needs it: its prepared form and the steps of its trunk."""
 
     model: SequenceModel
     steps: tuple[Step, ...]

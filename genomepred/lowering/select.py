@@ -1,4 +1,4 @@
-"""What computes a model in a run: whose kernels, and whether overlap is shared, in what blocks."""
+"""Choice of a run's computing: whose kernels, and whether overlap is shared, in what blocks."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def share(model: nn.Module, stride: int, windows: int) -> Sharing | LongWindow:
 def resolve_kernels(
     model: nn.Module, asked: str, device: torch.device, precision: str
 ) -> tuple[str, ...]:
-    """What ``--kernels`` means for a model on a device, as :class:`Numerics` says it.
+    """Return ``--kernels`` for a model on a device, as :class:`Numerics` says it.
 
     Parameters
     ----------

@@ -35,21 +35,21 @@ class _Range(NamedTuple):
 
 
 class _Computed(NamedTuple):
-    """What a step takes and makes.
+    """Positions that a step takes and makes.
 
     Parameters
     ----------
     step : Step
-    sees, makes : _Range
+    reads, makes : _Range
         Positions of the step's input, and of its result.
     padding : (int, int)
-        Positions that it sees beyond the ends of the stretch.
+        Positions that it reads beyond the ends of the stretch.
     adds : _Range
         Positions of what was kept that are added.
     """
 
     step: Step
-    sees: _Range
+    reads: _Range
     makes: _Range
     padding: tuple[int, int]
     adds: _Range
@@ -67,13 +67,14 @@ class Stretch:
     length : int
         Bases of a stretch.
     begin, count : int
-        Positions that are computed, of those that the trunk makes of a stretch.
+        Positions that are computed, of those that the trunk makes of a stretch; none of a window's
+        end that padding leaves alone.
     """
 
     def __init__(
         self, model: SequenceModel, steps: Sequence[Step], length: int, begin: int, count: int
     ) -> None:
-        self._model = model
+        self._model, self._count = model, count
         self._plan = _plan(steps, length, _Range(begin, begin + count))
         self._whole = _Range(0, length)
         self._outputs = Buffers()
@@ -90,7 +91,7 @@ class Stretch:
             if adds:
                 residual, had = kept.pop()
                 more = done.adds.of(residual, had)
-            before = x = done.sees.of(x, have)
+            before = x = done.reads.of(x, have)
             if isinstance(layer, FusedConv):
                 x, before = self._block(number, number == last, done, x, more)
             elif isinstance(layer, MaxPool):
@@ -102,7 +103,7 @@ class Stretch:
             if keeps:
                 kept.append((before, done.makes))
             have = done.makes
-        return x
+        return x[:, : self._count]
 
     def _block(
         self, number: int, last: bool, done: _Computed, x: Tensor, residual: Tensor | None
@@ -116,9 +117,9 @@ class Stretch:
         return found[0], found[-1]
 
     @property
-    def sees(self) -> tuple[int, int]:
+    def reads(self) -> tuple[int, int]:
         """Bases of a stretch, from one to before another, that anything depends on."""
-        return self._plan[0].sees if self._plan else self._whole
+        return self._plan[0].reads if self._plan else self._whole
 
     @property
     def multiply_adds(self) -> int:
@@ -127,33 +128,36 @@ class Stretch:
 
 
 def _work(done: _Computed) -> int:
-    block, (begin, end) = done.step.layer, done.sees
+    block, (begin, end) = done.step.layer, done.reads
     if not isinstance(block, FusedConv):
         return 0
-    positions = end - begin + sum(done.padding) - block.span + 1
+    positions = end - begin + sum(done.padding) - block.receptive_field + 1
     return int(positions * block.channels * block.channels_in * block.weight.shape[0])
 
 
 def _plan(steps: Sequence[Step], length: int, taken: _Range) -> list[_Computed]:
-    """What every step takes and makes, from the last one back."""
+    """Return what every step takes and makes, from the last one back."""
     lengths = [length]
     for _, taps, *_ in steps:
         more = lengths[-1] + taps.left + taps.right - taps.width
         lengths.append(more // taps.stride + 1)
+    if taken.begin == taken.end:  # one position tells the channels
+        first = min(taken.begin, lengths[-1] - 1)
+        taken = _Range(first, first + 1)
     plan, waiting = list[_Computed](), list[_Range]()
     for step, (length_in, _) in reversed(list(zip(steps, pairwise(lengths), strict=True))):
         makes = taken.with_(waiting.pop()) if step.keeps else taken
         adds = _Range(makes.begin * step.taps.stride, min(makes.end * step.taps.stride, length_in))
         if step.adds:
             waiting.append(adds)
-        sees, padding = _seen(step, length_in, makes)
-        plan.append(_Computed(step, sees, makes, padding, adds))
-        taken = sees
+        reads, padding = _read_by(step, length_in, makes)
+        plan.append(_Computed(step, reads, makes, padding, adds))
+        taken = reads
     return plan[::-1]
 
 
-def _seen(step: Step, length: int, makes: _Range) -> tuple[_Range, tuple[int, int]]:
-    """Positions that a step sees of its input, and how many beyond its ends."""
+def _read_by(step: Step, length: int, makes: _Range) -> tuple[_Range, tuple[int, int]]:
+    """Return the positions that a step reads of its input, and how many beyond its ends."""
     taps: Taps = step.taps
     begin = makes.begin * taps.stride - taps.left
     end = (makes.end - 1) * taps.stride - taps.left + taps.width

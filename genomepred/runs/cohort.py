@@ -74,7 +74,7 @@ class CohortRun(GenomeRun):
         self._note: Callable[[str], object] = lambda text: None
 
     def more(self) -> dict[str, Any]:
-        """What another process is to be told beside the spec."""
+        """Return what another process is to be told beside the spec."""
         panel = {"variants": str(self.variants), "panel": asdict(self.options)}
         return super().more() | panel
 

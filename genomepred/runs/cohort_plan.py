@@ -1,4 +1,4 @@
-"""What a cohort run would do: sharing, bytes and time, from stretches of its grid."""
+"""Estimate of a cohort run: sharing, bytes and time, from stretches of its grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genomepred.sequences.cohort import PanelOptions
 
 @dataclass(frozen=True)
 class CohortEstimate:
-    """What a cohort run would do, from stretches of its grid.
+    """Estimate of a cohort run, from stretches of its grid.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a cohort run is asked to do, and what follows from panel and model: tiles or windows."""
+"""Setup of a cohort run: what is asked, and what follows from panel and model, tiles or windows."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from genomepred.errors import ModelError, PrecisionError
+from genomepred.errors import MemoryLimitError, ModelError, PrecisionError
 from genomepred.files import output_error, own_folder
 from genomepred.inference.cohort import TILES, compute_shard, pieces
 from genomepred.inference.engine import Numerics
 from genomepred.inference.tiles import PAYS, DistinctKeys, Pieces, cut_windows, tile_work
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import REFERENCE, resolve_kernels
+from genomepred.machine import process_memory, usable_memory
 from genomepred.models.agreement import difference
 from genomepred.models.layers import SequenceModel
+from genomepred.runs.cohort_work import shard_windows
 from genomepred.runs.folder import CACHE, make_grid, refuse_links
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.cohort import Panel, PanelOptions
-from genomepred.sequences.distinct import distinct_windows
+from genomepred.sequences.distinct import distinct_windows, held_bytes, leader_type
 
+# Bytes that a process holds without a panel.
+_MEMORY_ALONE = 500_000_000
 # Haplotype windows that a guard compares.
 _GUARDED = 1 << 14
 # Stretches of a grid that are looked at, and windows of each.
@@ -117,11 +121,43 @@ class CohortSetup(Setup):
         self.genome = spec.genomes[0].open(cache, writes)
         self.panel = Panel(self.genome, variants, options, cache=cache)
         self.grid = make_grid(self.genome.contigs, self.geometry, spec.regions, False)
+        self._fit_memory()
         if spec.jobs is None and self.workers < self._most_workers():
             found, windows = self.sharing, self.grid.rows / self.geometry.bins
             saving = found.saving if self._pays(found) else 1.0
             self.windows = windows * found.each / spec.shard[1]
             self.workers = self._workers(saving)
+            self._fit_memory()
+
+    def _fit_memory(self) -> None:
+        """Start no more processes than memory is enough for.
+
+        Raises
+        ------
+        MemoryLimitError
+            If it is not enough for one, or for those that are asked for.
+        """
+        need, haplotypes = self._memory_of_a_process(), len(self.panel.haplotypes)
+        asked = self.workers if self.spec.jobs is not None else 1
+        for limit, processes in ((process_memory(), 1), (usable_memory(), asked)):
+            if limit.amount < processes * need:
+                raise MemoryLimitError(
+                    f"{self.panel.path}: {haplotypes:,} haplotypes need about {need / 1e9:,.1f} GB "
+                    f"in each of {processes} processes; the limit is {limit.amount / 1e9:,.1f} GB, "
+                    f"{limit.why}: raise it, use fewer --jobs, or select some --samples at a time"
+                )
+        self.workers = min(self.workers, usable_memory().amount // need)
+
+    def _memory_of_a_process(self) -> int:
+        """About the bytes that a process holds: the index of a shard, edits, and all else."""
+        panel, g = self.panel, self.geometry
+        haplotypes = len(panel.haplotypes)
+        windows = min(shard_windows(haplotypes, self.layout.tracks), self.grid.rows // g.bins)
+        index = haplotypes * windows * leader_type(haplotypes).itemsize
+        lengths = panel.contigs.values()
+        edits = panel.counts.accepted / max(sum(lengths), 1)
+        held = held_bytes(haplotypes, g.window, max(lengths, default=0), edits)
+        return _MEMORY_ALONE + index + held
 
     @property
     def names(self) -> list[str]:
@@ -129,12 +165,12 @@ class CohortSetup(Setup):
         return [self.panel.name]
 
     def facts(self) -> dict[str, Any]:
-        """What of the signature follows from command, machine, reference and panel."""
+        """Return what of the signature follows from command, machine, reference and panel."""
         digests = {"reference": self.genome.digest(), "panel": self.panel.digest}
         return super().facts() | digests
 
     def asked(self) -> dict[str, Any]:
-        """What the user has fixed of what is otherwise decided."""
+        """Return what the user has fixed of what is otherwise decided."""
         asked = super().asked()
         if self._asked != "auto":
             asked["overlap"] = {"naive": "naive", "share": TILES}[self._asked]
@@ -144,7 +180,7 @@ class CohortSetup(Setup):
 
     @cached_property
     def sharing(self) -> Sharing:
-        """What is distinct in stretches of the grid; nothing is computed."""
+        """Count what is distinct in stretches of the grid; nothing is computed."""
         windows = self.grid.rows // self.geometry.bins
         step = max((windows - _STRETCH) // (_STRETCHES - 1), _STRETCH)
         works, head, alone, kinds = self._tiles()
@@ -157,7 +193,7 @@ class CohortSetup(Setup):
                     looked += len(chunk.begin) - 1
                     distinct += len(chunk.leader)
                     for kind, seen in zip(kinds, found, strict=True):
-                        key, _, _ = chunk.piece_keys(kind.offsets, kind.length)
+                        key, _ = chunk.piece_keys(kind.offsets, kind.length)
                         seen.numbers(key.reshape(-1, 2))
                 counts = [n + seen.count for n, seen in zip(counts, found, strict=True)]
         if not kinds:

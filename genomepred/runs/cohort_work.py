@@ -50,7 +50,7 @@ def shard_windows(haplotypes: int, tracks: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """What the record says: grid, haplotypes, and windows of a shard."""
+    """A run as its record has it: grid, haplotypes, and windows of a shard."""
 
     record: dict[str, Any]
     grid: Grid
@@ -92,7 +92,7 @@ class CohortWork(Work):
         return True
 
     def read_record(self) -> dict[str, Any] | None:
-        """What the panel was when the first shard was computed, or None if none was.
+        """Return what the panel was when the first shard was computed, or None if none was.
 
         Raises
         ------
@@ -178,7 +178,7 @@ class CohortWork(Work):
         )
 
     def _attributes(self, first: int, last: int) -> dict[str, str | int]:
-        """What a part says of itself."""
+        """Return what a part says of itself."""
         return {
             "genome": self.name,
             "first_window": first,
@@ -203,7 +203,7 @@ class CohortWork(Work):
         )
 
     def facts(self) -> dict[str, Any]:
-        """What the sidecar says of it: its genome is the reference."""
+        """Return what the sidecar says of it: its genome is the reference."""
         record = self._known().record
         return {
             "rows": self.grid.rows,

@@ -335,7 +335,7 @@ class GenomeWork(Work):
 
 
 def read_record(folder: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
-    """What a folder of parts says they were computed from; None if it says nothing.
+    """Return what a folder of parts says they were computed from; None if it says nothing.
 
     Raises
     ------

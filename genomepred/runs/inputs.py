@@ -31,7 +31,7 @@ class GenomePath(NamedTuple):
     path: Path
 
     def open(self, cache: Path | None = None, write: bool = True) -> SequenceSource:
-        """What a run reads of it; ``cache`` and ``write`` as of a ``Genome``.
+        """Return the source that a run reads; ``cache`` and ``write`` as of a ``Genome``.
 
         Raises
         ------

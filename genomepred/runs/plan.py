@@ -95,7 +95,7 @@ def plan(spec: RunSpec) -> Estimate:
 
 
 def _begun(out: Path) -> set[str]:
-    """What lies in the folders of files and of parts."""
+    """Return what lies in the folders of files and of parts."""
     found = set[str]()
     for folder in (out, out / PARTS):
         with suppress(OSError):

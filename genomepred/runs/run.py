@@ -299,7 +299,7 @@ def run(
 
 
 def cluster_of(spec: RunSpec) -> Executor | None:
-    """What computes a run that asks for a cluster."""
+    """Return the executor of a run that asks for a cluster."""
     if spec.cluster is None:
         return None
     from genomepred.runs.executors import ray
@@ -316,7 +316,7 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
         If some genomes failed; of a single genome, its own error.
     """
     bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
-    outlook = Outlook(bar, len(job.works))
+    outlook = Outlook(bar, len(job.works), job.workers)
     if executor is None:
         executor = processes.compute if job.workers > 1 else local.compute
     with bar:
@@ -334,8 +334,9 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
     first = failed[0].error
     if first is not None and len(results) == 1:
         raise first
+    shared = any(result.outcome == "partial" for result in results)
+    done = "this share of the others is done" if shared else "the others are done"
     raise GenomesFailedError(
-        f"{len(failed)} of {len(results)} genomes failed, the others are done; first: "
-        f"{failed[0].name}: {first}",
+        f"{len(failed)} of {len(results)} genomes failed, {done}; first: {failed[0].name}: {first}",
         results,
     )

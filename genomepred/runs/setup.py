@@ -161,7 +161,7 @@ class Setup:
         return [genome.name for genome in self.spec.genomes]
 
     def asked(self) -> dict[str, Any]:
-        """What the user has fixed of what is otherwise decided."""
+        """Return what the user has fixed of what is otherwise decided."""
         spec = self.spec
         choices = {"precision": spec.precision, "overlap": spec.overlap}
         asked: dict[str, Any] = {k: choice for k, choice in choices.items() if choice != "auto"}
@@ -205,7 +205,7 @@ class Setup:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What of the signature follows from the command and the machine."""
+        """Return what of the signature follows from the command and the machine."""
         spec, card, geometry, layout = self.spec, self.card, self.geometry, self.layout
         described = json.loads(card.to_json())
         for prose in ("training", "metrics", "license", "name"):

@@ -29,7 +29,7 @@ _SCHEMAS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Signature:
-    """What a run computes, on what and by what; equal signatures and sequences give equal bytes.
+    """Identity of a run's results; equal signatures and sequences give equal bytes.
 
     ``precision``, ``kernels``, ``compute_batch`` and ``overlap`` are chosen when the run starts;
     the rest follows from input and environment. ``reference`` and ``panel`` are a cohort's.
@@ -84,13 +84,13 @@ class Signature:
 
     @property
     def numerics(self) -> Numerics:
-        """What an engine is to obey."""
+        """Numerics that an engine is to obey."""
         from genomepred.inference.engine import Numerics
 
         return Numerics(**{option.name: getattr(self, option.name) for option in fields(Numerics)})
 
     def attributes(self, name: str, digest: str) -> dict[str, str]:
-        """What a published file says of its run, in the order in which files have it."""
+        """Return what a published file says of its run, in the order in which files have it."""
         panel = {} if self.panel is None else {"panel": self.panel}
         return {
             "genome": name,

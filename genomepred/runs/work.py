@@ -80,7 +80,7 @@ class Work(ABC):
 
     @abstractmethod
     def read_record(self) -> dict[str, Any] | None:
-        """What it was when its first shard was computed, or None if none was.
+        """Return what it was when its first shard was computed, or None if none was.
 
         Raises
         ------

@@ -24,6 +24,8 @@ Kind = Literal["plain", "bgzip", "gzip", "xz"]
 
 # Bytes of one read or one inflated piece: fits in L2 beside its codes.
 PIECE = 1 << 18
+# A file of fewer bytes is read into memory that Python has at hand.
+_SMALL = 1 << 16
 # bgzip blocks inflated after one read of compressed bytes.
 _BLOCKS = 32
 
@@ -113,8 +115,10 @@ class PlainSource:
         self._fd = _open(path)
         self._close = weakref.finalize(self, os.close, self._fd)
         self.size = os.fstat(self._fd).st_size
-        # Memory of whole pages: reading into it is a fifth faster than into a bytearray.
-        self._view = memoryview(mmap.mmap(-1, PIECE))
+        # Memory of whole pages: reading into it is a fifth faster than into a bytearray, but for a
+        # small file the kernel takes longer to give it than to fill it.
+        small = self.size < _SMALL
+        self._view = memoryview(bytearray(self.size) if small else mmap.mmap(-1, PIECE))
         self._buffer = np.frombuffer(self._view.toreadonly(), np.uint8)
 
     def pieces(self, start: int, end: int) -> Iterator[Codes]:

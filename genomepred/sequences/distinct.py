@@ -15,30 +15,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from genomepred.sequences import panel_cache
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.grid import Geometry
-from genomepred.sequences.haplotypes import Region, mix
+from genomepred.sequences.haplotypes import Region
+from genomepred.sequences.sweep import (
+    build_windows,
+    count_real,
+    group,
+    pieces,
+    prefixes,
+    rows_before,
+    sweep,
+)
 
 Int64 = NDArray[np.int64]
-# In place of a leader where a haplotype does not have the contig.
+# Haplotypes from which on leaders take four bytes.
 _WIDE_FROM = 65_535
-
-# Beyond every place.
-_FAR = 1 << 62
 
 # Windows whose keys are kept at a time, at most, and keys: 7 MB.
 _CHUNK, _KEYS = 64, 1 << 18
 # Bases of all haplotypes together whose edits are loaded at a time: 28 bytes an edit, of which the
 # simulated panel has 4 a kb.
-_LOADED = 3 << 29
+_LOADED = 1 << 30
 # Bases loaded beside what windows span, for what deletions take; more if they take more.
 _MARGIN = 1 << 12
 
@@ -56,6 +61,14 @@ def slack(window: int) -> int:
 def anchor(geometry: Geometry) -> int:
     """Bases from a window's place on the grid (``i * stride``) to its anchor."""
     return geometry.span // 2
+
+
+class Places(NamedTuple):
+    """Where pieces lie: leaders [rows], first base on them and first edit [rows, offsets]."""
+
+    leader: Int64
+    start: Int64
+    edit: Int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,23 +107,42 @@ class Chunk:
         leader = self.leader.astype(np.int64)
         return leader, self._start[window, leader], self._edit[window, leader].astype(np.int64)
 
+    def rows_before(self, windows: int, bases: int) -> Int64:
+        """Row of the same leader so many windows before, if it begins so many bases before; or -1.
+
+        Its pieces are those of this row, further on in the window.
+        """
+        out = np.full(len(self.leader), -1, np.int64)
+        rows_before(self.begin, self.leader, self._start, windows, bases, out)
+        return out
+
     def piece_keys(
-        self, offsets: tuple[int, ...], length: int
-    ) -> tuple[NDArray[np.uint64], Int64, Int64]:
-        """Keys of pieces of the distinct windows, ``length`` bases from each offset on.
+        self, offsets: tuple[int, ...], length: int, rows: Int64 | None = None
+    ) -> tuple[NDArray[np.uint64], Places]:
+        """Keys of pieces of distinct windows, ``length`` bases from each offset on.
+
+        Parameters
+        ----------
+        offsets : tuple of int
+            Ascending or descending.
+        length : int
+        rows : int64 array, optional
+            Distinct windows; all by default.
 
         Returns
         -------
         key : uint64 array, [rows, offsets, 2]
             Equal keys mean equal bases, in this chunk or in another one of the same contig.
-        start, edit : int64 array, [rows, offsets]
+        places : Places
             For :meth:`piece_codes`.
         """
         leader, begins, firsts = self._rows()
+        if rows is not None:
+            leader, begins, firsts = leader[rows], begins[rows], firsts[rows]
         r, shape = self._region, (len(leader), len(offsets))
         key, start = np.empty((*shape, 2), np.uint64), np.empty(shape, np.int64)
         edit = np.empty(shape, np.int64)
-        _pieces(
+        pieces(
             leader,
             begins,
             firsts,
@@ -126,13 +158,14 @@ class Chunk:
             start,
             edit,
         )
-        return key, start, edit
+        return key, Places(leader, start, edit)
 
-    def piece_codes(self, which: Int64, start: Int64, edit: Int64, length: int) -> Codes:
+    def piece_codes(self, which: Int64, places: Places, length: int) -> Codes:
         """Codes of some pieces of :meth:`piece_keys`, by their flat numbers, [pieces, length]."""
-        leader = self.leader[which // start.shape[1]].astype(np.int64)
+        leader, start, edit = places
         out = np.empty((len(which), length), np.uint8)
-        self._fill(leader, start.reshape(-1)[which], edit.reshape(-1)[which], out)
+        owner = leader[which // start.shape[1]]
+        self._fill(owner, start.reshape(-1)[which], edit.reshape(-1)[which], out)
         return out
 
     def real_bases(self) -> Int64:
@@ -190,7 +223,9 @@ def distinct_windows(
     panel: Panel, geometry: Geometry, contig: str, first: int, last: int
 ) -> Iterator[Chunk]:
     """Windows ``[first, last)`` of a contig, a few at a time."""
-    step = max(_LOADED // max(len(panel.haplotypes), 1) // geometry.stride, 1)
+    haplotypes = max(len(panel.haplotypes), 1)
+    size = chunk_windows(haplotypes)  # chunks are the same however much is loaded
+    step = max(_LOADED // haplotypes // geometry.stride // size, 1) * size
     for begin in range(first, last, step):
         yield from _loaded(panel, geometry, contig, begin, min(begin + step, last))
 
@@ -198,6 +233,19 @@ def distinct_windows(
 def chunk_windows(haplotypes: int) -> int:
     """Windows of a chunk."""
     return min(max(_KEYS // max(haplotypes, 1), 1), _CHUNK)
+
+
+def held_bytes(haplotypes: int, window: int, longest: int, edits_a_base: float) -> int:
+    """About the bytes that finding distinct windows holds.
+
+    ``longest`` is the longest contig; ``edits_a_base`` are those of all haplotypes together.
+    """
+    beside = 2 * (2 * window + _MARGIN) + window
+    bases = min(_LOADED // max(haplotypes, 1) + beside, longest)
+    blocks = min(panel_cache.KEPT_BLOCKS * panel_cache.BLOCK, longest)
+    keys = haplotypes * chunk_windows(haplotypes)
+    # Edits of two loads, where the last chunk of the one before is still in use.
+    return int(edits_a_base * (2 * 28 * bases + 8 * blocks)) + 36 * keys
 
 
 def _loaded(
@@ -209,10 +257,10 @@ def _loaded(
     high = (last - 1) * geometry.stride + anchor(geometry) - left + geometry.window
     margin, size = 2 * geometry.window + _MARGIN, chunk_windows(len(panel.haplotypes))
     while True:
-        sweep = _Sweep(panel, geometry, contig, low - margin, high + margin)
+        pointers = _Sweep(panel, geometry, contig, low - margin, high + margin)
         done = first
         for begin in range(first, last, size):
-            chunk = sweep.chunk(begin, min(begin + size, last))
+            chunk = pointers.chunk(begin, min(begin + size, last))
             if chunk is None:
                 break
             yield chunk
@@ -243,7 +291,7 @@ class _Sweep:
         self._sum = np.empty((len(region.edit) + haplotypes, 2), np.uint64)
         self._gain = np.diff(region.alt_first) - (region.end - region.start)
         known = region.first, region.edit, self._gain, region.key
-        lost = _prefixes(*known, self._delta, self._sum)
+        lost = prefixes(*known, self._delta, self._sum)
         # What lies beside a window on a haplotype may lie further away on the reference, by no more
         # than what the haplotype has lost.
         self._more = slack(geometry.window) + int(lost)
@@ -264,7 +312,7 @@ class _Sweep:
         key = np.empty((count, haplotypes, 2), np.uint64)
         start = np.empty((count, haplotypes), np.int64)
         edit = np.empty((count, haplotypes), np.int32)
-        reaches = _sweep(
+        reaches = sweep(
             first * g.stride + anchor(g),
             g.stride,
             g.crop + anchor(g),
@@ -293,7 +341,7 @@ class _Sweep:
         index = np.empty((haplotypes, count), self._type)
         none = np.iinfo(self._type).max
         table = self._table, self._stamp, self._leader_of, self._number
-        found = _group(key, self._absent, none, *table, begin, leader, index)
+        found = group(key, self._absent, none, *table, begin, leader, index)
         self._number += count
         return Chunk(
             first,
@@ -310,274 +358,3 @@ class _Sweep:
             self._sum,
             g.window,
         )
-
-
-@njit(nogil=True, cache=True)
-def _prefixes(first: Any, edit: Any, gain: Any, key: Any, delta: Any, total: Any) -> int:
-    """Net length and keys of each haplotype's edits before each; one more than its edits.
-
-    Returns the most bases that deletions take from one haplotype.
-    """
-    most = 0
-    for h in range(len(first) - 1):
-        net, lost, low, high = 0, 0, np.uint64(0), np.uint64(0)
-        for j in range(first[h], first[h + 1]):
-            delta[j + h], total[j + h, 0], total[j + h, 1] = net, low, high
-            e = edit[j]
-            net += gain[e]
-            lost -= min(gain[e], 0)
-            low += key[e, 0]
-            high += key[e, 1]
-        last = first[h + 1] + h
-        delta[last], total[last, 0], total[last, 1] = net, low, high
-        most = max(most, lost)
-    return most
-
-
-@njit(nogil=True, cache=True)
-def _enters(start: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
-    """Where a haplotype's edit ``k`` begins on it; no place behind its last one."""
-    return start[edit[k]] + delta[k + h] if k < stop else _FAR
-
-
-@njit(nogil=True, cache=True)
-def _leaves(end: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
-    """Where a haplotype's edit ``k`` ends on it."""
-    return end[edit[k]] + delta[k + h + 1] if k < stop else _FAR
-
-
-@njit(nogil=True, cache=True)
-def _sweep(
-    anchor: int,
-    stride: int,
-    left: int,
-    window: int,
-    more: int,
-    absent: Any,
-    low: int,
-    high: int,
-    length: int,
-    first: Any,
-    edit: Any,
-    start: Any,
-    end: Any,
-    gain: Any,
-    delta: Any,
-    total: Any,
-    at: Any,
-    key: Any,
-    place: Any,
-    inside: Any,
-) -> bool:
-    """Keys of windows of all haplotypes; False if one reaches out of ``[low, high)``.
-
-    So does one whose pieces might, up to ``more`` bases beyond its ends.
-
-    ``place`` receives where windows begin on their haplotype, ``inside`` the first edit that
-    reaches into each.
-    """
-    for h in range(len(absent)):
-        if absent[h]:
-            continue
-        stop = first[h + 1]
-        j, f, g, floor = at[h, 0], at[h, 1], at[h, 2], at[h, 3]
-        for w in range(len(key)):
-            x = max(anchor + w * stride, floor)
-            # Over all edits before x; over deletions that take it, to the first base kept.
-            while j < stop:
-                e = edit[j]
-                if end[e] > x and (start[e] > x or gain[e] == 0):
-                    break
-                x = max(x, end[e])
-                j += 1
-            floor = x
-            begin = x + delta[j + h] - left
-            while f < stop and end[edit[f]] + delta[f + h + 1] <= begin:
-                f += 1
-            finish = begin + window
-            while g < stop and start[edit[g]] + delta[g + h] < finish:
-                g += 1
-            where = begin - delta[f + h]
-            beyond = finish + more - delta[g + h]
-            if (low > 0 and where - more <= low) or (high < length and beyond >= high):
-                return False
-            spread = np.uint64(where)
-            key[w, h, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
-            key[w, h, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
-            place[w, h], inside[w, h] = begin, f
-        at[h, 0], at[h, 1], at[h, 2], at[h, 3] = j, f, g, floor
-    return True
-
-
-@njit(nogil=True, cache=True)
-def _pieces(
-    leader: Any,
-    begins: Any,
-    firsts: Any,
-    offsets: Any,
-    length: int,
-    first: Any,
-    edit: Any,
-    start: Any,
-    end: Any,
-    delta: Any,
-    total: Any,
-    key: Any,
-    place: Any,
-    inside: Any,
-) -> None:
-    """Keys of pieces of windows, as :func:`_sweep` makes those of windows."""
-    forward = len(offsets) < 2 or offsets[0] < offsets[1]
-    for row in range(len(leader)):
-        h = leader[row]
-        stop = first[h + 1]
-        f = g = firsts[row]
-        least = begins[row] + (offsets[0] if forward else offsets[-1])
-        while f > first[h]:  # a piece may begin before its window
-            if _leaves(end, edit, delta, f - 1, h, stop) <= least:
-                break
-            f -= 1
-        g = f
-        before = _leaves(end, edit, delta, f, h, stop)
-        behind = _enters(start, edit, delta, g, h, stop)
-        for i in range(len(offsets)):
-            k = i if forward else len(offsets) - 1 - i
-            begin = begins[row] + offsets[k]
-            while before <= begin:
-                f += 1
-                before = _leaves(end, edit, delta, f, h, stop)
-            if g < f:
-                g = f
-                behind = _enters(start, edit, delta, g, h, stop)
-            while behind < begin + length:
-                g += 1
-                behind = _enters(start, edit, delta, g, h, stop)
-            spread = np.uint64(begin - delta[f + h])
-            key[row, k, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
-            key[row, k, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
-            place[row, k], inside[row, k] = begin, f
-
-
-@njit(nogil=True, cache=True)
-def count_real(
-    begins: Any,
-    firsts: Any,
-    stops: Any,
-    edit: Any,
-    start: Any,
-    end: Any,
-    alt_first: Any,
-    letters: Any,
-    delta_before: Any,
-    known: Any,
-    origin: int,
-    window: int,
-    out: Any,
-) -> None:
-    """As :func:`build_windows`, counting; ``known[x]`` codes before ``origin + x`` are real."""
-    for row in range(len(out)):
-        k, stop, done, count = firsts[row], stops[row], 0, 0
-        base = begins[row] - delta_before[row]
-        while done < window:
-            if k < stop and start[edit[k]] <= base:
-                e = edit[k]
-                skip = base - start[e] if done == 0 else 0
-                for p in range(alt_first[e] + skip, alt_first[e + 1]):
-                    if done == window:
-                        break
-                    count += letters[p] < 4
-                    done += 1
-                base = end[e]
-                k += 1
-                continue
-            until = base + window - done
-            if k < stop:
-                until = min(until, start[edit[k]])
-            last = len(known) - 1
-            a = min(max(base - origin, 0), last)
-            b = min(max(until - origin, 0), last)
-            count += known[b] - known[a]
-            done += until - base
-            base = until
-        out[row] = count
-
-
-@njit(nogil=True, cache=True)
-def _group(
-    key: Any,
-    absent: Any,
-    none: int,
-    table: Any,
-    stamp: Any,
-    leader_of: Any,
-    number: int,
-    begin: Any,
-    leader: Any,
-    index: Any,
-) -> int:
-    """Classes of equal keys, window by window; how many there are in all."""
-    mask = np.uint64(len(table) - 1)
-    found = 0
-    for w in range(key.shape[0]):
-        number += 1
-        begin[w] = found
-        for h in range(key.shape[1]):
-            if absent[h]:
-                index[h, w] = none
-                continue
-            a, b = key[w, h, 0], key[w, h, 1]
-            slot = a & mask
-            while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
-                slot = (slot + np.uint64(1)) & mask
-            if stamp[slot] != number:
-                stamp[slot] = number
-                table[slot, 0], table[slot, 1] = a, b
-                leader_of[slot] = h
-                leader[found] = h
-                found += 1
-            index[h, w] = leader_of[slot]
-    begin[key.shape[0]] = found
-    return found
-
-
-@njit(nogil=True, cache=True)
-def build_windows(
-    begins: Any,
-    firsts: Any,
-    stops: Any,
-    edit: Any,
-    start: Any,
-    end: Any,
-    alt_first: Any,
-    letters: Any,
-    delta_before: Any,
-    codes: Any,
-    origin: int,
-    out: Any,
-) -> None:
-    """Codes of windows: reference between the edits, and what replaces it."""
-    for row in range(len(out)):
-        at, k, stop, done = begins[row], firsts[row], stops[row], 0
-        base = at - delta_before[row]
-        window = out.shape[1]
-        while done < window:
-            if k < stop and start[edit[k]] <= base:
-                e = edit[k]
-                # Where a window begins inside an edit, `base` counts on from the edit's start.
-                skip = base - start[e] if done == 0 else 0
-                for p in range(alt_first[e] + skip, alt_first[e + 1]):
-                    if done == window:
-                        break
-                    out[row, done] = letters[p]
-                    done += 1
-                base = end[e]
-                k += 1
-                continue
-            until = base + window - done
-            if k < stop:
-                until = min(until, start[edit[k]])
-            for x in range(base, until):
-                inside = 0 <= x - origin < len(codes)
-                out[row, done] = codes[x - origin] if inside else 4
-                done += 1
-            base = until

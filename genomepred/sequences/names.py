@@ -91,5 +91,5 @@ def absent_contig(name: str, names: Iterable[str], where: object = "", hint: str
 
 
 def ambiguous_contig(name: str, found: Iterable[str]) -> str:
-    """What is said of a name that several contigs may be meant by."""
+    """Return the message on a name that several contigs may be meant by."""
     return f"contig {shown(name)} could be any of {some(found)}"

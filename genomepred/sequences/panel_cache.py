@@ -30,7 +30,7 @@ BLOCK = 1 << 16
 VERSION = 2
 _MOST_INDEX = 1 << 28
 # Decoded blocks kept: a shard and its margins touch a few.
-_KEPT_BLOCKS = 4
+KEPT_BLOCKS = 4
 _INDEX = {
     "version": range(VERSION, VERSION + 1),
     "samples": [str],
@@ -98,7 +98,7 @@ class Block:
             size,
         ]
         planes = [_planes(values).tobytes() for values in arrays]
-        return bytes(isal_zlib.compress(head + b"".join(planes) + self.letters.tobytes(), 3))
+        return bytes(isal_zlib.compress(head + b"".join(planes) + self.letters.tobytes(), 2))
 
     @classmethod
     def of_bytes(cls, data: bytes) -> Block:
@@ -198,7 +198,7 @@ class PanelCache:
         for _ in range(2):
             data = os.pread(self._fd, place.size, place.offset)
             if hashlib.sha256(data).hexdigest() == place.sha256:
-                if len(self._kept) >= _KEPT_BLOCKS:
+                if len(self._kept) >= KEPT_BLOCKS:
                     del self._kept[next(iter(self._kept))]
                 self._kept[place.offset] = Block.of_bytes(data)
                 return self._kept[place.offset]

@@ -134,12 +134,10 @@ class _Scanner:
             state[kernel.WIDTH] += feed
             kernel.end_line(state, self._records[count - 1], feed)
         table = self._records[:count]
-        columns = [kernel.LENGTH, kernel.FIRST, kernel.LINE_BASES, kernel.LINE_WIDTH]
-        records = [
-            Record(name, *row)
-            for name, row in zip(self._unique_names(), table[:, columns].tolist(), strict=True)
-        ]
-        return records, bool(np.all(table[:, kernel.SHAPE] != kernel.UNEVEN))
+        numbers = table[:, kernel.LENGTH : kernel.LINE_WIDTH + 1].tolist()
+        rows = zip(self._unique_names(), numbers, strict=True)
+        records = [Record(name, *row) for name, row in rows]
+        return records, not (table[:, kernel.SHAPE] == kernel.UNEVEN).any()
 
     def _unique_names(self) -> list[str]:
         names: dict[str, int] = {}

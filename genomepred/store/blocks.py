@@ -26,11 +26,15 @@ from genomepred.machine import usable_cpus
 from genomepred.sequences.grid import Grid
 from genomepred.store.chunks import intact
 from genomepred.store.cohort import CohortStore
+from genomepred.store.cohort_file import Stretch
 from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.opening import is_cohort
 from genomepred.store.pyramid import BLOCK
 from genomepred.store.reader import Float32, PredictionStore
 
+# Bytes of a stored chunk of an index: [bytes of a number, lines, words of eight numbers' bytes].
+Words = NDArray[np.uint64]
+_WORD, _ALL = 8, np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 # Values of single genomes that are held at a time, and stored values of a cohort's.
 _HELD, _READ = 1 << 26, 1 << 20
@@ -125,16 +129,53 @@ class CohortBlocks:
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
         """See :meth:`BlockSource.blocks`."""
-        bins, base = self.grid.geometry.bins, self._base
-        with base._reading("read"), ThreadPoolExecutor(usable_cpus().amount) as pool:
-            for (first, last), (index, label, leads) in zip(
-                spans, self._classes(pool, spans), strict=True
-            ):
-                window = first // bins
-                found = base.located(index[leads], window)
-                values = np.empty((len(leads), last - first, len(self.tracks)), np.float32)
-                base.gather(found, first - window * bins, values)
-                yield Block(first, values, label)
+        threads = usable_cpus().amount
+        with self._base._reading("read"), ThreadPoolExecutor(threads) as pool:
+            columns: dict[int, Future[list[Words]]] = {}
+
+            def task(item: tuple[tuple[int, int], Stretch]) -> Future[Block]:
+                (first, last), stretch = item
+                bins = self.grid.geometry.bins
+                low, high = first // bins, -(-last // bins)
+                wanted = range(low // INDEX_CHUNK, -(-high // INDEX_CHUNK))
+                for column in wanted:
+                    if column not in columns:
+                        columns[column] = pool.submit(self._column, column)
+                for column in [column for column in columns if column < wanted.start]:
+                    del columns[column]
+                parts = [columns[column] for column in wanted]
+                return pool.submit(self._block, (first, last), parts, stretch)
+
+            yield from ahead(task, self._stretched(spans), 2 * threads)
+
+    def _stretched(
+        self, spans: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], Stretch]]:
+        """Spans, each with the predictions of a stretch of windows that it lies in."""
+        bins, most = self.grid.geometry.bins, self._base.block_windows
+        stretch: Stretch | None = None
+        for k, (first, last) in enumerate(spans):
+            if stretch is None or -(-last // bins) > stretch.last:
+                begin = end = first // bins
+                for span in spans[k:]:  # as many as are held at a time, at least one
+                    if -(-span[1] // bins) - begin > most and end > begin:
+                        break
+                    end = -(-span[1] // bins)
+                stretch = self._base.stretch(begin, end)
+            yield (first, last), stretch
+
+    def _block(
+        self, span: tuple[int, int], parts: Sequence[Future[list[Words]]], stretch: Stretch
+    ) -> Block:
+        first, last = span
+        bins = self.grid.geometry.bins
+        window, stop = first // bins, -(-last // bins)
+        begin = window // INDEX_CHUNK * INDEX_CHUNK
+        columns = [part.result() for part in parts]
+        index, label = distinct_lines(columns, len(self.lines), window - begin, stop - begin)
+        values = np.empty((len(index), last - first, len(self.tracks)), np.float32)
+        stretch.fill(index, window, first - window * bins, values)
+        return Block(first, values, label)
 
     def stored(self) -> Iterator[Float32]:
         """See :meth:`BlockSource.stored`."""
@@ -144,41 +185,20 @@ class CohortBlocks:
             with self._base._reading("read"):
                 yield np.asarray(data[row : row + step], np.float32)
 
-    def _classes(
-        self, pool: ThreadPoolExecutor, spans: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-        """Index of each span, the class of each haplotype in it, and one haplotype of each."""
-        bins = self.grid.geometry.bins
-        columns: dict[int, Future[NDArray[Any]]] = {}
-
-        def task(span: tuple[int, int]) -> Future[Any]:
-            first, last = span[0] // bins, -(-span[1] // bins)
-            wanted = range(first // INDEX_CHUNK, -(-last // INDEX_CHUNK))
-            for column in wanted:
-                if column not in columns:
-                    columns[column] = pool.submit(self._column, column)
-            for column in [column for column in columns if column < wanted.start]:
-                del columns[column]
-            parts = [columns[column] for column in wanted]
-            return pool.submit(_classes_of, parts, first - wanted.start * INDEX_CHUNK, last - first)
-
-        yield from ahead(task, spans, 2 * usable_cpus().amount)
-
-    def _column(self, number: int) -> NDArray[Any]:
-        """Index of all haplotypes and a chunk's windows, [haplotypes, windows]."""
-        index = self._base.index
-        first = number * INDEX_CHUNK
+    def _column(self, number: int) -> list[Words]:
+        """Index of all haplotypes and a chunk's windows."""
+        index, first = self._base.index, number * INDEX_CHUNK
+        lines = range(0, index.shape[0], INDEX_CHUNK)
         if not _is_plain(index):
-            found: NDArray[Any] = index[:, first : first + INDEX_CHUNK]
-            return found
-        lines, windows = index.shape
-        out = np.empty((-(-lines // INDEX_CHUNK) * INDEX_CHUNK, INDEX_CHUNK), index.dtype)
-        for line in range(0, lines, INDEX_CHUNK):
+            found = index[:, first : first + INDEX_CHUNK]
+            return [_words(found[line : line + INDEX_CHUNK]) for line in lines]
+        chunks = []
+        for line in lines:
             skipped, chunk = index.id.read_direct_chunk((line, first))
             if skipped:
                 raise ValueError("a chunk of the index was stored without its filters")
-            _decode(chunk, out[line : line + INDEX_CHUNK])
-        return out[:lines, : windows - first]
+            chunks.append(_decode(chunk, index.dtype.itemsize))
+        return chunks
 
     def close(self) -> None:
         """Close the file."""
@@ -211,83 +231,161 @@ def _is_plain(index: h5py.Dataset) -> bool:
     return filters == ours and index.chunks == (INDEX_CHUNK, INDEX_CHUNK)
 
 
-def _decode(chunk: bytes, out: NDArray[Any]) -> None:
-    """Fill ``out`` with a stored chunk's numbers; HDF5's own filters hold one lock for all."""
+def _words(index: NDArray[Any]) -> Words:
+    """Words of a chunk's numbers as HDF5's shuffle leaves them; where it has none, 0."""
+    whole = np.zeros((INDEX_CHUNK, INDEX_CHUNK), index.dtype.newbyteorder("<"))
+    whole[: index.shape[0], : index.shape[1]] = index
+    planes = np.moveaxis(whole.view(np.uint8).reshape(*whole.shape, whole.itemsize), 2, 0)
+    return np.ascontiguousarray(planes).view("<u8")
+
+
+def _decode(chunk: bytes, itemsize: int) -> Words:
+    """Words of a stored chunk; HDF5's own filters hold one lock for all threads."""
     if not intact(chunk):
         raise ValueError("a chunk of the index does not match its checksum")
+    size = itemsize * INDEX_CHUNK * INDEX_CHUNK
     try:
-        data = isal_zlib.decompressobj().decompress(chunk[:-4], out.nbytes + 1)
+        data = isal_zlib.decompressobj().decompress(chunk[:-4], size + 1)
     except _IsalError as error:
         raise ValueError(f"a chunk of the index: {error}") from error
-    planes = np.frombuffer(data, np.uint8).reshape(out.itemsize, -1)
-    if planes.size != out.nbytes:
+    if len(data) != size:
         raise ValueError("a chunk of the index has another size")
-    _unshuffle(planes, out.reshape(-1))
+    return np.frombuffer(data, "<u8").reshape(itemsize, INDEX_CHUNK, INDEX_CHUNK // _WORD)
 
 
-@njit(nogil=True, cache=True)
-def _unshuffle(planes: Any, out: Any) -> None:
-    """Numbers of their bytes, the lowest first; a loop a byte, which compiles to vectors."""
-    for i in range(len(out)):
-        out[i] = planes[0, i]
-    for b in range(1, planes.shape[0]):
-        shift = 8 * b
-        for i in range(len(out)):
-            out[i] |= np.uint32(planes[b, i]) << shift
+def distinct_lines(
+    columns: Sequence[Sequence[Words]], lines: int, first: int, last: int
+) -> tuple[NDArray[np.uint32], NDArray[Any]]:
+    """Distinct lines of an index, and which of them each line has.
+
+    Lines are compared as they are stored, eight numbers' bytes at a time.
+
+    Parameters
+    ----------
+    columns : sequence of sequences of Words
+        For each column of chunks that the windows lie in, the chunks of all lines.
+    lines : int
+    first, last : int
+        Windows, counted from the first of the columns.
+
+    Returns
+    -------
+    uint32 array, [distinct, last - first]
+        In the order in which they come first.
+    unsigned array, [lines]
+        uint8 where all numbers fit, else uint16 or uint32.
+    """
+    itemsize, word, skip = len(columns[0][0]), first // _WORD, first % _WORD
+    masks = np.full(-(-last // _WORD) - word, _ALL)
+    masks[0] &= _ALL << np.uint64(8 * skip)
+    masks[-1] &= _ALL >> np.uint64(8 * (-last % _WORD))
+    found = _Classes(lines, itemsize, masks)
+    for chunk, begin in enumerate(range(0, lines, INDEX_CHUNK)):
+        own = [column[chunk] for column in columns]
+        whole = own[0] if len(own) == 1 else np.concatenate(own, axis=2)
+        found.add(whole[:, : lines - begin], word)
+    leads = found.leads[: found.count].view(np.uint8).reshape(found.count, itemsize, -1)
+    planes = leads[:, :, skip : skip + last - first].astype(np.uint32)
+    index = planes[:, 0]
+    for byte in range(1, itemsize):
+        index |= planes[:, byte] << np.uint32(8 * byte)
+    return index, found.labels()
 
 
-def _classes_of(
-    parts: Sequence[Future[NDArray[Any]]], skip: int, count: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    columns = [part.result() for part in parts]
-    whole = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
-    index = whole[:, skip : skip + count]
-    label, leads = classes(index)
-    return index, label, leads
-
-
-def classes(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def classes(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Class of each row of unsigned numbers, and the first row of each class.
 
     Classes are numbered as they come; the numbers are uint8 where they fit, else uint16 or uint32.
     """
-    factors = np.random.default_rng(0).integers(1, 1 << 63, rows.shape[1], np.uint64)
-    label, leads = _classes(np.ascontiguousarray(rows), factors | np.uint64(1))
-    return label.astype(np.min_scalar_type(max(len(leads) - 1, 0))), leads
+    everything = np.full(rows.shape[1], -1, np.int64).astype(rows.dtype)
+    found = _Classes(len(rows), 1, everything)
+    found.add(rows[None], 0)
+    return found.labels(), found.first[: found.count].copy()
+
+
+class _Classes:
+    """Classes of lines that come chunk by chunk: a hash table, and one line of each class.
+
+    Parameters
+    ----------
+    lines, planes : int
+    masks : unsigned array, [words]
+        What of each word counts.
+
+    Attributes
+    ----------
+    leads : unsigned array, [lines, planes * words]
+        Words of the first line of each class.
+    first : int64 array, [lines]
+        Its number.
+    """
+
+    def __init__(self, lines: int, planes: int, masks: NDArray[Any]) -> None:
+        size = 1 << (2 * lines + 1).bit_length()
+        width = planes * len(masks)
+        factors = np.random.default_rng(0).integers(1, 1 << 63, width, np.uint64)
+        self._masks, self._factors = masks, factors | np.uint64(1)
+        self._table, self._label = np.full(size, -1, np.int64), np.empty(lines, np.uint32)
+        self.leads, self.first = np.empty((lines, width), masks.dtype), np.empty(lines, np.int64)
+        self.count = self._lines = 0
+
+    def add(self, words: NDArray[Any], word: int) -> None:
+        """Take the next lines, [planes, lines, words from ``word`` on]."""
+        lines = words.shape[1]
+        label = self._label[self._lines : self._lines + lines]
+        self.count = _classify(
+            *(words, word, self._masks, self._factors, self._table),
+            *(self.leads, self.first, self.count, self._lines, label),
+        )
+        self._lines += lines
+
+    def labels(self) -> NDArray[Any]:
+        """Class of each line."""
+        return self._label.astype(np.min_scalar_type(max(self.count - 1, 0)))
 
 
 @njit(nogil=True, cache=True)
-def _classes(rows: Any, factors: Any) -> Any:
-    """Hash, look up, and compare with the first row of the class, so that no chance is taken."""
-    count, width = rows.shape
-    size = 1
-    while size < 2 * count + 2:
-        size *= 2
-    table = np.full(size, -1, np.int64)
-    label, leads = np.empty(count, np.uint32), np.empty(count, np.int64)
-    found = 0
-    for r in range(count):
+def _classify(
+    words: Any,
+    word: int,
+    masks: Any,
+    factors: Any,
+    table: Any,
+    leads: Any,
+    first: Any,
+    count: int,
+    begin: int,
+    label: Any,
+) -> int:
+    """Hash, look up, and compare with the first line of the class, so that no chance is taken."""
+    planes, width = words.shape[0], len(masks)
+    own = np.empty(planes * width, masks.dtype)
+    for r in range(words.shape[1]):
         key = np.uint64(0)
-        for k in range(width):
-            key += np.uint64(rows[r, k]) * factors[k]
+        for p in range(planes):
+            for k in range(width):
+                found = words[p, r, word + k] & masks[k]
+                own[p * width + k] = found
+                key += np.uint64(found) * factors[p * width + k]
         mixed = (key ^ (key >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
-        slot = np.int64((mixed >> np.uint64(32)) & np.uint64(size - 1))
+        slot = np.int64((mixed >> np.uint64(32)) & np.uint64(len(table) - 1))
         while True:
             group = table[slot]
             if group < 0:
-                table[slot], leads[found], label[r] = found, r, found
-                found += 1
+                table[slot], first[count], label[r] = count, begin + r, count
+                leads[count] = own
+                count += 1
                 break
-            same, lead = True, leads[group]
-            for k in range(width):
-                if rows[r, k] != rows[lead, k]:
+            same = True
+            for k in range(planes * width):
+                if own[k] != leads[group, k]:
                     same = False
                     break
             if same:
                 label[r] = group
                 break
-            slot = (slot + 1) & (size - 1)
-    return label, leads[:found].copy()
+            slot = (slot + 1) & (len(table) - 1)
+    return count
 
 
 class GenomeBlocks:

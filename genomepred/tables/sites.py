@@ -278,8 +278,8 @@ def card_threshold(card: Card | None) -> float:
     ModelError
         If there is no card, or it holds none.
     """
-    figures = card.metrics.get("map") if card is not None else None
-    threshold = figures.get("threshold") if isinstance(figures, dict) else None
+    chosen = card.metrics.get("map") if card is not None else None
+    threshold = chosen.get("threshold") if isinstance(chosen, dict) else None
     if isinstance(threshold, int | float):
         return float(threshold)
     which = "the model's card is not known" if card is None else f"the card of {card.name} has none"

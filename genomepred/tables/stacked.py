@@ -44,7 +44,7 @@ class Samples(Protocol):
     """All samples of a run."""
 
     names: list[str]
-    """Of the samples: genomes, or haplotypes of a cohort."""
+    """Names of the samples: genomes, or haplotypes of a cohort."""
     owners: list[str]
     """The sample that each haplotype is of; a genome itself."""
     path: Path

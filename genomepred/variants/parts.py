@@ -1,4 +1,4 @@
-"""What a stopped run of effects leaves beside its output: a folder with a part for each block.
+"""Parts of a stopped run of effects: a folder beside its output, with a file for each block.
 
 A part is published whole and proves itself: it begins with a digest of its content and of the block
 and run that it is of. What does not match is computed again.

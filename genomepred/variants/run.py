@@ -36,7 +36,7 @@ _WAIT = 0.1
 
 @dataclass(frozen=True)
 class EffectsSpec:
-    """What a run of effects is asked to do; see :func:`effects`."""
+    """Declaration of a run of effects; see :func:`effects`."""
 
     genome: Path
     variants: Path
@@ -79,7 +79,7 @@ class EffectsSpec:
 
 @dataclass
 class EffectsReport:
-    """What became of the records of a variant file.
+    """Counts of a variant file's records by what became of them.
 
     Parameters
     ----------
@@ -289,7 +289,7 @@ class _Run:
 
     @property
     def scorer(self) -> Scorer:
-        """What computes blocks; made when the first is needed."""
+        """Scorer of blocks; made when the first is needed."""
         if self._scorer is None:
             kernels = tuple(self._numerics["kernels"])
             numerics = Numerics(**{**self._numerics, "kernels": kernels})

@@ -78,13 +78,13 @@ Measure = Callable[[Prediction, Prediction], NDArray[np.floating]]
 
 
 def difference(reference: Prediction, alternative: Prediction) -> Float32:
-    """What the alternative adds to the prediction."""
+    """Return what the alternative adds to the prediction."""
     change: Float32 = alternative.values - reference.values
     return change
 
 
 def log_odds(reference: Prediction, alternative: Prediction) -> Float32:
-    """What the alternative adds to the log-odds of the prediction."""
+    """Return what the alternative adds to the log-odds of the prediction."""
     change: Float32 = (alternative.log_odds - reference.log_odds).astype(np.float32)
     return change
 

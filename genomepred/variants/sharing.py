@@ -63,7 +63,7 @@ class Pieces(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Gathering:
-    """What has to be computed for some windows, and where their positions are in it.
+    """Stretches to compute for some windows, and where the windows' positions are in them.
 
     Attributes
     ----------

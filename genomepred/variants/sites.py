@@ -158,7 +158,7 @@ def _joined(parts: list[Sites]) -> Sites:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """What the genome says about a block.
+    """A block of variants, checked against the genome.
 
     Attributes
     ----------

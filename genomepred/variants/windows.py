@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from genomepred.sequences import edits as kernel
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.distinct import build_windows, count_real
+from genomepred.sequences.sweep import build_windows, count_real
 from genomepred.variants.sites import Sites
 
 Int64 = NDArray[np.int64]
@@ -95,7 +95,7 @@ class Haplotypes:
 
     @cached_property
     def hull(self) -> tuple[Int64, Int64, Int64]:
-        """What each haplotype changes: first base, and the end on the reference and on itself.
+        """Bounds of a haplotype's changes: first base, and the end on the reference and on itself.
 
         A haplotype without edits changes nothing far beyond the buffer.
         """

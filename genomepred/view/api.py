@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from isal import igzip_lib
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from starlette.routing import Route
 from genomepred import __version__
 from genomepred.errors import GenomepredError
 from genomepred.messages import described
+from genomepred.sequences.names import ContigNames, some
 from genomepred.store.pyramid import BLOCK, INNER, TILE, Pyramid
 from genomepred.view.assets import Asset, assets
 from genomepred.view.exact import exact_values
@@ -106,7 +108,12 @@ class Api:
     def _told(self, shown: Shown, pyramid: Pyramid) -> dict[str, Any]:
         shape = pyramid.shape
         columns = {} if self._table is None else columns_of(self._table, pyramid.lines)
-        unknown = bool(columns) and not any(any(values) for values in columns.values())
+        notes = []
+        if columns and not any(any(values) for values in columns.values()):
+            columns = {}
+            notes.append("the table of samples names none of these rows")
+        if self._genes and not any(map(self._genes.contigs.meant, _contigs(pyramid))):
+            notes.append(f"there are genes on {some(self._genes.contigs)}, none on these contigs")
         tracks = zip(pyramid.tracks, pyramid.descriptions, pyramid.scales, strict=True)
         return {
             "title": shown.map.title,
@@ -125,8 +132,8 @@ class Api:
             "block": BLOCK,
             "inner": INNER,
             "tile": TILE,
-            "columns": {} if unknown else columns,
-            "note": "the table of samples names none of these rows" if unknown else "",
+            "columns": columns,
+            "note": "; ".join(notes),
             "sequence": shown.sequence is not None,
             "distinct": float(pyramid.distinct.mean()) if pyramid.distinct.size else 0.0,
         }
@@ -144,7 +151,7 @@ class Api:
         if line >= len(pyramid.lines) or interval >= len(rows) or row >= rows[interval]:
             raise AskedError("no such line or row")
         values = exact_values(shown.map, line, int(rows[:interval].sum()) + row)
-        return JSONResponse([_plain(value) for value in values.tolist()])
+        return JSONResponse([_plain(value) for value in values])
 
     def _order(self, request: Request) -> Response:
         """Lines in the order of clusters of bins of a level."""
@@ -163,11 +170,13 @@ class Api:
         return JSONResponse(job.result())
 
     def _search(self, request: Request) -> Response:
-        """Places of a name, for igv.js and for our own list."""
+        """Places of a name on the map's contigs, for igv.js and for our own list."""
         if self._genes is None:
             return JSONResponse([])
         found = self._genes.named(request.query_params.get("name", "")[:200])
-        return JSONResponse([_place(gene) for gene in found])
+        contigs = ContigNames(_contigs(self._ready(request)))
+        meant = ((gene, contigs.meant(gene.contig)) for gene in found)
+        return JSONResponse([_place(gene, own[0]) for gene, own in meant if len(own) == 1])
 
     def _within(self, request: Request) -> Response:
         """Genes of a region; of more than are seen, evenly chosen ones."""
@@ -235,14 +244,19 @@ def _number(request: Request, name: str) -> int:
     return int(text)
 
 
-def _plain(value: float) -> float | str | None:
+def _contigs(pyramid: Pyramid) -> list[str]:
+    return [interval["contig"] for interval in pyramid.intervals]
+
+
+def _plain(value: np.float32) -> float | str | None:
+    """As JSON: in the fewest digits that read back to it; null for what is missing."""
     if math.isnan(value):
         return None
-    return value if math.isfinite(value) else str(value)
+    return float(str(value)) if math.isfinite(value) else str(value)
 
 
-def _place(gene: Gene) -> dict[str, Any]:
-    place = {"chromosome": gene.contig, "start": gene.start + 1, "end": gene.end}
+def _place(gene: Gene, contig: str) -> dict[str, Any]:
+    place = {"chromosome": contig, "start": gene.start + 1, "end": gene.end}
     return {**place, "gene": gene.name}
 
 

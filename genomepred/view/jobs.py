@@ -15,9 +15,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from genomepred.errors import SequenceError, StoreError
+from genomepred.machine import isolated_command
 from genomepred.messages import described
 
-# -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
 _BODY = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from genomepred.view.jobs import serve; serve()"
@@ -42,10 +42,9 @@ class Job:
     """
 
     def __init__(self, task: str, progress: Callable[[float], object], **told: Any) -> None:
-        path = [place for place in sys.path if place]  # "" is the current folder
         self._progress = progress
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _BODY, json.dumps(path)],
+            isolated_command(_BODY),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the parent's: it ends us

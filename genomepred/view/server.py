@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import sys
 import webbrowser
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from genomepred.errors import OptionError, optional
@@ -91,6 +92,16 @@ def _listening(port: int) -> socket.socket:
 def _tell(url: str, browser: bool, started: Callable[[str], object]) -> None:
     """Say where it is, and open a browser where there is one."""
     started(url)
-    if browser:
-        with suppress(webbrowser.Error, OSError):
-            webbrowser.open(url)
+    if browser and not _open(url):
+        say("no browser is found here; open the address in yours (from elsewhere: ssh -L)")
+
+
+def _open(url: str) -> bool:
+    """Whether a browser opens an address; those that would take the terminal are left alone."""
+    names = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    if sys.platform != "darwin" and not any(os.environ.get(name) for name in names):
+        return False
+    try:
+        return webbrowser.open(url)
+    except (webbrowser.Error, OSError):
+        return False

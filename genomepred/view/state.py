@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genomepred.errors import GenomepredError, StoreError
-from genomepred.messages import described
+from genomepred.messages import described, say
 from genomepred.store.pyramid import Pyramid
 from genomepred.view.jobs import Job
 from genomepred.view.maps import Map
@@ -133,6 +133,7 @@ class Shown:
         except GenomepredError as error:
             if "cannot be written" not in str(error) and "permission" not in str(error):
                 raise
+            say(f"{error}; what is prepared lasts until this command ends")
         self._folder = tempfile.TemporaryDirectory(prefix="genomepred-")
         return self._build_at(Path(self._folder.name) / "pyramid")
 

@@ -128,6 +128,20 @@ def test_batches_beyond_the_patience_are_left_out_and_named() -> None:
     assert "above the 1 s for one batch" in rows[1]["left_out"]
 
 
+def test_after_a_batch_without_a_time_no_larger_one_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(*_: object) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(models, "measure", failing)
+    options = ("--batch", 1, "--batch", 100_000, "--rounds", 1, "--json")
+    result = bench("models", "--model", "motif-cnn", *options)
+    rows = json.loads(result.stdout)["result"]["models"]
+    assert rows[0]["failed"] == "ValueError: no such thing"
+    assert rows[1]["left_out"] == "a smaller batch gave no time"
+
+
 def test_what_a_limit_leaves_out_is_named() -> None:
     rows = document("kernels", "--limit", "0.001", "--rounds", 1)["layers"]
     assert "microseconds" in rows[0]

@@ -174,7 +174,9 @@ def test_doctor_of_a_gpu_says_what_is_missing(monkeypatch):
     assert "auto uses convolutions of torch" in " ".join(absent.split())
 
 
-@pytest.mark.parametrize("command", ["doctor", "plan", "predict"])
+@pytest.mark.parametrize(
+    "command", ["doctor", pytest.param("plan", marks=pytest.mark.slow), "predict"]
+)
 def test_on_a_cpu_nothing_imports_triton(command, model, tmp_path):
     run = ("--model", model, "--out", tmp_path / "o", "--stride", 500, "--jobs", 1)
     arguments = [command] if command == "doctor" else [command, LAMBDA, *run, "--device", "cpu"]

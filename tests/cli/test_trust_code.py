@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,14 @@ from genomepred.models.checkpoint import load_model, save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import PredictionStore
+from tests.helpers import genomepred, python
 from tests.models.test_external import CODE, make_card
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkpoint, its code and two genomes."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a checkpoint, its code and two genomes."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(CODE)
     model = make_external(make_card(), str(tmp_path / "mine.py"))
     rng = np.random.default_rng(0)
@@ -33,23 +32,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "genomepred", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 PREDICT = ("predict", "a.fa", "b.fa", "--model", "mine", "--out", "out")
 
 
 def test_predict_in_several_processes_and_refusal_after_the_code_changed(folder: Path) -> None:
     trust = ("--trust-code", "mine.py:Mean")
-    done = run(folder, *PREDICT, *trust, "--jobs", "2")
+    command = ("-m", "genomepred", *PREDICT, *trust)
+    done = python(*command, "--jobs", "2", cwd=folder, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert "worker has stopped" not in done.stderr
     model = load_model(folder / "mine", trust_code=str(folder / "mine.py"))
@@ -60,7 +49,7 @@ def test_predict_in_several_processes_and_refusal_after_the_code_changed(folder:
     np.testing.assert_allclose(values, expected, atol=1e-6)
     signature = json.loads((folder / "out" / "run.json").read_text())["signature"]
     (folder / "mine.py").write_text(CODE + "\n# another version\n")
-    refused = run(folder, *PREDICT, *trust)
+    refused = python(*command, cwd=folder, OMP_NUM_THREADS="1")
     assert refused.returncode == 7
     assert f"was started with code {signature['code'][:12]}...; now code " in refused.stderr
     assert refused.stderr.count("\n") == 1
@@ -75,27 +64,26 @@ def _tensor(codes: Any) -> Any:
 @pytest.mark.parametrize("command", [PREDICT, ("plan", *PREDICT[1:]), ("models", "check", "mine")])
 def test_without_trust_nothing_runs(folder: Path, command: tuple[str, ...]) -> None:
     (folder / "mine.py").write_text("raise SystemExit('executed')")
-    refused = run(folder, *command)
-    assert refused.returncode == 6
+    refused = genomepred(*command, code=6)
     assert "'mine' comes with its own code" in refused.stderr
     assert "--trust-code PATH" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not (folder / "out").exists()
 
 
-def test_plan_and_check_take_the_code(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_plan_and_check_take_the_code() -> None:
     for command in (("plan", *PREDICT[1:]), ("models", "check", "mine")):
-        done = run(folder, *command, "--trust-code", "mine.py")
-        assert done.returncode == 0, done.stderr
+        genomepred(*command, "--trust-code", "mine.py")
 
 
 def test_an_error_in_the_code_is_one_line_and_a_traceback_with_debug(folder: Path) -> None:
     (folder / "mine.py").write_text(CODE.replace("mean(2)", "mean(3)"))
-    failed = run(folder, *PREDICT, "--trust-code", "mine.py")
-    assert failed.returncode == 6
+    failed = genomepred(*PREDICT, "--trust-code", "mine.py", code=6)
     assert failed.stderr.startswith("genomepred: error: mine.py: called with [")
     assert "IndexError: Dimension out of range" in failed.stderr
     assert failed.stderr.count("\n") == 1
-    whole = run(folder, *PREDICT, "--trust-code", "mine.py", "--debug")
+    command = ("-m", "genomepred", *PREDICT, "--trust-code", "mine.py", "--debug")
+    whole = python(*command, cwd=folder)
     assert 'mine.py", line' in whole.stderr
     assert "in forward" in whole.stderr

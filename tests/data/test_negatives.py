@@ -21,6 +21,7 @@ from genomepred.data.negatives import (
 )
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
+from tests.helpers import examples
 
 
 def random_codes(length: int, seed: int = 0, most: int = 4) -> Codes:
@@ -40,7 +41,7 @@ def pairs(codes: Codes) -> Counter[tuple[int, int]]:
     ),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_shuffling_keeps_every_dinucleotide_count_and_both_ends(codes: Codes, seed: int) -> None:
     before = codes.copy()
     shuffled = shuffle_dinucleotides(codes, np.random.default_rng(seed))
@@ -86,7 +87,7 @@ def test_shuffling_is_reproducible() -> None:
     extra=st.lists(st.integers(0, 12), max_size=60),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_matching_uses_each_offer_once_and_is_exact_where_it_can(
     wanted: list[int], extra: list[int], seed: int
 ) -> None:

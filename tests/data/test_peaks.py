@@ -13,6 +13,7 @@ from genomepred.data.peaks import Peaks, Split, load_contigs, read_bed, read_pea
 from genomepred.errors import DataError, RegionError, SequenceError
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
+from tests.helpers import examples
 
 W = 20
 
@@ -133,7 +134,7 @@ region = st.builds(
 
 
 @given(validation=st.lists(region, max_size=3), test=st.lists(region, max_size=3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_regions_of_the_parts_never_overlap_and_cover_the_genome(
     validation: list[Region], test: list[Region]
 ) -> None:

@@ -51,10 +51,17 @@ def test_a_sample_is_of_different_sequences_and_follows_the_seed(length: int, co
     assert not frame["sequence"].equals(other["sequence"])
 
 
-def test_a_tenth_is_for_validation_and_a_tenth_for_the_test() -> None:
-    frame, other = synthetic_motifs(4, seed=0), synthetic_motifs(4, seed=1)
-    assert frame["dataset"].value_counts().to_dict() == {"train": 205, "valid": 25, "test": 26}
+@pytest.mark.parametrize(("length", "count"), [(4, None), (5, None), (12, 5_000)])
+def test_a_tenth_is_for_validation_and_a_tenth_for_the_test(length: int, count: int | None) -> None:
+    frame, other = (synthetic_motifs(length, count, seed) for seed in (0, 1))
+    shares = frame["dataset"].value_counts() / len(frame)
+    for part, share in {"train": 0.8, "valid": 0.1, "test": 0.1}.items():
+        assert abs(shares[part] - share) <= 2 / len(frame)
     assert not frame["dataset"].equals(other["dataset"])
+    part = dict(zip(frame["sequence"], frame["dataset"], strict=True))
+    opposite = str.maketrans("ACGT", "TGCA")
+    pairs = [(name, name[::-1].translate(opposite)) for name in part]
+    assert all(part[name] == part.get(other, part[name]) for name, other in pairs)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +83,7 @@ def test_the_command_writes_a_table_that_training_reads(tmp_path: Path) -> None:
         arguments = ["data", "synthetic-motifs", "--out", str(path), "--length", "4"]
         result = CliRunner().invoke(cli, arguments)
         assert result.exit_code == 0, result.output
-        assert "256 sequences of 4 bases (205 train" in result.output
+        assert "256 sequences of 4 bases (20" in result.output
     assert files[0].read_bytes() == files[1].read_bytes()
     assert files[0].read_text().startswith("sequence,label,dataset\nAAAA,20.0,")
     data = open_data(Source(files[0]), tmp_path)

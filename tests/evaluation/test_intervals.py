@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from genomepred.evaluation import intervals as bootstrap
 from genomepred.evaluation.intervals import Resampled, binary, by_track, profile, regression
+from tests.helpers import examples
 
 sklearn = pytest.importorskip("sklearn.metrics")
 stats = pytest.importorskip("scipy.stats")
@@ -50,7 +51,7 @@ def tied(seed: int, rows: int, step: float) -> tuple[Array, Array]:
     return tuple(np.round(x / step) * step for x in (labels, values))  # type: ignore[return-value]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     seed=st.integers(0, 10_000), rows=st.integers(2, 60), step=st.sampled_from([1e-6, 0.25, 1.0])
 )
@@ -79,7 +80,7 @@ def test_metrics_of_counts_are_those_of_the_rows_repeated(
             assert found[name][resample] == pytest.approx(expected, abs=1e-9), name
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(seed=st.integers(0, 10_000), rows=st.integers(3, 40))
 def test_profiles_are_measured_as_a_whole(seed: int, rows: int) -> None:
     rng = np.random.default_rng(seed)

@@ -14,6 +14,7 @@ from genomepred.explain.windows import Output, Window
 from genomepred.models import build
 from genomepred.sequences.codes import Codes
 from tests.explain.models import BASES, Profile, card_of, make, spread
+from tests.helpers import examples
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
         assert found[place, channel] == pytest.approx((sides[1] - sides[0]) / 2e-4, abs=1e-5)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(
     seed=st.integers(0, 99),
     baseline=st.sampled_from(["zeros", "uniform"]),

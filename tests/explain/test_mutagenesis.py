@@ -26,6 +26,7 @@ from genomepred.models.layers import (
     TanhGELU,
 )
 from tests.explain.models import BASES, Profile, Stack, card_of, make, spread
+from tests.helpers import examples
 from tests.models.as_written import AS_WRITTEN, make_as_written
 
 
@@ -109,7 +110,7 @@ def trunks(draw: st.DrawFn) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     trunk=trunks(),
     window=st.integers(40, 72),

@@ -30,6 +30,7 @@ MODELS: list[tuple[str, dict[str, Any], int]] = [
     ("tf-cnn", {"window": 200}, 20),
     ("tf-cnn", {"window": 198, "tracks": 2}, 7),
     ("utr-attention", {"window": 120}, 12),
+    ("motif-cnn", {"window": 60, "kernel": 8}, 12),  # without padding: ends have no positions
 ]
 
 

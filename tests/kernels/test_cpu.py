@@ -18,6 +18,7 @@ from genomepred.kernels.conv_block.reference import conv_block_reference
 from genomepred.kernels.epilogue import cpu as epilogue_cpu
 from genomepred.kernels.epilogue.reference import ACTIVATIONS, POOLS, Epilogue, activate
 from genomepred.models.agreement import difference
+from tests.helpers import examples
 from tests.kernels import cases, cpu
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def block_rows(draw: st.DrawFn) -> cases.Row:
 
 
 @given(row=block_rows(), given_outs=st.booleans(), kept_weights=st.booleans())
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 def test_any_block_by_both_implementations(
     row: cases.Row, given_outs: bool, kept_weights: bool
 ) -> None:
@@ -141,7 +142,7 @@ def test_every_number_of_positions(channels: int) -> None:
     pool=st.sampled_from(POOLS),
     activation=st.sampled_from(ACTIVATIONS),
 )
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_a_value_depends_on_nothing_but_what_it_sees(
     pool: str, activation: str, step: int, samples: int, start: int, length: int, **shape: int
 ) -> None:
@@ -250,7 +251,7 @@ def codes_rows(draw: st.DrawFn) -> cases.Row:
 
 
 @given(row=codes_rows(), kept_tables=st.booleans())
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_any_first_layer_fills_its_output_and_nothing_beside(
     row: cases.Row, kept_tables: bool
 ) -> None:
@@ -273,7 +274,7 @@ def test_any_first_layer_fills_its_output_and_nothing_beside(
     pool=st.sampled_from(POOLS),
     activation=st.sampled_from(ACTIVATIONS),
 )
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_a_value_of_a_first_layer_depends_on_nothing_but_what_it_sees(
     channels: int, width: int, length: int, start: int, step: int, pool: str, activation: str
 ) -> None:

@@ -35,6 +35,7 @@ from genomepred.models.layers import (
     SequenceModel,
     TanhGELU,
 )
+from tests.helpers import examples
 from tests.kernels.cases import TOLERANCES
 from tests.models.as_written import AS_WRITTEN, make_as_written
 
@@ -691,7 +692,7 @@ def field_or_none(stack: nn.Module) -> object:
 
 
 @given(data=st.data())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_any_stack_equals_its_prepared_form(data: st.DataObject) -> None:
     torch.manual_seed(0)
     channels = data.draw(st.sampled_from([4, 1, 3, 16, 33]))
@@ -709,7 +710,7 @@ def test_any_stack_equals_its_prepared_form(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_dense_stack_equals_its_prepared_form(data: st.DataObject) -> None:
     """Linear layers on features of any layout, with norms and activations between them."""
     torch.manual_seed(0)
@@ -796,7 +797,7 @@ class Stacked(SequenceModel):
 
 
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_trunk_on_codes_equals_its_prepared_form(data: st.DataObject) -> None:
     torch.manual_seed(0)
     layers, channels = data.draw(stacks(4))

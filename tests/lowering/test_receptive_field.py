@@ -16,6 +16,7 @@ from genomepred.models.layers import (
     SameConv1d,
     ScaledGELU,
 )
+from tests.helpers import examples
 
 CHANNELS = 2
 
@@ -83,7 +84,7 @@ def seen_by(trunk: nn.Module, base: int) -> range:
 
 
 @given(layers=st.lists(any_layer(), max_size=5), share=st.floats(0, 1))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_it_is_what_perturbing_a_base_shows(layers: list[nn.Module], share: float) -> None:
     trunk = increasing(*layers)
     pool, left, right = receptive_field(trunk)

@@ -37,6 +37,7 @@ from genomepred.models.layers import (
     TanhGELU,
 )
 from genomepred.sequences.grid import Geometry
+from tests.helpers import examples
 from tests.kernels.cases import TOLERANCES
 
 
@@ -240,7 +241,7 @@ def models(draw: st.DrawFn) -> SequenceModel:
 
 
 @settings(
-    max_examples=60,
+    max_examples=examples(60),
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking models takes minutes
 )
@@ -374,7 +375,8 @@ def fused_trunks(draw: st.DrawFn) -> SequenceModel:
 
 
 @settings(
-    max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=examples(100),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 @given(fused_trunks(), st.data())
 def test_any_blocks_at_any_stride(model: SequenceModel, data: st.DataObject) -> None:
@@ -438,7 +440,7 @@ def test_counted_work_is_done_work(stride: int) -> None:
     def count(block: FusedConv, given: tuple[Any, ...], _: object) -> None:
         nonlocal done
         x, _, padding, *_ = given
-        positions = len(x) * convolved_length(x.shape[1], block.span, padding)
+        positions = len(x) * convolved_length(x.shape[1], block.receptive_field, padding)
         done += positions * block.channels_in * block.weight.shape[0] * block.channels
 
     for module in prepared.modules():

@@ -65,7 +65,7 @@ def test_the_ctcf_model_prefers_the_motif_on_either_strand() -> None:
     assert (reverse > before).float().mean() > 0.99
 
 
-# The figures of the card, computed again from the real data
+# The metrics of the card, computed again from the real data
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def contigs(shared_data: Path, card: Card, peaks: Peaks) -> dict[str, np.ndarray
         return load_contigs(genome, peaks)
 
 
-def test_the_held_out_figures_of_the_card_are_reproduced(
+def test_the_held_out_metrics_of_the_card_are_reproduced(
     card: Card, peaks: Peaks, contigs: dict[str, np.ndarray]
 ) -> None:
     training = card.training
@@ -110,6 +110,7 @@ def test_the_held_out_figures_of_the_card_are_reproduced(
         assert found == pytest.approx(stated[kind], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_held_out_map_looks_as_the_card_says(
     card: Card, peaks: Peaks, contigs: dict[str, np.ndarray]
 ) -> None:

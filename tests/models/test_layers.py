@@ -23,6 +23,7 @@ from genomepred.models.layers import (
     rescale_output,
     same_padding,
 )
+from tests.helpers import examples
 
 
 def codes_like(batch: int, window: int, seed: int = 0) -> torch.Tensor:
@@ -86,7 +87,7 @@ def test_same_convolution_of_an_even_kernel_by_hand() -> None:
     length=st.integers(1, 40),
     batch=st.integers(1, 3),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_same_convolution_agrees_with_a_loop_and_with_its_two_dimensional_form(
     kernel: int, dilation: int, length: int, batch: int
 ) -> None:

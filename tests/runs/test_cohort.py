@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from genomepred.errors import GenomesFailedError, ModelError, SequenceError, SignatureError
+from benchmarks import cohort as measured
+from benchmarks import cohort_limits
+from genomepred.errors import (
+    GenomesFailedError,
+    MemoryLimitError,
+    ModelError,
+    SequenceError,
+    SignatureError,
+)
+from genomepred.machine import Limit
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import make_external
-from genomepred.runs import cohort_work
+from genomepred.runs import cohort_setup, cohort_work
 from genomepred.runs.checking import verify
 from genomepred.runs.cohort import predict_cohort
 from genomepred.runs.cohort_work import CohortWork
@@ -310,6 +320,32 @@ def test_what_a_panel_cannot_do_is_said(tmp_path: Path, model: Path) -> None:
             predict_cohort(fasta, vcf, options.pop("model", model), tmp_path / "out", **options)
     with pytest.raises(SequenceError, match="no sample"):
         predict_cohort(fasta, vcf, model, tmp_path / "out", samples=("nobody",))
+
+
+def test_too_little_memory_is_said_before_anything_is_computed(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fasta, vcf, _ = write(tmp_path, 5)
+    limit = Limit(1_100_000_000, "limit of this test")
+    monkeypatch.setattr(cohort_setup, "usable_memory", lambda: limit)
+    told = r"6 haplotypes need about 0.5 GB in each of 3 processes.*--samples"
+    with pytest.raises(MemoryLimitError, match=told):
+        predict_cohort(fasta, vcf, model, tmp_path / "out", jobs=3)
+    assert not (tmp_path / "out" / "run.json").exists()
+    monkeypatch.setattr(cohort_setup, "usable_memory", lambda: limit._replace(amount=1 << 28))
+    with pytest.raises(MemoryLimitError, match="in each of 1 processes"):
+        predict_cohort(fasta, vcf, model, tmp_path / "out")
+    monkeypatch.undo()
+    assert predict_cohort(fasta, vcf, model, tmp_path / "out", jobs=1).path.is_file()
+
+
+def test_docs_show_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    docs, results = (root / "docs/cohorts.md").read_text(), root / "benchmarks/results"
+    rows = json.loads((results / "cohort-amd-epyc.json").read_text())["rows"]
+    limits = json.loads((results / "cohort_limits-amd-epyc.json").read_text())["rows"]
+    for text in (measured.picture(rows), measured.table(rows), cohort_limits.table(limits)):
+        assert text in docs
 
 
 _SEVERAL_BINS = """

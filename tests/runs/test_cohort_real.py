@@ -9,6 +9,7 @@ import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ PANELS = {
         {"inbred": True},
     ),
 }
-BASES, HAPLOTYPES, WITH_INDELS = 60_000, 100, 10
+BASES, HAPLOTYPES, WITH_INDELS = 60_000, 200, 20
 W, STRIDE = 3000, 104
 
 
@@ -128,27 +129,37 @@ def test_substitutions_are_predictions_of_consensus(
     print(f"{label}: {rows} rows of {HAPLOTYPES} haplotypes, {distinct:.1f} distinct: equal bits")
 
 
-def windows_of(text: str, blocks: list[list[str]], length: int, g: Geometry) -> NDArray[np.uint8]:
+class Expected:
     """Windows of a sequence of bcftools at the places that its chain file says."""
-    codes = np.frombuffer(text.encode(), np.uint8)
-    table = np.full(256, 4, np.uint8)
-    table[np.frombuffer(b"ACGT", np.uint8)] = range(4)
-    codes = table[codes]
-    place = np.full(length + 1, -1, np.int64)
-    here = there = 0
-    for block in blocks:
-        size, gap, other = (int(block[0]), *map(int, block[1:]), 0, 0)[:3]
-        place[here : here + size] = np.arange(there, there + size)
-        here, there = here + size + gap, there + size + other
-    padded = np.concatenate([np.full(g.window, 4, np.uint8), codes, np.full(2 * g.window, 4)])
-    found = []
-    for i in range(int(g.windows(length))):
-        x = i * g.stride + g.span // 2
-        kept = np.flatnonzero(place[x:length] >= 0) if x < length else []
-        middle = place[x + kept[0]] if len(kept) else len(codes) + max(x - length, 0)
-        start = middle - g.crop - g.span // 2 + g.window
-        found.append(padded[start : start + g.window])
-    return np.array(found, np.uint8)
+
+    def __init__(self, text: str, chain: str, length: int, g: Geometry) -> None:
+        table = np.full(256, 4, np.uint8)
+        table[np.frombuffer(b"ACGT", np.uint8)] = range(4)
+        codes = table[np.frombuffer(text.encode(), np.uint8)]
+        # Place of each base that is kept; of others, and behind the end, that of the next one.
+        place = np.full(length + 1, len(codes), np.int64)
+        here = there = 0
+        for line in chain.splitlines()[1:]:
+            if line.strip():
+                size, gap, other = (*map(int, line.split()), 0, 0)[:3]
+                place[here : here + size] = np.arange(there, there + size)
+                here, there = here + size + gap, there + size + other
+        place = np.minimum.accumulate(place[::-1])[::-1]
+        sides = np.full(g.window, 4, np.uint8), np.full(2 * g.window, 4, np.uint8)
+        padded = np.concatenate([sides[0], codes, sides[1]])
+        self._every = np.lib.stride_tricks.sliding_window_view(padded, g.window)
+        x = np.arange(int(g.windows(length))) * g.stride + g.span // 2
+        middle = place[np.minimum(x, length)] + np.maximum(x - length, 0)
+        self._starts = middle - g.crop - g.span // 2 + g.window
+
+    def __getitem__(self, window: int) -> NDArray[np.uint8]:
+        found: NDArray[np.uint8] = self._every[self._starts[window]]
+        return found
+
+    def values(self, model: Predictor) -> NDArray[np.float32]:
+        """Predictions of all windows, by themselves."""
+        starts = np.split(self._starts, range(4096, len(self._starts), 4096))
+        return np.concatenate([model.predict(self._every[some])[:, 0] for some in starts])
 
 
 Row = tuple[int, NDArray[np.uint8], NDArray[np.int64]]
@@ -165,6 +176,42 @@ def rows_of(panel: Panel, g: Geometry) -> Iterator[Row]:
             window += 1
 
 
+def compare_rows(
+    fasta: Path,
+    packed: Path,
+    options: dict[str, Any],
+    chosen: list[tuple[str, int]],
+    plain: Predictor,
+    alone: Path,
+    tiles: Path,
+) -> int:
+    """Every window of some haplotypes, and its value in both forms; how many there are."""
+    g, compared = Geometry(W, STRIDE), 0
+    with (
+        CohortStore(alone) as windows_alone,
+        CohortStore(tiles) as through_tiles,
+        Genome(fasta) as genome,
+        Panel(genome, packed, PanelOptions(**options)) as panel,
+    ):
+        contig, length = next(iter(genome.contigs.items()))
+        expected = {}
+        for sample, copy in chosen:
+            sequences, chain = consensus(fasta, packed, sample, copy)
+            windows = Expected(sequences[contig], chain, length, g)
+            expected[panel.numbers[sample, copy]] = windows
+        for window, codes, row in rows_of(panel, g):
+            for number, windows in expected.items():
+                assert codes[row[number]].tobytes() == windows[window].tobytes()
+                compared += 1
+        for sample, copy in chosen:
+            values = expected[panel.numbers[sample, copy]].values(plain)
+            found = windows_alone.haplotype(sample, copy).read(0, len(values))
+            assert found.tobytes() == values.tobytes()
+            tiled = through_tiles.haplotype(sample, copy).read(0, len(values))
+            assert np.max(np.abs(tiled - values) / (1 + np.abs(values))) < 1e-5
+    return compared
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("label", PANELS)
 def test_windows_with_indels_are_those_of_the_chain(
@@ -172,35 +219,33 @@ def test_windows_with_indels_are_those_of_the_chain(
 ) -> None:
     fasta, packed, _ = stretch(tmp_path, shared_data, label, "all")
     how = {"unphased": "first", **PANELS[label][3]}
-    g, compared = Geometry(W, STRIDE), 0
     naive, tiles = (
         predict_cohort(fasta, packed, model, tmp_path / kind, overlap=kind, jobs=1, **how).path
         for kind in ("naive", "share")
     )
     plain = Predictor(model, numerics=Run(naive.parent).signature.numerics)
-    with (
-        CohortStore(naive) as windows_alone,
-        CohortStore(tiles) as through_tiles,
-        Genome(fasta) as genome,
-        Panel(genome, packed, PanelOptions(**how)) as panel,
-    ):
-        contig, length = next(iter(genome.contigs.items()))
-        chosen = some(windows_alone, WITH_INDELS)
-        expected = {}
-        for sample, copy in chosen:
-            sequences, chain = consensus(fasta, packed, sample, copy)
-            blocks = [line.split() for line in chain.splitlines()[1:] if line.strip()]
-            number = panel.numbers[sample, copy]
-            expected[number] = windows_of(sequences[contig], blocks, length, g)
-        for window, codes, row in rows_of(panel, g):
-            for number, windows in expected.items():
-                assert codes[row[number]].tobytes() == windows[window].tobytes()
-                compared += 1
-        for sample, copy in chosen:
-            values = plain.predict(expected[panel.numbers[sample, copy]])[:, 0]
-            alone = windows_alone.haplotype(sample, copy).read(0, len(values))
-            tiled = through_tiles.haplotype(sample, copy).read(0, len(values))
-            assert alone.tobytes() == values.tobytes()
-            scale = 1 + np.abs(values)
-            assert np.max(np.abs(tiled - values) / scale) < 1e-5
-    print(f"{label}: {compared} windows of {WITH_INDELS} haplotypes are the consensus substrings")
+    with CohortStore(naive) as store:
+        chosen = some(store, WITH_INDELS)
+    compared = compare_rows(fasta, packed, how, chosen, plain, naive, tiles)
+    print(f"{label}: {compared} windows of {len(chosen)} haplotypes are the consensus substrings")
+
+
+@pytest.mark.slow
+def test_every_window_of_a_megabase(tmp_path: Path, shared_data: Path, model: Path) -> None:
+    """Tiles of all 3,000 lines; windows by themselves of those that are compared."""
+    reference, variants, _, how = PANELS["p33"]
+    packed, fasta = shared_data / variants, tmp_path / "ref.fa"
+    with Genome(shared_data / reference, cache=tmp_path) as genome:
+        (contig,) = genome.contigs
+        codes = genome.codes(contig, 0, genome.contigs[contig])
+    fasta.write_text(f">{contig}\n" + "".join("ACGTN"[code] for code in codes) + "\n")
+    tiles = predict_cohort(fasta, packed, model, tmp_path / "tiles", overlap="share", **how).path
+    with CohortStore(tiles) as store:
+        chosen = some(store, WITH_INDELS)
+    samples = tuple(sample for sample, _ in chosen)
+    alone = predict_cohort(
+        fasta, packed, model, tmp_path / "naive", overlap="naive", samples=samples, **how
+    ).path
+    plain = Predictor(model, numerics=Run(alone.parent).signature.numerics)
+    compared = compare_rows(fasta, packed, how, chosen, plain, alone, tiles)
+    print(f"p33: {compared} windows of {len(chosen)} haplotypes are the consensus substrings")

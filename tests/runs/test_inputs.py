@@ -145,7 +145,7 @@ def test_any_name_works_from_file_to_sidecar(tmp_path, name):
     )
 
 
-@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("deleted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_standard_input_is_one_file_for_all_processes(tmp_path, deleted):
     make_checkpoint(tmp_path / "tiny")
     fasta = tmp_path / "a.fa"

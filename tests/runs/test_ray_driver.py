@@ -25,7 +25,7 @@ from genomepred.runs.run import execute
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.cohort import PanelOptions
 from tests.checkpoints import make_checkpoint
-from tests.helpers import hashes
+from tests.helpers import examples, hashes
 from tests.sequences.panels import random_panel
 
 STEP = 10
@@ -217,7 +217,7 @@ def model(monkeypatch):
     monkeypatch.setattr(executor, "_WAIT", 0.0)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     rows=st.lists(st.integers(0, 95), min_size=1, max_size=12),
     nodes=st.dictionaries(st.sampled_from("abcd"), st.integers(1, 3), min_size=1),
@@ -235,7 +235,7 @@ def test_every_shard_is_computed_once_and_every_genome_published_once(rows, node
     assert not world.heard("warning")
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     rows=st.lists(st.integers(0, 95), min_size=1, max_size=8),
     nodes=st.dictionaries(st.sampled_from("abcd"), st.integers(1, 3), min_size=1),

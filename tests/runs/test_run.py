@@ -291,14 +291,18 @@ def test_a_genome_without_a_base(model, tmp_path):
 # -- what must be refused -------------------------------------------------------------------------
 
 
-def test_one_bad_genome_does_not_stop_the_others(genome, model, tmp_path):
+def test_one_bad_genome_does_not_stop_the_others(genome, model, tmp_path, small_shards):
     folder = tmp_path / "genomes"
     folder.mkdir()
     for k in range(4):
         shutil.copy(genome, folder / f"g{k}.fa")
     (folder / "bad.fa").write_text("no header\n")
     out = tmp_path / "out"
-    with pytest.raises(GenomesFailedError, match=r"1 of 5 genomes failed.*bad") as caught:
+    with pytest.raises(GenomesFailedError, match=r"5 genomes failed, this share of the others is"):
+        predict(folder, model, out, stride=5, jobs=1, shard=(1, 2))
+    with pytest.raises(
+        GenomesFailedError, match=r"1 of 5 genomes failed, the others.*bad"
+    ) as caught:
         run(folder, model, out)
     assert len(files(out)) == 4
     outcomes = {result.name: result.outcome for result in caught.value.results}

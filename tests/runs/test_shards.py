@@ -28,6 +28,7 @@ from genomepred.runs.spec import RunSpec
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
 from tests.checkpoints import make_checkpoint
+from tests.helpers import examples
 
 
 @pytest.mark.parametrize("tracks", [1, 3, 6, 100, 919, 5313])
@@ -96,7 +97,7 @@ def test_processes_are_started_for_work_whether_of_many_windows_or_of_large_ones
     assert setup.Setup(options).workers == 8
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     contigs=st.lists(st.integers(0, 300), max_size=30),
     window=st.integers(1, 60),

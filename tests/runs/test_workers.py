@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from genomepred.machine import isolated_command
 from genomepred.runs.executors import processes
 from genomepred.runs.run import predict
 from tests.checkpoints import make_checkpoint
@@ -30,7 +31,7 @@ def hostile(tmp_path, monkeypatch) -> Path:
 def test_isolated_code_imports_nothing_from_the_current_folder(hostile, monkeypatch):
     monkeypatch.setattr(sys, "path", ["", *sys.path])  # as in an interactive session
     body = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); import queue, numpy; print(1)"
-    done = subprocess.run(processes.command(body), capture_output=True, text=True, check=False)
+    done = subprocess.run(isolated_command(body), capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
     assert not hostile.exists()
 
@@ -138,7 +139,7 @@ def test_a_worker_that_is_done_ends_while_its_parent_still_listens():
         "with processes.serving(): pass"
     )
     pipe = subprocess.PIPE
-    with subprocess.Popen(processes.command(body), stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+    with subprocess.Popen(isolated_command(body), stdin=pipe, stdout=pipe, stderr=pipe) as worker:
         assert worker.stdin is not None
         worker.stdin.write(b'{"session": "s"}\n')
         worker.stdin.flush()

@@ -382,6 +382,7 @@ def test_the_cache_is_checked_and_made_anew(tmp_path: Path) -> None:
             assert other.digest != first.digest
 
 
+@pytest.mark.slow
 def test_real_haplotypes_are_those_of_bcftools(tmp_path: Path, shared_data: Path) -> None:
     source = shared_data / "genomes" / "hs37_chr20.fa.gz"
     path = shared_data / "variants" / "unphased.bcf"

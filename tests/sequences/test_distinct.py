@@ -161,6 +161,7 @@ def test_absent_copies_have_no_leader(tmp_path: Path) -> None:
         assert found == needed
 
 
+@pytest.mark.slow
 def test_real_windows(tmp_path: Path, shared_data: Path) -> None:
     path = shared_data / "variants" / "unphased.bcf"
     g = Geometry(window=3000, stride=104)

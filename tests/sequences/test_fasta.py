@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import RegionError, SequenceError
 from genomepred.sequences.fasta import Genome
+from tests.helpers import examples
 from tests.sequences.fasta_files import (
     AS_CODES,
     KINDS,
@@ -37,7 +38,7 @@ from tests.sequences.source_suite import check_source
 BODY = b">a one\nACGTA\nACGTA\nACG\n>b\nGATTA\nCA\n"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     contigs=records(),
     width=st.sampled_from([1, 7, 60, 61, 64, 70, 128, 3000]),

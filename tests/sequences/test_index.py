@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from genomepred.errors import SequenceError
 from genomepred.sequences.fasta import Genome
+from tests.helpers import examples
 from tests.sequences.fasta_files import (
     assert_reads_as,
     fasta_text,
@@ -24,7 +25,7 @@ from tests.sequences.fasta_files import (
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(
     records(), st.sampled_from([1, 60, 64, 3000]), st.sampled_from([b"\n", b"\r\n"]), st.booleans()
 )
@@ -178,7 +179,7 @@ def test_a_wrong_gzi_is_made_anew(damage: str, tmp_path: Path) -> None:
     assert index.read_bytes() == right
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     st.sampled_from([b"\n", b"\r\n"]),
     st.sampled_from(["plain", "bgzip"]),

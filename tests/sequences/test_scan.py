@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from genomepred.sequences.records import Record
 from genomepred.sequences.scan import scan
+from tests.helpers import examples
 from tests.sequences.fasta_files import CODE, naive_codes
 
 PATH = Path("g.fa")
@@ -60,7 +61,7 @@ def by_arithmetic(text: bytes, record: Record) -> list[int]:
     return [CODE.get(chr(text[place]).upper(), 4) for place in places]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(nearly_regular(), st.sampled_from([1, 7, 200, 5000, 1 << 20]))
 def test_records_and_codes_of_nearly_regular_files(text: bytes, piece: int) -> None:
     pieces = (np.frombuffer(text[a : a + piece], np.uint8) for a in range(0, len(text), piece))

@@ -16,6 +16,7 @@ from genomepred.store.bigwig import BigWigWriter
 from genomepred.store.export import export_bigwig
 from genomepred.store.reader import PredictionStore
 from tests.bigwig_files import Line, read_bigwig, read_zooms
+from tests.helpers import examples
 from tests.store_files import write_store
 
 
@@ -51,7 +52,7 @@ def check_zooms(path: Path, lines: list[Line], contigs: list[str]) -> None:
             assert record["squares"] == pytest.approx(np.dot(weights, np.square(values)), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     pieces=st.lists(
         st.tuples(st.sampled_from("abc"), st.integers(0, 90), st.integers(1, 60), st.floats(-9, 9)),

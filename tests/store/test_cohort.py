@@ -12,7 +12,7 @@ import pytest
 
 from genomepred.errors import DependencyError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store import cohort
+from genomepred.store import cohort_file
 from genomepred.store.chunks import Layout
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_writing import join_cohort, padded, write_cohort_part
@@ -142,8 +142,8 @@ def test_matrices_for_anndata(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("kept", [1, 1 << 26])
 def test_blocks_are_kept_and_let_go(file: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cohort, "_KEPT_BYTES", kept)
-    monkeypatch.setattr(cohort, "_BLOCK", 256)
+    monkeypatch.setattr(cohort_file, "_KEPT_BYTES", kept)
+    monkeypatch.setattr(cohort_file, "_BLOCK", 256)
     _, values = classes()
     rng = np.random.default_rng(0)
     with CohortStore(file) as store:

@@ -40,6 +40,7 @@ from genomepred.store.hdf5 import (
     write_part,
     write_sidecar,
 )
+from tests.helpers import examples
 from tests.store_files import ATTRIBUTES, CONTIGS, random_values, write_parts, write_store
 
 WIDE = Layout(2000)  # 32 rows a chunk, so that small files have several
@@ -67,7 +68,7 @@ def flipped(data: bytes, position: int, bit: int) -> bytes:
 # -- round trips ---------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     lengths=st.lists(st.integers(0, 3000), max_size=4),
     dtype=st.sampled_from(["float32", "float16"]),

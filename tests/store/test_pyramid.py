@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from genomepred.errors import StoreError
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store import pyramid, pyramid_writer
-from genomepred.store.blocks import classes, open_blocks, spans_of
+from genomepred.store.blocks import _words, classes, distinct_lines, open_blocks, spans_of
+from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.pyramid import BLOCK, INNER, Pyramid, Shape
 from genomepred.store.pyramid_writer import write_pyramid
 from genomepred.store.scale import MOST, Scale, scales_of
 from tests.founders import write_cohort
+from tests.helpers import examples
 from tests.store_files import write_store
 
 CONTIGS = {"chr1": 30_000, "empty": 0, "chr2": 120_000, "short": 3}
@@ -191,8 +193,38 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "p.pyramid").exists()
 
 
+@settings(deadline=None, max_examples=examples(60))
+@given(
+    seed=st.integers(0, 999),
+    lines=st.sampled_from([1, 2, 255, 256, 257, 600]),
+    kind=st.sampled_from(["u1", "<u2", "<u4"]),
+    first=st.integers(0, INDEX_CHUNK - 1),
+    windows=st.integers(1, INDEX_CHUNK),
+    founders=st.integers(1, 300),
+)
+def test_distinct_lines_are_those_of_numpy(
+    seed: int, lines: int, kind: str, first: int, windows: int, founders: int
+) -> None:
+    """Of windows that begin and end anywhere within one or two columns of chunks."""
+    rng = np.random.default_rng(seed)
+    largest = np.iinfo(kind).max
+    every = rng.integers(0, largest, (founders, 2 * INDEX_CHUNK), dtype=kind, endpoint=True)
+    index = every[rng.integers(0, founders, lines)]
+    columns = [
+        [_words(index[at : at + INDEX_CHUNK, w : w + INDEX_CHUNK]) for at in range(0, lines, 256)]
+        for w in (0, INDEX_CHUNK)
+    ]
+    last = first + windows
+    found, label = distinct_lines(columns[: 1 + (last > INDEX_CHUNK)], lines, first, last)
+    wanted = index[:, first:last]
+    assert (found[label] == wanted).all()
+    assert len(np.unique(found, axis=0)) == len(found) == len(np.unique(wanted, axis=0))
+    _, begun = np.unique(label, return_index=True)
+    assert (np.diff(begun) > 0).all()  # numbered as they come
+
+
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 40), st.integers(1, 6))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_classes_are_those_of_numpy(seed: int, lines: int, width: int, kinds: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, 60_000, (kinds, width)).astype(np.uint16)[rng.integers(0, kinds, lines)]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from genomepred.errors import DependencyError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.store.hdf5 import Layout, PredictionStore
+from tests.helpers import examples
 from tests.store_files import ATTRIBUTES, CONTIGS, random_values, write_store
 
 NOT_DATA = "This is a netCDF dimension but not a netCDF variable."
@@ -220,7 +221,7 @@ def test_readers_take_no_locks(stores: dict[str, Path]) -> None:
 # -- rows ----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(first=st.integers(0, 300), count=st.integers(0, 300))
 def test_blocks_cover_a_range_once_in_order(
     tmp_path_factory: pytest.TempPathFactory, first: int, count: int

@@ -20,6 +20,7 @@ from genomepred.errors import RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.store.export import export_bedgraph, export_bigwig, export_tsv
 from genomepred.store.hdf5 import PredictionStore
+from tests.helpers import examples
 from tests.store_files import CONTIGS, write_store
 
 Change = Callable[[h5py.File], object]
@@ -229,7 +230,7 @@ def test_the_bounds_let_every_grid_through(tmp_path: Path, grid: Grid) -> None:
         assert store.grid.end.tolist() == grid.end.tolist()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(
     changes=st.lists(
         st.tuples(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, mannwhitneyu
 
 from genomepred.tables.ranks import adjusted, compare_ranks, moments
+from tests.helpers import examples
 
 
 def expanded(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -33,7 +34,7 @@ def of_row(starts, rows, counts, bins, row, track):
     return values[~np.isnan(values)], counts[d][~np.isnan(values)]
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.integers(0, 1 << 20))
 def test_moments(seed: int) -> None:
     starts, rows, counts, bins = make(seed)
@@ -51,7 +52,7 @@ def test_moments(seed: int) -> None:
             np.testing.assert_allclose(got, [of.mean(), of.var(), np.ptp(of)], 1e-9, 1e-12)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.integers(0, 1 << 20), st.sampled_from([(40, True), (2, True), (2, False)]))
 def test_ranks_are_those_of_scipy(seed: int, how: tuple[int, bool]) -> None:
     """Many equal values; small groups with and without: exact and normal p-values."""

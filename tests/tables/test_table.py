@@ -36,6 +36,7 @@ from genomepred.tables.samples import cohort_of
 from genomepred.tables.table import RegionTable, region_table, unique_names
 from genomepred.tables.writing import write_table
 from tests.cohort_files import write_cohort
+from tests.helpers import examples
 from tests.store_files import random_values, write_store
 
 CONTIGS = {"chr1": 30_000, "empty": 0, "chr2": 641, "short": 3}
@@ -153,7 +154,7 @@ def test_several_bins(tmp_path: Path) -> None:
             check(make(path, bed(tmp_path / "r.bed"), stat), stores, stat)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.integers(0, 1 << 16))
 def test_any_regions_of_any_cohort(seed: int) -> None:
     """Random classes, blocks and regions: as from the matrix of all haplotypes."""

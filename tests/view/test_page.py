@@ -338,6 +338,40 @@ def test_a_link_restores_the_view(visit: Visit, chromium) -> None:
     assert (pixels(visit) == picture).all()
 
 
+def test_a_session_restores_the_view(visit: Visit, tmp_path: Path) -> None:
+    visit.set(
+        tracks=[1], height="8", low=-1, high=1, show="difference", base="3", group="population"
+    )
+    visit.go("Chr2:1001-5000")
+    visit.until("genomepred.settings.locus.startsWith('Chr2:1')")
+    with visit.page.expect_download(timeout=30_000) as coming:
+        visit.page.click("#save")
+    assert coming.value.suggested_filename == "panel_Chr2_1001-5000.json"
+    coming.value.save_as(tmp_path / "s.json")
+    before, picture = visit.page.evaluate("genomepred.settings"), pixels(visit)
+    visit.set(tracks=[0], show="value", group="")
+    visit.go("Chr1:1-3000")
+    visit.page.evaluate("window.before_ = true")
+    visit.page.set_input_files("#session", tmp_path / "s.json")
+    visit.until("!window.before_ && Boolean(window.genomepred?.ready)")
+    assert visit.page.evaluate("genomepred.settings") == before
+    assert (pixels(visit) == picture).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "this file is no session"),
+        ("[1]", "this file is no session"),
+        ('{"format": "genomepred view session 1", "title": "other", "view": "#"}', "of other"),
+    ],
+)
+def test_another_file_is_no_session(visit: Visit, tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    visit.page.set_input_files("#session", tmp_path / "x.json")
+    visit.until(f"document.getElementById('status').textContent.includes({said!r})")
+
+
 @pytest.mark.parametrize("kind", ["png", "svg", "tsv"])
 def test_downloads(visit: Visit, tmp_path: Path, kind: str, folder) -> None:
     visit.set(group="population")

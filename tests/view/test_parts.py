@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import webbrowser
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from genomepred.cli import cli
 from genomepred.errors import DataError, GenomepredError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
+from genomepred.view import server
 from genomepred.view.clusters import leaves
 from genomepred.view.genes import Genes
 from genomepred.view.maps import find_maps
@@ -301,3 +304,69 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, "genomepred.view.web", raising=False)
     with pytest.raises(GenomepredError, match=r"pip install 'genomepred\[view\]'"):
         view(path)
+
+
+@pytest.mark.parametrize("kind", ["cut off", "foreign", "a part", "no files"])
+def test_files_that_are_none_are_named(tmp_path: Path, kind: str) -> None:
+    path = write_store(tmp_path / "a.h5")
+    if kind == "cut off":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "foreign":
+        with h5py.File(path, "w") as file:
+            file["predictions"] = np.zeros(3)
+    elif kind == "a part":
+        path.rename(tmp_path / "0-100.host.1.tmp")
+    else:
+        path.unlink()
+    target = path if path.exists() else tmp_path
+    with pytest.raises(StoreError) as found:
+        find_maps(target)
+    assert str(target) in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_where_nothing_can_be_written_the_pyramid_lasts_for_the_session(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a" * 248 + ".h5"  # with ".pyramid" it is longer than a name may be
+    path = write_store(tmp_path / "a.h5").rename(tmp_path / name)
+    shown = Shown(find_maps(path)[0][0], lambda map, share: None)
+    prepare(shown)
+    assert shown.ready() is not None
+    assert [found.name for found in tmp_path.glob("*.pyramid")] == []
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "cannot be written" in said[0]
+    folder = Path(shown._folder.name)
+    assert folder.is_dir()
+    shown.close()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("display", "opens", "told"),
+    [("", True, True), (":0", True, False), (":0", False, True), (":0", None, True)],
+)
+def test_without_a_browser_the_address_is_all(
+    display: str,
+    opens: bool | None,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def opened(url: str) -> bool:
+        if opens is None:
+            raise webbrowser.Error("none")
+        return opens
+
+    for variable in ("WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(webbrowser, "open", opened)
+    heard: list[str] = []
+    server._tell("http://127.0.0.1:1/", True, heard.append)
+    assert heard == ["http://127.0.0.1:1/"]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == told
+    assert all("no browser" in line for line in said)

@@ -244,6 +244,26 @@ def test_genes_are_found_by_name_and_place(client: Client) -> None:
     assert asked(client, "/api/genes?map=0&contig=none&start=0&end=9") == []
 
 
+def test_genes_on_contigs_of_other_names(folder, tmp_path: Path) -> None:
+    lines = [f"{contig}\tx\tgene\t11\t90\t.\t+\t.\tID=g{contig}" for contig in ("1", "Pt")]
+    (tmp_path / "g.gff3").write_text("\n".join(lines) + "\n")
+    with serving(folder[0] / "panel.h5", genes=tmp_path / "g.gff3") as (client, shown, _):
+        client.enter()
+        prepare(shown[0])
+        assert asked(client, "/api/search?map=0&name=g1")[0]["chromosome"] == "Chr1"
+        assert asked(client, "/api/search?map=0&name=gPt") == []
+        assert asked(client, "/api/map?map=0")["facts"]["note"] == ""
+
+
+def test_an_annotation_of_other_contigs_is_told(folder, tmp_path: Path) -> None:
+    (tmp_path / "g.gff3").write_text("Pt\tx\tgene\t11\t90\t.\t+\t.\tID=g\n")
+    with serving(folder[0] / "panel.h5", genes=tmp_path / "g.gff3") as (client, shown, _):
+        client.enter()
+        prepare(shown[0])
+        note = asked(client, "/api/map?map=0")["facts"]["note"]
+        assert note == "there are genes on 'Pt', none on these contigs"
+
+
 def test_without_a_genome_there_are_sizes_of_contigs(client: Client) -> None:
     _, _, body = client.get("/api/sequence.fa.fai?map=0")
     assert body == b"Chr1\t400000\nChr2\t9000\n"

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from genomepred.machine import tell_memory
+from genomepred.machine import isolated_command, tell_memory
 from genomepred.messages import described, say, say_warnings
 from genomepred.progress import Watch
 from genomepred.runs.executors import Job, join, local, told
@@ -30,18 +30,7 @@ from genomepred.runs.executors import Job, join, local, told
 # Seconds between a worker's signs of life, without one until it is given up, and for it to end
 # once it is told to.
 _BEAT, _SILENCE, _END = 5.0, 60.0, 3.0
-# -I: neither the current folder nor PYTHON* of the environment; the path is given instead.
-_BODY = (
-    f"import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import work; work()"
-)
-
-
-def command(body: str, *arguments: str) -> list[str]:
-    """Command that runs Python code isolated, with this process's module path as first argument."""
-    path = [place for place in sys.path if place]  # "" is the current folder
-    options = [f"-W{option}" for option in sys.warnoptions]
-    utf8 = f"utf8={sys.flags.utf8_mode}"
-    return [sys.executable, "-I", "-X", utf8, *options, "-c", body, json.dumps(path), *arguments]
+_BODY = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {} import work; work()"
 
 
 def compute(job: Job, watch: Watch) -> None:
@@ -105,7 +94,7 @@ class _Worker:
         self._progress, self._heard = progress, time.monotonic()
         self._dismissed = False
         self._process = subprocess.Popen(
-            command(body),
+            isolated_command(body),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the parent's: it ends us

@@ -32,7 +32,7 @@ from typing import Any
 
 from genomepred import errors
 from genomepred.errors import DependencyError, GenomepredError, OptionError
-from genomepred.machine import usable_cpus
+from genomepred.machine import isolated_command, usable_cpus
 from genomepred.messages import described
 from genomepred.progress import Watch
 from genomepred.runs.executors import Job, told
@@ -164,12 +164,10 @@ def _driver(told: str) -> Iterator[Iterable[bytes]]:
     GenomepredError
         If it ends before it has said that all is done.
     """
-    from genomepred.runs.executors.processes import command  # imports torch, which no driver needs
-
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     with tempfile.TemporaryFile() as log:
         driver = subprocess.Popen(
-            command(_BODY),
+            isolated_command(_BODY),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -87,7 +87,9 @@ export function listen(change, act) {
     const boxes = [...byId("tracks").querySelectorAll("input:checked")];
     if (boxes.length) change({ tracks: boxes.map((box) => Number(box.value)) });
   });
-  for (const id of ["link", "png", "svg", "tsv", "help"]) {
+  byId("open").addEventListener("click", () => byId("session").click());
+  byId("session").addEventListener("change", () => act("session"));
+  for (const id of ["link", "png", "svg", "tsv", "save", "help"]) {
     byId(id).addEventListener("click", () => act(id));
   }
   document.addEventListener("click", (event) => {

@@ -9,8 +9,9 @@ export function drawLegend(parent, name, low, high, colorsName) {
     legend = document.createElement("span");
     legend.className = "legend";
     legend.dataset.name = name;
-    const parts = ["b", "span", "canvas", "span", "i"].map((tag) => document.createElement(tag));
-    legend.append(...parts, "missing");
+    const parts = ["b", "span", "canvas", "span", "i", "em"].map((tag) => document.createElement(tag));
+    parts.at(-1).textContent = "missing";
+    legend.append(...parts);
     parent.append(legend);
   }
   const [title, from, canvas, to] = legend.children;

@@ -8,7 +8,7 @@ import { drawLegend, keepLegends } from "./legend.js";
 import { Columns, valuesOf } from "./picture.js";
 import { binsWithin, levelFor, makePlaces } from "./places.js";
 import { address, ask } from "./server.js";
-import { readSettings, writeSettings } from "./settings.js";
+import { readSession, readSettings, writeSession, writeSettings } from "./settings.js";
 import { table } from "./table.js";
 import { Tiles } from "./tiles.js";
 
@@ -258,6 +258,11 @@ class Page {
       png: () => this.browser.savePNGtoFile(`${this.fileName()}.png`),
       svg: () => this.browser.saveSVGtoFile(`${this.fileName()}.svg`),
       tsv: () => this.saveTable(),
+      save: () => {
+        this.remember();
+        download(`${this.fileName()}.json`, writeSession(this.facts.title, this.settings), "application/json");
+      },
+      session: () => this.openSession(byId("session")),
     };
     return acts[name]();
   }
@@ -298,12 +303,34 @@ class Page {
       const pieces = binsWithin(this.facts, this.places.get(frame.chr), frame.start, frame.end, level);
       parts.push({ track, ...await this.columns(track, pieces) });
     }
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([table(this, frame.chr, parts)], { type: "text/tab-separated-values" }));
-    link.download = `${this.fileName()}.tsv`;
-    link.click();
-    URL.revokeObjectURL(link.href);
+    download(`${this.fileName()}.tsv`, table(this, frame.chr, parts), "text/tab-separated-values");
   }
+
+  /** Show the view of a session that has been chosen. */
+  async openSession(input) {
+    const [file] = input.files;
+    if (!file) return;
+    try {
+      const { title, settings } = readSession(await file.text());
+      const map = this.maps.find((known) => known.title === title);
+      if (!map) throw new Error(`a session of ${title}, which is not shown here`);
+      location.hash = writeSettings({ ...settings, map: map.key });
+      location.reload();
+    } catch (error) {
+      tell(`${file.name}: ${error.message}`, true);
+    } finally {
+      input.value = "";
+    }
+  }
+}
+
+/** Have the browser save a text. */
+function download(name, text, type) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
 }
 
 /** Facts of a map, once it is prepared; meanwhile how far that is. */

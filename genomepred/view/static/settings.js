@@ -16,6 +16,8 @@ export const DEFAULTS = {
   find: "",
 };
 
+const SESSION = "genomepred view session 1";
+
 /** Settings of an address's fragment; what it does not say, or says wrongly, is as by default. */
 export function readSettings(fragment) {
   const told = new URLSearchParams(fragment.replace(/^#/, ""));
@@ -33,6 +35,25 @@ export function readSettings(fragment) {
     }
   }
   return settings;
+}
+
+/** Text of a file that keeps the view of a map, for another day and another server. */
+export function writeSession(title, settings) {
+  return `${JSON.stringify({ format: SESSION, title, view: writeSettings(settings) }, undefined, 2)}\n`;
+}
+
+/** Title of the map and settings of such a text; an error if it is another. */
+export function readSession(text) {
+  let told;
+  try {
+    told = JSON.parse(text);
+  } catch {
+    told = undefined;
+  }
+  if (told?.format !== SESSION || typeof told.view !== "string") {
+    throw new Error("this file is no session of genomepred view");
+  }
+  return { title: String(told.title), settings: readSettings(told.view) };
 }
 
 /** Fragment that reads back to the settings. */

@@ -1,0 +1,302 @@
+"""Kernels of the sweep along a contig: keys of windows and of their pieces, classes, codes.
+
+A haplotype's edits are ``edit[first[h]:first[h + 1]]``, in order; ``delta[j + h]`` is its net
+length and ``total[j + h]`` the sum of its keys before edit ``j``, one entry more than it has edits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from genomepred.sequences.haplotypes import mix
+
+# Beyond every place.
+_FAR = 1 << 62
+
+
+@njit(nogil=True, cache=True)
+def prefixes(first: Any, edit: Any, gain: Any, key: Any, delta: Any, total: Any) -> int:
+    """Net length and keys of each haplotype's edits before each; one more than its edits.
+
+    Returns the most bases that deletions take from one haplotype.
+    """
+    most = 0
+    for h in range(len(first) - 1):
+        net, lost, low, high = 0, 0, np.uint64(0), np.uint64(0)
+        for j in range(first[h], first[h + 1]):
+            delta[j + h], total[j + h, 0], total[j + h, 1] = net, low, high
+            e = edit[j]
+            net += gain[e]
+            lost -= min(gain[e], 0)
+            low += key[e, 0]
+            high += key[e, 1]
+        last = first[h + 1] + h
+        delta[last], total[last, 0], total[last, 1] = net, low, high
+        most = max(most, lost)
+    return most
+
+
+@njit(nogil=True, cache=True)
+def _enters(start: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
+    """Where a haplotype's edit ``k`` begins on it; no place behind its last one."""
+    return start[edit[k]] + delta[k + h] if k < stop else _FAR
+
+
+@njit(nogil=True, cache=True)
+def _leaves(end: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
+    """Where a haplotype's edit ``k`` ends on it."""
+    return end[edit[k]] + delta[k + h + 1] if k < stop else _FAR
+
+
+@njit(nogil=True, cache=True)
+def sweep(
+    anchor: int,
+    stride: int,
+    left: int,
+    window: int,
+    more: int,
+    absent: Any,
+    low: int,
+    high: int,
+    length: int,
+    first: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    gain: Any,
+    delta: Any,
+    total: Any,
+    at: Any,
+    key: Any,
+    place: Any,
+    inside: Any,
+) -> bool:
+    """Keys of windows of all haplotypes; False if one reaches out of ``[low, high)``.
+
+    So does one whose pieces might, up to ``more`` bases beyond its ends.
+
+    ``place`` receives where windows begin on their haplotype, ``inside`` the first edit that
+    reaches into each.
+    """
+    for h in range(len(absent)):
+        if absent[h]:
+            continue
+        stop = first[h + 1]
+        j, f, g, floor = at[h, 0], at[h, 1], at[h, 2], at[h, 3]
+        for w in range(len(key)):
+            x = max(anchor + w * stride, floor)
+            # Over all edits before x; over deletions that take it, to the first base kept.
+            while j < stop:
+                e = edit[j]
+                if end[e] > x and (start[e] > x or gain[e] == 0):
+                    break
+                x = max(x, end[e])
+                j += 1
+            floor = x
+            begin = x + delta[j + h] - left
+            while f < stop and end[edit[f]] + delta[f + h + 1] <= begin:
+                f += 1
+            finish = begin + window
+            while g < stop and start[edit[g]] + delta[g + h] < finish:
+                g += 1
+            where = begin - delta[f + h]
+            beyond = finish + more - delta[g + h]
+            if (low > 0 and where - more <= low) or (high < length and beyond >= high):
+                return False
+            spread = np.uint64(where)
+            key[w, h, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
+            key[w, h, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
+            place[w, h], inside[w, h] = begin, f
+        at[h, 0], at[h, 1], at[h, 2], at[h, 3] = j, f, g, floor
+    return True
+
+
+@njit(nogil=True, cache=True)
+def pieces(
+    leader: Any,
+    begins: Any,
+    firsts: Any,
+    offsets: Any,
+    length: int,
+    first: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    delta: Any,
+    total: Any,
+    key: Any,
+    place: Any,
+    inside: Any,
+) -> None:
+    """Keys of pieces of windows, as :func:`sweep` makes those of windows."""
+    forward = len(offsets) < 2 or offsets[0] < offsets[1]
+    for row in range(len(leader)):
+        h = leader[row]
+        stop = first[h + 1]
+        f = g = firsts[row]
+        least = begins[row] + (offsets[0] if forward else offsets[-1])
+        while f > first[h]:  # a piece may begin before its window
+            if _leaves(end, edit, delta, f - 1, h, stop) <= least:
+                break
+            f -= 1
+        g = f
+        before = _leaves(end, edit, delta, f, h, stop)
+        behind = _enters(start, edit, delta, g, h, stop)
+        for i in range(len(offsets)):
+            k = i if forward else len(offsets) - 1 - i
+            begin = begins[row] + offsets[k]
+            while before <= begin:
+                f += 1
+                before = _leaves(end, edit, delta, f, h, stop)
+            if g < f:
+                g = f
+                behind = _enters(start, edit, delta, g, h, stop)
+            while behind < begin + length:
+                g += 1
+                behind = _enters(start, edit, delta, g, h, stop)
+            spread = np.uint64(begin - delta[f + h])
+            key[row, k, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
+            key[row, k, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
+            place[row, k], inside[row, k] = begin, f
+
+
+@njit(nogil=True, cache=True)
+def rows_before(begin: Any, leader: Any, start: Any, windows: int, bases: int, out: Any) -> None:
+    """Rows of the same leaders ``windows`` before, where they begin ``bases`` before."""
+    row_of = np.full(start.shape[1], -1, np.int64)
+    for w in range(windows, len(begin) - 1):
+        first = begin[w - windows]
+        for row in range(first, begin[w - windows + 1]):
+            row_of[leader[row]] = row
+        for row in range(begin[w], begin[w + 1]):
+            h = leader[row]
+            if row_of[h] >= first and start[w - windows, h] + bases == start[w, h]:
+                out[row] = row_of[h]
+
+
+@njit(nogil=True, cache=True)
+def count_real(
+    begins: Any,
+    firsts: Any,
+    stops: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    alt_first: Any,
+    letters: Any,
+    delta_before: Any,
+    known: Any,
+    origin: int,
+    window: int,
+    out: Any,
+) -> None:
+    """As :func:`build_windows`, counting; ``known[x]`` codes before ``origin + x`` are real."""
+    for row in range(len(out)):
+        k, stop, done, count = firsts[row], stops[row], 0, 0
+        base = begins[row] - delta_before[row]
+        while done < window:
+            if k < stop and start[edit[k]] <= base:
+                e = edit[k]
+                skip = base - start[e] if done == 0 else 0
+                for p in range(alt_first[e] + skip, alt_first[e + 1]):
+                    if done == window:
+                        break
+                    count += letters[p] < 4
+                    done += 1
+                base = end[e]
+                k += 1
+                continue
+            until = base + window - done
+            if k < stop:
+                until = min(until, start[edit[k]])
+            last = len(known) - 1
+            a = min(max(base - origin, 0), last)
+            b = min(max(until - origin, 0), last)
+            count += known[b] - known[a]
+            done += until - base
+            base = until
+        out[row] = count
+
+
+@njit(nogil=True, cache=True)
+def group(
+    key: Any,
+    absent: Any,
+    none: int,
+    table: Any,
+    stamp: Any,
+    leader_of: Any,
+    number: int,
+    begin: Any,
+    leader: Any,
+    index: Any,
+) -> int:
+    """Classes of equal keys, window by window; how many there are in all."""
+    mask = np.uint64(len(table) - 1)
+    found = 0
+    for w in range(key.shape[0]):
+        number += 1
+        begin[w] = found
+        for h in range(key.shape[1]):
+            if absent[h]:
+                index[h, w] = none
+                continue
+            a, b = key[w, h, 0], key[w, h, 1]
+            slot = a & mask
+            while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
+                slot = (slot + np.uint64(1)) & mask
+            if stamp[slot] != number:
+                stamp[slot] = number
+                table[slot, 0], table[slot, 1] = a, b
+                leader_of[slot] = h
+                leader[found] = h
+                found += 1
+            index[h, w] = leader_of[slot]
+    begin[key.shape[0]] = found
+    return found
+
+
+@njit(nogil=True, cache=True)
+def build_windows(
+    begins: Any,
+    firsts: Any,
+    stops: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    alt_first: Any,
+    letters: Any,
+    delta_before: Any,
+    codes: Any,
+    origin: int,
+    out: Any,
+) -> None:
+    """Codes of windows: reference between the edits, and what replaces it."""
+    for row in range(len(out)):
+        at, k, stop, done = begins[row], firsts[row], stops[row], 0
+        base = at - delta_before[row]
+        window = out.shape[1]
+        while done < window:
+            if k < stop and start[edit[k]] <= base:
+                e = edit[k]
+                # Where a window begins inside an edit, `base` counts on from the edit's start.
+                skip = base - start[e] if done == 0 else 0
+                for p in range(alt_first[e] + skip, alt_first[e + 1]):
+                    if done == window:
+                        break
+                    out[row, done] = letters[p]
+                    done += 1
+                base = end[e]
+                k += 1
+                continue
+            until = base + window - done
+            if k < stop:
+                until = min(until, start[edit[k]])
+            for x in range(base, until):
+                inside = 0 <= x - origin < len(codes)
+                out[row, done] = codes[x - origin] if inside else 4
+                done += 1
+            base = until
