@@ -35,7 +35,7 @@ from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import GenomeResult, Work
+from genomepred.runs.work import GenomeResult, Work, failing_alone
 
 
 def predict(
@@ -307,6 +307,13 @@ def cluster_of(spec: RunSpec) -> Executor | None:
     return partial(ray.compute, address=ray.address_of(spec.cluster))
 
 
+def _is_open(work: Work) -> bool:
+    settled = True
+    with failing_alone(work):
+        settled = work.settled()
+    return not settled
+
+
 def execute(job: Job, progress: bool = False, executor: Executor | None = None) -> RunReport:
     """Have a job computed, by default on this machine, and tell how its genomes came out.
 
@@ -318,7 +325,8 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
     bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
     outlook = Outlook(bar, len(job.works), job.workers)
     if executor is None:
-        executor = processes.compute if job.workers > 1 else local.compute
+        worth = job.workers > 1 and any(map(_is_open, job.works))  # else workers find nothing to do
+        executor = processes.compute if worth else local.compute
     with bar:
         executor(job, outlook)
     for work in job.works:
