@@ -35,7 +35,9 @@ class MissingFolderError(OutputError, FileNotFoundError):
 
 
 @contextmanager
-def publishing(path: Path, suffix: str = ".tmp", follow: bool = False) -> Iterator[Path]:
+def publishing(
+    path: Path, suffix: str = ".tmp", follow: bool = False, entry: bool = True
+) -> Iterator[Path]:
     """Temporary path in the same folder; synced and renamed to ``path`` at the end.
 
     It is removed if anything is raised meanwhile, so ``path`` is whole or as it was before.
@@ -49,6 +51,9 @@ def publishing(path: Path, suffix: str = ".tmp", follow: bool = False) -> Iterat
     follow : bool
         Write what a link names instead, and leave the link: for outputs that the user names. What
         killed processes have left beside it is removed.
+    entry : bool
+        Wait until its name is on the disk too. Without, a power cut may leave none: for what is
+        made again then, or is synced with its folder later.
 
     Raises
     ------
@@ -66,7 +71,8 @@ def publishing(path: Path, suffix: str = ".tmp", follow: bool = False) -> Iterat
         yield temporary
         sync_file(temporary)
         os.rename(temporary, path)
-        sync_folder(path.parent)
+        if entry:
+            sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
@@ -356,9 +362,9 @@ def sync_folder(path: Path) -> None:
         sync_file(path)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write, sync and publish a small file."""
-    with publishing(path) as temporary, open(temporary, "xb", buffering=0) as file:
+def write_whole(path: Path, data: bytes, entry: bool = True) -> None:
+    """Write, sync and publish a small file; ``entry`` as of :func:`publishing`."""
+    with publishing(path, entry=entry) as temporary, open(temporary, "xb", buffering=0) as file:
         write_all(file.fileno(), data)
 
 

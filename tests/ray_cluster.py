@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 PORT = 20379
@@ -118,9 +119,10 @@ class Cluster(Namespace):
         try:
             head = ["--head", f"--port={PORT}"]
             self._started(self._start(*head, "--include-dashboard=false", "--disable-usage-stats"))
-            joining = [self.join(slow and k == nodes - 1) for k in range(1, nodes)]
-            for node in joining:
-                self._started(node)
+            ways = [partial(self.join, slow and k == nodes - 1) for k in range(1, nodes)]
+            joining = [way() for way in ways]
+            for node, way in zip(joining, ways, strict=True):
+                self._started(node, way)
         except BaseException:
             self.close()
             raise
@@ -139,9 +141,14 @@ class Cluster(Namespace):
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *common, *options]
         return self.start(command, more)
 
-    @staticmethod
-    def _started(node: subprocess.Popen[str]) -> None:
+    def _started(
+        self, node: subprocess.Popen[str], again: Callable[[], subprocess.Popen[str]] | None = None
+    ) -> None:
+        """Wait for a node; where Ray was too slow for itself, it is started once more."""
         said = node.communicate()
+        if node.returncode and again is not None and "timed out during startup" in said[1]:
+            node = again()
+            said = node.communicate()
         assert node.returncode == 0, said
 
     def actors(self) -> list[int]:

@@ -250,7 +250,7 @@ class GenomeWork(Work):
                     f"remove {self.folder} to start this genome again"
                 )
             record["started"] = before["started"]
-        write_whole(self.folder / RECORD, seal(record))
+        write_whole(self.folder / RECORD, seal(record), entry=False)
         return record
 
     # -- parts and file ----------------------------------------------------------------------

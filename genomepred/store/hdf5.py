@@ -87,7 +87,8 @@ def write_part(
     Parameters
     ----------
     path : Path
-        Where the part appears once it is complete and synced.
+        Where the part appears once it is complete and synced. After a power cut its name may be
+        gone, and with it what it held.
     chunks : sequence of bytes
         What :func:`genomepred.store.chunks.encode_chunk` made of the rows, in order.
     rows : int
@@ -114,7 +115,10 @@ def write_part(
         data = _create_predictions(file, rows, layout)
         for i, chunk in enumerate(chunks):
             data.id.write_direct_chunk((i * layout.chunk_rows, 0), chunk)
-    with publishing(path) as temporary, open(temporary, "xb", buffering=0) as target:
+    with (
+        publishing(path, entry=False) as temporary,
+        open(temporary, "xb", buffering=0) as target,
+    ):
         write_all(target.fileno(), image.getbuffer())
         write_all(target.fileno(), _SEAL + hashlib.sha256(image.getbuffer()).digest())
 
@@ -153,7 +157,9 @@ def join(
     attributes: Mapping[str, Attribute],
     told: Sequence[Mapping[str, Attribute]] | None = None,
 ) -> str:
-    """Publish the parts of one genome as one file, copying compressed chunks as they are.
+    """Write the parts of one genome as one file, copying compressed chunks as they are.
+
+    It is synced, whole or absent; its name is not, for whoever calls this gives it another.
 
     Each part is read once; what is checked is what is copied. The chunks of the finished file are
     compared with those of the parts once more before it appears.
@@ -189,7 +195,7 @@ def join(
     OutputError
         If the disk is full or the folder not writable; nothing is left behind.
     """
-    with publishing(path) as temporary:
+    with publishing(path, entry=False) as temporary:
         require_space(path.parent, sum(_size(part) for part in parts))
         with new_file(temporary) as file:
             _write_attributes(file, {**attributes, **_grid_attributes(grid)})

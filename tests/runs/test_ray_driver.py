@@ -253,6 +253,23 @@ def test_lost_workers_and_nodes_lose_nothing(rows, nodes, kills, damages, seed):
     assert set(world.published.values()) <= {1}
 
 
+def test_few_genomes_are_kept_for_a_worker_that_is_about_to_join(monkeypatch):
+    world, given_to_a = World([5] * 4, {"a": 1, "b": 1}), list[int]()
+
+    def happen(calls):
+        under_way = [call for call in calls if call.actor.node == "a"]
+        if world.said and not given_to_a:
+            given_to_a.append(len(under_way))
+        joined = {"workers": 1} in world.said
+        for call in calls if joined else under_way:
+            world.answer(call)
+
+    monkeypatch.setattr(world, "happen", happen)
+    world.run()
+    assert given_to_a == [2]
+    assert len(world.published) == 4
+
+
 def test_what_kills_three_workers_fails_its_genome_alone():
     world = World([50, 50, 50], {"a": 2, "b": 2})
     world.deadly = {(1, (20, 30))}

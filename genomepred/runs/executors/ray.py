@@ -305,12 +305,11 @@ class _Worker:
     tasks: list[_Task] = field(default_factory=list)
     genome: _Genome | None = None
 
-    @property
-    def room(self) -> int:
+    def room(self, most: int) -> int:
         """Calls that it may get now: a shard that workers have died of is computed alone."""
         if not self.joined or any(task.deaths > 1 for task in self.tasks):
             return 0
-        return _CALLS - len(self.tasks)
+        return most - len(self.tasks)
 
 
 class Driver:
@@ -447,10 +446,17 @@ class Driver:
     # -- what is to be done ----------------------------------------------------------------------
 
     def _assign(self) -> None:
-        """Give every worker as many calls as it may have, the least busy first."""
+        """Give every worker as many calls as it may have, the least busy first.
+
+        Of the last few calls, and of few genomes, one gets its part alone: the others may be about
+        to join.
+        """
+        given = sum(len(worker.tasks) for worker in self._workers)
+        left = given + len(self._genomes) + len(self._ready) + len(self._suspects)
+        most = min(_CALLS, -(-left // max(len(self._workers), 1)))
         while True:
-            worker = max(self._workers, key=lambda worker: worker.room, default=None)
-            if worker is None or not worker.room:
+            worker = max(self._workers, key=lambda worker: worker.room(most), default=None)
+            if worker is None or worker.room(most) < 1:
                 return
             task = self._next(worker)
             if task is None:
