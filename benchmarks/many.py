@@ -86,7 +86,8 @@ def hashing(out: Path) -> float:
 def costs(place: Path, genomes: int, planned: int) -> dict[str, Any]:
     """Cost of each command, in the order in which a run meets them."""
     small = make_genomes(place / "small", genomes, BASES)
-    large = make_genomes(place / "large", max(genomes // LARGE, 1), BASES * LARGE)
+    few = max(genomes // LARGE, 1)
+    large = make_genomes(place / "large", few, genomes * BASES // few)
     one = ["--jobs", "1"]
     found: dict[str, Any] = {"torch": cost(sys.executable, "-c", "import torch")}
     program("predict", *run_of(small / "g00000.fa", place / "first"), *one)  # compiles
