@@ -304,6 +304,17 @@ def test_several_tracks_have_their_own_scales(visit: Visit) -> None:
     assert (pixels(visit, 0)[5] != pixels(visit, 1)[5]).any()
 
 
+def test_pictures_end_above_the_footer(visit: Visit) -> None:
+    below = """(() => {
+      const {viewports} = genomepred.browser.trackViews.find(v => v.track.type === 'heatmap');
+      return document.getElementById('browser').getBoundingClientRect().bottom
+        - viewports[0].viewportElement.getBoundingClientRect().bottom; })()"""
+    assert visit.page.evaluate(below) >= 0
+    for height in ("170px", ""):  # controls that wrap into more lines, and that do not
+        visit.page.evaluate(f"document.getElementById('bar').style.minHeight = '{height}'")
+        visit.until(f"{below} >= 0 && {below} < 80")
+
+
 def test_a_click_tells_stored_values(visit: Visit, folder) -> None:
     visit.set(height="12")
     visit.go("Chr1:50001-50200")

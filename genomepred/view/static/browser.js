@@ -8,6 +8,7 @@ igv.registerTrackClass("heatmap", HeatMap);
 
 const GENES_HEIGHT = 54;
 const NAMES_WIDTH = 150;
+const PLACE_WIDTH = "360px"; // long names of contigs, with a place
 
 /** The browser of a map, at the place and with the tracks of the page's settings. */
 export async function openBrowser(page, element) {
@@ -34,6 +35,7 @@ export async function openBrowser(page, element) {
   });
   hideBlat(browser);
   browser.navbar.multiTrackSelectButton.setVisibility(false);
+  browser.navbar.searchInput.parentElement.style.width = PLACE_WIDTH;
   if (page.genes) suggestGenes(browser, key);
   if (page.genes) await browser.loadTrack(genesTrack(key));
   return browser;

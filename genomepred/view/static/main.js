@@ -352,12 +352,24 @@ async function begin() {
   await page.open(readSettings(location.hash));
   listen((changes) => page.set(changes), (name) => page.act(name));
   listenToKeys((name) => page.act(name));
-  let timer;
-  window.addEventListener("resize", () => {
-    clearTimeout(timer);
-    timer = setTimeout(() => page.showTracks(), 200);
-  });
+  followRoom(() => page.set({ tracks: page.settings.tracks }));
   page.ready = true;
+}
+
+/** Call when the room for pictures has changed: that of the window, or of the controls above. */
+function followRoom(call) {
+  const room = () => `${window.innerWidth} ${window.innerHeight} ${byId("bar").clientHeight}`;
+  let [timer, known] = [undefined, room()];
+  const look = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      if (room() === known) return;
+      known = room();
+      call();
+    }, 200);
+  };
+  window.addEventListener("resize", look);
+  new ResizeObserver(look).observe(byId("bar"));
 }
 
 begin().catch((error) => {
