@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,7 +25,6 @@ from numpy.typing import NDArray
 from genomepred.errors import StoreError
 from genomepred.machine import usable_cpus
 from genomepred.sequences.grid import Grid
-from genomepred.store.chunks import intact
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_file import Stretch
 from genomepred.store.cohort_writing import INDEX_CHUNK
@@ -126,6 +126,9 @@ class CohortBlocks:
         self.grid, self.tracks = self._base.grid, self._base.tracks
         self.descriptions = self._base.descriptions
         self.lines = haplotype_names(self._base.haplotypes)
+        index = self._base.index
+        self._plain = _is_plain(index)
+        self._stored, self._shape, self._kind = index.id, index.shape, index.dtype
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
         """See :meth:`BlockSource.blocks`."""
@@ -187,17 +190,16 @@ class CohortBlocks:
 
     def _column(self, number: int) -> list[Words]:
         """Index of all haplotypes and a chunk's windows."""
-        index, first = self._base.index, number * INDEX_CHUNK
-        lines = range(0, index.shape[0], INDEX_CHUNK)
-        if not _is_plain(index):
-            found = index[:, first : first + INDEX_CHUNK]
+        first, lines = number * INDEX_CHUNK, range(0, self._shape[0], INDEX_CHUNK)
+        if not self._plain:
+            found = self._base.index[:, first : first + INDEX_CHUNK]
             return [_words(found[line : line + INDEX_CHUNK]) for line in lines]
         chunks = []
         for line in lines:
-            skipped, chunk = index.id.read_direct_chunk((line, first))
+            skipped, chunk = self._stored.read_direct_chunk((line, first))
             if skipped:
                 raise ValueError("a chunk of the index was stored without its filters")
-            chunks.append(_decode(chunk, index.dtype.itemsize))
+            chunks.append(_decode(chunk, self._kind.itemsize))
         return chunks
 
     def close(self) -> None:
@@ -241,7 +243,8 @@ def _words(index: NDArray[Any]) -> Words:
 
 def _decode(chunk: bytes, itemsize: int) -> Words:
     """Words of a stored chunk; HDF5's own filters hold one lock for all threads."""
-    if not intact(chunk):
+    told = int.from_bytes(chunk[-4:], "little")
+    if len(chunk) < 4 or checksum(np.frombuffer(chunk, np.uint8)[:-4]) != told:
         raise ValueError("a chunk of the index does not match its checksum")
     size = itemsize * INDEX_CHUNK * INDEX_CHUNK
     try:
@@ -251,6 +254,22 @@ def _decode(chunk: bytes, itemsize: int) -> Words:
     if len(data) != size:
         raise ValueError("a chunk of the index has another size")
     return np.frombuffer(data, "<u8").reshape(itemsize, INDEX_CHUNK, INDEX_CHUNK // _WORD)
+
+
+@njit(nogil=True, cache=True)
+def checksum(data: Any) -> int:
+    """As :func:`genomepred.store.chunks.fletcher32`, of up to a few megabytes, without the GIL."""
+    first, second = np.uint64(0), np.uint64(0)
+    for i in range(0, len(data) - 1, 2):
+        first += np.uint64(data[i]) << np.uint64(8) | np.uint64(data[i + 1])
+        second += first
+    if len(data) % 2:
+        first += np.uint64(data[-1]) << np.uint64(8)
+        second += first
+    most = np.uint64(65535)
+    a = (first - np.uint64(1)) % most + np.uint64(1) if first else first
+    b = (second - np.uint64(1)) % most + np.uint64(1) if second else second
+    return int(b << np.uint64(16) | a)
 
 
 def distinct_lines(
@@ -303,6 +322,12 @@ def classes(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return found.labels(), found.first[: found.count].copy()
 
 
+@cache
+def _factors(width: int) -> NDArray[np.uint64]:
+    """Odd numbers that words are multiplied by."""
+    return np.random.default_rng(0).integers(1, 1 << 63, width, np.uint64) | np.uint64(1)
+
+
 class _Classes:
     """Classes of lines that come chunk by chunk: a hash table, and one line of each class.
 
@@ -323,8 +348,7 @@ class _Classes:
     def __init__(self, lines: int, planes: int, masks: NDArray[Any]) -> None:
         size = 1 << (2 * lines + 1).bit_length()
         width = planes * len(masks)
-        factors = np.random.default_rng(0).integers(1, 1 << 63, width, np.uint64)
-        self._masks, self._factors = masks, factors | np.uint64(1)
+        self._masks, self._factors = masks, _factors(width)
         self._table, self._label = np.full(size, -1, np.int64), np.empty(lines, np.uint32)
         self.leads, self.first = np.empty((lines, width), masks.dtype), np.empty(lines, np.int64)
         self.count = self._lines = 0

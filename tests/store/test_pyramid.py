@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from genomepred.errors import StoreError
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store import pyramid, pyramid_writer
-from genomepred.store.blocks import _words, classes, distinct_lines, open_blocks, spans_of
+from genomepred.store.blocks import _words, checksum, classes, distinct_lines, open_blocks, spans_of
+from genomepred.store.chunks import fletcher32
 from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.pyramid import BLOCK, INNER, Pyramid, Shape
 from genomepred.store.pyramid_writer import write_pyramid
@@ -191,6 +192,16 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         write_pyramid(source, tmp_path / "p.pyramid", {})
     source.close()
     assert not (tmp_path / "p.pyramid").exists()
+
+
+@given(st.binary(max_size=70_000))
+def test_the_checksum_is_that_of_the_store(data: bytes) -> None:
+    assert checksum(np.frombuffer(data, np.uint8)) == fletcher32(data)
+
+
+def test_the_checksum_of_the_largest_numbers_is_that_of_the_store() -> None:
+    data = b"\xff" * (1 << 20)
+    assert checksum(np.frombuffer(data, np.uint8)) == fletcher32(data)
 
 
 @settings(deadline=None, max_examples=examples(60))
