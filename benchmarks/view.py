@@ -220,7 +220,9 @@ def visit(path: Path) -> dict[str, Any]:
         found = {"first_picture_seconds": statistics.median(reloads)}
         found |= pan(page)
         page.evaluate("genomepred.set({sort: 'cluster', statistic: 'max'})")
-        page.evaluate("gc()")
+        for _ in range(3):  # pictures that have just been replaced are let go of by and by
+            page.wait_for_timeout(500)
+            page.evaluate("gc()")
         found["js_heap_mb"] = page.evaluate("performance.memory.usedJSHeapSize / 1e6")
         cookies = page.context.cookies()
         found |= tiles(url, cookies[0], path)

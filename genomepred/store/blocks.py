@@ -7,14 +7,15 @@ of a run.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import h5py
 import numpy as np
@@ -38,6 +39,9 @@ _WORD, _ALL = 8, np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 # Values of single genomes that are held at a time, and stored values of a cohort's.
 _HELD, _READ = 1 << 26, 1 << 20
+
+
+Value = TypeVar("Value")
 
 
 class Block(NamedTuple):
@@ -134,7 +138,7 @@ class CohortBlocks:
         """See :meth:`BlockSource.blocks`."""
         threads = usable_cpus().amount
         with self._base._reading("read"), ThreadPoolExecutor(threads) as pool:
-            columns: dict[int, Future[list[Words]]] = {}
+            columns: dict[int, _Once[list[Words]]] = {}
 
             def task(item: tuple[tuple[int, int], Stretch]) -> Future[Block]:
                 (first, last), stretch = item
@@ -143,7 +147,7 @@ class CohortBlocks:
                 wanted = range(low // INDEX_CHUNK, -(-high // INDEX_CHUNK))
                 for column in wanted:
                     if column not in columns:
-                        columns[column] = pool.submit(self._column, column)
+                        columns[column] = _Once(partial(self._column, column))
                 for column in [column for column in columns if column < wanted.start]:
                     del columns[column]
                 parts = [columns[column] for column in wanted]
@@ -168,13 +172,13 @@ class CohortBlocks:
             yield (first, last), stretch
 
     def _block(
-        self, span: tuple[int, int], parts: Sequence[Future[list[Words]]], stretch: Stretch
+        self, span: tuple[int, int], parts: Sequence[_Once[list[Words]]], stretch: Stretch
     ) -> Block:
         first, last = span
         bins = self.grid.geometry.bins
         window, stop = first // bins, -(-last // bins)
         begin = window // INDEX_CHUNK * INDEX_CHUNK
-        columns = [part.result() for part in parts]
+        columns = [part.get() for part in parts]
         index, label = distinct_lines(columns, len(self.lines), window - begin, stop - begin)
         values = np.empty((len(index), last - first, len(self.tracks)), np.float32)
         stretch.fill(index, window, first - window * bins, values)
@@ -205,6 +209,21 @@ class CohortBlocks:
     def close(self) -> None:
         """Close the file."""
         self._store.close()
+
+
+class _Once(Generic[Value]):
+    """A value that the first thread to ask for it makes: one task never waits for another."""
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._made: list[Value] = []
+
+    def get(self) -> Value:
+        """The value, made if it is not there."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
 
 
 def haplotype_names(haplotypes: Sequence[tuple[str, int]]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -121,7 +121,10 @@ def trunks(draw: st.DrawFn) -> nn.Sequential:
 def test_any_trunk_and_window_give_the_effects_of_the_definition(
     trunk: nn.Sequential, window: int, seed: int, flatten: nn.Module, n_policy: str
 ) -> None:
-    model = Stack(window, trunk, flatten, base_order="GATC", n_policy=n_policy)
+    try:
+        model = Stack(window, trunk, flatten, base_order="GATC", n_policy=n_policy)
+    except RuntimeError:  # pools have left less than a convolution takes
+        reject()
     spread(model, seed)
     output, codes = Output(card_of(model), "track1"), random_codes(window, seed)
     expected = definition(model, codes, output, BASES)
