@@ -39,6 +39,9 @@ _SOURCES = (
 _LONGEST_HEADER = 1 << 16
 _KINDS: dict[str, Any] = {"int64": ctypes.c_int64, "float32": ctypes.c_float}
 
+# What tells Numba to compile for another CPU.
+_CPU = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
+
 _engines: list[Any] = []  # their machine code lives as long
 _lock = threading.RLock()
 
@@ -117,11 +120,8 @@ def link_name(place: str) -> str:
 
 def numba_version() -> str:
     """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is."""
-    named = [f"{os.environ[key]}" for key in _CPU if key in os.environ]
+    named = [os.environ[key] for key in _CPU if key in os.environ]
     return " ".join([version("numba"), "llvmlite", version("llvmlite"), *named])
-
-
-_CPU = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
 
 
 def cpu_features() -> set[str]:
