@@ -61,6 +61,20 @@ def test_a_run_with_workers_in_a_hostile_folder(hostile, job, capfd):
     assert "worker" not in capfd.readouterr().err
 
 
+def work() -> None:
+    """Body of a worker: as many bases as it is told of."""
+    with processes.serving() as (text, watch):
+        watch.done(text["bases"])
+
+
+def test_workers_run_the_function_of_a_module(capfd):
+    done: list[int] = []
+    with processes.Workers(['{"bases": 5}', '{"bases": 7}'], done.append, __name__) as workers:
+        for one in workers._workers:
+            one._thread.join()
+    assert (sorted(done), capfd.readouterr().err) == ([5, 7], "")
+
+
 def worker(body: str, progress=lambda bases: None) -> processes._Worker:
     """A process with a body of its own in place of a worker's."""
     return processes._Worker(body, "{}", progress)
