@@ -352,8 +352,10 @@ def status(out: Path, shares: int | None, as_json: bool) -> None:
 def _progress(genome: GenomeStatus) -> list[str]:
     if genome.state == "finished":
         return []
-    shards = "" if genome.shards is None else f"{genome.shards - genome.missing} of {genome.shards}"
-    return [f"{shards} shards" if shards else "no shards yet", *filter(None, [genome.error])]
+    shards = "no shards yet"
+    if genome.shards is not None:
+        shards = f"{genome.shards - genome.missing:,} of {counted(genome.shards, 'shard')}"
+    return [shards, *filter(None, [genome.error])]
 
 
 @click.command()
