@@ -160,17 +160,17 @@ def predict(as_json: bool, **values: Any) -> None:
     Stop it anywhere and run the same command again: it continues, and the files are the same to
     the byte. Any number of such commands may work on one OUT at once.
     """
+    failure, panel, spec = None, _panel(values), _spec(**values)
     from genomepred.errors import GenomesFailedError
     from genomepred.runs.run import RunReport, run
 
-    failure, panel = None, _panel(values)
     try:
         if panel is not None:
             from genomepred.runs.cohort import run_cohort
 
-            report = run_cohort(_spec(**values), *panel, progress=True)
+            report = run_cohort(spec, *panel, progress=True)
         else:
-            report = run(_spec(**values), progress=True)
+            report = run(spec, progress=True)
     except GenomesFailedError as error:
         failure, report = error, RunReport(error.results, 0, 0)
     seconds = time.perf_counter() - STARTED
@@ -205,12 +205,13 @@ def _print_results(results: list[GenomeResult]) -> None:
 @_run_options
 def plan(as_json: bool, **values: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
+    panel, spec = _panel(values), _spec(**values)
+    if panel is not None:
+        _plan_cohort(spec, *panel, as_json)
+        return
     from genomepred.runs.plan import plan as make_plan
 
-    if (panel := _panel(values)) is not None:
-        _plan_cohort(_spec(**values), *panel, as_json)
-        return
-    estimate = make_plan(_spec(**values))
+    estimate = make_plan(spec)
     if as_json:
         numerics, genomes = vars(estimate.numerics), [vars(g) for g in estimate.genomes]
         echo_json(vars(estimate) | {"numerics": numerics, "genomes": genomes})
@@ -394,5 +395,6 @@ def verify(out: str, as_json: bool) -> None:
     bad = [report for report in reports if report.problems]
     if bad:
         raise VerificationError(
-            f"{len(bad)} of {len(reports)} genomes are not sound; first: {bad[0].problems[0]}"
+            f"{len(bad)} of {counted(len(reports), 'genome')} not sound; first: {bad[0].name}: "
+            f"{bad[0].problems[0]}"
         )
