@@ -345,7 +345,7 @@ def status(out: Path, shares: int | None, as_json: bool) -> None:
     for genome in found.genomes:
         click.echo("\t".join([genome.name, genome.state, *_progress(genome)]))
     click.echo(f"finished: {found.finished} of {counted(len(found.genomes), 'genome')}")
-    if found.shares_missing:
+    if found.shares > 1 and found.shares_missing:
         tasks = ",".join(map(str, found.shares_missing))
         click.echo(f"of {found.shares} shares, these have work left: --array={tasks}")
 
@@ -394,7 +394,9 @@ def verify(out: str, as_json: bool) -> None:
                 click.echo(f"{report.path}\t{problem}")
     bad = [report for report in reports if report.problems]
     if bad:
+        first = bad[0].problems[0]
+        if str(bad[0].path) not in first:
+            first = f"{bad[0].path}: {first}"
         raise VerificationError(
-            f"{len(bad)} of {counted(len(reports), 'genome')} not sound; first: {bad[0].name}: "
-            f"{bad[0].problems[0]}"
+            f"{len(bad)} of {counted(len(reports), 'genome')} not sound; first: {first}"
         )
