@@ -322,8 +322,6 @@ def output_error(path: Path, error: OSError) -> OutputError:
             f"{path}: the disk or quota of {path.parent} is full; free some space and run the same "
             "command again"
         )
-    if error.errno == errno.EROFS:
-        return OutputError(f"{path}: {path.parent} is on a file system that is read-only")
     if error.errno in _FORBIDDEN:
         return OutputError(f"{path}: no permission to write into {path.parent}")
     if error.errno == errno.ENOENT:
