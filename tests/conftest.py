@@ -63,6 +63,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are composed but not painted, which takes longer than to train a tiny model."""
+    figure = pytest.importorskip("matplotlib.figure")
+
+    def savefig(_: object, path: Path, **options: object) -> None:
+        Path(path).write_bytes(b"\x89PNG, blank")
+
+    monkeypatch.setattr(figure.Figure, "savefig", savefig)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
     folder = tmp_path / "disk"
