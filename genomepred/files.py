@@ -253,9 +253,11 @@ def user_path(text: str | Path) -> Path:
     Raises
     ------
     OutputError
-        If it is a URL, or begins with a ``~`` that no shell has expanded.
+        If it is empty, a URL, or begins with a ``~`` that no shell has expanded.
     """
     text = os.fspath(text)
+    if not text:  # would be the current folder
+        raise OutputError("a path is empty; is a variable of the shell not set? `.` is this folder")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         raise OutputError(f"{text}: URLs are not read or written; copy it, and give a path")
     if text.startswith("~"):
