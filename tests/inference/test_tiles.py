@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from genomepred.inference.engine import Block, Engine, Numerics
-from genomepred.inference.tiles import Tiles, cut_windows, tile_work
+from genomepred.inference.tile_pieces import Tally, cut_windows
+from genomepred.inference.tiles import Tiles
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import REFERENCE
@@ -96,11 +97,12 @@ def test_tiles_give_the_windows_own_values(
 
 def test_sizes_of_the_published_case() -> None:
     left, tile, right = cut_windows(build("basenji-maize").eval(), 104)
-    assert (tile.length, tile.stretch, tile.count, len(tile.offsets)) == (190, 200, 13, 28)
+    assert (tile.length, tile.runs[-1].stretch, tile.count, len(tile.offsets)) == (190, 200, 13, 28)
+    assert [run.length for run in tile.runs] == list(range(94, 191, 8))
+    assert [run.count for run in tile.runs] == list(range(1, 14))
     assert (left.count, left.length, right.count, right.length) == (6, 91, 6, 91)
-    works, head, window = tile_work(build("basenji-maize").eval(), 104)
-    assert works[1] < window / 10
-    assert head == 375
+    tally = Tally(build("basenji-maize").eval(), 104)
+    assert (tally.head, tally.alone) == (375, 6_252_375)
 
 
 def test_models_without_tiles() -> None:
