@@ -13,6 +13,7 @@ the trunk is given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm
@@ -186,24 +187,27 @@ class DistinctKeys:
 
     def __init__(self) -> None:
         self.count = 0
-        self._table = np.zeros((1 << 12, 2), np.uint64)
-        self._number = np.full(1 << 12, -1, np.int64)
+        # A key, and its number counted from 1; 32 bytes, so that a cache line holds all of it.
+        self._table = np.zeros((1 << 12, 4), np.uint64)
 
     def numbers(self, key: NDArray[np.uint64]) -> tuple[NDArray[np.int32], Int64]:
         """Number of each key ``[keys, 2]``, and the places of those that are new."""
-        while 2 * (self.count + len(key)) > len(self._number):
+        while 2 * (self.count + len(key)) > len(self._table):
             self._grow()
         number, new = np.empty(len(key), np.int32), np.empty(len(key), np.int64)
-        found = _number(key, self._table, self._number, self.count, number, new)
+        found = _number(key, self._table, self.count, number, new)
         self.count += found
         return number, new[:found]
 
+    def clear(self) -> None:
+        """Forget all keys."""
+        self.count = 0
+        self._table.fill(0)
+
     def _grow(self) -> None:
-        kept = self._number >= 0
-        key, number = self._table[kept], self._number[kept]
-        self._table = np.zeros((2 * len(self._table), 2), np.uint64)
-        self._number = np.full(len(self._table), -1, np.int64)
-        _insert(key, number, self._table, self._number)
+        table = np.zeros((2 * len(self._table), 4), np.uint64)
+        _insert(self._table, table)
+        self._table = table
 
 
 class Runs(NamedTuple):
@@ -221,6 +225,16 @@ class Runs(NamedTuple):
     number: NDArray[np.int32]
     begin: Int64
     length: Int64
+
+
+def joined(some: Sequence[Runs]) -> Runs:
+    """Runs of pieces that follow one another."""
+    sizes = np.cumsum([0, *(runs.number.size for runs in some)])
+    return Runs(
+        np.concatenate([runs.number for runs in some]),
+        np.concatenate([runs.begin + size for runs, size in zip(some, sizes, strict=False)]),
+        np.concatenate([runs.length for runs in some]),
+    )
 
 
 class Units:
@@ -304,30 +318,30 @@ class Tally:
 
 
 @njit(nogil=True, cache=True)
-def _number(key: Any, table: Any, numbers: Any, count: int, number: Any, new: Any) -> int:
+def _number(key: Any, table: Any, count: int, number: Any, new: Any) -> int:
     """Look keys up, and number those that are new; how many."""
-    mask = np.uint64(len(numbers) - 1)
+    mask = np.uint64(len(table) - 1)
     found = 0
     for i in range(len(key)):
         a, b = key[i, 0], key[i, 1]
         slot = a & mask
-        while numbers[slot] >= 0 and (table[slot, 0] != a or table[slot, 1] != b):
+        while table[slot, 2] and (table[slot, 0] != a or table[slot, 1] != b):
             slot = (slot + np.uint64(1)) & mask
-        if numbers[slot] < 0:
-            table[slot, 0], table[slot, 1] = a, b
-            numbers[slot] = count + found
+        if not table[slot, 2]:
             new[found] = i
             found += 1
-        number[i] = numbers[slot]
+            table[slot, 0], table[slot, 1], table[slot, 2] = a, b, np.uint64(count + found)
+        number[i] = np.int64(table[slot, 2]) - 1
     return found
 
 
 @njit(nogil=True, cache=True)
-def _insert(key: Any, number: Any, table: Any, numbers: Any) -> None:
-    mask = np.uint64(len(numbers) - 1)
-    for i in range(len(key)):
-        slot = key[i, 0] & mask
-        while numbers[slot] >= 0:
-            slot = (slot + np.uint64(1)) & mask
-        table[slot, 0], table[slot, 1] = key[i, 0], key[i, 1]
-        numbers[slot] = number[i]
+def _insert(old: Any, table: Any) -> None:
+    """Put all keys of a table into one that is larger and empty."""
+    mask = np.uint64(len(table) - 1)
+    for i in range(len(old)):
+        if old[i, 2]:
+            slot = old[i, 0] & mask
+            while table[slot, 2]:
+                slot = (slot + np.uint64(1)) & mask
+            table[slot] = old[i]

@@ -27,6 +27,7 @@ from genomepred.inference.tile_pieces import (
     Shape,
     Units,
     cut_windows,
+    joined,
     positions,
     turned,
 )
@@ -85,28 +86,6 @@ def _taken(model: Any, begin: int, count: int, codes: Tensor) -> Tensor:
     return y[:, :, begin : begin + count].transpose(1, 2)
 
 
-class _Waiting:
-    """Runs of one length, and the numbers of their first units, that wait for the trunk."""
-
-    def __init__(self, trunk: _Trunk) -> None:
-        self._trunk = trunk
-        self._codes: list[Codes] = []
-        self._units: list[NDArray[np.int32]] = []
-
-    def take(self, codes: Codes, units: NDArray[np.int32]) -> None:
-        """Note some runs."""
-        self._codes.append(codes)
-        self._units.append(units)
-
-    def computed(self) -> tuple[NDArray[np.int32], Tensor] | None:
-        """First units of all runs since the last call, and their positions; None of none."""
-        if not self._codes:
-            return None
-        units, values = np.concatenate(self._units), self._trunk(np.concatenate(self._codes))
-        self._codes, self._units = [], []
-        return units, values
-
-
 class _Kind:
     """Distinct pieces of one kind, and what the trunk makes of them."""
 
@@ -114,8 +93,8 @@ class _Kind:
         self.pieces, self._turn = pieces, turn
         self.distinct, self._units = DistinctKeys(), Units(pieces, turn)
         self.numbers: list[NDArray[np.int32]] = []
-        self._waiting = [_Waiting(trunk) for trunk in trunks]
-        self._units_of: list[NDArray[np.int32]] = []
+        self._trunks = trunks
+        self._waiting: list[tuple[Codes, Runs]] = []
         self._done: list[Tensor] = []
         self.values = 0
 
@@ -146,45 +125,41 @@ class _Kind:
             codes = chunk.piece_codes(new, places, self.pieces.length)
             if self._turn:
                 codes = np.ascontiguousarray(np.array([3, 2, 1, 0, 4], np.uint8)[codes[:, ::-1]])
-            self._wait(codes, self._units.take(chunk, new, places))
+            self._waiting.append((codes, self._units.take(chunk, new, places)))
         return number.reshape(key.shape[:2])
-
-    def _wait(self, codes: Codes, runs: Runs) -> None:
-        """Let runs of pieces with such codes wait for the trunk."""
-        self._units_of.append(runs.number)
-        piece, unit = np.divmod(runs.begin, runs.number.shape[1])
-        first = runs.number[piece, unit]
-        for length in np.unique(runs.length):
-            some = runs.length == length
-            bases = self.pieces.runs[length - 1].length
-            views = np.lib.stride_tricks.sliding_window_view(codes, bases, axis=1)
-            own = views[piece[some], unit[some] * self.pieces.step]
-            self._waiting[length - 1].take(own, first[some])
 
     def features(self) -> Tensor:
         """Positions of all distinct pieces, ``[pieces, count, channels]``."""
-        if self._units_of:
-            pieces = torch.from_numpy(np.concatenate(self._units_of))
-            table = self._positions_of_units()
-            found = table.index_select(0, pieces.reshape(-1).to(table.device))
-            found = found.view(len(pieces), self.pieces.count, table.shape[2])
+        if self._waiting:
+            units, values = self._units_waiting()
+            found = values.index_select(0, units.reshape(-1).to(values.device))
+            found = found.view(len(units), self.pieces.count, values.shape[2])
             self._done = [torch.cat([*self._done, found])]
             self.values = self._done[0].numel()
             # Units are found equal among the pieces of one call: this bounds memory.
-            self._units_of, self._units = [], Units(self.pieces, self._turn)
+            self._waiting = []
+            self._units.distinct.clear()
         return self._done[0]
 
-    def _positions_of_units(self) -> Tensor:
-        """Positions of all units that wait, ``[units, positions, channels]``."""
-        computed = [done for waiting in self._waiting if (done := waiting.computed())]
-        each, some = self.pieces.runs[0].count, computed[0][1]
-        table = some.new_empty(self._units.distinct.count, each, some.shape[2])
-        for first, values in computed:
-            length = values.shape[1] // max(each, 1) or 1
-            units = torch.from_numpy(first).long()[:, None] + torch.arange(length)
-            own = values.reshape(len(first) * length, each, values.shape[2])
-            table.index_copy_(0, units.reshape(-1).to(table.device), own)
-        return table
+    def _units_waiting(self) -> tuple[Tensor, Tensor]:
+        """Units of what waits, [pieces, units], and what the trunk makes of each."""
+        codes = np.concatenate([codes for codes, _ in self._waiting])
+        runs = joined([runs for _, runs in self._waiting])
+        units, each = runs.number.reshape(-1), self.pieces.runs[0].count
+        values: Tensor | None = None
+        for length in np.unique(runs.length).tolist():
+            begin = runs.begin[runs.length == length]
+            piece, unit = np.divmod(begin, len(self._trunks))
+            bases = self.pieces.runs[length - 1].length
+            views = np.lib.stride_tricks.sliding_window_view(codes, bases, axis=1)
+            made = self._trunks[length - 1](views[piece, unit * self.pieces.step])
+            if values is None:
+                values = made.new_empty(self._units.distinct.count, each, made.shape[2])
+            place = torch.from_numpy(units[begin]).long()[:, None] + torch.arange(length)
+            own = made.reshape(len(begin) * length, each, made.shape[2])
+            values.index_copy_(0, place.reshape(-1).to(values.device), own)
+        assert values is not None
+        return torch.from_numpy(runs.number), values
 
     def forget(self) -> None:
         """Start anew, to bound memory."""

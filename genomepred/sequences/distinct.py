@@ -315,6 +315,7 @@ class _Sweep:
         self._at = np.stack([region.first[:-1]] * 4, 1)
         self._at[:, 3] = -(1 << 62)
         slots = 1 << max(2 * haplotypes - 1, 1).bit_length()
+        self._key = np.empty((chunk_windows(haplotypes), haplotypes, 2), np.uint64)
         self._table = np.zeros((slots, 2), np.uint64)
         self._stamp = np.zeros(slots, np.int64)
         self._leader_of = np.zeros(slots, np.int64)
@@ -324,7 +325,7 @@ class _Sweep:
         """Windows ``[first, last)``; None if what was loaded does not reach."""
         g, r = self._geometry, self._region
         count, haplotypes = last - first, len(r.first) - 1
-        key = np.empty((count, haplotypes, 2), np.uint64)
+        key = self._key[:count]
         start = np.empty((count, haplotypes), np.int64)
         edit = np.empty((count, haplotypes), np.int32)
         reaches = sweep(
