@@ -217,9 +217,9 @@ class Runs(NamedTuple):
     ----------
     number : int32 array, [pieces, units]
         In the order of the trunk, which on the other strand is not that of bases.
-        Unit at which each begins, counted through all pieces, and its units, all of one piece.
-        Numbers of the units of a run follow one another.
-        numbers follow one another.
+    begin, length : int64 array, [runs]
+        Unit at which each begins, counted through all pieces, and its units, no more than a piece
+        has, the last of them of this piece or the next one. Their numbers follow one another.
     """
 
     number: NDArray[np.int32]
@@ -257,10 +257,15 @@ class Units:
         """Units of pieces of a chunk, by their flat numbers."""
         key = chunk.part_keys(which, places, self._offsets, self._length)
         number, new = self.distinct.numbers(key.reshape(-1, 2))
-        begins = (np.diff(new, prepend=-2) != 1) | (new % self._count == 0)
-        at = np.flatnonzero(begins)
-        runs = new[at], np.diff(at, append=len(new))
-        return Runs(number.reshape(-1, self._count), *runs)
+        goes_on = np.diff(which, prepend=-2) == 1  # the tile before is that of the same row
+        goes_on &= which % places.start.shape[1] > 0
+        alone = (new % self._count == 0) & ~goes_on[new // self._count]
+        at = np.flatnonzero((np.diff(new, prepend=-2) != 1) | alone)
+        size = np.diff(at, append=len(new))
+        parts = -(-size // self._count)  # no run is longer than a piece
+        done = (np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)) * self._count
+        length = np.minimum(np.repeat(size, parts) - done, self._count)
+        return Runs(number.reshape(-1, self._count), np.repeat(new[at], parts) + done, length)
 
 
 class Tally:

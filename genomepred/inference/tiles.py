@@ -144,6 +144,10 @@ class _Kind:
     def _units_waiting(self) -> tuple[Tensor, Tensor]:
         """Units of what waits, [pieces, units], and what the trunk makes of each."""
         codes = np.concatenate([codes for codes, _ in self._waiting])
+        # A run may end in the next piece, which begins so much further on; none of ends does.
+        further = len(self._trunks) * self.pieces.step
+        beyond = np.roll(codes, -1, 0)[:, codes.shape[1] - further :]
+        codes = np.concatenate([codes, beyond], axis=1)
         runs = joined([runs for _, runs in self._waiting])
         units, each = runs.number.reshape(-1), self.pieces.runs[0].count
         values: Tensor | None = None
