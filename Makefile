@@ -22,9 +22,10 @@ examples: env
 rice: env
 	PATH="$(abspath $(BIN)):$$PATH" examples/rice_story.sh rice-out
 
-# Two processes, each on one thread; all tests of a file in one of them.
+# Two processes, each on one thread; all tests of a file in one of them, files in the order that
+# tests/conftest.py gives them.
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: env
 	$(BIN)/python -m pytest -q -m slow

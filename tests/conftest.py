@@ -24,8 +24,21 @@ compiled.tell_of_compiling = lambda: None
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+# Files of few tests that take long: nobody shall wait for one that begins last.
+FIRST = (
+    "tests/kernels/test_triton.py",
+    "tests/view/test_page.py",
+    "tests/training/test_fit.py",
+    "tests/training/test_run.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests may take longer than others before they count as hanging."""
+    """Slow tests may take longer than others before they count as hanging; long files come first.
+
+    Files keep the order of their tests.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(3600))
@@ -60,6 +73,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.checkpoints import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are composed but not painted, which takes longer than to train a tiny model."""
+    figure = pytest.importorskip("matplotlib.figure")
+
+    def savefig(_: object, path: Path, **options: object) -> None:
+        Path(path).write_bytes(b"\x89PNG, blank")
+
+    monkeypatch.setattr(figure.Figure, "savefig", savefig)
 
 
 @pytest.fixture

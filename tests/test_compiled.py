@@ -86,10 +86,13 @@ def test_compiling_is_told_once_before_it_is_done_and_never_of_what_is_kept(tmp_
     assert (again.returncode, again.stderr) == (0, "")
 
 
-def test_a_first_run_tells_that_it_compiles_and_the_next_does_not(tmp_path):
+# Without our kernels it is the functions of the reader that are compiled.
+@pytest.mark.parametrize("kernels", ["reference", pytest.param("auto", marks=pytest.mark.slow)])
+def test_a_first_run_tells_that_it_compiles_and_the_next_does_not(tmp_path, kernels):
     (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 100)
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    command = ["-m", "genomepred", "predict", "--model", "ctcf", "--genomes", "a.fa", "--out"]
+    command = ["-m", "genomepred", "predict", "--model", "ctcf", "--genomes", "a.fa"]
+    command += ["--kernels", kernels, "--out"]
     first = python(*command, "1", cwd=tmp_path, **environment)
     assert first.stderr.count("compiling for this processor") == 1
     assert "compiling" not in python(*command, "2", cwd=tmp_path, **environment).stderr

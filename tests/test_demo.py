@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genomepred import demo as module
 from genomepred.demo import MISMATCHES, MOTIF, best_match, demo, motif_mismatches, share_with_motif
 from genomepred.sequences.codes import reverse_complement
 
@@ -32,8 +35,19 @@ def test_share_is_that_of_windows_taken_one_by_one(text, window, stride):
         assert share_with_motif(codes, window, stride) == np.mean(hits)
 
 
-def test_demo_finds_the_motif(tmp_path):
+def test_the_rate_is_that_of_whole_runs(tmp_path, monkeypatch):
+    letters = np.random.default_rng(0).choice(list("ACGT"), 5000)
+    monkeypatch.setattr(module, "SEQUENCE", tmp_path / "short.fa.gz")
+    module.SEQUENCE.write_bytes(gzip.compress(f">a\n{''.join(letters)}\n".encode()))
+    assert module._steady_rate(tmp_path) > 0
+    assert (tmp_path / "4.fa").read_text().count(">") == 4 * (tmp_path / "1.fa").read_text().count(
+        ">"
+    )
+
+
+def test_demo_finds_the_motif(tmp_path, monkeypatch):
     """The bundled model scans the bundled sequence: nine or more of ten sites hold the motif."""
+    monkeypatch.setattr(module, "_steady_rate", lambda folder: 12_345.0)  # five megabases more
     result = CliRunner().invoke(demo, ["--out", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -48,3 +62,4 @@ def test_demo_finds_the_motif(tmp_path):
     for name in ("hs37_chr22_20-21M.h5", "ctcf.bw", "ctcf.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     assert "verified     ok" in lines
+    assert any("12,345 bases/s on one core" in line for line in lines)

@@ -78,6 +78,7 @@ def test_metrics_are_printed_and_written(tmp_path: Path) -> None:
     assert found["low"] != estimate["low"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_sequences_without_a_prediction_are_counted(tmp_path: Path) -> None:
     model, table = make_checkpoint(tmp_path / "tiny", window=40), make_table(tmp_path)
     frame = pd.read_csv(table)
@@ -88,6 +89,7 @@ def test_sequences_without_a_prediction_are_counted(tmp_path: Path) -> None:
     assert "all: 57 examples; 3 more have too few known bases for a prediction\n" in shown
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_peaks_are_judged_by_kind_of_negatives(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     genome = "".join(rng.choice(list("ACGT"), 20_000))
@@ -113,12 +115,21 @@ def test_peaks_are_judged_by_kind_of_negatives(tmp_path: Path) -> None:
     assert len(worst) == 20
     assert not worst.duplicated(["name", "sequence"]).any()  # peaks are in all three sets
     assert "validation: " in done(*call, "--part", "validation").stdout
+    needless = [call.index("--validation"), call.index("--validation") + 1]
+    alone = [each for i, each in enumerate(call) if i not in needless]
+    assert done(*alone).stdout == shown
+    error = run(*alone, "--part", "validation").exception
+    assert isinstance(error, DataError)
+    assert "no peaks for validation; choose regions with --validation that have some" in str(error)
+    alone[alone.index("--test") + 1] = "chr7"  # nothing is left for training, which none asks for
+    assert f"random: {2 * len(peaks)} examples" in done(*alone).stdout
     assert f"random: {2 * len(peaks)} examples" in done(*call, "--part", "all").stdout
     error = run(*call, "--part", "training").exception
     assert isinstance(error, DataError)
     assert "drawn anew" in str(error)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 def test_the_bundled_model_is_what_its_card_says(tmp_path: Path, shared_data: Path) -> None:
     document = json.loads(
@@ -139,6 +150,7 @@ def test_the_bundled_model_is_what_its_card_says(tmp_path: Path, shared_data: Pa
             assert estimate["low"] < estimate["value"] < estimate["high"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_model_with_code_of_its_own_is_judged_if_the_code_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\n"
@@ -164,6 +176,7 @@ def test_a_model_with_code_of_its_own_is_judged_if_the_code_is_trusted(tmp_path:
     assert "[" not in shown  # no resamples, no intervals
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("name", AS_WRITTEN)
 def test_a_module_that_only_runs_as_written_is_judged_by_its_own_values(
     tmp_path: Path, name: str
@@ -180,6 +193,7 @@ def test_a_module_that_only_runs_as_written_is_judged_by_its_own_values(
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_files_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [("".join(rng.choice(list("ACGT"), 12)), rng.normal(), rng.normal()) for _ in range(200)]
@@ -220,6 +234,7 @@ def test_files_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
     done(*call, "--data", copy, "--sequence", "bases", "--target", "label", "--seed", 3)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_peaks_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
     assert train(tmp_path, "m", "--seed", "3", "--device", "cpu").exit_code == 0
     stated = read_card(tmp_path / "m" / "best").metrics["test"]
@@ -237,6 +252,7 @@ def test_peaks_of_the_training_are_split_as_in_it(tmp_path: Path) -> None:
     assert "with --test chr7:30001-40000; leave it out" in str(error)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_every_genome_of_a_manifest_is_judged_and_the_worst_named(tmp_path: Path) -> None:
     manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "chr01"])
     regions = ("--validation", "Chr1:8001-12000", "--test", "Chr1:15001-20000")
@@ -275,6 +291,7 @@ def test_every_genome_of_a_manifest_is_judged_and_the_worst_named(tmp_path: Path
         assert "was trained on genome g.fa, kept from " in str(error)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_all_peaks_of_another_genome_are_judged(tmp_path: Path) -> None:
     assert train(tmp_path, "m", "--seed", "3", "--device", "cpu").exit_code == 0
     rng = np.random.default_rng(5)
@@ -289,6 +306,7 @@ def test_all_peaks_of_another_genome_are_judged(tmp_path: Path) -> None:
     assert {of["rows"] for of in found.values()} == {2 * len(starts)}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_misfits_are_one_line(tmp_path: Path) -> None:
     table = make_table(tmp_path, window=60)
     error = run("evaluate", "--model", "ctcf", "--data", table, "--out", tmp_path / "o").exception
@@ -330,6 +348,7 @@ def write(folder: Path, runs: object, **train: object) -> Path:
     return folder / "sweep.json"
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_sweep_trains_its_runs_as_train_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +377,7 @@ def test_a_sweep_trains_its_runs_as_train_would(
     assert Path("out/comparison.png").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
     ("run_options", "message"),
     [
@@ -384,6 +404,7 @@ def test_wrong_options_of_a_run_are_one_line(
     assert not Path("out").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_options_are_spelled_as_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,6 +430,7 @@ def test_options_are_spelled_as_on_the_command_line(
     assert plan.description.descriptions == ("one -- thing", "-another")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_examples_are_trainings_of_models_that_exist(
     path: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

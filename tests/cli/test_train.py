@@ -60,6 +60,7 @@ def train(folder: Path, out: str, *more: str) -> Result:
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_peaks_give_a_checkpoint_that_proves_itself_its_history_and_a_map(tmp_path: Path) -> None:
     result = train(tmp_path, "out", "--weights-dtype", "float16", "--json")
     assert result.exit_code == 0, result.output
@@ -77,6 +78,7 @@ def test_peaks_give_a_checkpoint_that_proves_itself_its_history_and_a_map(tmp_pa
     assert len(lines) == 1 + card.training["epochs"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_same_command_gives_the_same_weights(tmp_path: Path) -> None:
     for out in ("a", "b"):
         assert train(tmp_path, out).exit_code == 0
@@ -85,6 +87,7 @@ def test_the_same_command_gives_the_same_weights(tmp_path: Path) -> None:
     assert a.metrics == b.metrics
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_another_assembly_is_refused(tmp_path: Path) -> None:
     peaks, genome = make_world(tmp_path)
     genome.write_text(">7\n" + "ACGT" * 10_000 + "\n")
@@ -96,6 +99,7 @@ def test_another_assembly_is_refused(tmp_path: Path) -> None:
     assert "160 of 160 peaks" in str(result.exception)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_two_negatives_of_no_kind_are_constant_labels(tmp_path: Path) -> None:
     result = train(tmp_path, "out", "--shuffled", "0", "--matched", "0", "--random", "0")
     assert isinstance(result.exception, DataError)
@@ -163,6 +167,7 @@ def test_a_regression_with_missing_labels(tmp_path: Path) -> None:
     assert (outcome["task"], outcome["headline"]) == ("regression", "R2")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_several_classes_with_weights(tmp_path: Path) -> None:
     result = train_table(tmp_path, "--target", "rich", "--class-weights", "balanced")
     assert result.exit_code == 0, result.output
@@ -172,6 +177,7 @@ def test_several_classes_with_weights(tmp_path: Path) -> None:
     assert card.metrics["test"]["auROC"] > 0.95
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_profile(tmp_path: Path) -> None:
     targets = [part for name in ("low", "middle", "high") for part in ("--target", name)]
     result = train_table(tmp_path, *targets, "--task", "profile")
@@ -183,6 +189,7 @@ def test_a_profile(tmp_path: Path) -> None:
     assert set(card.metrics["test"]["tracks"]) == {"low", "middle", "high"}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_table_smaller_than_a_batch(tmp_path: Path) -> None:
     assert train_table(tmp_path, "--target", "gc", "--batch-size", "2000").exit_code == 0
 
@@ -190,6 +197,7 @@ def test_a_table_smaller_than_a_batch(tmp_path: Path) -> None:
 # Going on
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_finished_training_says_so_and_prints_its_result(tmp_path: Path) -> None:
     first = train_table(tmp_path, "--target", "gc", epochs=2)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
@@ -200,6 +208,7 @@ def test_a_finished_training_says_so_and_prints_its_result(tmp_path: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
     ("more", "difference"),
     [
@@ -225,6 +234,7 @@ def test_other_settings_are_refused_with_the_difference(
     assert "\n" not in str(error)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_other_data_are_refused(tmp_path: Path) -> None:
     assert train_table(tmp_path, "--target", "gc", epochs=1).exit_code == 0
     table = tmp_path / "table.csv"
@@ -234,6 +244,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     assert "sha256" in str(error)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_words_may_differ(tmp_path: Path) -> None:
     assert train_table(tmp_path, "--target", "gc", epochs=1).exit_code == 0
     assert train_table(tmp_path, "--target", "gc", "--name", "other", epochs=1).exit_code == 0
@@ -242,6 +253,7 @@ def test_words_may_differ(tmp_path: Path) -> None:
 # Requests that cannot be met
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -264,6 +276,7 @@ def test_wrong_requests_are_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_folder_with_other_files_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "out" / "best").mkdir(parents=True)
     (tmp_path / "out" / "best" / "thesis.txt").write_text("precious")
@@ -273,6 +286,7 @@ def test_a_folder_with_other_files_is_refused_before_training(tmp_path: Path) ->
     assert not (tmp_path / "out" / "history.csv").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_checkpoint_of_an_unknown_training_is_not_replaced(tmp_path: Path) -> None:
     assert train_table(tmp_path, "--target", "gc", epochs=1).exit_code == 0
     (tmp_path / "out" / "run.json").unlink()
@@ -281,6 +295,7 @@ def test_a_checkpoint_of_an_unknown_training_is_not_replaced(tmp_path: Path) -> 
     assert "run.json is absent" in str(error)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_output_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     make_table(tmp_path)
@@ -289,6 +304,7 @@ def test_an_output_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_column_that_is_asked_for_twice_is_one_line(tmp_path: Path) -> None:
     make_table(tmp_path)
     error = train_table(tmp_path, "--target", "gc", "--target", "gc").exception
@@ -297,6 +313,7 @@ def test_a_column_that_is_asked_for_twice_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("module", ["matplotlib.figure"])
 def test_a_missing_library_is_named_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str

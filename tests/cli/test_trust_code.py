@@ -37,9 +37,7 @@ PREDICT = ("predict", "a.fa", "b.fa", "--model", "mine", "--out", "out")
 
 def test_predict_in_several_processes_and_refusal_after_the_code_changed(folder: Path) -> None:
     trust = ("--trust-code", "mine.py:Mean")
-    command = ("-m", "genomepred", *PREDICT, *trust)
-    done = python(*command, "--jobs", "2", cwd=folder, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
+    done = genomepred(*PREDICT, *trust, "--jobs", "2")
     assert "worker has stopped" not in done.stderr
     model = load_model(folder / "mine", trust_code=str(folder / "mine.py"))
     with PredictionStore(folder / "out" / "b.h5") as store, Genome(folder / "b.fa") as genome:
@@ -49,8 +47,7 @@ def test_predict_in_several_processes_and_refusal_after_the_code_changed(folder:
     np.testing.assert_allclose(values, expected, atol=1e-6)
     signature = json.loads((folder / "out" / "run.json").read_text())["signature"]
     (folder / "mine.py").write_text(CODE + "\n# another version\n")
-    refused = python(*command, cwd=folder, OMP_NUM_THREADS="1")
-    assert refused.returncode == 7
+    refused = genomepred(*PREDICT, *trust, code=7)
     assert f"was started with code {signature['code'][:12]}...; now code " in refused.stderr
     assert refused.stderr.count("\n") == 1
 

@@ -185,6 +185,7 @@ def test_a_profile_is_judged_as_a_whole_and_by_its_fractions(tmp_path: Path) -> 
     assert (tmp_path / "out" / "parity.png").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_parts_share_the_rows_among_them(tmp_path: Path) -> None:
     model = make_model(tmp_path, "label")
     table = make_table(tmp_path, model, "regression")
@@ -200,6 +201,7 @@ def test_parts_share_the_rows_among_them(tmp_path: Path) -> None:
     assert (len(names["validation"]), len(names["test"])) == (12, 12)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_all_rows_need_no_split(tmp_path: Path) -> None:
     model = make_model(tmp_path, "label")
     frame = pd.read_csv(make_table(tmp_path, model, "regression")).head(4)
@@ -222,6 +224,7 @@ def test_all_rows_need_no_split(tmp_path: Path) -> None:
         evaluate(model, Source(tmp_path / "few.csv"), tmp_path / "c", part="all")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_sequences_with_too_few_known_bases_have_no_prediction(tmp_path: Path) -> None:
     model = make_model(tmp_path, "label")
     model.card = Card(**{**vars(model.card), "min_bases": 15})
@@ -246,6 +249,7 @@ def test_sequences_with_too_few_known_bases_have_no_prediction(tmp_path: Path) -
         evaluate(model, Source(table), tmp_path / "none", part="all")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_module_without_parameters_is_judged(tmp_path: Path) -> None:
     code = "    def forward(self, x):\n        return x[:, 1:3].sum((1, 2))\n"  # C and G
     code = "from torch import nn\n\nclass GC(nn.Module):\n" + code
@@ -263,6 +267,7 @@ def test_a_module_without_parameters_is_judged(tmp_path: Path) -> None:
     assert written(tmp_path / "out")[2].prediction_label.tolist() == counts
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.gpu
 def test_no_prediction_comes_from_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -274,6 +279,7 @@ def test_no_prediction_comes_from_tf32(tmp_path: Path, monkeypatch: pytest.Monke
     assert not any(seen)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
     model = make_model(tmp_path, "label")
     table = make_table(tmp_path, model, "regression")
@@ -283,6 +289,7 @@ def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
     assert a == b != c
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_probabilities_without_a_sigmoid_are_called_above_a_half(tmp_path: Path) -> None:
     model = make_model(tmp_path, "label", activation="softplus")
     table = make_table(tmp_path, model, "binary")
@@ -293,6 +300,7 @@ def test_probabilities_without_a_sigmoid_are_called_above_a_half(tmp_path: Path)
     assert value(metrics, "label", "accuracy") == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_model_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     model = make_model(tmp_path, "x", "y")
     table = make_table(tmp_path, model, "regression", label=np.arange(ROWS) / 7)
@@ -307,6 +315,7 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_shorter_sequences_are_padded_to_the_models_window(tmp_path: Path) -> None:
     model = make_model(tmp_path, "label", window=24)
     table = make_table(tmp_path, make_model(tmp_path, "label"), "regression")
@@ -322,6 +331,7 @@ def test_shorter_sequences_are_padded_to_the_models_window(tmp_path: Path) -> No
         assert worst.sequence.str.len().tolist() == [24] * 20
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_models_of_several_bins_are_refused(tmp_path: Path) -> None:
     model = make_model(tmp_path, "label")
 
@@ -333,6 +343,7 @@ def test_models_of_several_bins_are_refused(tmp_path: Path) -> None:
         check_fit(card, Data(), Path("x"))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_predictions_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model = make_model(tmp_path, "label", activation="exp")
     table = make_table(tmp_path, model, "regression")
@@ -342,12 +353,14 @@ def test_predictions_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         evaluate(model, Source(table), tmp_path / "out")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         evaluate(make_model(tmp_path, "label"), Source(tmp_path / "t.csv"), tmp_path / "file")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_stopped_evaluation_does_not_look_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +386,7 @@ def trained_on(model: SequenceModel, **training: object) -> SequenceModel:
     return model
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_card_knows_what_its_labels_are(tmp_path: Path) -> None:
     model = make_model(tmp_path, "label")
     table = make_table(tmp_path, model, "binary")
@@ -382,6 +396,7 @@ def test_the_card_knows_what_its_labels_are(tmp_path: Path) -> None:
     assert written(tmp_path / "out")[0]["task"] == "binary"
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_labels_transformed_otherwise_than_in_training_are_refused(tmp_path: Path) -> None:
     model = trained_on(make_model(tmp_path, "label"), data={"transform": "log2p1"})
     table = make_table(tmp_path, model, "regression", label=np.arange(ROWS))

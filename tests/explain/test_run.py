@@ -95,6 +95,7 @@ def test_ism_writes_effects_and_pictures(model: SequenceModel, tmp_path: Path) -
     assert size_of(out / drawn[0])[0] == 1400
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("method", ["gradient", "gradient-x-input", "integrated"])
 def test_gradients_write_their_values(model: SequenceModel, tmp_path: Path, method: str) -> None:
     windows, output = some_windows(40), Output(model.card)

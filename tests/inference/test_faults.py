@@ -11,6 +11,7 @@ import pytest
 from genomepred.messages import described
 from genomepred.runs.run import predict
 from tests.checkpoints import make_checkpoint
+from tests.helpers import examples
 from tests.inference.faults import ERRORS, Faults, injected, outcome_of
 
 A_GENOME = "".join(random.Random(0).choices("ACGT", k=3_000))  # several shards
@@ -66,7 +67,7 @@ def test_the_harness_sees_the_calls_of_a_run(runs: Runs):
 
 @pytest.mark.parametrize("share", range(4))
 def test_a_failing_call_ends_a_run_in_one_line_and_the_next_run_finishes_it(runs: Runs, share: int):
-    numbers = random.Random(share).sample(range(len(runs.calls)), 6)
+    numbers = random.Random(share).sample(range(len(runs.calls)), examples(12))
     for k, number in enumerate(numbers):
         runs.fail_at(number, ERRORS[(share + k) % len(ERRORS)])
 

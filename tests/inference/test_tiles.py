@@ -66,7 +66,7 @@ def test_tiles_give_the_windows_own_values(
 ) -> None:
     kernels = "reference" if stride % 3 else "cpu"
     engine = make(name, config, stride, strand, kernels)
-    text = random_panel(4, samples=3, length=1300, rate=0.02)
+    text = random_panel(4, samples=3, length=800, rate=0.02)
     text.contigs = {"c1": text.contigs["c1"]}
     text.lines = [line for line in text.lines if line.startswith("c1")]
     tiles = Tiles(engine)

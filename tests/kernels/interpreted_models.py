@@ -34,6 +34,7 @@ from genomepred.lowering.shared import Sharing
 from genomepred.models import build
 from genomepred.models.agreement import difference
 from genomepred.models.layers import MaxPool, Residual, SequenceModel
+from tests.helpers import examples
 from tests.kernels import interpreted  # noqa: F401 (sets the interpreter up)
 from tests.kernels.cases import DTYPES, TOLERANCES
 from tests.lowering import test_shared as overlaps
@@ -216,7 +217,7 @@ def test_autocast_leaves_blocks_in_float32() -> None:
 
 
 @settings(
-    max_examples=6,
+    max_examples=examples(8),
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )

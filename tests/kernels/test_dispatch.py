@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,16 +242,3 @@ def test_a_gpu_without_triton_is_told_what_to_install(
         chosen(GPU, asked=asked)
     with pytest.raises(ValueError, match="need triton"):
         explain(GPU)
-
-
-def test_choosing_for_a_cpu_imports_neither_triton_nor_numba() -> None:
-    code = (
-        "import sys, torch\n"
-        "from genomepred.kernels.dispatch import choose, explain\n"
-        "cpu = torch.device('cpu')\n"
-        "explain(cpu)\n"
-        "choose('conv_block', cpu, channels_in=8, channels=8, width=5, dtype=torch.float32)\n"
-        "print([name for name in ('triton', 'numba') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"

@@ -15,6 +15,7 @@ import pytest
 from tests.kernels.compile_ahead import SHARED_KIB, TENSOR_CORES
 
 ROOT = Path(__file__).parents[2]
+KERNELS, MODELS = "tests/kernels/interpreted.py", "tests/kernels/interpreted_models.py"
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
     reason="triton is not installed (Linux only; pip install 'triton>=3.7')",
@@ -32,9 +33,9 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def interpret(*options: str, suite: str = "interpreted.py", every: int = 1) -> str:
-    """Closing line of every n-th test of a suite under the interpreter."""
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/kernels/{suite}")
+def interpret(*options: str, every: int = 1) -> str:
+    """Closing line of every n-th test of some suites under the interpreter."""
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
     closing = run(*command, *options, TRITON_INTERPRET="1", GENOMEPRED_EVERY=str(every))
     return closing.splitlines()[-1]
 
@@ -42,26 +43,22 @@ def interpret(*options: str, suite: str = "interpreted.py", every: int = 1) -> s
 # The default run takes every n-th case of what is minutes long under the interpreter; n shares no
 # factor with the numbers of types and shapes, so that all of them are met.
 def test_a_part_under_the_interpreter() -> None:
-    assert "passed" in interpret("-m", "not slow", every=11)
-
-
-def test_a_part_of_the_whole_models() -> None:
-    assert "passed" in interpret("-m", "not slow", suite="interpreted_models.py", every=17)
+    assert "passed" in interpret("-m", "not slow", KERNELS, MODELS, every=17)
 
 
 @pytest.mark.slow
 def test_interpreter() -> None:
-    assert "passed" in interpret("-m", "not slow")
+    assert "passed" in interpret("-m", "not slow", KERNELS)
 
 
 @pytest.mark.slow
 def test_whole_models() -> None:
-    assert "passed" in interpret("-m", "not slow", suite="interpreted_models.py")
+    assert "passed" in interpret("-m", "not slow", "--hypothesis-profile=thorough", MODELS)
 
 
 @pytest.mark.slow
 def test_interpreter_full_product() -> None:
-    assert "passed" in interpret("-m", "slow")
+    assert "passed" in interpret("-m", "slow", KERNELS)
 
 
 def check_compiled(output: str) -> None:

@@ -446,20 +446,24 @@ def test_looks_at_the_disk_grow_with_genomes_and_not_faster(tmp_path, counted, c
     assert again[many]["scandir"] == 0
 
 
-def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, monkeypatch):
+@pytest.mark.parametrize(
+    "counts", [(100, 200), pytest.param((300, 600), marks=pytest.mark.slow)], ids=str
+)
+def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, monkeypatch, counts):
     monkeypatch.setattr(Layout, "chunk_rows", property(lambda self: 8))
     monkeypatch.setattr(Layout, "shard_rows", property(lambda self: 8))
     found = {}
-    for count in (300, 600):
+    few, many = counts
+    for count in counts:
         path = tmp_path / f"{count}.fa"
         path.write_text(">a\n" + 20 * count * "ACGT" + "\n")
         plan = plan_in(tmp_path / str(count))
         counted.clear()
         compute(plan, [GenomePath("g", path)])
         found[count] = Counter(counted)
-    for name in found[600]:
-        assert found[600][name] <= 2 * found[300][name] + 20, name
-    assert found[600]["scandir"] <= 20
+    for name in found[many]:
+        assert found[many][name] <= 2 * found[few][name] + 20, name
+    assert found[many]["scandir"] <= 20
 
 
 def test_names_in_error_messages_of_the_disk_are_whole(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers import hashes
+from tests.helpers import genomepred, hashes
 from tests.torture import Runs, check_processes, leftovers, parts
 
 
@@ -13,13 +13,19 @@ def runs(tmp_path_factory):
     return Runs(tmp_path_factory.mktemp("torture"), bases=140_000, stride=1)
 
 
+def finish(runs, out):
+    """As a run of its own process, but in this one, which has begun already."""
+    genomepred(*runs.command(out)[3:])
+    return hashes(out)
+
+
 def test_a_killed_run_leaves_the_same_bytes(runs):
-    wanted = runs.finish(runs.fresh())
+    wanted = finish(runs, runs.fresh())
     assert len(wanted) == 5
     out = runs.fresh()
     assert runs.kill(out, lambda: parts(out) == 1)
     assert not hashes(out)
-    assert runs.finish(out) == wanted
+    assert finish(runs, out) == wanted
     assert not leftovers(out)
 
 

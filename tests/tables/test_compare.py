@@ -69,6 +69,7 @@ def table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, sep="\t")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("statistic", ["variance", "range"])
 def test_all_samples(
@@ -135,6 +136,7 @@ def check_groups(frame: pd.DataFrame, values: np.ndarray, first: np.ndarray) -> 
     assert frame["q"][~known].isna().all()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_two_groups_of_genomes(run: Path, tmp_path: Path) -> None:
     names = [f"g{k}" for k in range(7)]
     found = compare(
@@ -150,6 +152,7 @@ def test_two_groups_of_genomes(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "o" / "one.log_q.bw").stat().st_size > 300
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_of_likely_regions_the_largest_difference_is_first(tmp_path: Path) -> None:
     """Ranks are the same for all of these: groups do not overlap."""
     grid = Grid.whole({"c": 2_000}, Geometry(window=20, stride=20))
@@ -178,6 +181,7 @@ def test_two_groups_of_a_cohort(cohort: Path, tmp_path: Path) -> None:
     assert (tmp_path / "o" / "difference.bedgraph.gz").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_groups_that_are_none(run: Path, tmp_path: Path) -> None:
     path = groups(tmp_path / "t.tsv", [f"g{k}" for k in range(7)])
     of: dict[str, Any] = {"samples_table": path}
@@ -229,6 +233,7 @@ def test_samples_that_cannot_be_compared(run: Path, tmp_path: Path) -> None:
         compare(run, tmp_path / "o", "median")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_nothing_known_and_all_equal(tmp_path: Path) -> None:
     values = np.full((GRID.rows, 1), np.nan, np.float32)
     for name in ("a", "b"):
@@ -268,6 +273,7 @@ def test_principal_components() -> None:
     assert not shares.any()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_command(run: Path, tmp_path: Path) -> None:
     path = groups(tmp_path / "t.tsv", [f"g{k}" for k in range(7)])
     words = ["compare", run, "-o", tmp_path / "o", "--samples-table", path, "--group", "kind"]

@@ -4,12 +4,12 @@ import csv
 import io
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing import get_context
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -269,34 +269,54 @@ DAMAGES: list[Damage] = [
 ]
 
 
+THREE = Settings(epochs=3, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[torch.Tensor]:
+    """Weights after three epochs that nothing stopped."""
+    torch.set_num_threads(1)
+    model = make_model()
+    fit(model, Planted(64), BINARY, THREE)
+    return weights(model)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is left of a training that was stopped in its third epoch; to be copied."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(_StopError):
+        fit(make_model(), _Until(64, 2), BINARY, THREE, out=folder)
+    return folder
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("both", [False, True])
 def test_a_damaged_state_is_told_and_training_ends_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Damage, both: bool
+    whole: list[torch.Tensor],
+    stopped: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Damage,
+    both: bool,
 ) -> None:
-    settings = Settings(epochs=3, batch_size=32)
-    whole = make_model()
-    fit(whole, Planted(64), BINARY, settings)
-    with pytest.raises(_StopError):
-        fit(make_model(), _Until(64, 2), BINARY, settings, out=tmp_path)
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     assert len(read_state(tmp_path, PREVIOUS)["records"]) == 1
     for name in (STATE, PREVIOUS) if both else (STATE,):
         (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
     capsys.readouterr()
     model = make_model()
-    fit(model, Planted(64), BINARY, settings, out=tmp_path)
-    assert same(weights(model), weights(whole))
+    fit(model, Planted(64), BINARY, THREE, out=tmp_path)
+    assert same(weights(model), whole)
     told = capsys.readouterr().err
     assert "state.pt is damaged" in told
     assert ("starts again" if both else "the state before, of 1 epochs") in told
 
 
 def test_a_kill_between_both_states_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(epochs=3, batch_size=32)
-    whole = make_model()
-    fit(whole, Planted(64), BINARY, settings)
     real = os.replace
 
     def stopping(source: Path, target: Path) -> None:
@@ -306,11 +326,11 @@ def test_a_kill_between_both_states_leaves_the_one_before(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", stopping)
         with pytest.raises(_StopError):
-            fit(make_model(), Planted(64), BINARY, settings, out=tmp_path)
+            fit(make_model(), Planted(64), BINARY, THREE, out=tmp_path)
     assert not (tmp_path / STATE).exists()
     model = make_model()
-    fit(model, _From(64, 1), BINARY, settings, out=tmp_path)
-    assert same(weights(model), weights(whole))
+    fit(model, _From(64, 1), BINARY, THREE, out=tmp_path)
+    assert same(weights(model), whole)
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -367,18 +387,15 @@ def test_a_killed_process_loses_at_most_the_running_epoch(tmp_path: Path, number
     out, halted = tmp_path / "out", tmp_path / "halted"
     out.mkdir()
 
-    def start(data: Planted) -> SpawnProcess:
-        process = get_context("spawn").Process(target=train_long, args=(out, data))
-        process.start()
-        return process
-
     def epochs() -> int:
         try:
             return len((out / HISTORY).read_text().splitlines()) - 1
         except FileNotFoundError:
             return 0
 
-    process = start(Halting(300, halted))
+    data = Halting(300, halted)
+    process = get_context("spawn").Process(target=train_long, args=(out, data))
+    process.start()
     while not halted.exists():
         assert process.is_alive()
         time.sleep(0.005)
@@ -387,9 +404,7 @@ def test_a_killed_process_loses_at_most_the_running_epoch(tmp_path: Path, number
     process.join()
     assert process.exitcode == -number
     assert epochs() == len(read_state(out)["records"]) == 4
-    process = start(Planted(300))
-    process.join()
-    assert process.exitcode == 0
+    fit(make_model(seed=7), Planted(300), BINARY, LONG, out=out)
     undisturbed = fit(make_model(), Planted(300), BINARY, LONG)
     state = read_state(out)
     assert same(list(state["model"].values()), list(undisturbed.last.values()))
@@ -471,16 +486,16 @@ def test_half_precision_learns_with_fp32_weights_and_goes_on_to_the_same_end(
     tmp_path: Path, precision: str
 ) -> None:
     model, stopped, plain = make_model(), make_model(), make_model()
-    settings = Settings(epochs=3, batch_size=64, learning_rate=3e-3, precision=precision)
-    course = fit(model, Planted(500), BINARY, settings)
+    settings = Settings(epochs=3, batch_size=32, learning_rate=3e-3, precision=precision)
+    course = fit(model, Planted(200), BINARY, settings)
     assert course.records[-1].loss < course.records[0].loss
     assert all(tensor.dtype != torch.float16 for tensor in model.state_dict().values())
     assert all(tensor.dtype != torch.bfloat16 for tensor in model.state_dict().values())
-    fit(plain, Planted(500), BINARY, replace(settings, precision="auto"))
+    fit(plain, Planted(200), BINARY, replace(settings, precision="auto"))
     assert not same(weights(model), weights(plain))
     with pytest.raises(_StopError):
-        fit(stopped, _Until(500, 2), BINARY, settings, out=tmp_path)
-    fit(stopped, Planted(500), BINARY, settings, out=tmp_path)
+        fit(stopped, _Until(200, 2), BINARY, settings, out=tmp_path)
+    fit(stopped, Planted(200), BINARY, settings, out=tmp_path)
     assert same(weights(model), weights(stopped))
 
 

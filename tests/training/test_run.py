@@ -40,6 +40,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table, and finished trainings by one and by two epochs, ``1`` and ``2``; to be copied."""
+    folder = tmp_path_factory.mktemp("trained")
+    for epochs in (1, 2):
+        train(plan_of(folder, epochs=epochs), folder / str(epochs))
+    return folder
+
+
+def finished(trained: Path, folder: Path) -> tuple[Plan, Path]:
+    """A copy of the training by one epoch, with its plan."""
+    shutil.copy2(trained / "table.tsv", folder)
+    return plan_of(folder, epochs=1), shutil.copytree(trained / "1", folder / "out")
+
+
 def text_of(codes: np.ndarray) -> str:
     return "".join("ACGT"[code] for code in codes)
 
@@ -94,6 +109,7 @@ def test_the_card_says_all_that_the_weights_come_from(tmp_path: Path) -> None:
     json.dumps(json.loads((tmp_path / "out" / METRICS).read_text()), allow_nan=False)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_stored_model_predicts_in_the_labels_unit(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, epochs=10)
     train(plan, tmp_path / "out")
@@ -114,6 +130,7 @@ def test_what_no_card_can_say_is_refused_before_the_training(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_architecture_is_trained_and_stored(tmp_path: Path, name: str) -> None:
     plan = plan_of(tmp_path, name, epochs=1, learning_rate=1e-3)
@@ -127,6 +144,7 @@ class _StopError(Exception):
     pass
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
     ("where", "call", "epochs"),
     [
@@ -137,10 +155,14 @@ class _StopError(Exception):
     ],
 )
 def test_a_training_stopped_anywhere_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int, epochs: int
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    call: int,
+    epochs: int,
 ) -> None:
-    plan = plan_of(tmp_path, epochs=epochs)
-    train(plan, tmp_path / "undisturbed")
+    plan, undisturbed = plan_of(trained, epochs=epochs), trained / str(epochs)
     place, name = where.split(".")
     module = {"run": run, "fit": fit}[place]
     real, calls = getattr(module, name), []
@@ -158,32 +180,30 @@ def test_a_training_stopped_anywhere_ends_the_same(
     assert not (tmp_path / "out" / METRICS).exists()
     train(plan, tmp_path / "out")
     assert not (tmp_path / "out" / STATE).exists()
-    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+    assert files(tmp_path / "out") == files(undisturbed)
     histories = [
-        pd.read_csv(tmp_path / folder / "history.csv").drop(columns="seconds")
-        for folder in ("out", "undisturbed")
+        pd.read_csv(folder / "history.csv").drop(columns="seconds")
+        for folder in (tmp_path / "out", undisturbed)
     ]
     assert len(histories[0]) == epochs
     pd.testing.assert_frame_equal(*histories, check_exact=True)
     assert (tmp_path / "out" / "curves.png").stat().st_size > 0
 
 
-def test_a_finished_training_is_not_touched(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, epochs=1)
-    card = train(plan, tmp_path / "out")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    assert train(plan, tmp_path / "out") == card
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+def test_a_finished_training_is_not_touched(trained: Path, tmp_path: Path) -> None:
+    plan, out = finished(trained, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert train(plan, out) == read_card(trained / "1" / "best")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_a_finished_training_is_known_without_reading_its_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of(tmp_path, epochs=1)
-    card = train(plan, tmp_path / "out")
+    plan, out = finished(trained, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(run, "open_data", _raise)
-        assert train(plan, tmp_path / "out") == card
+        assert train(plan, out) == read_card(trained / "1" / "best")
         for other in (
             replace(plan, stride=3),
             replace(plan, config={"tracks": 1}),
@@ -191,16 +211,15 @@ def test_a_finished_training_is_known_without_reading_its_data(
             replace(plan, settings=replace(plan.settings, epochs=2)),
         ):
             with pytest.raises(_StopError):
-                train(other, tmp_path / "out")
+                train(other, out)
         plan.source.data.write_text(plan.source.data.read_text().replace("\t2", "\t3", 1))
         with pytest.raises(_StopError):
-            train(plan, tmp_path / "out")
+            train(plan, out)
 
 
 @pytest.mark.parametrize("name", [RUN, METRICS])
-def test_a_changed_record_is_one_line(tmp_path: Path, name: str) -> None:
-    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
-    train(plan, out)
+def test_a_changed_record_is_one_line(trained: Path, tmp_path: Path, name: str) -> None:
+    plan, out = finished(trained, tmp_path)
     whole = (out / name).read_bytes()
     for place in np.random.default_rng(0).integers(0, len(whole), 20).tolist():
         damaged = whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :]
@@ -219,18 +238,17 @@ def test_a_changed_record_is_one_line(tmp_path: Path, name: str) -> None:
         train(plan, out)
 
 
-def test_another_checkpoint_in_the_place_of_the_best_is_told(tmp_path: Path) -> None:
-    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
-    train(plan, out)
-    train(replace(plan, settings=replace(plan.settings, seed=1)), tmp_path / "other")
+def test_another_checkpoint_in_the_place_of_the_best_is_told(trained: Path, tmp_path: Path) -> None:
+    plan, out = finished(trained, tmp_path)
     shutil.rmtree(out / "best")
-    shutil.copytree(tmp_path / "other" / "best", out / "best")
+    shutil.copytree(trained / "2" / "best", out / "best")
     with pytest.raises(
         OutputError, match=r"best is not the checkpoint that metrics\.json tells of"
     ):
         train(plan, out)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_a_kill_after_the_metrics_leaves_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,14 +274,13 @@ def test_what_a_kill_after_the_metrics_leaves_is_removed(
 
 
 def test_words_that_a_finished_training_ignores_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = plan_of(tmp_path, epochs=1)
-    card = train(plan, tmp_path / "out")
-    train(plan, tmp_path / "out")
+    plan, out = finished(trained, tmp_path)
+    card = train(plan, out)
     assert "left as it is" not in capsys.readouterr().err
     words = Description("other", units=("bases",), descriptions=("G and C",), license="MIT")
-    assert train(replace(plan, description=words), tmp_path / "out") == card
+    assert train(replace(plan, description=words), out) == card
     told = capsys.readouterr()
     assert "left as it is" in told.err
     assert "--name 'other' (is 'content')" in told.err
@@ -292,6 +309,7 @@ def test_of_two_processes_that_start_at_once_the_first_one_s_plan_counts(
     assert json.loads((out / RUN).read_text())["stride"] == 7
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_card_has_the_measured_differences_of_precisions(tmp_path: Path) -> None:
     card = train(plan_of(tmp_path, "tf-cnn", epochs=1), tmp_path / "out")
     found = card.training["measured_difference"]
@@ -323,6 +341,7 @@ def _raise(*_: object, **__: object) -> None:
     raise _StopError
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_padded_sequences_lower_the_known_bases_a_window_needs(tmp_path: Path) -> None:
     table = make_table(tmp_path)
     lines = table.read_text().splitlines()
@@ -350,6 +369,7 @@ def test_words_for_another_number_of_tracks_are_refused() -> None:
         Description(units=("nM",)).to_tracks(("a", "b"))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_full_disk_is_one_line(tmp_path: Path, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(4_180_000))
     with pytest.raises((OutputError, ModelError), match=r"full|cannot be written") as caught:
@@ -384,6 +404,7 @@ def peak_plan(folder: Path, validation: str, test: str, **source: object) -> Pla
     return Plan("tf-cnn", Source(**options), config=config, settings=settings)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_several_genomes_are_one_map(tmp_path: Path) -> None:
     lines = ["name\tgenome\tpeaks"]
     for seed, name in enumerate("ab"):
@@ -402,6 +423,7 @@ def test_several_genomes_are_one_map(tmp_path: Path) -> None:
     assert drawn["recall"] > 0.2
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_peaks_without_a_genome_region_held_out_have_no_map(tmp_path: Path) -> None:
     make_genome(tmp_path, "a", 0)
     rng = np.random.default_rng(1)
@@ -427,6 +449,7 @@ def test_peaks_without_a_genome_region_held_out_have_no_map(tmp_path: Path) -> N
     assert "map" not in card.metrics
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_task_of_a_card_measures_what_the_card_says(tmp_path: Path) -> None:
     make_genome(tmp_path, "a", 0)
     plan = peak_plan(

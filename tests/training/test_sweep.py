@@ -12,6 +12,7 @@ import pytest
 
 from genomepred.data.read import Source
 from genomepred.errors import DataError, GenomepredError, ModelError, OutputError
+from genomepred.training import run
 from genomepred.training import sweep as module
 from genomepred.training.fit import Settings
 from genomepred.training.run import Plan, train
@@ -28,6 +29,7 @@ def written(folder: Path, document: object) -> Path:
     return folder / "sweep.json"
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_has_the_common_options_but_for_its_own(tmp_path: Path) -> None:
     config = read_config(
         written(
@@ -48,6 +50,7 @@ def test_a_run_has_the_common_options_but_for_its_own(tmp_path: Path) -> None:
     assert config.metric is None
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -71,6 +74,7 @@ def test_what_a_file_may_not_say(tmp_path: Path, document: object, message: str)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_files_that_are_no_sweeps_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(DataError, match=r"bad\.json: is no sweep: not JSON"):
@@ -90,6 +94,7 @@ def test_the_examples_are_sweeps(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(run["data"].startswith("/data/") for run in runs.values())
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_paths_may_begin_with_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     common = {"data": "$HERE/a.csv", "bigwig": ["$HERE/b.bw", "c.bw"], "unit": "$HERE", "epochs": 3}
     path = written(tmp_path, {"train": common, "runs": {"one": {"source": "a $HERE/x"}}})
@@ -136,8 +141,11 @@ def trials(table: Path, seeds: int = 2, **settings: Any) -> dict[str, Trial]:
     }
 
 
-def test_a_sweep_compares_its_trials_over_their_seeds(tmp_path: Path) -> None:
+def test_a_sweep_compares_its_trials_over_their_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
+    monkeypatch.setattr(run, "curves", lambda histories, metric, path: path.touch())
     table = sweep(trials(make_table(tmp_path)), out)
     assert table.run.tolist() == ["e1", "e3"]
     assert table.parameters.tolist() == [4 * 12 + 1] * 2
@@ -167,6 +175,7 @@ def test_a_sweep_compares_its_trials_over_their_seeds(tmp_path: Path) -> None:
     assert len(set(map(len, lines))) == 1
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_history_that_was_changed_is_refused(tmp_path: Path) -> None:
     table, out = make_table(tmp_path), tmp_path / "out"
     sweep(trials(table, seeds=1), out)
@@ -176,6 +185,7 @@ def test_a_history_that_was_changed_is_refused(tmp_path: Path) -> None:
         sweep(trials(table, seeds=1), out)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +209,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
     pd.testing.assert_frame_equal(resumed, whole)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
     table = sweep(one_trial(make_table(tmp_path)), tmp_path / "out", "MAE")
     assert "±" not in "".join(summary(table))
@@ -210,6 +221,7 @@ def one_trial(table: Path, **settings: Any) -> dict[str, Trial]:
     return {"e1": trials(table, seeds=1, **settings)["e1"]}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_goes_wrong_is_named_with_its_trial_and_seed(tmp_path: Path) -> None:
     table = make_table(tmp_path)
     bad = {"bad": Trial({}, [Plan("linear", Source(table), config={"color": "red"})])}
@@ -220,6 +232,7 @@ def test_what_goes_wrong_is_named_with_its_trial_and_seed(tmp_path: Path) -> Non
     assert not (tmp_path / "out" / "e3").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     table = make_table(tmp_path)
     sweep(one_trial(table), tmp_path / "out")

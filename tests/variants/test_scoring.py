@@ -62,7 +62,7 @@ def test_equal_to_consensus_sequences(tmp_path: Path, name: str, strand: str, ov
     model = make(name, **MODELS[name])
     card = card_of(model, stride=20, activation="sigmoid", min_bases=20)
     contig = plain.random_contig(1, 1500)
-    records = plain.random_records(2, contig, 25)
+    records = plain.random_records(2, contig, 15)
     alts, found = scores(tmp_path, contig, records, model, card, strand=strand, overlap=overlap)
     predictor = Predictor(model, card=card, device="cpu", strand=strand)
     expected = np.stack([plain.center(contig, *alt, predictor, card)[:, 0] for alt in alts])
@@ -81,7 +81,7 @@ def test_largest_difference_of_the_grid(tmp_path: Path, span: int, overlap: str)
     model = make("basenji-maize", window=301, tracks=2)
     card = card_of(model, stride=24, min_bases=100)
     contig = plain.random_contig(3, 900)
-    records = plain.random_records(4, contig, 12)
+    records = plain.random_records(4, contig, 7)
     alts, found = scores(tmp_path, contig, records, model, card, span=span, overlap=overlap)
     predictor = Predictor(model, card=card, device="cpu")
     for k, alt in enumerate(alts):
@@ -105,7 +105,7 @@ def test_shared_positions_are_those_of_whole_windows(tmp_path: Path, name: str):
     model = make(name, **MODELS[name])
     card = card_of(model, stride=10)
     contig = plain.random_contig(5, 700)
-    records = plain.random_records(6, contig, 40)
+    records = plain.random_records(6, contig, 20)
     both = []
     for overlap in ("naive", "share"):
         try:

@@ -6,14 +6,17 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from genomepred.sequences.grid import Geometry
+from genomepred.view import jobs, state
 from genomepred.view.genes import Genes
 from genomepred.view.maps import find_maps
 from genomepred.view.samples import read_samples
@@ -106,6 +109,28 @@ def serving(target: Path, **more: Any) -> Iterator[tuple[Client, list[Shown], li
             for one in shown:
                 one.close()
     assert not thread.is_alive()
+
+
+class Here:
+    """A job of this process: one of its own takes seconds to begin."""
+
+    def __init__(self, task: str, progress: Callable[[float], object], **told: Any) -> None:
+        self._task = partial(jobs.TASKS[task], progress, **told)
+
+    def result(self) -> Any:
+        """Do it."""
+        return self._task()
+
+    def kill(self) -> None:
+        """Nothing: it ends by itself."""
+
+
+@contextmanager
+def pyramids_made_here() -> Iterator[None]:
+    """Pyramids are made by threads of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "Job", Here)
+        yield
 
 
 def prepare(shown: Shown) -> None:

@@ -17,7 +17,7 @@ import pytest
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.scale import Scale
 from tests.store_files import write_store
-from tests.view.serving import Client, prepare, serving, write_folder
+from tests.view.serving import Client, prepare, pyramids_made_here, serving, write_folder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
 pytest.importorskip("uvicorn", reason="needs the extra view")
@@ -63,6 +63,13 @@ class Visit:
 
     def order(self) -> list[int]:
         return list(self.page.evaluate("[...genomepred.rows.order]"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here() -> Iterator[None]:
+    """What is drawn does not depend on the process that has made the pyramid."""
+    with pyramids_made_here():
+        yield
 
 
 @pytest.fixture(scope="module")
