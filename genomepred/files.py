@@ -20,7 +20,7 @@ from pathlib import Path
 from genomepred.errors import OutputError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
 # Answers of file systems without locks: NFS, FUSE, Lustre and DVS (524) among them.
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, 524}
 _STALE_TRIES = 3
@@ -322,6 +322,8 @@ def output_error(path: Path, error: OSError) -> OutputError:
             f"{path}: the disk or quota of {path.parent} is full; free some space and run the same "
             "command again"
         )
+    if error.errno == errno.EROFS:
+        return OutputError(f"{path}: {path.parent} is on a file system that is read-only")
     if error.errno in _FORBIDDEN:
         return OutputError(f"{path}: no permission to write into {path.parent}")
     if error.errno == errno.ENOENT:

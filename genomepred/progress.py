@@ -102,7 +102,8 @@ class Watch:
 class Outlook(Watch):
     """Work that a run still has to do, told to its bar from the start.
 
-    Genomes that are not looked at yet count as the mean of those that are.
+    Genomes that are not looked at yet count as the mean of those that are. Of one that several
+    processes of the run look at counts what the first of them found to do.
 
     Parameters
     ----------
@@ -118,8 +119,8 @@ class Outlook(Watch):
         super().__init__()
         self._others = "the other workers" if workers > 1 else "other processes on this run"
         self._bar, self._genomes = bar, genomes
-        self._seen: set[str] = set()
-        self._bases = self._open = 0
+        self._seen: dict[str, int] = {}
+        self._to_do = self._open = 0
 
     def done(self, bases: int) -> None:
         """Count bases, and show them."""
@@ -130,16 +131,17 @@ class Outlook(Watch):
 
     def see(self, name: str, bases: int) -> None:
         """Take note of a genome, and of the bases that are to be computed of it."""
-        if name in self._seen:
-            return
-        self._seen.add(name)
-        self._bases += bases
-        self._open += bases > 0
-        mean = self._bases / max(self._open, 1)
-        total = round(self._bases + mean * (self._genomes - len(self._seen)))
-        # A worker may have finished, and counted, a genome before this process looks at it.
-        self._bar.total = max(total, self.bases)
-        self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
+        with self._counting:
+            before = self._seen.get(name, -1)
+            if bases <= before:
+                return
+            self._seen[name] = bases
+            self._to_do += bases - max(before, 0)
+            self._open += before <= 0 < bases
+            mean = self._to_do / max(self._open, 1)
+            total = round(self._to_do + mean * (self._genomes - len(self._seen)))
+            self._bar.total = max(total, self.bases)
+            self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
 
     def note(self, text: str) -> None:
         """Say it behind the bar, in place of the genomes seen."""

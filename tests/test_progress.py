@@ -97,6 +97,23 @@ def test_a_total_stands_from_the_start(monkeypatch):
     assert bar.total == 400 + 7 * 200
 
 
+def test_a_genome_is_what_the_first_process_found_to_do_of_it():
+    """Workers tell of what they look at; when this process does, they may be done."""
+    bar = Progress(total=0, shown=False)
+    outlook = Outlook(bar, 10)
+    outlook.see("a", 100)
+    outlook.see("b", 300)  # a worker
+    outlook.done(300)
+    outlook.see("b", 0)
+    assert bar.total == 400 + 8 * 200
+    outlook.see("c", 100)  # this process, when the worker has done half of it
+    outlook.see("c", 200)  # the worker, as it is heard late
+    assert bar.total == 600 + 7 * 200
+    outlook.see("d", 0)
+    outlook.see("d", 200)
+    assert bar.total == 800 + 6 * 200
+
+
 def test_a_total_is_never_less_than_what_is_done():
     """A worker finishes genomes before this process looks at them: they count as done alone."""
     bar = Progress(total=0, shown=False)

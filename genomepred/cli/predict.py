@@ -160,17 +160,17 @@ def predict(as_json: bool, **values: Any) -> None:
     Stop it anywhere and run the same command again: it continues, and the files are the same to
     the byte. Any number of such commands may work on one OUT at once.
     """
+    failure, panel, spec = None, _panel(values), _spec(**values)
     from genomepred.errors import GenomesFailedError
     from genomepred.runs.run import RunReport, run
 
-    failure, panel = None, _panel(values)
     try:
         if panel is not None:
             from genomepred.runs.cohort import run_cohort
 
-            report = run_cohort(_spec(**values), *panel, progress=True)
+            report = run_cohort(spec, *panel, progress=True)
         else:
-            report = run(_spec(**values), progress=True)
+            report = run(spec, progress=True)
     except GenomesFailedError as error:
         failure, report = error, RunReport(error.results, 0, 0)
     seconds = time.perf_counter() - STARTED
@@ -205,12 +205,13 @@ def _print_results(results: list[GenomeResult]) -> None:
 @_run_options
 def plan(as_json: bool, **values: Any) -> None:
     """Show rows, shards, bytes and time of a run; writes nothing."""
+    panel, spec = _panel(values), _spec(**values)
+    if panel is not None:
+        _plan_cohort(spec, *panel, as_json)
+        return
     from genomepred.runs.plan import plan as make_plan
 
-    if (panel := _panel(values)) is not None:
-        _plan_cohort(_spec(**values), *panel, as_json)
-        return
-    estimate = make_plan(_spec(**values))
+    estimate = make_plan(spec)
     if as_json:
         numerics, genomes = vars(estimate.numerics), [vars(g) for g in estimate.genomes]
         echo_json(vars(estimate) | {"numerics": numerics, "genomes": genomes})
@@ -344,7 +345,7 @@ def status(out: Path, shares: int | None, as_json: bool) -> None:
     for genome in found.genomes:
         click.echo("\t".join([genome.name, genome.state, *_progress(genome)]))
     click.echo(f"finished: {found.finished} of {counted(len(found.genomes), 'genome')}")
-    if found.shares_missing:
+    if found.shares > 1 and found.shares_missing:
         tasks = ",".join(map(str, found.shares_missing))
         click.echo(f"of {found.shares} shares, these have work left: --array={tasks}")
 
@@ -352,8 +353,10 @@ def status(out: Path, shares: int | None, as_json: bool) -> None:
 def _progress(genome: GenomeStatus) -> list[str]:
     if genome.state == "finished":
         return []
-    shards = "" if genome.shards is None else f"{genome.shards - genome.missing} of {genome.shards}"
-    return [f"{shards} shards" if shards else "no shards yet", *filter(None, [genome.error])]
+    shards = "no shards yet"
+    if genome.shards is not None:
+        shards = f"{genome.shards - genome.missing:,} of {counted(genome.shards, 'shard')}"
+    return [shards, *filter(None, [genome.error])]
 
 
 @click.command()
@@ -391,6 +394,9 @@ def verify(out: str, as_json: bool) -> None:
                 click.echo(f"{report.path}\t{problem}")
     bad = [report for report in reports if report.problems]
     if bad:
+        first = bad[0].problems[0]
+        if str(bad[0].path) not in first:
+            first = f"{bad[0].path}: {first}"
         raise VerificationError(
-            f"{len(bad)} of {len(reports)} genomes are not sound; first: {bad[0].problems[0]}"
+            f"{len(bad)} of {counted(len(reports), 'genome')} not sound; first: {first}"
         )

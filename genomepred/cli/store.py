@@ -17,6 +17,7 @@ from genomepred.cli.options import (
     panel_options,
     sample_option,
 )
+from genomepred.messages import counted
 
 if TYPE_CHECKING:
     from genomepred.sequences.grid import Region
@@ -403,7 +404,7 @@ def _readable(summary: dict[str, Any]) -> str:
         "model": facts.pop("model", "?"),
         "window": f"{window}, bins {bins}",
         "contigs": f"{summary['contigs']:,} with {summary['bases']:,} bases",
-        "rows": f"{summary['rows']:,} in {summary['intervals']:,} intervals",
+        "rows": f"{summary['rows']:,} in {counted(summary['intervals'], 'interval')}",
         "missing": f"{summary['missing']:.2%} of the values",
         "stored as": f"{summary['dtype']}, {summary['compression']}",
     }

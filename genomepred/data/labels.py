@@ -258,7 +258,9 @@ def _logarithms(labels: Float64, transform: str, called: Callable[[int, int], st
     return logarithms / np.log(2) if transform == "log2p1" else logarithms
 
 
-def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dict[str, list[str]]]:
+def assign_parts(
+    labels: Labels, source: Source, needed: Sequence[str] = PARTS
+) -> tuple[NDArray[np.uint8], dict[str, list[str]]]:
     """Part of each row of a table, as ``validation`` and ``test`` of the source ask.
 
     Parameters
@@ -267,6 +269,8 @@ def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dic
         Of the table's rows; those without any are left out.
     source : Source
         ``validation``, ``test`` and ``seed`` count.
+    needed : sequence of str, optional
+        Parts that must have rows; with none no row is split off, and all are for the test.
 
     Returns
     -------
@@ -280,6 +284,8 @@ def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dic
     DataError
         If what was asked for does not exist, validation and test share rows, or a part is empty.
     """
+    if not needed:
+        return _unsplit(labels), {}
     table, rows = labels.table, len(labels.values)
     asked = _asked_parts(table, source)
     parts = np.full(rows, TRAIN, np.uint8)
@@ -302,9 +308,9 @@ def assign_parts(labels: Labels, source: Source) -> tuple[NDArray[np.uint8], dic
         count = round(sum(float(text) for text in texts if _is_share(text)) * usable.sum())
         parts[free[:count]] = part
         free = free[count:]
-    counts = [int(np.count_nonzero(parts == part)) for part in range(len(PARTS))]
-    if not all(counts):
-        found = ", ".join(f"{n} for {name}" for n, name in zip(counts, PARTS, strict=True))
+    counts = {name: int(np.count_nonzero(parts == part)) for part, name in enumerate(PARTS)}
+    if not all(counts[name] for name in needed):
+        found = ", ".join(f"{n} for {name}" for name, n in counts.items())
         raise DataError(
             f"{table.path}: empty split: of {usable.sum()} rows with labels {found}; choose others "
             "with --validation and --test"
@@ -391,7 +397,7 @@ def _chosen_rows(table: Table, text: str, rows: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def open_table(source: Source, scratch: Path, split: bool = True) -> LabeledData:
+def open_table(source: Source, scratch: Path, needed: Sequence[str] = PARTS) -> LabeledData:
     """Data of a table with sequences and labels.
 
     Parameters
@@ -400,8 +406,8 @@ def open_table(source: Source, scratch: Path, split: bool = True) -> LabeledData
         What to read; ``data`` is the table.
     scratch : Path
         Folder for codes that outgrow memory.
-    split : bool, optional
-        Whether the rows are split; otherwise all are test examples.
+    needed : sequence of str, optional
+        Parts that must have rows; with none all are test examples.
 
     Raises
     ------
@@ -411,7 +417,7 @@ def open_table(source: Source, scratch: Path, split: bool = True) -> LabeledData
     table = Table(source.data)
     column = table.need(source.sequence, SEQUENCE_COLUMNS, "sequences", "--sequence")
     labels = read_labels(table, source)
-    parts, chosen = assign_parts(labels, source) if split else (_unsplit(labels), {})
+    parts, chosen = assign_parts(labels, source, needed)
     lengths = (len(text) for texts in table.batches(column) for text in texts)
     window = source.window or _window(lengths, source.pad)
     codes, place = allocate((len(parts), window), scratch, "sequences"), _places(parts)
@@ -426,10 +432,10 @@ def open_table(source: Source, scratch: Path, split: bool = True) -> LabeledData
         codes[place[row : row + len(texts)]] = batch
         row += len(texts)
     facts = {"data": file_facts([table.path]), "columns": {"sequence": column}, "split": chosen}
-    return _in_parts(codes, labels, parts, source, facts)
+    return _in_parts(codes, labels, parts, source, facts, needed)
 
 
-def open_fasta(source: Source, scratch: Path, split: bool = True) -> LabeledData:
+def open_fasta(source: Source, scratch: Path, needed: Sequence[str] = PARTS) -> LabeledData:
     """Data of a FASTA whose sequences have their labels in a table.
 
     Parameters
@@ -438,8 +444,8 @@ def open_fasta(source: Source, scratch: Path, split: bool = True) -> LabeledData
         What to read; ``data`` is the FASTA, ``labels`` the table, with the sequences' names.
     scratch : Path
         Folder for codes that outgrow memory.
-    split : bool, optional
-        Whether the sequences are split; otherwise all are test examples.
+    needed : sequence of str, optional
+        Parts that must have sequences; with none all are test examples.
 
     Raises
     ------
@@ -452,7 +458,7 @@ def open_fasta(source: Source, scratch: Path, split: bool = True) -> LabeledData
     table = Table(source.labels)
     table.need(None, NAME_COLUMNS, "names of sequences", "the header 'name'")
     labels = read_labels(table, source)
-    parts, chosen = assign_parts(labels, source) if split else (_unsplit(labels), {})
+    parts, chosen = assign_parts(labels, source, needed)
     with Genome(source.data) as fasta:
         _check_names(labels, fasta)
         window = source.window or _window((fasta.contigs[n] for n in labels.names), source.pad)
@@ -463,7 +469,7 @@ def open_fasta(source: Source, scratch: Path, split: bool = True) -> LabeledData
             first = window - length if source.pad == "left" else 0
             fasta.codes(name, 0, length, codes[row, first : first + length])
     facts = {"data": file_facts([source.data, table.path]), "columns": {}, "split": chosen}
-    return _in_parts(codes, labels, parts, source, facts)
+    return _in_parts(codes, labels, parts, source, facts, needed)
 
 
 def _check_names(labels: Labels, fasta: Genome) -> None:
@@ -507,6 +513,7 @@ def _in_parts(
     parts: NDArray[np.uint8],
     source: Source,
     facts: dict[str, Any],
+    needed: Sequence[str],
 ) -> LabeledData:
     """Data of codes that are sorted by part."""
     order = np.argsort(parts, kind="stable")
@@ -516,10 +523,11 @@ def _in_parts(
         for a, b in pairwise(bounds)
     ]
     if facts["split"]:
-        check_labels(examples, labels.tracks, labels.table.path)
+        check_labels(examples, labels.tracks, labels.table.path, needed)
         hashes = [sequence_hashes(part.codes) for part in examples]
         repeats = count_repeats(hashes[TRAIN], hashes[VALIDATION:])
-        warn_of_repeats(str(source.data), repeats, len(hashes[TRAIN]))
+        if PARTS[TRAIN] in needed:
+            warn_of_repeats(str(source.data), repeats, len(hashes[TRAIN]))
         facts["training_also_held_out"] = repeats
     facts["columns"]["labels"] = list(labels.tracks)
     facts |= {
@@ -539,17 +547,21 @@ def _in_parts(
     )
 
 
-def check_labels(parts: Sequence[Examples], tracks: Sequence[str], path: Path) -> None:
+def check_labels(
+    parts: Sequence[Examples], tracks: Sequence[str], path: Path, needed: Sequence[str]
+) -> None:
     """Refuse labels from which nothing can be learned or measured.
 
-    Every track must vary in training, and some track in validation and in test.
+    Of the parts that are needed: every track must vary in training, and some track in validation
+    and in test.
 
     Raises
     ------
     DataError
         Naming the track and the part.
     """
-    for name, examples in zip(PARTS, parts, strict=True):
+    for name in needed:
+        examples = parts[PARTS.index(name)]
         present = np.where(np.isnan(examples.labels), np.inf, examples.labels)
         lowest = present.min(axis=0)
         constant = ~(np.where(np.isinf(present), -np.inf, present).max(axis=0) > lowest)

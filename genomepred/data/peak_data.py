@@ -135,11 +135,14 @@ class PeakData:
         self._rows = [np.flatnonzero(parts == part) for part in range(3)]
         for name, rows in zip(PARTS, self._rows, strict=True):
             if name in needed and not len(rows):
-                raise DataError(
-                    f"{peaks.source}: no peaks for {name}; choose regions with --validation and "
-                    f"--test so that each part has some of those on {some(peaks.contigs)} "
-                    "(`evaluate --part all` takes every peak instead)"
+                advice = (
+                    f"choose regions with --{name} that have some of those on "
+                    f"{some(peaks.contigs)}, or take every peak with --part all"
+                    if len(needed) == 1 and name != PARTS[TRAIN]
+                    else "choose regions with --validation and --test so that each part has some "
+                    f"of those on {some(peaks.contigs)}"
                 )
+                raise DataError(f"{peaks.source}: no peaks for {name}; {advice}")
         hashes = sequence_hashes(peaks.codes)
         training, *held_out = (hashes[rows] for rows in self._rows)
         self.repeats = count_repeats(training, held_out)

@@ -120,7 +120,7 @@ def read_manifest(table: Table) -> list[PeakFiles]:
 
 
 def open_peaks(
-    files: Sequence[PeakFiles], source: Source, scratch: Path, split: bool = True
+    files: Sequence[PeakFiles], source: Source, scratch: Path, needed: Sequence[str] = PARTS
 ) -> PeakData:
     """Peaks of one or several genomes against negatives, or with signals as their labels.
 
@@ -132,8 +132,8 @@ def open_peaks(
         Window, split, negatives, augmentation and seed.
     scratch : Path
         Folder for codes that outgrow memory.
-    split : bool, optional
-        Whether regions are held out; otherwise all peaks are test examples.
+    needed : sequence of str, optional
+        Parts that must have peaks; with none nothing is held out, and all are test examples.
 
     Raises
     ------
@@ -142,13 +142,16 @@ def open_peaks(
     RegionError
         If a region to hold out does not exist.
     """
-    data = _read_peaks(files, source, scratch, split)
-    count = data.facts()["peaks"][PARTS[TRAIN]]
-    warn_of_repeats(str(source.data), data.repeats, count)
+    data = _read_peaks(files, source, scratch, needed)
+    if PARTS[TRAIN] in needed:
+        count = data.facts()["peaks"][PARTS[TRAIN]]
+        warn_of_repeats(str(source.data), data.repeats, count)
     return data
 
 
-def _read_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path, split: bool) -> PeakData:
+def _read_peaks(
+    files: Sequence[PeakFiles], source: Source, scratch: Path, needed: Sequence[str]
+) -> PeakData:
     with ExitStack() as stack:
         loaded = []
         for each in files:
@@ -166,7 +169,7 @@ def _read_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path, split
                 codes = contigs[one.files.called(label)]
                 one.genome.codes(name, 0, len(codes), codes)
     peaks, left_out = _join(loaded, contigs, window, scratch)
-    chosen = _split(files, source, peaks, contigs, split)
+    chosen = _split(files, source, peaks, contigs) if needed else _all_for_test(peaks, contigs)
     return PeakData(
         peaks,
         contigs,
@@ -185,7 +188,7 @@ def _read_peaks(files: Sequence[PeakFiles], source: Source, scratch: Path, split
                 "test": _by_genome(chosen.test, loaded),
             },
         },
-        needed=PARTS if split else (PARTS[TEST],),
+        needed=needed or (PARTS[TEST],),
     )
 
 
@@ -330,12 +333,13 @@ def _renamed(region: Region, files: PeakFiles) -> Region:
     return region._replace(contig=files.called(region.contig))
 
 
-def _split(
-    files: Sequence[PeakFiles], source: Source, peaks: Peaks, contigs: Contigs, split: bool
-) -> Split:
+def _all_for_test(peaks: Peaks, contigs: Contigs) -> Split:
     names = dict.fromkeys([*contigs, *peaks.contigs])
-    if not split:
-        return Split((), tuple(Region(name, 0, ENDLESS) for name in names))
+    return Split((), tuple(Region(name, 0, ENDLESS) for name in names))
+
+
+def _split(files: Sequence[PeakFiles], source: Source, peaks: Peaks, contigs: Contigs) -> Split:
+    names = dict.fromkeys([*contigs, *peaks.contigs])
     lengths = {name: len(contigs.get(name, ())) for name in names}
     asked = Split.parse(source.validation, source.test, lengths, [f.name for f in files if f.name])
     held_out = {VALIDATION: list(asked.validation), TEST: list(asked.test)}
@@ -372,7 +376,7 @@ def _check_held_out(
 
 
 def open_signals(
-    files: Sequence[PeakFiles], source: Source, scratch: Path, split: bool = True
+    files: Sequence[PeakFiles], source: Source, scratch: Path, needed: Sequence[str] = PARTS
 ) -> SignalData:
     """Windows at peaks and at matched background, with means of bigWigs as labels.
 
@@ -385,7 +389,7 @@ def open_signals(
     source : Source
         As of :func:`open_peaks`; ``matched`` background windows a peak are drawn once. The labels
         are transformed as it says.
-    scratch, split
+    scratch, needed
         As of :func:`open_peaks`.
 
     Raises
@@ -393,17 +397,17 @@ def open_signals(
     DataError
         As of :func:`open_peaks`, or if the labels are constant or cannot be transformed.
     """
-    peaks = _read_peaks(files, source, scratch, split)
+    peaks = _read_peaks(files, source, scratch, needed)
     tracks = tuple(path.stem for path in files[0].bigwig) if not files[0].name else ("signal",)
     if len(set(tracks)) < len(tracks):
         raise DataError(f"two bigWigs are named {some(tracks)}; give each track another file name")
     windows = [_signal_windows(part, peaks, files, source, scratch) for part in range(len(PARTS))]
     parts = [part.examples for part in windows]
-    if split:
-        check_labels(parts, tracks, files[0].bigwig[0])
+    check_labels(parts, tracks, files[0].bigwig[0], needed)
     training, *held_out = (sequence_hashes(part.codes) for part in parts)
     repeats = count_repeats(training, held_out)
-    warn_of_repeats(str(source.data), repeats, len(training))
+    if PARTS[TRAIN] in needed:
+        warn_of_repeats(str(source.data), repeats, len(training))
     facts = peaks.facts()
     del facts["negatives_per_positive"]
     facts |= {

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 
-def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
+def open_data(source: Source, scratch: Path, *, needed: Sequence[str] = PARTS) -> Data:
     """Read what training and evaluation need of the source's files.
 
     Parameters
@@ -61,8 +61,9 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
         Files, and what to make of them.
     scratch : Path
         Folder for codes that outgrow memory; made if needed.
-    split : bool, optional
-        Whether examples are split; otherwise all are test examples.
+    needed : sequence of str, optional
+        Parts that must have examples: training needs all, an evaluation the one it judges by. With
+        none nothing is split, and all are test examples.
 
     Returns
     -------
@@ -86,10 +87,10 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
         _refuse(source, "several genomes with peaks", ("labels", "genome", "bigwig"))
     elif table is not None:
         _refuse(source, "tables", ("labels", "genome", "bigwig", "peak_format"))
-        return open_table(source, scratch, split)
+        return open_table(source, scratch, needed)
     elif source.labels is not None:
         _refuse(source, "FASTA with labels", ("genome", "bigwig", "peak_format", "sequence"))
-        return open_fasta(source, scratch, split)
+        return open_fasta(source, scratch, needed)
     elif source.genome is not None:
         files = [PeakFiles("", source.genome, source.data, source.bigwig)]
     else:
@@ -106,9 +107,9 @@ def open_data(source: Source, scratch: Path, *, split: bool = True) -> Data:
             + ("with a bigWig are a regression" if has_signal else "without a bigWig are binary")
         )
     if has_signal:
-        return open_signals(files, source, scratch, split)
+        return open_signals(files, source, scratch, needed)
     _refuse(source, "peaks without a bigWig", ("transform",))
-    return open_peaks(files, source, scratch, split)
+    return open_peaks(files, source, scratch, needed)
 
 
 def _refuse(source: Source, what: str, names: Sequence[str]) -> None:

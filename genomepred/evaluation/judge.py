@@ -154,7 +154,7 @@ def evaluate(
     source = _for_card(as_trained(source, card, seed, split=split), card)
     for name in _FILES:
         discard_abandoned(out / name)
-    data = open_data(source, out / _SCRATCH, split=split)
+    data = open_data(source, out / _SCRATCH, needed=(part,) if split else ())
     shutil.rmtree(out / _SCRATCH, ignore_errors=True)  # what is mapped from it stays readable
     facts = data.facts()
     check_held_out(facts, card, "validation" if part == "validation" else "test", source.data)

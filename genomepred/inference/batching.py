@@ -85,9 +85,9 @@ def place(grid: Grid, first: int, last: int, batch: int, slots: int) -> Iterator
                 placed, position = [], 0
                 continue
             count = min(span.windows, slots - slot)
-            placed.append((slot, span._replace(windows=count)))
+            part, span = span.cut(count, grid.geometry)  # noqa: PLW2901 - what is left of it
+            placed.append((slot, part))
             position = slot + count
-            span = _after(span, count, grid.geometry)  # noqa: PLW2901 - what is left of it
     if placed:
         yield placed
 
@@ -121,22 +121,12 @@ def place_shared(
                 placed, batches = [], []
                 continue
             count = min(span.windows, batch - slot)
-            placed.append((k * batch + slot, span._replace(windows=count)))
+            part, span = span.cut(count, g)  # noqa: PLW2901 - what is left of it
+            placed.append((k * batch + slot, part))
             batches[k : k + 1] = [(slot + count, whose)]
             number += count
-            span = _after(span, count, g)  # noqa: PLW2901 - what is left of it
     if placed:
         yield placed
-
-
-def _after(span: Span, count: int, g: Geometry) -> Span:
-    """Rest of a span after its first ``count`` windows."""
-    return span._replace(
-        start=span.start + count * g.stride,
-        windows=span.windows - count,
-        number=span.number + count,
-        row=span.row + count * g.bins,
-    )
 
 
 def count_batches(
@@ -149,9 +139,11 @@ def count_batches(
         blocks = place(grid, 0, last, batch, slots)
     windows = count = 0
     for placed in blocks:
-        ends = ((slot // batch, -(-(slot + span.windows) // batch)) for slot, span in placed)
-        count += len({k for first, end in ends for k in range(first, end)})
-        windows += sum(span.windows for _, span in placed)
+        taken = set[int]()
+        for slot, span in placed:
+            taken.update(range(slot // batch, -(-(slot + span.windows) // batch)))
+            windows += span.windows
+        count += len(taken)
     return windows, count
 
 

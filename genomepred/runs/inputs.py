@@ -66,6 +66,8 @@ def find_genomes(paths: Iterable[Path | str]) -> list[GenomePath]:
         raise SequenceError("no genomes given; use --genomes FILE, FOLDER, GLOB or MANIFEST.tsv")
     owner: dict[str, Path] = {}
     for name, path in genomes:
+        if owner.get(name) == path:
+            raise SequenceError(f"{path}: given twice; name each genome once")
         if name in owner:
             raise SequenceError(
                 f"two genomes would be written to {name}.h5: {owner[name]} and {path}; rename one, "

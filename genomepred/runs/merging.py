@@ -6,6 +6,7 @@ from pathlib import Path
 
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
 from genomepred.files import own_folder
+from genomepred.messages import counted
 from genomepred.runs.folder import PARTS, refuse_links, sweep
 from genomepred.runs.manifest import Run
 from genomepred.runs.work import GenomeResult, Work, disk_error
@@ -32,7 +33,7 @@ def merge(out: str | Path) -> list[GenomeResult]:
     unfinished = [result for result in results if result.outcome != "finished"]
     if unfinished:
         raise GenomesFailedError(
-            f"{len(unfinished)} of {len(results)} genomes are not published; first: "
+            f"{len(unfinished)} of {counted(len(results), 'begun genome')} not published; first: "
             f"{unfinished[0].name}: {unfinished[0].error}",
             results,
         )
@@ -51,7 +52,7 @@ def _merge_genome(work: Work) -> GenomeResult:
             work.adopt(record)
             missing = len(work.missing())
             if missing:
-                why = f"{missing} of {len(work.ranges)} shards are missing"
+                why = f"{missing} of {counted(len(work.ranges), 'shard')} missing"
                 return unfinished("partial", f"{why}; run predict on this --out again")
             if not work.publish():
                 why = "a part was damaged and is removed, or another process is publishing"

@@ -110,6 +110,15 @@ class Span(NamedTuple):
     first: int
     last: int
 
+    def cut(self, count: int, geometry: Geometry) -> tuple[Span, Span]:
+        """The first ``count`` windows, and the others."""
+        contig, start, windows, number, row, first, last = self
+        begin, at = start + count * geometry.stride, row + count * geometry.bins
+        return (
+            Span(contig, start, count, number, row, first, last),
+            Span(contig, begin, windows - count, number + count, at, first, last),
+        )
+
 
 class Region(NamedTuple):
     """A stretch of a contig, 0-based half-open."""

@@ -24,6 +24,10 @@ class Bin(NamedTuple):
     number: NDArray[np.float64]
     high: Float32
 
+    def of(self, lines: Any) -> Bin:
+        """Those of some lines, a slice or their numbers."""
+        return Bin(self.sum[lines], self.number[lines], self.high[lines])
+
     def joined(self, other: Bin) -> Bin:
         """Both bins as one."""
         high = np.maximum(self.high, other.high)
@@ -109,7 +113,7 @@ def _of_block(block: Block, level: int) -> Iterator[tuple[int, int, Bin]]:
     rows, size = block.values.shape[1], 1 << level
     for at in range(0, rows, size):
         part = block.values[:, at : at + size]
-        yield block.first + at, part.shape[1], Bin(*(x[block.label] for x in summed(part)))
+        yield block.first + at, part.shape[1], summed(part).of(block.label)
 
 
 def summed(values: Float32) -> Bin:

@@ -7,15 +7,11 @@ of a run.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import cache, partial
-from itertools import islice
+from functools import cache
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
@@ -24,7 +20,6 @@ from numba import njit
 from numpy.typing import NDArray
 
 from genomepred.errors import StoreError
-from genomepred.machine import usable_cpus
 from genomepred.sequences.grid import Grid
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_file import Stretch
@@ -39,9 +34,6 @@ _WORD, _ALL = 8, np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 # Values of single genomes that are held at a time, and stored values of a cohort's.
 _HELD, _READ = 1 << 26, 1 << 20
-
-
-Value = TypeVar("Value")
 
 
 class Block(NamedTuple):
@@ -136,24 +128,19 @@ class CohortBlocks:
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
         """See :meth:`BlockSource.blocks`."""
-        threads = usable_cpus().amount
-        with self._base._reading("read"), ThreadPoolExecutor(threads) as pool:
-            columns: dict[int, _Once[list[Words]]] = {}
-
-            def task(item: tuple[tuple[int, int], Stretch]) -> Future[Block]:
-                (first, last), stretch = item
-                bins = self.grid.geometry.bins
-                low, high = first // bins, -(-last // bins)
-                wanted = range(low // INDEX_CHUNK, -(-high // INDEX_CHUNK))
-                for column in wanted:
-                    if column not in columns:
-                        columns[column] = _Once(partial(self._column, column))
-                for column in [column for column in columns if column < wanted.start]:
-                    del columns[column]
-                parts = [columns[column] for column in wanted]
-                return pool.submit(self._block, (first, last), parts, stretch)
-
-            yield from ahead(task, self._stretched(spans), 2 * threads)
+        bins, columns = self.grid.geometry.bins, dict[int, list[Words]]()
+        with self._base._reading("read"):
+            for (first, last), stretch in self._stretched(spans):
+                window, stop = first // bins, -(-last // bins)
+                wanted = range(window // INDEX_CHUNK, -(-stop // INDEX_CHUNK))
+                columns = {k: columns.get(k) or self._column(k) for k in wanted}
+                begin, lines = wanted.start * INDEX_CHUNK, len(self.lines)
+                index, label = distinct_lines(
+                    list(columns.values()), lines, window - begin, stop - begin
+                )
+                values = np.empty((len(index), last - first, len(self.tracks)), np.float32)
+                stretch.fill(index, window, first - window * bins, values)
+                yield Block(first, values, label)
 
     def _stretched(
         self, spans: Sequence[tuple[int, int]]
@@ -170,19 +157,6 @@ class CohortBlocks:
                     end = -(-span[1] // bins)
                 stretch = self._base.stretch(begin, end)
             yield (first, last), stretch
-
-    def _block(
-        self, span: tuple[int, int], parts: Sequence[_Once[list[Words]]], stretch: Stretch
-    ) -> Block:
-        first, last = span
-        bins = self.grid.geometry.bins
-        window, stop = first // bins, -(-last // bins)
-        begin = window // INDEX_CHUNK * INDEX_CHUNK
-        columns = [part.get() for part in parts]
-        index, label = distinct_lines(columns, len(self.lines), window - begin, stop - begin)
-        values = np.empty((len(index), last - first, len(self.tracks)), np.float32)
-        stretch.fill(index, window, first - window * bins, values)
-        return Block(first, values, label)
 
     def stored(self) -> Iterator[Float32]:
         """See :meth:`BlockSource.stored`."""
@@ -211,37 +185,12 @@ class CohortBlocks:
         self._store.close()
 
 
-class _Once(Generic[Value]):
-    """A value that the first thread to ask for it makes: one task never waits for another."""
-
-    def __init__(self, make: Callable[[], Value]) -> None:
-        self._make, self._lock = make, threading.Lock()
-        self._made: list[Value] = []
-
-    def get(self) -> Value:
-        """The value, made if it is not there."""
-        with self._lock:
-            if not self._made:
-                self._made.append(self._make())
-            return self._made[0]
-
-
 def haplotype_names(haplotypes: Sequence[tuple[str, int]]) -> tuple[str, ...]:
     """Names of haplotypes as ``--sample`` takes them: S, or S.1 and S.2 where there are several."""
     copies: dict[str, int] = {}
     for sample, _ in haplotypes:
         copies[sample] = copies.get(sample, 0) + 1
     return tuple(f"{s}.{copy}" if copies[s] > 1 else s for s, copy in haplotypes)
-
-
-def ahead(task: Callable[[Any], Future[Any]], items: Iterable[Any], most: int) -> Iterator[Any]:
-    """Results in order, of at most ``most`` tasks that are begun before they are asked for."""
-    coming = iter(items)
-    begun = deque(map(task, islice(coming, most)))
-    while begun:
-        result = begun.popleft().result()
-        begun.extend(map(task, islice(coming, 1)))
-        yield result
 
 
 def _is_plain(index: h5py.Dataset) -> bool:
@@ -275,9 +224,9 @@ def _decode(chunk: bytes, itemsize: int) -> Words:
     return np.frombuffer(data, "<u8").reshape(itemsize, INDEX_CHUNK, INDEX_CHUNK // _WORD)
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def checksum(data: Any) -> int:
-    """As :func:`genomepred.store.chunks.fletcher32`, of up to a few megabytes, without the GIL."""
+    """As :func:`genomepred.store.chunks.fletcher32`, of up to a few megabytes."""
     first, second = np.uint64(0), np.uint64(0)
     for i in range(0, len(data) - 1, 2):
         first += np.uint64(data[i]) << np.uint64(8) | np.uint64(data[i + 1])

@@ -189,13 +189,6 @@ def fletcher32(data: bytes | memoryview) -> int:
     return _reduce(second) << 16 | _reduce(first)
 
 
-def intact(chunk: bytes) -> bool:
-    """Whether a stored chunk ends with the checksum of the bytes before it."""
-    return len(chunk) >= 4 and fletcher32(memoryview(chunk)[:-4]) == int.from_bytes(
-        chunk[-4:], "little"
-    )
-
-
 def _reduce(total: int) -> int:
     """Remainder modulo 65535, but 65535 for its multiples above 0, as folding gives."""
     return total and (total - 1) % 65535 + 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,12 +21,15 @@ from genomepred.files import publishing
 from genomepred.machine import usable_cpus
 from genomepred.sequences.grid import Grid
 from genomepred.store.bins import Bin
-from genomepred.store.blocks import Block, BlockSource, ahead, spans_of
+from genomepred.store.blocks import Block, BlockSource, spans_of
 from genomepred.store.pyramid import FORMAT_VERSION, INNER, MOST_LINES, Shape, index_type
 from genomepred.store.scale import Bounds, Scale, code_of, scales_of
 
-# Bytes of a segment: what is held before it is written.
-_SEGMENT = 1 << 24
+# Bytes of a segment: what is held before it is written. Values that are encoded by one call: fewer
+# calls hand the interpreter's lock back and forth more often than they work.
+_SEGMENT, _BATCH = 1 << 24, 1 << 18
+
+Encoded = tuple[list[Block], list[NDArray[np.uint8]], Bin]
 
 
 def write_pyramid(
@@ -75,25 +81,55 @@ def _write_blocks(
     ends = set(shape.first_block[1:].tolist())
     distinct: list[int] = []
     with ThreadPoolExecutor(threads) as pool:
-
-        def task(block: Block) -> Future[tuple[Block, list[NDArray[np.uint8]], Bin]]:
-            return pool.submit(_encoded, block, bounds)
-
-        blocks = source.blocks(spans_of(source.grid))
-        for block, planes, last in ahead(task, blocks, 2 * threads):
-            target.add_block(block, planes)
-            distinct.append(len(block.values))
-            upper.add(block.label, last)
-            if len(distinct) in ends:
-                upper.end()
-            if not len(distinct) % 64 or len(distinct) == len(shape.block_rows):
-                progress(len(distinct) / len(shape.block_rows))
+        batches = _batches(source.blocks(spans_of(source.grid)))
+        for blocks, planes, last in _ahead(
+            pool, partial(_encoded, bounds=bounds), batches, threads
+        ):
+            target.add_blocks(blocks, planes)
+            edges = np.cumsum([0] + [len(block.values) for block in blocks]).tolist()
+            for block, (a, b) in zip(blocks, pairwise(edges), strict=True):
+                distinct.append(b - a)
+                upper.add(block.label, last.of(slice(a, b)))
+                if len(distinct) in ends:
+                    upper.end()
+            progress(len(distinct) / len(shape.block_rows))
     return distinct
 
 
-def _encoded(block: Block, bounds: Sequence[Bounds]) -> tuple[Block, list[NDArray[np.uint8]], Bin]:
-    """Codes of a block, plane by plane, and its bin at the level of blocks, [distinct, tracks]."""
-    distinct, rows, tracks = block.values.shape
+def _ahead(
+    pool: ThreadPoolExecutor,
+    task: Callable[[list[Block]], Encoded],
+    batches: Iterable[list[Block]],
+    most: int,
+) -> Iterator[Encoded]:
+    """Results in order, of at most ``most`` tasks that are begun before they are asked for."""
+    begun: deque[Future[Encoded]] = deque()
+    for batch in batches:
+        begun.append(pool.submit(task, batch))
+        if len(begun) > most:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+def _batches(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    """Consecutive blocks with equally many rows, of many values together."""
+    batch: list[Block] = []
+    size = 0
+    for block in blocks:
+        if batch and (size >= _BATCH or block.values.shape[1] != batch[0].values.shape[1]):
+            yield batch
+            batch, size = [], 0
+        batch.append(block)
+        size += block.values.size
+    if batch:
+        yield batch
+
+
+def _encoded(blocks: list[Block], bounds: Sequence[Bounds]) -> Encoded:
+    """Codes of blocks, plane by plane, and their bins of whole blocks, [distinct, tracks]."""
+    values = np.concatenate([block.values for block in blocks])
+    distinct, rows, tracks = values.shape
     widths = [-(-rows // (1 << level)) for level in range(INNER + 1)]
     sizes = distinct * np.array([widths[0], *np.repeat(widths[1:], 2)])
     planes = []
@@ -104,9 +140,9 @@ def _encoded(block: Block, bounds: Sequence[Bounds]) -> tuple[Block, list[NDArra
     )
     for t in range(tracks):
         out = np.empty(int(sizes.sum()), np.uint8)
-        _encode(block.values, t, *bounds[t], out, last.sum, last.number, last.high)
+        _encode(values, t, *bounds[t], out, last.sum, last.number, last.high)
         planes += np.split(out, np.cumsum(sizes)[:-1])
-    return block, planes, last
+    return blocks, planes, last
 
 
 @njit(nogil=True, cache=True)
@@ -162,13 +198,15 @@ class _Target:
         self._segments: list[list[int]] = []
         self._begin = [0] * (1 + shape.top - INNER)
 
-    def add_block(self, block: Block, planes: Sequence[NDArray[np.uint8]]) -> None:
-        """Take a block's index and its codes."""
-        index = block.label.astype(index_type(len(block.values)))
-        for waiting, record in zip(self._waiting, [index.view(np.uint8), *planes], strict=False):
+    def add_blocks(self, blocks: Sequence[Block], planes: Sequence[NDArray[np.uint8]]) -> None:
+        """Take the indexes of blocks, and their codes."""
+        kinds = [index_type(len(block.values)) for block in blocks]
+        indexes = [block.label.astype(kind) for block, kind in zip(blocks, kinds, strict=True)]
+        records = [np.concatenate([index.view(np.uint8) for index in indexes]), *planes]
+        for waiting, record in zip(self._waiting, records, strict=False):
             waiting.append(record)
             self._size += record.size
-        self._blocks += 1
+        self._blocks += len(blocks)
         if self._size >= _SEGMENT:
             self.flush()
 
@@ -252,7 +290,7 @@ class _Upper:
     def add(self, index: NDArray[Any], last: Bin) -> None:
         """Take a block: its index, and its bin [distinct, tracks]."""
         if self._shape.tops[self._interval] > INNER:
-            self._finished(INNER, Bin(*(part[index] for part in last)))
+            self._finished(INNER, last.of(index))
 
     def end(self) -> None:
         """Finish the interval: bins that have only their first half."""

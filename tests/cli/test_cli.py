@@ -209,6 +209,32 @@ def test_wrong_usage_loads_nothing_heavy(wrong):
     assert python("-c", code, *wrong).stdout.splitlines() == ["2", "[]"]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("predict", "no.fa"),
+        ("plan", "no.fa"),
+        ("plan", "g.fa", "--regions", "no.bed"),
+        ("predict", "g.fa", "--jobs", "2", "--cluster", "auto"),
+    ],
+)
+def test_a_wrong_path_or_option_is_told_before_anything_heavy_is_loaded(
+    wrong, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g.fa").write_text(">a\nACGT\n")
+    code = (
+        "import sys; from genomepred.cli import cli\n"
+        "try: cli.main(sys.argv[1:], standalone_mode=False)\n"
+        "except Exception as error: print(type(error).__name__)\n"
+        "print([m for m in ('torch', 'numba', 'h5py') if m in sys.modules])"
+    )
+    done = python("-c", code, *wrong, "--model", "ctcf", "--out", "o")
+    kind, loaded = done.stdout.splitlines()
+    assert kind.endswith("Error")
+    assert loaded == "[]"
+
+
 def test_errors_are_one_line_with_their_own_exit_code(model, out, tmp_path):
     base = ("--model", model, "--out", tmp_path / "o")
     (tmp_path / "bad.fa").write_text("no header")

@@ -115,6 +115,14 @@ def test_peaks_are_judged_by_kind_of_negatives(tmp_path: Path) -> None:
     assert len(worst) == 20
     assert not worst.duplicated(["name", "sequence"]).any()  # peaks are in all three sets
     assert "validation: " in done(*call, "--part", "validation").stdout
+    needless = [call.index("--validation"), call.index("--validation") + 1]
+    alone = [each for i, each in enumerate(call) if i not in needless]
+    assert done(*alone).stdout == shown
+    error = run(*alone, "--part", "validation").exception
+    assert isinstance(error, DataError)
+    assert "no peaks for validation; choose regions with --validation that have some" in str(error)
+    alone[alone.index("--test") + 1] = "chr7"  # nothing is left for training, which none asks for
+    assert f"random: {2 * len(peaks)} examples" in done(*alone).stdout
     assert f"random: {2 * len(peaks)} examples" in done(*call, "--part", "all").stdout
     error = run(*call, "--part", "training").exception
     assert isinstance(error, DataError)

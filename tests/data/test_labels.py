@@ -136,6 +136,23 @@ def test_impossible_splits_are_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_an_evaluation_needs_only_the_part_that_it_judges_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Source(
+        write(tmp_path, seq=[sequences()[0]] * N), test=("1-59",), validation=("60-60",)
+    )
+    data = open_data(source, tmp_path, needed=("test",))
+    assert [len(part) for part in data.parts] == [0, 1, 59]
+    assert not capsys.readouterr().err  # what training would repeat does not matter
+    with pytest.raises(DataError, match="constant labels: .* in the 1 rows for validation"):
+        open_data(source, tmp_path, needed=("validation",))
+    with pytest.raises(DataError, match="empty split: .* 0 for training, 1 for validation, 59"):
+        open_data(source, tmp_path, needed=("training",))
+    with pytest.raises(DataError, match="empty split"):
+        open_data(source, tmp_path)
+
+
 # Labels
 
 

@@ -619,7 +619,7 @@ def test_beds_of_held_out_regions_that_do_not_fit_are_refused(
 
 def test_all_peaks_may_be_for_the_test(tmp_path: Path) -> None:
     manifest = write_cultivars(tmp_path, ["a", "b"], ["Chr1", "Chr1"])
-    data = open_data(Source(manifest, window=20), tmp_path, split=False)
+    data = open_data(Source(manifest, window=20), tmp_path, needed=())
     assert isinstance(data, PeakData)
     assert data.facts()["peaks"] == {"training": 0, "validation": 0, "test": 2 * len(STARTS)}
     assert {len(kind) for kind in data.test().values()} == {4 * len(STARTS)}
@@ -627,7 +627,7 @@ def test_all_peaks_may_be_for_the_test(tmp_path: Path) -> None:
     signals = open_data(
         Source(manifest.parent / "a/p.narrowPeak", genome=tmp_path / "a/g.fa", window=20,
                bigwig=(signal,)),
-        tmp_path, split=False,
+        tmp_path, needed=(),
     )  # fmt: skip
     assert len(signals.test()["test"]) == 2 * len(STARTS)
 

@@ -66,6 +66,8 @@ def test_genomes_that_cannot_be_found(tmp_path):
         (tmp_path / folder / "same.fa").write_text(">x\nA\n")
     with pytest.raises(SequenceError, match=r"two genomes would be written to same\.h5"):
         find_genomes([tmp_path / "x", tmp_path / "y"])
+    with pytest.raises(SequenceError, match=r"same\.fa: given twice"):
+        find_genomes([tmp_path / "x", tmp_path / "x" / "same.fa"])
     (tmp_path / "bad.tsv").write_text("genome\tfile\n")
     with pytest.raises(SequenceError, match=r"columns name and path.*found genome, file"):
         find_genomes([tmp_path / "bad.tsv"])

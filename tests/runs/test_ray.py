@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import ADDRESS, Cluster, Namespace, is_slow, kill, wait_for, why_not
+from tests.ray_cluster import ADDRESS, Cluster, Namespace, kill, wait_for, why_not
 from tests.sequences.panels import random_panel
 from tests.torture import Runs, hashes, leftovers, parts
 
@@ -61,6 +61,12 @@ def end(process: subprocess.Popen[str], code: int = 0) -> str:
     return said
 
 
+def send(processes: list[int], number: int) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):  # gone with its node
+            os.kill(process, number)
+
+
 @pytest.mark.slow
 def test_a_killed_worker_and_a_node_that_computes_other_bits(runs, wanted):
     out = runs.fresh()
@@ -97,13 +103,19 @@ def test_a_killed_driver_a_terminated_command_and_what_continues_them(cluster, r
 
 
 @pytest.mark.slow
-def test_a_killed_node(cluster, runs, wanted):
+def test_a_killed_node(runs, wanted):
     out = runs.fresh()
-    process = begin_and_wait(cluster, runs, out)
-    wait_for(lambda: len(cluster.actors()) > 1, 60)
-    kill(next(node for node in cluster.raylets()[1:] if not is_slow(node)))
-    said = end(process)
-    assert "others take over its work" in said, said
+    with started(2, slow=False) as cluster:
+        process = begin_and_wait(cluster, runs, out)
+        stopped = cluster.actors()[:1]  # so that the run cannot end before the node does
+        send(stopped, signal.SIGSTOP)
+        assert wait_for(lambda: len(cluster.actors()) > 1)
+        kill(cluster.raylets()[1])
+        assert process.stderr is not None
+        said = process.stderr.readline()  # or the test's own time is up
+        send(stopped, signal.SIGCONT)
+        end(process)
+    assert "others take over its work" in said
     assert hashes(out) == wanted
     assert not leftovers(out)
 

@@ -208,6 +208,9 @@ def test_what_status_prints_can_be_read_by_machines(folder, model, tmp_path, cap
     shown = CliRunner().invoke(cli, ["status", str(tmp_path / "out"), "--shares", "3"])
     assert shown.exit_code == 0, shown.output
     assert "a\tbegun\t1 of 3 shards\n" in shown.output
-    assert "--array=2,3" in shown.output
+    assert "of 3 shares, these have work left: --array=2,3" in shown.output
+    shown = CliRunner().invoke(cli, ["status", str(tmp_path / "out"), "--shares", "1"])
+    assert "shares" not in shown.output
+    assert shown.output.endswith("finished: 0 of 2 genomes\n")
     shown = CliRunner().invoke(cli, ["status", str(tmp_path / "out"), "--shares", "3", "--json"])
     assert json.loads(shown.output)["result"]["shares_missing"] == [2, 3]

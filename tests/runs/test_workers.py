@@ -61,9 +61,26 @@ def test_a_run_with_workers_in_a_hostile_folder(hostile, job, capfd):
     assert "worker" not in capfd.readouterr().err
 
 
-def worker(body: str, progress=lambda bases: None) -> processes._Worker:
+def work() -> None:
+    """Body of a worker: as many bases as it is told of."""
+    with processes.serving() as (text, watch):
+        watch.see("of \u00e9 1", 9)
+        watch.done(text["bases"])
+
+
+def test_workers_run_the_function_of_a_module(capfd):
+    told, done, seen = ['{"bases": 5}', '{"bases": 7}'], [], []
+    see = lambda *genome: seen.append(genome)  # noqa: E731
+    with processes.Workers(told, done.append, __name__, see) as workers:
+        for one in workers._workers:
+            one._thread.join()
+    assert (sorted(done), seen) == ([5, 7], 2 * [("of \u00e9 1", 9)])
+    assert not capfd.readouterr().err
+
+
+def worker(body: str, progress=lambda bases: None, see=lambda *_: None) -> processes._Worker:
     """A process with a body of its own in place of a worker's."""
-    return processes._Worker(body, "{}", progress)
+    return processes._Worker(body, "{}", progress, see)
 
 
 def test_a_worker_that_dies_is_named(capfd):
@@ -98,9 +115,11 @@ def test_a_stopped_worker_does_not_hold_up_the_end(monkeypatch):
 
 def test_lines_that_are_cut_or_foreign_are_not_progress():
     told: list[int] = []
-    found = worker("print(5); print('x'); print(); print(0); print('٣x'); print(7)", told.append)
+    lines = ["5", "x", "", "0", "\u0663x", '12 "na', "1x 2", '6 "a b"', "7"]
+    body = f"import sys; sys.stdout.buffer.write({chr(10).join(lines).encode()!r})"
+    found = worker(body, told.append, lambda *genome: told.append(genome))
     found._thread.join()
-    assert told == [5, 7]
+    assert told == [5, ("a b", 6), 7]
     found.let_go()
     found.end()
 

@@ -207,6 +207,24 @@ def test_bad_options(tmp_path: Path, model: Path):
         genomepred.effects(fasta, vcf, model, tmp_path / "o.tsv", measures={}, jobs=2)
 
 
+def test_a_helping_process_computes_what_this_one_would(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    contig = plain.random_contig(3, 2100, unknown=False)  # records of two blocks
+    records = [(i, contig[i], ["AC"]) for i in range(2100)]
+    fasta, vcf = write(tmp_path, {"c": contig}, [line(*record) for record in records])
+    genomepred.effects(fasta, vcf, model, tmp_path / "one.tsv")
+
+    def wait(run: runs._Run, count: object) -> None:
+        while run._missing():
+            time.sleep(0.05)
+
+    monkeypatch.setattr(runs._Run, "compute", wait)
+    genomepred.effects(fasta, vcf, model, tmp_path / "two.tsv", jobs=2)
+    assert (tmp_path / "two.tsv").read_bytes() == (tmp_path / "one.tsv").read_bytes()
+    assert "worker" not in capfd.readouterr().err
+
+
 def test_info_fields_are_not_overwritten(tmp_path: Path, model: Path):
     fasta, vcf = write(tmp_path, CONTIGS, lines()[:2])
     first = tmp_path / "first.vcf.gz"

@@ -37,7 +37,7 @@ def compute(job: Job, watch: Watch) -> None:
     """Compute a job by as many processes as are worth starting (an ``Executor``)."""
     devices = devices_of(job.spec.device, job.workers)[1:]
     specs = [told(job, replace(job.spec, device=device)) for device in devices]
-    with Workers(specs, watch.done) as workers:
+    with Workers(specs, watch.done, see=watch.see) as workers:
         local.compute(job, watch, workers.look)
 
 
@@ -50,20 +50,27 @@ class Workers:
         What each of them is told, in a line.
     progress : callable
         Told the bases that any of them has done, by several threads.
-    module : str
+    module : str, optional
         Where the function ``work`` is that they run.
+    see : callable, optional
+        Told the genomes that any of them looks at, and the bases to be computed of each.
     """
 
     def __init__(
-        self, told: Sequence[str], progress: Callable[[int], object], module: str = __name__
+        self,
+        told: Sequence[str],
+        progress: Callable[[int], object],
+        module: str = __name__,
+        see: Callable[[str, int], object] = lambda name, bases: None,
     ) -> None:
-        self._told, self._progress, self._body = told, progress, _BODY.format(module)
+        self._told, self._body = told, _BODY.format(module)
+        self._progress, self._see = progress, see
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Workers:
         try:
             for text in self._told:
-                self._workers.append(_Worker(self._body, text, self._progress))
+                self._workers.append(_Worker(self._body, text, self._progress, self._see))
         except (OSError, RuntimeError) as error:  # no memory, or no more processes or threads
             had = f"{len(self._workers) + 1} of {len(self._told) + 1} workers"
             warnings.warn(f"{had} are at work, no more can be started: {error}", stacklevel=2)
@@ -90,8 +97,14 @@ class Workers:
 class _Worker:
     """One process, and the thread that hears it."""
 
-    def __init__(self, body: str, text: str, progress: Callable[[int], object]) -> None:
-        self._progress, self._heard = progress, time.monotonic()
+    def __init__(
+        self,
+        body: str,
+        text: str,
+        progress: Callable[[int], object],
+        see: Callable[[str, int], object],
+    ) -> None:
+        self._progress, self._see, self._heard = progress, see, time.monotonic()
         self._dismissed = False
         self._process = subprocess.Popen(
             isolated_command(body),
@@ -116,11 +129,17 @@ class _Worker:
         for line in self._process.stdout:
             self._heard = time.monotonic()
             with suppress(ValueError):  # a line that its death has cut
-                if rows := int(line):
-                    self._progress(rows)
+                self._hear(line)
         code = self._process.wait()
         if code < 0 and not self._dismissed:
             _tell_of_death(self._process.pid, -code)
+
+    def _hear(self, line: bytes) -> None:
+        bases, _, name = line.strip().partition(b" ")
+        if name:
+            self._see(json.loads(name), int(bases))
+        elif number := int(bases):
+            self._progress(number)
 
     def look(self) -> None:
         """End it if it is silent."""
@@ -184,6 +203,12 @@ class _Report(Watch):
         """So many bases more are computed."""
         with self._counting:
             self._line.write(f"{bases}\n")
+
+    def see(self, name: str, bases: int) -> None:
+        """A genome that this process looks at, and of which something is to be computed."""
+        if bases:
+            with self._counting:
+                self._line.write(f"{bases} {json.dumps(name)}\n")
 
 
 @contextmanager
