@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+GENOME = str(Path(__file__).parents[1] / "data" / "lambda_virus.fa.gz")
 ENDINGS = {
     signal.SIGINT: "genomepred: interrupted; run the same command again to continue\n",
     signal.SIGTERM: "genomepred: terminated; run the same command again to continue\n",
@@ -54,6 +56,12 @@ time.sleep(60)""",
 }
 
 
+def hear_signals() -> None:
+    """Undo what a shell does to commands in the background, so that tests can run there too."""
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(body: str, **options: object) -> subprocess.Popen[str]:
     indented = "\n".join(f"    {line}" for line in body.strip().split("\n"))
     process = subprocess.Popen(
@@ -62,7 +70,7 @@ def started(body: str, **options: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         errors="surrogateescape",
-        **options,
+        **{"preexec_fn": hear_signals, **options},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -143,7 +151,7 @@ def test_a_notebooks_backend_does_not_reach_the_command():
 def test_an_address_space_too_small_is_named():
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); "
-        "import sys; sys.argv[1:] = ['predict', 'a.fa', '--model', 'ctcf', '--out', 'o']; "
+        f"import sys; sys.argv[1:] = ['predict', {GENOME!r}, '--model', 'ctcf', '--out', 'o']; "
         "from genomepred.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
