@@ -29,7 +29,7 @@ from genomepred.view.sequence import Sequence, try_sequence
 from genomepred.view.state import Shown
 from tests.founders import write_cohort
 from tests.store_files import CONTIGS, write_store
-from tests.view.serving import prepare
+from tests.view.serving import prepare, pyramids_made_here
 
 # -- maps -----------------------------------------------------------------------------------------
 
@@ -83,7 +83,8 @@ def test_many_genomes_are_one_picture(tmp_path: Path) -> None:
         write_store(tmp_path / f"g{k}.h5", grid, np.full((grid.rows, 1), k, np.float32))
     (map,), _ = find_maps(tmp_path)
     shown = Shown(map, lambda map, share: None)
-    prepare(shown)
+    with pyramids_made_here():
+        prepare(shown)
     pyramid = shown.ready()
     assert pyramid is not None
     assert pyramid.lines[:4] == ("g0", "g1", "g10", "g11")
