@@ -31,6 +31,7 @@ from genomepred.inference.tile_pieces import (
     positions,
     turned,
 )
+from genomepred.lowering.blocks import Buffers
 from genomepred.lowering.receptive_field import CannotShareError, trunk_of
 from genomepred.lowering.stretch import Stretch
 from genomepred.sequences.codes import Codes
@@ -55,14 +56,14 @@ PAYS = 1.25
 class _Trunk:
     """Computes what is taken of stretches of one shape, a batch at a time."""
 
-    def __init__(self, engine: Engine, shape: Shape) -> None:
+    def __init__(self, engine: Engine, shape: Shape, outputs: Buffers) -> None:
         self._shape, self._device = shape, engine.device
         self._batch = compute_batch(shape.stretch, engine.device.type)
         self._batch *= _BATCHES if engine.device.type == "cpu" else 1
         place = shape.stretch, shape.begin, shape.count
         self._call: Callable[[Tensor], Tensor]
         try:
-            self._call = Stretch(*trunk_of(engine.model), *place)
+            self._call = Stretch(*trunk_of(engine.model), *place, outputs)
         except CannotShareError:  # a model as written
             self._call = partial(_taken, engine.model, *place[1:])
 
@@ -183,7 +184,10 @@ class Tiles:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pieces = cut_windows(engine.written, engine.geometry.stride)
-        self._trunks = [[_Trunk(engine, run) for run in p.runs] for p in self._pieces]
+        self._trunks = []
+        for pieces in self._pieces:
+            outputs = Buffers()  # one length at a time: there are many
+            self._trunks.append([_Trunk(engine, run, outputs) for run in pieces.runs])
         self._positions = positions(engine.written)
         # Windows and bases after which the tiles of a window stand one further on.
         first, *others = self._pieces[1].offsets

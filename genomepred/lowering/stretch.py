@@ -70,15 +70,23 @@ class Stretch:
     begin, count : int
         Positions that are computed, of those that the trunk makes of a stretch; none of a window's
         end that padding leaves alone.
+    outputs : Buffers, optional
+        What stretches of the same steps share that have no window's ends and are computed in turn.
     """
 
     def __init__(
-        self, model: SequenceModel, steps: Sequence[Step], length: int, begin: int, count: int
+        self,
+        model: SequenceModel,
+        steps: Sequence[Step],
+        length: int,
+        begin: int,
+        count: int,
+        outputs: Buffers | None = None,
     ) -> None:
         self._model, self._count = model, count
         self._plan = _plan(steps, length, _Range(begin, begin + count))
         self._whole = _Range(0, length)
-        self._outputs = Buffers()
+        self._outputs = Buffers() if outputs is None else outputs
 
     def __call__(self, codes: Tensor) -> Tensor:
         """Codes ``uint8 [batch, length]`` -> ``[batch, count, channels]``."""
