@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from genomepred import Genome
 from genomepred.inference.cohort import TILES, ShardResult, compute_shard
 from genomepred.inference.engine import Engine, Numerics, compute_batch
 from genomepred.inference.pipeline import cut
-from genomepred.inference.tiles import DistinctKeys, Pieces, cut_windows, tile_work
+from genomepred.inference.tile_pieces import Tally
 from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import choose_blocks, resolve_kernels
@@ -113,34 +114,33 @@ def one_genome(engine: Engine, genome: Genome, grid: Grid, first: int, last: int
 class Counted:
     """Distinct windows and pieces of some windows, and the multiply-adds of each way.
 
-    Without tiles ``kinds`` and ``pieces`` are empty.
+    Without tiles ``tally`` is None and ``pieces`` are empty.
     """
 
     def __init__(self, model: torch.nn.Module, geometry: Geometry) -> None:
         self._geometry = geometry
-        try:
-            self.works, self.head, self.alone = tile_work(model, geometry.stride)
-            self.kinds: tuple[Pieces, ...] = cut_windows(model, geometry.stride)
-        except CannotShareError:
-            self.works, self.head, self.kinds = (), 0, ()
-            self.alone = multiply_adds(model, geometry.window)
-        self.distinct, self.pieces = 0, [0 for _ in self.kinds]
+        self.tally: Tally | None = None
+        with suppress(CannotShareError):
+            self.tally = Tally(model, geometry.stride)
+        self.alone = self.tally.alone if self.tally else multiply_adds(model, geometry.window)
+        self.distinct = 0
 
     def find(self, panel: Panel, contig: str, first: int, last: int) -> None:
         """Count windows ``[first, last)`` of a contig."""
-        seen = [DistinctKeys() for _ in self.kinds]
         for chunk in distinct_windows(panel, self._geometry, contig, first, last):
             self.distinct += len(chunk.leader)
-            for kind, keys in zip(self.kinds, seen, strict=True):
-                key, _ = chunk.piece_keys(kind.offsets, kind.length)
-                keys.numbers(key.reshape(-1, 2))
-        self.pieces = [keys.count for keys in seen]
+            if self.tally is not None:
+                self.tally.take(chunk)
+
+    @property
+    def pieces(self) -> list[int]:
+        """Distinct left ends, tiles and right ends."""
+        return self.tally.counts if self.tally else []
 
     @property
     def through_tiles(self) -> int:
         """Multiply-adds of the pieces and the heads."""
-        pieces = zip(self.pieces, self.works, strict=True)
-        return sum(n * work for n, work in pieces) + self.distinct * self.head
+        return self.tally.trunk + self.distinct * self.tally.head if self.tally else 0
 
 
 def compare(label: str, name: str, found: ShardResult, expected: ShardResult) -> None:
@@ -180,7 +180,7 @@ def measure(
         "distinct windows": lambda: compute_shard(alone, panel, grid, first, some, slots),
         "one genome": lambda: one_genome(single, genome, grid, first, last),
     }
-    if counted.kinds:
+    if counted.tally:
         how = replace(alone.numerics, overlap=TILES)
         tiles = Engine(alone.written, alone.card, alone.geometry, how, CPU)
         compare(label, name, compute_shard(tiles, panel, grid, first, some, slots), expected)
@@ -205,7 +205,7 @@ def summary(counted: Counted, ms: dict[str, float], haplotypes: int) -> dict[str
         "every window": haplotypes * counted.alone / 1e6,
         "distinct windows": counted.distinct / WINDOWS * counted.alone / 1e6,
     }
-    if counted.kinds:
+    if counted.tally:
         work["tiles"] = counted.through_tiles / WINDOWS / 1e6
     return {
         "haplotypes": haplotypes,

@@ -253,9 +253,11 @@ def user_path(text: str | Path) -> Path:
     Raises
     ------
     OutputError
-        If it is a URL, or begins with a ``~`` that no shell has expanded.
+        If it is empty, a URL, or begins with a ``~`` that no shell has expanded.
     """
     text = os.fspath(text)
+    if not text:  # would be the current folder
+        raise OutputError("a path is empty; is a variable of the shell not set? `.` is this folder")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         raise OutputError(f"{text}: URLs are not read or written; copy it, and give a path")
     if text.startswith("~"):
@@ -322,8 +324,6 @@ def output_error(path: Path, error: OSError) -> OutputError:
             f"{path}: the disk or quota of {path.parent} is full; free some space and run the same "
             "command again"
         )
-    if error.errno == errno.EROFS:
-        return OutputError(f"{path}: {path.parent} is on a file system that is read-only")
     if error.errno in _FORBIDDEN:
         return OutputError(f"{path}: no permission to write into {path.parent}")
     if error.errno == errno.ENOENT:

@@ -148,8 +148,8 @@ def test_stale_handles_are_tried_again_and_then_count_as_absent(tmp_path, monkey
         read_small(path, 9)
 
 
-@pytest.mark.parametrize("text", ["~/maps", "~user/maps", "s3://bucket/x", "https://a/b.fa"])
+@pytest.mark.parametrize("text", ["~/maps", "~user/maps", "s3://bucket/x", "https://a/b.fa", ""])
 def test_paths_that_mean_something_else_are_refused(text):
-    with pytest.raises(OutputError, match="expanded|URL"):
+    with pytest.raises(OutputError, match="expanded|URL|a path is empty"):
         user_path(text)
     assert user_path("maps/a~b:1") == Path("maps/a~b:1")

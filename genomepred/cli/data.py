@@ -57,5 +57,5 @@ def synthetic_motifs(out: Path, length: int, count: int | None, seed: int, as_js
     if as_json:
         echo_json({"file": str(out), "sequences": len(frame), "dataset": counts})
         return
-    shown = ", ".join(f"{n} {name}" for name, n in counts.items())
+    shown = ", ".join(f"{n:,} {name}" for name, n in counts.items())
     click.echo(f"{out}: {counted(len(frame), 'sequence')} of {counted(length, 'base')} ({shown})")

@@ -25,7 +25,7 @@ else:
 
 
 class UserPath(_PathType):
-    """A path that a user writes: neither a URL nor one whose ``~`` no shell has expanded."""
+    """A path that a user writes: not empty, no URL, no ``~`` that no shell has expanded."""
 
     def __init__(self, **checks: Any) -> None:
         super().__init__(path_type=Path, **checks)

@@ -1,44 +1,40 @@
 """Trunk tiles: of a panel's distinct windows, each distinct stretch goes through the trunk once.
 
-A window's trunk positions are cut into a left end, tiles of ``stride x phases`` bases and a right
-end; the last tile may be longer than what is left for it, and is seen to its end beyond the window,
-where the next windows need it anyway. A *piece* is the sequence that decides on one of them: a tile
-with as much beside it as the trunk sees, an end with the window's end itself, whose zero padding it
-must see too. Pieces of all windows are found equal by the keys of their edits, as windows are; the
-trunk runs on distinct pieces, the head on the positions of every distinct window, gathered from
-them.
+See :mod:`genomepred.inference.tile_pieces` for how windows are cut. The trunk runs on runs of new
+units, the head on the positions of every distinct window, gathered from those of its pieces.
 
-The trunk sees pieces in the fixed batches that a shard's own order makes, so that equal shards give
-equal bits.
+The trunk sees runs in the batches that a shard's own order makes, so that equal shards give equal
+bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from math import lcm
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numba import njit
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from genomepred.errors import ModelError
 from genomepred.inference.engine import Engine, compute_batch
-from genomepred.lowering.cost import counted, multiply_adds
-from genomepred.lowering.receptive_field import (
-    CannotShareError,
-    Place,
-    follow,
-    place_of_windows,
-    trunk_of,
+from genomepred.inference.tile_pieces import (
+    DistinctKeys,
+    Pieces,
+    Runs,
+    Shape,
+    Units,
+    cut_windows,
+    joined,
+    positions,
+    turned,
 )
+from genomepred.lowering.receptive_field import CannotShareError, trunk_of
 from genomepred.lowering.stretch import Stretch
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.distinct import Chunk, slack
+from genomepred.sequences.distinct import Chunk
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -46,6 +42,8 @@ Int64 = NDArray[np.int64]
 # Compute batches of pieces are so many times those of windows as long: a trunk without its head
 # holds little, and of the simulated panel 4 took 12% less time than 1, and 10% less than 8.
 _BATCHES = 4
+# Slots of a shape's last batch are a multiple of this.
+_FEWEST = 64
 # Values that one call of the head gathers: they stay in the cache.
 _HEAD_VALUES = 262_144
 # Values of the features of distinct pieces that are kept before all are forgotten.
@@ -54,142 +52,14 @@ _MOST_VALUES = 1 << 27
 PAYS = 1.25
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """Pieces of one kind.
-
-    Parameters
-    ----------
-    length : int
-        Bases of a piece: those that what is taken of it depends on.
-    offsets : tuple of int
-        Where pieces of this kind begin in a window.
-    stretch, skip : int
-        Bases of the stretch that the trunk is given, and where in it the piece lies.
-    begin, count : int
-        Positions that are taken, of those the trunk makes of the stretch.
-    """
-
-    length: int
-    offsets: tuple[int, ...]
-    stretch: int
-    skip: int
-    begin: int
-    count: int
-
-
-@lru_cache(maxsize=8)
-def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
-    """Left end, tiles and right end of the windows of a model with a trunk.
-
-    Raises
-    ------
-    CannotShareError
-        If the model has no trunk that works on stretches, or its windows are too short for them.
-    """
-    trunk = trunk_of(model, as_written=True)
-    window = trunk.model.window
-
-    def place(bases: int) -> Place:
-        return follow(trunk.steps, place_of_windows(bases, stride, 1))
-
-    whole = place(window)
-    step = whole.step
-    tile = lcm(stride, step) // step  # positions
-
-    def shortest(positions: int, left: bool, right: bool) -> tuple[int, Place]:
-        """Bases of the shortest piece with so many positions that padding leaves alone."""
-        bases = window % step if right else 0
-        while bases <= window:
-            try:
-                found = place(bases)
-                good = found.length
-                good -= (0 if left else found.left) + (0 if right else found.right)
-                if bases and good >= positions:
-                    return bases, found
-            except (CannotShareError, ModelError, ValueError):
-                pass
-            bases += step
-        raise CannotShareError("windows are too short for tiles")
-
-    inner, found = shortest(tile, False, False)
-    start = max(whole.left, found.left)
-    end = whole.length - whole.right  # tiles end at the first edge, the last of them cut there
-    tiles = -(-(end - start) // tile)
-    offsets = tuple((start + k * tile - found.left) * step for k in range(tiles))
-    while tiles and offsets[tiles - 1] + inner > window + slack(window):
-        tiles -= 1
-    if tiles < 1:
-        raise CannotShareError("windows are too short for tiles")
-    rest = whole.length - min(start + tiles * tile, end)
-    head, _ = shortest(start, True, False)
-    last, tail = shortest(rest, False, True)
-
-    def pieces(offsets: tuple[int, ...], bases: int, begin: int, count: int) -> Pieces:
-        first, end = Stretch(*trunk, bases, begin, count).reads
-        places = tuple(offset + first for offset in offsets)
-        return Pieces(end - first, places, bases, first, begin, count)
-
-    return (
-        pieces((0,), head, 0, start),
-        pieces(offsets[:tiles], inner, found.left, tile),
-        pieces((window - last,), last, tail.length - rest, rest),
-    )
-
-
-def positions(model: nn.Module) -> int:
-    """Positions of a window that leave a model's trunk."""
-    trunk = trunk_of(model, as_written=True)
-    return follow(trunk.steps, place_of_windows(trunk.model.window, 1, 1)).length
-
-
-def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, ...]:
-    """The same pieces of the other strand, by their places on this one."""
-    return tuple(
-        replace(p, offsets=tuple(window - offset - p.length for offset in p.offsets))
-        for p in pieces
-    )
-
-
-class DistinctKeys:
-    """Numbers of distinct keys in order of their coming.
-
-    Attributes
-    ----------
-    count : int
-        Distinct keys so far.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._table = np.zeros((1 << 12, 2), np.uint64)
-        self._number = np.full(1 << 12, -1, np.int64)
-
-    def numbers(self, key: NDArray[np.uint64]) -> tuple[NDArray[np.int32], Int64]:
-        """Number of each key ``[keys, 2]``, and the places of those that are new."""
-        while 2 * (self.count + len(key)) > len(self._number):
-            self._grow()
-        number, new = np.empty(len(key), np.int32), np.empty(len(key), np.int64)
-        found = _number(key, self._table, self._number, self.count, number, new)
-        self.count += found
-        return number, new[:found]
-
-    def _grow(self) -> None:
-        kept = self._number >= 0
-        key, number = self._table[kept], self._number[kept]
-        self._table = np.zeros((2 * len(self._table), 2), np.uint64)
-        self._number = np.full(len(self._table), -1, np.int64)
-        _insert(key, number, self._table, self._number)
-
-
 class _Trunk:
-    """Computes what is taken of pieces of one kind, a batch at a time."""
+    """Computes what is taken of stretches of one shape, a batch at a time."""
 
-    def __init__(self, engine: Engine, pieces: Pieces) -> None:
-        self._pieces, self._device = pieces, engine.device
-        self._batch = compute_batch(pieces.stretch, engine.device.type)
+    def __init__(self, engine: Engine, shape: Shape) -> None:
+        self._shape, self._device = shape, engine.device
+        self._batch = compute_batch(shape.stretch, engine.device.type)
         self._batch *= _BATCHES if engine.device.type == "cpu" else 1
-        place = pieces.stretch, pieces.begin, pieces.count
+        place = shape.stretch, shape.begin, shape.count
         self._call: Callable[[Tensor], Tensor]
         try:
             self._call = Stretch(*trunk_of(engine.model), *place)
@@ -198,15 +68,14 @@ class _Trunk:
 
     def __call__(self, codes: Codes) -> Tensor:
         """Codes ``[pieces, length]`` -> taken positions, ``[pieces, count, channels]``."""
-        batch, skip = self._batch, self._pieces.skip
-        # Bases beside a piece may be any: nothing that is taken sees them.
-        buffer = torch.full((batch, self._pieces.stretch), 4, dtype=torch.uint8)
-        own = buffer[:, skip : skip + self._pieces.length]
         outs = []
-        for first in range(0, len(codes), batch):
-            some = torch.from_numpy(codes[first : first + batch])
-            own[: len(some)] = some
-            own[len(some) :] = 4
+        for first in range(0, len(codes), self._batch):
+            some = codes[first : first + self._batch]
+            slots = min(-(-len(some) // _FEWEST) * _FEWEST, self._batch)
+            # Bases beside what is taken may be any: nothing that is taken sees them.
+            buffer = torch.full((slots, self._shape.stretch), 4, dtype=torch.uint8)
+            begin = self._shape.skip
+            buffer[: len(some), begin : begin + self._shape.length] = torch.from_numpy(some)
             outs.append(self._call(buffer.to(self._device))[: len(some)].contiguous())
         return torch.cat(outs)
 
@@ -220,11 +89,12 @@ def _taken(model: Any, begin: int, count: int, codes: Tensor) -> Tensor:
 class _Kind:
     """Distinct pieces of one kind, and what the trunk makes of them."""
 
-    def __init__(self, pieces: Pieces, trunk: _Trunk, turn: bool) -> None:
-        self.pieces, self._trunk, self._turn = pieces, trunk, turn
-        self.distinct = DistinctKeys()
+    def __init__(self, pieces: Pieces, trunks: Sequence[_Trunk], turn: bool) -> None:
+        self.pieces, self._turn = pieces, turn
+        self.distinct, self._units = DistinctKeys(), Units(pieces, turn)
         self.numbers: list[NDArray[np.int32]] = []
-        self._waiting: list[Codes] = []
+        self._trunks = trunks
+        self._waiting: list[tuple[Codes, Runs]] = []
         self._done: list[Tensor] = []
         self.values = 0
 
@@ -248,25 +118,52 @@ class _Kind:
     def _numbered(
         self, chunk: Chunk, offsets: tuple[int, ...], rows: Int64 | None
     ) -> NDArray[np.int32]:
-        """Numbers of pieces of rows, [rows, offsets]; those that are new wait for the trunk."""
+        """Numbers of pieces of rows, [rows, offsets]; what is new waits for the trunk."""
         key, places = chunk.piece_keys(offsets, self.pieces.length, rows)
         number, new = self.distinct.numbers(key.reshape(-1, 2))
         if len(new):
             codes = chunk.piece_codes(new, places, self.pieces.length)
             if self._turn:
                 codes = np.ascontiguousarray(np.array([3, 2, 1, 0, 4], np.uint8)[codes[:, ::-1]])
-            self._waiting.append(codes)
+            self._waiting.append((codes, self._units.take(chunk, new, places)))
         return number.reshape(key.shape[:2])
 
     def features(self) -> Tensor:
         """Positions of all distinct pieces, ``[pieces, count, channels]``."""
         if self._waiting:
-            codes = np.concatenate(self._waiting)
-            self._waiting = []
-            self._done.append(self._trunk(codes))
-            self._done = [torch.cat(self._done)]
+            units, values = self._units_waiting()
+            found = values.index_select(0, units.reshape(-1).to(values.device))
+            found = found.view(len(units), self.pieces.count, values.shape[2])
+            self._done = [torch.cat([*self._done, found])]
             self.values = self._done[0].numel()
+            # Units are found equal among the pieces of one call: this bounds memory.
+            self._waiting = []
+            self._units.distinct.clear()
         return self._done[0]
+
+    def _units_waiting(self) -> tuple[Tensor, Tensor]:
+        """Units of what waits, [pieces, units], and what the trunk makes of each."""
+        codes = np.concatenate([codes for codes, _ in self._waiting])
+        # A run may end in the next piece, which begins so much further on; none of ends does.
+        further = len(self._trunks) * self.pieces.step
+        beyond = np.roll(codes, -1, 0)[:, codes.shape[1] - further :]
+        codes = np.concatenate([codes, beyond], axis=1)
+        runs = joined([runs for _, runs in self._waiting])
+        units, each = runs.number.reshape(-1), self.pieces.runs[0].count
+        values: Tensor | None = None
+        for length in np.unique(runs.length).tolist():
+            begin = runs.begin[runs.length == length]
+            piece, unit = np.divmod(begin, len(self._trunks))
+            bases = self.pieces.runs[length - 1].length
+            views = np.lib.stride_tricks.sliding_window_view(codes, bases, axis=1)
+            made = self._trunks[length - 1](views[piece, unit * self.pieces.step])
+            if values is None:
+                values = made.new_empty(self._units.distinct.count, each, made.shape[2])
+            place = torch.from_numpy(units[begin]).long()[:, None] + torch.arange(length)
+            own = made.reshape(len(begin) * length, each, made.shape[2])
+            values.index_copy_(0, place.reshape(-1).to(values.device), own)
+        assert values is not None
+        return torch.from_numpy(runs.number), values
 
     def forget(self) -> None:
         """Start anew, to bound memory."""
@@ -286,7 +183,7 @@ class Tiles:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pieces = cut_windows(engine.written, engine.geometry.stride)
-        self._trunks = [_Trunk(engine, p) for p in self._pieces]
+        self._trunks = [[_Trunk(engine, run) for run in p.runs] for p in self._pieces]
         self._positions = positions(engine.written)
         # Windows and bases after which the tiles of a window stand one further on.
         first, *others = self._pieces[1].offsets
@@ -303,7 +200,7 @@ class Tiles:
         for turn in self._strands:
             pieces = turned(self._pieces, window) if turn else self._pieces
             kinds = zip(pieces, self._trunks, strict=True)
-            self._kinds.append(tuple(_Kind(p, trunk, turn) for p, trunk in kinds))
+            self._kinds.append(tuple(_Kind(p, trunks, turn) for p, trunks in kinds))
 
     def take(self, chunk: Chunk) -> None:
         """Note the distinct windows of a chunk."""
@@ -363,25 +260,6 @@ class Tiles:
         return tuple(kind.distinct.count for kind in self._kinds[0])
 
 
-def tile_work(model: nn.Module, stride: int) -> tuple[tuple[int, ...], int, int]:
-    """Multiply-adds: of a piece of each kind, of a window's head, of a window by itself.
-
-    Raises
-    ------
-    CannotShareError
-        See :func:`cut_windows`.
-    """
-    pieces = cut_windows(model, stride)
-    whole, steps = trunk_of(model, as_written=True)
-    stretches = (Stretch(whole, steps, p.stretch, p.begin, p.count) for p in pieces)
-    works = tuple(stretch.multiply_adds for stretch in stretches)
-    window = multiply_adds(model, whole.window)
-    codes_ = torch.zeros(1, whole.window, dtype=torch.uint8)
-    with torch.no_grad():
-        trunk = counted(whole.trunk, whole.encode(codes_)).multiply_adds
-    return works, window - trunk, window
-
-
 @njit(nogil=True, cache=True)
 def _follow(number: Any, before: Any, last: int) -> None:
     """Numbers that an earlier row has one place further on; those at ``last`` are known."""
@@ -392,33 +270,3 @@ def _follow(number: Any, before: Any, last: int) -> None:
                     number[row, k] = number[before[row], k + 1]
                 else:
                     number[row, k + 1] = number[before[row], k]
-
-
-@njit(nogil=True, cache=True)
-def _number(key: Any, table: Any, numbers: Any, count: int, number: Any, new: Any) -> int:
-    """Look keys up, and number those that are new; how many."""
-    mask = np.uint64(len(numbers) - 1)
-    found = 0
-    for i in range(len(key)):
-        a, b = key[i, 0], key[i, 1]
-        slot = a & mask
-        while numbers[slot] >= 0 and (table[slot, 0] != a or table[slot, 1] != b):
-            slot = (slot + np.uint64(1)) & mask
-        if numbers[slot] < 0:
-            table[slot, 0], table[slot, 1] = a, b
-            numbers[slot] = count + found
-            new[found] = i
-            found += 1
-        number[i] = numbers[slot]
-    return found
-
-
-@njit(nogil=True, cache=True)
-def _insert(key: Any, number: Any, table: Any, numbers: Any) -> None:
-    mask = np.uint64(len(numbers) - 1)
-    for i in range(len(key)):
-        slot = key[i, 0] & mask
-        while numbers[slot] >= 0:
-            slot = (slot + np.uint64(1)) & mask
-        table[slot, 0], table[slot, 1] = key[i, 0], key[i, 1]
-        numbers[slot] = number[i]

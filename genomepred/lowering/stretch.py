@@ -7,14 +7,15 @@ zero padding that a window's ends have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from genomepred.lowering.blocks import Buffers, FusedConv
-from genomepred.lowering.receptive_field import Step, Taps
+from genomepred.lowering.receptive_field import CannotShareError, Step, Taps, trunk_of
 from genomepred.lowering.shared import largest, pointwise
 from genomepred.models.layers import MaxPool, SequenceModel
 
@@ -125,6 +126,24 @@ class Stretch:
     def multiply_adds(self) -> int:
         """Multiply-adds of one stretch."""
         return sum(_work(done) for done in self._plan)
+
+
+def on_stretches(
+    model: SequenceModel, length: int, begin: int, count: int
+) -> Callable[[Tensor], Tensor]:
+    """Return what computes positions of a model's trunk as :class:`Stretch` does.
+
+    Of a model as written, whose trunk is no chain of blocks, all positions are computed.
+    """
+    try:
+        return Stretch(*trunk_of(model), length, begin, count)
+    except CannotShareError:
+        return partial(_taken, model, begin, count)
+
+
+def _taken(model: Any, begin: int, count: int, codes: Tensor) -> Tensor:
+    y: Tensor = model.trunk(model.encode(codes))
+    return y[:, :, begin : begin + count].transpose(1, 2)
 
 
 def _work(done: _Computed) -> int:

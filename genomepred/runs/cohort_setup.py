@@ -15,7 +15,8 @@ from genomepred.errors import MemoryLimitError, ModelError, PrecisionError
 from genomepred.files import output_error, own_folder
 from genomepred.inference.cohort import TILES, compute_shard, pieces
 from genomepred.inference.engine import Numerics
-from genomepred.inference.tiles import PAYS, DistinctKeys, Pieces, cut_windows, tile_work
+from genomepred.inference.tile_pieces import Tally
+from genomepred.inference.tiles import PAYS
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import REFERENCE, resolve_kernels
 from genomepred.machine import process_memory, usable_memory
@@ -183,30 +184,27 @@ class CohortSetup(Setup):
         """Count what is distinct in stretches of the grid; nothing is computed."""
         windows = self.grid.rows // self.geometry.bins
         step = max((windows - _STRETCH) // (_STRETCHES - 1), _STRETCH)
-        works, head, alone, kinds = self._tiles()
+        tally = self._tally()
         looked = distinct = 0
-        counts = [0] * len(kinds)
         for first in range(0, windows, step):
             for place in pieces(self.grid, first, min(first + _STRETCH, windows)):
-                found = [DistinctKeys() for _ in kinds]
+                if tally is not None:
+                    tally.begin()
                 for chunk in distinct_windows(self.panel, self.geometry, *place):
                     looked += len(chunk.begin) - 1
                     distinct += len(chunk.leader)
-                    for kind, seen in zip(kinds, found, strict=True):
-                        key, _ = chunk.piece_keys(kind.offsets, kind.length)
-                        seen.numbers(key.reshape(-1, 2))
-                counts = [n + seen.count for n, seen in zip(counts, found, strict=True)]
-        if not kinds:
+                    if tally is not None:
+                        tally.take(chunk)
+        if tally is None:
             return Sharing(looked, distinct, (), 0.0)
-        work = sum(n * w for n, w in zip(counts, works, strict=True)) + distinct * head
-        return Sharing(looked, distinct, tuple(counts), distinct * alone / max(work, 1))
+        saving = distinct * tally.alone / max(tally.trunk + distinct * tally.head, 1)
+        return Sharing(looked, distinct, tuple(tally.counts), saving)
 
-    def _tiles(self) -> tuple[tuple[int, ...], int, int, tuple[Pieces, ...]]:
-        """Multiply-adds of pieces, head and window (see ``tile_work``), and the pieces."""
+    def _tally(self) -> Tally | None:
+        """Counts of pieces, if the model has any."""
         with suppress(CannotShareError):
-            stride = self.geometry.stride
-            return *tile_work(self.model, stride), cut_windows(self.model, stride)
-        return (), 0, 0, ()
+            return Tally(self.model, self.geometry.stride)
+        return None
 
     def _pays(self, found: Sharing) -> bool:
         """Whether windows are to go through tiles, as far as counting tells."""

@@ -139,6 +139,21 @@ class Chunk:
         leader, begins, firsts = self._rows()
         if rows is not None:
             leader, begins, firsts = leader[rows], begins[rows], firsts[rows]
+        return self._keys(leader, begins, firsts, offsets, length)
+
+    def part_keys(
+        self, which: Int64, places: Places, offsets: tuple[int, ...], length: int
+    ) -> NDArray[np.uint64]:
+        """Keys of parts of some pieces, as of pieces of windows; ``[pieces, offsets, 2]``."""
+        leader, start, edit = places
+        owner = leader[which // start.shape[1]]
+        begins, firsts = start.reshape(-1)[which], edit.reshape(-1)[which]
+        return self._keys(owner, begins, firsts, offsets, length)[0]
+
+    def _keys(
+        self, leader: Int64, begins: Int64, firsts: Int64, offsets: tuple[int, ...], length: int
+    ) -> tuple[NDArray[np.uint64], Places]:
+        """Keys of what begins so far behind places on leaders, whose first edits are known."""
         r, shape = self._region, (len(leader), len(offsets))
         key, start = np.empty((*shape, 2), np.uint64), np.empty(shape, np.int64)
         edit = np.empty(shape, np.int64)
@@ -300,6 +315,7 @@ class _Sweep:
         self._at = np.stack([region.first[:-1]] * 4, 1)
         self._at[:, 3] = -(1 << 62)
         slots = 1 << max(2 * haplotypes - 1, 1).bit_length()
+        self._key = np.empty((chunk_windows(haplotypes), haplotypes, 2), np.uint64)
         self._table = np.zeros((slots, 2), np.uint64)
         self._stamp = np.zeros(slots, np.int64)
         self._leader_of = np.zeros(slots, np.int64)
@@ -309,7 +325,7 @@ class _Sweep:
         """Windows ``[first, last)``; None if what was loaded does not reach."""
         g, r = self._geometry, self._region
         count, haplotypes = last - first, len(r.first) - 1
-        key = np.empty((count, haplotypes, 2), np.uint64)
+        key = self._key[:count]
         start = np.empty((count, haplotypes), np.int64)
         edit = np.empty((count, haplotypes), np.int32)
         reaches = sweep(

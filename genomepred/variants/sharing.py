@@ -34,6 +34,7 @@ from genomepred.lowering.receptive_field import (
     receptive_field,
     trunk_of,
 )
+from genomepred.lowering.stretch import Stretch, on_stretches
 from genomepred.variants.windows import REFERENCE, Haplotypes
 
 Int64 = NDArray[np.int64]
@@ -110,7 +111,8 @@ class SharedTrunk:
         self._strip = _shortest(trunk, strip)
         self._tile = _shortest(trunk, max(_TILE_BASES // self._pool, 1))
         kinds = (self._left, self._right, self._strip, self._tile)
-        self._piece_works = [self._trunk_work(kind.length) for kind in kinds]
+        self._piece_works = [Stretch(*trunk, *kind).multiply_adds for kind in kinds]
+        self._calls = {kind: on_stretches(engine.model, *kind) for kind in kinds}
         #: Multiply-adds of a window by itself.
         self.window_work = multiply_adds(trunk.model, self._window)
         self._head_work = self.window_work - self._trunk_work(self._window)
@@ -196,12 +198,11 @@ class SharedTrunk:
 
     def _run_trunk(self, haplotypes: Haplotypes, pieces: Pieces) -> Tensor:
         """Taken positions of pieces, ``[pieces * taken, channels]``."""
-        engine, (length, begin, taken) = self._engine, pieces.kind
+        device, length, taken = self._engine.device, pieces.kind.length, pieces.kind.taken
         out = torch.empty(0)
-        for part in _parts(len(pieces.start), compute_batch(length, engine.device.type)):
+        for part in _parts(len(pieces.start), compute_batch(length, device.type)):
             codes = haplotypes.build(pieces.haplotype[part], pieces.start[part], length)
-            x = engine.model.encode(torch.from_numpy(codes).to(engine.device))
-            y = engine.model.trunk(x)[:, :, begin : begin + taken].transpose(1, 2)
+            y = self._calls[pieces.kind](torch.from_numpy(codes).to(device))
             if not len(out):
                 out = y.new_empty(len(pieces.start), taken, y.shape[2])
             out[part] = y

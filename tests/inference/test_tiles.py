@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from genomepred.inference.engine import Block, Engine, Numerics
-from genomepred.inference.tiles import Tiles, cut_windows, tile_work
+from genomepred.inference.tile_pieces import DistinctKeys, Tally, Units, cut_windows, turned
+from genomepred.inference.tiles import Tiles
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import REFERENCE
@@ -96,11 +97,12 @@ def test_tiles_give_the_windows_own_values(
 
 def test_sizes_of_the_published_case() -> None:
     left, tile, right = cut_windows(build("basenji-maize").eval(), 104)
-    assert (tile.length, tile.stretch, tile.count, len(tile.offsets)) == (190, 200, 13, 28)
+    assert (tile.length, tile.runs[-1].stretch, tile.count, len(tile.offsets)) == (190, 200, 13, 28)
+    assert [run.length for run in tile.runs] == list(range(94, 191, 8))
+    assert [run.count for run in tile.runs] == list(range(1, 14))
     assert (left.count, left.length, right.count, right.length) == (6, 91, 6, 91)
-    works, head, window = tile_work(build("basenji-maize").eval(), 104)
-    assert works[1] < window / 10
-    assert head == 375
+    tally = Tally(build("basenji-maize").eval(), 104)
+    assert (tally.head, tally.alone) == (375, 6_252_375)
 
 
 def test_models_without_tiles() -> None:
@@ -110,3 +112,59 @@ def test_models_without_tiles() -> None:
     ):
         with pytest.raises(CannotShareError):
             cut_windows(build(name, **config).eval(), stride)
+
+
+def test_equal_keys_have_one_number() -> None:
+    rng = np.random.default_rng(0)
+    keys, seen = DistinctKeys(), dict[bytes, int]()
+    for batch in (0, 1, 3_000, 20_000, 5):
+        key = rng.integers(0, 40, (batch, 2)).astype(np.uint64)
+        key[:, 0] <<= np.uint64(rng.integers(0, 60))  # most of them meet in few slots
+        number, new = keys.numbers(key)
+        expected, first = [], []
+        for i, own in enumerate(key):
+            if own.tobytes() not in seen:
+                first.append(i)
+            expected.append(seen.setdefault(own.tobytes(), len(seen)))
+        assert number.tolist() == expected
+        assert new.tolist() == first
+        assert keys.count == len(seen)
+    keys.clear()
+    assert keys.numbers(np.ones((2, 2), np.uint64))[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_units_of_new_tiles_are_known_by_their_bases(tmp_path: Path, turn: bool) -> None:
+    model = build("basenji-maize", **SMALL_BASENJI).eval()
+    pieces = cut_windows(model, 104)
+    _, tile, _ = turned(pieces, 400) if turn else pieces
+    units, texts = Units(tile, turn), dict[int, bytes]()
+    new_units = new_tiles = 0
+    text = random_panel(4, samples=3, length=1300, rate=0.02)
+    with (
+        Genome(text.fasta(tmp_path / "ref.fa")) as genome,
+        Panel(genome, text.vcf(tmp_path / "p.vcf")) as panel,
+    ):
+        distinct = DistinctKeys()
+        for chunk in distinct_windows(panel, Geometry(400, 104), "c1", 0, 9):
+            key, places = chunk.piece_keys(tile.offsets, tile.length)
+            _, which = distinct.numbers(key.reshape(-1, 2))
+            codes = chunk.piece_codes(which, places, tile.length)
+            codes = codes[:, ::-1] if turn else codes
+            runs = units.take(chunk, which, places)
+            assert runs.number.shape == (len(which), len(tile.runs))
+            starts = np.arange(len(tile.runs)) * tile.step
+            further = len(tile.runs) * tile.step
+            for number, own in zip(runs.number, codes, strict=True):
+                for unit, begin in zip(number.tolist(), starts.tolist(), strict=True):
+                    bases = own[begin : begin + tile.runs[0].length].tobytes()
+                    assert texts.setdefault(unit, bases) == bases
+            flat = runs.number.reshape(-1)
+            for begin, length in zip(runs.begin.tolist(), runs.length.tolist(), strict=True):
+                assert (np.diff(flat[begin : begin + length]) == 1).all()
+                piece, unit = divmod(begin, len(tile.runs))
+                if unit + length > len(tile.runs):  # it ends in the next tile
+                    assert codes[piece, further:].tobytes() == codes[piece + 1, :-further].tobytes()
+            new_units, new_tiles = new_units + int(runs.length.sum()), new_tiles + len(which)
+    assert new_units == units.distinct.count == len(texts)
+    assert new_units < 0.9 * new_tiles * len(tile.runs)

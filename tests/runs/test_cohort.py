@@ -205,7 +205,7 @@ def test_merge_status_and_forget(
     (panel,) = found.genomes
     assert (panel.name, panel.state, panel.shares) == ("panel", "begun", (2,))
     assert 0 < panel.missing < panel.shards
-    with pytest.raises(GenomesFailedError, match="shards are missing"):
+    with pytest.raises(GenomesFailedError, match="3 of 6 shards missing"):
         merge(out)
 
     def killed(work: CohortWork) -> bool:

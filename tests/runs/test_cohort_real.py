@@ -34,6 +34,7 @@ from tests.sequences.panels import RandomPanel, bcftools, consensus, convert
 # A stretch of each panel, with records moved to its coordinates.
 PANELS = {
     "203 real": ("genomes/hs37_chr20.fa.gz", "variants/unphased.bcf", 2_000_000, {}),
+    "203 phased": ("genomes/hs37_chr20.fa.gz", "variants/scaffold.vcf.gz", 2_000_000, {}),
     "p33": (
         "genomes/rice_chr2_1M.fa.gz",
         "variants/simulated_rice/p33.bcf",
@@ -42,18 +43,21 @@ PANELS = {
     ),
 }
 BASES, HAPLOTYPES, WITH_INDELS = 60_000, 200, 20
+FEW_BASES, FEW_HAPLOTYPES = 9_000, 6
 W, STRIDE = 3000, 104
 
 
-def stretch(folder: Path, data: Path, label: str, kind: str) -> tuple[Path, Path, list[str]]:
+def stretch(
+    folder: Path, data: Path, label: str, kind: str, bases: int = BASES
+) -> tuple[Path, Path, list[str]]:
     """FASTA and BCF of a stretch of a panel; ``kind`` of its records."""
     reference, variants, start, _ = PANELS[label]
     with Genome(data / reference, cache=folder) as genome:
         contig = next(iter(genome.contigs))
-        codes = genome.codes(contig, start, start + BASES)
+        codes = genome.codes(contig, start, start + bases)
     text = "".join("ACGTN"[code] for code in codes)
     # Only records that lie in it as a whole, and none that sees beyond its ends.
-    where = f"POS>{start} && POS<{start + BASES - 1000}" + (
+    where = f"POS>{start} && POS<{start + bases - 1000}" + (
         ' && TYPE="snp"' if kind == "snps" else ""
     )
     command = [bcftools(), "view", "-H", "-i", where, str(data / variants)]
@@ -100,18 +104,24 @@ def some(store: CohortStore, count: int) -> list[tuple[str, int]]:
     return random.Random(1).sample(store.haplotypes, count)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("label", PANELS)
+@pytest.mark.parametrize(
+    ("bases", "haplotypes"),
+    [
+        (FEW_BASES, FEW_HAPLOTYPES),
+        pytest.param(BASES, HAPLOTYPES, marks=pytest.mark.slow),
+    ],
+)
 def test_substitutions_are_predictions_of_consensus(
-    tmp_path: Path, shared_data: Path, model: Path, label: str
+    tmp_path: Path, shared_data: Path, model: Path, label: str, bases: int, haplotypes: int
 ) -> None:
-    fasta, packed, _ = stretch(tmp_path, shared_data, label, "snps")
+    fasta, packed, _ = stretch(tmp_path, shared_data, label, "snps", bases)
     how = {"unphased": "first", **PANELS[label][3]}
     out = predict_cohort(fasta, packed, model, tmp_path / "out", overlap="naive", jobs=1, **how)
     rows = 0
     with CohortStore(out.path) as store:
         names = []
-        for sample, copy in some(store, HAPLOTYPES):
+        for sample, copy in some(store, haplotypes):
             sequences, _ = consensus(fasta, packed, sample, copy)
             own = tmp_path / "own" / f"{sample}_{copy}.fa"
             own.parent.mkdir(exist_ok=True)
@@ -126,7 +136,7 @@ def test_substitutions_are_predictions_of_consensus(
                 assert found.tobytes() == expected.read(0, expected.rows).tobytes()
                 rows += expected.rows
         distinct = store.summary()["distinct_per_window"]
-    print(f"{label}: {rows} rows of {HAPLOTYPES} haplotypes, {distinct:.1f} distinct: equal bits")
+    print(f"{label}: {rows} rows of {haplotypes} haplotypes, {distinct:.1f} distinct: equal bits")
 
 
 class Expected:

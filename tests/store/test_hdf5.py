@@ -391,7 +391,7 @@ def test_space_is_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.Mo
     ("error", "message"),
     [
         (PermissionError(13, "Permission denied"), "no permission to write into"),
-        (OSError(30, "Read-only file system"), "no permission to write into"),
+        (OSError(30, "Read-only file system"), "cannot be written: Read-only file system"),
         (OSError(122, "Disk quota exceeded"), "disk or quota"),
         (OSError(5, "Input/output error"), "cannot be written: Input/output error"),
     ],

@@ -1,0 +1,352 @@
+"""Pieces of windows: how windows are cut for their trunk, and what is distinct of a panel's.
+
+A window's trunk positions are cut into a left end, tiles of ``stride x phases`` bases and a right
+end; the last tile may be longer than what is left for it, and is seen to its end beyond the window,
+where the next windows need it anyway. A *piece* is the sequence that decides on one of them: a tile
+with as much beside it as the trunk sees, an end with the window's end itself, whose zero padding it
+must see too. Pieces of all windows are found equal by the keys of their edits, as windows are.
+
+What is new of a new tile is often some of its positions: one edit is seen by those around it. So a
+tile is cut again into *units*, which are found equal as tiles are, and *runs* of new units are what
+the trunk is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import lcm
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import nn
+
+from genomepred.errors import ModelError
+from genomepred.lowering.cost import counted, multiply_adds
+from genomepred.lowering.receptive_field import (
+    CannotShareError,
+    Place,
+    follow,
+    place_of_windows,
+    trunk_of,
+)
+from genomepred.lowering.stretch import Stretch
+from genomepred.sequences.distinct import Chunk, Places, slack
+
+Int64 = NDArray[np.int64]
+
+# Units of a tile, at most: each number of them that follow one another is a shape of the trunk.
+_UNITS = 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Stretches that the trunk is given of one length.
+
+    Parameters
+    ----------
+    length : int
+        Bases that what is taken depends on.
+    stretch, skip : int
+        Bases of the stretch that the trunk is given, and where in it those begin.
+    begin, count : int
+        Positions that are taken, of those the trunk makes of the stretch.
+    """
+
+    length: int
+    stretch: int
+    skip: int
+    begin: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces of one kind.
+
+    Parameters
+    ----------
+    offsets : tuple of int
+        Where pieces of this kind begin in a window.
+    runs : tuple of Shape
+        Of one unit, of two and so on, the last one of all units: the whole piece.
+    """
+
+    offsets: tuple[int, ...]
+    runs: tuple[Shape, ...]
+
+    @property
+    def length(self) -> int:
+        """Bases of a piece."""
+        return self.runs[-1].length
+
+    @property
+    def count(self) -> int:
+        """Positions of a piece."""
+        return self.runs[-1].count
+
+    @property
+    def step(self) -> int:
+        """Bases from one unit to the next."""
+        return (self.length - self.runs[0].length) // max(len(self.runs) - 1, 1)
+
+
+@lru_cache(maxsize=8)
+def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
+    """Left end, tiles and right end of the windows of a model with a trunk.
+
+    Raises
+    ------
+    CannotShareError
+        If the model has no trunk that works on stretches, or its windows are too short for them.
+    """
+    trunk = trunk_of(model, as_written=True)
+    window = trunk.model.window
+
+    def place(bases: int) -> Place:
+        return follow(trunk.steps, place_of_windows(bases, stride, 1))
+
+    whole = place(window)
+    step = whole.step
+    tile = lcm(stride, step) // step  # positions
+
+    def shortest(positions: int, left: bool, right: bool) -> tuple[int, Place]:
+        """Bases of the shortest piece with so many positions that padding leaves alone."""
+        bases = window % step if right else 0
+        while bases <= window:
+            try:
+                found = place(bases)
+                good = found.length
+                good -= (0 if left else found.left) + (0 if right else found.right)
+                if bases and good >= positions:
+                    return bases, found
+            except (CannotShareError, ModelError, ValueError):
+                pass
+            bases += step
+        raise CannotShareError("windows are too short for tiles")
+
+    inner, found = shortest(tile, False, False)
+    start = max(whole.left, found.left)
+    end = whole.length - whole.right  # tiles end at the first edge, the last of them cut there
+    tiles = -(-(end - start) // tile)
+    offsets = tuple((start + k * tile - found.left) * step for k in range(tiles))
+    while tiles and offsets[tiles - 1] + inner > window + slack(window):
+        tiles -= 1
+    if tiles < 1:
+        raise CannotShareError("windows are too short for tiles")
+    rest = whole.length - min(start + tiles * tile, end)
+    head, _ = shortest(start, True, False)
+    last, tail = shortest(rest, False, True)
+
+    def shape(bases: int, begin: int, count: int) -> Shape:
+        first, end = Stretch(*trunk, bases, begin, count).reads
+        return Shape(end - first, bases, first, begin, count)
+
+    def run(count: int) -> Shape:
+        bases, found = shortest(count, False, False)
+        return shape(bases, found.left, count)
+
+    def pieces(offset: int, one: Shape) -> Pieces:
+        return Pieces((offset + one.skip,), (one,))
+
+    units = max(k for k in range(1, min(tile, _UNITS) + 1) if tile % k == 0)
+    runs = tuple(run(k * (tile // units)) for k in range(1, units + 1))
+    return (
+        pieces(0, shape(head, 0, start)),
+        Pieces(tuple(offset + runs[-1].skip for offset in offsets[:tiles]), runs),
+        pieces(window - last, shape(last, tail.length - rest, rest)),
+    )
+
+
+def positions(model: nn.Module) -> int:
+    """Positions of a window that leave a model's trunk."""
+    trunk = trunk_of(model, as_written=True)
+    return follow(trunk.steps, place_of_windows(trunk.model.window, 1, 1)).length
+
+
+def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, ...]:
+    """The same pieces of the other strand, by their places on this one."""
+    return tuple(
+        replace(p, offsets=tuple(window - offset - p.length for offset in p.offsets))
+        for p in pieces
+    )
+
+
+class DistinctKeys:
+    """Numbers of distinct keys in order of their coming.
+
+    Attributes
+    ----------
+    count : int
+        Distinct keys so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        # A key, and its number counted from 1; 32 bytes, so that a cache line holds all of it.
+        self._table = np.zeros((1 << 12, 4), np.uint64)
+
+    def numbers(self, key: NDArray[np.uint64]) -> tuple[NDArray[np.int32], Int64]:
+        """Number of each key ``[keys, 2]``, and the places of those that are new."""
+        while 2 * (self.count + len(key)) > len(self._table):
+            self._grow()
+        number, new = np.empty(len(key), np.int32), np.empty(len(key), np.int64)
+        found = _number(key, self._table, self.count, number, new)
+        self.count += found
+        return number, new[:found]
+
+    def clear(self) -> None:
+        """Forget all keys."""
+        self.count = 0
+        self._table.fill(0)
+
+    def _grow(self) -> None:
+        table = np.zeros((2 * len(self._table), 4), np.uint64)
+        _insert(self._table, table)
+        self._table = table
+
+
+class Runs(NamedTuple):
+    """Units of some pieces, and runs of those that are new.
+
+    Parameters
+    ----------
+    number : int32 array, [pieces, units]
+        In the order of the trunk, which on the other strand is not that of bases.
+    begin, length : int64 array, [runs]
+        Unit at which each begins, counted through all pieces, and its units, no more than a piece
+        has, the last of them of this piece or the next one. Their numbers follow one another.
+    """
+
+    number: NDArray[np.int32]
+    begin: Int64
+    length: Int64
+
+
+def joined(some: Sequence[Runs]) -> Runs:
+    """Runs of pieces that follow one another."""
+    sizes = np.cumsum([0, *(runs.number.size for runs in some)])
+    return Runs(
+        np.concatenate([runs.number for runs in some]),
+        np.concatenate([runs.begin + size for runs, size in zip(some, sizes, strict=False)]),
+        np.concatenate([runs.length for runs in some]),
+    )
+
+
+class Units:
+    """Units of pieces of one kind, found equal.
+
+    Parameters
+    ----------
+    pieces : Pieces
+    turn : bool, optional
+        Whether pieces are those of the other strand.
+    """
+
+    def __init__(self, pieces: Pieces, turn: bool = False) -> None:
+        self._count, self._length = len(pieces.runs), pieces.runs[0].length
+        places = range(self._count)
+        self._offsets = tuple(k * pieces.step for k in (reversed(places) if turn else places))
+        self.distinct = DistinctKeys()
+
+    def take(self, chunk: Chunk, which: Int64, places: Places) -> Runs:
+        """Units of pieces of a chunk, by their flat numbers."""
+        key = chunk.part_keys(which, places, self._offsets, self._length)
+        number, new = self.distinct.numbers(key.reshape(-1, 2))
+        goes_on = np.diff(which, prepend=-2) == 1  # the tile before is that of the same row
+        goes_on &= which % places.start.shape[1] > 0
+        alone = (new % self._count == 0) & ~goes_on[new // self._count]
+        at = np.flatnonzero((np.diff(new, prepend=-2) != 1) | alone)
+        size = np.diff(at, append=len(new))
+        parts = -(-size // self._count)  # no run is longer than a piece
+        done = (np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)) * self._count
+        length = np.minimum(np.repeat(size, parts) - done, self._count)
+        return Runs(number.reshape(-1, self._count), np.repeat(new[at], parts) + done, length)
+
+
+class Tally:
+    """Counts of what is distinct of a panel's windows, and of its multiply-adds.
+
+    Parameters
+    ----------
+    model : nn.Module
+    stride : int
+
+    Attributes
+    ----------
+    alone, head : int
+        Multiply-adds of a window by itself, and of what comes after its trunk.
+    counts : list of int
+        Distinct left ends, tiles and right ends.
+    trunk : int
+        Multiply-adds of all that is distinct.
+
+    Raises
+    ------
+    CannotShareError
+        See :func:`cut_windows`.
+    """
+
+    def __init__(self, model: nn.Module, stride: int) -> None:
+        self._pieces = cut_windows(model, stride)
+        trunk = trunk_of(model, as_written=True)
+        self._works = [
+            np.array([Stretch(*trunk, r.stretch, r.begin, r.count).multiply_adds for r in p.runs])
+            for p in self._pieces
+        ]
+        whole = trunk.model
+        codes = torch.zeros(1, whole.window, dtype=torch.uint8)
+        with torch.no_grad():
+            before = counted(whole.trunk, whole.encode(codes)).multiply_adds
+        self.alone = multiply_adds(model, whole.window)
+        self.head = self.alone - before
+        self.counts, self.trunk = [0] * len(self._pieces), 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin another contig or stretch, that shares nothing with those before."""
+        self._found = [(DistinctKeys(), Units(pieces)) for pieces in self._pieces]
+
+    def take(self, chunk: Chunk) -> None:
+        """Count a chunk's distinct windows."""
+        for k, (pieces, (distinct, units)) in enumerate(
+            zip(self._pieces, self._found, strict=True)
+        ):
+            key, places = chunk.piece_keys(pieces.offsets, pieces.length)
+            _, new = distinct.numbers(key.reshape(-1, 2))
+            self.counts[k] += len(new)
+            self.trunk += int(self._works[k][units.take(chunk, new, places).length - 1].sum())
+
+
+@njit(nogil=True, cache=True)
+def _number(key: Any, table: Any, count: int, number: Any, new: Any) -> int:
+    """Look keys up, and number those that are new; how many."""
+    mask = np.uint64(len(table) - 1)
+    found = 0
+    for i in range(len(key)):
+        a, b = key[i, 0], key[i, 1]
+        slot = a & mask
+        while table[slot, 2] and (table[slot, 0] != a or table[slot, 1] != b):
+            slot = (slot + np.uint64(1)) & mask
+        if not table[slot, 2]:
+            new[found] = i
+            found += 1
+            table[slot, 0], table[slot, 1], table[slot, 2] = a, b, np.uint64(count + found)
+        number[i] = np.int64(table[slot, 2]) - 1
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _insert(old: Any, table: Any) -> None:
+    """Put all keys of a table into one that is larger and empty."""
+    mask = np.uint64(len(table) - 1)
+    for i in range(len(old)):
+        if old[i, 2]:
+            slot = old[i, 0] & mask
+            while table[slot, 2]:
+                slot = (slot + np.uint64(1)) & mask
+            table[slot] = old[i]
