@@ -38,7 +38,8 @@ from tests.helpers import examples
 from tests.kernels import interpreted  # noqa: F401 (sets the interpreter up)
 from tests.kernels.cases import DTYPES, TOLERANCES
 from tests.lowering import test_shared as overlaps
-from tests.lowering.test_fuse import CASES, CONFIGS, codes_like, exact, named, settle
+from tests.lowering.fused import codes_like, exact, settle
+from tests.lowering.test_fuse import CASES, CONFIGS, named
 from tests.lowering.test_shared import conv, drawn, phases_of, random_codes
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Using padding='same'")
