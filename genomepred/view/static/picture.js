@@ -143,14 +143,14 @@ export function eachLine(columns, style, layout, top, height, draw) {
   }
 }
 
-// Pixels of the picture before, written over by the next one of its size.
-let image = new ImageData(1, 1);
+// Pixels of the picture before, written over by the next: freed ones would wait for the collector.
+let memory = new ArrayBuffer(0);
 
 /** Picture of a view as ImageData, which holds until the next. */
 export function paint(columns, style, layout, top, height) {
   const width = columns.column.length;
-  if (image.width !== width || image.height !== height) image = new ImageData(width, height);
-  const pixels = new Uint32Array(image.data.buffer).fill(0xffffffff);
+  if (memory.byteLength < 4 * width * height) memory = new ArrayBuffer(4 * width * height);
+  const pixels = new Uint32Array(memory, 0, width * height).fill(0xffffffff);
   const colors = new Uint32Array(columns.bins.length);
   let before;
   eachLine(columns, style, layout, top, height, (y, line) => {
@@ -167,5 +167,5 @@ export function paint(columns, style, layout, top, height) {
       if (bin >= 0) row[x] = colors[bin];
     }
   });
-  return image;
+  return new ImageData(new Uint8ClampedArray(memory, 0, 4 * width * height), width, height);
 }
