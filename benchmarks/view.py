@@ -222,9 +222,7 @@ def visit(path: Path) -> dict[str, Any]:
         page.evaluate("genomepred.set({sort: 'cluster', statistic: 'max'})")
         for _ in range(3):  # pictures that have just been replaced are let go of by and by
             page.wait_for_timeout(500)
-            page.evaluate(
-                "gc({type: 'major', execution: 'async'})"
-            )  # precise: no stack is looked at
+            page.evaluate("gc({type: 'major', execution: 'async'})")  # looks at no stack
         found["js_heap_mb"] = page.evaluate("performance.memory.usedJSHeapSize / 1e6")
         cookies = page.context.cookies()
         found |= tiles(url, cookies[0], path)
