@@ -9,8 +9,7 @@ bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,7 @@ from genomepred.inference.tile_pieces import (
     turned,
 )
 from genomepred.lowering.blocks import Buffers
-from genomepred.lowering.receptive_field import CannotShareError, trunk_of
-from genomepred.lowering.stretch import Stretch
+from genomepred.lowering.stretch import on_stretches
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.distinct import Chunk
 
@@ -60,12 +58,7 @@ class _Trunk:
         self._shape, self._device = shape, engine.device
         self._batch = compute_batch(shape.stretch, engine.device.type)
         self._batch *= _BATCHES if engine.device.type == "cpu" else 1
-        place = shape.stretch, shape.begin, shape.count
-        self._call: Callable[[Tensor], Tensor]
-        try:
-            self._call = Stretch(*trunk_of(engine.model), *place, outputs)
-        except CannotShareError:  # a model as written
-            self._call = partial(_taken, engine.model, *place[1:])
+        self._call = on_stretches(engine.model, shape.stretch, shape.begin, shape.count, outputs)
 
     def __call__(self, codes: Codes) -> Tensor:
         """Codes ``[pieces, length]`` -> taken positions, ``[pieces, count, channels]``."""
@@ -79,12 +72,6 @@ class _Trunk:
             buffer[: len(some), begin : begin + self._shape.length] = torch.from_numpy(some)
             outs.append(self._call(buffer.to(self._device))[: len(some)].contiguous())
         return torch.cat(outs)
-
-
-def _taken(model: Any, begin: int, count: int, codes: Tensor) -> Tensor:
-    """Positions of a whole trunk, ``[batch, count, channels]``."""
-    y: Tensor = model.trunk(model.encode(codes))
-    return y[:, :, begin : begin + count].transpose(1, 2)
 
 
 class _Kind:

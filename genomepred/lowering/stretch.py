@@ -137,14 +137,14 @@ class Stretch:
 
 
 def on_stretches(
-    model: SequenceModel, length: int, begin: int, count: int
+    model: SequenceModel, length: int, begin: int, count: int, outputs: Buffers | None = None
 ) -> Callable[[Tensor], Tensor]:
     """Return what computes positions of a model's trunk as :class:`Stretch` does.
 
     Of a model as written, whose trunk is no chain of blocks, all positions are computed.
     """
     try:
-        return Stretch(*trunk_of(model), length, begin, count)
+        return Stretch(*trunk_of(model), length, begin, count, outputs)
     except CannotShareError:
         return partial(_taken, model, begin, count)
 
