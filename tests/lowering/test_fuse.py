@@ -31,12 +31,6 @@ from genomepred.models.layers import (
 from tests.kernels.cases import TOLERANCES
 from tests.lowering.fused import all_by_onednn, blocks_of, check, codes_like, conv, exact, settle
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 # Architectures
 
 CONFIGS: dict[str, list[dict[str, Any]]] = {

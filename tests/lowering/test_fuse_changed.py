@@ -26,12 +26,6 @@ from genomepred.models.layers import (
 from tests.lowering.fused import Stacked, blocks_of, check, codes_like, conv, exact, settle
 from tests.models.as_written import AS_WRITTEN, make_as_written
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 # What somebody has changed is called as it is
 
 

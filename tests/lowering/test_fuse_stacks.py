@@ -28,12 +28,6 @@ from genomepred.models.layers import (
 from tests.helpers import examples
 from tests.lowering.fused import Stacked, check, codes_like, conv, exact, settle
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 # Any stack of layers
 
 ACTIVATIONS = (
