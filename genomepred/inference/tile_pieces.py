@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import lcm
 from typing import Any, NamedTuple
 
@@ -25,13 +25,13 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import nn
 
-from genomepred.errors import ModelError
 from genomepred.lowering.cost import counted, multiply_adds
 from genomepred.lowering.receptive_field import (
     CannotShareError,
     Place,
     follow,
     place_of_windows,
+    shortest,
     trunk_of,
 )
 from genomepred.lowering.stretch import Stretch
@@ -114,22 +114,8 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     step = whole.step
     tile = lcm(stride, step) // step  # positions
 
-    def shortest(positions: int, left: bool, right: bool) -> tuple[int, Place]:
-        """Bases of the shortest piece with so many positions that padding leaves alone."""
-        bases = window % step if right else 0
-        while bases <= window:
-            try:
-                found = place(bases)
-                good = found.length
-                good -= (0 if left else found.left) + (0 if right else found.right)
-                if bases and good >= positions:
-                    return bases, found
-            except (CannotShareError, ModelError, ValueError):
-                pass
-            bases += step
-        raise CannotShareError("windows are too short for tiles")
-
-    inner, found = shortest(tile, False, False)
+    fitting = partial(shortest, place, window, most=window)
+    inner, found = fitting(tile)
     start = max(whole.left, found.left)
     end = whole.length - whole.right  # tiles end at the first edge, the last of them cut there
     tiles = -(-(end - start) // tile)
@@ -139,15 +125,15 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     if tiles < 1:
         raise CannotShareError("windows are too short for tiles")
     rest = whole.length - min(start + tiles * tile, end)
-    head, _ = shortest(start, True, False)
-    last, tail = shortest(rest, False, True)
+    head, _ = fitting(start, left=True)
+    last, tail = fitting(rest, right=True)
 
     def shape(bases: int, begin: int, count: int) -> Shape:
         first, end = Stretch(*trunk, bases, begin, count).reads
         return Shape(end - first, bases, first, begin, count)
 
     def run(count: int) -> Shape:
-        bases, found = shortest(count, False, False)
+        bases, found = fitting(count)
         return shape(bases, found.left, count)
 
     def pieces(offset: int, one: Shape) -> Pieces:

@@ -7,7 +7,7 @@ all that its receptive field, its positions in a block of windows and its work d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any, NamedTuple
@@ -223,6 +223,44 @@ def follow(steps: Sequence[Step], place: Place) -> Place:
     for step in steps:
         place = place.after(step.taps)
     return place
+
+
+def shortest(
+    place: Callable[[int], Place],
+    window: int,
+    count: int,
+    most: int,
+    *,
+    left: bool = False,
+    right: bool = False,
+) -> tuple[int, Place]:
+    """Return the shortest stretch with ``count`` positions that only its own window's ends pad.
+
+    Parameters
+    ----------
+    place : callable
+        Place after the trunk, of a stretch of so many bases.
+    window, most : int
+        Bases of a window, and those of the longest stretch to try.
+    left, right : bool, optional
+        Whether it lies at that end of a window; at none, positions that padding touches are not
+        counted.
+
+    Raises
+    ------
+    CannotShareError
+        If there is none.
+    """
+    step = place(window).step
+    for bases in range(window % step if right else 0, most + 1, step):
+        try:
+            found = place(bases)
+        except (ModelError, ValueError):
+            continue
+        good = found.length - (0 if left else found.left) - (0 if right else found.right)
+        if bases and good >= count:
+            return bases, found
+    raise CannotShareError("windows are too short to be computed in pieces")
 
 
 class Trunk(NamedTuple):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,16 +23,15 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genomepred.errors import ModelError
 from genomepred.inference.engine import Engine, compute_batch
 from genomepred.lowering.cost import counted, multiply_adds
 from genomepred.lowering.receptive_field import (
-    CannotShareError,
     Place,
     Trunk,
     follow,
     place_of_windows,
     receptive_field,
+    shortest,
     trunk_of,
 )
 from genomepred.lowering.stretch import Stretch, on_stretches
@@ -238,20 +238,10 @@ def _shortest(trunk: Trunk, count: int, *, left: bool = False, right: bool = Fal
     Those at its left or right end, or such that no padding touches.
     """
     window = trunk.model.window
-    step = _place(trunk, window).step
-    bases = window % step if right else 0
-    while bases <= window + count * step:
-        try:
-            found = _place(trunk, bases) if bases else None
-        except (CannotShareError, ModelError, ValueError):
-            found = None
-        if found is not None:
-            good = found.length - (0 if left else found.left) - (0 if right else found.right)
-            if good >= count:
-                begin = 0 if left else found.length - count if right else found.left
-                return Piece(bases, begin, count)
-        bases += step
-    raise CannotShareError("windows are too short for pieces")
+    most = window + count * _place(trunk, window).step
+    bases, found = shortest(partial(_place, trunk), window, count, most, left=left, right=right)
+    begin = 0 if left else found.length - count if right else found.left
+    return Piece(bases, begin, count)
 
 
 def _ends(
