@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -126,9 +126,16 @@ def cli() -> None:
 def main() -> None:
     """Entry point: turns errors into one line and an exit code (``--debug`` shows them whole).
 
-    The process ends here and at once: threads that a disk still holds up do not delay it.
+    The process ends here and at once: threads that a disk still holds up do not delay it. A signal
+    that came is the outcome, whatever became of its exception: where it was swallowed, nobody
+    knows what else was left out.
     """
-    _end(*_outcome())
+    message, code = "", 0
+    with suppress(_EndedError):  # a signal while the outcome of a command is looked at
+        message, code = _outcome()
+    if _received:
+        message, code = _ENDINGS[_received[0]], 128 + _received[0]
+    _end(message, code)
 
 
 def _outcome() -> tuple[str, int]:
@@ -159,10 +166,6 @@ def _ending(error: BaseException) -> tuple[str, int]:
         return error.format_message(), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return _ENDINGS[signal.SIGINT], 128 + signal.SIGINT
-    if isinstance(error, _EndedError):
-        return _ENDINGS[error.number], 128 + error.number
-    if _received:  # a library has made another error of it
-        return _ENDINGS[_received[0]], 128 + _received[0]
     return described(error)
 
 
@@ -178,6 +181,7 @@ def _usage_code(error: click.exceptions.Exit | click.ClickException | SystemExit
 
 def _end(message: str, code: int) -> None:
     """Say it and end, without waiting for threads that are not done."""
+    _at_signals(lambda number, frame: None)  # left to the thread that sees to the end
     if message:
         say(message)
     for stream in (sys.stdout, sys.stderr):
@@ -223,9 +227,7 @@ def _catch_signals() -> None:
     """
     hear, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     os.set_blocking(hear, True)
-    for number in _ENDINGS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
-            signal.signal(number, _interrupt)
+    _at_signals(_interrupt)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     threading.Thread(target=_see_to_the_end, args=(hear,), daemon=True).start()
     shown = sys.unraisablehook
@@ -240,9 +242,17 @@ def _catch_signals() -> None:
     sys.unraisablehook = unraisable
 
 
+def _at_signals(handler: Callable[[int, object], None]) -> None:
+    for number in _ENDINGS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
+            signal.signal(number, handler)
+
+
 def _interrupt(number: int, frame: object) -> None:
+    """Interrupt the main thread, once: a second signal is for the thread that sees to the end."""
     _received.append(signal.Signals(number))
-    raise _EndedError(_received[-1])
+    if len(_received) == 1:
+        raise _EndedError(_received[0])
 
 
 def _see_to_the_end(hear: int) -> None:

@@ -96,6 +96,14 @@ def test_a_second_signal_ends_at_once():
     assert process.returncode in (130, 143)
 
 
+def test_a_command_that_swallows_a_signal_does_not_say_that_it_is_done():
+    process = started("try: time.sleep(60)\nexcept BaseException: pass")
+    process.terminate()
+    _, said = process.communicate(timeout=300)
+    assert said == ENDINGS[signal.SIGTERM]
+    assert process.returncode == 143
+
+
 def test_a_command_under_nohup_outlives_its_terminal():
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
