@@ -61,7 +61,7 @@ PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """Settings of the training itself.
 
     Parameters
     ----------
