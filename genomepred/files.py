@@ -13,7 +13,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +28,8 @@ _STALE_TRIES = 3
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 # Temporaries of other hosts, of which nobody here knows whether they live, are left so long.
 _ABANDONED_SECONDS = 86_400
+_STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+_STREAM = re.compile(r"/dev/(std(in|out|err)$|fd/)|/proc/[^/]+/fd/")
 
 
 class MissingFolderError(OutputError, FileNotFoundError):
@@ -61,6 +63,7 @@ def publishing(
         In place of any ``OSError``: disk full, no permission, not a regular file.
     """
     if follow:
+        refuse_stream(path)
         path = Path(os.path.realpath(path))
     temporary = path.parent / f"{path.stem[:120]}.{_owner()}{suffix}"
     try:
@@ -265,6 +268,25 @@ def user_path(text: str | Path) -> Path:
             f"{text}: the shell has not expanded ~; put a blank before it, or write $HOME"
         )
     return Path(text)
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether a path stands for standard output."""
+    return str(path) in ("-", *_STDOUT)
+
+
+def refuse_stream(path: Path) -> None:
+    """Raise an OutputError for a name of an open stream: a file would take its target's place."""
+    if is_stdout(path) or _STREAM.match(os.path.abspath(path)):
+        raise OutputError(f"{path}: this output is a file, not a stream; name one")
+
+
+def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise an OutputError if an output would take the place of a file that it is made from."""
+    for one in inputs:
+        with suppress(OSError):
+            if os.path.samefile(path, one):
+                raise OutputError(f"{path} is an input of this command; name another output")
 
 
 def discard_abandoned(path: Path) -> None:

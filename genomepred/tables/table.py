@@ -61,6 +61,8 @@ class RegionTable:
     absent : int
         Pairs of region and genome without a place: the name is not in that genome's file, or its
         contig has no predictions.
+    inputs : tuple of Path
+        Files that it is made from, regions among them.
     """
 
     files: tuple[Path, ...]
@@ -73,6 +75,7 @@ class RegionTable:
     columns: tuple[int, ...]
     statistic: Statistic
     absent: int
+    inputs: tuple[Path, ...]
 
     def groups(self, progress: bool = False) -> Iterator[tuple[int, Float32]]:
         """Number of the first region, and values [regions, samples, tracks], a group at a time."""
@@ -267,7 +270,17 @@ def region_table(
         for region in listed
     )
     return RegionTable(
-        tuple(files), cohort is not None, names, places, own, samples, chosen, columns, how, absent
+        tuple(files),
+        cohort is not None,
+        names,
+        places,
+        own,
+        samples,
+        chosen,
+        columns,
+        how,
+        absent,
+        (*files, path),
     )
 
 
@@ -277,6 +290,8 @@ def _statistic(name: str, threshold: float | None) -> Statistic:
     if (name == "fraction") != (threshold is not None):
         need = "needs a threshold" if threshold is None else "takes no threshold"
         raise OptionError(f"--stat {name} {need}; fraction is the share of rows at or above it")
+    if threshold is not None and np.isnan(threshold):
+        raise OptionError("a threshold of NaN counts nothing; give a number")
     return Statistic(name, np.nan if threshold is None else threshold)
 
 
@@ -308,7 +323,7 @@ def _columns(path: Path, there: tuple[str, ...], tracks: Sequence[str]) -> tuple
     for track in tracks:
         if track not in number:
             raise StoreError(f"{path}: no track {track!r}; there are {some(there)}")
-    return tuple(number[track] for track in tracks or there)
+    return tuple(number[track] for track in dict.fromkeys(tracks or there))
 
 
 def _matched(path: Path, genomes: Sequence[str], read: Any) -> list[dict[str, NamedRegion]]:

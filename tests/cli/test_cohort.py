@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from genomepred.cli import cli
+from genomepred.errors import OutputError
 from tests.checkpoints import make_checkpoint
 from tests.sequences.panels import random_panel
 
@@ -95,3 +96,17 @@ def test_json(run: Path) -> None:
     assert result.exception is None
     if result.output.strip():
         assert json.loads(result.output)["result"]["haplotypes"] == 6
+
+
+def test_a_consensus_takes_no_inputs_place(run: Path, tmp_path: Path) -> None:
+    genome, panel = tmp_path / "ref.fa", tmp_path / "panel.vcf"
+    for path in (genome, panel):
+        path.write_bytes((run / path.name).read_bytes())
+    words = ["export", "consensus", str(panel), "--genome", str(genome), "--sample", "s1.2", "-o"]
+    other = str(tmp_path / "x.fa")
+    for names in ([str(genome)], [str(panel)], [other, "--chain", str(genome)]):
+        assert "is an input of this command" in call(*words, *names, fails=OutputError)
+    assert "name two files" in call(*words, other, "--chain", other, fails=OutputError)
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["panel.vcf", "ref.fa", "ref.fa.fai"]
+    for path in (genome, panel):
+        assert path.read_bytes() == (run / path.name).read_bytes()

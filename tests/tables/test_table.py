@@ -428,3 +428,15 @@ def test_half_precision(tmp_path: Path, layout: Layout) -> None:
     write_store(tmp_path / "g.h5", grid, random_values(grid.rows, 2), ("one", "two"), layout)
     found = make(tmp_path, bed(tmp_path / "r.bed"))
     check(found, [PredictionStore(tmp_path / "g.h5")], "mean")
+
+
+def test_a_table_takes_no_inputs_place(cohort: Path, tmp_path: Path) -> None:
+    regions = bed(tmp_path / "r.tsv.gz")
+    with pytest.raises(OptionError, match="NaN counts nothing"):
+        region_table(cohort, regions, "fraction", threshold=np.nan)
+    found = make(cohort, regions, "mean", tracks=["two", "two"])
+    assert found.tracks == ("two",)
+    before = regions.read_bytes()
+    with pytest.raises(OutputError, match="is an input of this command"):
+        write_table(found, regions)
+    assert regions.read_bytes() == before
