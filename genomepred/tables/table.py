@@ -20,7 +20,7 @@ from genomepred.errors import OptionError, RegionError, StoreError, optional
 from genomepred.progress import Progress
 from genomepred.runs.inputs import read_places
 from genomepred.runs.manifest import prediction_files
-from genomepred.sequences.names import shown, some
+from genomepred.sequences.names import haplotype_names, shown, some
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import Float32, PredictionStore
 from genomepred.tables.reduction import (
@@ -31,7 +31,7 @@ from genomepred.tables.reduction import (
     reduce_store,
 )
 from genomepred.tables.regions import NamedRegion, read_regions, require_known
-from genomepred.tables.samples import cohort_of, haplotype_names
+from genomepred.tables.samples import cohort_of
 
 if TYPE_CHECKING:
     import anndata
@@ -302,7 +302,7 @@ def _facts(
     if cohort is not None:
         with CohortStore(cohort) as store:
             lengths = dict(zip(store.grid.contigs, store.grid.length.tolist(), strict=True))
-            return haplotype_names(store), [lengths], store.tracks
+            return list(haplotype_names(store.haplotypes)), [lengths], store.tracks
     contigs: list[dict[str, int]] = []
     tracks: tuple[str, ...] | None = None
     for path in files:

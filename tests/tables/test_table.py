@@ -368,7 +368,7 @@ def test_outputs_that_cannot_be(run: Path, tmp_path: Path) -> None:
     found = make(run, bed(tmp_path / "r.bed"), tracks=["one"])
     with pytest.raises(OutputError, match="name the table"):
         write_table(found, tmp_path / "t.xlsx")
-    with pytest.raises(OutputError, match="is a prediction file"):
+    with pytest.raises(OutputError, match="is an input of this command"):
         write_table(found, run / "g1.h5")
     with pytest.raises(OutputError, match="there is no folder"):
         write_table(found, tmp_path / "absent" / "t.h5")
