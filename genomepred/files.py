@@ -353,6 +353,11 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")
 
 
+def stdout_error(error: OSError) -> OutputError:
+    """One line for a standard output that the system refused to write."""
+    return OutputError(f"standard output: cannot be written: {error.strerror or error}")
+
+
 def require_space(folder: Path, size: int) -> None:
     """Raise an OutputError unless the folder's disk has ``size`` bytes free."""
     free = shutil.disk_usage(folder).free

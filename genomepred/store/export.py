@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import OutputError, StoreError
-from genomepred.files import output_error, publishing, refuse_inputs, require_space
+from genomepred.files import publishing, refuse_inputs, require_space, stdout_error
 from genomepred.sequences.grid import Region
 from genomepred.store.bigwig import TOO_LONG, BigWigWriter
 from genomepred.store.reader import Float32, Int64, PredictionStore
@@ -250,7 +250,7 @@ def text_output(path: Path | None) -> Iterator[BinaryIO]:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise output_error(Path("standard output"), error) from error
+            raise stdout_error(error) from error
         return
     with publishing(path, follow=True) as temporary, open(temporary, "xb") as raw:
         if path.suffix == ".gz":
