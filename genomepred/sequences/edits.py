@@ -373,28 +373,47 @@ def _meets_none(r: int, end: int, records: Any, table: Any, state: Any) -> bool:
 def _accept_all(
     n: int, last: int, r: int, hets: int, most: int, b: Any, room: Any, state: Any
 ) -> int:
-    """Accept carriers from ``n`` on that meet nothing, up to one to look at closer.
+    """Accept carriers of a record that meets no other, from ``n`` on, up to one to look at closer.
 
     ``hets`` is the bit of the genotypes that count as heterozygotes without phase.
     """
-    carriers, table, pairs = b.carriers, b.table, room.pairs
-    first, filtered = b.records[r, ALLELE], b.records[r, FILTERED] != 0
-    at = begin = state[PAIRS]
+    first, begin = b.records[r, ALLELE], n
     while n < last:
-        who, copy, number = carriers[n, WHO], carriers[n, COPY], carriers[n, NUMBER]
-        kind = table[first + max(number, 0), KIND]
-        if not LETTERS <= kind <= DELETION or carriers[n, GENOTYPE] & hets or copy >= most:
+        number = b.carriers[n, NUMBER]
+        allele = first + max(number, 0)
+        usual = not b.carriers[n, GENOTYPE] & hets and b.carriers[n, COPY] < most
+        if not (usual and LETTERS <= b.table[allele, KIND] <= DELETION):
             break
-        event = table[first + number, EVENT]
-        if event < 0:
-            event = _begin_event(AS_CALLED, r, number, table[first + number, LAST], b, room, state)
-        pairs[at, 0], pairs[at, 1] = who * most + copy, event
-        at += 1
-        n += 1
-    state[PAIRS] = at
-    state[ACCEPTED] += at - begin
-    state[FILTERED_COUNT] += (at - begin) * filtered
+        if b.table[allele, EVENT] < 0:
+            _begin_event(AS_CALLED, r, number, b.table[allele, LAST], b, room, state)
+        event, at = b.table[allele, EVENT], state[PAIRS]
+        found = _pair(n, last, number, hets, most, event, at, b.carriers, room.pairs)
+        state[PAIRS] += found - n
+        n = found
+    state[ACCEPTED] += n - begin
+    state[FILTERED_COUNT] += (n - begin) * (b.records[r, FILTERED] != 0)
     return n
+
+
+@njit(nogil=True, cache=True)
+def _pair(
+    n: int,
+    last: int,
+    number: int,
+    hets: int,
+    most: int,
+    event: int,
+    at: int,
+    carriers: Any,
+    pairs: Any,
+) -> int:
+    """Pair carriers of the same allele with its event; the first of another, or to look at."""
+    for k in range(n, last):
+        who, copy = carriers[k, WHO], carriers[k, COPY]
+        if carriers[k, NUMBER] != number or carriers[k, GENOTYPE] & hets or copy >= most:
+            return k
+        pairs[at + k - n, 0], pairs[at + k - n, 1] = who * most + copy, event
+    return last
 
 
 @njit(nogil=True, cache=True)

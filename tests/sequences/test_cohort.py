@@ -404,15 +404,15 @@ def test_real_haplotypes_are_those_of_bcftools(tmp_path: Path, shared_data: Path
 
 def test_blocks_of_any_steps_are_read_as_written() -> None:
     rng = np.random.default_rng(0)
-    events = 5 << 20
-    some = [rng.choice(events, n, replace=False) for n in (0, 1, 3000, 0, 40)]
+    events = 3 << 20
+    some = [np.unique(rng.integers(0, events, n)) for n in (0, 1, 3000, 0, 40)]
     some.append(np.array([0, 127, 128, 255, 256, 1 << 14, 1 << 21, events - 1]))
     start = np.arange(events, dtype=np.int64)
     block = Block(
         7,
         2,
         np.cumsum([0, *map(len, some)]),
-        np.concatenate([np.sort(row) for row in some]).astype(np.int32),
+        np.concatenate(some).astype(np.int32),
         np.arange(events + 1, dtype=np.int32),
         np.stack([start, start + 1], 1),
         np.arange(events + 1, dtype=np.int32),
