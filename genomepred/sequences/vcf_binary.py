@@ -22,10 +22,12 @@ from genomepred.sequences.vcf_decode import (
     CARRIERS,
     COMMON,
     CONTIG,
+    COPY,
     DONE,
     END,
     FILTERED,
     FULL,
+    GENOTYPE,
     HIGH_PLOIDY,
     ID,
     ID_END,
@@ -38,6 +40,7 @@ from genomepred.sequences.vcf_decode import (
     NEED,
     NO_GT,
     NONSENSE,
+    NUMBER,
     OTHER_SAMPLES,
     PLOIDY,
     POS,
@@ -46,6 +49,7 @@ from genomepred.sequences.vcf_decode import (
     SAMPLE,
     UNSAID,
     VALUE,
+    WHO,
     begin_record,
     end_alleles,
     end_record,
@@ -352,8 +356,12 @@ def _pairs(
             if not usual or (s >= 0 and not (regular or seen[s, PLOIDY] == 0)):
                 state[CARRIERS] = n
                 return int(c)
-            if s >= 0:
-                x, y = np.int64(a >> 1) - 1, np.int64(b >> 1) - 1
+            x, y = np.int64(a >> 1) - 1, np.int64(b >> 1) - 1
+            if s >= 0 and inbred and x == y:
+                carrier = carriers[n]
+                carrier[WHO], carrier[COPY], carrier[NUMBER], carrier[GENOTYPE] = s, 0, x, 0
+                n += 1
+            elif s >= 0:
                 n = take_two(s, x, y, b & 1 == 0, inbred, carriers, n)
         column += _MANY // 2
     state[CARRIERS] = n
