@@ -317,7 +317,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def load() -> str:
-    """How busy the machine is."""
+    """The machine's load."""
     return f"{os.getloadavg()[0]:.1f} processes on {len(os.sched_getaffinity(0))} cores"
 
 

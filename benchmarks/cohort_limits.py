@@ -1,4 +1,4 @@
-"""What destroys sharing: the simulated panel with errors and missing genotypes, counted anew.
+"""The limits of sharing: the simulated panel with errors and missing genotypes, counted anew.
 
 python benchmarks/cohort_limits.py --data FOLDER_OF_REAL_DATA [--json FILE]
 """

@@ -215,7 +215,7 @@ def warmed(
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], ours: str) -> dict[str, float]:
-    """How many times as fast as each other contestant ours is: medians of the rounds' own."""
+    """Speed of ours over each other contestant's: medians of the rounds' own."""
     return {
         name: median([b / a for a, b in zip(seconds[ours], times, strict=True)])
         for name, times in seconds.items()

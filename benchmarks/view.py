@@ -207,7 +207,7 @@ def memory(pid: int) -> float:
 
 
 def visit(path: Path) -> dict[str, Any]:
-    """What a browser, and then a client without one, meet."""
+    """Times that a browser, and then a client without one, meet."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")

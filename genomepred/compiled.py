@@ -1,4 +1,4 @@
-"""Where compiled functions are kept: they are code, so only where nobody else can put any."""
+"""Folders of compiled functions: they are code, so kept only where nobody else can put any."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def keep_numba(package: str) -> None:
 
 
 def code_folder(package: str) -> str:
-    """Where machine code is kept: beside where Numba keeps what it compiles.
+    """Folder of machine code: beside that of Numba's own cache.
 
     Parameters
     ----------

@@ -86,7 +86,7 @@ def _check(place: str, status: int, _function: Any, numbers: tuple[Any, ...]) ->
 
 
 def address(place: str) -> int:
-    """Where the machine code of the function at ``module:name`` is."""
+    """Address of the machine code of the function at ``module:name``."""
     return _loaded(place)[0]
 
 

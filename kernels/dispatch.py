@@ -1,4 +1,4 @@
-"""Which implementation computes a block on which device.
+"""The choice of the implementation that computes a block on a device.
 
 The table is data, ``dispatch.json``: families of devices, and entries with the families,
 operation, types and largest shapes that each is for, whether it needs fused multiply-adds, its
@@ -127,7 +127,7 @@ def _entry(
 
 
 def obstacle(device: torch.device, dtype: torch.dtype, asked: str = "auto") -> str:
-    """Why kernels cannot run on a device as asked, and what can; empty if they can."""
+    """The cause why kernels cannot run on a device as asked, and what can; empty if they can."""
     kinds = {"cpu": ("auto", "cpu"), "cuda": ("auto", "triton", "cudnn")}
     if asked not in ASKED[:-1]:
         return f"kernels {asked!r}: one of {', '.join(ASKED[:-1])}"

@@ -233,7 +233,7 @@ def _catch_signals() -> None:
     shown = sys.unraisablehook
 
     def unraisable(lost: sys.UnraisableHookArgs, /) -> None:
-        """Where a destructor or a callback has swallowed the exception, nothing else ends us."""
+        """End the process where a destructor or a callback has swallowed the exception."""
         if isinstance(lost.exc_value, _EndedError):
             os.write(tell, bytes([lost.exc_value.number]))
         else:

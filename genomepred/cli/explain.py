@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 
 
+def _written_paths(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Any:
+    """The texts as they are; an OutputError if one is no path, which a region begins with too."""
+    from genomepred.files import user_path
+
+    for value in values:
+        user_path(value)
+    return values
+
+
 def _common(command: Command) -> Command:
     """Add the options of all four explanations."""
     options = [
@@ -35,6 +44,7 @@ def _common(command: Command) -> Command:
             "inputs",
             required=True,
             multiple=True,
+            callback=_written_paths,
             metavar="FILE_OR_REGION",
             help="FASTA, table (.csv, .tsv, .xlsx, .parquet), or GENOME.fa:CONTIG:START-END "
             "(1-based, inclusive); repeatable.",

@@ -67,6 +67,19 @@ def _takes_one_value(parameter: click.Parameter) -> bool:
     return not parameter.is_flag or bool(parameter.secondary_opts)
 
 
+class Checkpoint(click.ParamType[str]):
+    """A checkpoint folder or bundled name, looked for before anything heavy is imported."""
+
+    name = "checkpoint"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is; a ModelError if there is no such checkpoint."""
+        from genomepred.models.card import find_checkpoint
+
+        find_checkpoint(value)
+        return value
+
+
 def complete_model(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[Completion]:
@@ -87,6 +100,7 @@ def complete_model(
 model_option = click.option(
     "--model",
     required=True,
+    type=Checkpoint(),
     metavar="DIR_OR_NAME",
     shell_complete=complete_model,
     help="Checkpoint folder, or name of a bundled model (`genomepred models list`).",

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from genomepred.cli.options import (
+    Checkpoint,
     UserPath,
     debug_option,
     device_option,
@@ -79,6 +80,7 @@ def _told(path: Path | None) -> Path | None:
 )
 @click.option(
     "--model",
+    type=Checkpoint(),
     metavar="DIR_OR_NAME",
     help="The model that the maps are of, for its card's threshold and for strands.  [default: "
     "the bundled one with these weights, if there is one]",

@@ -28,7 +28,7 @@ from genomepred.data.source import Source
 from genomepred.models import MODELS
 
 if TYPE_CHECKING:
-    from genomepred.training.run import Plan
+    from genomepred.training.spec import TrainingSpec
 
 Made = TypeVar("Made")
 
@@ -294,13 +294,13 @@ def train(out: Path, threads: int, as_json: bool, **options: Any) -> None:
     import torch
 
     from genomepred.models.card import flatten
-    from genomepred.training.run import METRICS
+    from genomepred.training.folder import METRICS
     from genomepred.training.run import train as run
 
     torch.set_num_threads(threads)
-    plan = _plan(options, shlex.join(["genomepred", *sys.argv[1:]]))
+    spec = _spec(options, shlex.join(["genomepred", *sys.argv[1:]]))
     was_finished = (out / METRICS).exists()
-    card = run(plan, out)
+    card = run(spec, out)
     if was_finished:
         click.echo(f"{out}: this training is finished; its result:", err=True)
     if as_json:
@@ -311,15 +311,15 @@ def train(out: Path, threads: int, as_json: bool, **options: Any) -> None:
     click.echo(f"checkpoint: {out / 'best'}")
 
 
-def _plan(options: dict[str, Any], command: str) -> Plan:
-    """The plan that the options of ``train`` ask for."""
+def _spec(options: dict[str, Any], command: str) -> TrainingSpec:
+    """The training that the options of ``train`` ask for."""
     import torch
 
     from genomepred.inference.engine import find_device
     from genomepred.training.fit import Settings
-    from genomepred.training.run import Description, Plan
+    from genomepred.training.spec import Description, TrainingSpec
 
-    return Plan(
+    return TrainingSpec(
         options["architecture"],
         _made(Source, options),
         _made(Description, options | {"command": command}),
@@ -457,7 +457,7 @@ def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> N
     trials = {
         name: Trial(
             asked.changes[name],
-            [_plan_of_run(config, name, options, seed) for seed in range(seeds)],
+            [_spec_of_run(config, name, options, seed) for seed in range(seeds)],
         )
         for name, options in asked.runs.items()
     }
@@ -470,8 +470,8 @@ def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> N
     click.echo(f"written to {out}")
 
 
-def _plan_of_run(config: Path, name: str, options: dict[str, Any], seed: int) -> Plan:
-    """Plan of a run, its options read as if they stood on the command line.
+def _spec_of_run(config: Path, name: str, options: dict[str, Any], seed: int) -> TrainingSpec:
+    """The training of a run, its options read as if they stood on the command line.
 
     Raises
     ------
@@ -495,7 +495,7 @@ def _plan_of_run(config: Path, name: str, options: dict[str, Any], seed: int) ->
         context = train.make_context("train", list(arguments))
     except click.UsageError as error:
         raise DataError(f"{config}: run {name!r}: {error.format_message()}") from error
-    return _plan(context.params, shlex.join(["genomepred", "train", *arguments]))
+    return _spec(context.params, shlex.join(["genomepred", "train", *arguments]))
 
 
 def _spelled(key: str, value: Any) -> list[str]:

@@ -25,7 +25,7 @@ _BEDGRAPH, _VARIABLE_STEP, _FIXED_STEP = 1, 2, 3
 
 
 class BigWigError(ValueError):
-    """Why a file is no bigWig, or a damaged one."""
+    """A file that is no bigWig, or a damaged one."""
 
 
 class BigWig:

@@ -94,7 +94,7 @@ class Data(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Where the examples come from and what was made of them, for the card (JSON-able)."""
+        """Origin of the examples and what was made of them, for the card (JSON-able)."""
         ...
 
 

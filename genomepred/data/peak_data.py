@@ -191,7 +191,7 @@ class PeakData:
         return Epoch(sources, source[order], row[order], labels[order], reverse)
 
     def placed(self, part: int) -> tuple[Int64, Int64]:
-        """Which peaks of a part lie on the contigs, and their places there."""
+        """The peaks of a part that lie on the contigs, and their places there."""
         regions = [self.peaks.regions[row] for row in self._rows[part]]
         placed = [i for i, region in enumerate(regions) if region.contig in self.contigs]
         places = [self.contigs.place(regions[i]) for i in placed]

@@ -280,7 +280,7 @@ def _scores(predict: Callable[[Codes], Float32], groups: list[Codes]) -> list[Fl
 
 
 def local_maxima(scores: Float32, reach: int) -> NDArray[np.bool_]:
-    """Which scores are the highest within ``reach`` neighbors on either side.
+    """Whether each score is the highest within ``reach`` neighbors on either side.
 
     Of equal neighbors the first is the highest; a missing score (NaN) is neither a site nor in
     the way of one.

@@ -341,7 +341,7 @@ def _read_matrix(path: Path, lines: Sequence[str], number: int, name: str) -> Mo
 
 @dataclass(frozen=True)
 class Match:
-    """How a motif resembles another.
+    """The resemblance of a motif to another.
 
     Parameters
     ----------

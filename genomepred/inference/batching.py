@@ -232,7 +232,7 @@ def random_block(windows: int, window: int, stride: int, batch: int, seed: int =
 def _layout(
     placed: Placed, slots: int, batch: int, g: Geometry, shared: bool
 ) -> tuple[NDArray[np.int64], int, int]:
-    """Where each slot's window starts in a buffer, its size, and the windows' pitch or 0."""
+    """Start of each slot's window in a buffer, its size, and the windows' pitch or 0."""
     slot = np.arange(slots, dtype=np.int64)
     if shared:
         bases = (batch - 1) * g.stride + g.window

@@ -91,7 +91,7 @@ class ShardJob(Protocol):
 
     @property
     def genome(self) -> SequenceSource:
-        """Where the codes come from."""
+        """The source of the codes."""
 
     grid: Grid
     first: int

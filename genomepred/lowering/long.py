@@ -193,7 +193,7 @@ class _Follower(fx.Interpreter):
 
 
 def _start_of_slice(n: fx.Node, shape: torch.Size, index: Any, axis: int) -> int:
-    """Where a slice begins along an axis, if it keeps all axes and no gaps along that one."""
+    """Start of a slice along an axis, if it keeps all axes and leaves no gaps along that one."""
     items = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in items:
         at = items.index(Ellipsis)

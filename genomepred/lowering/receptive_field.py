@@ -153,7 +153,7 @@ def taps_of(block: FusedConv, pool: str) -> Taps:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands: sizes that follow from the layers before it, here before the first.
+    """Place of a layer: sizes that follow from the layers before it, here before the first.
 
     Parameters
     ----------

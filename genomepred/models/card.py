@@ -348,7 +348,7 @@ def find_checkpoint(path_or_name: Path | str) -> Path:
         return bundled[path_or_name]
     path = Path(path_or_name)
     recover_folder(path)
-    if not os.path.lexists(path):
+    if path_or_name == "" or not os.path.lexists(path):
         names = ", ".join(bundled) or "none"
         raise ModelError(f"no model {str(path_or_name)!r}: no such folder; bundled are: {names}")
     if not _is_checkpoint(path):

@@ -136,7 +136,7 @@ class SequenceModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is; of one without parameters too."""
+        """The device of the model; of one without parameters too."""
         return self.encoder.table.device
 
     def expose_convolutions(self) -> list[nn.Sequential]:

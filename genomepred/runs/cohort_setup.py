@@ -244,7 +244,7 @@ class CohortSetup(Setup):
         return numerics
 
     def saving(self, numerics: Numerics) -> float:
-        """How many times the work of distinct windows it would be without tiles."""
+        """Work of distinct windows without tiles, over that with them."""
         return self.sharing.saving if numerics.overlap == TILES else 1.0
 
     def _difference_of(self, tiles: Numerics) -> float:

@@ -115,7 +115,7 @@ def make_grid(
 
 
 def regions_path(out: Path, sha256: str) -> Path:
-    """Where a run keeps its copy of a BED: at a name that no genome's folder can have."""
+    """Path of a run's copy of a BED: a name that no genome's folder can have."""
     return out / PARTS / f".regions-{sha256[:16]}.bed"
 
 

@@ -1,4 +1,4 @@
-"""Which genomes a command is about: files, folders, globs and manifests."""
+"""The genomes of a command: files, folders, globs and manifests."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def read_places(path: Path, column: str) -> dict[str, Path]:
 
 
 def _named(path: Path, column: str) -> list[tuple[str, str, str]]:
-    """Where each row of a manifest stands, its name, and its field in a column."""
+    """Line of each row of a manifest, its name, and its field in a column."""
     try:
         rows = _rows(read_small(path, _LARGEST_MANIFEST).decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -63,7 +63,7 @@ class Run:
         self.tracks = tuple((name, text) for name, text in self.document["tracks"])
 
     def path(self, name: str) -> Path:
-        """Where the file of a genome is, or will be."""
+        """Path of the file of a genome, there or not yet."""
         return self.out / f"{name}.h5"
 
     def outcome(self, name: str) -> dict[str, Any] | None:

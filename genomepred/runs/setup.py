@@ -314,7 +314,7 @@ class Setup:
         return found or "the regions or short contigs leave too little, or its values differ"
 
     def saving(self, numerics: Numerics) -> float:
-        """How many times the work of a run it would be without sharing, in multiply-adds."""
+        """Work of a run without sharing over that with it, in multiply-adds."""
         blocks = self._looked.blocks if numerics.overlap == "share" else None
         return blocks.saving if blocks is not None else 1.0
 

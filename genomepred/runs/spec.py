@@ -23,7 +23,7 @@ COMPRESSIONS = ("deflate", *(f"deflate-{level}" for level in range(1, 10)), "zst
 
 @dataclass(frozen=True)
 class Option:
-    """How an option is told and checked; its field holds its default.
+    """The words and the check of an option; its field holds its default.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Where a run stands, and taking genomes out of it."""
+"""The state of a run, and taking genomes out of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from genomepred.store.sidecar import sidecar_path
 
 @dataclass(frozen=True)
 class GenomeStatus:
-    """Where one genome stands.
+    """The state of one genome.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class GenomeStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands; ``shares_missing`` of its ``shares`` have work left."""
+    """The state of a run; ``shares_missing`` of its ``shares`` have work left."""
 
     genomes: list[GenomeStatus]
     finished: int
@@ -56,7 +56,7 @@ class Status:
 
 
 def status(out: str | Path, shares: int | None = None) -> Status:
-    """Where every genome of a run stands; reads no sequence and changes nothing.
+    """The state of every genome of a run; reads no sequence and changes nothing.
 
     Parameters
     ----------

@@ -104,7 +104,7 @@ class Work(ABC):
 
     @abstractmethod
     def source(self) -> SequenceSource:
-        """Where codes come from; opened when needed."""
+        """The source of codes; opened when needed."""
 
     @abstractmethod
     def check_source(self) -> None:

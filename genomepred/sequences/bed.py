@@ -103,7 +103,7 @@ def _is_narrow_peak(path: Path | str) -> bool:
 
 
 def reason(problem: Exception) -> str:
-    """Why a text file cannot be read, for messages."""
+    """The cause why a text file cannot be read, for messages."""
     if isinstance(problem, UnicodeDecodeError):
         return "it is not UTF-8 text"
     return str(problem.strerror if isinstance(problem, OSError) and problem.strerror else problem)

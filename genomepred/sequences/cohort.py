@@ -39,7 +39,7 @@ _SUFFIX = re.compile(r"(\.(vcf|bcf))?(\.(gz|bgz))?$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class PanelOptions:
-    """How genotypes become haplotypes.
+    """The rules by which genotypes become haplotypes.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class Panel:
         return {haplotype: h for h, haplotype in enumerate(self.haplotypes)}
 
     def absent(self, contig: str) -> NDArray[np.bool_]:
-        """Which haplotypes do not have this contig, as the second X of a male, [haplotypes]."""
+        """Whether each haplotype lacks this contig, as the second X of a male, [haplotypes]."""
         if contig not in self._ploidy_of:
             return np.zeros(len(self.haplotypes), np.bool_)
         ploidy = self._ploidy[self._ploidy_of[contig]][self._sample]

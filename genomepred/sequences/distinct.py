@@ -64,7 +64,7 @@ def anchor(geometry: Geometry) -> int:
 
 
 class Places(NamedTuple):
-    """Where pieces lie: leaders [rows], first base on them and first edit [rows, offsets]."""
+    """Places of pieces: leaders [rows], first base on them and first edit [rows, offsets]."""
 
     leader: Int64
     start: Int64

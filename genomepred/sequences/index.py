@@ -38,7 +38,7 @@ _MOST_NUMBER = 1 << 60
 
 
 class IndexFiles:
-    """Where the indexes of one FASTA lie: beside it, or in a cache folder if it cannot be there.
+    """Paths of the indexes of one FASTA: beside it, or in a cache folder if they cannot be there.
 
     Parameters
     ----------

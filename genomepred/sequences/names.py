@@ -70,7 +70,7 @@ class ContigNames:
 
 
 def absent_contig(name: str, names: Iterable[str], where: object = "", hint: str = "") -> str:
-    """Why there is no such contig, for messages: what was asked, and what is there.
+    """Message for a contig that is not there: what was asked, and what is there.
 
     Parameters
     ----------

@@ -55,7 +55,7 @@ _INDEX = {
 
 @dataclass(frozen=True)
 class BlockPlace:
-    """Where a block lies in the cache, and how far what it and those before hold reaches."""
+    """Place of a block in the cache, and how far what it and those before hold reaches."""
 
     number: int
     offset: int

@@ -41,13 +41,13 @@ def prefixes(first: Any, edit: Any, gain: Any, key: Any, delta: Any, total: Any)
 
 @njit(nogil=True, cache=True)
 def _enters(start: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
-    """Where a haplotype's edit ``k`` begins on it; no place behind its last one."""
+    """First base of a haplotype's edit ``k`` on it; no place behind its last one."""
     return start[edit[k]] + delta[k + h] if k < stop else _FAR
 
 
 @njit(nogil=True, cache=True)
 def _leaves(end: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
-    """Where a haplotype's edit ``k`` ends on it."""
+    """End of a haplotype's edit ``k`` on it."""
     return end[edit[k]] + delta[k + h + 1] if k < stop else _FAR
 
 

@@ -294,7 +294,7 @@ class VariantFile:
         )
 
     def _whole(self) -> int:
-        """Where the last record ends that is wholly in the buffer, if it can be told."""
+        """End of the last record that is wholly in the buffer, if it can be told."""
         return self._stream.last_line() if self.form == "VCF" else self._stream.end
 
     def _more(self) -> bool:

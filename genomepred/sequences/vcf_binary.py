@@ -219,7 +219,7 @@ def _alleles(raw: Any, at: Any, end: int, count: Any, d: Any) -> tuple[int, Any,
 
 @njit(nogil=True, cache=True)
 def _symbolic_end(raw: Any, at: Any, end: int, infos: Any, keys: Any, pos: Any) -> tuple[int, int]:
-    """Where symbolic alleles end by INFO; (status, end)."""
+    """End of symbolic alleles by INFO; (status, end)."""
     length, last = UNSAID, UNSAID
     for _ in range(infos):
         key, at = _key(raw, at, end)

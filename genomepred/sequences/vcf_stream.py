@@ -109,7 +109,7 @@ class RecordStream:
                 self.close_line()
 
     def last_line(self) -> int:
-        """Where the last whole line ends."""
+        """End of the last whole line."""
         step, end = 1 << 16, self.end
         while end > self.at:
             begin = max(end - step, self.at)

@@ -134,7 +134,7 @@ def _record(raw: Any, at: int, ends: Any, record: Any, d: Any) -> tuple[int, int
 
 @njit(nogil=True, cache=True)
 def _field(raw: Any, at: int) -> int:
-    """Where the field that begins at ``at`` ends: at a tab or a line end."""
+    """End of the field that begins at ``at``: a tab or a line end."""
     while raw[at] != _TAB and raw[at] != _LF:
         at += 1
     return at
@@ -142,7 +142,7 @@ def _field(raw: Any, at: int) -> int:
 
 @njit(nogil=True, cache=True)
 def _line_end(raw: Any, at: int) -> int:
-    """Where the line ends that ``at`` is in."""
+    """End of the line that ``at`` is in."""
     while raw[at] != _LF:
         at += 1
     return at
@@ -216,7 +216,7 @@ def _info_number(raw: Any, at: int, end: int, key: Any) -> tuple[bool, int]:
 
 @njit(nogil=True, cache=True)
 def _symbolic_end(raw: Any, at: int, end: int, pos: int) -> int:
-    """Where the symbolic alleles of a record end, by its INFO."""
+    """End of the symbolic alleles of a record, by its INFO."""
     found, value = _info_number(raw, at, end, _END_KEY)
     if found:
         return value if value > pos else NONSENSE

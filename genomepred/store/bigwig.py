@@ -357,7 +357,7 @@ def _split(bins: Bins, size: int) -> Bins:
 
 
 def _firsts(contig: Int64, number: Int64) -> Int64:
-    """Where runs of equal pairs begin."""
+    """First positions of stretches of equal pairs."""
     changes = (np.diff(contig) != 0) | (np.diff(number) != 0)
     return np.concatenate([[0], np.flatnonzero(changes) + 1])
 

@@ -41,7 +41,7 @@ DEFLATE_LEVEL = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """How predictions lie in a file: shape, type and compression of chunks.
+    """Layout of predictions in a file: shape, type and compression of chunks.
 
     Parameters
     ----------

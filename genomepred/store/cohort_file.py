@@ -98,7 +98,7 @@ class CohortFile(PredictionStore):
         return out
 
     def leaders(self, first: int, last: int) -> tuple[Int64, NDArray[Any]]:
-        """Where the distinct predictions of windows begin, [windows + 1], and their leaders."""
+        """Offsets of the distinct predictions of windows, [windows + 1], and their leaders."""
         last = max(first, min(last, len(self.first)))
         end = self.first[last] if last < len(self.first) else self.distinct_count
         starts = np.append(self.first[first:last], end)
@@ -209,14 +209,14 @@ class CohortFile(PredictionStore):
 
 
 class _Kept:
-    """What was read last, up to some bytes; for any number of threads."""
+    """A cache of what was read last, up to some bytes; for any number of threads."""
 
     def __init__(self) -> None:
         self._read: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
 
     def get(self, key: tuple[int, int], read: Callable[[tuple[int, int]], Any]) -> Any:
-        """What ``read`` returned for the key, now or before."""
+        """Value that ``read`` returned for the key, now or before."""
         with self._lock:
             if key in self._read:
                 self._read.move_to_end(key)

@@ -43,7 +43,7 @@ class Scale:
 
     @cached_property
     def bounds(self) -> Bounds:
-        """Where one code ends and the next begins: what lies on a bound has the upper code."""
+        """Bounds between one code and the next: what lies on a bound has the upper code."""
         low, high = self.values[:-1].astype(np.float64), self.values[1:].astype(np.float64)
         found = ((low + high) / 2).astype(np.float32)
         # Of all values with the same upper 16 bits, that with the lowest value.

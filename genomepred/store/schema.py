@@ -34,7 +34,7 @@ _COLUMNS = ("start", "end", "first_row", "first_window", "contig_length")
 
 
 class SchemaError(ValueError):
-    """Why a file is no prediction file; says what and where."""
+    """A file that is no prediction file; says what and where."""
 
 
 def read_attributes(file: h5py.File) -> dict[str, Attribute]:

@@ -36,7 +36,7 @@ _LARGEST = 1 << 22
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the outcome of a prediction file is noted."""
+    """Path of the sidecar, which holds the outcome of a prediction file."""
     return path.with_name(path.name + ".json")
 
 

@@ -1,4 +1,4 @@
-"""Where samples differ: variance or range of each row over all, or two groups against each other.
+"""Differences among samples: variance or range of each row over all, or of two groups.
 
 Results of a cohort are computed from its distinct predictions and how many haplotypes have each.
 """

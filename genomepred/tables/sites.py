@@ -32,7 +32,7 @@ _STRANDS = np.array(["-", "+", "."], object)
 
 
 class Choice(NamedTuple):
-    """Which sites are kept: exactly one of these is given.
+    """The choice of the sites that are kept: exactly one of these is given.
 
     ``threshold`` is the least value of a summit, ``top`` a number of sites, ``per_mb`` as many as
     there are millions of bases with predictions, times this.

@@ -5,7 +5,10 @@ the model, fits it, measures it (:mod:`genomepred.evaluation`) and writes checkp
 anywhere, the same call goes on to the same weights.
 
 ======================================== ===========================================================
-:mod:`~genomepred.training.run`          a plan -> ``OUT``: checkpoints, history, metrics, records
+:mod:`~genomepred.training.spec`         what is to be trained: architecture, data, settings
+:mod:`~genomepred.training.run`          that -> ``OUT``: checkpoints, history, metrics
+:mod:`~genomepred.training.folder`       ``OUT``: whose it is, and whether it is finished
+:mod:`~genomepred.training.measure`      metrics of what was held out, for the card
 :mod:`~genomepred.training.fit`          the loop: epochs, steps, the state it goes on from
 :mod:`~genomepred.training.tasks`        regression, binary, profile: losses, metrics, activations
 :mod:`~genomepred.training.memory`       how many examples fit into memory at once

@@ -61,7 +61,7 @@ PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """Settings of the training itself.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Record:
+class Epoch:
     """One line of ``history.csv``.
 
     Parameters
@@ -163,32 +163,32 @@ class Fit:
 
     Parameters
     ----------
-    records : list of Record
+    epochs : list of Epoch
         One an epoch.
     best, last : dict of str to tensor
         Weights after the best epoch and after the last one.
     """
 
-    records: list[Record] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
     best: Weights = field(default_factory=dict)
     last: Weights = field(default_factory=dict)
 
     @property
-    def best_record(self) -> Record:
-        """The first record with the highest score, or of undefined (NaN) ones the lowest loss."""
+    def best_epoch(self) -> Epoch:
+        """The first epoch with the highest score, or of undefined (NaN) ones the lowest loss."""
 
-        def rank(record: Record) -> tuple[bool, float]:
-            is_defined = not math.isnan(record.score)
-            return is_defined, record.score if is_defined else -record.validation_loss
+        def rank(epoch: Epoch) -> tuple[bool, float]:
+            is_defined = not math.isnan(epoch.score)
+            return is_defined, epoch.score if is_defined else -epoch.validation_loss
 
-        return max(self.records, key=rank)
+        return max(self.epochs, key=rank)
 
     def is_over(self, settings: Settings) -> bool:
         """Whether no epoch is left, or too many have passed without improvement."""
-        if not self.records:
+        if not self.epochs:
             return False
-        waited = len(self.records) - 1 - self.best_record.epoch
-        return len(self.records) >= settings.epochs or waited >= settings.patience
+        waited = len(self.epochs) - 1 - self.best_epoch.epoch
+        return len(self.epochs) >= settings.epochs or waited >= settings.patience
 
 
 def fit(
@@ -232,24 +232,22 @@ def fit(
     """
     trainer = _Trainer(model, task, settings)
     course = Fit() if out is None else trainer.resume(out)
-    if out is not None and course.records:  # killed between the state and its line
-        _write_history(out / HISTORY, course.records)
+    if out is not None and course.epochs:  # killed between the state and its line
+        _write_history(out / HISTORY, course.epochs)
     validation = data.validation()
-    bar = Progress(
-        total=settings.epochs, initial=len(course.records), desc="training", unit="epoch"
-    )
+    bar = Progress(total=settings.epochs, initial=len(course.epochs), desc="training", unit="epoch")
     with bar:
         while not course.is_over(settings):
-            record = trainer.epoch(len(course.records), data, validation, bar)
-            course.records.append(record)
+            done = trainer.epoch(len(course.epochs), data, validation, bar)
+            course.epochs.append(done)
             course.last = _copy(model)
-            if course.best_record is record:
+            if course.best_epoch is done:
                 course.best = course.last
             if out is not None:
                 trainer.save(out, course)
-                _write_history(out / HISTORY, course.records)
+                _write_history(out / HISTORY, course.epochs)
             bar.update()
-            bar.set_postfix({"loss": f"{record.loss:.4f}", task.headline: f"{record.score:.4f}"})
+            bar.set_postfix({"loss": f"{done.loss:.4f}", task.headline: f"{done.score:.4f}"})
     model.load_state_dict(course.best)
     model.eval()
     return course
@@ -270,7 +268,7 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.rate = 0, 0.0
 
-    def epoch(self, number: int, data: Data, validation: Examples, bar: Progress) -> Record:
+    def epoch(self, number: int, data: Data, validation: Examples, bar: Progress) -> Epoch:
         """Train for an epoch and validate."""
         start = time.perf_counter()
         _reseed(self.settings.seed, number)
@@ -288,7 +286,7 @@ class _Trainer:
         labels = np.asarray(validation.labels)
         validation_loss = self.task.loss(torch.from_numpy(values), torch.from_numpy(labels))
         metrics = self.task.metrics(labels, self.task.restore(values))
-        return Record(
+        return Epoch(
             epoch=number,
             loss=loss,
             validation_loss=validation_loss.item(),
@@ -347,7 +345,7 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
-            "records": [vars(record) for record in course.records],
+            "epochs": [vars(epoch) for epoch in course.epochs],
         }
         packed = io.BytesIO()  # a full disk is an OSError below, and an obscure one in torch
         torch.save(state, packed)
@@ -367,7 +365,7 @@ class _Trainer:
                 continue
             course = self._restore(packed, out / name)
             if name == PREVIOUS:
-                _tell(f"{out}: goes on from the state before, of {len(course.records)} epochs")
+                _tell(f"{out}: goes on from the state before, of {len(course.epochs)} epochs")
             return course
         if (out / HISTORY).exists():
             _tell(f"{out}: holds no whole state of its training, which starts again")
@@ -382,8 +380,8 @@ class _Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
-            records = [Record(**record) for record in state["records"]]
-            return Fit(records, state["best"], _copy(self.model))
+            epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+            return Fit(epochs, state["best"], _copy(self.model))
         except _MISFIT as error:
             raise OutputError(
                 f"{path} is of another training; delete it to start again, or use another --out"
@@ -459,12 +457,12 @@ def raw_predictor(model: SequenceModel, windows: int = _PASS) -> Predictor:
     )
 
 
-def _write_history(path: Path, records: Sequence[Record]) -> None:
+def _write_history(path: Path, epochs: Sequence[Epoch]) -> None:
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    metrics = list(records[0].metrics)
+    metrics = list(epochs[0].metrics)
     writer.writerow(["epoch", "loss", "validation_loss", *metrics, "learning_rate", "seconds"])
-    for r in records:
+    for r in epochs:
         row = [r.epoch, r.loss, r.validation_loss, *r.metrics.values(), r.learning_rate, r.seconds]
         # An undefined metric is an empty field.
         writer.writerow(["" if isinstance(x, float) and math.isnan(x) else x for x in row])

@@ -1,4 +1,4 @@
-"""How many examples fit into memory at once, estimated from a model before anything is computed."""
+"""The largest batch that fits into memory, estimated before anything is computed."""
 
 from __future__ import annotations
 

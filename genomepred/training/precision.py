@@ -1,4 +1,4 @@
-"""How far fp16 and bf16 lie from fp32 for a trained model, and what its card tolerates of that."""
+"""Distance of fp16 and bf16 from fp32 for a trained model, and what its card tolerates of it."""
 
 from __future__ import annotations
 

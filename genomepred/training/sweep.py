@@ -21,7 +21,9 @@ from genomepred.files import publishing, read_small
 from genomepred.models.checkpoint import load_model
 from genomepred.progress import Progress
 from genomepred.training.fit import HISTORY, history_digest
-from genomepred.training.run import METRICS, Plan, read_outcome, train
+from genomepred.training.folder import METRICS, read_outcome
+from genomepred.training.run import train
+from genomepred.training.spec import TrainingSpec
 
 TABLE, FIGURE = "comparison.tsv", "comparison.png"
 _LARGEST_CONFIG = 1 << 24  # bytes
@@ -116,12 +118,12 @@ class Trial:
     ----------
     changes : mapping
         In what it differs from the other trials, for the table (JSON-able).
-    plans : sequence of Plan
+    specs : sequence of TrainingSpec
         What to train, one a seed.
     """
 
     changes: Mapping[str, Any]
-    plans: Sequence[Plan]
+    specs: Sequence[TrainingSpec]
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,8 @@ def sweep(trials: Mapping[str, Trial], out: Path, metric: str | None = None) -> 
         As by training, naming the trial and seed; or if there is no such metric.
     """
     results: dict[str, list[Result]] = {}
-    for name, plan in _bar(trials):
-        result = _train(name, plan, out, metric)
+    for name, spec in _bar(trials):
+        result = _train(name, spec, out, metric)
         results.setdefault(name, []).append(result)
         metric = metric or result.outcome["headline"]
     table = pd.DataFrame([_row(name, trials[name], found) for name, found in results.items()])
@@ -217,21 +219,21 @@ def sweep(trials: Mapping[str, Trial], out: Path, metric: str | None = None) -> 
     return table
 
 
-def _bar(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Plan]]:
-    """Every plan with its trial's name, behind a bar."""
-    plans = [(name, plan) for name, trial in trials.items() for plan in trial.plans]
-    with Progress(plans, desc="sweep", unit="training") as bar:
-        for name, plan in bar:
-            bar.set_postfix_str(f"{name}, seed {plan.settings.seed}")
-            yield name, plan
+def _bar(trials: Mapping[str, Trial]) -> Iterator[tuple[str, TrainingSpec]]:
+    """Every training with its trial's name, behind a bar."""
+    specs = [(name, spec) for name, trial in trials.items() for spec in trial.specs]
+    with Progress(specs, desc="sweep", unit="training") as bar:
+        for name, spec in bar:
+            bar.set_postfix_str(f"{name}, seed {spec.settings.seed}")
+            yield name, spec
 
 
-def _train(name: str, plan: Plan, out: Path, metric: str | None) -> Result:
+def _train(name: str, spec: TrainingSpec, out: Path, metric: str | None) -> Result:
     """Result of a training; refused at once if it lacks the metric of the figure."""
-    seed = plan.settings.seed
+    seed = spec.settings.seed
     folder = out / name / f"seed{seed}"
     try:
-        train(plan, folder)
+        train(spec, folder)
         result = Result.read(folder)
         there = result.metrics()["validation"]
         if metric not in (None, *there):

@@ -70,7 +70,7 @@ def columns_of(tracks: Sequence[str], measures: Sequence[str], ranged: bool) -> 
 
 
 class Table(Protocol):
-    """Where blocks are written, in order."""
+    """A table that blocks are written to, in order."""
 
     def add(self, sites: Sites, scores: Scores) -> None:
         """Write a block."""

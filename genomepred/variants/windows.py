@@ -115,7 +115,7 @@ class Haplotypes:
         return net
 
     def begins(self, haplotype: Int64, anchor: Int64, left: int) -> Int64:
-        """Where windows with these anchors begin, ``left`` bases before each, on a haplotype."""
+        """First bases of windows with these anchors, ``left`` bases before each, on a haplotype."""
         begin = np.empty(len(anchor), np.int64)
         _anchored(haplotype, anchor, left, self.first, self.start, self.end, self.alt_first, begin)
         return begin
@@ -157,7 +157,7 @@ class Haplotypes:
         )
 
     def turned_begins(self, haplotype: Int64, begin: Int64, length: int) -> Int64:
-        """Where ``length`` bases from ``begin`` on begin on the other strand."""
+        """First base, on the other strand, of the ``length`` bases from ``begin`` on."""
         net: Int64 = np.append(self.net, 0)[haplotype]  # the last is that of the reference, -1
         turned: Int64 = len(self.codes) + net - begin - length
         return turned

@@ -1,4 +1,4 @@
-"""Who may ask: this machine's user with the link that was printed, from a page of this server.
+"""The guard: only this machine's user, with the printed link and from this server's page.
 
 Every user of a machine reaches its loopback, so an address is no secret; the token is. It stands in
 one address, is good for one visit, and is answered with a cookie that no script and no other site

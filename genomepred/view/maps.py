@@ -64,7 +64,7 @@ class Map:
         )
 
     def pyramid(self) -> Path:
-        """Where its pyramid is kept: beside the file, or the first of them."""
+        """Path of its pyramid: beside the file, or the first of them."""
         first = self.files[0]
         if len(self.everything) == 1:
             return first.with_name(f"{first.name}.pyramid")

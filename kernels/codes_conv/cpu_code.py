@@ -72,7 +72,7 @@ def _row_starts(
     out: int,
     apart: int,
 ) -> None:
-    """Where each position's k-mer has its row, in values of one group's table.
+    """Offset of each position's row of k-mers, in values of one group's table.
 
     Samples stand one after the other in ``symbols`` and ``out``, ``apart`` positions each.
     """

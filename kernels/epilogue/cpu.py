@@ -27,7 +27,7 @@ _activated, _bias_act_pool = entry(_CODE + "activated"), entry(_CODE + "bias_act
 
 @cache
 def _address(activation: str) -> int:
-    """Where an activation in place is, compiled when it is first asked for; 0 for none."""
+    """Address of an activation in place, compiled when it is first asked for; 0 for none."""
     return 0 if activation == "none" else address(_CODE + activation)
 
 

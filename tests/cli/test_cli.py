@@ -216,6 +216,10 @@ def test_wrong_usage_loads_nothing_heavy(wrong):
         ("plan", "no.fa"),
         ("plan", "g.fa", "--regions", "no.bed"),
         ("predict", "g.fa", "--jobs", "2", "--cluster", "auto"),
+        ("predict", "g.fa", "--model", "no-such"),
+        ("effects", "--genomes", "g.fa", "--variants", "v.vcf", "--model", ""),
+        ("explain", "ism", "--input", "g.fa", "--model", "no-such"),
+        ("explain", "filters", "--input", ""),
     ],
 )
 def test_a_wrong_path_or_option_is_told_before_anything_heavy_is_loaded(
@@ -229,7 +233,8 @@ def test_a_wrong_path_or_option_is_told_before_anything_heavy_is_loaded(
         "except Exception as error: print(type(error).__name__)\n"
         "print([m for m in ('torch', 'numba', 'h5py') if m in sys.modules])"
     )
-    done = python("-c", code, *wrong, "--model", "ctcf", "--out", "o")
+    model = () if "--model" in wrong else ("--model", "ctcf")
+    done = python("-c", code, *wrong, *model, "--out", "o")
     kind, loaded = done.stdout.splitlines()
     assert kind.endswith("Error")
     assert loaded == "[]"
@@ -257,8 +262,8 @@ def test_errors_are_one_line_with_their_own_exit_code(model, out, tmp_path):
 
 
 def test_usage_errors_are_clicks_own():
-    assert "no genomes" in genomepred("predict", "--model", "x", "--out", "y", code=2).stderr
-    wrong = ("predict", "g.fa", "--model", "x", "--out", "y", "--shard", "0/3")
+    assert "no genomes" in genomepred("predict", "--model", "ctcf", "--out", "y", code=2).stderr
+    wrong = ("predict", "g.fa", "--model", "ctcf", "--out", "y", "--shard", "0/3")
     assert "write I/N" in genomepred(*wrong, code=2).stderr
 
 

@@ -17,7 +17,7 @@ from genomepred.errors import DataError, DependencyError, ModelError, OutputErro
 from genomepred.models.card import read_card
 from genomepred.models.checkpoint import check_golden
 from genomepred.training.fit import Settings
-from genomepred.training.run import Description
+from genomepred.training.spec import Description
 from tests.helpers import invoke as run
 
 

@@ -26,8 +26,8 @@ from genomepred.training.fit import (
     HISTORY,
     PREVIOUS,
     STATE,
+    Epoch,
     Fit,
-    Record,
     Settings,
     _read_state,
     _Trainer,
@@ -108,9 +108,9 @@ def test_a_planted_motif_is_learned(tmp_path: Path, optimizer: str) -> None:
         *("auROC", "auPRC", "MCC", "accuracy", "sensitivity", "specificity"),
         *("learning_rate", "seconds"),
     ]
-    assert [int(row["epoch"]) for row in rows] == list(range(len(course.records)))
+    assert [int(row["epoch"]) for row in rows] == list(range(len(course.epochs)))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
-    assert [float(row["auPRC"]) for row in rows] == [record.score for record in course.records]
+    assert [float(row["auPRC"]) for row in rows] == [epoch.score for epoch in course.epochs]
 
 
 def test_a_regression_is_learned_on_its_own_scale() -> None:
@@ -123,7 +123,7 @@ def test_a_regression_is_learned_on_its_own_scale() -> None:
     task = find_task("regression", data.epoch(0).labels)
     model = make_model()
     course = fit(model, data, task, Settings(epochs=4, batch_size=64, learning_rate=3e-3))
-    best = course.best_record
+    best = course.best_epoch
     assert best.metrics["R2"] > 0.4
     assert best.validation_loss == pytest.approx(best.metrics["MSE"] / 500**2, rel=1e-3)
     task.fold(model)
@@ -165,8 +165,8 @@ def test_the_weights_of_the_best_epoch_are_kept_and_training_stops_without_impro
     model = make_model()
     settings = Settings(epochs=6, batch_size=32, patience=3)
     course = fit(model, Planted(64), Scripted("binary"), settings)
-    assert [record.score for record in course.records] == SCORES[:5]
-    assert course.best_record.epoch == 1
+    assert [epoch.score for epoch in course.epochs] == SCORES[:5]
+    assert course.best_epoch.epoch == 1
     assert same(weights(model), list(course.best.values()))
     assert not same(weights(model), list(course.last.values()))
     # The rate's course depends on all epochs asked for; two epochs of six are the same.
@@ -222,8 +222,8 @@ def test_a_stopped_training_goes_on_to_the_same_end(tmp_path: Path) -> None:
     course = fit(model, Planted(100), BINARY, settings, out=tmp_path / "b")
     assert same(weights(model), weights(whole))
     assert same(list(course.last.values()), list(undisturbed.last.values()))
-    assert [r.metrics for r in course.records] == [r.metrics for r in undisturbed.records]
-    assert [r.loss for r in course.records] == [r.loss for r in undisturbed.records]
+    assert [r.metrics for r in course.epochs] == [r.metrics for r in undisturbed.epochs]
+    assert [r.loss for r in course.epochs] == [r.loss for r in undisturbed.epochs]
     tables = [(tmp_path / x / HISTORY).read_text().splitlines() for x in "ab"]
     assert [line.rpartition(",")[0] for line in tables[0]] == [
         line.rpartition(",")[0] for line in tables[1]
@@ -241,7 +241,7 @@ def test_a_finished_state_trains_no_further(tmp_path: Path) -> None:
 def test_the_state_holds_nothing_but_tensors_and_plain_values(tmp_path: Path) -> None:
     fit(make_model(), Planted(64), BINARY, Settings(epochs=1, batch_size=32), out=tmp_path)
     state = read_state(tmp_path)
-    assert set(state) == {"of", "model", "best", "optimizer", "scaler", "step", "records"}
+    assert set(state) == {"of", "model", "best", "optimizer", "scaler", "step", "epochs"}
     assert state["step"] == 4
 
 
@@ -302,7 +302,7 @@ def test_a_damaged_state_is_told_and_training_ends_the_same(
     both: bool,
 ) -> None:
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    assert len(read_state(tmp_path, PREVIOUS)["records"]) == 1
+    assert len(read_state(tmp_path, PREVIOUS)["epochs"]) == 1
     for name in (STATE, PREVIOUS) if both else (STATE,):
         (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
     capsys.readouterr()
@@ -403,7 +403,7 @@ def test_a_killed_process_loses_at_most_the_running_epoch(tmp_path: Path, number
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == -number
-    assert epochs() == len(read_state(out)["records"]) == 4
+    assert epochs() == len(read_state(out)["epochs"]) == 4
     fit(make_model(seed=7), Planted(300), BINARY, LONG, out=out)
     undisturbed = fit(make_model(), Planted(300), BINARY, LONG)
     state = read_state(out)
@@ -478,7 +478,7 @@ def test_predictions_that_are_not_numbers_stop_the_training(
 
 def test_fewer_examples_than_a_batch_are_one_batch() -> None:
     course = fit(make_model(), Planted(10), BINARY, Settings(epochs=1, batch_size=512))
-    assert math.isfinite(course.records[0].loss)
+    assert math.isfinite(course.epochs[0].loss)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -488,7 +488,7 @@ def test_half_precision_learns_with_fp32_weights_and_goes_on_to_the_same_end(
     model, stopped, plain = make_model(), make_model(), make_model()
     settings = Settings(epochs=3, batch_size=32, learning_rate=3e-3, precision=precision)
     course = fit(model, Planted(200), BINARY, settings)
-    assert course.records[-1].loss < course.records[0].loss
+    assert course.epochs[-1].loss < course.epochs[0].loss
     assert all(tensor.dtype != torch.float16 for tensor in model.state_dict().values())
     assert all(tensor.dtype != torch.bfloat16 for tensor in model.state_dict().values())
     fit(plain, Planted(200), BINARY, replace(settings, precision="auto"))
@@ -516,12 +516,12 @@ def test_a_gpu_trains_and_goes_on_in_every_precision(tmp_path: Path, precision: 
     with pytest.raises(_StopError):
         fit(make_model().cuda(), _Until(500, 2), BINARY, settings, out=tmp_path)
     course = fit(make_model(1).cuda(), Planted(500), BINARY, settings, out=tmp_path)
-    assert len(course.records) == 4
-    assert course.records[-1].loss < course.records[0].loss
-    assert course.best_record.score > 0.7
+    assert len(course.epochs) == 4
+    assert course.epochs[-1].loss < course.epochs[0].loss
+    assert course.best_epoch.score > 0.7
 
 
-# Values and records
+# Values and epochs
 
 
 def test_raw_values_are_the_models_own_however_rows_are_laid_out() -> None:
@@ -535,23 +535,23 @@ def test_raw_values_are_the_models_own_however_rows_are_laid_out() -> None:
     np.testing.assert_allclose(raw_predictor(model, 7).predict(windows), expected, atol=1e-6)
 
 
-def record(epoch: int, score: float, loss: float = 0.0) -> Record:
-    return Record(epoch, 0.0, loss, {}, score, 0.0, 0.0)
+def epoch_of(number: int, score: float, loss: float = 0.0) -> Epoch:
+    return Epoch(number, 0.0, loss, {}, score, 0.0, 0.0)
 
 
 def test_of_equal_epochs_the_first_is_the_best() -> None:
-    course = Fit([record(i, score) for i, score in enumerate([0.1, 0.3, 0.3])])
-    assert course.best_record.epoch == 1
+    course = Fit([epoch_of(i, score) for i, score in enumerate([0.1, 0.3, 0.3])])
+    assert course.best_epoch.epoch == 1
 
 
 def test_an_undefined_score_is_below_all_others() -> None:
     scores = [math.nan, -0.2, math.nan, -0.1]
-    records = [record(i, score, loss=-i) for i, score in enumerate(scores)]
-    assert [Fit(records[: i + 1]).best_record.epoch for i in range(4)] == [0, 1, 1, 3]
+    epochs = [epoch_of(i, score, loss=-i) for i, score in enumerate(scores)]
+    assert [Fit(epochs[: i + 1]).best_epoch.epoch for i in range(4)] == [0, 1, 1, 3]
     # Where none is defined the loss is all that is known.
     losses = [0.5, 0.3, 0.4, 0.3]
-    undefined = Fit([record(i, math.nan, loss) for i, loss in enumerate(losses)])
-    assert undefined.best_record.epoch == 1
+    undefined = Fit([epoch_of(i, math.nan, loss) for i, loss in enumerate(losses)])
+    assert undefined.best_epoch.epoch == 1
     assert undefined.is_over(Settings(epochs=9, patience=2))
 
 
@@ -562,7 +562,7 @@ def test_a_training_whose_first_score_is_undefined_keeps_the_best_defined_one(
     monkeypatch.setattr("tests.training.test_fit.SCORES", [math.nan, 0.2, 0.1])
     model = make_model()
     course = fit(model, Planted(64), Scripted("binary"), Settings(epochs=3, batch_size=32))
-    assert course.best_record.epoch == 1
+    assert course.best_epoch.epoch == 1
     assert same(weights(model), list(course.best.values()))
 
 
@@ -573,6 +573,6 @@ def test_a_training_whose_first_score_is_undefined_keeps_the_best_defined_one(
 def test_training_is_over_after_the_epochs_or_the_patience(
     scores: list[float], is_over: bool
 ) -> None:
-    course = Fit([record(i, score) for i, score in enumerate(scores)])
+    course = Fit([epoch_of(i, score) for i, score in enumerate(scores)])
     assert course.is_over(Settings(epochs=9, patience=2)) == is_over
     assert course.is_over(Settings(epochs=3, patience=9)) == (len(scores) == 3)

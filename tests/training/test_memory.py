@@ -14,9 +14,10 @@ from genomepred.models import build
 from genomepred.models.layers import SequenceModel
 from genomepred.training import memory
 from genomepred.training.fit import Settings
+from genomepred.training.folder import RUN
 from genomepred.training.memory import pass_size, step_size
-from genomepred.training.run import RUN, train
-from tests.training.test_run import _StopError, plan_of
+from genomepred.training.run import train
+from tests.training.test_run import _StopError, spec_of
 
 
 def limited(patch: pytest.MonkeyPatch, amount: float) -> None:
@@ -66,8 +67,8 @@ def test_an_estimate_changes_nothing() -> None:
 def test_a_training_keeps_the_batches_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of(tmp_path, epochs=1)
-    plan = replace(plan, settings=replace(plan.settings, batch_size=None))
+    spec = spec_of(tmp_path, epochs=1)
+    spec = replace(spec, settings=replace(spec.settings, batch_size=None))
 
     def stop(*_: object, **__: object) -> None:
         raise _StopError
@@ -76,8 +77,8 @@ def test_a_training_keeps_the_batches_it_began_with(
         patch.setattr("genomepred.training.run.fit", stop)
         patch.setattr(Settings, "decided", lambda self, _: replace(self, batch_size=16))
         with pytest.raises(_StopError):
-            train(plan, tmp_path / "out")
+            train(spec, tmp_path / "out")
     assert read_document(tmp_path / "out" / RUN, {}, sealed=True)["batch_size"] == 16
-    assert train(plan, tmp_path / "out").training["settings"]["batch_size"] == 16
-    explicit = train(replace(plan, settings=replace(plan.settings, batch_size=16)), tmp_path / "b")
-    assert explicit.weights_sha256 == train(plan, tmp_path / "out").weights_sha256
+    assert train(spec, tmp_path / "out").training["settings"]["batch_size"] == 16
+    explicit = train(replace(spec, settings=replace(spec.settings, batch_size=16)), tmp_path / "b")
+    assert explicit.weights_sha256 == train(spec, tmp_path / "out").weights_sha256

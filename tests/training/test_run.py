@@ -23,8 +23,12 @@ from genomepred.models import MODELS
 from genomepred.models.card import TOLERANCE, read_card
 from genomepred.models.checkpoint import check_golden, load_model
 from genomepred.training import fit, run
+from genomepred.training import folder as training_folder
 from genomepred.training.fit import STATE, Settings
-from genomepred.training.run import METRICS, RUN, SCRATCH, Description, Plan, train
+from genomepred.training.folder import METRICS, RUN, SCRATCH
+from genomepred.training.measure import measure
+from genomepred.training.run import train
+from genomepred.training.spec import Description, TrainingSpec
 from genomepred.training.tasks import find_task
 
 TINY = {
@@ -45,14 +49,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table, and finished trainings by one and by two epochs, ``1`` and ``2``; to be copied."""
     folder = tmp_path_factory.mktemp("trained")
     for epochs in (1, 2):
-        train(plan_of(folder, epochs=epochs), folder / str(epochs))
+        train(spec_of(folder, epochs=epochs), folder / str(epochs))
     return folder
 
 
-def finished(trained: Path, folder: Path) -> tuple[Plan, Path]:
-    """A copy of the training by one epoch, with its plan."""
+def finished(trained: Path, folder: Path) -> tuple[TrainingSpec, Path]:
+    """A copy of the training by one epoch, with its spec."""
     shutil.copy2(trained / "table.tsv", folder)
-    return plan_of(folder, epochs=1), shutil.copytree(trained / "1", folder / "out")
+    return spec_of(folder, epochs=1), shutil.copytree(trained / "1", folder / "out")
 
 
 def text_of(codes: np.ndarray) -> str:
@@ -70,10 +74,10 @@ def make_table(folder: Path, rows: int = 300, length: int = 40) -> Path:
     return path
 
 
-def plan_of(folder: Path, architecture: str = "linear", **settings: object) -> Plan:
+def spec_of(folder: Path, architecture: str = "linear", **settings: object) -> TrainingSpec:
     path = folder / "table.tsv"
     options = {"epochs": 4, "batch_size": 32, "learning_rate": 0.03, **settings}
-    return Plan(
+    return TrainingSpec(
         architecture,
         Source(path if path.exists() else make_table(folder)),
         Description("content", units=("bases",), command="genomepred train ..."),
@@ -91,8 +95,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_card_says_all_that_the_weights_come_from(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path)
-    card = train(plan, tmp_path / "out")
+    spec = spec_of(tmp_path)
+    card = train(spec, tmp_path / "out")
     assert card == read_card(tmp_path / "out" / "best")
     training = card.training
     assert training["command"] == "genomepred train ..."
@@ -111,10 +115,10 @@ def test_the_card_says_all_that_the_weights_come_from(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_the_stored_model_predicts_in_the_labels_unit(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, epochs=10)
-    train(plan, tmp_path / "out")
+    spec = spec_of(tmp_path, epochs=10)
+    train(spec, tmp_path / "out")
     model = load_model(tmp_path / "out" / "best")
-    examples = open_data(plan.source, tmp_path).test()["test"]
+    examples = open_data(spec.source, tmp_path).test()["test"]
     with torch.no_grad():
         values = model(torch.from_numpy(examples.codes)).numpy()[:, 0]
     assert np.abs(values - examples.labels).mean() < 1  # of 20 bases, deviation 3
@@ -124,17 +128,17 @@ def test_the_stored_model_predicts_in_the_labels_unit(tmp_path: Path) -> None:
 
 
 def test_what_no_card_can_say_is_refused_before_the_training(tmp_path: Path) -> None:
-    plan = replace(plan_of(tmp_path), min_bases=41)
+    spec = replace(spec_of(tmp_path), min_bases=41)
     with pytest.raises(ModelError, match="'min_bases' is 41; allowed: at most the window, 40"):
-        train(plan, tmp_path / "out")
+        train(spec, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_architecture_is_trained_and_stored(tmp_path: Path, name: str) -> None:
-    plan = plan_of(tmp_path, name, epochs=1, learning_rate=1e-3)
-    card = train(plan, tmp_path / "out")
+    spec = spec_of(tmp_path, name, epochs=1, learning_rate=1e-3)
+    card = train(spec, tmp_path / "out")
     assert card.architecture == name
     assert np.isfinite(card.metrics["test"]["MSE"])
     assert check_golden(tmp_path / "out" / "best") == 0
@@ -151,7 +155,7 @@ class _StopError(Exception):
         *[("fit._write_history", 1, 1), ("fit._write_history", 1, 2)],
         *[("fit._write_history", 2, 2), ("run._outcome", 1, 2), ("run._finished", 2, 2)],
         *[("run.save_checkpoint", 1, 2), ("run.save_checkpoint", 2, 2), ("run.measure", 1, 2)],
-        *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("run.create_whole", 1, 2)],
+        *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("folder.create_whole", 1, 2)],
     ],
 )
 def test_a_training_stopped_anywhere_ends_the_same(
@@ -162,9 +166,9 @@ def test_a_training_stopped_anywhere_ends_the_same(
     call: int,
     epochs: int,
 ) -> None:
-    plan, undisturbed = plan_of(trained, epochs=epochs), trained / str(epochs)
+    spec, undisturbed = spec_of(trained, epochs=epochs), trained / str(epochs)
     place, name = where.split(".")
-    module = {"run": run, "fit": fit}[place]
+    module = {"run": run, "fit": fit, "folder": training_folder}[place]
     real, calls = getattr(module, name), []
 
     def stopping(*args: object, **kwargs: object) -> object:
@@ -176,9 +180,9 @@ def test_a_training_stopped_anywhere_ends_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(module, name, stopping)
         with pytest.raises(_StopError):
-            train(plan, tmp_path / "out")
+            train(spec, tmp_path / "out")
     assert not (tmp_path / "out" / METRICS).exists()
-    train(plan, tmp_path / "out")
+    train(spec, tmp_path / "out")
     assert not (tmp_path / "out" / STATE).exists()
     assert files(tmp_path / "out") == files(undisturbed)
     histories = [
@@ -191,35 +195,35 @@ def test_a_training_stopped_anywhere_ends_the_same(
 
 
 def test_a_finished_training_is_not_touched(trained: Path, tmp_path: Path) -> None:
-    plan, out = finished(trained, tmp_path)
+    spec, out = finished(trained, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert train(plan, out) == read_card(trained / "1" / "best")
+    assert train(spec, out) == read_card(trained / "1" / "best")
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_a_finished_training_is_known_without_reading_its_data(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, out = finished(trained, tmp_path)
+    spec, out = finished(trained, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(run, "open_data", _raise)
-        assert train(plan, out) == read_card(trained / "1" / "best")
+        assert train(spec, out) == read_card(trained / "1" / "best")
         for other in (
-            replace(plan, stride=3),
-            replace(plan, config={"tracks": 1}),
-            replace(plan, source=replace(plan.source, seed=1)),
-            replace(plan, settings=replace(plan.settings, epochs=2)),
+            replace(spec, stride=3),
+            replace(spec, config={"tracks": 1}),
+            replace(spec, source=replace(spec.source, seed=1)),
+            replace(spec, settings=replace(spec.settings, epochs=2)),
         ):
             with pytest.raises(_StopError):
                 train(other, out)
-        plan.source.data.write_text(plan.source.data.read_text().replace("\t2", "\t3", 1))
+        spec.source.data.write_text(spec.source.data.read_text().replace("\t2", "\t3", 1))
         with pytest.raises(_StopError):
-            train(plan, out)
+            train(spec, out)
 
 
 @pytest.mark.parametrize("name", [RUN, METRICS])
 def test_a_changed_record_is_one_line(trained: Path, tmp_path: Path, name: str) -> None:
-    plan, out = finished(trained, tmp_path)
+    spec, out = finished(trained, tmp_path)
     whole = (out / name).read_bytes()
     for place in np.random.default_rng(0).integers(0, len(whole), 20).tolist():
         damaged = whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :]
@@ -227,37 +231,37 @@ def test_a_changed_record_is_one_line(trained: Path, tmp_path: Path, name: str) 
         with pytest.raises(
             OutputError, match=rf"{name} is damaged \(.*use another --out"
         ) as caught:
-            train(plan, out)
+            train(spec, out)
         assert "\n" not in str(caught.value)
     (out / name).write_bytes(b"[" * 100_000)
     with pytest.raises(OutputError, match="nested too deeply"):
-        train(plan, out)
+        train(spec, out)
     (out / name).unlink()
     os.mkfifo(out / name)
     with pytest.raises(OutputError, match="cannot be read"):
-        train(plan, out)
+        train(spec, out)
 
 
 def test_another_checkpoint_in_the_place_of_the_best_is_told(trained: Path, tmp_path: Path) -> None:
-    plan, out = finished(trained, tmp_path)
+    spec, out = finished(trained, tmp_path)
     shutil.rmtree(out / "best")
     shutil.copytree(trained / "2" / "best", out / "best")
     with pytest.raises(
         OutputError, match=r"best is not the checkpoint that metrics\.json tells of"
     ):
-        train(plan, out)
+        train(spec, out)
 
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_what_a_kill_after_the_metrics_leaves_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
+    spec, out = spec_of(tmp_path, epochs=1), tmp_path / "out"
     monkeypatch.setattr(storage, "MOST_IN_MEMORY", 1000)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_tidy", _raise)
+        patch.setattr(run, "tidy", _raise)
         with pytest.raises(_StopError):
-            train(plan, out)
+            train(spec, out)
     assert (out / STATE).exists()
     assert (out / SCRATCH / "sequences.h5").exists()
     ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -267,7 +271,7 @@ def test_what_a_kill_after_the_metrics_leaves_is_removed(
     others = [f"state.{host}.{os.getpid()}.0123abcd.tmp", "state.elsewhere.7.0123abcd.tmp"]
     for name in (*others, "notes.tmp"):
         (out / name).touch()
-    train(plan, out)
+    train(spec, out)
     assert not (out / STATE).exists()
     assert not (out / SCRATCH).exists()
     assert {path.name for path in out.glob("*.tmp")} == {*others, "notes.tmp"}
@@ -276,11 +280,11 @@ def test_what_a_kill_after_the_metrics_leaves_is_removed(
 def test_words_that_a_finished_training_ignores_are_named(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan, out = finished(trained, tmp_path)
-    card = train(plan, out)
+    spec, out = finished(trained, tmp_path)
+    card = train(spec, out)
     assert "left as it is" not in capsys.readouterr().err
     words = Description("other", units=("bases",), descriptions=("G and C",), license="MIT")
-    assert train(replace(plan, description=words), out) == card
+    assert train(replace(spec, description=words), out) == card
     told = capsys.readouterr()
     assert "left as it is" in told.err
     assert "--name 'other' (is 'content')" in told.err
@@ -290,11 +294,11 @@ def test_words_that_a_finished_training_ignores_are_named(
     assert told.out == ""
 
 
-def test_of_two_processes_that_start_at_once_the_first_one_s_plan_counts(
+def test_of_two_processes_that_start_at_once_the_first_ones_options_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, out = plan_of(tmp_path, epochs=1), tmp_path / "out"
-    real = run.create_whole
+    spec, out = spec_of(tmp_path, epochs=1), tmp_path / "out"
+    real = training_folder.create_whole
 
     def overtaken(path: Path, data: bytes) -> bool:
         told = json.loads(data)
@@ -302,16 +306,16 @@ def test_of_two_processes_that_start_at_once_the_first_one_s_plan_counts(
         real(path, seal({**told, "stride": 7}))  # another process, meanwhile
         return real(path, data)
 
-    monkeypatch.setattr(run, "create_whole", overtaken)
+    monkeypatch.setattr(training_folder, "create_whole", overtaken)
     with pytest.raises(SignatureError, match="started with stride 7; now stride unset"):
-        train(plan, out)
+        train(spec, out)
     assert [path.name for path in out.iterdir()] == [RUN]
     assert json.loads((out / RUN).read_text())["stride"] == 7
 
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_the_card_has_the_measured_differences_of_precisions(tmp_path: Path) -> None:
-    card = train(plan_of(tmp_path, "tf-cnn", epochs=1), tmp_path / "out")
+    card = train(spec_of(tmp_path, "tf-cnn", epochs=1), tmp_path / "out")
     found = card.training["measured_difference"]
     assert 0 < found["fp16"] < found["bf16"] < 0.1
     assert card.tolerance["fp16"] >= 2 * found["fp16"]
@@ -322,19 +326,19 @@ def test_the_card_has_the_measured_differences_of_precisions(tmp_path: Path) -> 
 def test_an_unfinished_training_of_other_data_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of(tmp_path, epochs=1)
+    spec = spec_of(tmp_path, epochs=1)
     with monkeypatch.context() as patch:
         patch.setattr(run, "fit", _raise)
         with pytest.raises(_StopError):
-            train(plan, tmp_path / "out")
-    other = replace(plan, source=replace(plan.source, seed=3))
+            train(spec, tmp_path / "out")
+    other = replace(spec, source=replace(spec.source, seed=3))
     with pytest.raises(SignatureError, match="source, seed 0") as caught:
         train(other, tmp_path / "out")
     assert "\n" not in str(caught.value)
-    table = plan.source.data
+    table = spec.source.data
     table.write_text(table.read_text().replace("\t2", "\t3", 1))
     with pytest.raises(SignatureError, match=r"data, data, 0, sha256"):
-        train(plan, tmp_path / "out")
+        train(spec, tmp_path / "out")
 
 
 def _raise(*_: object, **__: object) -> None:
@@ -347,8 +351,8 @@ def test_padded_sequences_lower_the_known_bases_a_window_needs(tmp_path: Path) -
     lines = table.read_text().splitlines()
     lines[1:] = [line[30 if i % 2 else 0 :] for i, line in enumerate(lines[1:])]
     table.write_text("\n".join(lines) + "\n")
-    plan = plan_of(tmp_path, epochs=1)
-    card = train(replace(plan, source=replace(plan.source, pad="left")), tmp_path / "out")
+    spec = spec_of(tmp_path, epochs=1)
+    card = train(replace(spec, source=replace(spec.source, pad="left")), tmp_path / "out")
     assert (card.window, card.min_bases) == (40, 10)
 
 
@@ -360,7 +364,7 @@ def test_a_model_that_cannot_be_finished_is_refused_before_training(
 
     monkeypatch.setattr("genomepred.training.tasks.rescale_output", refuse)
     with pytest.raises(ModelError, match="cannot be rescaled"):
-        train(plan_of(tmp_path), tmp_path / "out")
+        train(spec_of(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -373,11 +377,11 @@ def test_words_for_another_number_of_tracks_are_refused() -> None:
 def test_a_full_disk_is_one_line(tmp_path: Path, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(4_180_000))
     with pytest.raises((OutputError, ModelError), match=r"full|cannot be written") as caught:
-        train(plan_of(tmp_path, "tf-cnn", epochs=1), small_disk / "out")
+        train(spec_of(tmp_path, "tf-cnn", epochs=1), small_disk / "out")
     assert "\n" not in str(caught.value)
     assert not (small_disk / "out" / METRICS).exists()
     (small_disk / "ballast").unlink()
-    train(plan_of(tmp_path, "tf-cnn", epochs=1), small_disk / "out")
+    train(spec_of(tmp_path, "tf-cnn", epochs=1), small_disk / "out")
     assert check_golden(small_disk / "out" / "best") == 0
 
 
@@ -397,11 +401,11 @@ def make_genome(folder: Path, name: str, seed: int) -> None:
     (folder / f"{name}.bed").write_text("".join(lines))
 
 
-def peak_plan(folder: Path, validation: str, test: str, **source: object) -> Plan:
+def peak_spec(folder: Path, validation: str, test: str, **source: object) -> TrainingSpec:
     settings = Settings(epochs=5, batch_size=32, learning_rate=0.02)
     options = {"window": 30, "validation": (validation,), "test": (test,), **source}
     config = {"filters": 8, "hidden": [8]}
-    return Plan("tf-cnn", Source(**options), config=config, settings=settings)
+    return TrainingSpec("tf-cnn", Source(**options), config=config, settings=settings)
 
 
 @pytest.mark.usefixtures("blank_pictures")
@@ -411,10 +415,10 @@ def test_several_genomes_are_one_map(tmp_path: Path) -> None:
         make_genome(tmp_path, name, seed)
         lines.append(f"{name}\t{tmp_path / name}.fa\t{tmp_path / name}.bed")
     (tmp_path / "manifest.tsv").write_text("\n".join(lines) + "\n")
-    plan = peak_plan(
+    spec = peak_spec(
         tmp_path, "chr1:8001-12000", "chr1:12001-20000", data=tmp_path / "manifest.tsv"
     )
-    card = train(plan, tmp_path / "out")
+    card = train(spec, tmp_path / "out")
     drawn = card.metrics["map"]
     assert drawn["regions"] == ["a:chr1:12001-20000", "b:chr1:12001-20000"]
     assert drawn["megabases"] == 0.016
@@ -437,26 +441,26 @@ def test_peaks_without_a_genome_region_held_out_have_no_map(tmp_path: Path) -> N
         start = 100 + i * 320
         records.append(f">chr1:{start}-{start + 30}\n{genome[start : start + 30]}\n")
     (tmp_path / "peaks.fa").write_text("".join(records))
-    plan = peak_plan(
+    spec = peak_spec(
         tmp_path, "chr2", "chr3", data=tmp_path / "peaks.fa", genome=tmp_path / "a.fa",
         matched=0, random=0,
     )  # fmt: skip
     with pytest.raises(DataError, match="no negatives"):  # of the genome, in the test's regions
-        train(plan, tmp_path / "out")
+        train(spec, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    held_out = replace(plan.source, test=("chr3", "chr1:19800-20000"))
-    card = train(replace(plan, source=held_out), tmp_path / "out")
+    held_out = replace(spec.source, test=("chr3", "chr1:19800-20000"))
+    card = train(replace(spec, source=held_out), tmp_path / "out")
     assert "map" not in card.metrics
 
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_the_task_of_a_card_measures_what_the_card_says(tmp_path: Path) -> None:
     make_genome(tmp_path, "a", 0)
-    plan = peak_plan(
+    spec = peak_spec(
         tmp_path, "chr1:8001-12000", "chr1:12001-20000", data=tmp_path / "a.bed",
         genome=tmp_path / "a.fa",
     )  # fmt: skip
-    card = train(plan, tmp_path / "out")
-    data = open_data(plan.source, tmp_path)
-    measured = run.measure(load_model(tmp_path / "out" / "best"), data, find_task("binary"))
+    card = train(spec, tmp_path / "out")
+    data = open_data(spec.source, tmp_path)
+    measured = measure(load_model(tmp_path / "out" / "best"), data, find_task("binary"))
     assert measured == card.metrics

@@ -15,7 +15,8 @@ from genomepred.errors import DataError, GenomepredError, ModelError, OutputErro
 from genomepred.training import run
 from genomepred.training import sweep as module
 from genomepred.training.fit import Settings
-from genomepred.training.run import Plan, train
+from genomepred.training.run import train
+from genomepred.training.spec import TrainingSpec
 from genomepred.training.sweep import Trial, read_config, summary, sweep
 
 pytest.importorskip("sklearn")
@@ -127,7 +128,7 @@ def trials(table: Path, seeds: int = 2, **settings: Any) -> dict[str, Trial]:
         f"e{epochs}": Trial(
             {"epochs": epochs},
             [
-                Plan(
+                TrainingSpec(
                     "linear",
                     Source(table, seed=seed),
                     settings=Settings(
@@ -192,10 +193,10 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(
     table, out = make_table(tmp_path), tmp_path / "out"
     whole = sweep(trials(table, seeds=1), tmp_path / "whole").drop(columns="seconds")
 
-    def stopping(plan: Plan, folder: Path) -> object:
+    def stopping(spec: TrainingSpec, folder: Path) -> object:
         if folder == out / "e3" / "seed0":
             raise KeyboardInterrupt
-        return train(plan, folder)
+        return train(spec, folder)
 
     monkeypatch.setattr(module, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -224,7 +225,7 @@ def one_trial(table: Path, **settings: Any) -> dict[str, Trial]:
 @pytest.mark.usefixtures("blank_pictures")
 def test_what_goes_wrong_is_named_with_its_trial_and_seed(tmp_path: Path) -> None:
     table = make_table(tmp_path)
-    bad = {"bad": Trial({}, [Plan("linear", Source(table), config={"color": "red"})])}
+    bad = {"bad": Trial({}, [TrainingSpec("linear", Source(table), config={"color": "red"})])}
     with pytest.raises(ModelError, match=r"^bad, seed 0: .*color"):
         sweep(bad, tmp_path / "out")
     with pytest.raises(DataError, match="e1, seed 0: no metric 'auROC' to draw; .*MAE"):

@@ -1,4 +1,4 @@
-"""Who computes which shard of a run: this process, further ones here, or many machines.
+"""Executors of a run's shards: this process, further ones here, or many machines.
 
 A :class:`Job` is the run as one process sees it: its works, and what computes their shards. An
 executor is a function of a job: it decides who computes which shard (``Job.compute``, or
@@ -137,7 +137,7 @@ class Job(Protocol):
 
 
 class Executor(Protocol):
-    """Who computes a job: everything of its share, and publishes what is complete."""
+    """An executor of a job: computes all of its share, and publishes what is complete."""
 
     def __call__(self, job: Job, watch: Watch) -> None:
         """Compute and publish; returns when there is nothing more to do here."""
