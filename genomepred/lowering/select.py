@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -75,6 +75,7 @@ class BlockSizes:
 
     def __init__(self, model: nn.Module, geometry: Geometry, device_type: str) -> None:
         self._model, self._geometry, self._device_type = model, geometry, device_type
+        self._costs: tuple[int, dict[int, int]] | None = None
 
     def choose(self, overlap: str, whole: Filled, asked: Filled | None = None) -> Blocks | None:
         """Blocks to share overlap by, or None where every window is computed by itself.
@@ -130,21 +131,14 @@ class BlockSizes:
         CannotShareError
             If windows of the model do not overlap or cannot be computed from a block.
         """
-        if isinstance(self._costs, CannotShareError):
-            raise self._costs
+        if self._costs is None:
+            self._costs = self._count()
         alone, costs = self._costs
         found = (Blocks(n, n * alone * filled(n) / cost) for n, cost in costs.items())
         return max(found, key=lambda blocks: blocks.saving)
 
-    @cached_property
-    def _costs(self) -> tuple[int, dict[int, int]] | CannotShareError:
-        """Multiply-adds of a window by itself, and of blocks by their windows."""
-        try:
-            return self._count()
-        except CannotShareError as error:
-            return error
-
     def _count(self) -> tuple[int, dict[int, int]]:
+        """Multiply-adds of a window by itself, and of blocks by their windows."""
         model, stride = self._model, self._geometry.stride
         if stride > self._geometry.window:
             raise CannotShareError(f"windows do not overlap at stride {stride}")
