@@ -379,11 +379,7 @@ def _readable_cohort(summary: dict[str, Any]) -> str:
         "windows": f"{summary['windows']:,}",
         "distinct": f"{summary['distinct']:,} ({summary['distinct_per_window']:.2f} a window)",
     }
-    for track in summary["tracks"]:
-        lines[f"track {track['name']}"] = track["description"]
-    lines.update({name.replace("_", " "): value for name, value in sorted(facts.items())})
-    width = max(map(len, lines)) + 2
-    return "\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines.items())
+    return _aligned(lines, summary["tracks"], facts)
 
 
 def _readable(summary: dict[str, Any]) -> str:
@@ -401,7 +397,12 @@ def _readable(summary: dict[str, Any]) -> str:
         "missing": f"{summary['missing']:.2%} of the values",
         "stored as": f"{summary['dtype']}, {summary['compression']}",
     }
-    for track in summary["tracks"]:
+    return _aligned(lines, summary["tracks"], facts)
+
+
+def _aligned(lines: dict[str, Any], tracks: list[dict[str, str]], facts: dict[str, Any]) -> str:
+    """The lines, one for each track and one for each further fact, their values in one column."""
+    for track in tracks:
         lines[f"track {track['name']}"] = track["description"]
     lines.update({name.replace("_", " "): value for name, value in sorted(facts.items())})
     width = max(map(len, lines)) + 2

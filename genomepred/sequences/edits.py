@@ -44,11 +44,12 @@ KIND, LAST, KEEPS, GROWS, SAME_LENGTH, EVENT = range(ALLELE_COLUMNS)
 # Status of `classify`.
 FINE, OUTSIDE, BAD_LETTER = range(3)
 
-# State of `settle`: where it goes on, what the block holds so far, and counts of the panel.
+# State of `settle`: where it goes on, what the block holds so far, and counts of the panel; HELD
+# is the last base that any allele of the contig takes so far.
 STATE_SIZE = 15
 AT_RECORD, EVENTS, EDITS, LETTER_COUNT, PAIRS = range(5)
 MISSING_COUNT, UNPHASED_COUNT, FILTERED_COUNT, ACCEPTED, REACH = range(5, 10)
-FIRST_RECORD, FIRST_SAMPLE, BAD_SAMPLE, BAD_NUMBER = range(10, 14)
+FIRST_RECORD, FIRST_SAMPLE, BAD_SAMPLE, BAD_NUMBER, HELD = range(10, STATE_SIZE)
 # Status of `settle`.
 DONE, MORE_ROOM, UNUSABLE = range(3)
 
@@ -355,6 +356,67 @@ def _count(r: int, filtered: Any, carrier: Any, het: bool, state: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
+def _meets_none(r: int, end: int, records: Any, table: Any, state: Any) -> bool:
+    """Whether no record begins where another's alleles reach, of those before and after.
+
+    ``end`` is where the record's alleles end. What comes behind the last record is not known.
+    """
+    before = state[HELD]
+    for a in range(records[r, ALLELE], end):
+        state[HELD] = max(state[HELD], table[a, LAST])
+    if r + 1 == len(records):
+        return False
+    return bool(records[r, POS] > before and records[r + 1, POS] > state[HELD])
+
+
+@njit(nogil=True, cache=True)
+def _accept_all(
+    n: int, last: int, r: int, hets: int, most: int, b: Any, room: Any, state: Any
+) -> int:
+    """Accept carriers of a record that meets no other, from ``n`` on, up to one to look at closer.
+
+    ``hets`` is the bit of the genotypes that count as heterozygotes without phase.
+    """
+    first, begin = b.records[r, ALLELE], n
+    while n < last:
+        number = b.carriers[n, NUMBER]
+        allele = first + max(number, 0)
+        usual = not b.carriers[n, GENOTYPE] & hets and b.carriers[n, COPY] < most
+        if not (usual and LETTERS <= b.table[allele, KIND] <= DELETION):
+            break
+        if b.table[allele, EVENT] < 0:
+            _begin_event(AS_CALLED, r, number, b.table[allele, LAST], b, room, state)
+        event, at = b.table[allele, EVENT], state[PAIRS]
+        found = _pair(n, last, number, hets, most, event, at, b.carriers, room.pairs)
+        state[PAIRS] += found - n
+        n = found
+    state[ACCEPTED] += n - begin
+    state[FILTERED_COUNT] += (n - begin) * (b.records[r, FILTERED] != 0)
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _pair(
+    n: int,
+    last: int,
+    number: int,
+    hets: int,
+    most: int,
+    event: int,
+    at: int,
+    carriers: Any,
+    pairs: Any,
+) -> int:
+    """Pair carriers of the same allele with its event; the first of another, or to look at."""
+    for k in range(n, last):
+        who, copy = carriers[k, WHO], carriers[k, COPY]
+        if carriers[k, NUMBER] != number or carriers[k, GENOTYPE] & hets or copy >= most:
+            return k
+        pairs[at + k - n, 0], pairs[at + k - n, 1] = who * most + copy, event
+    return last
+
+
+@njit(nogil=True, cache=True)
 def settle(
     b: Any,
     stop: int,
@@ -391,7 +453,7 @@ def settle(
         ``DONE``; ``MORE_ROOM`` if an array is full; ``UNUSABLE`` at a carrier of an allele that
         cannot be used. Called again it goes on.
     """
-    most = frozen.shape[1]
+    most, hets = frozen.shape[1], HETEROZYGOUS if inbred else UNPHASED
     records, carriers, table, hidden, pairs = b.records, b.carriers, b.table, b.hidden, room.pairs
     for r in range(state[AT_RECORD], stop):
         state[AT_RECORD] = r
@@ -399,9 +461,17 @@ def settle(
         last = records[r + 1, CARRIER] if r + 1 < len(records) else len(carriers)
         if not _fits(r, last, most, b, room, state):
             return MORE_ROOM
-        for n in range(records[r, CARRIER], last):
+        stop_allele = records[r + 1, ALLELE] if r + 1 < len(records) else len(b.starts) - 1
+        alone = _meets_none(r, stop_allele, records, table, state)
+        n = records[r, CARRIER] - 1
+        while True:
+            n += 1
+            if alone:
+                n = _accept_all(n, last, r, hets, most, b, room, state)
+            if n >= last:
+                break
             who, copy, number = carriers[n, WHO], carriers[n, COPY], carriers[n, NUMBER]
-            het = carriers[n, GENOTYPE] & (HETEROZYGOUS if inbred else UNPHASED) != 0
+            het = carriers[n, GENOTYPE] & hets != 0
             row = table[first + max(number, 0)]
             if number > 0 and row[KIND] == OTHER:
                 state[BAD_SAMPLE], state[BAD_NUMBER] = who, number

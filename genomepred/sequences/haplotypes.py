@@ -72,14 +72,15 @@ def expand(
         offsets.append(edits)
         edits += len(block.edits)
     first = np.zeros(haplotypes + 1, np.int64)
-    ranges = [_events(block, low, high) for block, _ in blocks]
-    for (block, slots), some in zip(blocks, ranges, strict=True):
-        _count(block.first, block.events, block.first_edit, slots, *some, first)
+    places = np.empty((len(blocks), haplotypes, 2), np.int64)
+    for (block, slots), place in zip(blocks, places, strict=True):
+        some, single = _events(block, low, high), _single(block)
+        _count(block.first, block.events, block.first_edit, slots, *some, single, place, first)
     np.cumsum(first, out=first)
     edit = np.empty(int(first[-1]), np.int32)
     at = first[:-1].copy()
-    for (block, slots), some, offset in zip(blocks, ranges, offsets, strict=True):
-        _fill(block.first, block.events, block.first_edit, slots, *some, offset, at, edit)
+    for (block, _), place, offset in zip(blocks, places, offsets, strict=True):
+        _fill(block.events, block.first_edit, place, offset, _single(block), at, edit)
     number = [np.full(len(block.edits), block.number, np.int64) for block, _ in blocks]
     whole_first, whole_letters = np.concatenate(alt_first), np.concatenate(letters)
     key = np.empty((len(table), 2), np.uint64)
@@ -109,36 +110,58 @@ def _events(block: Block, low: int, high: int) -> tuple[int, int]:
     return int(ends[0]) - 1, int(ends[1])
 
 
+def _single(block: Block) -> bool:
+    """Whether every event is one edit."""
+    return bool((np.diff(block.first_edit) == 1).all())
+
+
 @njit(nogil=True, cache=True)
 def _count(
-    first: Any, events: Any, first_edit: Any, slots: Any, begin: int, end: int, count: Any
-) -> None:
-    for h in range(len(slots)):
-        if slots[h] >= 0:
-            for k in range(first[slots[h]], first[slots[h] + 1]):
-                if begin <= events[k] < end:
-                    count[h + 1] += first_edit[events[k] + 1] - first_edit[events[k]]
-
-
-@njit(nogil=True, cache=True)
-def _fill(
     first: Any,
     events: Any,
     first_edit: Any,
     slots: Any,
     begin: int,
     end: int,
-    offset: int,
+    single: bool,
     at: Any,
-    edit: Any,
+    count: Any,
 ) -> None:
+    """Find each haplotype's events of ``[begin, end)`` and add how many edits they have.
+
+    ``at`` (int64, [haplotypes, 2]) receives where they begin and end in ``events``. Of a block
+    whose events have a ``single`` edit each nothing is looked up.
+    """
     for h in range(len(slots)):
+        at[h] = 0
         if slots[h] >= 0:
-            for k in range(first[slots[h]], first[slots[h] + 1]):
-                if begin <= events[k] < end:
-                    for e in range(first_edit[events[k]], first_edit[events[k] + 1]):
-                        edit[at[h]] = e + offset
-                        at[h] += 1
+            low, high = first[slots[h]], first[slots[h] + 1]
+            at[h, 0] = low + np.searchsorted(events[low:high], begin)
+            at[h, 1] = low + np.searchsorted(events[low:high], end)
+            if single:
+                count[h + 1] += at[h, 1] - at[h, 0]
+                continue
+            for k in range(at[h, 0], at[h, 1]):
+                count[h + 1] += first_edit[events[k] + 1] - first_edit[events[k]]
+
+
+@njit(nogil=True, cache=True)
+def _fill(
+    events: Any, first_edit: Any, places: Any, offset: int, single: bool, at: Any, edit: Any
+) -> None:
+    """Write the edits of each haplotype's events from ``at`` on, which moves on."""
+    for h in range(len(places)):
+        behind, begin, end = at[h], places[h, 0], places[h, 1]
+        if single:
+            for k in range(end - begin):
+                edit[behind + k] = events[begin + k] + offset
+            at[h] += end - begin
+            continue
+        for k in range(begin, end):
+            for e in range(first_edit[events[k]], first_edit[events[k] + 1]):
+                edit[behind] = e + offset
+                behind += 1
+        at[h] = behind
 
 
 @njit(nogil=True, cache=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from isal import isal_zlib
+from numba import njit
 from numpy.typing import NDArray
 
 from genomepred.documents import COUNT, DocumentError, read_document, seal
@@ -27,8 +28,10 @@ Int64 = NDArray[np.int64]
 # Reference bases of a block of the cache. For 3,000 haplotypes at 33 sites a kb a block is
 # 120 kB, so that a shard of some 100 kb reads little that it does not need.
 BLOCK = 1 << 16
-VERSION = 2
+VERSION = 3
 _MOST_INDEX = 1 << 28
+# In a step from event to event: the bit of a byte that says that more follow, and the most bytes.
+_MORE, _MOST_BYTES = 0x80, 5
 # Decoded blocks kept: a shard and its margins touch a few.
 KEPT_BLOCKS = 4
 _INDEX = {
@@ -77,7 +80,7 @@ class Block:
     alt_first: NDArray[np.int32]  # [edits + 1]
     letters: Codes
 
-    _HEAD = struct.Struct("<6q")
+    _HEAD = struct.Struct("<7q")
 
     def to_bytes(self) -> bytes:
         """The block, compressed."""
@@ -88,23 +91,27 @@ class Block:
             len(self.events),
             len(self.first_edit) - 1,
             len(self.edits),
+            len(self.letters),
         )
         counts = np.diff(self.first).astype(np.int32)
         start, size = self.edits[:, 0], self.edits[:, 1] - self.edits[:, 0]
-        steps = (self.first_edit, self.alt_first, self.events, start)
+        steps = (self.first_edit, self.alt_first, start)
         arrays = [
             counts,
             *(np.diff(values, prepend=values.dtype.type(0)) for values in steps),
             size,
         ]
         planes = [_planes(values).tobytes() for values in arrays]
-        return bytes(isal_zlib.compress(head + b"".join(planes) + self.letters.tobytes(), 2))
+        events = np.empty(_MOST_BYTES * len(self.events), np.uint8)
+        events = events[: _pack(self.first, self.events, events)]
+        parts = [head, *planes, self.letters.tobytes(), events.tobytes()]
+        return bytes(isal_zlib.compress(b"".join(parts), 2))
 
     @classmethod
     def of_bytes(cls, data: bytes) -> Block:
         """The block of what :meth:`to_bytes` made."""
         raw = isal_zlib.decompress(data)
-        number, most, slots, pairs, events, edits = cls._HEAD.unpack_from(raw)
+        number, most, slots, pairs, events, edits, letters = cls._HEAD.unpack_from(raw)
         at = cls._HEAD.size
 
         def array(count: int, kind: Any) -> NDArray[Any]:
@@ -121,20 +128,57 @@ class Block:
         first = np.zeros(slots + 1, np.int64)
         np.cumsum(array(slots, np.int32), out=first[1:])
         first_edit, alt_first = added(events + 1, np.int32), added(edits + 1, np.int32)
-        who, start = added(pairs, np.int32), added(edits, np.int64)
+        start = added(edits, np.int64)
         table = np.stack([start, start + array(edits, np.int64)], 1)
-        letters = np.frombuffer(raw, np.uint8, offset=at)
-        return cls(number, most, first, who, first_edit, table, alt_first, letters)
+        who = np.empty(pairs, np.int32)
+        _unpack(np.frombuffer(raw, np.uint8, offset=at + letters), first, who)
+        bases = np.frombuffer(raw, np.uint8, letters, at)
+        return cls(number, most, first, who, first_edit, table, alt_first, bases)
 
 
 def _planes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """First bytes of all values, then second ones and so on: those of small values are zeros.
-
-    Steps from event to event of the haplotypes of a real block deflate to half of what the numbers
-    of events do.
-    """
+    """First bytes of all values, then second ones and so on: those of small values are zeros."""
     whole = np.ascontiguousarray(values)
     return np.ascontiguousarray(whole.view(np.uint8).reshape(-1, whole.itemsize).T)
+
+
+@njit(nogil=True, cache=True)
+def _pack(first: Any, events: Any, out: Any) -> int:
+    """Write each slot's events as steps from one to the next; how many bytes they take.
+
+    A byte has seven bits, the lowest first, and says by its eighth whether more follow.
+    """
+    at = 0
+    for slot in range(len(first) - 1):
+        before = 0
+        for k in range(first[slot], first[slot + 1]):
+            step = events[k] - before
+            before = events[k]
+            while step >= _MORE:
+                out[at] = step & (_MORE - 1) | _MORE
+                step >>= 7
+                at += 1
+            out[at] = step
+            at += 1
+    return at
+
+
+@njit(nogil=True, cache=True)
+def _unpack(data: Any, first: Any, events: Any) -> None:
+    """Read what :func:`_pack` wrote."""
+    at = 0
+    for slot in range(len(first) - 1):
+        event = np.int64(0)
+        for k in range(first[slot], first[slot + 1]):
+            byte, shift = np.int64(data[at]), 0
+            at += 1
+            while byte >= _MORE:
+                event += (byte - _MORE) << shift
+                shift += 7
+                byte = np.int64(data[at])
+                at += 1
+            event += byte << shift
+            events[k] = event
 
 
 class PanelCache:

@@ -127,7 +127,7 @@ class PanelPass:
         shape = (len(self._file.samples), self._most)
         self._frozen = np.full(shape, -1, np.int64)
         self._inserted = np.zeros(shape, np.bool_)
-        self._state[kernel.REACH] = 0
+        self._state[kernel.REACH], self._state[kernel.HELD] = 0, -1
         self._block = -1
 
     def _finish_contig(self) -> None:

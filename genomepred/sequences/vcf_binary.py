@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
 from genomepred.sequences.vcf_decode import (
     ALLELE,
@@ -19,10 +22,12 @@ from genomepred.sequences.vcf_decode import (
     CARRIERS,
     COMMON,
     CONTIG,
+    COPY,
     DONE,
     END,
     FILTERED,
     FULL,
+    GENOTYPE,
     HIGH_PLOIDY,
     ID,
     ID_END,
@@ -35,6 +40,7 @@ from genomepred.sequences.vcf_decode import (
     NEED,
     NO_GT,
     NONSENSE,
+    NUMBER,
     OTHER_SAMPLES,
     PLOIDY,
     POS,
@@ -43,6 +49,7 @@ from genomepred.sequences.vcf_decode import (
     SAMPLE,
     UNSAID,
     VALUE,
+    WHO,
     begin_record,
     end_alleles,
     end_record,
@@ -52,6 +59,8 @@ from genomepred.sequences.vcf_decode import (
 )
 
 _LESS = 0x3C
+# Bytes that are compared at once, and the first of each two of them.
+_MANY, _FIRSTS = 64, np.uint64(0x5555555555555555)
 _REFERENCE, _PHASE_BITS = np.uint64(0x0202020202020202), np.uint64(0xFEFEFEFEFEFEFEFE)
 # Types of values; of the numbers of keys that are looked up, which is which.
 _NONE, _INT8, _INT16, _INT32, _FLOAT, _CHAR = 0, 1, 2, 3, 5, 7
@@ -235,6 +244,36 @@ def _symbolic_end(raw: Any, at: Any, end: int, infos: Any, keys: Any, pos: Any) 
 # -- genotypes -------------------------------------------------------------------------------
 
 
+def _others(_typing: Any, array: Any, i: Any) -> Any:
+    """Bits of which of the bytes of an array from ``i`` on are not the reference allele."""
+    many = ir.VectorType(ir.IntType(8), _MANY)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = make_array(signature.args[0])  # type: ignore[no-untyped-call]
+        place = builder.gep(view(context, builder, arguments[0]).data, [arguments[1]])
+        found = builder.load(builder.bitcast(place, many.as_pointer()), align=1)
+        allele = builder.and_(found, ir.Constant(many, [0xFE] * _MANY))
+        other = builder.icmp_unsigned("!=", allele, ir.Constant(many, [2] * _MANY))
+        return builder.bitcast(other, ir.IntType(_MANY))
+
+    return types.uint64(array, i), generate
+
+
+_others_of: Any = intrinsic(_others)
+
+
+def _lowest(_typing: Any, _bits: Any) -> Any:
+    """Place of the lowest bit that is set; one is."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), generate
+
+
+_lowest_of: Any = intrinsic(_lowest)
+
+
 @njit(nogil=True, cache=True)
 def _formats(raw: Any, at: int, end: int, formats: Any, key: int, alleles: int, d: Any) -> int:
     """Find the genotypes among a record's formats and take them."""
@@ -300,22 +339,33 @@ def _pairs(
     raw: Any, at: int, column: int, most: int, columns: Any, seen: Any, state: Any, carriers: Any
 ) -> int:
     """Take samples with two alleles of one byte each; the first column that is another."""
-    count, n, inbred = len(columns), state[CARRIERS], state[INBRED] != 0
+    count, n = len(columns), state[CARRIERS]
+    inbred, regular = state[INBRED] != 0, state[IRREGULAR] == 0
     while column < count:
-        column = _reference(raw, at, column, count, 2, 4)
-        if column == count:
-            break
-        a, b, s = raw[at + 2 * column], raw[at + 2 * column + 1], columns[column]
-        if not (2 <= a < most and 2 <= b < most):
-            break
-        if s >= 0:
-            if seen[s, PLOIDY] != 0 or n + 2 > len(carriers):
-                break
+        # Bits of the samples that are not reference, a few of 32.
+        left = count - column
+        some = _others_of(raw, at + 2 * column)
+        if left < _MANY // 2:
+            some &= (np.uint64(1) << np.uint64(2 * left)) - np.uint64(1)
+        some = (some | some >> np.uint64(1)) & _FIRSTS
+        while some != 0:
+            c = column + (_lowest_of(some) >> 1)
+            some &= some - np.uint64(1)
+            a, b, s = raw[at + 2 * c], raw[at + 2 * c + 1], columns[c]
+            usual = 2 <= a < most and 2 <= b < most and n + 2 <= len(carriers)
+            if not usual or (s >= 0 and not (regular or seen[s, PLOIDY] == 0)):
+                state[CARRIERS] = n
+                return int(c)
             x, y = np.int64(a >> 1) - 1, np.int64(b >> 1) - 1
-            n = take_two(s, x, y, b & 1 == 0, inbred, carriers, n)
-        column += 1
+            if s >= 0 and inbred and x == y:
+                carrier = carriers[n]
+                carrier[WHO], carrier[COPY], carrier[NUMBER], carrier[GENOTYPE] = s, 0, x, 0
+                n += 1
+            elif s >= 0:
+                n = take_two(s, x, y, b & 1 == 0, inbred, carriers, n)
+        column += _MANY // 2
     state[CARRIERS] = n
-    return column
+    return count
 
 
 @njit(nogil=True, cache=True)

@@ -218,12 +218,8 @@ def take_two(s: Any, a: Any, b: Any, unphased: bool, inbred: bool, carriers: Any
     het = a != b
     bits = HETEROZYGOUS * het | UNPHASED * (het and unphased)
     every = het and (unphased or inbred)
-    if a != 0 or every:
-        carrier = carriers[n]
-        carrier[WHO], carrier[COPY], carrier[NUMBER], carrier[GENOTYPE] = s, 0, a, bits
-        n += 1
-    if (het or not inbred) and (b != 0 or every):
-        carrier = carriers[n]
-        carrier[WHO], carrier[COPY], carrier[NUMBER], carrier[GENOTYPE] = s, 1, b, bits
-        n += 1
-    return n
+    # What does not count is overwritten by the next, which takes less than to branch.
+    first, second = carriers[n], carriers[n + (a != 0 or every)]
+    first[WHO], first[COPY], first[NUMBER], first[GENOTYPE] = s, 0, a, bits
+    second[WHO], second[COPY], second[NUMBER], second[GENOTYPE] = s, 1, b, bits
+    return n + (a != 0 or every) + ((het or not inbred) and (b != 0 or every))

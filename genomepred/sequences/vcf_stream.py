@@ -19,7 +19,7 @@ MOST_HEADER = 1 << 26
 # Bytes that are read on at a time, from blocks of bgzip of 64 kB: fewer, and calls cost more than
 # records of 3,000 samples; more, and they leave the cache.
 _PIECE = 1 << 19
-_PADDING = 8  # readable bytes behind the last record, for loads of whole words
+_PADDING = 64  # readable bytes behind the last record, for loads of many at once
 
 
 class RecordStream:

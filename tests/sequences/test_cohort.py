@@ -16,6 +16,7 @@ from genomepred.sequences import panel_cache
 from genomepred.sequences.cohort import Panel, PanelOptions, read_samples
 from genomepred.sequences.consensus import write_consensus
 from genomepred.sequences.fasta import Genome
+from genomepred.sequences.panel_cache import Block
 from tests.sequences.panels import (
     RandomPanel,
     bcftools,
@@ -399,3 +400,26 @@ def test_real_haplotypes_are_those_of_bcftools(tmp_path: Path, shared_data: Path
             assert found[contig] == sequences[contig]
         with pytest.raises(SequenceError, match="570 heterozygotes without phase"):
             Panel(genome, path)
+
+
+def test_blocks_of_any_steps_are_read_as_written() -> None:
+    rng = np.random.default_rng(0)
+    events = 3 << 20
+    some = [np.unique(rng.integers(0, events, n)) for n in (0, 1, 3000, 0, 40)]
+    some.append(np.array([0, 127, 128, 255, 256, 1 << 14, 1 << 21, events - 1]))
+    start = np.arange(events, dtype=np.int64)
+    block = Block(
+        7,
+        2,
+        np.cumsum([0, *map(len, some)]),
+        np.concatenate(some).astype(np.int32),
+        np.arange(events + 1, dtype=np.int32),
+        np.stack([start, start + 1], 1),
+        np.arange(events + 1, dtype=np.int32),
+        rng.integers(0, 5, events, np.uint8),
+    )
+    found = Block.of_bytes(block.to_bytes())
+    assert (found.number, found.most) == (7, 2)
+    for name in ("first", "events", "first_edit", "edits", "alt_first", "letters"):
+        assert getattr(found, name).dtype == getattr(block, name).dtype
+        assert np.array_equal(getattr(found, name), getattr(block, name))

@@ -19,10 +19,10 @@ FIXED = "c1\t5\t.\tA\tC\t.\tPASS\t.\tGT\t"
 Carriers = list[tuple[str, int, list[str], list[tuple[int, int, int, int]]]]
 
 
-def carriers_of(path: Path, samples: list[str] | None = None) -> Carriers:
+def carriers_of(path: Path, samples: list[str] | None = None, *, inbred: bool = False) -> Carriers:
     """Contig, position, alleles and carriers of all records."""
     found: Carriers = []
-    for batch in VariantFile(path, samples).batches():
+    for batch in VariantFile(path, samples, inbred=inbred).batches():
         ends = [*batch.records[1:, 4].tolist(), len(batch.carriers)]
         for r, row in enumerate(batch.records.tolist()):
             carriers = [tuple(c) for c in batch.carriers[row[4] : ends[r]].tolist()]
@@ -142,6 +142,28 @@ def test_many_records_and_long_lines_cross_the_buffer(tmp_path: Path) -> None:
     found = carriers_of(write(tmp_path / "p.vcf", *lines, samples=samples))
     assert [pos for _, pos, *_ in found] == list(range(700))
     assert all(len(carriers) == 1 + i % 2 for i, (*_, carriers) in enumerate(found))
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 64, 97])
+def test_bcf_of_many_samples_is_as_text(tmp_path: Path, count: int) -> None:
+    rng = np.random.default_rng(count)
+    usual = ["0|0", "0|0", "0|0", "1|1", "0|1", "2/0", "1|2"]
+    calls = [rng.choice(usual, (20, count)), rng.choice([*usual, ".|1", "./.", "."], (20, count))]
+    calls[1][:, 0] = "1|0"  # somebody has two copies before a dot says how many
+    lines = [
+        f"c1\t{i + 1}\t.\tA\tC,G\t.\t.\t.\tGT\t" + "\t".join(row)
+        for i, row in enumerate(np.concatenate(calls))
+    ]
+    samples = [f"s{i}" for i in range(count)]
+    path = write(tmp_path / "p.vcf", *lines, samples="\t".join(samples))
+    told = '##contig=<ID=c1>\n##FORMAT=<ID=GT,Number=1,Type=String,Description="">\n#CHROM'
+    path.write_text(path.read_text().replace("#CHROM", told))
+    binary = convert(path, tmp_path / "p.bcf", "b")
+    for some in (None, samples[::-2]):
+        for inbred in (False, True):
+            expected = carriers_of(path, some, inbred=inbred)
+            assert carriers_of(binary, some, inbred=inbred) == expected
+            assert sum(len(carriers) for *_, carriers in expected) > 0
 
 
 def test_one_record_larger_than_the_arrays(tmp_path: Path) -> None:
