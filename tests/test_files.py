@@ -133,6 +133,16 @@ def test_only_small_regular_files_are_read(tmp_path):
         read_small(tmp_path, 4)
 
 
+def test_a_link_that_is_not_followed_is_called_one(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    with pytest.raises(OSError, match="a link, which is not followed") as told:
+        read_small(link, 10, follow=False)
+    assert told.value.errno == errno.ELOOP
+    with pytest.raises(FileNotFoundError):
+        read_small(link, 10)
+
+
 def test_stale_handles_are_tried_again_and_then_count_as_absent(tmp_path, monkeypatch):
     path, real, answers = tmp_path / "small", os.open, [errno.ESTALE]
     path.write_bytes(b"1")
