@@ -35,14 +35,14 @@ from genomepred import Genome
 from genomepred.inference.engine import Block, Engine, Numerics, compute_batch
 from genomepred.lowering.cost import block_work, multiply_adds
 from genomepred.lowering.fuse import prepare
-from genomepred.lowering.long import long_work
+from genomepred.lowering.long import long_work, without_values
 from genomepred.lowering.receptive_field import (
     follow,
     place_of_windows,
     receptive_field,
     trunk_of,
 )
-from genomepred.lowering.select import REFERENCE, choose_blocks, resolve_kernels
+from genomepred.lowering.select import REFERENCE, BlockSizes, resolve_kernels
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
@@ -115,7 +115,8 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
     """One model at one stride: counted work, seconds a window, ratios."""
     model = make_model(name, stride)
     geometry = model.card.geometry(stride)
-    blocks = choose_blocks(model, geometry, "cpu", "share", full)
+    sizes = BlockSizes(model, geometry, "cpu")
+    blocks = sizes.choose("share", full)
     assert blocks is not None
     batch = compute_batch(model.window, "cpu", model.bins)
     kernels = resolve_kernels(model, "auto", CPU, "fp32")
@@ -131,7 +132,8 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
     bases = (windows - 1) * stride + model.window
     alone = multiply_adds(model, model.window)
     if name == EXAMPLE:
-        counted, phases = long_work(prepare(model), blocks.windows).multiply_adds, 1
+        lowered = without_values(prepare(model))
+        counted, phases = long_work(lowered, blocks.windows).multiply_adds, 1
     else:
         trunk = trunk_of(model, as_written=True)
         counted = block_work(trunk, stride, blocks.windows).multiply_adds
@@ -142,7 +144,7 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
         "stride": stride,
         "phases": phases,
         "windows_of_a_block": blocks.windows,
-        "auto": "naive" if choose_blocks(model, geometry, "cpu", "auto", full) is None else "share",
+        "auto": "naive" if sizes.choose("auto", full) is None else "share",
         "multiply_adds_of_a_window": {"alone": alone, "shared": counted / blocks.windows},
         "saving": blocks.saving,
     }

@@ -62,9 +62,21 @@ class LongWindow(nn.Module):
         return values.reshape(self._shape)
 
 
+def without_values(model: SequenceModel) -> SequenceModel:
+    """A copy whose operations compute no values, to count their work."""
+    return copy.deepcopy(model).to("meta")
+
+
 def long_work(model: SequenceModel, windows: int) -> Work:
-    """Work of consecutive windows as a single one, counted without computing."""
-    long = LongWindow(copy.deepcopy(model).to("meta"), windows)
+    """Work of consecutive windows as a single one.
+
+    Parameters
+    ----------
+    model : SequenceModel
+        As :func:`without_values` makes it.
+    windows : int
+    """
+    long = LongWindow(model, windows)
     return counted(long, torch.zeros(long.bases, dtype=torch.uint8, device="meta"))
 
 
@@ -93,7 +105,7 @@ def check_bins(model: nn.Module) -> External:
     if beyond > 0:
         raise CannotShareError(f"its outer bins see {beyond} bases past the window's ends")
     try:
-        long_work(lowered, 2)
+        long_work(without_values(lowered), 2)
     except Exception as error:  # code of the user's own may do anything
         raise CannotShareError(f"it does not take a window of other length: {error}") from error
     return lowered

@@ -14,7 +14,7 @@ from genomepred.errors import DeviceError, ModelError
 from genomepred.kernels.dispatch import PRECISIONS, obstacle
 from genomepred.lowering.cost import Work, block_work, multiply_adds
 from genomepred.lowering.fuse import kernels_of, prepared_form
-from genomepred.lowering.long import LongWindow, check_bins, long_work
+from genomepred.lowering.long import LongWindow, check_bins, long_work, without_values
 from genomepred.lowering.receptive_field import (
     CannotShareError,
     follow,
@@ -58,15 +58,10 @@ class Blocks(NamedTuple):
 Filled = Callable[[int], float]
 
 
-def choose_blocks(
-    model: nn.Module,
-    geometry: Geometry,
-    device_type: str,
-    overlap: str,
-    whole: Filled,
-    asked: Filled | None = None,
-) -> Blocks | None:
-    """Blocks to share overlap by, or None where every window is computed by itself.
+class BlockSizes:
+    """Sizes of the blocks that windows of a model can share overlap in.
+
+    Their work is counted when it is first asked for, and only once.
 
     Parameters
     ----------
@@ -76,81 +71,98 @@ def choose_blocks(
         Windows of the grid.
     device_type : {"cpu", "cuda"}
         Bounds the size of blocks.
-    overlap : {"auto", "share", "naive"}
-        What is asked for. ``auto``: blocks where they are clearly faster.
-    whole, asked : callable
-        How a whole genome fills blocks, which decides on their size, and how the regions that are
-        asked for do, if there are any.
-
-    Raises
-    ------
-    ModelError
-        If sharing is asked for and impossible.
     """
-    if overlap == "naive":
-        return None
-    try:
-        blocks = best_blocks(model, geometry, device_type, whole)
-    except CannotShareError as error:
-        if overlap == "auto":
+
+    def __init__(self, model: nn.Module, geometry: Geometry, device_type: str) -> None:
+        self._model, self._geometry, self._device_type = model, geometry, device_type
+        self._costs: tuple[int, dict[int, int]] | None = None
+
+    def choose(self, overlap: str, whole: Filled, asked: Filled | None = None) -> Blocks | None:
+        """Blocks to share overlap by, or None where every window is computed by itself.
+
+        Parameters
+        ----------
+        overlap : {"auto", "share", "naive"}
+            What is asked for. ``auto``: blocks where they are clearly faster.
+        whole, asked : callable
+            How a whole genome fills blocks, which decides on their size, and how the regions that
+            are asked for do, if there are any.
+
+        Raises
+        ------
+        ModelError
+            If sharing is asked for and impossible.
+        """
+        if overlap == "naive":
             return None
-        raise ModelError(f"--overlap share: {error}; use --overlap auto or naive") from error
-    if asked is not None:
-        part = asked(blocks.windows) / whole(blocks.windows)
-        blocks = blocks._replace(saving=blocks.saving * part)
-    return blocks if overlap == "share" or blocks.saving >= _PAYS[device_type] else None
+        try:
+            blocks = self.best(whole)
+        except CannotShareError as error:
+            if overlap == "auto":
+                return None
+            raise ModelError(f"--overlap share: {error}; use --overlap auto or naive") from error
+        if asked is not None:
+            part = asked(blocks.windows) / whole(blocks.windows)
+            blocks = blocks._replace(saving=blocks.saving * part)
+        return blocks if overlap == "share" or blocks.saving >= _PAYS[self._device_type] else None
 
+    def why_alone(self, whole: Filled) -> str:
+        """Reason for which ``auto`` shares no overlap; empty if it would.
 
-def why_alone(model: nn.Module, geometry: Geometry, device_type: str, whole: Filled) -> str:
-    """Reason for which ``auto`` shares no overlap; empty if it would.
+        Parameters
+        ----------
+        whole : callable
+            As of :meth:`choose`.
+        """
+        try:
+            saving = self.best(whole).saving
+        except CannotShareError as error:
+            return str(error)
+        pays = _PAYS[self._device_type]
+        if saving >= pays:
+            return ""
+        return f"it would be {saving:.2f} times less work, and pays from {pays}"
 
-    Parameters are as of :func:`choose_blocks`.
-    """
-    try:
-        saving = best_blocks(model, geometry, device_type, whole).saving
-    except CannotShareError as error:
-        return str(error)
-    pays = _PAYS[device_type]
-    return (
-        "" if saving >= pays else f"it would be {saving:.2f} times less work, and pays from {pays}"
-    )
+    def best(self, filled: Filled) -> Blocks:
+        """Blocks that save most, by counted work.
 
+        Raises
+        ------
+        CannotShareError
+            If windows of the model do not overlap or cannot be computed from a block.
+        """
+        if self._costs is None:
+            self._costs = self._count()
+        alone, costs = self._costs
+        found = (Blocks(n, n * alone * filled(n) / cost) for n, cost in costs.items())
+        return max(found, key=lambda blocks: blocks.saving)
 
-def best_blocks(model: nn.Module, geometry: Geometry, device_type: str, filled: Filled) -> Blocks:
-    """Blocks that save most, by counted work.
-
-    Raises
-    ------
-    CannotShareError
-        If windows of the model do not overlap or cannot be computed from a block.
-    """
-    stride = geometry.stride
-    if stride > geometry.window:
-        raise CannotShareError(f"windows do not overlap at stride {stride}")
-    work: Callable[[int], Work]
-    if getattr(model, "bins", 1) == 1:
-        trunk = trunk_of(model, as_written=True)
-        lowered, work, fewest = trunk.model, partial(block_work, trunk, stride), 32
-        windows = follow(trunk.steps, place_of_windows(lowered.window, stride, 1)).phases
-    else:
-        lowered = check_bins(model)
-        work, fewest, windows = partial(long_work, lowered), 2, 1
-    alone = multiply_adds(lowered, lowered.window)
-    found: list[Blocks] = []
-    while windows <= _BLOCK_WINDOWS[device_type] or not found:
-        if windows >= fewest:
-            whole = work(windows)
-            if found and whole.values > _BLOCK_VALUES[device_type]:
-                break
-            cost = whole.multiply_adds + _SPLIT * whole.split
-            saving = windows * alone * filled(windows) / cost
-            found.append(Blocks(windows, saving))
-        windows *= 2
-    return max(found, key=lambda blocks: blocks.saving)
+    def _count(self) -> tuple[int, dict[int, int]]:
+        """Multiply-adds of a window by itself, and of blocks by their windows."""
+        model, stride = self._model, self._geometry.stride
+        if stride > self._geometry.window:
+            raise CannotShareError(f"windows do not overlap at stride {stride}")
+        work: Callable[[int], Work]
+        if getattr(model, "bins", 1) == 1:
+            trunk = trunk_of(model, as_written=True)
+            lowered, work, fewest = trunk.model, partial(block_work, trunk, stride), 32
+            windows = follow(trunk.steps, place_of_windows(lowered.window, stride, 1)).phases
+        else:
+            lowered = check_bins(model)
+            work, fewest, windows = partial(long_work, without_values(lowered)), 2, 1
+        costs: dict[int, int] = {}
+        while windows <= _BLOCK_WINDOWS[self._device_type] or not costs:
+            if windows >= fewest:
+                whole = work(windows)
+                if costs and whole.values > _BLOCK_VALUES[self._device_type]:
+                    break
+                costs[windows] = whole.multiply_adds + _SPLIT * whole.split
+            windows *= 2
+        return multiply_adds(lowered, lowered.window), costs
 
 
 def share(model: nn.Module, stride: int, windows: int) -> Sharing | LongWindow:
-    """A prepared model that :func:`choose_blocks` gave blocks for, in the form that shares."""
+    """A prepared model that :class:`BlockSizes` gave blocks for, in the form that shares."""
     if isinstance(model, SequenceModel) and model.bins > 1:
         return LongWindow(model, windows)
     return Sharing(model, stride, windows)

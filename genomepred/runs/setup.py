@@ -42,10 +42,9 @@ from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.select import (
     REFERENCE,
     Blocks,
+    BlockSizes,
     Filled,
-    choose_blocks,
     resolve_kernels,
-    why_alone,
 )
 from genomepred.machine import usable_cpus, usable_memory
 from genomepred.machine_code import numba_version
@@ -117,6 +116,7 @@ class Setup:
         self.geometry = card.geometry(spec.stride)
         self.subject = Subject(self.model, card, self.geometry, self.device)
         self.engine = self.subject.engine
+        self._sizes = BlockSizes(self.model, self.geometry, self.device.type)
         self._fingerprints: dict[Engine, str] = {}  # of the last engine asked for
         tracks = [(track.name, track.description) for track in card.tracks]
         if spec.strand == "each":
@@ -298,8 +298,7 @@ class Setup:
             )
         naive = self.spec.center or as_written
         overlap = "naive" if naive else self.spec.overlap
-        kind = self.device.type
-        return choose_blocks(self.model, self.geometry, kind, overlap, whole, asked)
+        return self._sizes.choose(overlap, whole, asked)
 
     def why_alone(self, numerics: Numerics) -> str:
         """Reason for which a run that might share overlap does not; empty if it does."""
@@ -309,8 +308,7 @@ class Setup:
             return "windows of --center lie anywhere"
         if numerics.kernels == REFERENCE:
             return "the model is computed as written"
-        kind = self.device.type
-        found = why_alone(self.model, self.geometry, kind, lambda windows: 1.0)
+        found = self._sizes.why_alone(lambda windows: 1.0)
         return found or "the regions or short contigs leave too little, or its values differ"
 
     def saving(self, numerics: Numerics) -> float:

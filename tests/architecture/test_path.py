@@ -21,8 +21,9 @@ from genomepred.models.checkpoint import load_model
 from tests.architecture.trace_predict import ROOT, counts
 from tests.checkpoints import make_checkpoint
 
-# What a warm `predict` of a phage may pass; the aim is 240 functions in 28 files at depth 17.
-BOUND = {"functions": 422, "files": 50, "depth": 22}
+# What a warm `predict` of a phage may pass; the aim is 240 functions in 28 files at depth 17. One
+# of the functions says that a run waits, and is passed on a busy machine alone.
+BOUND = {"functions": 425, "files": 50, "depth": 22}
 
 
 def test_a_run_passes_few_functions() -> None:

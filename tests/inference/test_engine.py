@@ -27,7 +27,7 @@ from genomepred.inference.numerics import (
 )
 from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.fuse import are_measured, kernels_of, prepare
-from genomepred.lowering.select import REFERENCE, Blocks, choose_blocks, resolve_kernels, share
+from genomepred.lowering.select import REFERENCE, Blocks, BlockSizes, resolve_kernels, share
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
 from genomepred.sequences.grid import Geometry
@@ -427,7 +427,7 @@ def choose(model, *, precision="auto", kernels="auto", windows=0.0, tolerance=No
 
 @pytest.fixture
 def blocks(model) -> Blocks:
-    found = choose_blocks(model, model.card.geometry(), "cpu", "share", lambda windows: 1.0)
+    found = BlockSizes(model, model.card.geometry(), "cpu").choose("share", lambda windows: 1.0)
     assert found is not None
     return found
 

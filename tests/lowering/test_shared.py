@@ -13,16 +13,18 @@ from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.kernels.codes_conv.reference import convolved_length
+from genomepred.lowering import select
 from genomepred.lowering.blocks import FusedChain, FusedConv
-from genomepred.lowering.cost import block_work, multiply_adds
+from genomepred.lowering.cost import Work, block_work, multiply_adds
 from genomepred.lowering.fuse import prepare
 from genomepred.lowering.receptive_field import (
     CannotShareError,
+    Trunk,
     follow,
     place_of_windows,
     trunk_of,
 )
-from genomepred.lowering.select import best_blocks, choose_blocks, why_alone
+from genomepred.lowering.select import BlockSizes
 from genomepred.lowering.shared import Sharing
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
@@ -504,12 +506,17 @@ def full(windows: int) -> float:
     return 1.0
 
 
+def sizes(model: SequenceModel, window: int, stride: int) -> BlockSizes:
+    return BlockSizes(model, Geometry(window, stride), "cpu")
+
+
 def test_blocks_are_chosen_where_they_clearly_save() -> None:
-    model = build("basenji-maize")
+    maize = build("basenji-maize")
+    of = {stride: sizes(maize, 3000, stride) for stride in (104, 3000)}
     choose = {
-        (overlap, stride): choose_blocks(model, Geometry(3000, stride), "cpu", overlap, full)
+        (overlap, stride): of[stride].choose(overlap, full)
         for overlap in ("auto", "share", "naive")
-        for stride in (104, 3000)
+        for stride in of
     }
     shared, apart = choose["auto", 104], choose["share", 3000]
     assert shared is not None
@@ -522,28 +529,41 @@ def test_blocks_are_chosen_where_they_clearly_save() -> None:
 
 
 def test_what_cannot_be_shared_is_refused_only_if_asked_for() -> None:
-    linear = build("linear", window=40)
-    assert choose_blocks(linear, Geometry(40, 4), "cpu", "auto", full) is None
+    linear = sizes(build("linear", window=40), 40, 4)
+    assert linear.choose("auto", full) is None
     with pytest.raises(ModelError, match="--overlap share: Linear has no trunk.*auto or naive"):
-        choose_blocks(linear, Geometry(40, 4), "cpu", "share", full)
-    sampling = Geometry(3000, 3001)
-    assert choose_blocks(build("basenji-maize"), sampling, "cpu", "auto", full) is None
+        linear.choose("share", full)
+    assert "has no trunk" in linear.why_alone(full)
+    sampling = sizes(build("basenji-maize"), 3000, 3001)
+    assert sampling.choose("auto", full) is None
     with pytest.raises(ModelError, match="windows do not overlap at stride 3001"):
-        choose_blocks(build("basenji-maize"), sampling, "cpu", "share", full)
-    assert "do not overlap" in why_alone(build("basenji-maize"), sampling, "cpu", full)
-    assert "has no trunk" in why_alone(linear, Geometry(40, 4), "cpu", full)
-    assert "times less work" in why_alone(build("tf-cnn"), Geometry(200, 180), "cpu", full)
-    assert why_alone(build("basenji-maize"), Geometry(3000, 104), "cpu", full) == ""
+        sampling.choose("share", full)
+    assert "do not overlap" in sampling.why_alone(full)
+    assert "times less work" in sizes(build("tf-cnn"), 200, 180).why_alone(full)
+    assert sizes(build("basenji-maize"), 3000, 104).why_alone(full) == ""
 
 
 def test_blocks_that_stay_half_empty_are_smaller_or_not_worth_it() -> None:
-    model = build("basenji-maize")
-    geometry = Geometry(3000, 104)
-    always = best_blocks(model, geometry, "cpu", full)
-    few = best_blocks(model, geometry, "cpu", lambda windows: min(40 / windows, 1))  # 40 a contig
+    maize = sizes(build("basenji-maize"), 3000, 104)
+    always = maize.best(full)
+    few = maize.best(lambda windows: min(40 / windows, 1))  # 40 a contig
     assert few.windows < always.windows
     assert few.saving < always.saving
-    assert choose_blocks(model, Geometry(3000, 104), "cpu", "auto", lambda w: 1 / w) is None
+    assert maize.choose("auto", lambda windows: 1 / windows) is None
+
+
+def test_work_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = list[int]()
+
+    def counting(trunk: Trunk, stride: int, windows: int) -> Work:
+        counted.append(windows)
+        return block_work(trunk, stride, windows)
+
+    monkeypatch.setattr(select, "block_work", counting)
+    maize = sizes(build("basenji-maize"), 3000, 104)
+    assert maize.best(full) == maize.choose("auto", full)
+    assert maize.why_alone(full) == ""
+    assert len(counted) == len(set(counted)) > 2
 
 
 def test_a_run_whose_shared_form_is_wrong_goes_window_by_window(
