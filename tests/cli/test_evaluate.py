@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from genomepred.cli.train import _plan_of_run, evaluate, sweep
+from genomepred.cli.train import _spec_of_run, evaluate, sweep
 from genomepred.data.source import Source
 from genomepred.errors import DataError, ModelError
 from genomepred.evaluation.judge import PARTS
@@ -420,7 +420,7 @@ def test_options_are_spelled_as_on_the_command_line(
         "learning-rate": 5e-4,
         "description": ["one -- thing", "-another"],
     }
-    plan = _plan_of_run(Path("x.json"), "run", options, 3)
+    plan = _spec_of_run(Path("x.json"), "run", options, 3)
     assert plan.config == {"hidden": [8, 4], "filters": 3}
     assert plan.source.targets == ("a", "b")
     assert plan.source.test == ("1-20",)
@@ -444,7 +444,7 @@ def test_the_examples_are_trainings_of_models_that_exist(
         data = request.getfixturevalue("shared_data")
     monkeypatch.setenv("DATA", str(data))
     for name, options in read_config(path).runs.items():
-        plan = _plan_of_run(path, name, options, 0)
+        plan = _spec_of_run(path, name, options, 0)
         assert plan.source.data.exists()
         build(plan.architecture, window=100, **plan.config)
 
