@@ -13,7 +13,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +28,8 @@ _STALE_TRIES = 3
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 # Temporaries of other hosts, of which nobody here knows whether they live, are left so long.
 _ABANDONED_SECONDS = 86_400
+_STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+_STREAM = re.compile(r"/dev/(std(in|out|err)$|fd/)|/proc/[^/]+/fd/")
 
 
 class MissingFolderError(OutputError, FileNotFoundError):
@@ -61,6 +63,7 @@ def publishing(
         In place of any ``OSError``: disk full, no permission, not a regular file.
     """
     if follow:
+        refuse_stream(path)
         path = Path(os.path.realpath(path))
     temporary = path.parent / f"{path.stem[:120]}.{_owner()}{suffix}"
     try:
@@ -215,7 +218,12 @@ def open_regular(path: Path, *, follow: bool = True) -> int:
         If it is absent or unreadable; ``EINVAL`` if it is no regular file.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
-    descriptor = os.open(path, flags)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(errno.ELOOP, "a link, which is not followed here", str(path)) from None
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -265,6 +273,25 @@ def user_path(text: str | Path) -> Path:
             f"{text}: the shell has not expanded ~; put a blank before it, or write $HOME"
         )
     return Path(text)
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether a path stands for standard output."""
+    return str(path) in ("-", *_STDOUT)
+
+
+def refuse_stream(path: Path) -> None:
+    """Raise an OutputError for a name of an open stream: a file would take its target's place."""
+    if is_stdout(path) or _STREAM.match(os.path.abspath(path)):
+        raise OutputError(f"{path}: this output is a file, not a stream; name one")
+
+
+def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise an OutputError if an output would take the place of a file that it is made from."""
+    for one in inputs:
+        with suppress(OSError):
+            if os.path.samefile(path, one):
+                raise OutputError(f"{path} is an input of this command; name another output")
 
 
 def discard_abandoned(path: Path) -> None:
@@ -329,6 +356,11 @@ def output_error(path: Path, error: OSError) -> OutputError:
     if error.errno == errno.ENOENT:
         return MissingFolderError(f"{path}: there is no folder {path.parent}; make it first")
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def stdout_error(error: OSError) -> OutputError:
+    """One line for a standard output that the system refused to write."""
+    return OutputError(f"standard output: cannot be written: {error.strerror or error}")
 
 
 def require_space(folder: Path, size: int) -> None:

@@ -57,4 +57,9 @@ def described(error: BaseException) -> tuple[str, int]:
             f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         )
         return f"error: {where}{error.strerror or error}", OutputError.exit_code
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+        return (
+            f"error: {error.object!a}: no file name in this locale, whose letters are those of "
+            f"{error.encoding}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        ), OutputError.exit_code
     return f"a defect: {type(error).__name__}: {error}; please report it with --debug's output", 1

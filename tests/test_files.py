@@ -18,6 +18,7 @@ from genomepred.files import (
     own_folder,
     publishing,
     read_small,
+    refuse_inputs,
     user_path,
 )
 
@@ -132,6 +133,16 @@ def test_only_small_regular_files_are_read(tmp_path):
         read_small(tmp_path, 4)
 
 
+def test_a_link_that_is_not_followed_is_called_one(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    with pytest.raises(OSError, match="a link, which is not followed") as told:
+        read_small(link, 10, follow=False)
+    assert told.value.errno == errno.ELOOP
+    with pytest.raises(FileNotFoundError):
+        read_small(link, 10)
+
+
 def test_stale_handles_are_tried_again_and_then_count_as_absent(tmp_path, monkeypatch):
     path, real, answers = tmp_path / "small", os.open, [errno.ESTALE]
     path.write_bytes(b"1")
@@ -153,3 +164,26 @@ def test_paths_that_mean_something_else_are_refused(text):
     with pytest.raises(OutputError, match="expanded|URL|a path is empty"):
         user_path(text)
     assert user_path("maps/a~b:1") == Path("maps/a~b:1")
+
+
+def test_streams_are_no_files_to_publish(tmp_path):
+    for name in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/2", "/dev/../dev/stderr"):
+        with (
+            pytest.raises(OutputError, match="a file, not a stream"),
+            publishing(Path(name), follow=True),
+        ):
+            pass
+    with publishing(tmp_path / "-", follow=True) as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "-").read_text() == "x"
+
+
+def test_an_output_takes_no_inputs_place(tmp_path):
+    one, link, hard = (tmp_path / name for name in ("one", "link", "hard"))
+    one.write_text("x")
+    link.symlink_to(one)
+    os.link(one, hard)
+    for output in (one, link, hard, tmp_path / "." / "one"):
+        with pytest.raises(OutputError, match="is an input of this command"):
+            refuse_inputs(output, [tmp_path / "absent", one])
+    refuse_inputs(tmp_path / "other", [one, tmp_path / "other"])

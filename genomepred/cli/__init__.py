@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +20,7 @@ import click
 from genomepred import __version__
 from genomepred.cli.options import AS_JSON, COMMAND, RESULT, envelope, refuse_repeated
 from genomepred.compiled import tell_of_compiling
+from genomepred.errors import GenomepredError
 from genomepred.messages import described, say, say_warnings
 
 # How names of threads begin that may be held up by a disk when a command ends.
@@ -140,6 +141,7 @@ def main() -> None:
 
 def _outcome() -> tuple[str, int]:
     """Run the command; what is left to say, and the exit code."""
+    _fill_closed_streams()
     say_warnings()
     tell_of_compiling()
     _write_any_path()
@@ -184,13 +186,17 @@ def _end(message: str, code: int) -> None:
     _at_signals(lambda number, frame: None)  # left to the thread that sees to the end
     if message:
         say(message)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
-            stream.flush()
+    unwritten = code == 141
+    try:
+        sys.stdout.flush()
+    except (OSError, GenomepredError, ValueError, AttributeError):
+        unwritten = True
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()
     held_up = any(thread.name.startswith(THREADS) for thread in threading.enumerate())
     if held_up or code in {128 + number for number in _ENDINGS}:
         os._exit(code)
-    if code == 141:  # what is left for the pipe cannot be written any more
+    if unwritten:  # what is left for the pipe or disk, which Python would try once more
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
@@ -271,12 +277,57 @@ def _see_to_the_end(hear: int) -> None:
 # -- the user's environment ----------------------------------------------------------------------
 
 
+def _fill_closed_streams() -> None:
+    """Put something behind streams that the caller has closed.
+
+    Else the next file that is opened has their number, and what is printed goes into it. Writing
+    to a closed standard output fails, messages are lost.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, mode), True)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - open to the end
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+class _Stdout(io.TextIOWrapper):
+    """Standard output, whose errors name it."""
+
+    def __init__(self, old: io.TextIOWrapper) -> None:
+        super().__init__(old.buffer, old.encoding, old.errors, line_buffering=old.line_buffering)
+        self._old = old  # which would close the buffer that it shares
+
+    def write(self, text: str, /) -> int:
+        with _naming_stdout():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _naming_stdout():
+            super().flush()
+
+
+@contextmanager
+def _naming_stdout() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from genomepred.files import stdout_error
+
+        raise stdout_error(error) from error
+
+
 def _write_any_path() -> None:
     """File names are bytes: write those that are no text of this locale, rather than fail."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             utf8 = stream.encoding.lower().replace("-", "") == "utf8"
             stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _Stdout(sys.stdout)
 
 
 def _draw_into_files() -> None:

@@ -18,6 +18,9 @@ option = partial(click.option, show_default=True)
 # leaves the result that the document will hold.
 AS_JSON, COMMAND, RESULT = "genomepred.as_json", "genomepred.command", "genomepred.result"
 
+# Of integers: coordinates of arrays stay in range when it is added to them.
+_LARGEST = 1 << 62
+
 if TYPE_CHECKING:
     _PathType = click.Path[Path]
 else:
@@ -39,16 +42,29 @@ class UserPath(_PathType):
         return super().convert(value, param, ctx)
 
 
-def refuse_repeated(command: click.Command, args: list[str], parent: click.Context) -> None:
-    """Refuse an option that is given twice and takes one value: click would use the last.
+def file_or_stdout(path: Path | None, as_json: bool) -> Path | None:
+    """Output file; None for standard output, which ``-`` also means, and ``--json`` excludes."""
+    from genomepred.files import is_stdout
 
-    Called by the program's group for whatever command was asked for, so it holds for all.
+    if path is not None and not is_stdout(path):
+        return path
+    if as_json:
+        raise click.UsageError("--json needs a file: give -o PATH")
+    return None
+
+
+def refuse_repeated(command: click.Command, args: list[str], parent: click.Context) -> None:
+    """Refuse an option that is given twice and takes one value, and numbers that are none.
+
+    Of values click would use the last. Called by the program's group for whatever command was
+    asked for, so it holds for all.
     """
     context = click.Context(command, parent, command.name, **command.context_settings)
-    _, rest, given = command.make_parser(context).parse_args(args=list(args))
+    values, rest, given = command.make_parser(context).parse_args(args=list(args))
     if any(set(parameter.opts) & set(context.help_option_names) for parameter in given):
         return
     for parameter in dict.fromkeys(given):
+        _refuse_odd_numbers(parameter, values.get(parameter.name or ""), context)
         if given.count(parameter) > 1 and _takes_one_value(parameter):
             message = (
                 f"{parameter.opts[0]} is given {given.count(parameter)} times; it takes one value"
@@ -58,6 +74,19 @@ def refuse_repeated(command: click.Command, args: list[str], parent: click.Conte
         inner = command.get_command(context, rest[0])
         if inner is not None:
             refuse_repeated(inner, rest[1:], context)
+
+
+def _refuse_odd_numbers(parameter: click.Parameter, value: Any, context: click.Context) -> None:
+    """Refuse NaN, which passes every range, and integers that no array can hold."""
+    if not isinstance(parameter.type, click.types.IntParamType | click.types.FloatParamType):
+        return
+    whole = isinstance(parameter.type, click.types.IntParamType)
+    for text in value if isinstance(value, list) else [value]:
+        with suppress(TypeError, ValueError):  # told by click, with the type it should have
+            if whole and abs(int(text)) > _LARGEST:
+                raise click.UsageError(f"{parameter.opts[0]} {text} is too large", context)
+            if not whole and math.isnan(float(text)):
+                raise click.UsageError(f"{parameter.opts[0]} {text} is no number", context)
 
 
 def _takes_one_value(parameter: click.Parameter) -> bool:

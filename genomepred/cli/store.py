@@ -13,6 +13,7 @@ from genomepred.cli.options import (
     UserPath,
     debug_option,
     echo_json,
+    file_or_stdout,
     json_option,
     panel_options,
     sample_option,
@@ -179,7 +180,7 @@ def bedgraph(
     from genomepred.store.export import export_bedgraph
     from genomepred.store.opening import open_store
 
-    path = _to_path(output, as_json)
+    path = file_or_stdout(output, as_json)
     with open_store(file, sample) as store:
         written = export_bedgraph(store, path, track, _place(store, region))
     _tell_written(written, as_json)
@@ -205,7 +206,7 @@ def tsv(
     from genomepred.store.export import export_tsv
     from genomepred.store.opening import open_store
 
-    path = _to_path(output, as_json)
+    path = file_or_stdout(output, as_json)
     with open_store(file, sample) as store:
         export_tsv(store, path, tracks, _place(store, region))
     _tell_written([path] if path else [], as_json)
@@ -357,14 +358,6 @@ def _clipped(store: PredictionStore, text: str) -> Region:
         f"genomepred: {text}: {region.contig} ends at base {length:,}; taken up to there", err=True
     )
     return region._replace(end=length)
-
-
-def _to_path(output: Path | None, as_json: bool) -> Path | None:
-    """Output file, or None for standard output, which ``-`` also means."""
-    path = None if output is None or str(output) == "-" else output
-    if path is None and as_json:
-        raise click.UsageError("--json needs a file: give -o PATH")
-    return path
 
 
 def _tell_written(paths: list[Path], as_json: bool) -> None:

@@ -12,6 +12,7 @@ from genomepred.cli.options import (
     debug_option,
     device_option,
     echo_json,
+    file_or_stdout,
     json_option,
     option,
     trust_code_option,
@@ -25,11 +26,6 @@ _TRACKS = click.option(
     multiple=True,
     help="Only this track; repeatable.  [default: all]",
 )
-
-
-def _told(path: Path | None) -> Path | None:
-    """Output file, or None for standard output, which ``-`` also means."""
-    return None if path is None or str(path) == "-" else path
 
 
 @click.command()
@@ -125,9 +121,7 @@ def sites(
     given = [name for name, value in _choices(threshold, top, per_mb).items() if value is not None]
     if len(given) > 1:
         raise click.UsageError(f"{given[0]} and {given[1]} contradict each other; give one")
-    path = _told(output)
-    if as_json and path is None:
-        raise click.UsageError("--json needs a file: give -o PATH")
+    path = file_or_stdout(output, as_json)
     choice = Choice(threshold, top, per_mb) if given else None
     options = SiteOptions(choice, within, model, genome, device, trust_code)
     written = write_sites(
@@ -217,9 +211,7 @@ def table(
     from genomepred.tables.table import region_table
     from genomepred.tables.writing import write_table
 
-    path = _told(output)
-    if as_json and path is None:
-        raise click.UsageError("--json needs a file: give -o PATH")
+    path = file_or_stdout(output, as_json)
     found = region_table(
         out,
         regions,

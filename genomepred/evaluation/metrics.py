@@ -287,6 +287,7 @@ def local_maxima(scores: Float32, reach: int) -> NDArray[np.bool_]:
     """
     if not len(scores):
         return np.zeros(0, np.bool_)
+    reach = min(reach, len(scores))
     known = np.where(np.isnan(scores), np.float32(-np.inf), scores)
     padded = np.pad(known, reach, constant_values=-np.inf)
     neighbors = sliding_window_view(padded, 2 * reach + 1)

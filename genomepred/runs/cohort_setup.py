@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from genomepred.errors import MemoryLimitError, ModelError, PrecisionError
-from genomepred.files import output_error, own_folder
+from genomepred.files import make_folder, output_error, own_folder
 from genomepred.inference.cohort import TILES, compute_shard, pieces
 from genomepred.inference.engine import Numerics
 from genomepred.inference.tile_pieces import Tally
@@ -114,8 +114,8 @@ class CohortSetup(Setup):
         cache = None
         if writes:
             refuse_links(spec.out)
+            make_folder(spec.out)
             try:
-                spec.out.mkdir(parents=True, exist_ok=True)
                 cache = own_folder(spec.out, CACHE)
             except OSError as error:
                 raise output_error(spec.out, error) from error

@@ -177,8 +177,8 @@ def read_bed(
 ) -> list[BedRecord]:
     """Records of a BED file, checked against a genome's contigs.
 
-    A record that begins on its contig and ends past it, as peak callers write them, is cut there;
-    how many are is told in a warning.
+    A record that begins on its contig and ends past it, as peak callers write them, is cut there,
+    and centered on the last base if its center lies past it; how many are is told in a warning.
 
     Parameters
     ----------
@@ -214,7 +214,8 @@ def read_bed(
                 f"lies outside the contig, which has {length} bases"
             )
         cut += record.end > length
-        found.append(record._replace(end=min(record.end, length), columns=()))
+        end, center = min(record.end, length), min(record.center, length - 1)
+        found.append(record._replace(end=end, center=center, columns=()))
     if not found:
         raise RegionError(f"{called}: no BED records; a record is contig, start, end and tabs")
     if cut:

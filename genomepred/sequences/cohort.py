@@ -25,7 +25,7 @@ from genomepred.sequences import panel_cache
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.consensus import Haplotype
 from genomepred.sequences.haplotypes import Region, expand
-from genomepred.sequences.names import absent_contig
+from genomepred.sequences.names import absent_contig, haplotype_names
 from genomepred.sequences.panel_cache import BlockPlace, PanelCache
 from genomepred.sequences.panel_pass import PanelPass
 from genomepred.sequences.source import SequenceSource
@@ -285,7 +285,13 @@ class Panel:
         return Haplotype(self, number)
 
     def named(self, text: str) -> Haplotype:
-        """Haplotype of ``SAMPLE`` or ``SAMPLE.COPY``; an exact name of a sample wins."""
+        """Haplotype of ``SAMPLE`` or ``SAMPLE.COPY``, as :func:`haplotype_names` writes them.
+
+        Of other texts an exact name of a sample wins.
+        """
+        names = haplotype_names(self.haplotypes)
+        if text in names:
+            return self.haplotype(*self.haplotypes[names.index(text)])
         sample, dot, copy = text.rpartition(".")
         if text not in self.samples and dot and copy.isdecimal():
             return self.haplotype(sample, int(copy))

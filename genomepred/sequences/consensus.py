@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from genomepred.files import publishing
+from genomepred.errors import OutputError
+from genomepred.files import publishing, refuse_inputs
 from genomepred.sequences import panel_cache
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.source import SequenceSource
@@ -123,8 +125,14 @@ def export_consensus(haplotype: Haplotype, fasta: Path, chain: Path | None = Non
     Raises
     ------
     OutputError
-        If they cannot be written; nothing half-written is left.
+        If they cannot be written, or are the panel, its genome or one file; nothing half-written
+        is left.
     """
+    if chain is not None and os.path.realpath(chain) == os.path.realpath(fasta):
+        raise OutputError(f"{fasta} is named for the sequence and for the chain; name two files")
+    panel = haplotype.panel
+    for path in filter(None, (fasta, chain)):
+        refuse_inputs(path, [panel.path, getattr(panel.reference, "path", panel.path)])
     with publishing(fasta, follow=True) as temporary, temporary.open("xb") as sequences:
         if chain is None:
             write_consensus(haplotype, sequences)

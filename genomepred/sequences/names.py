@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,21 @@ def some(names: Iterable[str], most: int = 5) -> str:
     listed = list(names)
     rest = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return ", ".join(map(shown, listed[:most])) + rest
+
+
+def haplotype_names(haplotypes: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    """Names of haplotypes as ``--sample`` takes them, each once.
+
+    S alone, or S.1 and S.2 where there are several, and S.1 too where S is another's name.
+    """
+    copies = Counter(sample for sample, _ in haplotypes)
+    long = {sample for sample, count in copies.items() if count > 1}
+    while True:
+        taken = {f"{sample}.{copy}" for sample, copy in haplotypes if sample in long}
+        more = taken & copies.keys() - long
+        if not more:
+            return tuple(f"{s}.{copy}" if s in long else s for s, copy in haplotypes)
+        long |= more
 
 
 def core_of(name: str) -> str:

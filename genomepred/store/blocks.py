@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import StoreError
 from genomepred.sequences.grid import Grid
+from genomepred.sequences.names import haplotype_names
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_file import Stretch
 from genomepred.store.cohort_writing import INDEX_CHUNK
@@ -183,14 +184,6 @@ class CohortBlocks:
     def close(self) -> None:
         """Close the file."""
         self._store.close()
-
-
-def haplotype_names(haplotypes: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-    """Names of haplotypes as ``--sample`` takes them: S, or S.1 and S.2 where there are several."""
-    copies: dict[str, int] = {}
-    for sample, _ in haplotypes:
-        copies[sample] = copies.get(sample, 0) + 1
-    return tuple(f"{s}.{copy}" if copies[s] > 1 else s for s, copy in haplotypes)
 
 
 def _is_plain(index: h5py.Dataset) -> bool:

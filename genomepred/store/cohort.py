@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, RegionError, optional
 from genomepred.sequences.grid import Region
+from genomepred.sequences.names import haplotype_names
 from genomepred.store.cohort_file import CohortFile
 from genomepred.store.reader import DATASET, Float32, Int64, PredictionStore
 
@@ -112,7 +113,13 @@ class CohortStore:
         return HaplotypeStore(self._base, self.haplotypes.index((sample, copy)))
 
     def named(self, text: str) -> HaplotypeStore:
-        """Haplotype of ``SAMPLE`` or ``SAMPLE.COPY``; an exact name of a sample wins."""
+        """Haplotype of ``SAMPLE`` or ``SAMPLE.COPY``, as :func:`haplotype_names` writes them.
+
+        Of other texts an exact name of a sample wins.
+        """
+        names = haplotype_names(self.haplotypes)
+        if text in names:
+            return self.haplotype(*self.haplotypes[names.index(text)])
         sample, dot, copy = text.rpartition(".")
         if text not in self.samples and dot and copy.isdecimal():
             return self.haplotype(sample, int(copy))

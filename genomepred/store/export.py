@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import OutputError, StoreError
-from genomepred.files import output_error, publishing, require_space
+from genomepred.files import publishing, refuse_inputs, require_space, stdout_error
 from genomepred.sequences.grid import Region
 from genomepred.store.bigwig import TOO_LONG, BigWigWriter
 from genomepred.store.reader import Float32, Int64, PredictionStore
@@ -126,7 +126,7 @@ def export_tsv(
         If the file cannot be written; nothing is left behind.
     """
     if path is not None:
-        _refuse_own_file(store, path)
+        refuse_inputs(path, [store.path])
     columns = store.columns(tracks)
     ranges = [(0, store.rows)] if region is None else store.ranges(region)
     names = ["name"] if store.grid.names is not None else []
@@ -139,22 +139,24 @@ def export_tsv(
                 file.write(_tsv_lines(store, rows, values[:, columns]))
 
 
-def _refuse_own_file(store: PredictionStore, path: Path) -> None:
-    if path.exists() and path.samefile(store.path):
-        raise OutputError(f"{path} is the prediction file itself; name another output")
-
-
 def _outputs(store: PredictionStore, path: Path, track: str | None) -> list[tuple[int, Path]]:
     """Columns to write, each with its file."""
-    _refuse_own_file(store, path)
     if track is not None or len(store.tracks) == 1:
-        return [(store.columns([track] if track else [])[0], path)]
+        outputs = [(store.columns([track] if track else [])[0], path)]
+    else:
+        outputs = list(enumerate(_one_a_track(store, path)))
+    for _, output in outputs:
+        refuse_inputs(output, [store.path])
+    return outputs
+
+
+def _one_a_track(store: PredictionStore, path: Path) -> list[Path]:
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     stem = path.name.removesuffix(suffix)
     safe = [name.replace("/", "_").replace("\0", "_") for name in store.tracks]
     if len(set(safe)) < len(safe):
         raise OutputError(f"{path}: track names collide as file names; choose one with --track")
-    return [(k, path.with_name(f"{stem}.{name}{suffix}")) for k, name in enumerate(safe)]
+    return [path.with_name(f"{stem}.{name}{suffix}") for name in safe]
 
 
 def _drawn(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
@@ -248,7 +250,7 @@ def text_output(path: Path | None) -> Iterator[BinaryIO]:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise output_error(Path("standard output"), error) from error
+            raise stdout_error(error) from error
         return
     with publishing(path, follow=True) as temporary, open(temporary, "xb") as raw:
         if path.suffix == ".gz":

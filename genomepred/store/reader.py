@@ -290,7 +290,7 @@ class PredictionStore:
         return region
 
     def columns(self, tracks: Sequence[str] = ()) -> list[int]:
-        """Columns of the named tracks, in the order given; of all tracks if none is named.
+        """Columns of the named tracks, each once, in the order given; of all if none is named.
 
         Raises
         ------
@@ -302,7 +302,7 @@ class PredictionStore:
                 raise StoreError(
                     f"{self.path}: no track {track!r}; there are {', '.join(self.tracks)}"
                 )
-        return [self.tracks.index(track) for track in tracks or self.tracks]
+        return [self.tracks.index(track) for track in dict.fromkeys(tracks or self.tracks)]
 
     def described(self, rows: Int64) -> tuple[Int64, Int64]:
         """Bases that rows describe, ``[start, end)``, not past the ends of their contigs."""
@@ -424,5 +424,6 @@ def _require_codec(data: h5py.Dataset) -> None:
 
 def first_line(error: BaseException) -> str:
     """First line of an error's message, without the quotes of a KeyError."""
-    lines = str(error).strip("'\"").splitlines()
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = text.splitlines()
     return lines[0] if lines else type(error).__name__

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from genomepred.errors import StoreError
-from genomepred.store.cohort import CohortStore
 from genomepred.store.opening import is_cohort
 
 
@@ -24,13 +23,3 @@ def cohort_of(files: list[Path]) -> Path | None:
             "the file instead of the folder"
         )
     return cohorts[0] if cohorts else None
-
-
-def haplotype_names(store: CohortStore) -> list[str]:
-    """Names of a cohort's haplotypes: the sample, with its copy where it has several."""
-    copies: dict[str, int] = {}
-    for sample, _ in store.haplotypes:
-        copies[sample] = copies.get(sample, 0) + 1
-    return [
-        sample if copies[sample] == 1 else f"{sample}.{copy}" for sample, copy in store.haplotypes
-    ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from genomepred.errors import OptionError, OutputError, StoreError
-from genomepred.files import output_error
+from genomepred.files import output_error, refuse_inputs
 from genomepred.progress import Progress
 from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.fasta import Genome
@@ -106,6 +106,7 @@ def write_sites(
     if options.genome is not None and kind != "tsv":
         raise OptionError(f"{kind} has no column for sequences; use tsv")
     maps = _maps(files, tracks, samples)
+    inputs = [one.path for one in maps] + ([options.genome] if options.genome else [])
     folder = output if output is not None and named is None else None
     if folder is None and len(maps) > 1 and kind != "tsv":
         raise OptionError(
@@ -113,6 +114,8 @@ def write_sites(
         )
     if folder is not None:
         _make(folder)
+    elif output is not None:
+        refuse_inputs(output, inputs)
     written: list[tuple[Map, int, Path | None]] = []
     with ExitStack() as stack:
         whole = None if folder is not None else stack.enter_context(text_output(output))

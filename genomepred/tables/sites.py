@@ -150,6 +150,8 @@ def find_sites(
         choice = Choice(threshold=card_threshold(bundled_card(store)))
     if sum(value is not None for value in choice) != 1:
         raise OptionError("give one of a threshold, a number of sites, or sites a megabase")
+    if any(value is not None and np.isnan(value) for value in choice):
+        raise OptionError("a threshold, or sites a megabase, of NaN chooses nothing; give a number")
     reach = (store.grid.geometry.bin_size if within is None else within) // store.grid.geometry.step
     found = [_sites_of(store, column, a, b, reach, choice) for a, b in store.ranges()]
     rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in found)])
@@ -158,7 +160,7 @@ def find_sites(
     if choice.threshold is None:
         most = choice.top
         if choice.per_mb is not None:
-            most = round(choice.per_mb * _megabases(store))
+            most = round(min(choice.per_mb, 1e6) * _megabases(store))  # all bases at most
         strongest = np.argsort(-sites.score, kind="stable")[:most]
         sites = sites.take(np.sort(strongest))
     return sites

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from genomepred.errors import StoreError
 from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Grid
+from genomepred.sequences.names import haplotype_names
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.reader import Float32, Int64, PredictionStore
 from genomepred.tables.ranks import count_classes
 from genomepred.tables.reduction import columns_of
-from genomepred.tables.samples import cohort_of, haplotype_names
+from genomepred.tables.samples import cohort_of
 
 # Entries of a cohort's index, and values of genomes, that are held at a time.
 _BLOCK_ENTRIES, _BLOCK_VALUES = 1 << 22, 1 << 24
@@ -89,7 +90,7 @@ class _Cohort:
 
     def __init__(self, store: CohortStore) -> None:
         self._store = store
-        self.names = haplotype_names(store)
+        self.names = list(haplotype_names(store.haplotypes))
         self.owners = [sample for sample, _ in store.haplotypes]
         self.path, self.grid, self.tracks = store.path, store.grid, store.tracks
         self.attributes = dict(store.attributes)

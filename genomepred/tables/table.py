@@ -20,7 +20,7 @@ from genomepred.errors import OptionError, RegionError, StoreError, optional
 from genomepred.progress import Progress
 from genomepred.runs.inputs import read_places
 from genomepred.runs.manifest import prediction_files
-from genomepred.sequences.names import shown, some
+from genomepred.sequences.names import haplotype_names, shown, some
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import Float32, PredictionStore
 from genomepred.tables.reduction import (
@@ -31,7 +31,7 @@ from genomepred.tables.reduction import (
     reduce_store,
 )
 from genomepred.tables.regions import NamedRegion, read_regions, require_known
-from genomepred.tables.samples import cohort_of, haplotype_names
+from genomepred.tables.samples import cohort_of
 
 if TYPE_CHECKING:
     import anndata
@@ -61,6 +61,8 @@ class RegionTable:
     absent : int
         Pairs of region and genome without a place: the name is not in that genome's file, or its
         contig has no predictions.
+    inputs : tuple of Path
+        Files that it is made from, regions among them.
     """
 
     files: tuple[Path, ...]
@@ -73,6 +75,7 @@ class RegionTable:
     columns: tuple[int, ...]
     statistic: Statistic
     absent: int
+    inputs: tuple[Path, ...]
 
     def groups(self, progress: bool = False) -> Iterator[tuple[int, Float32]]:
         """Number of the first region, and values [regions, samples, tracks], a group at a time."""
@@ -267,7 +270,17 @@ def region_table(
         for region in listed
     )
     return RegionTable(
-        tuple(files), cohort is not None, names, places, own, samples, chosen, columns, how, absent
+        tuple(files),
+        cohort is not None,
+        names,
+        places,
+        own,
+        samples,
+        chosen,
+        columns,
+        how,
+        absent,
+        (*files, path),
     )
 
 
@@ -277,6 +290,8 @@ def _statistic(name: str, threshold: float | None) -> Statistic:
     if (name == "fraction") != (threshold is not None):
         need = "needs a threshold" if threshold is None else "takes no threshold"
         raise OptionError(f"--stat {name} {need}; fraction is the share of rows at or above it")
+    if threshold is not None and np.isnan(threshold):
+        raise OptionError("a threshold of NaN counts nothing; give a number")
     return Statistic(name, np.nan if threshold is None else threshold)
 
 
@@ -287,7 +302,7 @@ def _facts(
     if cohort is not None:
         with CohortStore(cohort) as store:
             lengths = dict(zip(store.grid.contigs, store.grid.length.tolist(), strict=True))
-            return haplotype_names(store), [lengths], store.tracks
+            return list(haplotype_names(store.haplotypes)), [lengths], store.tracks
     contigs: list[dict[str, int]] = []
     tracks: tuple[str, ...] | None = None
     for path in files:
@@ -308,7 +323,7 @@ def _columns(path: Path, there: tuple[str, ...], tracks: Sequence[str]) -> tuple
     for track in tracks:
         if track not in number:
             raise StoreError(f"{path}: no track {track!r}; there are {some(there)}")
-    return tuple(number[track] for track in tracks or there)
+    return tuple(number[track] for track in dict.fromkeys(tracks or there))
 
 
 def _matched(path: Path, genomes: Sequence[str], read: Any) -> list[dict[str, NamedRegion]]:

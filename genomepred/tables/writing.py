@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from genomepred.errors import OutputError, optional
-from genomepred.files import publishing, require_space
+from genomepred.files import publishing, refuse_inputs, require_space
 from genomepred.store.export import text_output, texts_of
 from genomepred.store.hdf5 import new_file
 from genomepred.tables.table import RegionTable, unique_names
@@ -60,9 +60,7 @@ def write_table(table: RegionTable, path: Path | None, progress: bool = False) -
     if suffix is None:
         raise OutputError(f"{path}: name the table {', '.join(f'*{s}' for s in _SUFFIXES)}")
     if suffix in (".h5", ".hdf5", ".h5ad"):
-        for file in table.files:
-            if path.exists() and path.samefile(file):
-                raise OutputError(f"{path} is a prediction file of the table; name another output")
+        refuse_inputs(path, table.inputs)
         with publishing(path, follow=True) as temporary:
             require_space(path.parent, _most_bytes(table, suffix))
             if suffix == ".h5ad":
@@ -75,6 +73,8 @@ def write_table(table: RegionTable, path: Path | None, progress: bool = False) -
                     _write_hdf5(table, file, progress)
         return [path]
     files = _one_a_track(path, suffix, table.tracks)
+    for file in files:
+        refuse_inputs(file, table.inputs)
     writer: Callable[..., None] = _write_parquet if suffix == ".parquet" else _write_tsv
     writer(table, files, progress)
     return files

@@ -228,7 +228,8 @@ class Scorer:
         """
         good = (checked.kind == LETTERS) & ~checked.mismatch[sites.record]
         chosen = np.flatnonzero(good)
-        parts = [self._score(sites, chosen[part], genome) for part in self._slices(len(chosen))]
+        slices = self._slices(len(chosen), genome.contigs[sites.contig])
+        parts = [self._score(sites, chosen[part], genome) for part in slices]
         if not parts:
             parts = [self._nothing()]
         values = {
@@ -240,9 +241,13 @@ class Scorer:
         ends = np.concatenate([part.row_end for part in parts])
         return Scores(chosen, values, starts, ends)
 
-    def _slices(self, count: int) -> Iterator[slice]:
+    def _range(self, length: int) -> int:
+        """Bases on either side whose rows count: no row lies further than a contig is long."""
+        return min(self._span or 0, length + self._geometry.window)
+
+    def _slices(self, count: int, length: int) -> Iterator[slice]:
         """Alternatives that are dealt with at a time."""
-        rows = 1 if self._span is None else 2 + 2 * self._span // self._geometry.step
+        rows = 1 if self._span is None else 2 + 2 * self._range(length) // self._geometry.step
         size = max(_SLICE_BASES // (2 * rows * self._geometry.window), 1)
         return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
@@ -262,14 +267,14 @@ class Scorer:
 
     def _score(self, sites: Sites, chosen: Int64, genome: SequenceSource) -> Scores:
         record = sites.record[chosen]
-        reach = self._geometry.window + (self._span or 0)
+        length = genome.contigs[sites.contig]
+        reach = self._geometry.window + self._range(length)
         start, end = sites.position[record] - reach, sites.end[record] + reach
         placed = Placed.of(genome, sites.contig, start, end)
         haplotypes = Haplotypes.of(sites, sites.alts[chosen], placed.codes, placed.shift)
         center = self._centers(haplotypes, sites.position[record] + placed.shift)
         rows = [center]
         if self._span is not None:
-            length = genome.contigs[sites.contig]
             rows.append(self._rows(haplotypes, sites.position[record], placed.shift, length))
         predicted = self._predict(haplotypes, rows)
         reference, alternative = predicted[0]
@@ -295,7 +300,7 @@ class Scorer:
 
     def _rows(self, haplotypes: Haplotypes, position: Int64, shift: Int64, length: int) -> Rows:
         """Rows of the grid whose middles lie within the range of what each alternative changes."""
-        g, span = self._geometry, self._span or 0
+        g, span = self._geometry, self._range(length)
         low, high, _ = haplotypes.hull
         has = haplotypes.first[1:] > haplotypes.first[:-1]
         low = np.where(has, low - shift, position)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -296,10 +297,12 @@ class _Vcf(_Closing):
                 if any(value is not None for value in rows[:, k]):
                     record.info[name] = tuple(rows[:, k])
             self._target.write(record)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise  # of the disk
             raise SequenceError(
-                f"{self._variants}: {place}: htslib cannot write it ({error}); declare its INFO "
-                "fields in the header, or write .tsv or .parquet"
+                f"{self._variants}: {place}: htslib cannot write it ({error}); declare its contig "
+                "and INFO fields in the header, or write .tsv or .parquet"
             ) from None
 
     def finish(self) -> None:

@@ -308,7 +308,7 @@ def test_an_export_never_replaces_its_own_input(out):
     before = file.read_bytes()
     for kind in ("tsv", "bedgraph", "bigwig"):
         done = genomepred("export", kind, file, "-o", file, code=10)
-        assert "is the prediction file itself" in one_line(done)
+        assert "is an input of this command" in one_line(done)
     assert file.read_bytes() == before
 
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from genomepred.cli import cli
+from genomepred.errors import OutputError
 from tests.checkpoints import make_checkpoint
 from tests.sequences.panels import random_panel
 
@@ -95,3 +96,67 @@ def test_json(run: Path) -> None:
     assert result.exception is None
     if result.output.strip():
         assert json.loads(result.output)["result"]["haplotypes"] == 6
+
+
+def test_a_consensus_takes_no_inputs_place(run: Path, tmp_path: Path) -> None:
+    genome, panel = tmp_path / "ref.fa", tmp_path / "panel.vcf"
+    for path in (genome, panel):
+        path.write_bytes((run / path.name).read_bytes())
+    words = ["export", "consensus", str(panel), "--genome", str(genome), "--sample", "s1.2", "-o"]
+    other = str(tmp_path / "x.fa")
+    for names in ([str(genome)], [str(panel)], [other, "--chain", str(genome)]):
+        assert "is an input of this command" in call(*words, *names, fails=OutputError)
+    assert "name two files" in call(*words, other, "--chain", other, fails=OutputError)
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["panel.vcf", "ref.fa", "ref.fa.fai"]
+    for path in (genome, panel):
+        assert path.read_bytes() == (run / path.name).read_bytes()
+
+
+def test_names_of_samples_that_look_like_copies(run: Path, tmp_path: Path) -> None:
+    """Samples S and S.1, one of two copies and one of one, or both of two."""
+    base = "".join(
+        line for line in (run / "ref.fa").read_text().split("\n") if not line.startswith(">")
+    )[19]
+    other = "A" if base != "A" else "C"
+    head = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\tS\tS.1\n"
+    for name, second, labels in (
+        ("one", "1", ["S.1", "S.2", "S.1.1"]),
+        ("two", "1|1", ["S.1", "S.2", "S.1.1", "S.1.2"]),
+    ):
+        panel = tmp_path / f"{name}.vcf"
+        panel.write_text(f"{head}c1\t20\t.\t{base}\t{other}\t.\t.\t.\tGT\t0|0\t{second}\n")
+        words = arguments(run)
+        words[3] = str(panel)
+        out = tmp_path / name
+        words[words.index("--out") + 1] = str(out)
+        call("predict", *words)
+        bed = tmp_path / "r.bed"
+        bed.write_text("c1\t0\t40\n")
+        file = str(out / f"{name}.h5")
+        header, line = call("table", file, "--regions", str(bed), "-o", "-").splitlines()[:2]
+        assert header.split("\t")[5:] == labels
+        values = dict(zip(labels, line.split("\t")[5:], strict=True))
+        assert values["S.1"] == values["S.2"] != values["S.1.1"]
+        queried = [call("query", file, "c1:1-1", "--sample", label) for label in labels]
+        assert queried[0] == queried[1] != queried[2]
+        fasta = tmp_path / "x.fa"
+        consensus = [
+            "export",
+            "consensus",
+            str(panel),
+            "--genome",
+            str(run / "ref.fa"),
+            "-o",
+            str(fasta),
+        ]
+        letters = []
+        for label in labels:
+            call(*consensus, "--sample", label)
+            letters.append(fasta.read_text().split("\n")[1][19])
+        assert letters == [base, base, *[other] * (len(labels) - 2)]
+
+
+def test_an_output_that_is_a_file(run: Path, tmp_path: Path) -> None:
+    words = arguments(run)
+    words[words.index("--out") + 1] = str(run / "ref.fa")
+    assert "is a file; name a folder" in call("predict", *words, fails=OutputError)

@@ -110,3 +110,19 @@ def test_shells_get_their_script_and_nothing_heavy_is_loaded(shell):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "genomepred" in done.stdout
     assert done.stdout.strip().endswith("[]")
+
+
+NUMBERS = [
+    (path, option)
+    for path, command in LEAVES
+    for option in options(command)
+    if isinstance(option.type, click.types.IntParamType | click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize(("path", "option"), NUMBERS, ids=str)
+def test_numbers_that_are_none_are_refused(path, option):
+    value = "9" * 30 if isinstance(option.type, click.types.IntParamType) else "nan"
+    done = CliRunner().invoke(cli, [*path[1:], option.opts[0], value])
+    assert done.exit_code == 2
+    assert f"{option.opts[0]} {value} is" in done.output

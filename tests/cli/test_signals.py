@@ -166,3 +166,42 @@ def test_an_address_space_too_small_is_named():
     assert done.returncode == 16
     assert "limited to 1.00 GB (ulimit -v)" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [
+        (">/dev/full", 10, "standard output: cannot be written: No space left on device"),
+        (">&-", 10, "standard output: cannot be written: Bad file descriptor"),
+        (">&- 2>&- <&-", 10, ""),
+        ("2>&- <&-", 0, ""),
+    ],
+)
+def test_streams_that_are_full_or_closed(streams, code, said):
+    command = f"{sys.executable} -m genomepred models list --json {streams}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == (1 if said else 0)
+
+
+def test_a_file_has_no_number_of_a_closed_stream(tmp_path):
+    told = tmp_path / "told"
+    body = (
+        "import os; from genomepred.cli import _fill_closed_streams; _fill_closed_streams(); "
+        f"number = os.open({str(told)!r}, os.O_CREAT | os.O_WRONLY); "
+        "os.write(number, str(number).encode())"
+    )
+    command = f'{sys.executable} -c "{body}" <&- >&- 2>&-'
+    assert subprocess.run(command, shell=True, check=False).returncode == 0
+    assert int(told.read_text()) > 2
+
+
+def test_letters_that_file_names_of_a_locale_do_not_have_are_told():
+    body = "open(chr(233) + '.txt', 'x')"
+    changes = environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    process = started(body, env=changes)
+    found = process.communicate(timeout=300)[1]
+    assert process.returncode == 10
+    assert "no file name in this locale" in found
+    assert found.count("\n") == 1

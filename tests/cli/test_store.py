@@ -205,3 +205,25 @@ def test_reading_needs_no_numba(file: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("contig\tstart\tend\t")
+
+
+def test_names_of_standard_output_write_to_it(file: Path, tmp_path: Path) -> None:
+    region = ("--region", "ctg-é", "--track", "MRL")
+    expected = run("export", "tsv", file, *region).stdout
+    for name in ("-", "/dev/stdout", "/proc/self/fd/1"):
+        assert run("export", "tsv", file, *region, "-o", name).stdout == expected
+        assert run("export", "tsv", file, *region, "-o", name, "--json").exit_code == 2
+        with pytest.raises(OutputError, match="not a stream"):
+            run("export", "bigwig", file, "--track", "MRL", "-o", name)
+
+
+def test_a_track_that_is_named_twice_is_one_column(file: Path) -> None:
+    twice = run("query", file, "chr2", "--track", "MRL", "--track", "MRL")
+    assert twice.stdout == run("query", file, "chr2", "--track", "MRL").stdout
+
+
+def test_an_output_of_one_track_is_not_the_file_itself(file: Path, tmp_path: Path) -> None:
+    own = write_store(tmp_path / "x.MRL.h5", tracks=("CTCF", "MRL"))
+    with pytest.raises(OutputError, match="is an input of this command"):
+        run("export", "bigwig", own, "-o", tmp_path / "x.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.MRL.h5", "x.MRL.h5.json"]

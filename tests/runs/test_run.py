@@ -257,6 +257,21 @@ def test_centered_windows(genome, model, tmp_path):
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+def test_a_center_past_its_contig_is_the_last_base(genome, model, tmp_path):
+    with Genome(genome) as source:
+        length = source.contigs["b"]
+        codes = source.codes("b", length - 51, length + 49)
+    bed = tmp_path / "sites.bed"
+    bed.write_text(f"b\t{length - 1}\t{length + 5000}\tpast\n")
+    with pytest.warns(UserWarning, match="end past their contig"):
+        run(genome, model, tmp_path / "out", regions=bed, center=True, stride=None)
+    with PredictionStore(tmp_path / "out" / "virus.h5") as store:
+        found = store.read(0, 1)[:, 0]
+    with torch.no_grad():
+        wanted = torch.sigmoid(load_model(model)(torch.from_numpy(codes[None])))[:, 0, 0]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 def test_both_strands(genome, model, tmp_path):
     for strand in ("forward", "reverse", "mean", "each"):
         run(genome, model, tmp_path / strand, strand=strand, stride=40)

@@ -92,6 +92,7 @@ def test_what_ends_past_its_contig_is_cut_and_counted(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"a\.bed: 1 of 2 records end past their contig"):
         (first, _) = read_bed(path, CONTIGS)
     assert (first.start, first.end) == (990, 1000)
+    assert first.center == 999  # no window lies past the contig
 
 
 NARROW = "chr1\t100\t200\tn\t0\t-\t5.1\t-1\t3.2\t20"

@@ -282,3 +282,22 @@ def test_lines() -> None:
     ]
     assert site_lines(found, "bed").splitlines()[1] == "d\t50\t70\tT_2\t500\t."
     assert site_lines(found, "tsv", first="g").startswith("genome\tcontig\tstart\tend\tname\tscore")
+
+
+def test_numbers_without_end_choose_all_sites_or_the_highest(file: Path) -> None:
+    with PredictionStore(file) as store:
+        every = find_sites(store, "CTCF", Choice(threshold=-np.inf))
+        assert len(find_sites(store, "CTCF", Choice(per_mb=np.inf))) == len(every)
+        wide = find_sites(store, "CTCF", Choice(threshold=-np.inf), within=1 << 62)
+        assert 0 < len(wide) <= len(store.grid.contigs)
+        for choice in (Choice(threshold=np.nan), Choice(per_mb=np.nan)):
+            with pytest.raises(OptionError, match="NaN"):
+                find_sites(store, "CTCF", choice)
+
+
+def test_sites_take_no_inputs_place(file: Path, tmp_path: Path) -> None:
+    genome = tmp_path / "genome.tsv"
+    genome.write_text(">c\nACGT\n")
+    with pytest.raises(OutputError, match="is an input of this command"):
+        write_sites([file], genome, options=SiteOptions(Choice(top=1), genome=genome))
+    assert genome.read_text() == ">c\nACGT\n"

@@ -368,7 +368,7 @@ def test_outputs_that_cannot_be(run: Path, tmp_path: Path) -> None:
     found = make(run, bed(tmp_path / "r.bed"), tracks=["one"])
     with pytest.raises(OutputError, match="name the table"):
         write_table(found, tmp_path / "t.xlsx")
-    with pytest.raises(OutputError, match="is a prediction file"):
+    with pytest.raises(OutputError, match="is an input of this command"):
         write_table(found, run / "g1.h5")
     with pytest.raises(OutputError, match="there is no folder"):
         write_table(found, tmp_path / "absent" / "t.h5")
@@ -428,3 +428,15 @@ def test_half_precision(tmp_path: Path, layout: Layout) -> None:
     write_store(tmp_path / "g.h5", grid, random_values(grid.rows, 2), ("one", "two"), layout)
     found = make(tmp_path, bed(tmp_path / "r.bed"))
     check(found, [PredictionStore(tmp_path / "g.h5")], "mean")
+
+
+def test_a_table_takes_no_inputs_place(cohort: Path, tmp_path: Path) -> None:
+    regions = bed(tmp_path / "r.tsv.gz")
+    with pytest.raises(OptionError, match="NaN counts nothing"):
+        region_table(cohort, regions, "fraction", threshold=np.nan)
+    found = make(cohort, regions, "mean", tracks=["two", "two"])
+    assert found.tracks == ("two",)
+    before = regions.read_bytes()
+    with pytest.raises(OutputError, match="is an input of this command"):
+        write_table(found, regions)
+    assert regions.read_bytes() == before
