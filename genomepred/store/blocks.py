@@ -13,9 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import h5py
 import numpy as np
-from isal import igzip_lib, isal_zlib
 from numba import njit
 from numpy.typing import NDArray
 
@@ -28,11 +26,11 @@ from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.opening import is_cohort
 from genomepred.store.pyramid import BLOCK
 from genomepred.store.reader import Float32, PredictionStore
+from genomepred.store.stored import is_plain, planes
 
 # Bytes of a stored chunk of an index: [bytes of a number, lines, words of eight numbers' bytes].
 Words = NDArray[np.uint64]
 _WORD, _ALL = 8, np.uint64(0xFFFF_FFFF_FFFF_FFFF)
-_IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 # Values of single genomes that are held at a time, and stored values of a cohort's.
 _HELD, _READ = 1 << 26, 1 << 20
 
@@ -124,8 +122,8 @@ class CohortBlocks:
         self.descriptions = self._base.descriptions
         self.lines = haplotype_names(self._base.haplotypes)
         index = self._base.index
-        self._plain = _is_plain(index)
-        self._stored, self._shape, self._kind = index.id, index.shape, index.dtype
+        self._plain = is_plain(index) and index.chunks == (INDEX_CHUNK, INDEX_CHUNK)
+        self._shape = index.shape
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
         """See :meth:`BlockSource.blocks`."""
@@ -173,25 +171,14 @@ class CohortBlocks:
         if not self._plain:
             found = self._base.index[:, first : first + INDEX_CHUNK]
             return [_words(found[line : line + INDEX_CHUNK]) for line in lines]
-        chunks = []
-        for line in lines:
-            skipped, chunk = self._stored.read_direct_chunk((line, first))
-            if skipped:
-                raise ValueError("a chunk of the index was stored without its filters")
-            chunks.append(_decode(chunk, self._kind.itemsize))
-        return chunks
+        shape = (-1, INDEX_CHUNK, INDEX_CHUNK // _WORD)
+        return [
+            planes(self._base.index, (line, first)).view("<u8").reshape(shape) for line in lines
+        ]
 
     def close(self) -> None:
         """Close the file."""
         self._store.close()
-
-
-def _is_plain(index: h5py.Dataset) -> bool:
-    """Whether chunks are as this package writes them: shuffled, deflated, with a checksum."""
-    made = index.id.get_create_plist()
-    filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
-    ours = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32]
-    return filters == ours and index.chunks == (INDEX_CHUNK, INDEX_CHUNK)
 
 
 def _words(index: NDArray[Any]) -> Words:
@@ -200,37 +187,6 @@ def _words(index: NDArray[Any]) -> Words:
     whole[: index.shape[0], : index.shape[1]] = index
     planes = np.moveaxis(whole.view(np.uint8).reshape(*whole.shape, whole.itemsize), 2, 0)
     return np.ascontiguousarray(planes).view("<u8")
-
-
-def _decode(chunk: bytes, itemsize: int) -> Words:
-    """Words of a stored chunk; HDF5's own filters hold one lock for all threads."""
-    told = int.from_bytes(chunk[-4:], "little")
-    if len(chunk) < 4 or checksum(np.frombuffer(chunk, np.uint8)[:-4]) != told:
-        raise ValueError("a chunk of the index does not match its checksum")
-    size = itemsize * INDEX_CHUNK * INDEX_CHUNK
-    try:
-        data = isal_zlib.decompressobj().decompress(chunk[:-4], size + 1)
-    except _IsalError as error:
-        raise ValueError(f"a chunk of the index: {error}") from error
-    if len(data) != size:
-        raise ValueError("a chunk of the index has another size")
-    return np.frombuffer(data, "<u8").reshape(itemsize, INDEX_CHUNK, INDEX_CHUNK // _WORD)
-
-
-@njit(cache=True)
-def checksum(data: Any) -> int:
-    """As :func:`genomepred.store.chunks.fletcher32`, of up to a few megabytes."""
-    first, second = np.uint64(0), np.uint64(0)
-    for i in range(0, len(data) - 1, 2):
-        first += np.uint64(data[i]) << np.uint64(8) | np.uint64(data[i + 1])
-        second += first
-    if len(data) % 2:
-        first += np.uint64(data[-1]) << np.uint64(8)
-        second += first
-    most = np.uint64(65535)
-    a = (first - np.uint64(1)) % most + np.uint64(1) if first else first
-    b = (second - np.uint64(1)) % most + np.uint64(1) if second else second
-    return int(b << np.uint64(16) | a)
 
 
 def distinct_lines(

@@ -21,6 +21,7 @@ from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.opening import COHORT_FORMAT
 from genomepred.store.reader import Float32, Int64, PredictionStore
 from genomepred.store.schema import SchemaError, open_dataset, open_group, read_texts
+from genomepred.store.stored import StoredRows, is_plain, joined, planes
 
 # Entries of the index that are read at a time, and windows that they are of at most.
 _ENTRIES, _WINDOWS = 1 << 22, 1 << 14
@@ -64,6 +65,8 @@ class CohortFile(PredictionStore):
         self.distinct_count = distinct
         self.none = int(np.iinfo(kind).max)
         self._kept = _Kept()
+        self._leaders, self._rows = StoredRows(self.leader), StoredRows(self.predictions)
+        self._plain = is_plain(self.index) and self.index.chunks == (INDEX_CHUNK, INDEX_CHUNK)
         ascending = (np.diff(self.first) >= 0).all()
         if windows and not (ascending and self.first[0] >= 0 and self.first[-1] <= distinct):
             raise SchemaError("/cohort/first does not ascend within the predictions")
@@ -99,10 +102,14 @@ class CohortFile(PredictionStore):
 
     def leaders(self, first: int, last: int) -> tuple[Int64, NDArray[Any]]:
         """Offsets of the distinct predictions of windows, [windows + 1], and their leaders."""
+        starts = self._starts(first, last)
+        return starts, np.asarray(self.leader[starts[0] : starts[-1]])
+
+    def _starts(self, first: int, last: int) -> Int64:
+        """Offsets of the distinct predictions of windows, [windows + 1]."""
         last = max(first, min(last, len(self.first)))
         end = self.first[last] if last < len(self.first) else self.distinct_count
-        starts = np.append(self.first[first:last], end)
-        return starts, np.asarray(self.leader[starts[0] : end])
+        return np.append(self.first[first:last], end)
 
     def stretch(self, first: int, last: int) -> Stretch:
         """Distinct predictions of windows ``[first, last)``, held."""
@@ -160,29 +167,41 @@ class CohortFile(PredictionStore):
     def _own_block(self, key: tuple[int, int]) -> Float32:
         """Rows of a haplotype in a block."""
         number, block = key
-        group, place = divmod(number, INDEX_CHUNK)
-        index = self._kept.get((-2 - group, block), self._index_block)
+        index = self._own_index(number, block)
         starts, leader, rows = self._kept.get((-1, block), self._block_rows)
-        first = block * self.block_windows
-        found = self.looked_up(index[place : place + 1], first, starts, leader)
+        found = self.looked_up(index, block * self.block_windows, starts, leader)
         bins = self.grid.geometry.bins
         out = np.empty((1, found.shape[1] * bins, len(self.tracks)), np.float32)
         _gather(found, int(starts[0]), bins, rows, 0, out)
         own: Float32 = out[0]
         return own
 
-    def _index_block(self, key: tuple[int, int]) -> NDArray[Any]:
-        """Index of the haplotypes of a row of chunks in a block."""
+    def _own_index(self, number: int, block: int) -> NDArray[Any]:
+        """Index of a haplotype in a block, [1, windows]."""
+        first = block * self.block_windows
+        last = min(first + self.block_windows, len(self.first))
+        if not self._plain:
+            index: NDArray[Any] = self.index[number : number + 1, first:last]
+            return index
+        group, place = divmod(number, INDEX_CHUNK)
+        chunks = self._kept.get((-2 - group, block), self._index_block)
+        shape = (-1, INDEX_CHUNK, INDEX_CHUNK)
+        own = np.concatenate([chunk.reshape(shape)[:, place] for chunk in chunks], axis=1)
+        return joined(own, self.index.dtype)[None, : last - first]
+
+    def _index_block(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], ...]:
+        """Chunks of the index in a block and a row of chunks, as they are stored."""
         h, first = (-2 - key[0]) * INDEX_CHUNK, key[1] * self.block_windows
-        index: NDArray[Any] = self.index[h : h + INDEX_CHUNK, first : first + self.block_windows]
-        return index
+        last = min(first + self.block_windows, len(self.first))
+        return tuple(planes(self.index, (h, w)) for w in range(first, last, INDEX_CHUNK))
 
     def _block_rows(self, key: tuple[int, int]) -> tuple[Int64, NDArray[Any], Float32]:
         """Leaders of a block's windows, as :meth:`leaders` gives them, and the rows of all."""
         first = key[1] * self.block_windows
-        starts, leader = self.leaders(first, first + self.block_windows)
+        starts = self._starts(first, first + self.block_windows)
         low, end = starts[[0, -1]] * self.grid.geometry.bins
-        return starts, leader, np.asarray(self.predictions[low:end], np.float32)
+        rows = np.asarray(self._rows.read(low, end), np.float32)
+        return starts, self._leaders.read(*starts[[0, -1]]), rows
 
     def problems(self) -> list[str]:
         """See :meth:`CohortStore.problems`."""

@@ -321,7 +321,7 @@ def test_misfits_are_one_line(tmp_path: Path) -> None:
 def test_options_are_those_that_act_in_it() -> None:
     given = {option.name for option in evaluate.params}
     assert {field.name for field in fields(Source)} - given == {"reverse_complement", "shift"}
-    needed = ["--model", "ctcf", "--data", __file__, "--out", "out"]
+    needed = ["--model", "m", "--data", __file__, "--out", "out"]
     assert evaluate.make_context("evaluate", needed).params["seed"] is None
 
 
@@ -420,14 +420,14 @@ def test_options_are_spelled_as_on_the_command_line(
         "learning-rate": 5e-4,
         "description": ["one -- thing", "-another"],
     }
-    spec = _spec_of_run(Path("x.json"), "run", options, 3)
-    assert spec.config == {"hidden": [8, 4], "filters": 3}
-    assert spec.source.targets == ("a", "b")
-    assert spec.source.test == ("1-20",)
-    assert spec.source.reverse_complement is False
-    assert (spec.source.seed, spec.settings.seed, spec.settings.learning_rate) == (3, 3, 5e-4)
-    assert spec.description.name == "run"
-    assert spec.description.descriptions == ("one -- thing", "-another")
+    plan = _spec_of_run(Path("x.json"), "run", options, 3)
+    assert plan.config == {"hidden": [8, 4], "filters": 3}
+    assert plan.source.targets == ("a", "b")
+    assert plan.source.test == ("1-20",)
+    assert plan.source.reverse_complement is False
+    assert (plan.source.seed, plan.settings.seed, plan.settings.learning_rate) == (3, 3, 5e-4)
+    assert plan.description.name == "run"
+    assert plan.description.descriptions == ("one -- thing", "-another")
 
 
 @pytest.mark.usefixtures("blank_pictures")
@@ -444,9 +444,9 @@ def test_the_examples_are_trainings_of_models_that_exist(
         data = request.getfixturevalue("shared_data")
     monkeypatch.setenv("DATA", str(data))
     for name, options in read_config(path).runs.items():
-        spec = _spec_of_run(path, name, options, 0)
-        assert spec.source.data.exists()
-        build(spec.architecture, window=100, **spec.config)
+        plan = _spec_of_run(path, name, options, 0)
+        assert plan.source.data.exists()
+        build(plan.architecture, window=100, **plan.config)
 
 
 def test_help_of_sweep_shows_the_file() -> None:

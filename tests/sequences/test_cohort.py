@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from genomepred.errors import RegionError, SequenceError
-from genomepred.sequences import panel_cache
+from genomepred.sequences import panel_cache, vcf
 from genomepred.sequences.cohort import Panel, PanelOptions, read_samples
 from genomepred.sequences.consensus import write_consensus
 from genomepred.sequences.fasta import Genome
@@ -363,6 +363,23 @@ def test_every_form_of_a_panel_is_one_panel(
         assert less.digest != panels[0].digest
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_conflicts_are_settled_alike_however_records_are_batched(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = random_panel(seed, samples=3, rate=(0.05, 0.2, 0.4)[seed % 3], phased=seed < 3)
+    plain = text.vcf(tmp_path / "p.vcf")
+    options = PanelOptions(unphased="first", missing="n" if seed % 2 else "reference")
+    with Genome(text.fasta(tmp_path / "ref.fa")) as genome:
+        with Panel(genome, plain, options) as whole:
+            expected = [mine(whole, *h) for h in whole.haplotypes], whole.counts
+        for records in (1, 2, 3):
+            monkeypatch.setattr(vcf, "_RECORDS", records)
+            with Panel(genome, plain, options) as some:
+                assert ([mine(some, *h) for h in some.haplotypes], some.counts) == expected
+                assert some.digest == whole.digest
+
+
 def test_the_cache_is_checked_and_made_anew(tmp_path: Path) -> None:
     text = random_panel(1, samples=4)
     plain = text.vcf(tmp_path / "p.vcf")
@@ -406,19 +423,19 @@ def test_real_haplotypes_are_those_of_bcftools(tmp_path: Path, shared_data: Path
 
 def test_blocks_of_any_steps_are_read_as_written() -> None:
     rng = np.random.default_rng(0)
-    events = 3 << 20
-    some = [np.unique(rng.integers(0, events, n)) for n in (0, 1, 3000, 0, 40)]
-    some.append(np.array([0, 127, 128, 255, 256, 1 << 14, 1 << 21, events - 1]))
-    start = np.arange(events, dtype=np.int64)
+    most, count = (1 << 31) - 1, 9
+    some = [np.unique(rng.integers(0, most, n)) for n in (0, 1, 3000, 0, 40)]
+    some.append(np.array([0, 127, 128, 255, 256, 1 << 14, 1 << 21, 1 << 28, most]))
+    start = np.arange(count, dtype=np.int64)
     block = Block(
         7,
         2,
         np.cumsum([0, *map(len, some)]),
         np.concatenate(some).astype(np.int32),
-        np.arange(events + 1, dtype=np.int32),
+        np.arange(count + 1, dtype=np.int32),
         np.stack([start, start + 1], 1),
-        np.arange(events + 1, dtype=np.int32),
-        rng.integers(0, 5, events, np.uint8),
+        np.arange(count + 1, dtype=np.int32),
+        rng.integers(0, 5, count, np.uint8),
     )
     found = Block.of_bytes(block.to_bytes())
     assert (found.number, found.most) == (7, 2)
