@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from genomepred import compiled
-from tests.helpers import python
+from tests.helpers import genomepred, python
 
 
 @pytest.fixture
 def shared_tmp(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    for name in ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # else what the test leaves there would stay
+        monkeypatch.delenv(name)
     return tmp_path / f"genomepred-{os.getuid()}"
 
 
@@ -86,8 +87,17 @@ def test_compiling_is_told_once_before_it_is_done_and_never_of_what_is_kept(tmp_
     assert (again.returncode, again.stderr) == (0, "")
 
 
+def test_a_run_begins_by_telling(tmp_path, monkeypatch, tiny_model):
+    told = []
+    monkeypatch.setattr("genomepred.runs.run.tell_of_compiling", lambda: told.append(True))
+    (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 100)
+    genomepred("predict", tmp_path / "a.fa", "--model", tiny_model, "--out", tmp_path / "out")
+    assert told
+
+
 # Without our kernels it is the functions of the reader that are compiled.
-@pytest.mark.parametrize("kernels", ["reference", pytest.param("auto", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
 def test_a_first_run_tells_that_it_compiles_and_the_next_does_not(tmp_path, kernels):
     (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 100)
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}

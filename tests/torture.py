@@ -28,14 +28,17 @@ ASSETS = Path(__file__).parents[1] / "genomepred" / "assets"
 LAMBDA = Path(__file__).parent / "data" / "lambda_virus.fa.gz"
 
 
-def make_genomes(folder: Path, bases: int) -> Path:
-    """Five genomes of real sequence, as plain, gzip and xz FASTA, one of many contigs."""
+def make_genomes(folder: Path, bases: int, others: int | None = None) -> Path:
+    """Five genomes of real sequence, as plain, gzip and xz FASTA, one of many contigs.
+
+    ``others``: bases of those after the first.
+    """
     folder.mkdir()
     text = gzip.decompress((ASSETS / "hs37_chr22_20-21M.fa.gz").read_bytes()).decode()
     sequence = "".join(text.split("\n")[1:])
     for k in range(4):
         start = k * 200_000 + 100_000
-        lines = sequence[start : start + bases]
+        lines = sequence[start : start + (others if k and others else bases)]
         if k == 3:
             pieces = [lines[i : i + 1000] for i in range(0, len(lines), 1000)]
             record = "".join(f">scaffold{i} x\n{piece}\n" for i, piece in enumerate(pieces))
@@ -54,9 +57,11 @@ def make_genomes(folder: Path, bases: int) -> Path:
 class Runs:
     """Runs of one job in fresh output folders."""
 
-    def __init__(self, folder: Path, bases: int, stride: int, filters: int = 8) -> None:
+    def __init__(
+        self, folder: Path, bases: int, stride: int, filters: int = 8, others: int | None = None
+    ) -> None:
         self.folder = folder
-        self.genomes = make_genomes(folder / "genomes", bases)
+        self.genomes = make_genomes(folder / "genomes", bases, others)
         self.model = make_checkpoint(folder / "model", filters=filters)
         self.stride = stride
         self._count = 0

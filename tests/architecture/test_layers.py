@@ -65,6 +65,12 @@ def imports(tree: ast.AST, everything: bool) -> Iterator[str]:
             yield from imports(node, everything)
 
 
+@cache
+def imports_of(name: str, everything: bool) -> frozenset[str]:
+    """What a module of the package imports; see :func:`imports`."""
+    return frozenset(imports(modules()[name], everything))
+
+
 def _is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
@@ -92,8 +98,8 @@ def test_a_circle_is_found():
 
 def test_no_import_circle():
     graph = {
-        name: {other for other in imports(tree, everything=False) if other in modules()}
-        for name, tree in modules().items()
+        name: {other for other in imports_of(name, everything=False) if other in modules()}
+        for name in modules()
     }
     assert list(circles(graph)) == []
 
@@ -102,9 +108,9 @@ def offenders(imported: str, allowed: tuple[str, ...]) -> list[str]:
     """Modules outside of the allowed ones that import something, anywhere in them."""
     return sorted(
         f"{name} imports {other}"
-        for name, tree in modules().items()
+        for name in modules()
         if not name.startswith(allowed)
-        for other in set(imports(tree, everything=True))
+        for other in imports_of(name, everything=True)
         if (other + ".").startswith(imported + ".")
     )
 
@@ -133,9 +139,9 @@ def test_data_flows_downward(layer: str):
     later = FLOW[FLOW.index(layer) + 1 :]
     found = [
         f"{name} imports {other}"
-        for name, tree in modules().items()
+        for name in modules()
         if name.startswith(f"genomepred.{layer}")
-        for other in set(imports(tree, everything=True))
+        for other in imports_of(name, everything=True)
         if other.startswith(tuple(f"genomepred.{upper}" for upper in later))
     ]
     assert sorted(found) == []

@@ -175,7 +175,8 @@ def test_doctor_of_a_gpu_says_what_is_missing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["doctor", pytest.param("plan", marks=pytest.mark.slow), "predict"]
+    "command",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("doctor", "plan")), "predict"],
 )
 def test_on_a_cpu_nothing_imports_triton(command, model, tmp_path):
     run = ("--model", model, "--out", tmp_path / "o", "--stride", 500, "--jobs", 1)

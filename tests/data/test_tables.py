@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openpyxl import Workbook
 
 from genomepred.data import rows, tables
 from genomepred.data.tables import Table, encode_rows, parse_numbers
 from genomepred.errors import DataError
+from tests.helpers import examples
 
 FRAME = pd.DataFrame(
     {
@@ -145,6 +146,7 @@ def names_of(path: Path) -> list[str]:
     return frame["name"].tolist()
 
 
+@settings(deadline=None, max_examples=examples(40))
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n"), max_size=6)))
 def test_quotes_within_a_tsv_are_text(names: list[str]) -> None:
     names = [f"{name}x" for name in names]  # not wholly in quotes

@@ -426,7 +426,7 @@ def counted(monkeypatch) -> Iterator[Counter[str]]:
 
 
 @pytest.mark.parametrize(
-    "counts", [(30, 60), pytest.param((300, 600), marks=pytest.mark.slow)], ids=str
+    "counts", [(15, 30), pytest.param((300, 600), marks=pytest.mark.slow)], ids=str
 )
 def test_looks_at_the_disk_grow_with_genomes_and_not_faster(tmp_path, counted, counts):
     (tmp_path / "g.fa").write_text(">a\n" + 20 * "ACGT" + "\n")
@@ -447,7 +447,7 @@ def test_looks_at_the_disk_grow_with_genomes_and_not_faster(tmp_path, counted, c
 
 
 @pytest.mark.parametrize(
-    "counts", [(100, 200), pytest.param((300, 600), marks=pytest.mark.slow)], ids=str
+    "counts", [(50, 100), pytest.param((300, 600), marks=pytest.mark.slow)], ids=str
 )
 def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, monkeypatch, counts):
     monkeypatch.setattr(Layout, "chunk_rows", property(lambda self: 8))

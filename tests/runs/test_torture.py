@@ -19,7 +19,8 @@ def finish(runs, out):
     return hashes(out)
 
 
-def test_a_killed_run_leaves_the_same_bytes(runs):
+def test_a_killed_run_leaves_the_same_bytes(tmp_path):
+    runs = Runs(tmp_path, bases=140_000, stride=1, others=20_000)
     wanted = finish(runs, runs.fresh())
     assert len(wanted) == 5
     out = runs.fresh()

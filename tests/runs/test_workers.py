@@ -36,13 +36,20 @@ def test_isolated_code_imports_nothing_from_the_current_folder(hostile, monkeypa
     assert not hostile.exists()
 
 
-@pytest.mark.parametrize("entry", ["command", "module"])
-def test_no_entry_runs_code_of_the_current_folder(hostile, entry):
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("module", ["doctor"]),
+        ("command", ["models", "list"]),
+        pytest.param("command", ["doctor"], marks=pytest.mark.slow),
+    ],
+)
+def test_no_entry_runs_code_of_the_current_folder(hostile, entry, words):
     script = Path(sys.executable).with_name("genomepred")
     if entry == "command" and not script.exists():
         pytest.skip("the package is not installed as a command")
     start = [str(script)] if entry == "command" else [sys.executable, "-m", "genomepred"]
-    done = subprocess.run([*start, "doctor"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not hostile.exists()
 
@@ -61,17 +68,10 @@ def test_a_run_with_workers_in_a_hostile_folder(hostile, job, capfd):
     assert "worker" not in capfd.readouterr().err
 
 
-def work() -> None:
-    """Body of a worker: as many bases as it is told of."""
-    with processes.serving() as (text, watch):
-        watch.see("of \u00e9 1", 9)
-        watch.done(text["bases"])
-
-
 def test_workers_run_the_function_of_a_module(capfd):
     told, done, seen = ['{"bases": 5}', '{"bases": 7}'], [], []
     see = lambda *genome: seen.append(genome)  # noqa: E731
-    with processes.Workers(told, done.append, __name__, see) as workers:
+    with processes.Workers(told, done.append, "tests.runs.worker", see) as workers:
         for one in workers._workers:
             one._thread.join()
     assert (sorted(done), seen) == ([5, 7], 2 * [("of \u00e9 1", 9)])

@@ -335,7 +335,9 @@ def test_haplotypes_and_chains_are_those_of_bcftools(tmp_path: Path, seed: int) 
             assert mine(panel, sample, copy) == (sequences, _words(chain))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_every_form_of_a_panel_is_one_panel(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

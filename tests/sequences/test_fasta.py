@@ -142,8 +142,9 @@ def test_many_tiny_rna_records(shared_data: Path, tmp_path: Path) -> None:
     with Genome(path) as genome, Genome(plain) as scanned, Genome(plain) as indexed:
         assert scanned.contigs == indexed.contigs == genome.contigs
         for number, (name, codes) in enumerate(expected.items()):
-            assert np.array_equal(genome.codes(name, 0, len(codes)), codes)
-            if number % 5 == 0:  # which reads the file record by record
+            if number % 3 == 0:
+                assert np.array_equal(genome.codes(name, 0, len(codes)), codes)
+            if number % 10 == 0:  # which reads the file record by record
                 assert np.array_equal(indexed.codes(name, 0, len(codes)), codes)
 
 

@@ -92,7 +92,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "adamw"])
 def test_a_planted_motif_is_learned(tmp_path: Path, optimizer: str) -> None:
     model = make_model()
     settings = Settings(epochs=6, batch_size=64, learning_rate=3e-3, optimizer=optimizer)
@@ -481,7 +481,7 @@ def test_fewer_examples_than_a_batch_are_one_batch() -> None:
     assert math.isfinite(course.epochs[0].loss)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_half_precision_learns_with_fp32_weights_and_goes_on_to_the_same_end(
     tmp_path: Path, precision: str
 ) -> None:
