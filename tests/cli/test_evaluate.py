@@ -321,7 +321,7 @@ def test_misfits_are_one_line(tmp_path: Path) -> None:
 def test_options_are_those_that_act_in_it() -> None:
     given = {option.name for option in evaluate.params}
     assert {field.name for field in fields(Source)} - given == {"reverse_complement", "shift"}
-    needed = ["--model", "m", "--data", __file__, "--out", "out"]
+    needed = ["--model", "ctcf", "--data", __file__, "--out", "out"]
     assert evaluate.make_context("evaluate", needed).params["seed"] is None
 
 
