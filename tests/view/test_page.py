@@ -52,6 +52,11 @@ class Visit:
             time.sleep(0.05)
         raise AssertionError(f"{expression} does not hold; {self.said} {self.status()}")
 
+    def settle(self) -> None:
+        """Wait until the page is ready and heat maps fill their room."""
+        fills = "genomepred.height() === genomepred.room"
+        self.until(f"!window.before_ && Boolean(window.genomepred?.ready) && {fills}")
+
     def status(self) -> str:
         return str(self.page.inner_text("#status"))
 
@@ -94,7 +99,7 @@ def visit(folder, chromium) -> Iterator[Visit]:
         prepare(shown[0])
         visit = Visit(chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT}), client)
         visit.page.goto(client.url)
-        visit.until("Boolean(window.genomepred?.ready)")
+        visit.settle()
         yield visit
         visit.page.close()
         assert visit.said == []
@@ -111,6 +116,7 @@ def settled(request: pytest.FixtureRequest) -> None:
         usual = "{...(await import('/static/settings.js')).DEFAULTS, tracks: [0], map: '0'}"
         visit.page.evaluate(f"(async () => genomepred.set({usual}))()")
         visit.go("Chr1:1-400000")
+        visit.settle()
 
 
 def pixels(visit: Visit, track: int = 0) -> np.ndarray:
@@ -348,10 +354,10 @@ def test_a_link_restores_the_view(visit: Visit, chromium) -> None:
     visit.set(tracks=[1], height="8", low=-1, high=1, find="s1", **settings)
     visit.go("Chr2:1001-5000")
     visit.until("genomepred.settings.locus.startsWith('Chr2:1')")
-    before = visit.page.evaluate("genomepred.settings")
-    picture = pixels(visit)
+    visit.settle()
+    before, picture = visit.page.evaluate("genomepred.settings"), pixels(visit)
     visit.page.reload()
-    visit.until("Boolean(window.genomepred?.ready)")
+    visit.settle()
     assert visit.page.evaluate("genomepred.settings") == before
     assert (pixels(visit) == picture).all()
 
@@ -366,12 +372,13 @@ def test_a_session_restores_the_view(visit: Visit, tmp_path: Path) -> None:
         visit.page.click("#save")
     assert coming.value.suggested_filename == "panel_Chr2_1001-5000.json"
     coming.value.save_as(tmp_path / "s.json")
+    visit.settle()
     before, picture = visit.page.evaluate("genomepred.settings"), pixels(visit)
     visit.set(tracks=[0], show="value", group="")
     visit.go("Chr1:1-3000")
     visit.page.evaluate("window.before_ = true")
     visit.page.set_input_files("#session", tmp_path / "s.json")
-    visit.until("!window.before_ && Boolean(window.genomepred?.ready)")
+    visit.settle()
     assert visit.page.evaluate("genomepred.settings") == before
     assert (pixels(visit) == picture).all()
 

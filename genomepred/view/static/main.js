@@ -191,12 +191,21 @@ class Page {
   async showTracks() {
     const { tracks } = this.settings;
     keepLegends(byId("legends"), tracks.map((k) => this.facts.tracks[k].name));
-    await showTracks(this, this.browser, tracks, this.height());
+    this.room = this.height();
+    await showTracks(this, this.browser, tracks, this.room);
+  }
+
+  /** Let pictures fill their room soon, if that of the window or of the controls has changed. */
+  fit() {
+    clearTimeout(this.fitting);
+    this.fitting = setTimeout(() => {
+      if (this.height() !== this.room) this.set({ tracks: this.settings.tracks });
+    }, 200);
   }
 
   /** Pixels that a heat map may have. */
   height() {
-    const above = byId("browser").getBoundingClientRect().top;
+    const above = byId("browser").getBoundingClientRect().top + window.scrollY;
     const others = this.browser.trackViews
       .filter(({ track }) => track.type !== "heatmap")
       .reduce((sum, { track }) => sum + track.height + 5, 0);
@@ -219,6 +228,7 @@ class Page {
   drawn(track, style) {
     const { name } = this.facts.tracks[track.number];
     drawLegend(byId("legends"), name, style.low, style.high, this.settings.palette);
+    this.fit();
   }
 
   tell(text, wrong) {
@@ -352,24 +362,9 @@ async function begin() {
   await page.open(readSettings(location.hash));
   listen((changes) => page.set(changes), (name) => page.act(name));
   listenToKeys((name) => page.act(name));
-  followRoom(() => page.set({ tracks: page.settings.tracks }));
+  window.addEventListener("resize", () => page.fit());
+  new ResizeObserver(() => page.fit()).observe(byId("bar"));
   page.ready = true;
-}
-
-/** Call when the room for pictures has changed: that of the window, or of the controls above. */
-function followRoom(call) {
-  const room = () => `${window.innerWidth} ${window.innerHeight} ${byId("bar").clientHeight}`;
-  let [timer, known] = [undefined, room()];
-  const look = () => {
-    clearTimeout(timer);
-    timer = setTimeout(() => {
-      if (room() === known) return;
-      known = room();
-      call();
-    }, 200);
-  };
-  window.addEventListener("resize", look);
-  new ResizeObserver(look).observe(byId("bar"));
 }
 
 begin().catch((error) => {
