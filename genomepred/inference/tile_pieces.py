@@ -148,6 +148,7 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     )
 
 
+@lru_cache(maxsize=8)
 def positions(model: nn.Module) -> int:
     """Positions of a window that leave a model's trunk."""
     trunk = trunk_of(model, as_written=True)
