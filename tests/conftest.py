@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked ``gpu`` are skipped without one, but for those that can be tried on a CPU."""
+    """Weights of random models are the same in any order of tests.
+
+    Tests marked ``gpu`` are skipped without one, but for those that can be tried on a CPU.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
     if item.get_closest_marker("gpu") is None:
         return
     tried = os.environ.get("GENOMEPRED_DEVICE") == "cpu" and "tests/gpu/" in item.nodeid

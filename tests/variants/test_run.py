@@ -238,7 +238,9 @@ def test_fields_that_the_header_does_not_declare(tmp_path: Path, model: Path):
     fasta, vcf = write(tmp_path, CONTIGS, [text])
     head = [row for row in vcf.read_text().splitlines() if "ID=END" not in row]
     vcf.write_text("\n".join(head) + "\n")
-    with pytest.raises(SequenceError, match=r"record 1 \(d:5\).*declare its INFO fields"):
+    with pytest.raises(
+        SequenceError, match=r"record 1 \(d:5\).*declare its contig and INFO fields"
+    ):
         genomepred.effects(fasta, vcf, model, tmp_path / "out.vcf.gz")
     assert not (tmp_path / "out.vcf.gz").exists()
 
