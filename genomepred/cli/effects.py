@@ -113,13 +113,13 @@ def _tell(report: EffectsReport) -> None:
         f"{report.out}\t{counted(report.records, 'record')}\t{report.scored:,} of "
         f"{counted(report.alternatives, 'alternative')} scored"
     )
-    counts = {
-        "scored without a value: too few known bases around them": report.without_value,
-        "records skipped: REF is not the genome": report.mismatches,
-        "records without an alternative": report.without_alternative,
-        "alternatives * skipped": report.overlapping_deletion,
-        **{f"alternatives {name} not scored": n for name, n in report.symbolic.items()},
-    }
-    for what, count in counts.items():
+    told = [
+        (report.without_value, "alternative", "without a value: too few known bases around it"),
+        (report.mismatches, "record", "skipped: REF is not the genome"),
+        (report.without_alternative, "record", "without an alternative"),
+        (report.overlapping_deletion, "alternative", "* skipped"),
+        *((n, "alternative", f"{name} not scored") for name, n in report.symbolic.items()),
+    ]
+    for count, noun, what in told:
         if count:
-            click.echo(f"{count:,} {what}")
+            click.echo(f"{counted(count, noun)} {what}")

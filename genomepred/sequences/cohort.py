@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import RegionError, SequenceError
+from genomepred.messages import counted
 from genomepred.sequences import panel_cache
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.consensus import Haplotype
@@ -216,7 +217,7 @@ class Panel:
         if skipped > WORTH_A_HINT * max(counts.accepted, 1):
             worst = int(np.argmax(counts.skipped))
             lines.append(
-                f"{skipped:,} alleles overlap an earlier one of their haplotype and are skipped "
+                f"{counted(skipped, 'allele')} skipped over an earlier one of its haplotype "
                 f"(most in {self.samples[worst]!r}: {counts.skipped[worst]:,}); "
                 "`bcftools norm` may help"
             )

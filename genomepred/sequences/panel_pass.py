@@ -13,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from genomepred.errors import SequenceError
+from genomepred.messages import counted
 from genomepred.sequences import edits as kernel
 from genomepred.sequences import panel_cache, vcf_decode
 from genomepred.sequences.names import absent_contig
@@ -98,13 +99,10 @@ class PanelPass:
             )
         unphased = int(self._state[kernel.UNPHASED_COUNT])
         if unphased and self._options.unphased == "error":
-            what = (
-                "heterozygotes of inbred samples"
-                if self._options.inbred
-                else ("heterozygotes without phase")
-            )
+            kind = "of inbred samples" if self._options.inbred else "without phase"
+            found = f"{counted(unphased, 'heterozygote')} {kind}"
             raise SequenceError(
-                f"{self._path}: {unphased:,} {what}, first at {self._first_unphased}; phase the "
+                f"{self._path}: {found}, first at {self._first_unphased}; phase the "
                 "panel, or say --unphased first (as written) or n"
             )
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import DataError, OptionError, OutputError, optional
 from genomepred.files import output_error, read_small, write_whole
+from genomepred.messages import counted
 from genomepred.progress import Progress
 from genomepred.sequences.names import shown, some
 from genomepred.store.export import export_bedgraph, export_bigwig, text_output
@@ -192,9 +193,10 @@ def read_groups(path: Path, column: str, names: Sequence[str], samples: Samples)
     )
     left_out = int((group < 0).sum())
     if strangers or left_out:
+        named = f"{counted(len(strangers), 'name')} of no sample"
         warnings.warn(
             f"{path}: {left_out:,} of {len(group):,} samples are in neither group; "
-            f"{len(strangers):,} names are no samples{': ' if strangers else ''}{some(strangers)}",
+            f"{named}{': ' if strangers else ''}{some(strangers)}",
             stacklevel=2,
         )
     return Groups((first, second), group)

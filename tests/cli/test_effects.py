@@ -31,9 +31,9 @@ def test_what_was_skipped_is_told(asked: list[str]):
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == [
         f"{asked[8]}\t2 records\t1 of 4 alternatives scored",
-        "1 records skipped: REF is not the genome",
-        "1 alternatives * skipped",
-        "1 alternatives <INV> not scored",
+        "1 record skipped: REF is not the genome",
+        "1 alternative * skipped",
+        "1 alternative <INV> not scored",
     ]
 
 

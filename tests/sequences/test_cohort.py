@@ -115,7 +115,7 @@ def test_inbred_samples_have_one_haplotype(fasta: Genome) -> None:
     assert found.haplotypes == [("s1", 1), ("s2", 1)]
     assert text(found) == edited((4, 5, "G"))
     assert found.haplotype("s1").name == "s1"
-    with pytest.raises(SequenceError, match="1 heterozygotes of inbred samples"):
+    with pytest.raises(SequenceError, match="1 heterozygote of inbred samples"):
         panel(fasta, "c1 5 A G . 0|1", inbred=True)
     line = "c1 5 A G . 0|1 1|0"
     found = panel(fasta, line, inbred=True, unphased="first")
