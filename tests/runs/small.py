@@ -1,0 +1,37 @@
+"""Small runs, what they should hold, and what ends them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genomepred import Genome, predict
+from genomepred.models.checkpoint import load_model
+from tests.helpers import hashes as files
+
+LAMBDA = Path(__file__).parents[1] / "data" / "lambda_virus.fa.gz"
+
+
+def run(genomes, model, out, **options) -> dict[str, str]:
+    predict(genomes, model, out, **{"jobs": 1, "stride": 5, **options})
+    return files(out)
+
+
+def naive(genome: Path, model: Path, stride: int) -> np.ndarray:
+    """Window by window, straight from the definition of the grid."""
+    module, rows = load_model(model), []
+    with Genome(genome) as source, torch.no_grad():
+        for contig, length in source.contigs.items():
+            count = -(-max(length - 100, 0) // stride) + 1 if length else 0
+            windows = [source.codes(contig, i * stride, i * stride + 100) for i in range(count)]
+            if windows:
+                codes = np.stack(windows)
+                values = torch.sigmoid(module(torch.from_numpy(codes)))[:, 0].numpy()
+                rows.append(np.where((codes < 4).sum(axis=1)[:, None] >= 50, values, np.nan))
+    return np.concatenate(rows)
+
+
+class Crash(Exception):  # noqa: N818
+    """Stands for a process that ends there and then."""
