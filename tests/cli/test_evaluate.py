@@ -26,7 +26,7 @@ from genomepred.models.external import make_external
 from genomepred.training.sweep import read_config
 from tests.checkpoints import make_checkpoint
 from tests.cli.test_train import train
-from tests.data.test_read import write_cultivars
+from tests.data.small import write_cultivars
 from tests.helpers import invoke as run
 from tests.models.as_written import AS_WRITTEN, make_as_written
 

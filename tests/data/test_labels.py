@@ -15,7 +15,7 @@ from genomepred.data.labels import make_targets
 from genomepred.data.read import TEST, TRAIN, VALIDATION, LabeledData, Source, open_data
 from genomepred.errors import DataError, OutputError
 from genomepred.sequences.codes import reverse_complement
-from tests.data.test_read import digest, whole
+from tests.data.small import digest, whole
 
 N, W = 60, 12
 
