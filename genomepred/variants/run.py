@@ -190,7 +190,7 @@ def _checked_blocks(spec: EffectsSpec, genome: Genome) -> tuple[EffectsReport, l
     """
     report, digests, names = EffectsReport(spec.out), [], Counter[str]()
     first_mismatch = ""
-    for sites in read_blocks(spec.variants):
+    for sites in read_blocks(spec.variants, reference=genome):
         found = check(sites, genome, spec.variants)
         digests.append(sites.digest())
         wrong = np.flatnonzero(found.mismatch)

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = blocks.read_blocks
-    monkeypatch.setattr(runs, "read_blocks", lambda path: whole(path, 7))
+    monkeypatch.setattr(runs, "read_blocks", lambda path, **more: whole(path, 7, **more))
 
 
 def lines() -> list[str]:
@@ -183,6 +183,24 @@ def test_bad_records(tmp_path: Path, model: Path, kind: str):
     assert message in str(raised.value)
     assert not (tmp_path / "out.tsv").exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("ending", ["vcf", "vcf.gz", "bcf"])
+def test_another_length_in_the_header(tmp_path: Path, model: Path, ending: str):
+    fasta, vcf = write(tmp_path, CONTIGS, [line(10, CONTIGS["d"][10], ["TT"], "d")])
+    vcf.write_text(vcf.read_text().replace("<ID=d>", "<ID=d,length=701>"))
+    with pysam.VariantFile(str(vcf)) as given:
+        mode = {"vcf": "w", "vcf.gz": "wz", "bcf": "wb"}[ending]
+        with pysam.VariantFile(str(tmp_path / f"p.{ending}"), mode, header=given.header) as target:
+            for record in given:
+                target.write(record)
+    for skip in (False, True):
+        with pytest.raises(SequenceError) as raised:
+            genomepred.effects(
+                fasta, tmp_path / f"p.{ending}", model, tmp_path / "o.tsv", skip_mismatches=skip
+            )
+        assert f"its header gives contig 'd' 701 bases, in {fasta} it has 700" in str(raised.value)
+    assert not list(tmp_path.glob("*o.tsv*"))
 
 
 def test_mismatches_are_skipped_on_request(tmp_path: Path, model: Path):
