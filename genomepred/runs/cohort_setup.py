@@ -157,7 +157,7 @@ class CohortSetup(Setup):
         index = haplotypes * windows * leader_type(haplotypes).itemsize
         lengths = panel.contigs.values()
         edits = panel.counts.accepted / max(sum(lengths), 1)
-        held = held_bytes(haplotypes, g.window, max(lengths, default=0), edits)
+        held = held_bytes(haplotypes, g, max(lengths, default=0), edits)
         return _MEMORY_ALONE + index + held
 
     @property
