@@ -250,7 +250,7 @@ class _Run:
     def join(self, numerics: dict[str, Any]) -> None:
         """Be a worker of a run that has begun."""
         self._numerics = numerics
-        self._parts.join(self._signature())
+        self._parts.join(self._signature(), numerics)
 
     def _decide(self) -> dict[str, Any]:
         predictor = self._predictor(None)
