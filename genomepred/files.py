@@ -67,7 +67,8 @@ def publishing(
     try:
         if follow:
             discard_abandoned(path)
-        _require_file(path)
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is not a regular file; choose another output")
         yield temporary
         sync_file(temporary)
         os.rename(temporary, path)
@@ -295,15 +296,12 @@ def output_place(path: Path) -> Path:
     place = Path(os.path.realpath(path))
     try:
         os.stat(place.parent)
-        _require_file(place)
+        irregular = place.exists() and not place.is_file()
     except OSError as error:
         raise output_error(place, error) from error
+    if irregular:
+        raise OutputError(f"{place} is not a regular file; choose another output")
     return place
-
-
-def _require_file(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path} is not a regular file; choose another output")
 
 
 def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:

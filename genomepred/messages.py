@@ -21,8 +21,13 @@ def say(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text, with bytes that are not UTF-8, as file names may hold them, spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """The text, with what a file may hold but no line shows spelled out.
+
+    Bytes that are not UTF-8, and characters that would command the terminal.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def counted(number: int, noun: str) -> str:

@@ -243,8 +243,17 @@ def self_described(path: Path) -> Iterator[bytes]:
 
 
 def described_sha256(path: Path) -> str:
-    """The sha256 of :func:`self_described`, in hexadecimal: of what the file means."""
+    """The sha256 of :func:`self_described`, in hexadecimal: of what the file means.
+
+    Raises
+    ------
+    RegionError
+        If it cannot be read.
+    """
     digest = hashlib.sha256()
-    for block in self_described(path):
-        digest.update(block)
+    try:
+        for block in self_described(path):
+            digest.update(block)
+    except OSError as problem:
+        raise RegionError(f"{path}: cannot be read as BED: {reason(problem)}") from problem
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from genomepred.errors import SequenceError
 from genomepred.sequences import vcf_decode as kernel
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.names import ContigNames, shown
+from genomepred.sequences.names import MOST_NAME, ContigNames, shown
 from genomepred.sequences.vcf_binary import bcf_records
 from genomepred.sequences.vcf_stream import MOST_HEADER, RecordStream
 from genomepred.sequences.vcf_text import text_records
@@ -361,6 +361,9 @@ class VariantFile:
                 self._refuse(f"record {record}", f"{what} where a record belongs")
             if name.startswith(b"#"):
                 self._refuse(f"record {record}", "a header line among the records")
+        text = name.decode(errors="replace")
+        if len(name) > MOST_NAME or not text.isprintable():
+            self._refuse(f"record {record}", f"{shown(text)} where a contig's name belongs")
         self._state[[kernel.ON_CONTIG, kernel.COMMON, kernel.IRREGULAR]] = 0
         self._seen[:] = 0
         self._check_length(name)

@@ -138,6 +138,11 @@ def test_copies_of_any_name_mean_the_same(tmp_path: Path) -> None:
     assert len(seen) == 4
 
 
+def test_what_cannot_be_read_is_no_bed(tmp_path: Path) -> None:
+    with pytest.raises(RegionError, match=r"absent: cannot be read as BED: No such file"):
+        described_sha256(tmp_path / "absent")
+
+
 @pytest.mark.parametrize("summit", ["100", "-2", "x", "", "9" * 5000, "1.0"])
 def test_bad_summits_are_named(summit: str, tmp_path: Path) -> None:
     path = write(tmp_path / "p.narrowPeak", f"{NARROW}\n{NARROW[:-2]}{summit}\n")

@@ -194,6 +194,11 @@ def test_one_record_larger_than_the_arrays(tmp_path: Path) -> None:
         (FIXED.replace("\tC\t", "\t<DEL>\t").replace("PASS\t.", "PASS\tEND=2") + "0|1\t0|0", "END"),
         ("#CHROM\tPOS", "a header line among the records"),
         ("", "an empty line where a record belongs"),
+        ("c1\x1b[2J" + FIXED[2:] + "0|1\t0|0", r"record 1: 'c1\\x1b.2J' where a contig's name"),
+        (
+            "c" * 2000 + FIXED[2:] + "0|1\t0|0",
+            r"'ccc[c]*\.\.\.' \(2,000 long\) where a contig's name",
+        ),
     ],
 )
 def test_bad_lines_are_refused(tmp_path: Path, line: str, message: str) -> None:
