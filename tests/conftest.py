@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import settings
@@ -86,8 +87,8 @@ def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are composed but not painted, which takes longer than to train a tiny model."""
     figure = pytest.importorskip("matplotlib.figure")
 
-    def savefig(_: object, path: Path, **options: object) -> None:
-        Path(path).write_bytes(b"\x89PNG, blank")
+    def savefig(_: object, image: BinaryIO, **options: object) -> None:
+        image.write(b"\x89PNG, blank")
 
     monkeypatch.setattr(figure.Figure, "savefig", savefig)
 

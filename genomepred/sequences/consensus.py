@@ -116,7 +116,7 @@ def write_consensus(
                 _write_lines(fasta, rest[:whole], width)
                 rest = rest[whole:]
         _write_lines(fasta, rest, width)
-        if chain is not None:
+        if chain is not None and length:  # UCSC's programs take no chain without bases
             _write_chain(haplotype, contig, length, number, chain)
 
 

@@ -291,12 +291,14 @@ def _finished(
         size = np.abs(columns["difference"])
         likely = np.where(columns["log_q"] > -np.log10(_LIKELY), size, -1.0)
         keys = [size, np.abs(columns["z"]), columns["log_p"], likely]
+        differs = (size > 0) | (keys[1] > 0)
     else:
         keys = [columns[statistic]]
+        differs = keys[0] > 0
     rank = np.full(samples.grid.rows, np.nan)
     order = np.lexsort(keys)
     rank[order] = np.arange(len(order))
-    rank[np.isnan(columns["log_p"] if "log_p" in columns else keys[-1])] = np.nan
+    rank[~differs | np.isnan(columns["log_p"] if "log_p" in columns else keys[-1])] = np.nan
     # Whole numbers: as float32 they may tie beyond 2^24 rows, of which the first then counts.
     sites = find_sites(RowStore(samples, {"rank": rank}), None, Choice(top=top))
     order = np.argsort(-rank[sites.row], kind="stable")

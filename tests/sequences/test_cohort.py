@@ -327,6 +327,16 @@ def test_headers_that_say_nothing_against_the_reference(fasta: Genome, header: s
         assert text(found) == edited((4, 5, "AG"), (8, 9, "AG"))
 
 
+def test_a_contig_without_bases_has_no_chain(tmp_path: Path) -> None:
+    (tmp_path / "ref.fa").write_text(">none\n>c1\nACGTA\n")
+    sequences, chains = io.BytesIO(), io.BytesIO()
+    with Genome(tmp_path / "ref.fa") as genome, panel(genome, "c1 5 A AG . 1|0") as found:
+        write_consensus(found.haplotype("s1", 1), sequences, chains)
+    assert sequences.getvalue() == b">none\n>c1\nACGTAG\n"
+    assert chains.getvalue().startswith(b"chain 5 c1 5 + 0 5 c1 6 + 0 6 ")
+    assert chains.getvalue().count(b"chain") == 1
+
+
 def test_an_alike_name_may_be_another_contig(tmp_path: Path) -> None:
     (tmp_path / "ref.fa").write_text(">1\nACGT\n>chr1\nACGTA\n")
     with Genome(tmp_path / "ref.fa") as genome:

@@ -242,9 +242,11 @@ def test_nothing_known_and_all_equal(tmp_path: Path) -> None:
     assert found["tracks"][0]["files"] == ["rows.tsv.gz", "top.tsv", "top.bed"]
     for name in ("a", "b", "c"):
         write_store(tmp_path / f"{name}.h5", GRID, np.ones_like(values))
-    compare(tmp_path, tmp_path / "o", top=5)
+    found = compare(tmp_path, tmp_path / "o", top=5)
     assert (table(tmp_path / "o" / "rows.tsv.gz")["variance"] == 0).all()
-    assert (tmp_path / "o" / "samples.png").exists()
+    assert len(table(tmp_path / "o" / "top.tsv")) == 0
+    names = ["rows.tsv.gz", "top.tsv", "top.bed", "variance.bw"]
+    assert found["tracks"][0]["files"] == names
 
 
 def test_clusters_stand_together() -> None:
