@@ -39,7 +39,6 @@ from genomepred.sequences.sweep import (
     prefixes,
     rows_before,
     sweep,
-    widened,
 )
 
 Int64 = NDArray[np.int64]
@@ -412,9 +411,8 @@ class _Sweep:
             same,
             who,
         )
-        who, more = who[:found], slack(g.window) + lost  # pieces reach beyond windows
-        at = np.empty((found, 2), np.int64)
-        widened(low - more, high + more, who, r.first, r.edit, r.start, r.end, self._at, at)
+        # What pieces see beyond all these windows may lack edits: no window has it.
+        who, at = who[:found], self._at[who[:found]]
         begin = np.zeros(found + 1, np.int64)
         np.cumsum(at[:, 1] - at[:, 0], out=begin[1:])
         edits, entries = int(begin[-1]), int(begin[-1]) + found
