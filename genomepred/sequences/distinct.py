@@ -272,7 +272,7 @@ def held_bytes(haplotypes: int, geometry: Geometry, longest: int, edits_a_base: 
     beside = 2 * (2 * window + _MARGIN) + window
     bases = min(_LOADED // max(haplotypes, 1) + beside, longest)
     blocks = min(panel_cache.KEPT_BLOCKS * panel_cache.BLOCK, longest)
-    reach = min(size * geometry.stride + window + 2 * slack(window), longest)
+    reach = min(size * geometry.stride + window, longest)
     # Edits of two loads, where the last chunk of the one before is still in use; those of a chunk
     # and all its keys, as if no two haplotypes were alike.
     return int(edits_a_base * (2 * 4 * bases + 28 * reach + 8 * blocks)) + 36 * haplotypes * size
