@@ -21,7 +21,7 @@ from torch import nn
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference.engine import COMPILED, Block, Engine, Numerics, compute_batch
 from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.fuse import PRECISIONS, are_measured, prepared_form
+from genomepred.lowering.fuse import PRECISIONS, are_measured, prepare
 from genomepred.lowering.select import REFERENCE, TORCH, Blocks, resolve_kernels
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
@@ -260,7 +260,8 @@ def ways_to_try(
 
 
 def _prepared(subject: Subject, kernels: tuple[str, ...], precision: str) -> nn.Module:
-    return prepared_form(subject.model.to(subject.device).eval(), kernels, precision)
+    model = subject.model.to(subject.device).eval()
+    return prepare(model, kernels, dtype=PRECISIONS[precision])
 
 
 def fastest(

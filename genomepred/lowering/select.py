@@ -13,7 +13,7 @@ from torch import nn
 from genomepred.errors import DeviceError, ModelError
 from genomepred.kernels.dispatch import PRECISIONS, obstacle
 from genomepred.lowering.cost import Work, block_work, multiply_adds
-from genomepred.lowering.fuse import kernels_of, prepared_form
+from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.long import LongWindow, check_bins, long_work, without_values
 from genomepred.lowering.receptive_field import (
     CannotShareError,
@@ -194,7 +194,7 @@ def resolve_kernels(
         warnings.warn(f"torch's convolutions are used: {why}", stacklevel=2)
         kernels = "torch"
     try:
-        return kernels_of(prepared_form(model.to(device).eval(), kernels, precision))
+        return kernels_of(prepare(model.to(device).eval(), kernels, dtype=PRECISIONS[precision]))
     except ModelError as error:
         if asked != "auto":
             raise

@@ -391,11 +391,18 @@ def without_tf32() -> Iterator[None]:
         yield
 
 
-def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
-    """Whether a layer is a convolution that nobody has changed, in a subclass or by a hook."""
+CONVOLUTIONS = nn.Conv1d, SameConv1d
+
+
+def is_just(layer: nn.Module, *kinds: type[Model]) -> TypeGuard[Model]:
+    """Whether a layer is of one of these kinds and computes what they do on zero-padded windows.
+
+    Nobody has changed it in a subclass or by a hook, and no padding or missing statistics do.
+    """
     return (
-        type(layer) in (nn.Conv1d, SameConv1d)
-        and getattr(layer, "padding_mode", "") == "zeros"
+        type(layer) in kinds
+        and getattr(layer, "padding_mode", "zeros") == "zeros"
+        and getattr(layer, "running_mean", kinds) is not None
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
     )
@@ -404,7 +411,7 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
 def rewrite_channels_last(module: nn.Module) -> None:
     """Replace the convolutions within a module by :class:`ChannelsLastConv`, in place."""
     for name, child in module.named_children():
-        if is_plain(child):
+        if is_just(child, *CONVOLUTIONS):
             setattr(module, name, ChannelsLastConv(child))
         else:
             rewrite_channels_last(child)

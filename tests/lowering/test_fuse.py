@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from genomepred.errors import ModelError
 from genomepred.kernels import dispatch
 from genomepred.lowering.blocks import (
     Affine,
@@ -369,12 +370,12 @@ def test_the_kernels_are_as_asked_for() -> None:
     ],
 )
 def test_wrong_kernels_are_refused(kernels: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         prepare(build("tf-cnn", window=40, filters=8), kernels)
 
 
 def test_another_type_is_refused() -> None:
-    with pytest.raises(ValueError, match="float32, float16 or bfloat16, not in torch.float64"):
+    with pytest.raises(ModelError, match="float32, float16 or bfloat16, not in torch.float64"):
         prepare(build("tf-cnn", window=40, filters=8), dtype=torch.float64)
 
 
