@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genomepred.kernels.codes_conv.op import codes_conv
-from genomepred.kernels.codes_conv.reference import convolved_length
 from genomepred.kernels.conv_block.op import conv_block
 from genomepred.kernels.epilogue.op import bias_act_pool
-from genomepred.kernels.epilogue.reference import Epilogue, pooled_length
+from genomepred.kernels.epilogue.reference import Epilogue, convolved_length, pooled_length
 from genomepred.models.layers import ScaledGELU, TanhGELU
 
 # Activations that are known -> the name and factor that kernels know them by, if they do.
@@ -53,6 +52,8 @@ class FusedConv(nn.Module):
         Positions that an output of the convolution depends on.
     channels_in, channels : int
         Of the convolution as written: four bases where it reads codes.
+    products : int
+        Products that a value of the convolution is the sum of.
     operation, implementation : str
         As :func:`genomepred.kernels.dispatch.choose` calls them.
     fills : bool
@@ -81,6 +82,7 @@ class FusedConv(nn.Module):
         self.padding, self.dilation, self.epilogue = padding, dilation, epilogue
         self.receptive_field = dilation * (weight.shape[0] - 1) + 1
         self.channels_in, self.channels = 4 if reads_codes else weight.shape[1], weight.shape[2]
+        self.products = weight.shape[0] * self.channels_in
         self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
         self.operation = "codes_conv" if reads_codes else "conv_block"
         self.implementation, self.fills = "", False

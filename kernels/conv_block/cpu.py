@@ -16,9 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genomepred.kernels.codes_conv.reference import convolved_length
 from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers, place_of
-from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue, empty_outputs
+from genomepred.kernels.epilogue.reference import (
+    NO_EPILOGUE,
+    Epilogue,
+    convolved_length,
+    empty_outputs,
+)
 from genomepred.kernels.vectors import MANY, WIDE
 from genomepred.machine_code import address, entry
 
