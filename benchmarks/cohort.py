@@ -140,7 +140,7 @@ class Counted:
     @property
     def through_tiles(self) -> int:
         """Multiply-adds of the pieces and the heads."""
-        return self.tally.trunk + self.distinct * self.tally.head if self.tally else 0
+        return self.tally.pieces + self.distinct * self.tally.head if self.tally else 0
 
 
 def compare(label: str, name: str, found: ShardResult, expected: ShardResult) -> None:

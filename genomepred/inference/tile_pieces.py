@@ -35,6 +35,7 @@ from genomepred.lowering.receptive_field import (
     trunk_of,
 )
 from genomepred.lowering.stretch import Stretch
+from genomepred.models.layers import FlattenPositions
 from genomepred.sequences.distinct import Chunk, Places, slack
 
 Int64 = NDArray[np.int64]
@@ -163,6 +164,18 @@ def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, 
     )
 
 
+def linear_by_pieces(head: nn.Module, cut: Sequence[Pieces]) -> nn.Linear | None:
+    """Linear layer that a head begins with, if its products with pieces are fewer than positions.
+
+    A window then is a sum over its pieces, see :class:`genomepred.inference.tile_head.LinearHead`.
+    """
+    places = sum(len(pieces.offsets) for pieces in cut)
+    match list(head) if isinstance(head, nn.Sequential) else []:
+        case [FlattenPositions(), nn.Linear() as linear, *_]:
+            return linear if places * linear.out_features < linear.in_features else None
+    return None
+
+
 class DistinctKeys:
     """Numbers of distinct keys in order of their coming.
 
@@ -266,10 +279,10 @@ class Tally:
     Attributes
     ----------
     alone, head : int
-        Multiply-adds of a window by itself, and of what comes after its trunk.
+        Multiply-adds of a window by itself, and of what is computed of it once its pieces are.
     counts : list of int
         Distinct left ends, tiles and right ends.
-    trunk : int
+    pieces : int
         Multiply-adds of all that is distinct.
 
     Raises
@@ -291,7 +304,13 @@ class Tally:
             before = counted(whole.trunk, whole.encode(codes)).multiply_adds
         self.alone = multiply_adds(model, whole.window)
         self.head = self.alone - before
-        self.counts, self.trunk = [0] * len(self._pieces), 0
+        self._products = [0] * len(self._pieces)
+        linear = linear_by_pieces(whole.head, self._pieces)
+        if linear is not None:
+            self.head -= linear.weight.numel()
+            of_position = linear.weight.numel() // positions(model)
+            self._products = [p.count * len(p.offsets) * of_position for p in self._pieces]
+        self.counts, self.pieces = [0] * len(self._pieces), 0
         self.begin()
 
     def begin(self) -> None:
@@ -306,7 +325,8 @@ class Tally:
             key, places = chunk.piece_keys(pieces.offsets, pieces.length)
             _, new = distinct.numbers(key.reshape(-1, 2))
             self.counts[k] += len(new)
-            self.trunk += int(self._works[k][units.take(chunk, new, places).length - 1].sum())
+            self.pieces += self._products[k] * len(new)
+            self.pieces += int(self._works[k][units.take(chunk, new, places).length - 1].sum())
 
 
 @njit(nogil=True, cache=True)

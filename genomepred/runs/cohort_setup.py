@@ -197,7 +197,7 @@ class CohortSetup(Setup):
                         tally.take(chunk)
         if tally is None:
             return Sharing(looked, distinct, (), 0.0)
-        saving = distinct * tally.alone / max(tally.trunk + distinct * tally.head, 1)
+        saving = distinct * tally.alone / max(tally.pieces + distinct * tally.head, 1)
         return Sharing(looked, distinct, tuple(tally.counts), saving)
 
     def _tally(self) -> Tally | None:

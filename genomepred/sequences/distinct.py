@@ -6,6 +6,9 @@ keeps, ``phi(x')`` its place on the haplotype, and the window is the haplotype's
 from ``phi(x') - crop - span // 2`` on. Haplotypes with equal windows form a class, its *leader* is
 the lowest haplotype number of it. Rows stand in order of (window, leader).
 
+Of consecutive windows only those of haplotypes that have other edits there are looked at: of many
+haplotypes few differ from all others over some thousand bases.
+
 A window's key is the sum of the keys of the edits that reach into it, mixed with where its first
 base lies on the reference: two windows with equal keys hold the same bases. (The converse fails
 where one edit is cut by a window's end; such a window is computed twice, no more.)
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +30,7 @@ from genomepred.sequences.cohort import Panel
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.haplotypes import Region
 from genomepred.sequences.sweep import (
+    alike,
     build_windows,
     count_real,
     group,
@@ -91,6 +96,7 @@ class Chunk:
     begin: Int64
     leader: NDArray[Any]
     index: NDArray[Any]
+    _column: Int64
     _region: Region
     _codes: Codes
     _known: Int64
@@ -101,11 +107,12 @@ class Chunk:
     _sum: NDArray[np.uint64]
     _window: int
 
+    @cached_property
     def _rows(self) -> tuple[Int64, Int64, Int64]:
         """Leader, place on its haplotype and first edit of every distinct row."""
         window = np.repeat(np.arange(len(self.begin) - 1), np.diff(self.begin))
-        leader = self.leader.astype(np.int64)
-        return leader, self._start[window, leader], self._edit[window, leader].astype(np.int64)
+        at = window, self._column
+        return self.leader.astype(np.int64), self._start[at], self._edit[at].astype(np.int64)
 
     def rows_before(self, windows: int, bases: int) -> Int64:
         """Row of the same leader so many windows before, if it begins so many bases before; or -1.
@@ -113,7 +120,7 @@ class Chunk:
         Its pieces are those of this row, further on in the window.
         """
         out = np.full(len(self.leader), -1, np.int64)
-        rows_before(self.begin, self.leader, self._start, windows, bases, out)
+        rows_before(self.begin, self._column, self._start, windows, bases, out)
         return out
 
     def piece_keys(
@@ -136,7 +143,7 @@ class Chunk:
         places : Places
             For :meth:`piece_codes`.
         """
-        leader, begins, firsts = self._rows()
+        leader, begins, firsts = self._rows
         if rows is not None:
             leader, begins, firsts = leader[rows], begins[rows], firsts[rows]
         return self._keys(leader, begins, firsts, offsets, length)
@@ -185,7 +192,7 @@ class Chunk:
 
     def real_bases(self) -> Int64:
         """Codes 0-3 of every distinct window, without building it."""
-        leader, begins, firsts = self._rows()
+        leader, begins, firsts = self._rows
         r = self._region
         out = np.empty(len(leader), np.int64)
         count_real(
@@ -209,11 +216,8 @@ class Chunk:
         """Codes of distinct rows ``[first, last)``, [rows, window]."""
         last = len(self.leader) if last is None else last
         out = np.empty((last - first, self._window), np.uint8)
-        row = np.arange(first, last)
-        window = np.searchsorted(self.begin, row, side="right") - 1
-        leader = self.leader[first:last].astype(np.int64)
-        edit = self._edit[window, leader].astype(np.int64)
-        self._fill(leader, self._start[window, leader], edit, out)
+        leader, start, edit = (values[first:last] for values in self._rows)
+        self._fill(leader, start, edit, out)
         return out
 
     def _fill(self, leader: Int64, start: Int64, edit: Int64, out: Codes) -> None:
@@ -304,37 +308,34 @@ class _Sweep:
         np.cumsum(self._codes < 4, out=self._known[1:])
         self._delta = np.empty(len(region.edit) + haplotypes, np.int64)
         self._sum = np.empty((len(region.edit) + haplotypes, 2), np.uint64)
-        self._gain = np.diff(region.alt_first) - (region.end - region.start)
-        known = region.first, region.edit, self._gain, region.key
-        lost = prefixes(*known, self._delta, self._sum)
-        # What lies beside a window on a haplotype may lie further away on the reference, by no more
-        # than what the haplotype has lost.
-        self._more = slack(geometry.window) + int(lost)
-        # First edit behind the anchor, and the last base known to be kept; first edit in the
-        # window; first edit behind it.
-        self._at = np.stack([region.first[:-1]] * 4, 1)
-        self._at[:, 3] = -(1 << 62)
+        replaced = region.end - region.start
+        self._gain = np.diff(region.alt_first) - replaced
+        known = region.first, region.edit, self._gain, replaced, region.key
+        # What lies beside a place on a haplotype may lie further away on the reference, by no more
+        # than this: deletions take no more.
+        self._lost = int(prefixes(*known, self._delta, self._sum))
+        # First edit that reaches into a chunk's windows, and first edit behind them.
+        self._at = np.stack([region.first[:-1]] * 2, 1)
         slots = 1 << max(2 * haplotypes - 1, 1).bit_length()
-        self._key = np.empty((chunk_windows(haplotypes), haplotypes, 2), np.uint64)
         self._table = np.zeros((slots, 2), np.uint64)
         self._stamp = np.zeros(slots, np.int64)
-        self._leader_of = np.zeros(slots, np.int64)
+        self._owner = np.zeros(slots, np.int64)
         self._number = 0
 
     def chunk(self, first: int, last: int) -> Chunk | None:
         """Windows ``[first, last)``; None if what was loaded does not reach."""
-        g, r = self._geometry, self._region
-        count, haplotypes = last - first, len(r.first) - 1
-        key = self._key[:count]
-        start = np.empty((count, haplotypes), np.int64)
-        edit = np.empty((count, haplotypes), np.int32)
+        g, r, count = self._geometry, self._region, last - first
+        same, who, since = self._alike(first, last)
+        key = np.empty((count, len(who), 2), np.uint64)
+        start, edit = np.empty(key.shape[:2], np.int64), np.empty(key.shape[:2], np.int32)
         reaches = sweep(
             first * g.stride + anchor(g),
             g.stride,
             g.crop + anchor(g),
             g.window,
-            self._more,
-            self._absent,
+            slack(g.window) + self._lost,
+            who,
+            since,
             r.low,
             r.high,
             r.length,
@@ -345,25 +346,23 @@ class _Sweep:
             self._gain,
             self._delta,
             self._sum,
-            self._at,
             key,
             start,
             edit,
         )
         if not reaches:
             return None
-        begin = np.zeros(count + 1, np.int64)
-        leader = np.empty(count * haplotypes, self._type)
-        index = np.empty((haplotypes, count), self._type)
-        none = np.iinfo(self._type).max
-        table = self._table, self._stamp, self._leader_of, self._number
-        found = group(key, self._absent, none, *table, begin, leader, index)
+        begin, column = np.zeros(count + 1, np.int64), np.empty(key[..., 0].size, np.int64)
+        index = np.full((len(who) + 1, count), np.iinfo(self._type).max, self._type)
+        table = self._table, self._stamp, self._owner, self._number
+        column = column[: group(key, who, *table, begin, column, index)].copy()
         self._number += count
         return Chunk(
             first,
             begin,
-            leader[:found].copy(),
-            index,
+            who[column].astype(self._type),
+            index[same],  # the last row is that of absent ones
+            column,
             r,
             self._codes,
             self._known,
@@ -374,3 +373,34 @@ class _Sweep:
             self._sum,
             g.window,
         )
+
+    def _alike(self, first: int, last: int) -> tuple[Int64, Int64, Int64]:
+        """Haplotypes by what they have of windows ``[first, last)``; see :func:`alike`.
+
+        Two haplotypes with the same edits as far as windows reach have the same windows.
+        """
+        g, r = self._geometry, self._region
+        low = first * g.stride - g.crop
+        high = (last - 1) * g.stride - g.crop + g.window
+        haplotypes = len(self._absent)
+        same, who, since = (np.empty(haplotypes, np.int64) for _ in range(3))
+        self._number += 1
+        found = alike(
+            low - self._lost,
+            high + 2 * self._lost,  # where a deletion takes the anchor, windows stand further on
+            self._absent,
+            r.first,
+            r.edit,
+            r.start,
+            r.end,
+            self._sum,
+            self._at,
+            self._table,
+            self._stamp,
+            self._owner,
+            self._number,
+            same,
+            who,
+            since,
+        )
+        return same, who[:found], since[:found]

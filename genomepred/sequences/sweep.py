@@ -18,10 +18,12 @@ _FAR = 1 << 62
 
 
 @njit(nogil=True, cache=True)
-def prefixes(first: Any, edit: Any, gain: Any, key: Any, delta: Any, total: Any) -> int:
+def prefixes(
+    first: Any, edit: Any, gain: Any, replaced: Any, key: Any, delta: Any, total: Any
+) -> int:
     """Net length and keys of each haplotype's edits before each; one more than its edits.
 
-    Returns the most bases that deletions take from one haplotype.
+    Returns the most bases that are replaced on one haplotype by fewer or more.
     """
     most = 0
     for h in range(len(first) - 1):
@@ -30,7 +32,7 @@ def prefixes(first: Any, edit: Any, gain: Any, key: Any, delta: Any, total: Any)
             delta[j + h], total[j + h, 0], total[j + h, 1] = net, low, high
             e = edit[j]
             net += gain[e]
-            lost -= min(gain[e], 0)
+            lost += replaced[e] if gain[e] else 0
             low += key[e, 0]
             high += key[e, 1]
         last = first[h + 1] + h
@@ -52,13 +54,66 @@ def _leaves(end: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
 
 
 @njit(nogil=True, cache=True)
+def alike(
+    low: int,
+    high: int,
+    absent: Any,
+    first: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    total: Any,
+    at: Any,
+    table: Any,
+    stamp: Any,
+    owner: Any,
+    number: int,
+    same: Any,
+    who: Any,
+    since: Any,
+) -> int:
+    """Haplotypes with other edits in ``[low, high)`` than those before them; how many.
+
+    ``who`` receives them, ``since`` the first of their edits there, ``same`` for every haplotype
+    the place of its like in ``who``, or -1 for one that is absent. ``at`` are pointers that move
+    along the contig.
+    """
+    mask = np.uint64(len(table) - 1)
+    found = 0
+    for h in range(len(absent)):
+        if absent[h]:
+            same[h] = -1
+            continue
+        stop, i, j = first[h + 1], at[h, 0], at[h, 1]
+        while i < stop and end[edit[i]] <= low:
+            i += 1
+        j = max(i, j)
+        while j < stop and start[edit[j]] < high:
+            j += 1
+        at[h, 0], at[h, 1] = i, j
+        a = total[j + h, 0] - total[i + h, 0]
+        b = total[j + h, 1] - total[i + h, 1]
+        slot = a & mask
+        while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
+            slot = (slot + np.uint64(1)) & mask
+        if stamp[slot] != number:
+            stamp[slot], owner[slot] = number, found
+            table[slot, 0], table[slot, 1] = a, b
+            who[found], since[found] = h, i
+            found += 1
+        same[h] = owner[slot]
+    return found
+
+
+@njit(nogil=True, cache=True)
 def sweep(
     anchor: int,
     stride: int,
     left: int,
     window: int,
     more: int,
-    absent: Any,
+    who: Any,
+    since: Any,
     low: int,
     high: int,
     length: int,
@@ -69,23 +124,23 @@ def sweep(
     gain: Any,
     delta: Any,
     total: Any,
-    at: Any,
     key: Any,
     place: Any,
     inside: Any,
 ) -> bool:
-    """Keys of windows of all haplotypes; False if one reaches out of ``[low, high)``.
+    """Keys of windows of haplotypes ``who``; False if one reaches out of ``[low, high)``.
 
-    So does one whose pieces might, up to ``more`` bases beyond its ends.
+    So does one whose pieces might, up to ``more`` bases beyond its ends. ``since`` are their first
+    edits that may reach into one.
 
     ``place`` receives where windows begin on their haplotype, ``inside`` the first edit that
     reaches into each.
     """
-    for h in range(len(absent)):
-        if absent[h]:
-            continue
+    for i in range(len(who)):
+        h = who[i]
         stop = first[h + 1]
-        j, f, g, floor = at[h, 0], at[h, 1], at[h, 2], at[h, 3]
+        j = f = g = since[i]
+        floor = -_FAR
         for w in range(len(key)):
             x = max(anchor + w * stride, floor)
             # Over all edits before x; over deletions that take it, to the first base kept.
@@ -107,10 +162,9 @@ def sweep(
             if (low > 0 and where - more <= low) or (high < length and beyond >= high):
                 return False
             spread = np.uint64(where)
-            key[w, h, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
-            key[w, h, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
-            place[w, h], inside[w, h] = begin, f
-        at[h, 0], at[h, 1], at[h, 2], at[h, 3] = j, f, g, floor
+            key[w, i, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
+            key[w, i, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
+            place[w, i], inside[w, i] = begin, f
     return True
 
 
@@ -164,15 +218,15 @@ def pieces(
 
 
 @njit(nogil=True, cache=True)
-def rows_before(begin: Any, leader: Any, start: Any, windows: int, bases: int, out: Any) -> None:
-    """Rows of the same leaders ``windows`` before, where they begin ``bases`` before."""
+def rows_before(begin: Any, column: Any, start: Any, windows: int, bases: int, out: Any) -> None:
+    """Rows of the same haplotypes ``windows`` before, where they begin ``bases`` before."""
     row_of = np.full(start.shape[1], -1, np.int64)
     for w in range(windows, len(begin) - 1):
         first = begin[w - windows]
         for row in range(first, begin[w - windows + 1]):
-            row_of[leader[row]] = row
+            row_of[column[row]] = row
         for row in range(begin[w], begin[w + 1]):
-            h = leader[row]
+            h = column[row]
             if row_of[h] >= first and start[w - windows, h] + bases == start[w, h]:
                 out[row] = row_of[h]
 
@@ -224,37 +278,36 @@ def count_real(
 @njit(nogil=True, cache=True)
 def group(
     key: Any,
-    absent: Any,
-    none: int,
+    who: Any,
     table: Any,
     stamp: Any,
-    leader_of: Any,
+    owner: Any,
     number: int,
     begin: Any,
-    leader: Any,
+    column: Any,
     index: Any,
 ) -> int:
-    """Classes of equal keys, window by window; how many there are in all."""
+    """Classes of equal keys, window by window; how many there are in all.
+
+    ``column`` receives the first haplotype of each class by its place in ``who``, ``index`` by its
+    number.
+    """
     mask = np.uint64(len(table) - 1)
     found = 0
     for w in range(key.shape[0]):
         number += 1
         begin[w] = found
-        for h in range(key.shape[1]):
-            if absent[h]:
-                index[h, w] = none
-                continue
-            a, b = key[w, h, 0], key[w, h, 1]
+        for i in range(key.shape[1]):
+            a, b = key[w, i, 0], key[w, i, 1]
             slot = a & mask
             while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
                 slot = (slot + np.uint64(1)) & mask
             if stamp[slot] != number:
-                stamp[slot] = number
+                stamp[slot], owner[slot] = number, who[i]
                 table[slot, 0], table[slot, 1] = a, b
-                leader_of[slot] = h
-                leader[found] = h
+                column[found] = i
                 found += 1
-            index[h, w] = leader_of[slot]
+            index[i, w] = owner[slot]
     begin[key.shape[0]] = found
     return found
 
