@@ -119,9 +119,11 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     guard = _Guard(subject, candidates.strand, windows)
     precision = _precision(subject, candidates, guard)
     used = resolve_kernels(subject.model, candidates.kernels, subject.device, precision)
-    shared = _shared(candidates, guard, precision, used)
-    if shared is not None:
-        return shared
+    if candidates.blocks is not None and used != REFERENCE:  # the prepared model alone can share
+        numerics = Numerics(precision, used, candidates.blocks.windows, candidates.strand, "share")
+        if not (why := guard.why_not(numerics)):
+            return numerics
+        warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
     if candidates.kernels == "auto":
         used = _probed(subject, candidates, precision, used)
     numerics = Numerics(precision, used, subject.compute_batch, candidates.strand)
@@ -202,20 +204,6 @@ def _precision(subject: Subject, candidates: Candidates, guard: _Guard) -> str:
                 "fp32"
             )
     return "fp32"
-
-
-def _shared(
-    candidates: Candidates, guard: _Guard, precision: str, used: tuple[str, ...]
-) -> Numerics | None:
-    """Numerics that share overlap by the prepared model, which alone can; None if it may not."""
-    if candidates.blocks is None or used == REFERENCE:
-        return None
-    windows, strand = candidates.blocks.windows, candidates.strand
-    numerics = Numerics(precision, used, windows, strand, "share")
-    if not (why := guard.why_not(numerics)):
-        return numerics
-    warnings.warn(f"overlap is not shared: {why}", stacklevel=3)
-    return None
 
 
 def _probed(

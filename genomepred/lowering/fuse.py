@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,12 @@ from genomepred.lowering.blocks import (
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import (
-    CONVOLUTIONS,
     ChannelsLastConv,
     MaxPool,
     OneHot,
     Residual,
+    SameConv1d,
     SequenceModel,
-    is_just,
     without_tf32,
     zeros_beside,
 )
@@ -83,7 +82,8 @@ def prepare(
         if fuses and isinstance(prepared, SequenceModel):
             _fuse_encoder(prepared, dtype)
         # Without a block the model is what torch makes of it, also by name.
-        has_blocks = bool(blocks_of(prepared)) or any(map(fusable, prepared.modules()))
+        kinds = {kind_of(layer) for layer in prepared.modules()}
+        has_blocks = "conv" in kinds or bool(blocks_of(prepared))
         direct = fuses and has_blocks and dtype == torch.float32 and device.type == "cpu"
         _rewrite(prepared, dtype, fuses, direct)
         if fuses:
@@ -192,12 +192,12 @@ def _device(model: nn.Module) -> torch.device:
 def _fuse_encoder(model: SequenceModel, dtype: torch.dtype) -> None:
     """Let the first convolutions of a model read codes, if all of them can."""
     entries, encoder = model.expose_convolutions(), model.encoder
-    encodes = type(model).encode is SequenceModel.encode and is_just(encoder, OneHot)
+    encodes = type(model).encode is SequenceModel.encode and kind_of(encoder) == "one-hot"
     if not encodes or not entries:
         return
     for layers in entries:
         reader = _Reader(encoder.table.double())
-        taken = takewhile(reader.take, layers if is_just(layers, nn.Sequential) else [])
+        taken = takewhile(reader.take, layers if kind_of(layers) == "sequence" else [])
         if not any(reader.drafts for _ in taken) or reader.drafts[0].conv.dilation != (1,):
             return
     for layers in entries:
@@ -207,30 +207,34 @@ def _fuse_encoder(model: SequenceModel, dtype: torch.dtype) -> None:
     model.encoder = passes  # type: ignore[assignment]
 
 
-def _rewrite(module: nn.Module, dtype: torch.dtype, fuses: bool, direct: bool) -> None:
-    """Replace what we compute within a module, in place.
+def _rewrite(model: nn.Module, dtype: torch.dtype, fuses: bool, direct: bool) -> None:
+    """Replace what we compute within a model, in place.
 
     Runs of layers in sequences by chains, and what is left beside them, wherever a module calls it:
     convolutions, norms and, if ``direct``, linear layers and activations.
     """
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        if fuses:
-            _fuse(module, dtype)
-        _fold_norms(module)
-    for name, child in module.named_children():
-        activation = activation_of(child) if direct else None
-        if fuses and fusable(child):
-            setattr(module, name, FusedChain([_block_of(_Draft(child), dtype)]))
-        elif is_just(child, *CONVOLUTIONS):
-            setattr(module, name, ChannelsLastConv(child))
-        elif fuses and is_just(child, nn.BatchNorm1d):
-            setattr(module, name, _affine(child))
-        elif direct and is_just(child, nn.Linear) and pays(child):
-            setattr(module, name, DirectLinear(child))
-        elif activation and activation[0] != "relu" and not getattr(child, "inplace", False):
-            setattr(module, name, DirectActivation(child, activation))
-        elif not isinstance(child, FusedChain | DirectActivation):
-            _rewrite(child, dtype, fuses, direct)
+    for module in model.modules():  # which goes on with what a module holds by then
+        if isinstance(module, FusedChain | ChannelsLastConv | DirectActivation):
+            continue
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            if fuses:
+                _fuse(module, dtype)
+            _fold_norms(module)
+        children: dict[str, Any] = dict(module.named_children())
+        for name, child in children.items():
+            kind = kind_of(child)
+            if kind == "conv" and fuses:
+                setattr(module, name, FusedChain([_block_of(_Draft(child), dtype)]))
+            elif kind in ("conv", "other conv"):
+                setattr(module, name, ChannelsLastConv(child))
+            elif kind == "norm" and fuses:
+                setattr(module, name, _affine(child))
+            elif kind == "linear" and direct and pays(child):
+                setattr(module, name, DirectLinear(child))
+            elif kind == "activation" and direct and not getattr(child, "inplace", False):
+                known = ACTIVATIONS[type(child)](child)
+                if known[0] != "relu":
+                    setattr(module, name, DirectActivation(child, known))
 
 
 def _fuse(layers: nn.Sequential, dtype: torch.dtype, table: Tensor | None = None) -> None:
@@ -254,13 +258,14 @@ def _fuse(layers: nn.Sequential, dtype: torch.dtype, table: Tensor | None = None
 def _move_norms(layers: nn.Sequential) -> None:
     """Replace BatchNorms that follow no convolution, behind a max-pool where they rise."""
     before: nn.Module | None = None
-    for i, layer in enumerate(list(layers)):
-        if is_just(layer, nn.BatchNorm1d) and not isinstance(before, nn.Conv1d):
+    for i, layer in enumerate(list[Any](layers)):
+        kind = kind_of(layer)
+        if kind == "norm" and not isinstance(before, nn.Conv1d):
             layers[i] = moved = _affine(layer)
             after = layers[i + 1] if i + 1 < len(layers) else None
-            if after is not None and is_just(after, MaxPool) and bool((moved.scale > 0).all()):
+            if after is not None and kind_of(after) == "pool" and bool((moved.scale > 0).all()):
                 layers[i], layers[i + 1] = after, moved
-        before = before if is_just(layer, *_NOTHING) else layer
+        before = before if kind == "nothing" else layer
 
 
 def _fold_norms(layers: nn.Sequential) -> None:
@@ -269,8 +274,8 @@ def _fold_norms(layers: nn.Sequential) -> None:
     One without running statistics, or that somebody has changed, stays.
     """
     for i in range(len(layers) - 1):
-        conv, norm = layers[i], layers[i + 1]
-        if is_just(conv, *CONVOLUTIONS) and is_just(norm, nn.BatchNorm1d):
+        conv, norm = list[Any](layers)[i : i + 2]
+        if kind_of(conv) in ("conv", "other conv") and kind_of(norm) == "norm":
             layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
@@ -288,19 +293,19 @@ class _Draft:
     keeps: bool = False
     adds: bool = False
 
-    def take(self, layer: nn.Module) -> bool:
+    def take(self, layer: Any, kind: str) -> bool:
         """Whether the layer after the block so far could be made part of it."""
-        begin, end, activation = self.open, self.epilogue, activation_of(layer)
-        if begin == "norm" and not self.adds and is_just(layer, nn.BatchNorm1d):
+        begin, end = self.open, self.epilogue
+        if kind == "norm" and begin == "norm" and not self.adds:
             self.norm, self.open = layer, "activation"
-        elif activation and begin in ("norm", "activation") and not self.adds:
-            name, factor = activation
+        elif kind == "activation" and begin in ("norm", "activation") and not self.adds:
+            name, factor = ACTIVATIONS[type(layer)](layer)
             self.epilogue, self.open = end._replace(activation=name, factor=factor), "pool"
-        elif activation and begin != "closed":
-            name, factor = activation
+        elif kind == "activation" and begin != "closed":
+            name, factor = ACTIVATIONS[type(layer)](layer)
             end = end._replace(next_activation=name, next_factor=factor)
             self.epilogue, self.open = end, "closed"
-        elif begin not in ("next", "closed") and is_just(layer, MaxPool) and layer.size == 2:
+        elif kind == "pool" and layer.size == 2 and begin not in ("next", "closed"):
             pool = "ceil" if layer.round_up else "floor"
             self.epilogue, self.open = end._replace(pool=pool), "next"
         else:
@@ -321,31 +326,31 @@ class _Reader:
     rows: Tensor | None = None
     drafts: list[_Draft] = field(default_factory=list)
 
-    def take(self, layer: nn.Module) -> bool:
+    def take(self, layer: Any) -> bool:
         """Whether the layer could be made part of the chain."""
-        last = self.drafts[-1] if self.drafts else None
-        if is_just(layer, *_NOTHING):
+        kind, last = kind_of(layer), self.drafts[-1] if self.drafts else None
+        if kind == "nothing":
             return last is not None or self.rows is not None
-        if fusable(layer):
+        if kind == "conv":
             given = layer.in_channels if self.rows is None else self.rows.shape[1]
-            fits = layer.in_channels == (given if last is None else last.conv.out_channels)
+            fits: bool = layer.in_channels == (given if last is None else last.conv.out_channels)
             self.drafts += [_Draft(layer)] if fits else []
             return fits
         if last is None:  # an activation of a one-hot is another table
-            if self.rows is None or activation_of(layer) is None:
+            if self.rows is None or kind != "activation":
                 return False
             self.rows = layer(self.rows.float()).double()
             return True
-        return self._residual(layer, last) if isinstance(layer, Residual) else last.take(layer)
+        return self._residual(layer, last) if kind == "residual" else last.take(layer, kind)
 
     def _residual(self, layer: Residual, last: _Draft) -> bool:
         """A residual branch of convolutions whose input the last block can keep."""
-        plain = is_just(layer, Residual) and is_just(layer.branch, nn.Sequential)
+        plain = kind_of(layer.branch) == "sequence"
         if not plain or last.open == "closed" or (self.rows is not None and len(self.drafts) == 1):
             return False
-        layers = [child for child in layer.branch if not is_just(child, *_NOTHING)]
-        leading = activation_of(layers[0]) if layers else None
-        if leading and getattr(layers[0], "inplace", False):  # what is added is the changed one
+        layers = [child for child in layer.branch if kind_of(child) != "nothing"]
+        leading = layers[0] if layers and kind_of(layers[0]) == "activation" else None
+        if getattr(leading, "inplace", False):  # what is added is the changed one
             return False
         inner = _Reader()
         rest = layers[1:] if leading else layers
@@ -356,8 +361,8 @@ class _Reader:
         end = inner.drafts[-1]
         if end.open == "closed" or not _keep_shape(last.conv, [d.conv for d in inner.drafts]):
             return False
-        if leading:
-            name, factor = leading
+        if leading is not None:
+            name, factor = ACTIVATIONS[type(leading)](leading)
             last.epilogue = last.epilogue._replace(next_activation=name, next_factor=factor)
         last.keeps, last.open, end.adds = True, "closed", True
         self.drafts += inner.drafts
@@ -393,20 +398,30 @@ def _block_of(draft: _Draft, dtype: torch.dtype, rows: Tensor | None = None) -> 
     )
 
 
-_NOTHING = nn.Identity, nn.Dropout
+_KINDS: dict[type[nn.Module], str] = {
+    **{nn.Conv1d: "conv", SameConv1d: "conv", nn.BatchNorm1d: "norm", MaxPool: "pool"},
+    **{nn.Linear: "linear", nn.Sequential: "sequence", Residual: "residual", OneHot: "one-hot"},
+    **{nn.Identity: "nothing", nn.Dropout: "nothing"},
+    **dict.fromkeys(ACTIVATIONS, "activation"),
+}
 
 
-def activation_of(layer: nn.Module) -> tuple[str, float] | None:
-    """Name and factor that the kernels know an activation by."""
-    known = ACTIVATIONS.get(type(layer))
-    return known(layer) if known is not None and is_just(layer, type(layer)) else None
+def kind_of(layer: Any) -> str:
+    """Kind of a layer that nobody has changed, in a subclass or by a hook; else ``unknown``.
 
-
-def fusable(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
-    """Whether a layer is a convolution that our kernels know."""
-    if not is_just(layer, *CONVOLUTIONS):
-        return False
-    return layer.stride == (1,) and layer.groups == 1 and layer.weight.dtype == torch.float32
+    An ``other conv`` is none that our kernels know.
+    """
+    kind = _KINDS.get(type(layer), "unknown")
+    if kind == "unknown" or layer._forward_hooks or layer._forward_pre_hooks:
+        return "unknown"
+    if kind == "norm" and layer.running_mean is None:
+        return "unknown"
+    if kind == "conv":
+        if layer.padding_mode != "zeros":
+            return "unknown"
+        if layer.stride != (1,) or layer.groups != 1 or layer.weight.dtype != torch.float32:
+            return "other conv"
+    return kind
 
 
 def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,8 @@ class Taps(NamedTuple):
 
 
 _ALONE = Taps(1, 0, 0, 1)
-_POINTWISE = (*ACTIVATIONS, Affine, DirectActivation, nn.BatchNorm1d)
+_UNKNOWN = nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus  # to the kernels
+_POINTWISE = (*ACTIVATIONS, *_UNKNOWN, Affine, DirectActivation, nn.BatchNorm1d)
 
 
 class Step(NamedTuple):

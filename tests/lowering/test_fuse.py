@@ -18,7 +18,7 @@ from genomepred.lowering.blocks import (
     DirectLinear,
     FusedChain,
 )
-from genomepred.lowering.fuse import fusable, kernels_of, pays, prepare
+from genomepred.lowering.fuse import kernels_of, kind_of, pays, prepare
 from genomepred.lowering.receptive_field import receptive_field
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
@@ -207,9 +207,9 @@ def test_a_scale_is_folded_before_the_pool_whatever_its_sign() -> None:
 
 
 def test_which_convolutions_are_fused() -> None:
-    assert fusable(nn.Conv1d(4, 6, 3, dilation=2))
+    assert kind_of(nn.Conv1d(4, 6, 3, dilation=2)) == "conv"
     for layer in (nn.Conv1d(4, 6, 3, stride=2), nn.Conv1d(4, 6, 3, groups=2)):
-        assert not fusable(layer)
+        assert kind_of(layer) == "other conv"
         assert kernels_of(prepare(nn.Sequential(layer, nn.ReLU()))) == ("torch",)
     assert kernels_of(prepare(nn.Sequential(nn.Conv1d(4, 6, 3)).double())) == ("torch",)
 
