@@ -25,11 +25,11 @@ from genomepred.models.layers import SequenceModel
 from genomepred.progress import Watch
 from genomepred.runs.cohort_setup import CohortSetup
 from genomepred.runs.cohort_work import CohortWork
-from genomepred.runs.executors import Job, Shard, processes
+from genomepred.runs.executors import Job, processes
 from genomepred.runs.folder import read_run, sweep
 from genomepred.runs.run import GenomeRun, RunReport, cluster_of, execute, in_memory
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import GenomeResult, Work
+from genomepred.runs.work import GenomeResult, Shard, Work
 from genomepred.sequences.cohort import PanelOptions
 
 

@@ -28,6 +28,7 @@ from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows, held_bytes, leader_type
+from genomepred.sequences.fasta import Genome
 
 # Bytes that a process holds without a panel.
 _MEMORY_ALONE = 500_000_000
@@ -119,7 +120,8 @@ class CohortSetup(Setup):
                 cache = own_folder(spec.out, CACHE)
             except OSError as error:
                 raise output_error(spec.out, error) from error
-        self.genome = spec.genomes[0].open(cache, writes)
+        name, path = spec.genomes[0]
+        self.genome = Genome(path, name=name, cache=cache, write=writes)
         self.panel = Panel(self.genome, variants, options, cache=cache)
         self.grid = make_grid(self.genome.contigs, self.geometry, spec.regions, False)
         self._fit_memory()

@@ -29,13 +29,13 @@ from genomepred.models.card import Card
 from genomepred.models.checkpoint import model_in_memory
 from genomepred.models.layers import SequenceModel
 from genomepred.progress import Outlook, Progress
-from genomepred.runs.executors import Executor, Job, Shard, local, processes
+from genomepred.runs.executors import Executor, Job, local, processes
 from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import GenomeResult, Work, failing_alone
+from genomepred.runs.work import GenomeResult, Shard, Work, failing_alone
 
 
 def predict(

@@ -67,6 +67,7 @@ from genomepred.runs.folder import (
 from genomepred.runs.inputs import is_own_place
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.bed import described_sha256, self_described
+from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import Layout
@@ -253,9 +254,12 @@ class Setup:
         real = guards and self._writes  # random windows guard float32, and estimates
         blocks, found = full, None
         if real or full is not None or spec.regions is not None:
-            for genome in spec.genomes:
-                cache = spec.out / CACHE if self._writes else None
-                with suppress(SequenceError), genome.open(cache, self._writes) as source:
+            cache = spec.out / CACHE if self._writes else None
+            for name, path in spec.genomes:
+                with (
+                    suppress(SequenceError),
+                    Genome(path, name=name, cache=cache, write=self._writes) as source,
+                ):
                     grid = make_grid(source.contigs, self.geometry, spec.regions, spec.center)
                     if grid.rows:
                         blocks = full and self._blocks_of(source.contigs, grid)
