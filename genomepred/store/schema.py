@@ -15,8 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.sequences.grid import Geometry, Grid
-from genomepred.sequences.names import text_array
+from genomepred.sequences.grid import Geometry, Grid, text_array
 from genomepred.store import zstd
 
 Attribute = str | int | float | bool
