@@ -257,15 +257,9 @@ class Units:
         """Units of pieces of a chunk, by their flat numbers."""
         key = chunk.part_keys(which, places, self._offsets, self._length)
         number, new = self.distinct.numbers(key.reshape(-1, 2))
-        goes_on = np.diff(which, prepend=-2) == 1  # the tile before is that of the same row
-        goes_on &= which % places.start.shape[1] > 0
-        alone = (new % self._count == 0) & ~goes_on[new // self._count]
-        at = np.flatnonzero((np.diff(new, prepend=-2) != 1) | alone)
-        size = np.diff(at, append=len(new))
-        parts = -(-size // self._count)  # no run is longer than a piece
-        done = (np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)) * self._count
-        length = np.minimum(np.repeat(size, parts) - done, self._count)
-        return Runs(number.reshape(-1, self._count), np.repeat(new[at], parts) + done, length)
+        begin, length = np.empty(len(new), np.int64), np.empty(len(new), np.int64)
+        found = _runs(new, which, places.start.shape[1], self._count, begin, length)
+        return Runs(number.reshape(-1, self._count), begin[:found], length[:found])
 
 
 class Tally:
@@ -345,6 +339,25 @@ def _number(key: Any, table: Any, count: int, number: Any, new: Any) -> int:
             table[slot, 0], table[slot, 1], table[slot, 2] = a, b, np.uint64(count + found)
         number[i] = np.int64(table[slot, 2]) - 1
     return found
+
+
+@njit(nogil=True, cache=True)
+def _runs(new: Any, which: Any, places: int, units: int, begin: Any, length: Any) -> int:
+    """Runs of new units, ascending; how many. None is longer than a piece.
+
+    A run goes on from one piece to the next where that is the next tile of the same row.
+    """
+    runs = 0
+    for k in range(len(new)):
+        piece, unit = divmod(new[k], units)
+        goes_on = runs > 0 and new[k] == new[k - 1] + 1 and length[runs - 1] < units
+        if goes_on and unit == 0:
+            goes_on = which[piece] == which[piece - 1] + 1 and which[piece] % places > 0
+        if not goes_on:
+            begin[runs], length[runs] = new[k], 0
+            runs += 1
+        length[runs - 1] += 1
+    return runs
 
 
 @njit(nogil=True, cache=True)

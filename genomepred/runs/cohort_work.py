@@ -9,14 +9,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from genomepred.documents import COUNT, seal
 from genomepred.errors import SequenceError, StoreError
 from genomepred.files import own_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
-from genomepred.runs.genome import RECORD, read_record
-from genomepred.runs.work import Rows, Work
+from genomepred.runs.work import RECORD, Rows, Work
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part
@@ -29,17 +28,6 @@ if TYPE_CHECKING:
 # shard at most: what a kill loses, and what is read again for its margins.
 _SHARD_BYTES = 1 << 28
 _SHARD_WINDOWS = 1 << 12
-_RECORD = {
-    "name": str,
-    "path": str,
-    "reference": {"path": str, "size": COUNT, "mtime_ns": int},
-    "started": str,
-    "contigs": [str],
-    "lengths": [COUNT],
-    "samples": [str],
-    "copies": [range(1, 256)],
-    "shard_windows": range(1, 1 << 31),
-}
 
 
 def shard_windows(haplotypes: int, tracks: int) -> int:
@@ -72,6 +60,18 @@ class CohortWork(Work):
         Stays the caller's to close; merging and looking need none.
     """
 
+    schema: ClassVar = {
+        "name": str,
+        "path": str,
+        "reference": {"path": str, "size": COUNT, "mtime_ns": int},
+        "started": str,
+        "contigs": [str],
+        "lengths": [COUNT],
+        "samples": [str],
+        "copies": [range(1, 256)],
+        "shard_windows": range(1, 1 << 31),
+    }
+
     def __init__(self, name: str, path: Path, plan: RunPlan, panel: Panel | None = None) -> None:
         super().__init__(name, path, plan)
         self._panel = panel
@@ -90,16 +90,6 @@ class CohortWork(Work):
                 write_whole(self.folder / RECORD, seal(record))
             self.adopt(record)
         return True
-
-    def read_record(self) -> dict[str, Any] | None:
-        """Return what the panel was when the first shard was computed, or None if none was.
-
-        Raises
-        ------
-        StoreError
-            If the record is damaged.
-        """
-        return read_record(self.folder, _RECORD)
 
     def _make_record(self) -> dict[str, Any]:
         assert self._panel is not None

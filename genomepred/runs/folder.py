@@ -73,11 +73,6 @@ class RunPlan:
         """Rows of a shard."""
         return shard_rows(self.layout, self.signature.compute_batch)
 
-    @property
-    def cache(self) -> Path:
-        """Folder of indexes and expanded sequences."""
-        return self.out / CACHE
-
     def grid(self, contigs: Mapping[str, int]) -> Grid:
         """Grid of a genome with the given contig lengths.
 

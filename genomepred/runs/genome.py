@@ -7,43 +7,28 @@ part is computed again.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.documents import COUNT, DocumentError, read_document, seal
+from genomepred.documents import COUNT, seal
 from genomepred.errors import SequenceError, StoreError
 from genomepred.files import Claim, open_regular, own_folder, write_whole
-from genomepred.runs.folder import PARTS, RunPlan, now
+from genomepred.runs.folder import CACHE, PARTS, RunPlan, now
 from genomepred.runs.inputs import GenomePath
-from genomepred.runs.work import Rows, Work
+from genomepred.runs.work import RECORD, Rows, Work
+from genomepred.sequences.byte_source import stamp_of
+from genomepred.sequences.fasta import Genome, discard_codes
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import encode_chunk, join, write_part
-
-RECORD = "genome.json"
-_RECORD = {
-    "name": str,
-    "path": str,
-    "size": COUNT,
-    "mtime_ns": int,
-    "digest": str,
-    "started": str,
-    "contigs": [str],
-    "lengths": [COUNT],
-}
-# Ten million contigs with names of 80 letters.
-_LARGEST_RECORD = 1 << 30
-# What stands at a record's place and is no file that we wrote: it is replaced, or refused there.
-_NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +60,17 @@ class GenomeWork(Work):
         The genome's number in the run; spreads the shares.
     """
 
+    schema: ClassVar = {
+        "name": str,
+        "path": str,
+        "size": COUNT,
+        "mtime_ns": int,
+        "digest": str,
+        "started": str,
+        "contigs": [str],
+        "lengths": [COUNT],
+    }
+
     def __init__(self, source: GenomePath, plan: RunPlan, number: int = 0) -> None:
         super().__init__(*source, plan, number)
         self.prepared: Prepared | None = None
@@ -97,12 +93,8 @@ class GenomeWork(Work):
     def source(self) -> SequenceSource:
         """The opened genome."""
         if self._genome is None:
-            self._genome = self._path.open(self.plan.cache)
+            self._genome = Genome(self.path, name=self.name, cache=self.plan.out / CACHE)
         return self._genome
-
-    @property
-    def _path(self) -> GenomePath:
-        return GenomePath(self.name, self.path)
 
     def close(self) -> None:
         """Close the sequence file; it is opened again when needed."""
@@ -115,26 +107,12 @@ class GenomeWork(Work):
         self.close()
         self.prepared = None
 
-    def stamp(self) -> tuple[int, int]:
-        """Size and modification time of the sequence file.
-
-        Raises
-        ------
-        SequenceError
-            If it is not there.
-        """
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            raise SequenceError(f"{self.path}: cannot be read: {error.strerror}") from error
-        return status.st_size, status.st_mtime_ns
-
     def accept(self, noted: dict[str, Any]) -> None:
         """Refuse a finished file whose genome has since become another."""
         recorded = noted["genome"]
-        if self.stamp() == _stamp_of(recorded):
+        if stamp_of(self.path) == _stamp_of(recorded):
             return
-        with self._path.open(self.plan.cache) as genome:
+        with Genome(self.path, cache=self.plan.out / CACHE) as genome:
             digest = genome.digest()
             genome.discard_cache()
         if digest != recorded["digest"]:
@@ -148,7 +126,7 @@ class GenomeWork(Work):
         """Refuse a sequence file that was changed, before or after it was opened."""
         assert self.prepared is not None
         opened = self.prepared.stamp if self._genome is None else self._genome.stamp
-        if not opened == self.prepared.stamp == self.stamp():
+        if not opened == self.prepared.stamp == stamp_of(self.path):
             raise SequenceError(
                 f"{self.path} changed while it was being predicted: restore it and run again, or "
                 f"remove {self.folder} to start this genome again"
@@ -183,7 +161,7 @@ class GenomeWork(Work):
             return True
         own_folder(self.plan.out, PARTS, self.name)
         record = self._sound_record()
-        if record is None or self.stamp() != _stamp_of(record):
+        if record is None or stamp_of(self.path) != _stamp_of(record):
             claim = Claim.take(self.folder / "genome.lock")
             if claim is None:
                 return False
@@ -209,16 +187,6 @@ class GenomeWork(Work):
             ranges=ranges,
         )
 
-    def read_record(self) -> dict[str, Any] | None:
-        """The genome as it was when its first shard was computed, or None if none was.
-
-        Raises
-        ------
-        StoreError
-            If the record is damaged.
-        """
-        return read_record(self.folder, _RECORD)
-
     def _sound_record(self) -> dict[str, Any] | None:
         """The record; None if it must be made anew. Parts of another sequence are found out."""
         try:
@@ -228,7 +196,7 @@ class GenomeWork(Work):
 
     def _make_record(self) -> dict[str, Any]:
         before = self._sound_record()
-        if before is not None and self.stamp() == _stamp_of(before):
+        if before is not None and stamp_of(self.path) == _stamp_of(before):
             return before  # another process has made it meanwhile
         genome = self.source()
         size, mtime_ns = genome.stamp
@@ -289,8 +257,8 @@ class GenomeWork(Work):
         assert self.prepared is not None
         prepared = self.prepared
         # Merging needs no sequence.
-        if os.path.exists(self.path) and self.stamp() != prepared.stamp:
-            with self._path.open(self.plan.cache) as genome:
+        if os.path.exists(self.path) and stamp_of(self.path) != prepared.stamp:
+            with Genome(self.path, cache=self.plan.out / CACHE) as genome:
                 digest = genome.digest()
             if digest != prepared.digest:
                 raise SequenceError(
@@ -331,42 +299,12 @@ class GenomeWork(Work):
         else:
             assert self.prepared is not None
             stamp = self.prepared.stamp
-        self._path.discard_cache(self.plan.cache, stamp)
-
-
-def read_record(folder: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what a folder of parts says they were computed from; None if it says nothing.
-
-    Raises
-    ------
-    StoreError
-        If the record is damaged.
-    """
-    path = folder / RECORD
-    try:
-        record = read_document(path, shape, sealed=True, limit=_LARGEST_RECORD, follow=False)
-        _check_record(record, folder.name)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno not in _NO_RECORD:
-            raise
-        raise StoreError(f"{path}: no record ({error.strerror}); run predict again") from error
-    except DocumentError as error:
-        raise StoreError(f"{path} is damaged ({error}); run predict again") from error
-    return record
+        discard_codes(self.path, stamp, self.plan.out / CACHE)
 
 
 @cache
 def _compressors(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="compress")
-
-
-def _check_record(record: dict[str, Any], name: str) -> None:
-    if record["name"] != name:
-        raise DocumentError(f"of another genome, {record['name'][:40]!r}")
-    if len(set(record["contigs"])) != len(record["lengths"]) or sum(record["lengths"]) >> 62:
-        raise DocumentError("contigs and lengths do not fit each other")
 
 
 def _stamp_of(record: dict[str, Any]) -> tuple[int, int]:

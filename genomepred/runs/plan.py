@@ -17,6 +17,7 @@ from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import files_in
+from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.sidecar import read_sidecar, sidecar_path
 
@@ -108,7 +109,7 @@ def _plan_genome(
 ) -> GenomePlan:
     spec = setup.spec
     try:
-        with source.open(write=False) as genome:
+        with Genome(source.path, name=source.name, write=False) as genome:
             contigs = genome.contigs
         grid = make_grid(contigs, setup.geometry, spec.regions, spec.center)
     except GenomepredError as error:

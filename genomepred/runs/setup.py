@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +43,6 @@ from genomepred.lowering.select import (
     REFERENCE,
     Blocks,
     BlockSizes,
-    Filled,
     resolve_kernels,
 )
 from genomepred.machine import usable_cpus, usable_memory
@@ -67,6 +66,7 @@ from genomepred.runs.folder import (
 from genomepred.runs.inputs import is_own_place
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.bed import described_sha256, self_described
+from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import Layout
@@ -108,6 +108,15 @@ class Setup:
         self, spec: RunSpec, writes: bool = True, model: SequenceModel | None = None
     ) -> None:
         self.spec, self._writes = spec, writes
+        #: Files that the run publishes, without their ending.
+        self.names = [genome.name for genome in spec.genomes]
+        if spec.kernels == REFERENCE[0] and spec.overlap == "share":
+            raise OptionError(
+                "--overlap share: --kernels reference computes every window by itself, as written; "
+                "leave one of them out"
+            )
+        alone = spec.center or spec.kernels == REFERENCE[0]
+        self._overlap = "naive" if alone else spec.overlap
         self.device = find_device(spec.device)
         self.model = load_model(spec.model, trust_code=spec.trust_code) if model is None else model
         card = self.model.card
@@ -155,11 +164,6 @@ class Setup:
         """Processes that processors and memory are enough for."""
         return max(min(usable_cpus().amount, usable_memory().amount // _MEMORY_A_WORKER), 1)
 
-    @property
-    def names(self) -> list[str]:
-        """Files that the run publishes, without their ending."""
-        return [genome.name for genome in self.spec.genomes]
-
     def asked(self) -> dict[str, Any]:
         """Return what the user has fixed of what is otherwise decided."""
         spec = self.spec
@@ -169,14 +173,26 @@ class Setup:
             asked["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
         return asked
 
-    def open(self) -> RunPlan:
-        """Create the run in its output folder, or join the one that is there."""
+    def open(self, told: Mapping[str, Any] | None = None) -> RunPlan:
+        """Create the run in its output folder, or join the one that is there.
+
+        Raises
+        ------
+        OutputError
+            If it is another one than that which ``told``, another process's words, are of.
+        """
         spec = self.spec
+        if told is not None:
+            plan = replace(self.join(), session=told["session"])
+            if plan.run_id != told["run"]:
+                raise OutputError(f"{spec.out}: another run than that which was started is here")
+            return plan
         refuse_links(spec.out)
         names = self.names
         about: dict[str, Any] = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
         expected, asked = self.facts(), self.asked()
-        restart_if_mistaken(spec.out, {**expected, **asked}, names)
+        if os.path.lexists(spec.out / RUN_FILE):
+            restart_if_mistaken(spec.out, {**expected, **asked}, names)
         if not os.path.lexists(spec.out / RUN_FILE):
             numerics = self.decide()
             about["saving"] = self.saving(numerics)
@@ -193,7 +209,7 @@ class Setup:
             out=spec.out,
             geometry=self.geometry,
             layout=self.layout,
-            regions=_keep_regions(spec, signature.regions),
+            regions=spec.regions and _keep_regions(spec.out, spec.regions, signature.regions),
             regions_called=str(spec.regions),
             center=spec.center,
             signature=signature,
@@ -253,9 +269,12 @@ class Setup:
         real = guards and self._writes  # random windows guard float32, and estimates
         blocks, found = full, None
         if real or full is not None or spec.regions is not None:
-            for genome in spec.genomes:
-                cache = spec.out / CACHE if self._writes else None
-                with suppress(SequenceError), genome.open(cache, self._writes) as source:
+            cache = spec.out / CACHE if self._writes else None
+            for name, path in spec.genomes:
+                with (
+                    suppress(SequenceError),
+                    Genome(path, name=name, cache=cache, write=self._writes) as source,
+                ):
                     grid = make_grid(source.contigs, self.geometry, spec.regions, spec.center)
                     if grid.rows:
                         blocks = full and self._blocks_of(source.contigs, grid)
@@ -276,7 +295,7 @@ class Setup:
         grids = (Grid.whole(contigs, self.geometry), grid)
         batches = _BATCHES_TOGETHER[self.device.type]
         fills = [partial(batching.filled, g, list(contigs), batches=batches) for g in grids]
-        return self._choose_blocks(*fills)
+        return self._sizes.choose(self._overlap, *fills)
 
     def _windows_of(
         self, source: SequenceSource, grid: Grid, blocks: Blocks | None
@@ -287,18 +306,7 @@ class Setup:
     @cached_property
     def _full_blocks(self) -> Blocks | None:
         """Value of :attr:`blocks` if every window of every block were asked for."""
-        return self._choose_blocks(lambda windows: 1.0)
-
-    def _choose_blocks(self, whole: Filled, asked: Filled | None = None) -> Blocks | None:
-        as_written = self.spec.kernels == REFERENCE[0]
-        if as_written and self.spec.overlap == "share":
-            raise OptionError(
-                "--overlap share: --kernels reference computes every window by itself, as written; "
-                "leave one of them out"
-            )
-        naive = self.spec.center or as_written
-        overlap = "naive" if naive else self.spec.overlap
-        return self._sizes.choose(overlap, whole, asked)
+        return self._sizes.choose(self._overlap, lambda windows: 1.0)
 
     def why_alone(self, numerics: Numerics) -> str:
         """Reason for which a run that might share overlap does not; empty if it does."""
@@ -389,16 +397,15 @@ def _triton_version() -> str | None:
     return str(triton.__version__)
 
 
-def _keep_regions(spec: RunSpec, sha256: str | None) -> Path | None:
+def _keep_regions(out: Path, bed: Path, sha256: str | None) -> Path:
     """A copy of the BED within the run, so that merging needs nothing else."""
-    if spec.regions is None or sha256 is None:
-        return None
-    kept = regions_path(spec.out, sha256)
+    assert sha256 is not None
+    kept = regions_path(out, sha256)
     try:
         check_regions(kept, sha256)
     except OutputError:
-        own_folder(spec.out, PARTS)
+        own_folder(out, PARTS)
         with publishing(kept) as temporary, open(temporary, "xb") as copy:
-            copy.writelines(self_described(spec.regions))
+            copy.writelines(self_described(bed))
         check_regions(kept, sha256)
     return kept

@@ -12,9 +12,10 @@ import hashlib
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -23,7 +24,9 @@ from genomepred.documents import COUNT, DocumentError, parse_sealed, seal
 from genomepred.errors import OutputError, SequenceError
 from genomepred.files import Claim, discard_abandoned, open_regular, publishing
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.records import Scan
+
+if TYPE_CHECKING:
+    from genomepred.sequences.scan import Scan
 
 #: Codes of one digest. Small enough for L2, since a part of a block is read by way of all of it.
 BLOCK = 1 << 18
@@ -128,19 +131,16 @@ class ExpandedCodes:
                 unknown = self._checked.find(0, block, last)
                 count = min(view.nbytes, (last if unknown < 0 else unknown) * BLOCK - at)
                 self._read(view[:count], at)
-            elif count == size:
-                self._read_block(block, view[:count])
             else:
-                self._read_block(block, self._block[:size])
-                view[:count] = self._block[skip : skip + count]
+                whole, begin = view[:count] if count == size else self._block[:size], at - skip
+                self._read(whole, begin)
+                expected = self._digests[block * _DIGEST : (block + 1) * _DIGEST]
+                if xxhash.xxh3_128_digest(whole) != expected:
+                    raise DamagedCodesError(f"{self._path}: damaged in its bytes from {begin} on")
+                self._checked[block] = True
+                if count < size:
+                    view[:count] = whole[skip : skip + count]
             view, at = view[count:], at + count
-
-    def _read_block(self, block: int, view: memoryview) -> None:
-        self._read(view, block * BLOCK)
-        expected = self._digests[block * _DIGEST : (block + 1) * _DIGEST]
-        if xxhash.xxh3_128_digest(view) != expected:
-            raise DamagedCodesError(f"{self._path}: damaged in its bytes from {block * BLOCK} on")
-        self._checked[block] = True
 
     def _read(self, view: memoryview, at: int) -> None:
         try:
@@ -178,18 +178,15 @@ class _Writer:
             self._hash.update(part)
             self._room -= part.nbytes
             if self._room == 0:
-                self._end_block()
+                self._digests += self._hash.digest()
+                self._hash.reset()
+                self._room = BLOCK
             codes = codes[part.nbytes :]
-
-    def _end_block(self) -> None:
-        self._digests += self._hash.digest()
-        self._hash.reset()
-        self._room = BLOCK
 
     def finish(self, result: Scan, identity: Identity) -> None:
         """Write the digests and the trailer."""
         if self._room < BLOCK:
-            self._end_block()
+            self._digests += self._hash.digest()
         trailer = seal(
             {
                 "contigs": [record.name for record in result.records],
@@ -202,7 +199,7 @@ class _Writer:
         self._file.write(self._digests + trailer + len(trailer).to_bytes(8, "little") + _MAGIC)
 
 
-ScanInto = Callable[[Callable[[memoryview], object]], Scan]
+ScanInto = Callable[[Callable[[memoryview], object]], "Scan"]
 
 
 def open_expanded(target: Path, identity: Identity, scan_into: ScanInto) -> ExpandedCodes:
@@ -228,8 +225,8 @@ def open_expanded(target: Path, identity: Identity, scan_into: ScanInto) -> Expa
     """
     claim = _claim(target)
     try:
-        if (found := _opened(target, identity)) is not None:
-            return found
+        with suppress(OSError, DamagedCodesError):  # a link, a pipe or a folder is none
+            return ExpandedCodes(target, identity)
         _sweep(target, claim)
         with publishing(target) as temporary, open(temporary, "xb") as file:
             writer = _Writer(file)
@@ -239,14 +236,6 @@ def open_expanded(target: Path, identity: Identity, scan_into: ScanInto) -> Expa
         raise _unwritable(target, error) from None
     finally:
         claim.release()
-
-
-def _opened(target: Path, identity: Identity) -> ExpandedCodes | None:
-    """The codes file if there is a sound one; a link, a pipe or a folder is none."""
-    try:
-        return ExpandedCodes(target, identity)
-    except (OSError, DamagedCodesError):
-        return None
 
 
 def _sweep(target: Path, claim: Claim) -> None:

@@ -9,7 +9,7 @@ coordinates are 0-based half-open; only region strings are 1-based inclusive, as
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError
-from genomepred.sequences.names import MOST_NAME, absent_contig, shown, text_array
+from genomepred.sequences.names import MOST_NAME, absent_contig, shown
 
 Int64 = NDArray[np.int64]
 
@@ -364,6 +364,17 @@ class Grid:
             )
             first = stop
             k += 1
+
+
+def text_array(names: Iterable[str]) -> NDArray[np.object_]:
+    """Names as an array that takes as much memory as they have characters.
+
+    NumPy's own text takes four bytes a character of the longest one, for each.
+    """
+    listed = list(names)
+    array = np.empty(len(listed), object)
+    array[:] = listed
+    return array
 
 
 def parse_region(text: str, contigs: Mapping[str, int]) -> Region:

@@ -1,7 +1,8 @@
-"""Kernels of the sweep along a contig: keys of windows and of their pieces, classes, codes.
+"""Kernels of the sweep along a contig: haplotypes that differ, keys of windows and pieces, codes.
 
-A haplotype's edits are ``edit[first[h]:first[h + 1]]``, in order; ``delta[j + h]`` is its net
-length and ``total[j + h]`` the sum of its keys before edit ``j``, one entry more than it has edits.
+A haplotype's edits are ``edit[first[h]:first[h + 1]]``, in order. Where ``delta`` and ``total`` are
+given, ``delta[j + h]`` is its net length and ``total[j + h]`` the sum of its keys before edit
+``j``, counted from its first one here, and one entry more than it has edits.
 """
 
 from __future__ import annotations
@@ -18,27 +19,87 @@ _FAR = 1 << 62
 
 
 @njit(nogil=True, cache=True)
-def prefixes(
-    first: Any, edit: Any, gain: Any, replaced: Any, key: Any, delta: Any, total: Any
-) -> int:
-    """Net length and keys of each haplotype's edits before each; one more than its edits.
-
-    Returns the most bases that are replaced on one haplotype by fewer or more.
-    """
+def most_replaced(first: Any, edit: Any, gain: Any, replaced: Any) -> int:
+    """Most bases of one haplotype that fewer or more others replace."""
     most = 0
     for h in range(len(first) - 1):
-        net, lost, low, high = 0, 0, np.uint64(0), np.uint64(0)
+        own = 0
         for j in range(first[h], first[h + 1]):
-            delta[j + h], total[j + h, 0], total[j + h, 1] = net, low, high
-            e = edit[j]
+            if gain[edit[j]]:
+                own += replaced[edit[j]]
+        most = max(most, own)
+    return most
+
+
+@njit(nogil=True, cache=True)
+def alike(
+    low: int,
+    high: int,
+    absent: Any,
+    first: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    key: Any,
+    at: Any,
+    total: Any,
+    table: Any,
+    stamp: Any,
+    owner: Any,
+    number: int,
+    same: Any,
+    who: Any,
+) -> int:
+    """Haplotypes with other edits in ``[low, high)`` than those before them; how many.
+
+    ``who`` receives them, ``same`` for every haplotype the place of its like there, or -1 for one
+    that is absent. ``at`` and ``total``, each haplotype's first edit there, the first one behind,
+    and the sum of keys between them, move along the contig.
+    """
+    mask = np.uint64(len(table) - 1)
+    found = 0
+    for h in range(len(absent)):
+        if absent[h]:
+            same[h] = -1
+            continue
+        stop, i, j = first[h + 1], at[h, 0], at[h, 1]
+        a, b = total[h, 0], total[h, 1]
+        while j < stop and start[edit[j]] < high:
+            a += key[edit[j], 0]
+            b += key[edit[j], 1]
+            j += 1
+        while i < j and end[edit[i]] <= low:
+            a -= key[edit[i], 0]
+            b -= key[edit[i], 1]
+            i += 1
+        at[h, 0], at[h, 1], total[h, 0], total[h, 1] = i, j, a, b
+        slot = a & mask
+        while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
+            slot = (slot + np.uint64(1)) & mask
+        if stamp[slot] != number:
+            stamp[slot], owner[slot] = number, found
+            table[slot, 0], table[slot, 1] = a, b
+            who[found] = h
+            found += 1
+        same[h] = owner[slot]
+    return found
+
+
+@njit(nogil=True, cache=True)
+def prefixes(
+    at: Any, edit: Any, gain: Any, key: Any, first: Any, own: Any, delta: Any, total: Any
+) -> None:
+    """Copy edits ``at[k]`` of each haplotype to ``own`` and find ``delta`` and ``total``."""
+    for k in range(len(at)):
+        net, low, high, j = 0, np.uint64(0), np.uint64(0), first[k]
+        for i in range(at[k, 0], at[k, 1]):
+            e = own[j] = edit[i]
+            delta[j + k], total[j + k, 0], total[j + k, 1] = net, low, high
             net += gain[e]
-            lost += replaced[e] if gain[e] else 0
             low += key[e, 0]
             high += key[e, 1]
-        last = first[h + 1] + h
-        delta[last], total[last, 0], total[last, 1] = net, low, high
-        most = max(most, lost)
-    return most
+            j += 1
+        delta[j + k], total[j + k, 0], total[j + k, 1] = net, low, high
 
 
 @njit(nogil=True, cache=True)
@@ -54,66 +115,12 @@ def _leaves(end: Any, edit: Any, delta: Any, k: int, h: int, stop: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def alike(
-    low: int,
-    high: int,
-    absent: Any,
-    first: Any,
-    edit: Any,
-    start: Any,
-    end: Any,
-    total: Any,
-    at: Any,
-    table: Any,
-    stamp: Any,
-    owner: Any,
-    number: int,
-    same: Any,
-    who: Any,
-    since: Any,
-) -> int:
-    """Haplotypes with other edits in ``[low, high)`` than those before them; how many.
-
-    ``who`` receives them, ``since`` the first of their edits there, ``same`` for every haplotype
-    the place of its like in ``who``, or -1 for one that is absent. ``at`` are pointers that move
-    along the contig.
-    """
-    mask = np.uint64(len(table) - 1)
-    found = 0
-    for h in range(len(absent)):
-        if absent[h]:
-            same[h] = -1
-            continue
-        stop, i, j = first[h + 1], at[h, 0], at[h, 1]
-        while i < stop and end[edit[i]] <= low:
-            i += 1
-        j = max(i, j)
-        while j < stop and start[edit[j]] < high:
-            j += 1
-        at[h, 0], at[h, 1] = i, j
-        a = total[j + h, 0] - total[i + h, 0]
-        b = total[j + h, 1] - total[i + h, 1]
-        slot = a & mask
-        while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
-            slot = (slot + np.uint64(1)) & mask
-        if stamp[slot] != number:
-            stamp[slot], owner[slot] = number, found
-            table[slot, 0], table[slot, 1] = a, b
-            who[found], since[found] = h, i
-            found += 1
-        same[h] = owner[slot]
-    return found
-
-
-@njit(nogil=True, cache=True)
 def sweep(
     anchor: int,
     stride: int,
     left: int,
     window: int,
     more: int,
-    who: Any,
-    since: Any,
     low: int,
     high: int,
     length: int,
@@ -128,19 +135,16 @@ def sweep(
     place: Any,
     inside: Any,
 ) -> bool:
-    """Keys of windows of haplotypes ``who``; False if one reaches out of ``[low, high)``.
+    """Keys of windows of all haplotypes; False if one reaches out of ``[low, high)``.
 
-    So does one whose pieces might, up to ``more`` bases beyond its ends. ``since`` are their first
-    edits that may reach into one.
+    So does one whose pieces might, up to ``more`` bases beyond its ends.
 
     ``place`` receives where windows begin on their haplotype, ``inside`` the first edit that
     reaches into each.
     """
-    for i in range(len(who)):
-        h = who[i]
-        stop = first[h + 1]
-        j = f = g = since[i]
-        floor = -_FAR
+    for h in range(len(first) - 1):
+        stop, floor = first[h + 1], -_FAR
+        j = f = g = first[h]
         for w in range(len(key)):
             x = max(anchor + w * stride, floor)
             # Over all edits before x; over deletions that take it, to the first base kept.
@@ -162,15 +166,15 @@ def sweep(
             if (low > 0 and where - more <= low) or (high < length and beyond >= high):
                 return False
             spread = np.uint64(where)
-            key[w, i, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
-            key[w, i, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
-            place[w, i], inside[w, i] = begin, f
+            key[w, h, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
+            key[w, h, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
+            place[w, h], inside[w, h] = begin, f
     return True
 
 
 @njit(nogil=True, cache=True)
 def pieces(
-    leader: Any,
+    column: Any,
     begins: Any,
     firsts: Any,
     offsets: Any,
@@ -187,8 +191,8 @@ def pieces(
 ) -> None:
     """Keys of pieces of windows, as :func:`sweep` makes those of windows."""
     forward = len(offsets) < 2 or offsets[0] < offsets[1]
-    for row in range(len(leader)):
-        h = leader[row]
+    for row in range(len(column)):
+        h = column[row]
         stop = first[h + 1]
         f = g = firsts[row]
         least = begins[row] + (offsets[0] if forward else offsets[-1])
