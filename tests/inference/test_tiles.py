@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from genomepred.inference.engine import Block, Engine, Numerics
+from genomepred.inference.engine import Batches, Engine, Numerics
 from genomepred.inference.tile_head import GatheredHead, LinearHead, head_on_pieces
 from genomepred.inference.tile_pieces import (
     DistinctKeys,
@@ -105,8 +105,10 @@ def test_tiles_give_the_windows_own_values(
             flat = torch.full((slots, codes.shape[1]), 4, dtype=torch.uint8)
             flat[: len(codes)] = torch.from_numpy(codes)
             starts = np.arange(slots, dtype=np.int64) * codes.shape[1]
-            block = Block(flat.reshape(-1), starts, codes.shape[1], np.ones(slots // 8, np.bool_))
-            expected.append(engine.submit(block)()[: len(codes)].copy())
+            batches = Batches(
+                flat.reshape(-1), starts, codes.shape[1], np.ones(slots // 8, np.bool_)
+            )
+            expected.append(engine.submit(batches)()[: len(codes)].copy())
     a, b = np.concatenate(found), np.concatenate(expected)
     assert a.shape == b.shape
     assert np.abs(a - b).max() <= 1e-5 * (1 + np.abs(b).max())

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from genomepred.errors import ModelError
-from genomepred.inference.engine import COMPILED, Block, Engine, Numerics
+from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics
 from genomepred.lowering.fuse import prepare
 from genomepred.lowering.receptive_field import receptive_field
 from genomepred.lowering.select import TORCH, resolve_kernels
@@ -179,12 +179,12 @@ def through_the_engine(name: str, kernels: str, precision: str, device: str) -> 
     named = {"torch": TORCH, "compiled": (COMPILED, *TORCH)}
     used = named.get(kernels) or resolve_kernels(model, kernels, torch.device(device), precision)
     numerics = Numerics(precision, used, 8, "forward")
-    block = Block(
+    batches = Batches(
         codes.flatten(), np.arange(16, dtype=np.int64) * WINDOW, WINDOW, np.array([True, True])
     )
     try:
         engine = Engine(model, card, card.geometry(), numerics, torch.device(device))
-        return engine.submit(block)(), expected
+        return engine.submit(batches)(), expected
     finally:
         torch.set_num_threads(before)
 
