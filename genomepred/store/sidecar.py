@@ -1,14 +1,15 @@
-"""Sidecars: what became of a genome, noted as ``<file>.json`` beside its prediction file."""
+"""Sidecars: what became of a genome, noted as ``<file>.json`` beside its prediction file.
+
+They are sealed JSON (:func:`genomepred.documents.seal`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genomepred.documents import COUNT, DocumentError, check_document, read_document, seal
+from genomepred.documents import COUNT, DocumentError, check_document, read_document
 from genomepred.errors import StoreError
-from genomepred.files import write_whole
 
 #: Values of a signature, in sidecars and in the record of a run.
 SIGNATURE = {str: (str, int, bool, float, None, [str])}
@@ -38,11 +39,6 @@ _LARGEST = 1 << 22
 def sidecar_path(path: Path) -> Path:
     """Path of the sidecar, which holds the outcome of a prediction file."""
     return path.with_name(path.name + ".json")
-
-
-def write_sidecar(path: Path, document: Mapping[str, Any]) -> None:
-    """Publish a sidecar: sealed JSON, synced, whole or absent."""
-    write_whole(path, seal(document))
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
