@@ -243,14 +243,15 @@ def consensus(
     What predict --variants computes from. The sequence is that of bcftools consensus, in upper
     case and with N for all that is not one of ACGT.
     """
-    from genomepred.sequences.cohort import Panel, PanelOptions
-    from genomepred.sequences.consensus import export_consensus
+    from genomepred.sequences.cohort import Panel, PanelOptions, require_sample
+    from genomepred.sequences.consensus import consensus_files, write_consensus
     from genomepred.sequences.fasta import Genome
 
-    with Genome(genome) as reference:
-        options = PanelOptions(**how, samples=None)
+    options = PanelOptions(**how, samples=None)
+    with consensus_files(output, chain, [variants, genome]) as files, Genome(genome) as reference:
+        require_sample(variants, sample)
         with Panel(reference, variants, options) as panel:
-            export_consensus(panel.named(sample), output, chain)
+            write_consensus(panel.named(sample), *files)
     _tell_written([output] + ([chain] if chain else []), as_json)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from genomepred.compiled import keep_inductor
 from genomepred.errors import DeviceError, ModelError
-from genomepred.lowering.fuse import PRECISIONS, prepared_form
+from genomepred.lowering.fuse import PRECISIONS, prepare
 from genomepred.lowering.select import REFERENCE, share
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
@@ -359,9 +359,10 @@ def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) ->
     """The model as the numerics say that it is computed."""
     if numerics.kernels == REFERENCE:
         return model
+    dtype = PRECISIONS[numerics.precision]
     if numerics.kernels[0] != COMPILED:
-        return prepared_form(model, numerics.kernels, numerics.precision)
-    prepared = prepared_form(model, numerics.kernels[1:], numerics.precision)
+        return prepare(model, numerics.kernels, dtype=dtype)
+    prepared = prepare(model, numerics.kernels[1:], dtype=dtype)
     keep_inductor()
     options = {"freezing": True} if device.type == "cpu" else None
     prepared.compile(dynamic=False, options=options)

@@ -21,7 +21,7 @@ from torch import nn
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference.engine import COMPILED, Block, Engine, Numerics, compute_batch
 from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.fuse import PRECISIONS, are_measured, prepared_form
+from genomepred.lowering.fuse import PRECISIONS, are_measured, prepare
 from genomepred.lowering.select import REFERENCE, TORCH, Blocks, resolve_kernels
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
@@ -119,9 +119,11 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     guard = _Guard(subject, candidates.strand, windows)
     precision = _precision(subject, candidates, guard)
     used = resolve_kernels(subject.model, candidates.kernels, subject.device, precision)
-    shared = _shared(candidates, guard, precision, used)
-    if shared is not None:
-        return shared
+    if candidates.blocks is not None and used != REFERENCE:  # the prepared model alone can share
+        numerics = Numerics(precision, used, candidates.blocks.windows, candidates.strand, "share")
+        if not (why := guard.why_not(numerics)):
+            return numerics
+        warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
     if candidates.kernels == "auto":
         used = _probed(subject, candidates, precision, used)
     numerics = Numerics(precision, used, subject.compute_batch, candidates.strand)
@@ -204,20 +206,6 @@ def _precision(subject: Subject, candidates: Candidates, guard: _Guard) -> str:
     return "fp32"
 
 
-def _shared(
-    candidates: Candidates, guard: _Guard, precision: str, used: tuple[str, ...]
-) -> Numerics | None:
-    """Numerics that share overlap by the prepared model, which alone can; None if it may not."""
-    if candidates.blocks is None or used == REFERENCE:
-        return None
-    windows, strand = candidates.blocks.windows, candidates.strand
-    numerics = Numerics(precision, used, windows, strand, "share")
-    if not (why := guard.why_not(numerics)):
-        return numerics
-    warnings.warn(f"overlap is not shared: {why}", stacklevel=3)
-    return None
-
-
 def _probed(
     subject: Subject, candidates: Candidates, precision: str, used: tuple[str, ...]
 ) -> tuple[str, ...]:
@@ -260,7 +248,8 @@ def ways_to_try(
 
 
 def _prepared(subject: Subject, kernels: tuple[str, ...], precision: str) -> nn.Module:
-    return prepared_form(subject.model.to(subject.device).eval(), kernels, precision)
+    model = subject.model.to(subject.device).eval()
+    return prepare(model, kernels, dtype=PRECISIONS[precision])
 
 
 def fastest(

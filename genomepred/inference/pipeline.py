@@ -29,7 +29,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,36 +51,33 @@ _QUEUED = 4
 _LOOK, _LEAVE = 0.1, 3.0
 
 
-class Stop:
+class Stop(threading.Event):
     """Whether a run is to end now, and the first error that says why.
 
     One object for all threads of a run; whatever waits, waits through it.
     """
 
-    def __init__(self) -> None:
-        self._event, self._lock = threading.Event(), threading.Lock()
-        self.error: BaseException | None = None
+    error: BaseException | None = None
+    _setting = threading.Lock()
 
     def set(self, error: BaseException | None = None) -> None:
         """End all waits; only the first error is kept."""
-        with self._lock:
-            if not self._event.is_set():
+        with self._setting:
+            if not self.is_set():
                 self.error = error
-            self._event.set()
+            super().set()
 
-    def is_set(self) -> bool:
-        """Whether the run is to end."""
-        return self._event.is_set()
-
-    def check(self) -> None:
-        """Raise :class:`Stopped` if the run is to end."""
-        if self._event.is_set():
+    def check(self, seconds: float = 0) -> None:
+        """Raise :class:`Stopped` if the run is to end, now or within some seconds of waiting."""
+        if self.wait(seconds):
             raise Stopped
 
-    def wait(self, seconds: float) -> None:
-        """Sleep; raise :class:`Stopped` as soon as the run is to end."""
-        if self._event.wait(seconds):
-            raise Stopped
+    def until(self, call: Callable[..., Any], *arguments: object) -> Any:
+        """Return what a queue's ``get`` or ``put`` does, unless the run is to end before."""
+        while True:
+            self.check()
+            with suppress(queue.Empty, queue.Full):
+                return call(*arguments, timeout=_LOOK)
 
 
 class Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
@@ -140,7 +138,7 @@ def run(
         What a job's ``finish`` raises, or an error that is not one genome's alone.
     """
     stop = stop or Stop()
-    queues = _Queues(stop, last)
+    to_engine, to_writer = queue.Queue[Any](_QUEUED), queue.Queue[Any](_QUEUED)
     collector = _Collector(engine.numerics.precision, engine.tracks, progress)
     cutting: dict[str, Any] = {
         "batch": engine.numerics.compute_batch,
@@ -158,26 +156,26 @@ def run(
                 for windows in cut(job.genome, job.grid, job.first, job.last, **cutting):
                     if job is collector.dropped:
                         break
-                    queues.put(queues.to_engine, (job, windows))
+                    stop.until(to_engine.put, (job, windows))
             except OutputError:
                 raise
             except GenomepredError as error:
-                queues.put(queues.to_engine, (job, error))
+                stop.until(to_engine.put, (job, error))
             else:
-                queues.put(queues.to_engine, (job, None))
+                stop.until(to_engine.put, (job, None))
             stop.check()
-        queues.put(queues.to_engine, None)
+        stop.until(to_engine.put, None)
 
     def write() -> None:
-        while (entry := queues.get(queues.to_writer)) is not None:
+        while (entry := stop.until(to_writer.get)) is not None:
             collector.take(*entry)
 
-    with queues.threads(read, write):
-        while (entry := queues.get(queues.to_engine)) is not None:
+    with _beside(stop, last, read, write):
+        while (entry := stop.until(to_engine.get)) is not None:
             job, content = entry
             result = engine.submit(content.block) if isinstance(content, Windows) else None
-            queues.put(queues.to_writer, (job, content, result))
-        queues.put(queues.to_writer, None)
+            stop.until(to_writer.put, (job, content, result))
+        stop.until(to_writer.put, None)
 
 
 class _Collector:
@@ -254,94 +252,65 @@ def _not_finite(job: ShardJob, row: int, precision: str) -> str:
     )
 
 
-class _Queues:
-    """Two bounded queues and two threads that all stop as soon as one of them fails."""
+@contextmanager
+def _beside(stop: Stop, last: Callable[[], object], *bodies: Callable[[], None]) -> Iterator[None]:
+    """Context with threads beside its own; all of them stop as soon as one fails.
 
-    def __init__(self, stop: Stop, last: Callable[[], object]) -> None:
-        self.to_engine: queue.Queue[Any] = queue.Queue(_QUEUED)
-        self.to_writer: queue.Queue[Any] = queue.Queue(_QUEUED)
-        self._stop, self._last = stop, last
-        self._threads: list[threading.Thread] = []
-        self._inside, self._lock = 1, threading.Lock()
+    The first error is raised at the end, and ``last`` is called by the last thread that leaves.
+    """
+    threads, inside, lock = list[threading.Thread](), 1, threading.Lock()
 
-    def put(self, into: queue.Queue[Any], entry: Any) -> None:
-        while True:
-            self._stop.check()
-            try:
-                return into.put(entry, timeout=_LOOK)
-            except queue.Full:
-                continue
+    def leave() -> None:
+        nonlocal inside
+        with lock:
+            inside -= 1
+            over = not inside
+        if over:
+            last()
 
-    def get(self, out_of: queue.Queue[Any]) -> Any:
-        while True:
-            self._stop.check()
-            try:
-                return out_of.get(timeout=_LOOK)
-            except queue.Empty:
-                continue
-
-    def threads(self, *bodies: Callable[[], None]) -> _Queues:
-        self._threads = [
-            threading.Thread(
-                target=self._guard, args=(body,), name=f"genomepred-{body.__name__}", daemon=True
-            )
-            for body in bodies
-        ]
-        return self
-
-    def _guard(self, body: Callable[[], None]) -> None:
+    def guarded(body: Callable[[], None]) -> None:
         try:
             body()
         except Stopped:
             pass
         except BaseException as error:  # handed to the calling thread
-            self._stop.set(error)
+            stop.set(error)
         finally:
-            self._leave()
+            leave()
 
-    def _leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            over = not self._inside
-        if over:
-            self._last()
-
-    def __enter__(self) -> None:
+    try:
         try:
-            for thread in self._threads:
-                with self._lock:
-                    self._inside += 1
+            for body in bodies:
+                name = f"genomepred-{body.__name__}"
+                thread = threading.Thread(target=guarded, args=(body,), name=name, daemon=True)
+                threads.append(thread)
+                with lock:
+                    inside += 1
                 try:
                     thread.start()
-                except BaseException:
-                    with self._lock:
-                        self._inside -= 1
+                except BaseException:  # "can't start new thread"
+                    leave()
                     raise
-        except BaseException as error:  # "can't start new thread"
-            self.__exit__(type(error), error, None)
-            raise
+            yield
+        except BaseException as error:
+            stop.set(None if isinstance(error, Stopped) else error)
+        _join(threads, stop)
+    except BaseException as later:  # a signal while joining
+        stop.set(later)
+        raise
+    finally:
+        leave()
+    if stop.error is not None:
+        raise stop.error
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        try:
-            if error is not None:
-                self._stop.set(None if isinstance(error, Stopped) else error)
-            self._join()
-        except BaseException as later:  # a signal while joining
-            self._stop.set(later)
-            raise
-        finally:
-            self._leave()
-        if self._stop.error is not None and self._stop.error is not error:
-            raise self._stop.error
-        return isinstance(error, Stopped)
 
-    def _join(self) -> None:
-        """Wait for both threads, after a stop only as long as a slow disk may take."""
-        left = None
-        for thread in self._threads:
-            while thread.ident is not None and thread.is_alive():
-                if left is None and self._stop.is_set():
-                    left = time.monotonic() + _LEAVE
-                if left is not None and time.monotonic() > left:
-                    return
-                thread.join(_LOOK)
+def _join(threads: Sequence[threading.Thread], stop: Stop) -> None:
+    """Wait for threads, after a stop only as long as a slow disk may take."""
+    left = None
+    for thread in threads:
+        while thread.is_alive():
+            if left is None and stop.is_set():
+                left = time.monotonic() + _LEAVE
+            if left is not None and time.monotonic() > left:
+                return
+            thread.join(_LOOK)

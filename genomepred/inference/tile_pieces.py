@@ -35,6 +35,7 @@ from genomepred.lowering.receptive_field import (
     trunk_of,
 )
 from genomepred.lowering.stretch import Stretch
+from genomepred.models.layers import FlattenPositions
 from genomepred.sequences.distinct import Chunk, Places, slack
 
 Int64 = NDArray[np.int64]
@@ -163,6 +164,18 @@ def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, 
     )
 
 
+def linear_by_pieces(head: nn.Module, cut: Sequence[Pieces]) -> nn.Linear | None:
+    """Linear layer that a head begins with, if its products with pieces are fewer than positions.
+
+    A window then is a sum over its pieces, see :class:`genomepred.inference.tile_head.LinearHead`.
+    """
+    places = sum(len(pieces.offsets) for pieces in cut)
+    match list(head) if isinstance(head, nn.Sequential) else []:
+        case [FlattenPositions(), nn.Linear() as linear, *_]:
+            return linear if places * linear.out_features < linear.in_features else None
+    return None
+
+
 class DistinctKeys:
     """Numbers of distinct keys in order of their coming.
 
@@ -244,15 +257,9 @@ class Units:
         """Units of pieces of a chunk, by their flat numbers."""
         key = chunk.part_keys(which, places, self._offsets, self._length)
         number, new = self.distinct.numbers(key.reshape(-1, 2))
-        goes_on = np.diff(which, prepend=-2) == 1  # the tile before is that of the same row
-        goes_on &= which % places.start.shape[1] > 0
-        alone = (new % self._count == 0) & ~goes_on[new // self._count]
-        at = np.flatnonzero((np.diff(new, prepend=-2) != 1) | alone)
-        size = np.diff(at, append=len(new))
-        parts = -(-size // self._count)  # no run is longer than a piece
-        done = (np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)) * self._count
-        length = np.minimum(np.repeat(size, parts) - done, self._count)
-        return Runs(number.reshape(-1, self._count), np.repeat(new[at], parts) + done, length)
+        begin, length = np.empty(len(new), np.int64), np.empty(len(new), np.int64)
+        found = _runs(new, which, places.start.shape[1], self._count, begin, length)
+        return Runs(number.reshape(-1, self._count), begin[:found], length[:found])
 
 
 class Tally:
@@ -266,10 +273,10 @@ class Tally:
     Attributes
     ----------
     alone, head : int
-        Multiply-adds of a window by itself, and of what comes after its trunk.
+        Multiply-adds of a window by itself, and of what is computed of it once its pieces are.
     counts : list of int
         Distinct left ends, tiles and right ends.
-    trunk : int
+    pieces : int
         Multiply-adds of all that is distinct.
 
     Raises
@@ -291,7 +298,13 @@ class Tally:
             before = counted(whole.trunk, whole.encode(codes)).multiply_adds
         self.alone = multiply_adds(model, whole.window)
         self.head = self.alone - before
-        self.counts, self.trunk = [0] * len(self._pieces), 0
+        self._products = [0] * len(self._pieces)
+        linear = linear_by_pieces(whole.head, self._pieces)
+        if linear is not None:
+            self.head -= linear.weight.numel()
+            of_position = linear.weight.numel() // positions(model)
+            self._products = [p.count * len(p.offsets) * of_position for p in self._pieces]
+        self.counts, self.pieces = [0] * len(self._pieces), 0
         self.begin()
 
     def begin(self) -> None:
@@ -306,7 +319,8 @@ class Tally:
             key, places = chunk.piece_keys(pieces.offsets, pieces.length)
             _, new = distinct.numbers(key.reshape(-1, 2))
             self.counts[k] += len(new)
-            self.trunk += int(self._works[k][units.take(chunk, new, places).length - 1].sum())
+            self.pieces += self._products[k] * len(new)
+            self.pieces += int(self._works[k][units.take(chunk, new, places).length - 1].sum())
 
 
 @njit(nogil=True, cache=True)
@@ -325,6 +339,25 @@ def _number(key: Any, table: Any, count: int, number: Any, new: Any) -> int:
             table[slot, 0], table[slot, 1], table[slot, 2] = a, b, np.uint64(count + found)
         number[i] = np.int64(table[slot, 2]) - 1
     return found
+
+
+@njit(nogil=True, cache=True)
+def _runs(new: Any, which: Any, places: int, units: int, begin: Any, length: Any) -> int:
+    """Runs of new units, ascending; how many. None is longer than a piece.
+
+    A run goes on from one piece to the next where that is the next tile of the same row.
+    """
+    runs = 0
+    for k in range(len(new)):
+        piece, unit = divmod(new[k], units)
+        goes_on = runs > 0 and new[k] == new[k - 1] + 1 and length[runs - 1] < units
+        if goes_on and unit == 0:
+            goes_on = which[piece] == which[piece - 1] + 1 and which[piece] % places > 0
+        if not goes_on:
+            begin[runs], length[runs] = new[k], 0
+            runs += 1
+        length[runs - 1] += 1
+    return runs
 
 
 @njit(nogil=True, cache=True)

@@ -1,7 +1,8 @@
 """Trunk tiles: of a panel's distinct windows, each distinct stretch goes through the trunk once.
 
-See :mod:`genomepred.inference.tile_pieces` for how windows are cut. The trunk runs on runs of new
-units, the head on the positions of every distinct window, gathered from those of its pieces.
+See :mod:`genomepred.inference.tile_pieces` for how windows are cut, and
+:mod:`genomepred.inference.tile_head` for how values are made of pieces. The trunk runs on runs of
+new units.
 
 The trunk sees runs in the batches that a shard's own order makes, so that equal shards give equal
 bits.
@@ -9,7 +10,8 @@ bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genomepred.inference.engine import Engine, compute_batch
+from genomepred.inference.tile_head import GatheredHead, LinearHead, head_on_pieces
 from genomepred.inference.tile_pieces import (
     DistinctKeys,
     Pieces,
@@ -43,9 +46,7 @@ Int64 = NDArray[np.int64]
 _BATCHES = 4
 # Slots of a shape's last batch are a multiple of this.
 _FEWEST = 64
-# Values that one call of the head gathers: they stay in the cache.
-_HEAD_VALUES = 262_144
-# Values of the features of distinct pieces that are kept before all are forgotten.
+# Values of distinct pieces that are kept before all are forgotten.
 _MOST_VALUES = 1 << 27
 # As for shared overlap: how many times less counted work pays.
 PAYS = 1.25
@@ -75,13 +76,19 @@ class _Trunk:
 
 
 class _Kind:
-    """Distinct pieces of one kind, and what the trunk makes of them."""
+    """Distinct pieces of one kind, and what the head needs of them."""
 
-    def __init__(self, pieces: Pieces, trunks: Sequence[_Trunk], turn: bool) -> None:
+    def __init__(
+        self,
+        pieces: Pieces,
+        trunks: Sequence[_Trunk],
+        turn: bool,
+        kept: Callable[[Tensor], Tensor],
+    ) -> None:
         self.pieces, self._turn = pieces, turn
         self.distinct, self._units = DistinctKeys(), Units(pieces, turn)
         self.numbers: list[NDArray[np.int32]] = []
-        self._trunks = trunks
+        self._trunks, self._kept = trunks, kept
         self._waiting: list[tuple[Codes, Runs]] = []
         self._done: list[Tensor] = []
         self.values = 0
@@ -116,13 +123,13 @@ class _Kind:
             self._waiting.append((codes, self._units.take(chunk, new, places)))
         return number.reshape(key.shape[:2])
 
-    def features(self) -> Tensor:
-        """Positions of all distinct pieces, ``[pieces, count, channels]``."""
+    def kept(self) -> Tensor:
+        """What the head needs of all distinct pieces, ``[pieces, ...]``."""
         if self._waiting:
             units, values = self._units_waiting()
             found = values.index_select(0, units.reshape(-1).to(values.device))
             found = found.view(len(units), self.pieces.count, values.shape[2])
-            self._done = [torch.cat([*self._done, found])]
+            self._done = [torch.cat([*self._done, self._kept(found)])]
             self.values = self._done[0].numel()
             # Units are found equal among the pieces of one call: this bounds memory.
             self._waiting = []
@@ -175,7 +182,9 @@ class Tiles:
         for pieces in self._pieces:
             outputs = Buffers()  # one length at a time: there are many
             self._trunks.append([_Trunk(engine, run, outputs) for run in pieces.runs])
-        self._positions = positions(engine.written)
+        self._head: GatheredHead | LinearHead = head_on_pieces(
+            engine.model.head, self._pieces, positions(engine.written)
+        )
         # Windows and bases after which the tiles of a window stand one further on.
         first, *others = self._pieces[1].offsets
         bases = others[0] - first if others else 0
@@ -190,8 +199,12 @@ class Tiles:
         self._kinds = []
         for turn in self._strands:
             pieces = turned(self._pieces, window) if turn else self._pieces
-            kinds = zip(pieces, self._trunks, strict=True)
-            self._kinds.append(tuple(_Kind(p, trunks, turn) for p, trunks in kinds))
+            kinds = enumerate(zip(pieces, self._trunks, strict=True))
+            self._kinds.append(
+                tuple(
+                    _Kind(p, trunks, turn, partial(self._head.kept, k)) for k, (p, trunks) in kinds
+                )
+            )
 
     def take(self, chunk: Chunk) -> None:
         """Note the distinct windows of a chunk."""
@@ -222,27 +235,12 @@ class Tiles:
         return result
 
     def _strand(self, kinds: tuple[_Kind, ...], turn: bool) -> Tensor:
-        features = [kind.features() for kind in kinds]
+        kept = [kind.kept() for kind in kinds]
         numbers = [torch.from_numpy(np.concatenate(kind.numbers)) for kind in kinds]
         for kind in kinds:
             kind.numbers = []
-        rows, channels = len(numbers[0]), features[0].shape[2]
-        batch = max(_HEAD_VALUES // (self._positions * channels), 1)
-        outs = []
-        for first in range(0, rows, batch):
-            parts = []
-            for feature, number in zip(features, numbers, strict=True):
-                some = number[first : first + batch].to(feature.device)
-                if len(some) < batch:  # the same shape for every call
-                    some = torch.cat([some, some[:1].expand(batch - len(some), -1)])
-                found = feature.flatten(1).index_select(0, some.reshape(-1))
-                parts.append(found.view(batch, -1, channels))
-            # Of the last tile only what comes before the right end.
-            parts[1] = parts[1][:, : self._positions - parts[0].shape[1] - parts[2].shape[1]]
-            x = torch.cat(parts, dim=1).transpose(1, 2)
-            y = self._engine.activate(self._engine.model.head(x).unsqueeze(1).float())
-            outs.append(y[: rows - first].clone())
-        values = torch.cat(outs)
+        raw = self._head(kept, [number.to(kept[0].device) for number in numbers])
+        values = self._engine.activate(raw.unsqueeze(1).float())
         return self._engine.turned_tracks(values) if turn else values
 
     @property

@@ -18,7 +18,7 @@ from torch.nn import functional
 from genomepred.errors import ModelError
 from genomepred.lowering import blocks
 from genomepred.lowering.cost import Work, counted
-from genomepred.lowering.fuse import prepared_form
+from genomepred.lowering.fuse import prepare
 from genomepred.lowering.receptive_field import CannotShareError, receptive_field
 from genomepred.models.external import External
 from genomepred.models.layers import ChannelsLastConv, SequenceModel
@@ -91,7 +91,7 @@ def check_bins(model: nn.Module) -> External:
     if not isinstance(model, External) or model.bins == 1 or model.input == "codes":
         raise CannotShareError(f"{type(model).__name__} has no trunk and head to share")
     try:
-        lowered = prepared_form(model, "auto", "fp32")
+        lowered = prepare(model)
     except ModelError as error:
         raise CannotShareError(str(error)) from error
     output = _output_field(lowered)

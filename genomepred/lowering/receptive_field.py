@@ -22,7 +22,7 @@ from genomepred.lowering.blocks import (
     FusedChain,
     FusedConv,
 )
-from genomepred.lowering.fuse import prepared_form
+from genomepred.lowering.fuse import prepare
 from genomepred.models.layers import (
     ChannelsLastConv,
     MaxPool,
@@ -50,7 +50,8 @@ class Taps(NamedTuple):
 
 
 _ALONE = Taps(1, 0, 0, 1)
-_POINTWISE = (*ACTIVATIONS, Affine, DirectActivation, nn.BatchNorm1d)
+_UNKNOWN = nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus  # to the kernels
+_POINTWISE = (*ACTIVATIONS, *_UNKNOWN, Affine, DirectActivation, nn.BatchNorm1d)
 
 
 class Step(NamedTuple):
@@ -286,7 +287,7 @@ def trunk_of(model: nn.Module, as_written: bool = False) -> Trunk:
     if not isinstance(model, SequenceModel) or not hasattr(model, "trunk") or model.bins != 1:
         raise CannotShareError(f"{type(model).__name__} has no trunk and head to share")
     try:
-        lowered = prepared_form(model, "auto", "fp32") if as_written else model
+        lowered = prepare(model) if as_written else model
         steps = tuple(steps_of(lowered.trunk))
     except ModelError as error:
         raise CannotShareError(str(error)) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from torch import nn
 
 from genomepred.errors import DeviceError, ModelError
 from genomepred.kernels.dispatch import PRECISIONS, obstacle
-from genomepred.lowering.cost import Work, block_work, multiply_adds
-from genomepred.lowering.fuse import kernels_of, prepared_form
+from genomepred.lowering.cost import Work, block_work
+from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.long import LongWindow, check_bins, long_work, without_values
 from genomepred.lowering.receptive_field import (
     CannotShareError,
@@ -58,6 +59,7 @@ class Blocks(NamedTuple):
 Filled = Callable[[int], float]
 
 
+@dataclass(frozen=True, eq=False)
 class BlockSizes:
     """Sizes of the blocks that windows of a model can share overlap in.
 
@@ -73,9 +75,9 @@ class BlockSizes:
         Bounds the size of blocks.
     """
 
-    def __init__(self, model: nn.Module, geometry: Geometry, device_type: str) -> None:
-        self._model, self._geometry, self._device_type = model, geometry, device_type
-        self._costs: tuple[int, dict[int, int]] | None = None
+    model: nn.Module
+    geometry: Geometry
+    device_type: str
 
     def choose(self, overlap: str, whole: Filled, asked: Filled | None = None) -> Blocks | None:
         """Blocks to share overlap by, or None where every window is computed by itself.
@@ -104,7 +106,7 @@ class BlockSizes:
         if asked is not None:
             part = asked(blocks.windows) / whole(blocks.windows)
             blocks = blocks._replace(saving=blocks.saving * part)
-        return blocks if overlap == "share" or blocks.saving >= _PAYS[self._device_type] else None
+        return blocks if overlap == "share" or blocks.saving >= _PAYS[self.device_type] else None
 
     def why_alone(self, whole: Filled) -> str:
         """Reason for which ``auto`` shares no overlap; empty if it would.
@@ -118,7 +120,7 @@ class BlockSizes:
             saving = self.best(whole).saving
         except CannotShareError as error:
             return str(error)
-        pays = _PAYS[self._device_type]
+        pays = _PAYS[self.device_type]
         if saving >= pays:
             return ""
         return f"it would be {saving:.2f} times less work, and pays from {pays}"
@@ -131,34 +133,33 @@ class BlockSizes:
         CannotShareError
             If windows of the model do not overlap or cannot be computed from a block.
         """
-        if self._costs is None:
-            self._costs = self._count()
         alone, costs = self._costs
         found = (Blocks(n, n * alone * filled(n) / cost) for n, cost in costs.items())
         return max(found, key=lambda blocks: blocks.saving)
 
-    def _count(self) -> tuple[int, dict[int, int]]:
+    @cached_property
+    def _costs(self) -> tuple[int, dict[int, int]]:
         """Multiply-adds of a window by itself, and of blocks by their windows."""
-        model, stride = self._model, self._geometry.stride
-        if stride > self._geometry.window:
+        window, stride = self.geometry.window, self.geometry.stride
+        if stride > window:
             raise CannotShareError(f"windows do not overlap at stride {stride}")
         work: Callable[[int], Work]
-        if getattr(model, "bins", 1) == 1:
-            trunk = trunk_of(model, as_written=True)
-            lowered, work, fewest = trunk.model, partial(block_work, trunk, stride), 32
-            windows = follow(trunk.steps, place_of_windows(lowered.window, stride, 1)).phases
+        if getattr(self.model, "bins", 1) == 1:
+            trunk = trunk_of(self.model, as_written=True)
+            alone, work, fewest = block_work(trunk, 0, 1), partial(block_work, trunk, stride), 32
+            windows = follow(trunk.steps, place_of_windows(window, stride, 1)).phases
         else:
-            lowered = check_bins(model)
-            work, fewest, windows = partial(long_work, without_values(lowered)), 2, 1
+            work, fewest, windows = partial(long_work, without_values(check_bins(self.model))), 2, 1
+            alone = work(1)
         costs: dict[int, int] = {}
-        while windows <= _BLOCK_WINDOWS[self._device_type] or not costs:
+        while windows <= _BLOCK_WINDOWS[self.device_type] or not costs:
             if windows >= fewest:
                 whole = work(windows)
-                if costs and whole.values > _BLOCK_VALUES[self._device_type]:
+                if costs and whole.values > _BLOCK_VALUES[self.device_type]:
                     break
                 costs[windows] = whole.multiply_adds + _SPLIT * whole.split
             windows *= 2
-        return multiply_adds(lowered, lowered.window), costs
+        return alone.multiply_adds, costs
 
 
 def share(model: nn.Module, stride: int, windows: int) -> Sharing | LongWindow:
@@ -194,7 +195,7 @@ def resolve_kernels(
         warnings.warn(f"torch's convolutions are used: {why}", stacklevel=2)
         kernels = "torch"
     try:
-        return kernels_of(prepared_form(model.to(device).eval(), kernels, precision))
+        return kernels_of(prepare(model.to(device).eval(), kernels, dtype=PRECISIONS[precision]))
     except ModelError as error:
         if asked != "auto":
             raise

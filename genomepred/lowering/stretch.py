@@ -159,7 +159,7 @@ def _work(done: _Computed) -> int:
     if not isinstance(block, FusedConv):
         return 0
     positions = end - begin + sum(done.padding) - block.receptive_field + 1
-    return int(positions * block.channels * block.channels_in * block.weight.shape[0])
+    return int(positions * block.channels * block.products)
 
 
 def _plan(steps: Sequence[Step], length: int, taken: _Range) -> list[_Computed]:

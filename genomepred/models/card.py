@@ -351,18 +351,15 @@ def find_checkpoint(path_or_name: Path | str) -> Path:
     if path_or_name == "" or not os.path.lexists(path):
         names = ", ".join(bundled) or "none"
         raise ModelError(f"no model {str(path_or_name)!r}: no such folder; bundled are: {names}")
-    if not _is_checkpoint(path):
+    try:
+        has_card = (path / CARD).is_file()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not has_card:
         inside = sorted(p.parent.name for p in path.glob(f"*/{CARD}")) if path.is_dir() else []
         hint = f"; did you mean {path / inside[0]}?" if inside else ""
         raise ModelError(f"{path}: is no checkpoint: it has no {CARD}{hint}")
     return path
-
-
-def _is_checkpoint(path: Path) -> bool:
-    try:
-        return (path / CARD).is_file()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_card(path_or_name: Path | str) -> Card:

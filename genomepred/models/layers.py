@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -391,20 +391,15 @@ def without_tf32() -> Iterator[None]:
         yield
 
 
-def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
-    """Whether a layer is a convolution that nobody has changed, in a subclass or by a hook."""
-    return (
-        type(layer) in (nn.Conv1d, SameConv1d)
-        and getattr(layer, "padding_mode", "") == "zeros"
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-    )
-
-
 def rewrite_channels_last(module: nn.Module) -> None:
-    """Replace the convolutions within a module by :class:`ChannelsLastConv`, in place."""
-    for name, child in module.named_children():
-        if is_plain(child):
+    """Replace the convolutions within a module by :class:`ChannelsLastConv`, in place.
+
+    Those that somebody has changed, in a subclass or by a hook, stay.
+    """
+    children: dict[str, Any] = dict(module.named_children())
+    for name, child in children.items():
+        known = type(child) in (nn.Conv1d, SameConv1d) and not child._forward_hooks
+        if known and child.padding_mode == "zeros" and not child._forward_pre_hooks:
             setattr(module, name, ChannelsLastConv(child))
         else:
             rewrite_channels_last(child)

@@ -158,7 +158,7 @@ class CohortSetup(Setup):
         index = haplotypes * windows * leader_type(haplotypes).itemsize
         lengths = panel.contigs.values()
         edits = panel.counts.accepted / max(sum(lengths), 1)
-        held = held_bytes(haplotypes, g.window, max(lengths, default=0), edits)
+        held = held_bytes(haplotypes, g, max(lengths, default=0), edits)
         return _MEMORY_ALONE + index + held
 
     def facts(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class CohortSetup(Setup):
                         tally.take(chunk)
         if tally is None:
             return Sharing(looked, distinct, (), 0.0)
-        saving = distinct * tally.alone / max(tally.trunk + distinct * tally.head, 1)
+        saving = distinct * tally.alone / max(tally.pieces + distinct * tally.head, 1)
         return Sharing(looked, distinct, tuple(tally.counts), saving)
 
     def _tally(self) -> Tally | None:

@@ -26,10 +26,11 @@ from genomepred.sequences import panel_cache
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.consensus import Haplotype
 from genomepred.sequences.haplotypes import Region, expand
-from genomepred.sequences.names import absent_contig, haplotype_names
+from genomepred.sequences.names import absent_contig, haplotype_names, some
 from genomepred.sequences.panel_cache import BlockPlace, PanelCache
 from genomepred.sequences.panel_pass import PanelPass
 from genomepred.sequences.source import SequenceSource
+from genomepred.sequences.vcf import VariantFile
 
 Int64 = NDArray[np.int64]
 
@@ -88,6 +89,26 @@ def read_samples(text: str) -> tuple[str, ...]:
     if not names:
         raise SequenceError(f"--samples {text!r}: names no sample")
     return tuple(names)
+
+
+def require_sample(path: Path, text: str) -> None:
+    """Refuse ``SAMPLE`` or ``SAMPLE.COPY`` by a panel's header alone, if it has no such sample.
+
+    Raises
+    ------
+    RegionError
+        If no haplotype can be meant.
+    SequenceError
+        If the file is no panel.
+    """
+    file = VariantFile(path)
+    file.close()
+    sample, _, copy = text.rpartition(".")
+    if text not in file.samples and not (sample in file.samples and copy.isdecimal()):
+        raise RegionError(
+            f"{path}: no sample {text!r}; it has {counted(len(file.samples), 'sample')}: "
+            f"{some(file.samples)}"
+        )
 
 
 @dataclass(frozen=True)

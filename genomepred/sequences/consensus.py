@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -119,26 +120,36 @@ def write_consensus(
             _write_chain(haplotype, contig, length, number, chain)
 
 
-def export_consensus(haplotype: Haplotype, fasta: Path, chain: Path | None = None) -> None:
-    """Publish a haplotype as a FASTA file, and its chain file if one is named.
+@contextmanager
+def consensus_files(
+    fasta: Path, chain: Path | None, inputs: Sequence[Path]
+) -> Iterator[tuple[BinaryIO, BinaryIO | None]]:
+    """A FASTA file and a chain file to write, published when the context ends.
+
+    They are made at once, so that what cannot be written is told before a panel is read.
+
+    Parameters
+    ----------
+    fasta : Path
+    chain : Path, optional
+    inputs : sequence of Path
+        Files that neither may replace.
 
     Raises
     ------
     OutputError
-        If they cannot be written, or are the panel, its genome or one file; nothing half-written
-        is left.
+        If they cannot be written, or are inputs or one file; nothing half-written is left.
     """
     if chain is not None and os.path.realpath(chain) == os.path.realpath(fasta):
         raise OutputError(f"{fasta} is named for the sequence and for the chain; name two files")
-    panel = haplotype.panel
     for path in filter(None, (fasta, chain)):
-        refuse_inputs(path, [panel.path, getattr(panel.reference, "path", panel.path)])
+        refuse_inputs(path, inputs)
     with publishing(fasta, follow=True) as temporary, temporary.open("xb") as sequences:
         if chain is None:
-            write_consensus(haplotype, sequences)
+            yield sequences, None
             return
         with publishing(chain, follow=True) as other, other.open("xb") as blocks:
-            write_consensus(haplotype, sequences, blocks)
+            yield sequences, blocks
 
 
 def _write_lines(file: BinaryIO, letters: Codes, width: int) -> None:

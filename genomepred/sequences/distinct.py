@@ -6,6 +6,9 @@ keeps, ``phi(x')`` its place on the haplotype, and the window is the haplotype's
 from ``phi(x') - crop - span // 2`` on. Haplotypes with equal windows form a class, its *leader* is
 the lowest haplotype number of it. Rows stand in order of (window, leader).
 
+Of consecutive windows only those of haplotypes that have other edits there are looked at: of many
+haplotypes few differ from all others over some thousand bases.
+
 A window's key is the sum of the keys of the edits that reach into it, mixed with where its first
 base lies on the reference: two windows with equal keys hold the same bases. (The converse fails
 where one edit is cut by a window's end; such a window is computed twice, no more.)
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +30,11 @@ from genomepred.sequences.cohort import Panel
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.haplotypes import Region
 from genomepred.sequences.sweep import (
+    alike,
     build_windows,
     count_real,
     group,
+    most_replaced,
     pieces,
     prefixes,
     rows_before,
@@ -41,7 +47,7 @@ _WIDE_FROM = 65_535
 
 # Windows whose keys are kept at a time, at most, and keys: 7 MB.
 _CHUNK, _KEYS = 64, 1 << 18
-# Bases of all haplotypes together whose edits are loaded at a time: 28 bytes an edit, of which the
+# Bases of all haplotypes together whose edits are loaded at a time: 4 bytes an edit, of which the
 # simulated panel has 4 a kb.
 _LOADED = 1 << 30
 # Bases loaded beside what windows span, for what deletions take; more if they take more.
@@ -64,11 +70,20 @@ def anchor(geometry: Geometry) -> int:
 
 
 class Places(NamedTuple):
-    """Places of pieces: leaders [rows], first base on them and first edit [rows, offsets]."""
+    """Places of pieces: whose [rows], first base on it and first edit [rows, offsets]."""
 
-    leader: Int64
+    column: Int64
     start: Int64
     edit: Int64
+
+
+class _Edits(NamedTuple):
+    """Edits of the haplotypes of a chunk that differ, as :mod:`genomepred.sequences.sweep` says."""
+
+    first: Int64
+    edit: NDArray[np.int32]
+    delta: Int64
+    total: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,21 +106,22 @@ class Chunk:
     begin: Int64
     leader: NDArray[Any]
     index: NDArray[Any]
+    _column: Int64
     _region: Region
     _codes: Codes
     _known: Int64
     _origin: int
     _start: Int64
     _edit: NDArray[np.int32]
-    _delta: Int64
-    _sum: NDArray[np.uint64]
+    _edits: _Edits
     _window: int
 
+    @cached_property
     def _rows(self) -> tuple[Int64, Int64, Int64]:
-        """Leader, place on its haplotype and first edit of every distinct row."""
+        """Of every distinct row: whose it is, its place on that haplotype and its first edit."""
         window = np.repeat(np.arange(len(self.begin) - 1), np.diff(self.begin))
-        leader = self.leader.astype(np.int64)
-        return leader, self._start[window, leader], self._edit[window, leader].astype(np.int64)
+        at = window, self._column
+        return self._column, self._start[at], self._edit[at].astype(np.int64)
 
     def rows_before(self, windows: int, bases: int) -> Int64:
         """Row of the same leader so many windows before, if it begins so many bases before; or -1.
@@ -113,7 +129,7 @@ class Chunk:
         Its pieces are those of this row, further on in the window.
         """
         out = np.full(len(self.leader), -1, np.int64)
-        rows_before(self.begin, self.leader, self._start, windows, bases, out)
+        rows_before(self.begin, self._column, self._start, windows, bases, out)
         return out
 
     def piece_keys(
@@ -136,68 +152,68 @@ class Chunk:
         places : Places
             For :meth:`piece_codes`.
         """
-        leader, begins, firsts = self._rows()
+        column, begins, firsts = self._rows
         if rows is not None:
-            leader, begins, firsts = leader[rows], begins[rows], firsts[rows]
-        return self._keys(leader, begins, firsts, offsets, length)
+            column, begins, firsts = column[rows], begins[rows], firsts[rows]
+        return self._keys(column, begins, firsts, offsets, length)
 
     def part_keys(
         self, which: Int64, places: Places, offsets: tuple[int, ...], length: int
     ) -> NDArray[np.uint64]:
         """Keys of parts of some pieces, as of pieces of windows; ``[pieces, offsets, 2]``."""
-        leader, start, edit = places
-        owner = leader[which // start.shape[1]]
+        column, start, edit = places
+        owner = column[which // start.shape[1]]
         begins, firsts = start.reshape(-1)[which], edit.reshape(-1)[which]
         return self._keys(owner, begins, firsts, offsets, length)[0]
 
     def _keys(
-        self, leader: Int64, begins: Int64, firsts: Int64, offsets: tuple[int, ...], length: int
+        self, column: Int64, begins: Int64, firsts: Int64, offsets: tuple[int, ...], length: int
     ) -> tuple[NDArray[np.uint64], Places]:
-        """Keys of what begins so far behind places on leaders, whose first edits are known."""
-        r, shape = self._region, (len(leader), len(offsets))
+        """Keys of what begins so far behind places on haplotypes, whose first edits are known."""
+        r, own, shape = self._region, self._edits, (len(column), len(offsets))
         key, start = np.empty((*shape, 2), np.uint64), np.empty(shape, np.int64)
         edit = np.empty(shape, np.int64)
         pieces(
-            leader,
+            column,
             begins,
             firsts,
             np.array(offsets, np.int64),
             length,
-            r.first,
-            r.edit,
+            own.first,
+            own.edit,
             r.start,
             r.end,
-            self._delta,
-            self._sum,
+            own.delta,
+            own.total,
             key,
             start,
             edit,
         )
-        return key, Places(leader, start, edit)
+        return key, Places(column, start, edit)
 
     def piece_codes(self, which: Int64, places: Places, length: int) -> Codes:
         """Codes of some pieces of :meth:`piece_keys`, by their flat numbers, [pieces, length]."""
-        leader, start, edit = places
+        column, start, edit = places
         out = np.empty((len(which), length), np.uint8)
-        owner = leader[which // start.shape[1]]
+        owner = column[which // start.shape[1]]
         self._fill(owner, start.reshape(-1)[which], edit.reshape(-1)[which], out)
         return out
 
     def real_bases(self) -> Int64:
         """Codes 0-3 of every distinct window, without building it."""
-        leader, begins, firsts = self._rows()
-        r = self._region
-        out = np.empty(len(leader), np.int64)
+        column, begins, firsts = self._rows
+        r, own = self._region, self._edits
+        out = np.empty(len(column), np.int64)
         count_real(
             begins,
             firsts,
-            r.first[leader + 1],
-            r.edit,
+            own.first[column + 1],
+            own.edit,
             r.start,
             r.end,
             r.alt_first,
             r.letters,
-            self._delta[firsts + leader],
+            own.delta[firsts + column],
             self._known,
             self._origin,
             self._window,
@@ -209,25 +225,22 @@ class Chunk:
         """Codes of distinct rows ``[first, last)``, [rows, window]."""
         last = len(self.leader) if last is None else last
         out = np.empty((last - first, self._window), np.uint8)
-        row = np.arange(first, last)
-        window = np.searchsorted(self.begin, row, side="right") - 1
-        leader = self.leader[first:last].astype(np.int64)
-        edit = self._edit[window, leader].astype(np.int64)
-        self._fill(leader, self._start[window, leader], edit, out)
+        column, start, edit = (values[first:last] for values in self._rows)
+        self._fill(column, start, edit, out)
         return out
 
-    def _fill(self, leader: Int64, start: Int64, edit: Int64, out: Codes) -> None:
-        r = self._region
+    def _fill(self, column: Int64, start: Int64, edit: Int64, out: Codes) -> None:
+        r, own = self._region, self._edits
         build_windows(
             start,
             edit,
-            r.first[leader + 1],
-            r.edit,
+            own.first[column + 1],
+            own.edit,
             r.start,
             r.end,
             r.alt_first,
             r.letters,
-            self._delta[edit + leader],
+            own.delta[edit + column],
             self._codes,
             self._origin,
             out,
@@ -250,17 +263,19 @@ def chunk_windows(haplotypes: int) -> int:
     return min(max(_KEYS // max(haplotypes, 1), 1), _CHUNK)
 
 
-def held_bytes(haplotypes: int, window: int, longest: int, edits_a_base: float) -> int:
+def held_bytes(haplotypes: int, geometry: Geometry, longest: int, edits_a_base: float) -> int:
     """About the bytes that finding distinct windows holds.
 
     ``longest`` is the longest contig; ``edits_a_base`` are those of all haplotypes together.
     """
+    window, size = geometry.window, chunk_windows(haplotypes)
     beside = 2 * (2 * window + _MARGIN) + window
     bases = min(_LOADED // max(haplotypes, 1) + beside, longest)
     blocks = min(panel_cache.KEPT_BLOCKS * panel_cache.BLOCK, longest)
-    keys = haplotypes * chunk_windows(haplotypes)
-    # Edits of two loads, where the last chunk of the one before is still in use.
-    return int(edits_a_base * (2 * 28 * bases + 8 * blocks)) + 36 * keys
+    reach = min(size * geometry.stride + window, longest)
+    # Edits of two loads, where the last chunk of the one before is still in use; those of a chunk
+    # and all its keys, as if no two haplotypes were alike.
+    return int(edits_a_base * (2 * 4 * bases + 28 * reach + 8 * blocks)) + 36 * haplotypes * size
 
 
 def _loaded(
@@ -302,75 +317,110 @@ class _Sweep:
         # Codes 0-3 before each base of what was loaded.
         self._known = np.zeros(len(self._codes) + 1, np.int64)
         np.cumsum(self._codes < 4, out=self._known[1:])
-        self._delta = np.empty(len(region.edit) + haplotypes, np.int64)
-        self._sum = np.empty((len(region.edit) + haplotypes, 2), np.uint64)
-        self._gain = np.diff(region.alt_first) - (region.end - region.start)
-        known = region.first, region.edit, self._gain, region.key
-        lost = prefixes(*known, self._delta, self._sum)
-        # What lies beside a window on a haplotype may lie further away on the reference, by no more
-        # than what the haplotype has lost.
-        self._more = slack(geometry.window) + int(lost)
-        # First edit behind the anchor, and the last base known to be kept; first edit in the
-        # window; first edit behind it.
-        self._at = np.stack([region.first[:-1]] * 4, 1)
-        self._at[:, 3] = -(1 << 62)
+        replaced = region.end - region.start
+        self._gain = np.diff(region.alt_first) - replaced
+        # What lies beside a place on a haplotype may lie further away on the reference, by no more
+        # than this: deletions take no more.
+        self._lost = int(most_replaced(region.first, region.edit, self._gain, replaced))
+        # First edit that reaches into a chunk's windows, first edit behind them, and the sum of
+        # keys between.
+        self._at = np.stack([region.first[:-1]] * 2, 1)
+        self._total = np.zeros((haplotypes, 2), np.uint64)
         slots = 1 << max(2 * haplotypes - 1, 1).bit_length()
-        self._key = np.empty((chunk_windows(haplotypes), haplotypes, 2), np.uint64)
         self._table = np.zeros((slots, 2), np.uint64)
         self._stamp = np.zeros(slots, np.int64)
-        self._leader_of = np.zeros(slots, np.int64)
+        self._owner = np.zeros(slots, np.int64)
         self._number = 0
 
     def chunk(self, first: int, last: int) -> Chunk | None:
         """Windows ``[first, last)``; None if what was loaded does not reach."""
-        g, r = self._geometry, self._region
-        count, haplotypes = last - first, len(r.first) - 1
-        key = self._key[:count]
-        start = np.empty((count, haplotypes), np.int64)
-        edit = np.empty((count, haplotypes), np.int32)
+        g, r, count = self._geometry, self._region, last - first
+        same, who, own = self._alike(first, last)
+        key = np.empty((count, len(who), 2), np.uint64)
+        start, edit = np.empty(key.shape[:2], np.int64), np.empty(key.shape[:2], np.int32)
         reaches = sweep(
             first * g.stride + anchor(g),
             g.stride,
             g.crop + anchor(g),
             g.window,
-            self._more,
-            self._absent,
+            slack(g.window) + self._lost,
             r.low,
             r.high,
             r.length,
-            r.first,
-            r.edit,
+            own.first,
+            own.edit,
             r.start,
             r.end,
             self._gain,
-            self._delta,
-            self._sum,
-            self._at,
+            own.delta,
+            own.total,
             key,
             start,
             edit,
         )
         if not reaches:
             return None
-        begin = np.zeros(count + 1, np.int64)
-        leader = np.empty(count * haplotypes, self._type)
-        index = np.empty((haplotypes, count), self._type)
-        none = np.iinfo(self._type).max
-        table = self._table, self._stamp, self._leader_of, self._number
-        found = group(key, self._absent, none, *table, begin, leader, index)
+        begin, column = np.zeros(count + 1, np.int64), np.empty(key[..., 0].size, np.int64)
+        index = np.full((len(who) + 1, count), np.iinfo(self._type).max, self._type)
+        table = self._table, self._stamp, self._owner, self._number
+        column = column[: group(key, who, *table, begin, column, index)].copy()
         self._number += count
         return Chunk(
             first,
             begin,
-            leader[:found].copy(),
-            index,
+            who[column].astype(self._type),
+            index[same],  # the last row is that of absent ones
+            column,
             r,
             self._codes,
             self._known,
             self._origin,
             start,
             edit,
-            self._delta,
-            self._sum,
+            own,
             g.window,
         )
+
+    def _alike(self, first: int, last: int) -> tuple[Int64, Int64, _Edits]:
+        """Haplotypes that differ in windows ``[first, last)``, and their edits.
+
+        Two haplotypes with the same edits as far as windows reach have the same windows. First
+        comes for every haplotype the place of its like among them; see :func:`alike`.
+        """
+        g, r, lost = self._geometry, self._region, self._lost
+        low = first * g.stride - g.crop - lost
+        # Where a deletion takes the last anchor, its window stands further on.
+        high = (last - 1) * g.stride - g.crop + g.window + 2 * lost
+        same, who = (np.empty(len(self._absent), np.int64) for _ in range(2))
+        self._number += 1
+        found = alike(
+            low,
+            high,
+            self._absent,
+            r.first,
+            r.edit,
+            r.start,
+            r.end,
+            r.key,
+            self._at,
+            self._total,
+            self._table,
+            self._stamp,
+            self._owner,
+            self._number,
+            same,
+            who,
+        )
+        # What pieces see beyond all these windows may lack edits: no window has it.
+        who, at = who[:found], self._at[who[:found]]
+        begin = np.zeros(found + 1, np.int64)
+        np.cumsum(at[:, 1] - at[:, 0], out=begin[1:])
+        edits, entries = int(begin[-1]), int(begin[-1]) + found
+        own = _Edits(
+            begin,
+            np.empty(edits, np.int32),
+            np.empty(entries, np.int64),
+            np.empty((entries, 2), np.uint64),
+        )
+        prefixes(at, r.edit, self._gain, r.key, *own)
+        return same, who, own

@@ -35,7 +35,7 @@ class PanelPass:
         self, reference: SequenceSource, path: Path, options: PanelOptions, sink: BinaryIO
     ) -> None:
         self._reference, self._path, self._options, self._sink = reference, path, options, sink
-        self._file = VariantFile(path, options.samples, inbred=options.inbred)
+        self._file = VariantFile(path, options.samples, inbred=options.inbred, reference=reference)
         samples = len(self._file.samples)
         self._most = 1 if options.inbred else 2
         self._state = np.zeros(kernel.STATE_SIZE, np.int64)

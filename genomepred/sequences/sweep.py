@@ -1,7 +1,8 @@
-"""Kernels of the sweep along a contig: keys of windows and of their pieces, classes, codes.
+"""Kernels of the sweep along a contig: haplotypes that differ, keys of windows and pieces, codes.
 
-A haplotype's edits are ``edit[first[h]:first[h + 1]]``, in order; ``delta[j + h]`` is its net
-length and ``total[j + h]`` the sum of its keys before edit ``j``, one entry more than it has edits.
+A haplotype's edits are ``edit[first[h]:first[h + 1]]``, in order. Where ``delta`` and ``total`` are
+given, ``delta[j + h]`` is its net length and ``total[j + h]`` the sum of its keys before edit
+``j``, counted from its first one here, and one entry more than it has edits.
 """
 
 from __future__ import annotations
@@ -18,25 +19,87 @@ _FAR = 1 << 62
 
 
 @njit(nogil=True, cache=True)
-def prefixes(first: Any, edit: Any, gain: Any, key: Any, delta: Any, total: Any) -> int:
-    """Net length and keys of each haplotype's edits before each; one more than its edits.
-
-    Returns the most bases that deletions take from one haplotype.
-    """
+def most_replaced(first: Any, edit: Any, gain: Any, replaced: Any) -> int:
+    """Most bases of one haplotype that fewer or more others replace."""
     most = 0
     for h in range(len(first) - 1):
-        net, lost, low, high = 0, 0, np.uint64(0), np.uint64(0)
+        own = 0
         for j in range(first[h], first[h + 1]):
-            delta[j + h], total[j + h, 0], total[j + h, 1] = net, low, high
-            e = edit[j]
+            if gain[edit[j]]:
+                own += replaced[edit[j]]
+        most = max(most, own)
+    return most
+
+
+@njit(nogil=True, cache=True)
+def alike(
+    low: int,
+    high: int,
+    absent: Any,
+    first: Any,
+    edit: Any,
+    start: Any,
+    end: Any,
+    key: Any,
+    at: Any,
+    total: Any,
+    table: Any,
+    stamp: Any,
+    owner: Any,
+    number: int,
+    same: Any,
+    who: Any,
+) -> int:
+    """Haplotypes with other edits in ``[low, high)`` than those before them; how many.
+
+    ``who`` receives them, ``same`` for every haplotype the place of its like there, or -1 for one
+    that is absent. ``at`` and ``total``, each haplotype's first edit there, the first one behind,
+    and the sum of keys between them, move along the contig.
+    """
+    mask = np.uint64(len(table) - 1)
+    found = 0
+    for h in range(len(absent)):
+        if absent[h]:
+            same[h] = -1
+            continue
+        stop, i, j = first[h + 1], at[h, 0], at[h, 1]
+        a, b = total[h, 0], total[h, 1]
+        while j < stop and start[edit[j]] < high:
+            a += key[edit[j], 0]
+            b += key[edit[j], 1]
+            j += 1
+        while i < j and end[edit[i]] <= low:
+            a -= key[edit[i], 0]
+            b -= key[edit[i], 1]
+            i += 1
+        at[h, 0], at[h, 1], total[h, 0], total[h, 1] = i, j, a, b
+        slot = a & mask
+        while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
+            slot = (slot + np.uint64(1)) & mask
+        if stamp[slot] != number:
+            stamp[slot], owner[slot] = number, found
+            table[slot, 0], table[slot, 1] = a, b
+            who[found] = h
+            found += 1
+        same[h] = owner[slot]
+    return found
+
+
+@njit(nogil=True, cache=True)
+def prefixes(
+    at: Any, edit: Any, gain: Any, key: Any, first: Any, own: Any, delta: Any, total: Any
+) -> None:
+    """Copy edits ``at[k]`` of each haplotype to ``own`` and find ``delta`` and ``total``."""
+    for k in range(len(at)):
+        net, low, high, j = 0, np.uint64(0), np.uint64(0), first[k]
+        for i in range(at[k, 0], at[k, 1]):
+            e = own[j] = edit[i]
+            delta[j + k], total[j + k, 0], total[j + k, 1] = net, low, high
             net += gain[e]
-            lost -= min(gain[e], 0)
             low += key[e, 0]
             high += key[e, 1]
-        last = first[h + 1] + h
-        delta[last], total[last, 0], total[last, 1] = net, low, high
-        most = max(most, lost)
-    return most
+            j += 1
+        delta[j + k], total[j + k, 0], total[j + k, 1] = net, low, high
 
 
 @njit(nogil=True, cache=True)
@@ -58,7 +121,6 @@ def sweep(
     left: int,
     window: int,
     more: int,
-    absent: Any,
     low: int,
     high: int,
     length: int,
@@ -69,7 +131,6 @@ def sweep(
     gain: Any,
     delta: Any,
     total: Any,
-    at: Any,
     key: Any,
     place: Any,
     inside: Any,
@@ -81,11 +142,9 @@ def sweep(
     ``place`` receives where windows begin on their haplotype, ``inside`` the first edit that
     reaches into each.
     """
-    for h in range(len(absent)):
-        if absent[h]:
-            continue
-        stop = first[h + 1]
-        j, f, g, floor = at[h, 0], at[h, 1], at[h, 2], at[h, 3]
+    for h in range(len(first) - 1):
+        stop, floor = first[h + 1], -_FAR
+        j = f = g = first[h]
         for w in range(len(key)):
             x = max(anchor + w * stride, floor)
             # Over all edits before x; over deletions that take it, to the first base kept.
@@ -110,13 +169,12 @@ def sweep(
             key[w, h, 0] = mix(spread + np.uint64(1)) + total[g + h, 0] - total[f + h, 0]
             key[w, h, 1] = mix(~spread) + total[g + h, 1] - total[f + h, 1]
             place[w, h], inside[w, h] = begin, f
-        at[h, 0], at[h, 1], at[h, 2], at[h, 3] = j, f, g, floor
     return True
 
 
 @njit(nogil=True, cache=True)
 def pieces(
-    leader: Any,
+    column: Any,
     begins: Any,
     firsts: Any,
     offsets: Any,
@@ -133,8 +191,8 @@ def pieces(
 ) -> None:
     """Keys of pieces of windows, as :func:`sweep` makes those of windows."""
     forward = len(offsets) < 2 or offsets[0] < offsets[1]
-    for row in range(len(leader)):
-        h = leader[row]
+    for row in range(len(column)):
+        h = column[row]
         stop = first[h + 1]
         f = g = firsts[row]
         least = begins[row] + (offsets[0] if forward else offsets[-1])
@@ -164,15 +222,15 @@ def pieces(
 
 
 @njit(nogil=True, cache=True)
-def rows_before(begin: Any, leader: Any, start: Any, windows: int, bases: int, out: Any) -> None:
-    """Rows of the same leaders ``windows`` before, where they begin ``bases`` before."""
+def rows_before(begin: Any, column: Any, start: Any, windows: int, bases: int, out: Any) -> None:
+    """Rows of the same haplotypes ``windows`` before, where they begin ``bases`` before."""
     row_of = np.full(start.shape[1], -1, np.int64)
     for w in range(windows, len(begin) - 1):
         first = begin[w - windows]
         for row in range(first, begin[w - windows + 1]):
-            row_of[leader[row]] = row
+            row_of[column[row]] = row
         for row in range(begin[w], begin[w + 1]):
-            h = leader[row]
+            h = column[row]
             if row_of[h] >= first and start[w - windows, h] + bases == start[w, h]:
                 out[row] = row_of[h]
 
@@ -224,37 +282,36 @@ def count_real(
 @njit(nogil=True, cache=True)
 def group(
     key: Any,
-    absent: Any,
-    none: int,
+    who: Any,
     table: Any,
     stamp: Any,
-    leader_of: Any,
+    owner: Any,
     number: int,
     begin: Any,
-    leader: Any,
+    column: Any,
     index: Any,
 ) -> int:
-    """Classes of equal keys, window by window; how many there are in all."""
+    """Classes of equal keys, window by window; how many there are in all.
+
+    ``column`` receives the first haplotype of each class by its place in ``who``, ``index`` by its
+    number.
+    """
     mask = np.uint64(len(table) - 1)
     found = 0
     for w in range(key.shape[0]):
         number += 1
         begin[w] = found
-        for h in range(key.shape[1]):
-            if absent[h]:
-                index[h, w] = none
-                continue
-            a, b = key[w, h, 0], key[w, h, 1]
+        for i in range(key.shape[1]):
+            a, b = key[w, i, 0], key[w, i, 1]
             slot = a & mask
             while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
                 slot = (slot + np.uint64(1)) & mask
             if stamp[slot] != number:
-                stamp[slot] = number
+                stamp[slot], owner[slot] = number, who[i]
                 table[slot, 0], table[slot, 1] = a, b
-                leader_of[slot] = h
-                leader[found] = h
+                column[found] = i
                 found += 1
-            index[h, w] = leader_of[slot]
+            index[i, w] = owner[slot]
     begin[key.shape[0]] = found
     return found
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,13 @@ from numpy.typing import NDArray
 from genomepred.errors import SequenceError
 from genomepred.sequences import vcf_decode as kernel
 from genomepred.sequences.codes import Codes
+from genomepred.sequences.names import ContigNames, shown
 from genomepred.sequences.vcf_binary import bcf_records
 from genomepred.sequences.vcf_stream import MOST_HEADER, RecordStream
 from genomepred.sequences.vcf_text import text_records
+
+if TYPE_CHECKING:
+    from genomepred.sequences.source import SequenceSource
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -34,6 +38,14 @@ _MOST_RECORD = 1 << 28
 _RECORDS = 1 << 12
 _CARRIERS = 1 << 16
 _MOST_PLOIDY = 254
+
+# Lengths of contigs that say nothing: bcftools writes the largest number into what it makes of
+# haplotypes in other formats.
+_UNSAID_LENGTHS = (0, 2**31 - 1)
+
+_MOST_DIGITS = 19
+# A field of a header line: its key, and its value in quotes or without.
+_FIELD = re.compile(rb'[<,](\w+)=(?:"((?:[^"\\]|\\.)*)"|([^,>]*))')
 
 _FIXED = b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
 
@@ -99,6 +111,9 @@ class VariantFile:
     sites : bool
         Read position, ID and alleles of records alone. Text needs no more columns than these, and
         no header.
+    reference : SequenceSource, optional
+        What the records are said to lie on: contigs with records must be as long as the header
+        says.
 
     Attributes
     ----------
@@ -122,13 +137,17 @@ class VariantFile:
         *,
         inbred: bool = False,
         sites: bool = False,
+        reference: SequenceSource | None = None,
     ) -> None:
-        self.path, self._sites = path, sites
+        self.path, self._sites, self._reference = path, sites, reference
         self._stream = RecordStream(path)
         magic = self._stream.need(5)
         self.form: Literal["VCF", "BCF"] = "BCF" if magic.startswith(b"BCF") else "VCF"
         header = self._bcf_header() if self.form == "BCF" else self._vcf_header()
         self._contigs, self._keys = _dictionaries(header)
+        self._lengths = _lengths(header)
+        self._headed = ContigNames(self._lengths)
+        self._last = -1  # position of the latest record
         self.all_samples = self._names(header)
         self.samples, self._columns = self._select(samples)
         self._state = np.zeros(kernel.STATE_SIZE, np.int64)
@@ -239,8 +258,11 @@ class VariantFile:
             status, at = self._decode(data, name, number)
             self._stream.at = at
             if state[kernel.RECORDS]:
-                yield self._batch(name.decode(errors="replace"), first, data)
+                batch = self._batch(name.decode(errors="replace"), first, data)
+                self._last = int(batch.records[-1, kernel.POS])
+                yield batch
             if status == kernel.CONTIG:
+                self._check_length(name, ended=True)
                 name, number = self._next_contig(data, at, name)
             elif status == kernel.FULL:
                 if not state[kernel.RECORDS]:
@@ -251,6 +273,7 @@ class VariantFile:
             elif status != kernel.DONE:
                 self._fail(status, data, at, name)
             elif not self._more():
+                self._check_length(name, ended=True)
                 return
 
     def _decode(self, data: Codes, name: bytes, number: int) -> tuple[int, int]:
@@ -340,7 +363,30 @@ class VariantFile:
                 self._refuse(f"record {record}", "a header line among the records")
         self._state[[kernel.ON_CONTIG, kernel.COMMON, kernel.IRREGULAR]] = 0
         self._seen[:] = 0
+        self._check_length(name)
         return name, number
+
+    def _check_length(self, name: bytes, *, ended: bool = False) -> None:
+        """Refuse a contig of the reference for which the header gives another length.
+
+        A shorter one is wrong only once the contig has ended: PLINK 1 gives the position of its
+        last record plus one.
+        """
+        contig = name.decode(errors="replace")
+        if self._reference is None or contig not in (contigs := self._reference.contigs):
+            return
+        length = contigs[contig]
+        for alike in self._headed.meant(contig):
+            said = self._lengths[alike]
+            if alike != contig and alike in contigs:
+                continue
+            if said > length or (ended and said < length and said != self._last + 2):
+                raise SequenceError(
+                    f"{self.path}: its header gives contig {shown(alike)} {said:,} bases, in "
+                    f"{self._reference.path} it has {length:,}; give the FASTA that the variants "
+                    "were called on, or, if the header alone is wrong, mend it with "
+                    "`bcftools reheader --fai`"
+                )
 
     def _fail(self, status: int, data: Codes, at: int, name: bytes) -> NoReturn:
         state = self._state
@@ -407,3 +453,16 @@ def _dictionaries(header: list[bytes]) -> tuple[dict[int, bytes], Int64]:
             keys[name[1]] = int(index[1]) if index else len(keys)
     wanted = (b"GT", b"END", b"SVLEN", b"PASS")
     return contigs, np.array([keys.get(name, -1) for name in wanted], np.int64)
+
+
+def _lengths(header: list[bytes]) -> dict[str, int]:
+    """Lengths of contigs where the header gives any."""
+    lengths: dict[str, int] = {}
+    for line in header:
+        if not line.startswith(b"##contig=<"):
+            continue
+        fields = {key: quoted or plain for key, quoted, plain in _FIELD.findall(line[9:])}
+        name, length = fields.get(b"ID", b""), fields.get(b"length", b"")
+        if length.isdigit() and len(length) < _MOST_DIGITS and int(length) not in _UNSAID_LENGTHS:
+            lengths.setdefault(name.decode(errors="replace"), int(length))
+    return lengths

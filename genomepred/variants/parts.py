@@ -19,7 +19,7 @@ import numpy as np
 
 from genomepred.documents import DocumentError, dump, read_document, seal
 from genomepred.errors import OutputError, SignatureError
-from genomepred.files import Claim, own_folder, write_whole
+from genomepred.files import Claim, open_regular, output_error, own_folder, write_whole
 from genomepred.variants.scoring import Scores
 
 _RUN = "run.json"
@@ -81,13 +81,14 @@ class Parts:
             document = {"signature": dict(signature), "numerics": dict(decide())}
             write_whole(self.folder / _RUN, seal(document))
         self._check(document["signature"], signature)
-        self.join(signature)
         numerics: dict[str, Any] = document["numerics"]
+        self.join(signature, numerics)
         return numerics
 
-    def join(self, signature: Mapping[str, Any]) -> None:
+    def join(self, signature: Mapping[str, Any], numerics: Mapping[str, Any]) -> None:
         """Take parts to be of this run."""
-        self._run = hashlib.sha256(dump(signature)).digest()
+        told = {"signature": signature, "numerics": numerics}
+        self._run = hashlib.sha256(dump(told)).digest()
 
     def _check(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         differing = [name for name in wanted if found.get(name) != wanted[name]]
@@ -129,7 +130,8 @@ class Parts:
     def read(self, number: int, digest: str) -> Scores | None:
         """The part of a block; None if there is none that is whole and of this run."""
         try:
-            data = self._path(number).read_bytes()
+            with open(open_regular(self._path(number), follow=False), "rb") as file:
+                data = file.read()
         except OSError:
             return None
         if data[:32] != self._digest(digest, data[32:]):
@@ -143,8 +145,18 @@ class Parts:
         return scores
 
     def discard(self, number: int) -> None:
-        """Remove the part of a block."""
-        self._path(number).unlink(missing_ok=True)
+        """Remove the part of a block.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be removed.
+        """
+        path = self._path(number)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(path, error) from error
 
     def end(self, done: bool) -> None:
         """Let others in; once the output is published, remove the folder."""

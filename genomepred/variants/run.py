@@ -190,7 +190,7 @@ def _checked_blocks(spec: EffectsSpec, genome: Genome) -> tuple[EffectsReport, l
     """
     report, digests, names = EffectsReport(spec.out), [], Counter[str]()
     first_mismatch = ""
-    for sites in read_blocks(spec.variants):
+    for sites in read_blocks(spec.variants, reference=genome):
         found = check(sites, genome, spec.variants)
         digests.append(sites.digest())
         wrong = np.flatnonzero(found.mismatch)
@@ -250,7 +250,7 @@ class _Run:
     def join(self, numerics: dict[str, Any]) -> None:
         """Be a worker of a run that has begun."""
         self._numerics = numerics
-        self._parts.join(self._signature())
+        self._parts.join(self._signature(), numerics)
 
     def _decide(self) -> dict[str, Any]:
         predictor = self._predictor(None)

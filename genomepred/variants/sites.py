@@ -102,15 +102,25 @@ class Sites:
         return hashed.hexdigest()
 
 
-def read_blocks(path: Path, size: int = BLOCK_RECORDS) -> Iterator[Sites]:
+def read_blocks(
+    path: Path, size: int = BLOCK_RECORDS, reference: SequenceSource | None = None
+) -> Iterator[Sites]:
     """All records of a file in blocks of one contig each.
+
+    Parameters
+    ----------
+    path : Path
+    size : int
+        Records of a block.
+    reference : SequenceSource, optional
+        Its contigs must be as long as the file's header says.
 
     Raises
     ------
     SequenceError
-        If the file is no VCF or BCF, or a record is malformed.
+        If the file is no VCF or BCF, a record is malformed, or a contig is of another length.
     """
-    file = VariantFile(path, sites=True)
+    file = VariantFile(path, sites=True, reference=reference)
     waiting: list[Sites] = []
     for batch in file.batches():
         if waiting and waiting[0].contig != batch.contig:

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from genomepred.cli import cli
-from genomepred.errors import OutputError
+from genomepred.errors import OutputError, RegionError
+from genomepred.sequences.cohort import Panel
 from tests.checkpoints import make_checkpoint
 from tests.sequences.panels import random_panel
 
@@ -98,6 +99,21 @@ def test_json(run: Path) -> None:
         assert json.loads(result.output)["result"]["haplotypes"] == 6
 
 
+def test_a_consensus_is_refused_before_the_panel_is_read(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Panel, "__init__", None)  # calling it is a TypeError
+    words = ["export", "consensus", str(run / "panel.vcf"), "--genome", str(run / "ref.fa")]
+    own = ["-o", str(tmp_path / "x.fa"), "--sample"]
+    for name in ("s9", "s9.1", "s1.x", "s1.", ""):
+        told = call(*words, *own, name, fails=RegionError)
+        assert f"no sample '{name}'; it has 3 samples: 's0', 's1', 's2'" in told
+    for wrong in (["-o", str(tmp_path / "no" / "x.fa")], [*own[:-1], "--chain", "/dev/full"]):
+        call(*words, "--sample", "s1.2", *wrong, fails=OutputError)
+    assert not list(tmp_path.iterdir())
+    call(*words, *own, "s1.2", fails=TypeError)
+
+
 def test_a_consensus_takes_no_inputs_place(run: Path, tmp_path: Path) -> None:
     genome, panel = tmp_path / "ref.fa", tmp_path / "panel.vcf"
     for path in (genome, panel):
@@ -107,7 +123,7 @@ def test_a_consensus_takes_no_inputs_place(run: Path, tmp_path: Path) -> None:
     for names in ([str(genome)], [str(panel)], [other, "--chain", str(genome)]):
         assert "is an input of this command" in call(*words, *names, fails=OutputError)
     assert "name two files" in call(*words, other, "--chain", other, fails=OutputError)
-    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["panel.vcf", "ref.fa", "ref.fa.fai"]
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["panel.vcf", "ref.fa"]
     for path in (genome, panel):
         assert path.read_bytes() == (run / path.name).read_bytes()
 

@@ -242,7 +242,8 @@ def broken(model, kernels="auto", *, dtype=torch.float32):
 
 
 def test_kernels_that_compute_something_else_are_not_used(model, monkeypatch):
-    monkeypatch.setattr("genomepred.lowering.fuse.prepare", broken)
+    for place in ("lowering.select", "inference.engine"):
+        monkeypatch.setattr(f"genomepred.{place}.prepare", broken)
     assert choose(model).kernels == REFERENCE
     with pytest.raises(
         PrecisionError, match=rf"--kernels cpu: {PREPARED} differs .* 1e-05; use --k"
@@ -251,10 +252,10 @@ def test_kernels_that_compute_something_else_are_not_used(model, monkeypatch):
 
 
 def test_a_model_that_cannot_be_rewritten_runs_as_written(model, monkeypatch):
-    def refuse(model, kernels="auto", *, dtype=torch.float32):
+    def refuse(_):
         raise TypeError("cannot pickle this")
 
-    monkeypatch.setattr("genomepred.lowering.fuse.prepare", refuse)
+    monkeypatch.setattr(model, "__deepcopy__", refuse, raising=False)
     assert choose(model).kernels == REFERENCE
     with pytest.raises(ModelError, match="cannot be rewritten: cannot pickle this"):
         choose(model, kernels="cpu")

@@ -17,6 +17,7 @@ from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import REFERENCE
 from genomepred.models import build
 from genomepred.models.card import Card, Track
+from genomepred.sequences import distinct
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.fasta import Genome
@@ -62,8 +63,15 @@ def make(name: str, config: dict[str, Any], stride: int, strand: str, asked: str
 @pytest.mark.parametrize("strand", ["forward", "reverse", "mean", "each"])
 @pytest.mark.parametrize(("name", "config", "stride"), MODELS)
 def test_tiles_give_the_windows_own_values(
-    tmp_path: Path, name: str, config: dict[str, Any], stride: int, strand: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    config: dict[str, Any],
+    stride: int,
+    strand: str,
 ) -> None:
+    if strand != "mean":  # pieces reach beyond the windows that are looked at together
+        monkeypatch.setattr(distinct, "_CHUNK", 2)
     kernels = "reference" if stride % 3 else "cpu"
     engine = make(name, config, stride, strand, kernels)
     text = random_panel(4, samples=3, length=800, rate=0.02)
@@ -102,7 +110,7 @@ def test_sizes_of_the_published_case() -> None:
     assert [run.count for run in tile.runs] == list(range(1, 14))
     assert (left.count, left.length, right.count, right.length) == (6, 91, 6, 91)
     tally = Tally(build("basenji-maize").eval(), 104)
-    assert (tally.head, tally.alone) == (375, 6_252_375)
+    assert (tally.head, tally.alone) == (0, 6_252_375)
 
 
 def test_models_without_tiles() -> None:

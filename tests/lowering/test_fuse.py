@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from genomepred.errors import ModelError
 from genomepred.kernels import dispatch
 from genomepred.lowering.blocks import (
     Affine,
@@ -17,7 +18,7 @@ from genomepred.lowering.blocks import (
     DirectLinear,
     FusedChain,
 )
-from genomepred.lowering.fuse import fusable, kernels_of, pays, prepare
+from genomepred.lowering.fuse import kernels_of, kind_of, pays, prepare
 from genomepred.lowering.receptive_field import receptive_field
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
@@ -206,9 +207,9 @@ def test_a_scale_is_folded_before_the_pool_whatever_its_sign() -> None:
 
 
 def test_which_convolutions_are_fused() -> None:
-    assert fusable(nn.Conv1d(4, 6, 3, dilation=2))
+    assert kind_of(nn.Conv1d(4, 6, 3, dilation=2)) == "conv"
     for layer in (nn.Conv1d(4, 6, 3, stride=2), nn.Conv1d(4, 6, 3, groups=2)):
-        assert not fusable(layer)
+        assert kind_of(layer) == "other conv"
         assert kernels_of(prepare(nn.Sequential(layer, nn.ReLU()))) == ("torch",)
     assert kernels_of(prepare(nn.Sequential(nn.Conv1d(4, 6, 3)).double())) == ("torch",)
 
@@ -369,12 +370,12 @@ def test_the_kernels_are_as_asked_for() -> None:
     ],
 )
 def test_wrong_kernels_are_refused(kernels: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         prepare(build("tf-cnn", window=40, filters=8), kernels)
 
 
 def test_another_type_is_refused() -> None:
-    with pytest.raises(ValueError, match="float32, float16 or bfloat16, not in torch.float64"):
+    with pytest.raises(ModelError, match="float32, float16 or bfloat16, not in torch.float64"):
         prepare(build("tf-cnn", window=40, filters=8), dtype=torch.float64)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
-from genomepred.kernels.codes_conv.reference import convolved_length
+from genomepred.kernels.epilogue.reference import convolved_length
 from genomepred.lowering import select
 from genomepred.lowering.blocks import FusedChain, FusedConv
 from genomepred.lowering.cost import Work, block_work, multiply_adds

@@ -34,7 +34,7 @@ from genomepred.runs.merging import merge
 from genomepred.runs.run import predict
 from genomepred.runs.status import forget, status
 from genomepred.sequences.cohort import Panel, PanelOptions
-from genomepred.sequences.consensus import export_consensus, write_consensus
+from genomepred.sequences.consensus import consensus_files, write_consensus
 from genomepred.sequences.fasta import Genome
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
@@ -387,7 +387,8 @@ def test_models_with_several_bins(tmp_path: Path) -> None:
     result = predict_cohort(fasta, vcf, tmp_path / "bins", tmp_path / "out", missing="n", **options)
     with Genome(fasta) as genome, Panel(genome, vcf, PanelOptions(missing="n")) as panel:
         own = tmp_path / "own.fa"
-        export_consensus(panel.named("s1.2"), own)
+        with consensus_files(own, None, [fasta, vcf]) as files:
+            write_consensus(panel.named("s1.2"), *files)
     plain = predict(own, tmp_path / "bins", tmp_path / "plain", overlap="naive", **options)[0]
     with CohortStore(result.path) as store, PredictionStore(plain.path) as expected:
         found = store.named("s1.2")

@@ -271,6 +271,70 @@ def test_contigs_of_the_header_are_not_needed(fasta: Genome) -> None:
         assert text(found, contig="c2") == "ACGTNACGTA"  # a contig without records
 
 
+def headed(genome: Genome, header: str, *records: str) -> Path:
+    """A panel whose header has this line; records are ``contig pos``, and insertions."""
+    lines = [
+        f"{contig}\t{pos}\t.\tA\tAG\t.\t.\t.\tGT\t1|0" for contig, pos in map(str.split, records)
+    ]
+    text = RandomPanel({}, ["s1"], lines).text()
+    path = genome.path.with_name("headed.vcf")
+    path.write_text(text.replace("\n", f"\n{header}\n", 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "form"),
+    [
+        ("##contig=<ID=c1,length=21>", "v"),
+        ("##contig=<ID=c1,length=21>", "z"),
+        ("##contig=<ID=c1,length=21>", "b"),
+        ("##contig=<ID=c1,length=21>", "u"),
+        ("##contig=<ID=c1,length=19>", "b"),
+        ('##contig=<ID=c1,assembly="a,length=20",length=21>', "v"),
+        ('##contig=<length="21",ID=c1>\r', "v"),
+        ("##contig=<ID=chrc1,length=21>", "v"),
+    ],
+)
+def test_another_length_in_the_header(fasta: Genome, header: str, form: str) -> None:
+    path = headed(fasta, f"{header}\n##contig=<ID=c2>", "c1 5", "c1 9", "c2 1")
+    if form != "v":
+        path = convert(path, path.with_suffix(".other"), form)
+    with pytest.raises(SequenceError) as caught:
+        Panel(fasta, path)
+    found = str(caught.value)
+    assert found.startswith(f"{path}: its header gives contig 'c")
+    assert f"{19 if '19' in header else 21} bases, in {fasta.path} it has 20;" in found
+    assert "bcftools reheader --fai" in found
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "##contig=<ID=c1>",
+        "##contig=<ID=c1,length=20>",
+        '##contig=<ID=c1,length="20">',
+        "##contig=<ID=c1,length=20>\n##contig=<ID=c3,length=7>",  # not in the FASTA
+        "##contig=<ID=c2,length=7>",  # no records
+        "##contig=<ID=c1,length=2147483647>",  # of bcftools convert --hapsample2vcf
+        "##contig=<ID=c1,length=0>",
+        "##contig=<ID=c1,length=10>",  # of PLINK 1: behind the last record by one
+        "##contig=<ID=c2,length=20>\n##contig=<ID=chrc2,length=20>",
+    ],
+)
+def test_headers_that_say_nothing_against_the_reference(fasta: Genome, header: str) -> None:
+    with Panel(fasta, headed(fasta, header, "c1 5", "c1 9")) as found:
+        assert text(found) == edited((4, 5, "AG"), (8, 9, "AG"))
+
+
+def test_an_alike_name_may_be_another_contig(tmp_path: Path) -> None:
+    (tmp_path / "ref.fa").write_text(">1\nACGT\n>chr1\nACGTA\n")
+    with Genome(tmp_path / "ref.fa") as genome:
+        path = headed(genome, "##contig=<ID=1,length=4>", "chr1 5")
+        with Panel(genome, path) as found:
+            assert text(found, contig="chr1") == "ACGTAG"
+
+
 @pytest.mark.parametrize(
     ("form", "calls", "message"),
     [("DP", "3\t4", "no GT"), ("", "", "no samples")],

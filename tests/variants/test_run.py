@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = blocks.read_blocks
-    monkeypatch.setattr(runs, "read_blocks", lambda path: whole(path, 7))
+    monkeypatch.setattr(runs, "read_blocks", lambda path, **more: whole(path, 7, **more))
 
 
 def lines() -> list[str]:
@@ -185,6 +185,24 @@ def test_bad_records(tmp_path: Path, model: Path, kind: str):
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.parametrize("ending", ["vcf", "vcf.gz", "bcf"])
+def test_another_length_in_the_header(tmp_path: Path, model: Path, ending: str):
+    fasta, vcf = write(tmp_path, CONTIGS, [line(10, CONTIGS["d"][10], ["TT"], "d")])
+    vcf.write_text(vcf.read_text().replace("<ID=d>", "<ID=d,length=701>"))
+    with pysam.VariantFile(str(vcf)) as given:
+        mode = {"vcf": "w", "vcf.gz": "wz", "bcf": "wb"}[ending]
+        with pysam.VariantFile(str(tmp_path / f"p.{ending}"), mode, header=given.header) as target:
+            for record in given:
+                target.write(record)
+    for skip in (False, True):
+        with pytest.raises(SequenceError) as raised:
+            genomepred.effects(
+                fasta, tmp_path / f"p.{ending}", model, tmp_path / "o.tsv", skip_mismatches=skip
+            )
+        assert f"its header gives contig 'd' 701 bases, in {fasta} it has 700" in str(raised.value)
+    assert not list(tmp_path.glob("*o.tsv*"))
+
+
 def test_mismatches_are_skipped_on_request(tmp_path: Path, model: Path):
     right = CONTIGS["c"][10]
     wrong = "C" if right == "G" else "G"
@@ -289,6 +307,58 @@ def test_continues_where_it_was_stopped(
     assert 0 < computed[0] < report.records
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_damaged_parts_are_computed_again(
+    tmp_path: Path, model: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+):
+    fasta, vcf = write(tmp_path, CONTIGS, lines())
+    whole, out = tmp_path / "whole.tsv", tmp_path / "out.tsv"
+    genomepred.effects(fasta, vcf, model, whole)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(runs._Run, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            genomepred.effects(fasta, vcf, model, out)
+    folder = tmp_path / ".out.tsv.parts"
+    first, second, third, fourth = sorted(folder.glob("*.part"))[:4]
+    first.write_bytes(b"")
+    second.write_bytes(third.read_bytes())
+    third.unlink()
+    os.mkfifo(third)
+    data = fourth.read_bytes()
+    fourth.unlink()
+    (tmp_path / "elsewhere").write_bytes(data)
+    fourth.symlink_to(tmp_path / "elsewhere")
+    assert genomepred.effects(fasta, vcf, model, out).computed == 4 * 7
+    assert out.read_bytes() == whole.read_bytes()
+    assert (tmp_path / "elsewhere").read_bytes() == data
+
+
+def test_parts_of_other_numerics_are_not_taken(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run whose ``run.json`` was damaged may decide on others."""
+    fasta, vcf = write(tmp_path, CONTIGS, lines())
+    out = tmp_path / "out.tsv"
+    with monkeypatch.context() as stopped:
+        stopped.setattr(runs._Run, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            genomepred.effects(fasta, vcf, model, out, precision="bf16")
+    (tmp_path / ".out.tsv.parts" / "run.json").write_bytes(b"{")
+    report = genomepred.effects(fasta, vcf, model, out, precision="fp32")
+    assert report.computed == report.records
+
+
+def test_a_folder_in_a_part_s_place_is_told(tmp_path: Path, model: Path):
+    fasta, vcf = write(tmp_path, CONTIGS, lines())
+    part = tmp_path / ".out.tsv.parts" / "00000000.part"
+    part.mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"00000000\.part"):
+        genomepred.effects(fasta, vcf, model, tmp_path / "out.tsv")
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_two_processes_do_not_work_on_one_output(tmp_path: Path, model: Path):

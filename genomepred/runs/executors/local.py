@@ -170,4 +170,4 @@ def _claimed(
             if delay == longest:
                 watch.wait()
             waiting()
-            stop.wait(delay)
+            stop.check(delay)
