@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from genomepred.documents import COUNT, DocumentError, parse_sealed, seal
+from genomepred.documents import COUNT, DocumentError, parse_document, seal
 from genomepred.errors import OutputError, SequenceError
 from genomepred.files import Claim, discard_abandoned, open_regular, publishing
 from genomepred.sequences.codes import Codes
@@ -98,7 +98,8 @@ class ExpandedCodes:
         length = int.from_bytes(tail[:8], "little")
         if tail[8:] != _MAGIC or length > min(size - _TAIL, _MOST_TRAILER):
             raise DamagedCodesError("it has no trailer")
-        trailer = parse_sealed(os.pread(self._fd, length, size - _TAIL - length), _TRAILER)
+        text = os.pread(self._fd, length, size - _TAIL - length)
+        trailer: dict[str, Any] = parse_document(text, _TRAILER, sealed=True)
         names, lengths = trailer["contigs"], trailer["lengths"]
         self._bases = sum(lengths)
         table = -(-self._bases // BLOCK) * _DIGEST
