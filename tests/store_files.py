@@ -11,7 +11,7 @@ from genomepred.documents import seal
 from genomepred.files import write_whole
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.hdf5 import Layout, encode_chunk, join, write_part
-from genomepred.store.sidecar import sidecar_path
+from genomepred.store.schema import sidecar_path
 
 ATTRIBUTES = {
     "genome": "Nipponbare é",

@@ -26,7 +26,7 @@ from genomepred.sequences.grid import Geometry
 from genomepred.sequences.names import some
 from genomepred.store.chunks import Layout
 from genomepred.store.reader import PredictionStore
-from genomepred.store.sidecar import read_sidecar, sidecar_path
+from genomepred.store.schema import read_sidecar, sidecar_path
 
 
 class Run:

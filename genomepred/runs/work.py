@@ -32,7 +32,7 @@ from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import DamagedPartError
-from genomepred.store.sidecar import read_sidecar, sidecar_path
+from genomepred.store.schema import read_sidecar, sidecar_path
 
 #: What the parts beside it were computed from.
 RECORD = "genome.json"

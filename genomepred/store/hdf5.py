@@ -35,8 +35,7 @@ from genomepred.store.reader import (
     first_line,
     read_attributes,
 )
-from genomepred.store.schema import open_predictions
-from genomepred.store.sidecar import read_sidecar, sidecar_path
+from genomepred.store.schema import open_predictions, read_sidecar, sidecar_path
 
 __all__ = [
     "DamagedPartError",
