@@ -22,7 +22,7 @@ from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics, compute_batch
 from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.fuse import PRECISIONS, are_measured, prepare
-from genomepred.lowering.select import REFERENCE, TORCH, Blocks, resolve_kernels
+from genomepred.lowering.select import REFERENCE, TORCH, Stretches, resolve_kernels
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
 
@@ -75,8 +75,8 @@ class Candidates:
         ``auto``: those of the table of :mod:`genomepred.kernels.dispatch`, unless a probe finds
         something faster, or they differ from the model as written by more than its card allows.
     strand : {"forward", "reverse", "mean", "each"}
-    blocks : Blocks, optional
-        Blocks to share overlap by; the guard may decide against them.
+    stretches : Stretches, optional
+        Stretches to share overlap by; the guard may decide against them.
     windows : float
         Windows that each worker will compute, about: decides whether a probe can pay.
     """
@@ -84,7 +84,7 @@ class Candidates:
     precision: str = "auto"
     kernels: str = "auto"
     strand: str = "forward"
-    blocks: Blocks | None = None
+    stretches: Stretches | None = None
     windows: float = 0
 
 
@@ -97,8 +97,8 @@ class GuardWindows:
     spread : Batches
         One compute batch without sharing.
     following : Batches, optional
-        One compute batch of windows that follow each other as the grid's do, if there are blocks to
-        share overlap by.
+        One compute batch of windows that follow each other as the grid's do, if there are
+        stretches to share overlap by.
     """
 
     spread: Batches
@@ -119,8 +119,9 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     guard = _Guard(subject, candidates.strand, windows)
     precision = _precision(subject, candidates, guard)
     used = resolve_kernels(subject.model, candidates.kernels, subject.device, precision)
-    if candidates.blocks is not None and used != REFERENCE:  # the prepared model alone can share
-        numerics = Numerics(precision, used, candidates.blocks.windows, candidates.strand, "share")
+    stretches = candidates.stretches
+    if stretches is not None and used != REFERENCE:  # the prepared model alone can share
+        numerics = Numerics(precision, used, stretches.windows, candidates.strand, "share")
         if not (why := guard.why_not(numerics)):
             return numerics
         warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
