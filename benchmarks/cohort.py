@@ -5,7 +5,7 @@ goes, in turn, through tiles, through the engine window by window (a sample of t
 scaled to all of them), and, as one genome of the same stretch, through shared overlap or, where
 that does not pay, the engine by itself. Values are compared before anything is timed.
 
-Decoding is timed beside cyvcf2's, genotypes compared first.
+Decoding is timed beside cyvcf2's (`pip install cyvcf2`), genotypes compared first.
 
     python benchmarks/cohort.py --data FOLDER_OF_REAL_DATA [--json FILE]
 """

@@ -38,14 +38,22 @@ class DocumentError(ValueError):
     """A document that is no JSON, breaks its schema or does not match its seal; says where."""
 
 
-def parse_document(data: bytes, schema: Schema) -> Any:
+def parse_document(data: bytes, schema: Schema, *, sealed: bool = False) -> Any:
     """Value of a JSON text, checked against a schema.
+
+    Parameters
+    ----------
+    data : bytes
+    schema : Schema
+    sealed : bool
+        Require an object with the digest that :func:`seal` has added, and leave that out.
 
     Raises
     ------
     DocumentError
         If the text is no JSON in UTF-8 (NaN and infinity are none), nested too deeply, names a key
-        twice, or breaks the schema; the message names the place in the document.
+        twice, breaks the schema or does not match its digest; the message names the place in the
+        document.
     """
     try:
         document = json.loads(
@@ -59,6 +67,12 @@ def parse_document(data: bytes, schema: Schema) -> Any:
         raise DocumentError(f"not JSON: {error}") from None
     if not _fits(document, schema):
         _refuse(document, schema)
+    if sealed:
+        document.pop(SEAL, None)
+        with suppress(ValueError):  # numbers that cannot be written, which no seal covers
+            if data == seal(document):
+                return document
+        raise DocumentError(f"its content does not match its {SEAL}")
     return document
 
 
@@ -98,24 +112,8 @@ def read_document(
         If it is absent, unreadable, no regular file or larger than the limit.
     """
     data = read_small(path, limit, follow=follow)
-    document: dict[str, Any] = (parse_sealed if sealed else parse_document)(data, schema)
+    document: dict[str, Any] = parse_document(data, schema, sealed=sealed)
     return document
-
-
-def parse_sealed(data: bytes, schema: Schema) -> dict[str, Any]:
-    """A JSON object that :func:`seal` has made, checked against its digest and a schema.
-
-    Raises
-    ------
-    DocumentError
-        If it is no such document.
-    """
-    document: dict[str, Any] = parse_document(data, schema)
-    document.pop(SEAL, None)
-    with suppress(ValueError):  # numbers that cannot be written, which no seal covers
-        if data == seal(document):
-            return document
-    raise DocumentError(f"its content does not match its {SEAL}")
 
 
 def seal(document: Mapping[str, Any]) -> bytes:

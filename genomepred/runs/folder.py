@@ -26,7 +26,7 @@ from genomepred.runs.signature import SCHEMA, Signature
 from genomepred.sequences.bed import read_bed
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.chunks import Layout
-from genomepred.store.sidecar import read_sidecar
+from genomepred.store.schema import read_sidecar
 
 RUN_FILE, PARTS, CACHE = "run.json", ".parts", ".cache"
 _RUN = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,44 +20,16 @@ from numpy.typing import NDArray
 from genomepred.documents import COUNT, seal
 from genomepred.errors import SequenceError, StoreError
 from genomepred.files import Claim, open_regular, own_folder, write_whole
-from genomepred.runs.folder import CACHE, PARTS, RunPlan, now
-from genomepred.runs.inputs import GenomePath
-from genomepred.runs.work import RECORD, Rows, Work
+from genomepred.runs.folder import CACHE, PARTS, now
+from genomepred.runs.work import RECORD, Prepared, Work
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.fasta import Genome, discard_codes
-from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import encode_chunk, join, write_part
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A genome as it was when its first shard was computed, and its rows; never altered.
-
-    Whoever works on the genome, on any thread, holds on to this and needs nothing else of it.
-    """
-
-    path: Path
-    stamp: tuple[int, int]
-    digest: str
-    started: str
-    contigs: dict[str, int]
-    grid: Grid
-    ranges: list[Rows]
-
-
 class GenomeWork(Work):
-    """A genome of a run.
-
-    Parameters
-    ----------
-    source : GenomePath
-        Name and sequence file.
-    plan : RunPlan
-        The run.
-    number : int
-        The genome's number in the run; spreads the shares.
-    """
+    """A genome of a run."""
 
     schema: ClassVar = {
         "name": str,
@@ -71,22 +42,7 @@ class GenomeWork(Work):
         "lengths": [COUNT],
     }
 
-    def __init__(self, source: GenomePath, plan: RunPlan, number: int = 0) -> None:
-        super().__init__(*source, plan, number)
-        self.prepared: Prepared | None = None
-        self._genome: SequenceSource | None = None
-
-    @property
-    def ranges(self) -> list[Rows]:
-        """Row ranges of all shards, once prepared."""
-        assert self.prepared is not None
-        return self.prepared.ranges
-
-    @property
-    def grid(self) -> Grid:
-        """The genome's grid, once prepared."""
-        assert self.prepared is not None
-        return self.prepared.grid
+    _genome: SequenceSource | None = None
 
     # -- the sequence ------------------------------------------------------------------------
 
@@ -101,11 +57,6 @@ class GenomeWork(Work):
         if self._genome is not None:
             self._genome.close()
             self._genome = None
-
-    def forget(self) -> None:
-        """Let go of what grows with the number of contigs too."""
-        self.close()
-        self.prepared = None
 
     def accept(self, noted: dict[str, Any]) -> None:
         """Refuse a finished file whose genome has since become another."""
@@ -124,9 +75,9 @@ class GenomeWork(Work):
 
     def check_source(self) -> None:
         """Refuse a sequence file that was changed, before or after it was opened."""
-        assert self.prepared is not None
-        opened = self.prepared.stamp if self._genome is None else self._genome.stamp
-        if not opened == self.prepared.stamp == stamp_of(self.path):
+        prepared = _stamp_of(self.record)
+        opened = prepared if self._genome is None else self._genome.stamp
+        if not opened == prepared == stamp_of(self.path):
             raise SequenceError(
                 f"{self.path} changed while it was being predicted: restore it and run again, or "
                 f"remove {self.folder} to start this genome again"
@@ -177,15 +128,7 @@ class GenomeWork(Work):
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
         grid, step = self.plan.grid(contigs), self.plan.shard_rows
         ranges = [(row, min(row + step, grid.rows)) for row in range(0, grid.rows, step)]
-        self.prepared = Prepared(
-            path=Path(record["path"]),
-            stamp=_stamp_of(record),
-            digest=record["digest"],
-            started=record["started"],
-            contigs=contigs,
-            grid=grid,
-            ranges=ranges,
-        )
+        self.prepared = Prepared(record, grid, ranges)
 
     def _sound_record(self) -> dict[str, Any] | None:
         """The record; None if it must be made anew. Parts of another sequence are found out."""
@@ -243,24 +186,22 @@ class GenomeWork(Work):
 
     def _attributes(self, first: int, last: int) -> dict[str, str | int]:
         """Attributes of a part: enough to tell it from any other."""
-        assert self.prepared is not None
         return {
             "genome": self.name,
             "first_row": first,
             "last_row": last,
-            "sequence_digest": self.prepared.digest,
+            "sequence_digest": self.record["digest"],
             "signature": self.plan.signature.text,
         }
 
     def join(self, joined: Path) -> str:
         """Join all parts; the sequence is digested again if its file was touched."""
-        assert self.prepared is not None
-        prepared = self.prepared
+        record = self.record
         # Merging needs no sequence.
-        if os.path.exists(self.path) and stamp_of(self.path) != prepared.stamp:
+        if os.path.exists(self.path) and stamp_of(self.path) != _stamp_of(record):
             with Genome(self.path, cache=self.plan.out / CACHE) as genome:
                 digest = genome.digest()
-            if digest != prepared.digest:
+            if digest != record["digest"]:
                 raise SequenceError(
                     f"{self.path} changed while it was being predicted; restore it and run again, "
                     f"or remove {self.folder} to start this genome again"
@@ -271,35 +212,25 @@ class GenomeWork(Work):
             self.plan.layout,
             self.grid,
             self.plan.tracks,
-            self.plan.signature.attributes(self.name, prepared.digest),
+            self.plan.signature.attributes(self.name, record["digest"]),
             [self._attributes(*shard) for shard in self.ranges],
         )
 
     def facts(self) -> dict[str, Any]:
         """Content of the genome's sidecar."""
-        assert self.prepared is not None
-        size, mtime_ns = self.prepared.stamp
+        record = self.record
         return {
             "rows": self.grid.rows,
-            "bases": sum(self.prepared.contigs.values()),
-            "genome": {
-                "path": str(self.prepared.path),
-                "size": size,
-                "mtime_ns": mtime_ns,
-                "digest": self.prepared.digest,
-            },
-            "started": self.prepared.started,
+            "bases": sum(record["lengths"]),
+            "genome": {key: record[key] for key in ("path", "size", "mtime_ns", "digest")},
+            "started": record["started"],
         }
 
     def clear(self) -> None:
         """Remove the parts and the expanded sequence; links are not followed."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.published is not None:
-            stamp = _stamp_of(self.published["genome"])
-        else:
-            assert self.prepared is not None
-            stamp = self.prepared.stamp
-        discard_codes(self.path, stamp, self.plan.out / CACHE)
+        stamped = self.record if self.published is None else self.published["genome"]
+        discard_codes(self.path, _stamp_of(stamped), self.plan.out / CACHE)
 
 
 @cache

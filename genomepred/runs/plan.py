@@ -19,7 +19,7 @@ from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import files_in
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
-from genomepred.store.sidecar import read_sidecar, sidecar_path
+from genomepred.store.schema import read_sidecar, sidecar_path
 
 # Coordinates, tracks and dimension scales of one file, of a few contigs.
 _FILE_BYTES = 8_000

@@ -32,7 +32,7 @@ from genomepred.progress import Outlook, Progress, Watch
 from genomepred.runs.executors import Executor, Job, local, processes
 from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
-from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
+from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import GenomeResult, Shard, Work, failing_alone
@@ -198,7 +198,7 @@ class GenomeRun:
         self.spec, self.setup = spec, Setup(spec, model=model)
         self.plan, self.workers = self.setup.open(told), self.setup.workers
         self.works: Sequence[Work] = [
-            GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)
+            GenomeWork(*genome, self.plan, k) for k, genome in enumerate(spec.genomes)
         ]
         self.step = self.setup.geometry.step
 
@@ -213,7 +213,7 @@ class GenomeRun:
 
     def work(self, number: int, name: str, path: Path) -> Work:
         """A genome of the run, which ``works`` need not have."""
-        return GenomeWork(GenomePath(name, path), self.plan, number)
+        return GenomeWork(name, path, self.plan, number)
 
     @cached_property
     def engine(self) -> Engine:

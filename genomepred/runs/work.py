@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from genomepred.documents import DocumentError, read_document
+from genomepred.documents import DocumentError, read_document, seal
 from genomepred.errors import (
     GenomepredError,
     OutputError,
@@ -27,12 +27,12 @@ from genomepred.errors import (
     SignatureError,
     StoreError,
 )
-from genomepred.files import Claim, sync_folder
+from genomepred.files import Claim, sync_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import DamagedPartError
-from genomepred.store.sidecar import read_sidecar, sidecar_path, write_sidecar
+from genomepred.store.schema import read_sidecar, sidecar_path
 
 #: What the parts beside it were computed from.
 RECORD = "genome.json"
@@ -48,6 +48,18 @@ Then = Callable[[Rows], object]
 
 def _nothing(rows: Rows) -> None:
     """Do nothing more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A work as it was when its first shard was computed, and its shards; never altered.
+
+    Whoever works on it, on any thread, holds on to this and needs nothing else of it.
+    """
+
+    record: dict[str, Any]
+    grid: Grid
+    ranges: list[Rows]
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ class Work(ABC):
         self.folder = plan.out / PARTS / name
         self.final = plan.out / f"{name}.h5"
         self.sidecar = sidecar_path(self.final)
+        self.prepared: Prepared | None = None
         #: Why this command, or a worker of it, has given it up.
         self.error: GenomepredError | None = None
         #: The published file's sidecar, once it has been seen or written.
@@ -102,16 +115,6 @@ class Work(ABC):
     @abstractmethod
     def adopt(self, record: dict[str, Any]) -> None:
         """Be prepared by a record, without reading the sequence."""
-
-    @property
-    @abstractmethod
-    def ranges(self) -> list[Rows]:
-        """Ranges of all shards, once prepared."""
-
-    @property
-    @abstractmethod
-    def grid(self) -> Grid:
-        """Grid of what is computed, once prepared."""
 
     @abstractmethod
     def source(self) -> SequenceSource:
@@ -156,6 +159,27 @@ class Work(ABC):
     def forget(self) -> None:
         """Let go of what grows with the number of contigs too."""
         self.close()
+        self.prepared = None
+
+    # -- once it is prepared -----------------------------------------------------------------
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What it was when its first shard was computed."""
+        assert self.prepared is not None
+        return self.prepared.record
+
+    @property
+    def grid(self) -> Grid:
+        """Grid of what is computed."""
+        assert self.prepared is not None
+        return self.prepared.grid
+
+    @property
+    def ranges(self) -> list[Rows]:
+        """Ranges of all shards."""
+        assert self.prepared is not None
+        return self.prepared.ranges
 
     # -- where it stands: nothing is changed -------------------------------------------------
 
@@ -320,7 +344,7 @@ class Work(ABC):
     def _note(self, outcome: str, **facts: Any) -> dict[str, Any]:
         signature = self.plan.signature.to_json()
         noted = {"outcome": outcome, **facts, "signature": signature, "finished": now()}
-        write_sidecar(self.sidecar, noted)
+        write_whole(self.sidecar, seal(noted))
         return noted
 
 

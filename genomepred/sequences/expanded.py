@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from genomepred.documents import COUNT, DocumentError, parse_sealed, seal
+from genomepred.documents import COUNT, DocumentError, parse_document, seal
 from genomepred.errors import OutputError, SequenceError
 from genomepred.files import Claim, discard_abandoned, open_regular, publishing
 from genomepred.sequences.codes import Codes
@@ -98,7 +98,8 @@ class ExpandedCodes:
         length = int.from_bytes(tail[:8], "little")
         if tail[8:] != _MAGIC or length > min(size - _TAIL, _MOST_TRAILER):
             raise DamagedCodesError("it has no trailer")
-        trailer = parse_sealed(os.pread(self._fd, length, size - _TAIL - length), _TRAILER)
+        text = os.pread(self._fd, length, size - _TAIL - length)
+        trailer: dict[str, Any] = parse_document(text, _TRAILER, sealed=True)
         names, lengths = trailer["contigs"], trailer["lengths"]
         self._bases = sum(lengths)
         table = -(-self._bases // BLOCK) * _DIGEST
@@ -227,7 +228,12 @@ def open_expanded(target: Path, identity: Identity, scan_into: ScanInto) -> Expa
     try:
         with suppress(OSError, DamagedCodesError):  # a link, a pipe or a folder is none
             return ExpandedCodes(target, identity)
-        _sweep(target, claim)
+        # What killed processes have left: under a lock, all temporaries there are.
+        if claim.exclusive:
+            for leftover in target.parent.glob(f"{escape(target.stem[:120])}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+        else:
+            discard_abandoned(target)
         with publishing(target) as temporary, open(temporary, "xb") as file:
             writer = _Writer(file)
             writer.finish(scan_into(writer.write), identity)
@@ -238,18 +244,9 @@ def open_expanded(target: Path, identity: Identity, scan_into: ScanInto) -> Expa
         claim.release()
 
 
-def _sweep(target: Path, claim: Claim) -> None:
-    """Remove temporaries that killed processes have left: under a lock, all there are."""
-    if not claim.exclusive:
-        discard_abandoned(target)
-        return
-    for leftover in target.parent.glob(f"{escape(target.stem[:120])}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
 def _claim(target: Path) -> Claim:
     try:
-        claim = Claim.take(_lock_of(target), wait=True)
+        claim = Claim.take(target.with_name(f"{target.name}.lock"), wait=True)
     except OSError as error:
         raise _unwritable(target, error) from None
     if claim is None:
@@ -278,15 +275,12 @@ def discard(target: Path) -> None:
     """Remove a codes file and its lock; processes that have it open keep reading."""
     if not os.path.lexists(target):
         return
-    claim = Claim.take(_lock_of(target), wait=True)
+    lock = target.with_name(f"{target.name}.lock")
+    claim = Claim.take(lock, wait=True)
     if claim is None:
         return
     try:
         target.unlink(missing_ok=True)
-        _lock_of(target).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
     finally:
         claim.release()
-
-
-def _lock_of(target: Path) -> Path:
-    return target.with_name(f"{target.name}.lock")

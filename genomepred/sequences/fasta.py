@@ -156,9 +156,9 @@ class Genome:
             self._digest = result.digest
             return _LengthsOnly(self.path, result)
         target = self._files.cached(self._expanded_folder(), ".codes")
-        reader = open_expanded(
-            target, self._files.identity(), lambda sink: scan(self.path, pieces, sink)
-        )
+        size, modified = self.stamp
+        identity = {"path": str(self.path.resolve()), "size": size, "mtime_ns": modified}
+        reader = open_expanded(target, identity, lambda sink: scan(self.path, pieces, sink))
         self._digest = reader.digest
         return reader
 
@@ -298,11 +298,6 @@ class _IndexFiles:
         told = f"{os.fsdecode(self.fasta.resolve())}\n{self.stamp}"
         key = xxhash.xxh3_64_hexdigest(os.fsencode(told))
         return cache / f"{self.fasta.name[:40]}.{key}{suffix}"
-
-    def identity(self) -> dict[str, str | int]:
-        """Identity of the FASTA that a cached file belongs to."""
-        size, modified = self.stamp
-        return {"path": str(self.fasta.resolve()), "size": size, "mtime_ns": modified}
 
     def current(self, suffix: str, limit: int) -> Iterator[bytes]:
         """Contents of indexes that are not older than the FASTA, best place first.

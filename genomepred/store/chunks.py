@@ -173,17 +173,14 @@ def fletcher32(data: bytes | memoryview) -> int:
     """
     view = memoryview(data).cast("B")
     words = np.frombuffer(view[: len(view) // 2 * 2], ">u2")
-    first = second = 0
+    first = second = 0  # Python's numbers, which hold any sum
     for begin in range(0, len(words), _BLOCK):
         sums = np.cumsum(words[begin : begin + _BLOCK].astype(np.uint64))
-        second = _reduce(second + len(sums) * first + int(sums.sum()))
-        first = _reduce(first + int(sums[-1]))
+        second += len(sums) * first + int(sums.sum())
+        first += int(sums[-1])
     if len(view) % 2:
         first += view[-1] << 8
         second += first
-    return _reduce(second) << 16 | _reduce(first)
-
-
-def _reduce(total: int) -> int:
-    """Remainder modulo 65535, but 65535 for its multiples above 0, as folding gives."""
-    return total and (total - 1) % 65535 + 1
+    # Remainders modulo 65535, but 65535 for its multiples above 0, as folding gives.
+    first, second = (total and (total - 1) % 65535 + 1 for total in (first, second))
+    return second << 16 | first

@@ -35,8 +35,7 @@ from genomepred.store.reader import (
     first_line,
     read_attributes,
 )
-from genomepred.store.schema import open_predictions
-from genomepred.store.sidecar import read_sidecar, sidecar_path, write_sidecar
+from genomepred.store.schema import open_predictions, read_sidecar, sidecar_path
 
 __all__ = [
     "DamagedPartError",
@@ -50,7 +49,6 @@ __all__ = [
     "sidecar_path",
     "verify_file",
     "write_part",
-    "write_sidecar",
 ]
 
 # Metadata arrays are deflated whatever the predictions are, so that every tool can read them.

@@ -1,4 +1,6 @@
-"""The schema of a prediction file, checked once when it is opened; later reads trust it.
+"""The schema of a prediction file and of its sidecar, checked once when one is opened.
+
+Later reads trust it. A sidecar tells what became of a genome: sealed JSON, ``<file>.json``.
 
 Nothing is read before its type and size are known: no link leads to another object or file, no
 type refers to memory of the file (variable-length data, references), no filter loads code, and no
@@ -9,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from genomepred.documents import COUNT, DocumentError, check_document, read_document
+from genomepred.errors import StoreError
 from genomepred.sequences.grid import Geometry, Grid, text_array
 from genomepred.store import zstd
 
@@ -271,3 +276,57 @@ def _require_bounds(grid: Grid, end: NDArray[np.int64]) -> None:
     pairs = list(zip(grid.contigs.tolist(), length.tolist(), strict=True))
     if dict(pairs) != dict(reversed(pairs)):
         raise SchemaError("/intervals/contig_length differs within a contig")
+
+
+# -- sidecars ------------------------------------------------------------------------------------
+
+# Values of a signature.
+_SIGNATURE = {str: (str, int, bool, float, None, [str])}
+_OUTCOMES = {
+    "finished": {
+        "sha256": str,
+        "bytes": COUNT,
+        "rows": COUNT,
+        "bases": COUNT,
+        "genome": {"path": str, "size": COUNT, "mtime_ns": int, "digest": str},
+        "signature": _SIGNATURE,
+        "started": str,
+        "finished": str,
+    },
+    "failed": {
+        "error": str,
+        "session": str,
+        "genome": {"path": str},
+        "signature": _SIGNATURE,
+        "finished": str,
+    },
+}
+# A failed genome's message may quote what it found; everything else is small.
+_LARGEST_SIDECAR = 1 << 22
+
+
+def sidecar_path(path: Path) -> Path:
+    """Path of the sidecar, which holds the outcome of a prediction file."""
+    return path.with_name(path.name + ".json")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Contents of a sidecar: what its outcome requires, each value of its own kind.
+
+    Raises
+    ------
+    StoreError
+        If it is absent, unreadable, no such document, or altered since it was written.
+    """
+    try:
+        noted = read_document(path, {"outcome": str}, sealed=True, limit=_LARGEST_SIDECAR)
+        if noted["outcome"] not in _OUTCOMES:
+            raise DocumentError(f"outcome is {noted['outcome'][:40]!r}")
+        check_document(noted, _OUTCOMES[noted["outcome"]])
+        return noted
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    except DocumentError as error:
+        raise StoreError(
+            f"{path}: damaged sidecar ({error}); delete it and run predict again"
+        ) from error
