@@ -116,7 +116,8 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     DeviceError, ModelError
         See :func:`resolve_kernels`.
     """
-    guard = _Guard(subject, candidates.strand, windows)
+    written = Numerics("fp32", REFERENCE, subject.compute_batch, candidates.strand)
+    guard = _Guard(subject, written, windows)
     precision = _precision(subject, candidates, guard)
     used = resolve_kernels(subject.model, candidates.kernels, subject.device, precision)
     stretches = candidates.stretches
@@ -139,31 +140,32 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     return replace(numerics, kernels=REFERENCE)
 
 
+@dataclass(frozen=True)
 class _Guard:
     """Compares ways to compute with the model as written, in float32."""
 
-    def __init__(self, subject: Subject, strand: str, windows: GuardWindows) -> None:
-        self._subject, self._windows = subject, windows
-        self._written = Numerics("fp32", REFERENCE, subject.compute_batch, strand)
+    subject: Subject
+    written: Numerics
+    windows: GuardWindows
 
     @cached_property
     def _spread(self) -> NDArray[np.float32]:
-        return self._subject.engine(self._written).submit(self._windows.spread)()
+        return self.subject.engine(self.written).submit(self.windows.spread)()
 
     def difference(self, numerics: Numerics) -> float:
         """Largest difference from the model as written, relative to 1 + the value."""
-        engine, batches = self._subject.engine, self._windows.spread
-        if numerics == self._written:
+        engine, batches = self.subject.engine, self.windows.spread
+        if numerics == self.written:
             self._spread  # noqa: B018 - a model that does not run as written is an error here
             return 0.0 if np.isfinite(self._spread).all() else float("inf")
         if numerics.overlap == "naive":
             written = self._spread
             return _difference(engine(numerics).submit(batches)(), written)
-        assert self._windows.following is not None
-        batches, windows = self._windows.following, numerics.compute_batch
-        alone = gcd(windows, self._subject.compute_batch)  # both multiples of powers of two
+        assert self.windows.following is not None
+        batches, windows = self.windows.following, numerics.compute_batch
+        alone = gcd(windows, self.subject.compute_batch)  # both multiples of powers of two
         smaller = replace(batches, needed=np.ones(windows // alone, np.bool_))
-        reference = engine(replace(self._written, compute_batch=alone)).submit(smaller)()
+        reference = engine(replace(self.written, compute_batch=alone)).submit(smaller)()
         return _difference(engine(numerics).submit(batches)(), reference)
 
     def why_not(self, numerics: Numerics) -> str:
@@ -174,7 +176,7 @@ class _Guard:
             if numerics.kernels == REFERENCE:
                 raise
             return str(error)
-        card = self._subject.card
+        card = self.subject.card
         if found <= (tolerance := card.tolerance[numerics.precision]):
             return ""
         return (
