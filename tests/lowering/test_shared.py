@@ -36,7 +36,6 @@ from genomepred.models.layers import (
     SameConv1d,
     ScaledGELU,
     SequenceModel,
-    TanhGELU,
 )
 from genomepred.sequences.grid import Geometry
 from tests.helpers import examples
@@ -200,10 +199,10 @@ def residuals(draw: st.DrawFn, channels: int) -> nn.Module:
         width = dilation * (kernel - 1)
         first = nn.Conv1d(channels, inner, kernel, dilation=dilation)
         back = nn.Conv1d(inner, channels, width + 1, padding=width)
-    return Residual(nn.ReLU(), first, nn.BatchNorm1d(inner), TanhGELU(), back, nn.Dropout(0.5))
+    return Residual(nn.ReLU(), first, nn.BatchNorm1d(inner), nn.GELU("tanh"), back, nn.Dropout(0.5))
 
 
-POINTWISE = (ScaledGELU, nn.ReLU, TanhGELU, nn.SiLU)
+POINTWISE = (ScaledGELU, nn.ReLU, lambda: nn.GELU("tanh"), nn.SiLU)
 
 
 @st.composite
@@ -331,8 +330,8 @@ def test_residuals_beside_pools_that_split_phases_or_not(window: int, stride: in
         *(ScaledGELU(), conv(4, 9, 4), nn.BatchNorm1d(9), MaxPool(2), conv(9, 9, 2)),
         Residual(conv(9, 3, 3, 2), nn.ReLU(), conv(3, 9, 1)),
         Residual(nn.ReLU(), conv(9, 17), nn.ReLU(), conv(17, 9, 2), nn.BatchNorm1d(9)),
-        *(MaxPool(2, round_up=True), TanhGELU(), conv(9, 16, 3)),
-        Residual(TanhGELU(), conv(16, 16, 3), TanhGELU()),
+        *(MaxPool(2, round_up=True), nn.GELU("tanh"), conv(9, 16, 3)),
+        Residual(nn.GELU("tanh"), conv(16, 16, 3), nn.GELU("tanh")),
         *(MaxPool(2), nn.ReLU(), conv(16, 3, 1)),
     )
     (chain,) = (layer for layer in prepare(model).trunk if isinstance(layer, FusedChain))
@@ -357,7 +356,7 @@ def fused_trunks(draw: st.DrawFn) -> SequenceModel:
         if draw(st.booleans()):
             layers.append(nn.BatchNorm1d(channels))
         if draw(st.booleans()):
-            layers.append(draw(st.sampled_from([nn.ReLU, TanhGELU, ScaledGELU]))())
+            layers.append(draw(st.sampled_from(POINTWISE[:3]))())
         layers += [
             Residual(nn.ReLU(), conv(channels, channels, kernel, dilation))
             for _ in range(draw(st.integers(0, 2)))
