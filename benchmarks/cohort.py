@@ -108,7 +108,7 @@ def one_genome(engine: Engine, genome: Genome, grid: Grid, first: int, last: int
     for windows in cut(
         genome, grid, first, last, batch=batch, slots=slots, min_bases=1, shared=shared
     ):
-        engine.submit(windows.block)()
+        engine.submit(windows.batches)()
 
 
 class Counted:

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import ROOT, interleaved, median, write_json
 from genomepred import Genome
-from genomepred.inference.engine import Block, Engine, Numerics, compute_batch
+from genomepred.inference.engine import Batches, Engine, Numerics, compute_batch
 from genomepred.lowering.cost import block_work, multiply_adds
 from genomepred.lowering.fuse import prepare
 from genomepred.lowering.long import long_work, without_values
@@ -170,7 +170,7 @@ def full(windows: int) -> float:
 def submit(engine: Engine, codes: torch.Tensor, stride: int, windows: int) -> NDArray[np.float32]:
     starts = np.arange(windows, dtype=np.int64) * stride
     needed = np.ones(windows // engine.numerics.compute_batch, np.bool_)
-    return engine.submit(Block(codes, starts, stride, needed))()
+    return engine.submit(Batches(codes, starts, stride, needed))()
 
 
 def compare(engines: dict[str, Engine], codes: torch.Tensor, stride: int, windows: int) -> None:

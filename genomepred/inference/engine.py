@@ -98,8 +98,8 @@ class Numerics:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """Windows for whole compute batches, cut from one buffer of codes.
+class Batches:
+    """Windows of whole compute batches, cut from one buffer of codes.
 
     Parameters
     ----------
@@ -250,8 +250,8 @@ class Engine:
             return
         self._graph = graph
 
-    def submit(self, block: Block) -> Callable[[], NDArray[np.float32]]:
-        """Start the predictions of a block; the returned call waits for them.
+    def submit(self, batches: Batches) -> Callable[[], NDArray[np.float32]]:
+        """Start the predictions of compute batches; the returned call waits for them.
 
         Returns
         -------
@@ -259,11 +259,11 @@ class Engine:
             Rows of compute batches that were not needed are undefined.
         """
         batch = self.numerics.compute_batch
-        codes = block.codes.to(self.device, non_blocking=True)
-        slots = len(block.starts)
+        codes = batches.codes.to(self.device, non_blocking=True)
+        slots = len(batches.starts)
         out = torch.empty(slots, self.geometry.bins, self.tracks, device=self.device)
-        for k in np.flatnonzero(block.needed):
-            self._cut(codes, block, int(k) * batch)
+        for k in np.flatnonzero(batches.needed):
+            self._cut(codes, batches, int(k) * batch)
             out[k * batch : (k + 1) * batch] = self._predict_buffer()
         if self.device.type == "cpu":
             return out.numpy
@@ -278,18 +278,18 @@ class Engine:
 
         return result
 
-    def _cut(self, codes: Tensor, block: Block, slot: int) -> None:
+    def _cut(self, codes: Tensor, batches: Batches, slot: int) -> None:
         """Fill the buffer with the windows of one compute batch, or the sequence they lie in."""
         if self._shared:
-            start = int(block.starts[slot])
+            start = int(batches.starts[slot])
             self._buffer.copy_(codes[start : start + len(self._buffer)])
             return
         batch, window = self._buffer.shape
-        if block.stride:
-            shape, strides = (batch, window), (block.stride, 1)
-            self._buffer.copy_(codes.as_strided(shape, strides, int(block.starts[slot])))
+        if batches.stride:
+            shape, strides = (batch, window), (batches.stride, 1)
+            self._buffer.copy_(codes.as_strided(shape, strides, int(batches.starts[slot])))
         else:
-            starts = torch.from_numpy(block.starts[slot : slot + batch]).to(self.device)
+            starts = torch.from_numpy(batches.starts[slot : slot + batch]).to(self.device)
             torch.take(codes, starts[:, None] + self._offsets, out=self._buffer)
 
     def _predict_buffer(self) -> Tensor:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
-from genomepred.inference.engine import COMPILED, Block, Engine, Numerics, compute_batch
+from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics, compute_batch
 from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.fuse import PRECISIONS, are_measured, prepare
 from genomepred.lowering.select import REFERENCE, TORCH, Blocks, resolve_kernels
@@ -94,15 +94,15 @@ class GuardWindows:
 
     Parameters
     ----------
-    spread : Block
+    spread : Batches
         One compute batch without sharing.
-    following : Block, optional
+    following : Batches, optional
         One compute batch of windows that follow each other as the grid's do, if there are blocks to
         share overlap by.
     """
 
-    spread: Block
-    following: Block | None = None
+    spread: Batches
+    following: Batches | None = None
 
 
 def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> Numerics:
@@ -151,19 +151,19 @@ class _Guard:
 
     def difference(self, numerics: Numerics) -> float:
         """Largest difference from the model as written, relative to 1 + the value."""
-        engine, block = self._subject.engine, self._windows.spread
+        engine, batches = self._subject.engine, self._windows.spread
         if numerics == self._written:
             self._spread  # noqa: B018 - a model that does not run as written is an error here
             return 0.0 if np.isfinite(self._spread).all() else float("inf")
         if numerics.overlap == "naive":
             written = self._spread
-            return _difference(engine(numerics).submit(block)(), written)
+            return _difference(engine(numerics).submit(batches)(), written)
         assert self._windows.following is not None
-        block, windows = self._windows.following, numerics.compute_batch
+        batches, windows = self._windows.following, numerics.compute_batch
         alone = gcd(windows, self._subject.compute_batch)  # both multiples of powers of two
-        batches = replace(block, needed=np.ones(windows // alone, np.bool_))
-        reference = engine(replace(self._written, compute_batch=alone)).submit(batches)()
-        return _difference(engine(numerics).submit(block)(), reference)
+        smaller = replace(batches, needed=np.ones(windows // alone, np.bool_))
+        reference = engine(replace(self._written, compute_batch=alone)).submit(smaller)()
+        return _difference(engine(numerics).submit(batches)(), reference)
 
     def why_not(self, numerics: Numerics) -> str:
         """Reason against a way to compute the model; empty if there is none."""

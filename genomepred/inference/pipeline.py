@@ -1,8 +1,8 @@
 """Reader thread -> engine -> writer thread, with bounded queues between them.
 
-The reader turns row ranges into blocks of codes, the engine (on the calling thread) turns blocks
-into predictions, the writer collects them into shards. A base crosses to the device once, however
-many windows overlap on it: windows are strided views of a block, cut where the model runs.
+The reader turns row ranges into compute batches of codes, the engine (on the calling thread) turns
+these into predictions, the writer collects them into shards. A base crosses to the device once,
+however many windows overlap on it: windows are strided views of a buffer, cut where the model runs.
 
 Who waits for whom, and who may fail:
 
@@ -43,8 +43,8 @@ from genomepred.inference.engine import Engine
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 
-# Blocks waiting for the engine, and results waiting for the writer: enough that neither side
-# waits on a hiccup of the other, few enough to cost nothing (a block is 1 byte a base).
+# Buffers of codes waiting for the engine, and results waiting for the writer: enough that neither
+# side waits on a hiccup of the other, few enough to cost nothing (a code is 1 byte a base).
 _QUEUED = 4
 # Seconds between looks at the stop while waiting for a queue, and for a thread to leave after it:
 # as long as slow disks take for a call or two.
@@ -99,7 +99,7 @@ class ShardJob(Protocol):
         """Take the predictions ``[last - first, tracks]``; called on the writer thread."""
 
     def fail(self, error: GenomepredError) -> None:
-        """Take note that the genome cannot be predicted; its further blocks are dropped."""
+        """Take note that the genome cannot be predicted; its further windows are dropped."""
 
 
 def run(
@@ -121,11 +121,11 @@ def run(
     engine : Engine
         Called here and nowhere else.
     slots : int
-        Windows of one block, a multiple of the compute batch.
+        Windows handed to the engine at a time, a multiple of the compute batch.
     min_bases : int
         Windows with fewer real bases are missing.
     progress : callable
-        Told the number of rows of every block that is done.
+        Told of rows that are done, how many more.
     stop : Stop, optional
         The run's, through which ``jobs`` waits for whatever it has to wait for.
     last : callable
@@ -173,7 +173,7 @@ def run(
     with _beside(stop, last, read, write):
         while (entry := stop.until(to_engine.get)) is not None:
             job, content = entry
-            result = engine.submit(content.block) if isinstance(content, Windows) else None
+            result = engine.submit(content.batches) if isinstance(content, Windows) else None
             stop.until(to_writer.put, (job, content, result))
         stop.until(to_writer.put, None)
 
@@ -193,7 +193,7 @@ class _Collector:
         content: Windows | GenomepredError | None,
         result: Callable[[], NDArray[np.float32]] | None,
     ) -> None:
-        """Take a block's result, the end of a job (no content), or its error."""
+        """Take the result of some windows, the end of a job (no content), or its error."""
         if job is self.dropped:
             return
         if isinstance(content, GenomepredError):

@@ -42,6 +42,8 @@ Int64 = NDArray[np.int64]
 
 # Units of a tile, at most: each number of them that follow one another is a shape of the trunk.
 _UNITS = 16
+# Products of a piece with a head's weights, at most: 4 KB a piece.
+_PRODUCTS = 1024
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,17 @@ def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, 
 
 
 def linear_by_pieces(head: nn.Module, cut: Sequence[Pieces]) -> nn.Linear | None:
-    """Linear layer that a head begins with, if its products with pieces are fewer than positions.
+    """Linear layer that a head begins with, if windows are to be sums over their pieces.
 
-    A window then is a sum over its pieces, see :class:`genomepred.inference.tile_head.LinearHead`.
+    That is where a window's products with its pieces are fewer than the positions to gather, and
+    those of a piece, which are kept, not many; see
+    :class:`genomepred.inference.tile_head.LinearHead`.
     """
-    places = sum(len(pieces.offsets) for pieces in cut)
     match list(head) if isinstance(head, nn.Sequential) else []:
         case [FlattenPositions(), nn.Linear() as linear, *_]:
-            return linear if places * linear.out_features < linear.in_features else None
+            places = sum(len(pieces.offsets) for pieces in cut)
+            fewer = places * linear.out_features < linear.in_features
+            return linear if fewer and places * linear.out_features <= _PRODUCTS else None
     return None
 
 

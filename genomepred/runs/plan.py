@@ -146,12 +146,12 @@ def _bytes_per_row(setup: Setup, engine: Engine) -> float:
     if layout.compression == "none":
         return float(layout.tracks * np.dtype(layout.dtype).itemsize)
     rows = min(layout.chunk_rows, 4096)
-    batches = -(-rows // (numerics.compute_batch * setup.geometry.bins))
-    blocks = (
-        setup.random_block(numerics.compute_batch, numerics.overlap == "share", seed)
-        for seed in range(batches)
+    count = -(-rows // (numerics.compute_batch * setup.geometry.bins))
+    batches = (
+        setup.random_batches(numerics.compute_batch, numerics.overlap == "share", seed)
+        for seed in range(count)
     )
-    values = np.concatenate([engine.submit(block)().reshape(-1, layout.tracks) for block in blocks])
+    values = np.concatenate([engine.submit(one)().reshape(-1, layout.tracks) for one in batches])
     values = values[: layout.chunk_rows]
     # The chunk is padded with NaN, which compresses to next to nothing.
     return len(encode_chunk(values, layout)) / len(values)

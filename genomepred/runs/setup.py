@@ -30,7 +30,7 @@ from genomepred.errors import (
 from genomepred.files import open_regular, own_folder, publishing
 from genomepred.inference import batching
 from genomepred.inference.engine import (
-    Block,
+    Batches,
     Engine,
     Numerics,
     compute_batch,
@@ -72,8 +72,8 @@ from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import Layout
 
 # Compute batches handed to the device at a time, unless --batch-size says otherwise. One thread, a
-# single linear layer at stride 20: 4, 16, 64 a block gave 22-25, 28, 29-32 million bases/s.
-_BATCHES_A_BLOCK = {"cpu": 16, "cuda": 2}
+# single linear layer at stride 20: 4, 16, 64 of them gave 22-25, 28, 29-32 million bases/s.
+_BATCHES_TOGETHER = {"cpu": 16, "cuda": 2}
 # A worker costs about 4 s of start-up on one core; it is started only for work worth that: so many
 # windows, which reading and writing take, or the multiply-adds of so many of the two-block CNN.
 _WINDOWS_A_WORKER = 100_000
@@ -286,14 +286,14 @@ class Setup:
                         f"--precision {spec.precision}: no genome can be read to check it on"
                     )
         if found is None:
-            following = blocks and self.random_block(blocks.windows, consecutive=True)
-            found = GuardWindows(self.random_block(self.subject.compute_batch), following)
+            following = blocks and self.random_batches(blocks.windows, consecutive=True)
+            found = GuardWindows(self.random_batches(self.subject.compute_batch), following)
         return _Looked(blocks, found)
 
     def _blocks_of(self, contigs: Mapping[str, int], grid: Grid) -> Blocks | None:
         """Blocks as full as a genome's are: short contigs, and regions far apart, leave gaps."""
         grids = (Grid.whole(contigs, self.geometry), grid)
-        batches = _BATCHES_A_BLOCK[self.device.type]
+        batches = _BATCHES_TOGETHER[self.device.type]
         fills = [partial(batching.filled, g, list(contigs), batches=batches) for g in grids]
         return self._sizes.choose(self._overlap, *fills)
 
@@ -345,13 +345,13 @@ class Setup:
             )
         return numerics
 
-    def random_block(self, windows: int, consecutive: bool = False, seed: int = 0) -> Block:
+    def random_batches(self, windows: int, consecutive: bool = False, seed: int = 0) -> Batches:
         """Windows of random sequence, side by side or ``consecutive`` ones of a grid."""
         window, stride = self.geometry.window, self.geometry.window
         batch = compute_batch(window, self.device.type, self.geometry.bins)
         if consecutive:
             stride, batch = self.geometry.stride, windows
-        return batching.random_block(windows, window, stride, batch, seed)
+        return batching.random_batches(windows, window, stride, batch, seed)
 
     def fingerprint(self, engine: Engine) -> str:
         """Hash of what an engine makes of one fixed compute batch.
@@ -360,14 +360,14 @@ class Setup:
         """
         if engine not in self._fingerprints:
             numerics = engine.numerics
-            block = self.random_block(numerics.compute_batch, numerics.overlap == "share")
-            found = hashlib.sha256(engine.submit(block)().tobytes()).hexdigest()
+            batches = self.random_batches(numerics.compute_batch, numerics.overlap == "share")
+            found = hashlib.sha256(engine.submit(batches)().tobytes()).hexdigest()
             self._fingerprints = {engine: found}
         return self._fingerprints[engine]
 
     def slots(self, batch: int) -> int:
-        """Windows of one block: the batch size, rounded up to whole compute batches."""
-        asked = self.spec.batch_size or batch * _BATCHES_A_BLOCK[self.device.type]
+        """Windows handed to the engine at a time: the batch size, in whole compute batches."""
+        asked = self.spec.batch_size or batch * _BATCHES_TOGETHER[self.device.type]
         return -(-asked // batch) * batch
 
 

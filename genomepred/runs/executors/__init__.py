@@ -71,7 +71,7 @@ class Job(Protocol):
         stop : Stop, optional
             The run's, if ``shards`` waits for anything.
         progress : callable
-            Told the number of rows of every block that is done.
+            Told of rows that are done, how many more.
         last : callable
             Called once, when no thread is at work any more.
         """
