@@ -192,7 +192,7 @@ def in_process(fasta: Path, case: Case, out: Path) -> None:
 
 
 def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], None], Numerics]:
-    """The engine over blocks that are cut and in memory already, on one thread or the GPU.
+    """The engine over compute batches that are cut and in memory already, on one thread or the GPU.
 
     Parameters
     ----------
@@ -218,14 +218,14 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         grid = Grid.whole(genome.contigs, setup.geometry)
         cutting = {"batch": batch, "slots": setup.slots(batch), "min_bases": setup.card.min_bases}
         kinds = {"shared": numerics.overlap == "share", "pinned": case.device == "cuda"}
-        blocks = [w.block for w in batching.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
+        every = [w.batches for w in batching.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
 
     def run() -> None:
         torch.set_num_threads(1)
         waiting: Callable[[], Any] | None = None
-        for block in blocks:
-            submitted = engine.submit(block)
-            if waiting is not None:  # a GPU works on one block while the next is sent
+        for batches in every:
+            submitted = engine.submit(batches)
+            if waiting is not None:  # a GPU works on some while the next are sent
                 waiting()
             waiting = submitted
         if waiting is not None:

@@ -38,14 +38,22 @@ class DocumentError(ValueError):
     """A document that is no JSON, breaks its schema or does not match its seal; says where."""
 
 
-def parse_document(data: bytes, schema: Schema) -> Any:
+def parse_document(data: bytes, schema: Schema, *, sealed: bool = False) -> Any:
     """Value of a JSON text, checked against a schema.
+
+    Parameters
+    ----------
+    data : bytes
+    schema : Schema
+    sealed : bool
+        Require an object with the digest that :func:`seal` has added, and leave that out.
 
     Raises
     ------
     DocumentError
         If the text is no JSON in UTF-8 (NaN and infinity are none), nested too deeply, names a key
-        twice, or breaks the schema; the message names the place in the document.
+        twice, breaks the schema or does not match its digest; the message names the place in the
+        document.
     """
     try:
         document = json.loads(
@@ -57,13 +65,21 @@ def parse_document(data: bytes, schema: Schema) -> Any:
         raise
     except ValueError as error:
         raise DocumentError(f"not JSON: {error}") from None
-    _check(document, schema, "")
+    if not _fits(document, schema):
+        _refuse(document, schema)
+    if sealed:
+        document.pop(SEAL, None)
+        with suppress(ValueError):  # numbers that cannot be written, which no seal covers
+            if data == seal(document):
+                return document
+        raise DocumentError(f"its content does not match its {SEAL}")
     return document
 
 
 def check_document(document: Any, schema: Schema) -> None:
     """Raise a DocumentError, which names the place, if a value breaks a schema."""
-    _check(document, schema, "")
+    if not _fits(document, schema):
+        _refuse(document, schema)
 
 
 def read_document(
@@ -96,24 +112,8 @@ def read_document(
         If it is absent, unreadable, no regular file or larger than the limit.
     """
     data = read_small(path, limit, follow=follow)
-    document: dict[str, Any] = (parse_sealed if sealed else parse_document)(data, schema)
+    document: dict[str, Any] = parse_document(data, schema, sealed=sealed)
     return document
-
-
-def parse_sealed(data: bytes, schema: Schema) -> dict[str, Any]:
-    """A JSON object that :func:`seal` has made, checked against its digest and a schema.
-
-    Raises
-    ------
-    DocumentError
-        If it is no such document.
-    """
-    document: dict[str, Any] = parse_document(data, schema)
-    document.pop(SEAL, None)
-    with suppress(ValueError):  # numbers that cannot be written, which no seal covers
-        if data == seal(document):
-            return document
-    raise DocumentError(f"its content does not match its {SEAL}")
 
 
 def seal(document: Mapping[str, Any]) -> bytes:
@@ -121,17 +121,13 @@ def seal(document: Mapping[str, Any]) -> bytes:
 
     Text that is no Unicode, as in file names of other encodings, survives as escapes.
     """
-    return dump({**document, SEAL: _digest(document)})
+    text = json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return dump({**document, SEAL: hashlib.sha256(text.encode()).hexdigest()})
 
 
 def dump(document: Mapping[str, Any]) -> bytes:
     """JSON text of an object, sorted and indented, that reads back to equal values."""
     return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    text = json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -145,59 +141,44 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check(value: Any, schema: Schema, where: str) -> None:
+def _fits(value: Any, schema: Schema) -> bool:
+    """Whether a value is what a schema says."""
     if isinstance(schema, tuple):
-        if not any(_fits(value, choice, where) for choice in schema):
-            _refuse(value, schema, where)
+        fits = any(_fits(value, choice) for choice in schema)
     elif isinstance(schema, list):
-        if not isinstance(value, list):
-            _refuse(value, schema, where)
-        for i, item in enumerate(value):
-            _check(item, schema[0], f"{where}[{i}]")
+        fits = isinstance(value, list) and all(_fits(item, schema[0]) for item in value)
+    elif isinstance(schema, dict) and str in schema:
+        fits = isinstance(value, dict) and all(_fits(v, schema[str]) for v in value.values())
     elif isinstance(schema, dict):
-        if not isinstance(value, dict):
-            _refuse(value, schema, where)
-        _check_object(value, schema, where)
-    elif not _is(value, schema):
-        _refuse(value, schema, where)
+        fits = isinstance(value, dict) and all(
+            _fits(value[name], wanted) if (name := key.removesuffix("?")) in value else name != key
+            for key, wanted in schema.items()
+        )
+    elif isinstance(schema, range):
+        fits = type(value) is int and value in schema
+    elif schema is float:
+        fits = type(value) in (int, float) and math.isfinite(value)
+    else:
+        fits = schema is object or type(value) is (type(None) if schema is None else schema)
+    return fits
 
 
-def _check_object(value: dict[str, Any], schema: dict[Any, Schema], where: str) -> None:
-    if str in schema:
-        for key, item in value.items():
-            if not _fits(item, schema[str], where):  # once more, to say where
-                _check(item, schema[str], f"{where}.{key}"[-4 * _SHOWN :].lstrip("."))
-        return
-    for key, wanted in schema.items():
-        name = key.removesuffix("?")
-        place = f"{where}.{name}".lstrip(".")
-        if name in value:
-            _check(value[name], wanted, place)
-        elif name == key:
-            raise DocumentError(f"{place} is absent")
-
-
-def _fits(value: Any, schema: Schema, where: str) -> bool:
-    if not isinstance(schema, tuple | list | dict):
-        return _is(value, schema)  # of many values, without an error for each that it is not
-    try:
-        _check(value, schema, where)
-    except DocumentError:
-        return False
-    return True
-
-
-def _is(value: Any, schema: Schema) -> bool:
-    if schema is None:
-        return value is None
-    if isinstance(schema, range):
-        return type(value) is int and value in schema
-    if schema is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is schema or schema is object
-
-
-def _refuse(value: Any, schema: Schema, where: str) -> NoReturn:
+def _refuse(value: Any, schema: Schema, where: str = "") -> NoReturn:
+    """Name the first place of a value that is not what a schema says."""
+    if isinstance(schema, list) and isinstance(value, list):
+        i = next(i for i, item in enumerate(value) if not _fits(item, schema[0]))
+        _refuse(value[i], schema[0], f"{where}[{i}]")
+    if isinstance(schema, dict) and isinstance(value, dict):
+        if str in schema:
+            key = next(key for key, item in value.items() if not _fits(item, schema[str]))
+            _refuse(value[key], schema[str], f"{where}.{key}"[-4 * _SHOWN :].lstrip("."))
+        for key, wanted in schema.items():
+            name = key.removesuffix("?")
+            place = f"{where}.{name}".lstrip(".")
+            if name not in value and name == key:
+                raise DocumentError(f"{place} is absent")
+            if name in value and not _fits(value[name], wanted):
+                _refuse(value[name], wanted, place)
     shown = repr(value)[:_SHOWN]
     raise DocumentError(f"{where or 'the document'} is {shown}, not {_name(schema)}")
 

@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from genomepred.errors import OutputError
@@ -97,7 +98,7 @@ def create_whole(path: Path, data: bytes) -> bool:
     try:
         with open(temporary, "xb", buffering=0) as file:
             write_all(file.fileno(), data)
-            _sync(file.fileno())
+        sync_file(temporary)
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -132,13 +133,13 @@ def _owner() -> str:
     return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
+@dataclass(frozen=True, eq=False)
 class Claim:
     """An exclusive lock on a file, held until released or until the process ends."""
 
-    def __init__(self, descriptor: int, exclusive: bool) -> None:
-        self._descriptor = descriptor
-        #: Whether the file system has locks: without, others may hold the same claim.
-        self.exclusive = exclusive
+    descriptor: int
+    #: Whether the file system has locks: without, others may hold the same claim.
+    exclusive: bool
 
     @classmethod
     def take(cls, path: Path, wait: bool = False) -> Claim | None:
@@ -183,7 +184,7 @@ class Claim:
 
     def release(self) -> None:
         """Let others have it."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 def own_folder(root: Path, *names: str) -> Path:
@@ -396,17 +397,12 @@ def sync_file(path: Path) -> None:
     """Wait until a file's bytes are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        _sync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(descriptor: int) -> None:
-    try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:

@@ -13,6 +13,7 @@ import re
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,13 +135,20 @@ def _number(text: str) -> int:
 
 # -- control groups ------------------------------------------------------------------------------
 
+_FILES = {
+    ("cpu", 1): ["cpu.cfs_quota_us", "cpu.cfs_period_us"],
+    ("cpu", 2): ["cpu.max"],
+    ("memory", 1): ["memory.limit_in_bytes"],
+    ("memory", 2): ["memory.max", "memory.high"],
+}
+
 
 def _group_limits(kind: str, proc: Path = Path("/proc/self")) -> Iterator[tuple[str, float]]:
     """Limits of this process's control groups and all above: CPUs or bytes."""
     for mount, path, version in _groups(kind, proc):
         folder = mount / path.lstrip("/")
         while True:
-            limit = _READERS[kind, version](folder)
+            limit = _limit_in(folder, kind, version)
             if limit is not None and limit < _NONE:
                 yield f"control group {folder}", limit
             if folder in (mount, folder.parent):
@@ -175,36 +183,13 @@ def _groups(kind: str, proc: Path) -> Iterator[tuple[Path, str, int]]:
         yield Path(mount), "" if ".." in found.split("/") else found, version
 
 
-def _numbers(path: Path) -> list[float] | None:
-    try:
-        return [float(word) for word in path.read_text().split()]
-    except (OSError, ValueError):  # absent, or "max"
-        return None
-
-
-def _quota_1(folder: Path) -> float | None:
-    quota, period = _numbers(folder / "cpu.cfs_quota_us"), _numbers(folder / "cpu.cfs_period_us")
-    return quota[0] / period[0] if quota and period and quota[0] > 0 and period[0] > 0 else None
-
-
-def _quota_2(folder: Path) -> float | None:
-    numbers = _numbers(folder / "cpu.max")
-    return numbers[0] / numbers[1] if numbers and len(numbers) == 2 and numbers[1] else None
-
-
-def _memory_1(folder: Path) -> float | None:
-    numbers = _numbers(folder / "memory.limit_in_bytes")
-    return numbers[0] if numbers else None
-
-
-def _memory_2(folder: Path) -> float | None:
-    found = [_numbers(folder / f"memory.{name}") for name in ("max", "high")]
-    return min((numbers[0] for numbers in found if numbers), default=None)
-
-
-_READERS = {
-    ("cpu", 1): _quota_1,
-    ("cpu", 2): _quota_2,
-    ("memory", 1): _memory_1,
-    ("memory", 2): _memory_2,
-}
+def _limit_in(folder: Path, kind: str, version: int) -> float | None:
+    """Limit that the files of one control group set."""
+    numbers: list[float] = []
+    for name in _FILES[kind, version]:
+        with suppress(OSError, ValueError):  # absent, or "max"
+            numbers += [float(word) for word in (folder / name).read_text().split()]
+    if kind == "memory":
+        return min(numbers, default=None)
+    # CPUs are a quota of time and the period that it is of.
+    return numbers[0] / numbers[1] if len(numbers) == 2 and min(numbers) > 0 else None

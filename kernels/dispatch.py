@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,7 +87,8 @@ def choose(
         raise ValueError(why)
     if asked in ("triton", "cudnn"):
         return asked if operation == "conv_block" else "triton"
-    return str(_entry(operation, device, channels_in, channels, width, dtype)["implementation"])
+    entry = _first(_entries(device), operation, channels_in, channels, width, dtype)
+    return str(entry["implementation"])
 
 
 def is_measured(
@@ -99,31 +101,32 @@ def is_measured(
     dtype: torch.dtype,
 ) -> bool:
     """Whether the table's entry for a block stands on a measurement; see :func:`choose`."""
-    entry = _entry(operation, device, channels_in, channels, width, dtype)
+    entry = _first(_entries(device), operation, channels_in, channels, width, dtype)
     return not entry["evidence"].startswith("not measured")
 
 
-def _entry(
+def _first(
+    entries: Iterable[dict[str, Any]],
     operation: str,
-    device: torch.device,
     channels_in: int,
     channels: int,
     width: int,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """The first entry of the table that fits."""
+    """The first entry that fits; the last ones of a table fit all."""
     sizes = {
         "channels_in": channels_in,
         "channels": channels,
         "width": width,
         "weight_bytes": 4 * width * channels_in * min(channels, _GROUP),
     }
-    for entry in _entries(device):
-        typed = _NAMES[dtype] in entry.get("dtypes", PRECISIONS)
-        fits = all(sizes[size] <= most for size, most in entry.get("at_most", {}).items())
-        if entry["operation"] == operation and typed and fits:
-            return entry
-    raise AssertionError(f"the table of {family(device)} has no last entry for {operation}")
+    return next(
+        entry
+        for entry in entries
+        if entry["operation"] == operation
+        and _NAMES[dtype] in entry.get("dtypes", PRECISIONS)
+        and all(sizes[size] <= most for size, most in entry.get("at_most", {}).items())
+    )
 
 
 def obstacle(device: torch.device, dtype: torch.dtype, asked: str = "auto") -> str:

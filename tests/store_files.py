@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from genomepred.documents import seal
+from genomepred.files import write_whole
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.hdf5 import Layout, encode_chunk, join, write_part
-from genomepred.store.sidecar import sidecar_path, write_sidecar
+from genomepred.store.schema import sidecar_path
 
 ATTRIBUTES = {
     "genome": "Nipponbare é",
@@ -78,5 +80,5 @@ def write_store(
         "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T00:00:01+00:00",
     }
-    write_sidecar(sidecar_path(path), noted)
+    write_whole(sidecar_path(path), seal(noted))
     return path

@@ -1,8 +1,8 @@
 """Rows to slots: which windows of a grid go into which compute batch, and their codes.
 
 A window's slot within its compute batch is fixed by its number in the grid, so that its prediction
-does not depend on which rows are computed. A block holds whole compute batches; its windows are
-strided views of one buffer, cut where the model runs.
+does not depend on which rows are computed. Whole compute batches go through the engine at a time;
+their windows are strided views of one buffer, cut where the model runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from genomepred.inference.engine import Block
+from genomepred.inference.engine import Batches
 from genomepred.sequences.codes import real_counts
 from genomepred.sequences.grid import Geometry, Grid, Span
 from genomepred.sequences.source import SequenceSource
@@ -25,11 +25,11 @@ _ROWS_COUNTED = 64
 
 @dataclass(frozen=True)
 class Windows:
-    """A block, and which rows its slots hold.
+    """Compute batches, and which rows their slots hold.
 
     Parameters
     ----------
-    block : Block
+    batches : Batches
         Codes and window starts.
     pieces : list of (slot, Span)
         Consecutive windows, and the slot of the first of them.
@@ -37,7 +37,7 @@ class Windows:
         Bins with too few real bases, which stay NaN, and all bins of slots that are not in use.
     """
 
-    block: Block
+    batches: Batches
     pieces: list[tuple[int, Span]]
     missing: NDArray[np.bool_]
 
@@ -54,18 +54,18 @@ def cut(
     shared: bool = False,
     pinned: bool = False,
 ) -> Iterator[Windows]:
-    """Blocks that hold all windows of rows ``[first, last)``, in order.
+    """All windows of rows ``[first, last)`` in order, some compute batches at a time.
 
     A window's slot within its compute batch of ``batch`` windows is fixed by its number in the
     grid, so that its prediction does not depend on which rows are computed. ``slots``, a multiple
-    of ``batch``, bounds a block. With ``shared``, windows of a compute batch lie in one buffer as
-    they do in their contig, for an engine that shares overlap.
+    of ``batch``, is the most at a time. With ``shared``, windows of a compute batch lie in one
+    buffer as they do in their contig, for an engine that shares overlap.
     """
     if shared:
-        blocks = place_shared(grid, first, last, list(genome.contigs), batch, slots)
+        places = place_shared(grid, first, last, list(genome.contigs), batch, slots)
     else:
-        blocks = place(grid, first, last, batch, slots)
-    for placed in blocks:
+        places = place(grid, first, last, batch, slots)
+    for placed in places:
         yield _fill(genome, grid, placed, batch, min_bases, shared, pinned)
 
 
@@ -73,7 +73,7 @@ Placed = list[tuple[int, Span]]
 
 
 def place(grid: Grid, first: int, last: int, batch: int, slots: int) -> Iterator[Placed]:
-    """Blocks of slots and the consecutive windows that start there; see :func:`cut`."""
+    """Slots, and the consecutive windows that start there, at a time; see :func:`cut`."""
     placed: Placed = []
     position = 0
     for span in grid.spans(first, last):
@@ -134,11 +134,11 @@ def count_batches(
 ) -> tuple[int, int]:
     """Windows of rows ``[0, last)``, and the compute batches that hold them; see :func:`cut`."""
     if shared:
-        blocks = place_shared(grid, 0, last, contigs, batch, slots)
+        places = place_shared(grid, 0, last, contigs, batch, slots)
     else:
-        blocks = place(grid, 0, last, batch, slots)
+        places = place(grid, 0, last, batch, slots)
     windows = count = 0
-    for placed in blocks:
+    for placed in places:
         taken = set[int]()
         for slot, span in placed:
             taken.update(range(slot // batch, -(-(slot + span.windows) // batch)))
@@ -157,20 +157,20 @@ def filled(grid: Grid, contigs: Sequence[str], windows: int, batches: int) -> fl
     return found / (windows * count)
 
 
-def sample(genome: SequenceSource, grid: Grid, windows: int) -> Block:
+def sample(genome: SequenceSource, grid: Grid, windows: int) -> Batches:
     """One compute batch of ``windows`` windows, evenly spread over the rows of a grid."""
     rows = np.linspace(0, grid.rows - 1, windows).astype(np.int64).tolist()
     spans = (next(grid.spans(row, row + 1)) for row in rows)
     placed = [(slot, span._replace(windows=1)) for slot, span in enumerate(spans)]
-    return _fill(genome, grid, placed, windows, 0, False, False).block
+    return _fill(genome, grid, placed, windows, 0, False, False).batches
 
 
-def sample_shared(genome: SequenceSource, grid: Grid, windows: int) -> Block:
+def sample_shared(genome: SequenceSource, grid: Grid, windows: int) -> Batches:
     """One compute batch of up to ``windows`` windows that follow each other, from the middle."""
     first = grid.rows // 2
     last = min(first + windows * grid.geometry.bins, grid.rows)
-    blocks = cut(genome, grid, first, last, batch=windows, slots=windows, min_bases=0, shared=True)
-    return next(blocks).block
+    found = cut(genome, grid, first, last, batch=windows, slots=windows, min_bases=0, shared=True)
+    return next(found).batches
 
 
 def _fill(
@@ -195,7 +195,7 @@ def _fill(
     missing: NDArray[np.bool_] = np.ones((slots, g.bins), np.bool_)
     missing[used] = missing_bins(buffer, starts[used], g, min_bases)
     needed = np.any(~missing.reshape(-1, batch * g.bins), axis=1)
-    return Windows(Block(codes, starts, pitch, needed), placed, missing)
+    return Windows(Batches(codes, starts, pitch, needed), placed, missing)
 
 
 def missing_bins(
@@ -221,12 +221,12 @@ def missing_bins(
     return missing
 
 
-def random_block(windows: int, window: int, stride: int, batch: int, seed: int = 0) -> Block:
+def random_batches(windows: int, window: int, stride: int, batch: int, seed: int = 0) -> Batches:
     """Windows of random sequence ``stride`` apart, in whole compute batches of ``batch``."""
     size = (windows - 1) * stride + window
     codes = np.random.default_rng(seed).integers(0, 4, size, dtype=np.uint8)
     starts = np.arange(windows, dtype=np.int64) * stride
-    return Block(torch.from_numpy(codes), starts, stride, np.ones(windows // batch, np.bool_))
+    return Batches(torch.from_numpy(codes), starts, stride, np.ones(windows // batch, np.bool_))
 
 
 def _layout(

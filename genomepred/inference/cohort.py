@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import PrecisionError
 from genomepred.inference.batching import missing_bins
-from genomepred.inference.engine import Block, Engine
+from genomepred.inference.engine import Batches, Engine
 from genomepred.inference.tiles import Tiles
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type
@@ -143,7 +143,7 @@ def _checked(
 
 
 class _Rows:
-    """Distinct windows on their way through the engine, a block at a time."""
+    """Distinct windows on their way through the engine, some compute batches at a time."""
 
     def __init__(self, engine: Engine, slots: int) -> None:
         self._engine, self._slots = engine, slots
@@ -154,7 +154,7 @@ class _Rows:
         self._values: list[NDArray[np.float32]] = []
 
     def take(self, chunk: Chunk, contig: str) -> None:
-        """Compute a chunk's rows, as far as they fill a block."""
+        """Compute a chunk's rows, as far as they fill the slots."""
         done, count = 0, len(chunk.leader)
         while done < count:
             more = min(count - done, self._slots - self._used)
@@ -181,6 +181,6 @@ class _Rows:
         missing[:count] = missing_bins(flat, starts[:count], g, self._engine.card.min_bases)
         needed = np.any(~missing.reshape(-1, batch * g.bins), axis=1)
         codes = self._codes[: slots * g.window]
-        found = self._engine.submit(Block(codes, starts, g.window, needed))()
+        found = self._engine.submit(Batches(codes, starts, g.window, needed))()
         self._values.append(_checked(self._engine, found[:count], missing[:count], contig))
         self._used = 0

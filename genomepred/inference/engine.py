@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from genomepred.compiled import keep_inductor
 from genomepred.errors import DeviceError, ModelError
-from genomepred.lowering.fuse import PRECISIONS, prepared_form
+from genomepred.lowering.fuse import PRECISIONS, prepare
 from genomepred.lowering.select import REFERENCE, share
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
@@ -86,7 +86,7 @@ class Numerics:
     strand : {"forward", "reverse", "mean", "each"}
         Strands that are predicted, and how they are combined.
     overlap : {"naive", "share"}
-        Whether every window is computed by itself, or a compute batch from one block of sequence
+        Whether every window is computed by itself, or a compute batch from one stretch of sequence
         (see :mod:`genomepred.lowering.shared`).
     """
 
@@ -98,8 +98,8 @@ class Numerics:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """Windows for whole compute batches, cut from one buffer of codes.
+class Batches:
+    """Windows of whole compute batches, cut from one buffer of codes.
 
     Parameters
     ----------
@@ -250,8 +250,8 @@ class Engine:
             return
         self._graph = graph
 
-    def submit(self, block: Block) -> Callable[[], NDArray[np.float32]]:
-        """Start the predictions of a block; the returned call waits for them.
+    def submit(self, batches: Batches) -> Callable[[], NDArray[np.float32]]:
+        """Start the predictions of compute batches; the returned call waits for them.
 
         Returns
         -------
@@ -259,11 +259,11 @@ class Engine:
             Rows of compute batches that were not needed are undefined.
         """
         batch = self.numerics.compute_batch
-        codes = block.codes.to(self.device, non_blocking=True)
-        slots = len(block.starts)
+        codes = batches.codes.to(self.device, non_blocking=True)
+        slots = len(batches.starts)
         out = torch.empty(slots, self.geometry.bins, self.tracks, device=self.device)
-        for k in np.flatnonzero(block.needed):
-            self._cut(codes, block, int(k) * batch)
+        for k in np.flatnonzero(batches.needed):
+            self._cut(codes, batches, int(k) * batch)
             out[k * batch : (k + 1) * batch] = self._predict_buffer()
         if self.device.type == "cpu":
             return out.numpy
@@ -278,18 +278,18 @@ class Engine:
 
         return result
 
-    def _cut(self, codes: Tensor, block: Block, slot: int) -> None:
+    def _cut(self, codes: Tensor, batches: Batches, slot: int) -> None:
         """Fill the buffer with the windows of one compute batch, or the sequence they lie in."""
         if self._shared:
-            start = int(block.starts[slot])
+            start = int(batches.starts[slot])
             self._buffer.copy_(codes[start : start + len(self._buffer)])
             return
         batch, window = self._buffer.shape
-        if block.stride:
-            shape, strides = (batch, window), (block.stride, 1)
-            self._buffer.copy_(codes.as_strided(shape, strides, int(block.starts[slot])))
+        if batches.stride:
+            shape, strides = (batch, window), (batches.stride, 1)
+            self._buffer.copy_(codes.as_strided(shape, strides, int(batches.starts[slot])))
         else:
-            starts = torch.from_numpy(block.starts[slot : slot + batch]).to(self.device)
+            starts = torch.from_numpy(batches.starts[slot : slot + batch]).to(self.device)
             torch.take(codes, starts[:, None] + self._offsets, out=self._buffer)
 
     def _predict_buffer(self) -> Tensor:
@@ -316,7 +316,7 @@ class Engine:
                     if len(self.turns) > 1:  # it may be a view of what the next call reuses
                         found = found.clone()
                     if turn:
-                        # On the other strand of a block its windows stand in the opposite order.
+                        # On the other strand of a stretch its windows stand in the opposite order.
                         found = self.turned_tracks(found.flip((0, 1) if self._shared else 1))
                     values.append(found)
         except torch.cuda.OutOfMemoryError as error:
@@ -359,9 +359,10 @@ def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) ->
     """The model as the numerics say that it is computed."""
     if numerics.kernels == REFERENCE:
         return model
+    dtype = PRECISIONS[numerics.precision]
     if numerics.kernels[0] != COMPILED:
-        return prepared_form(model, numerics.kernels, numerics.precision)
-    prepared = prepared_form(model, numerics.kernels[1:], numerics.precision)
+        return prepare(model, numerics.kernels, dtype=dtype)
+    prepared = prepare(model, numerics.kernels[1:], dtype=dtype)
     keep_inductor()
     options = {"freezing": True} if device.type == "cpu" else None
     prepared.compile(dynamic=False, options=options)

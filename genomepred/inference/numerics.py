@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
-from genomepred.inference.engine import COMPILED, Block, Engine, Numerics, compute_batch
+from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics, compute_batch
 from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.fuse import PRECISIONS, are_measured, prepared_form
-from genomepred.lowering.select import REFERENCE, TORCH, Blocks, resolve_kernels
+from genomepred.lowering.fuse import PRECISIONS, are_measured, prepare
+from genomepred.lowering.select import REFERENCE, TORCH, Stretches, resolve_kernels
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
 
@@ -75,8 +75,8 @@ class Candidates:
         ``auto``: those of the table of :mod:`genomepred.kernels.dispatch`, unless a probe finds
         something faster, or they differ from the model as written by more than its card allows.
     strand : {"forward", "reverse", "mean", "each"}
-    blocks : Blocks, optional
-        Blocks to share overlap by; the guard may decide against them.
+    stretches : Stretches, optional
+        Stretches to share overlap by; the guard may decide against them.
     windows : float
         Windows that each worker will compute, about: decides whether a probe can pay.
     """
@@ -84,7 +84,7 @@ class Candidates:
     precision: str = "auto"
     kernels: str = "auto"
     strand: str = "forward"
-    blocks: Blocks | None = None
+    stretches: Stretches | None = None
     windows: float = 0
 
 
@@ -94,15 +94,15 @@ class GuardWindows:
 
     Parameters
     ----------
-    spread : Block
+    spread : Batches
         One compute batch without sharing.
-    following : Block, optional
-        One compute batch of windows that follow each other as the grid's do, if there are blocks to
-        share overlap by.
+    following : Batches, optional
+        One compute batch of windows that follow each other as the grid's do, if there are
+        stretches to share overlap by.
     """
 
-    spread: Block
-    following: Block | None = None
+    spread: Batches
+    following: Batches | None = None
 
 
 def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> Numerics:
@@ -116,12 +116,16 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     DeviceError, ModelError
         See :func:`resolve_kernels`.
     """
-    guard = _Guard(subject, candidates.strand, windows)
+    written = Numerics("fp32", REFERENCE, subject.compute_batch, candidates.strand)
+    guard = _Guard(subject, written, windows)
     precision = _precision(subject, candidates, guard)
     used = resolve_kernels(subject.model, candidates.kernels, subject.device, precision)
-    shared = _shared(candidates, guard, precision, used)
-    if shared is not None:
-        return shared
+    stretches = candidates.stretches
+    if stretches is not None and used != REFERENCE:  # the prepared model alone can share
+        numerics = Numerics(precision, used, stretches.windows, candidates.strand, "share")
+        if not (why := guard.why_not(numerics)):
+            return numerics
+        warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
     if candidates.kernels == "auto":
         used = _probed(subject, candidates, precision, used)
     numerics = Numerics(precision, used, subject.compute_batch, candidates.strand)
@@ -136,32 +140,33 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     return replace(numerics, kernels=REFERENCE)
 
 
+@dataclass(frozen=True)
 class _Guard:
     """Compares ways to compute with the model as written, in float32."""
 
-    def __init__(self, subject: Subject, strand: str, windows: GuardWindows) -> None:
-        self._subject, self._windows = subject, windows
-        self._written = Numerics("fp32", REFERENCE, subject.compute_batch, strand)
+    subject: Subject
+    written: Numerics
+    windows: GuardWindows
 
     @cached_property
     def _spread(self) -> NDArray[np.float32]:
-        return self._subject.engine(self._written).submit(self._windows.spread)()
+        return self.subject.engine(self.written).submit(self.windows.spread)()
 
     def difference(self, numerics: Numerics) -> float:
         """Largest difference from the model as written, relative to 1 + the value."""
-        engine, block = self._subject.engine, self._windows.spread
-        if numerics == self._written:
+        engine, batches = self.subject.engine, self.windows.spread
+        if numerics == self.written:
             self._spread  # noqa: B018 - a model that does not run as written is an error here
             return 0.0 if np.isfinite(self._spread).all() else float("inf")
         if numerics.overlap == "naive":
             written = self._spread
-            return _difference(engine(numerics).submit(block)(), written)
-        assert self._windows.following is not None
-        block, windows = self._windows.following, numerics.compute_batch
-        alone = gcd(windows, self._subject.compute_batch)  # both multiples of powers of two
-        batches = replace(block, needed=np.ones(windows // alone, np.bool_))
-        reference = engine(replace(self._written, compute_batch=alone)).submit(batches)()
-        return _difference(engine(numerics).submit(block)(), reference)
+            return _difference(engine(numerics).submit(batches)(), written)
+        assert self.windows.following is not None
+        batches, windows = self.windows.following, numerics.compute_batch
+        alone = gcd(windows, self.subject.compute_batch)  # both multiples of powers of two
+        smaller = replace(batches, needed=np.ones(windows // alone, np.bool_))
+        reference = engine(replace(self.written, compute_batch=alone)).submit(smaller)()
+        return _difference(engine(numerics).submit(batches)(), reference)
 
     def why_not(self, numerics: Numerics) -> str:
         """Reason against a way to compute the model; empty if there is none."""
@@ -171,7 +176,7 @@ class _Guard:
             if numerics.kernels == REFERENCE:
                 raise
             return str(error)
-        card = self._subject.card
+        card = self.subject.card
         if found <= (tolerance := card.tolerance[numerics.precision]):
             return ""
         return (
@@ -202,20 +207,6 @@ def _precision(subject: Subject, candidates: Candidates, guard: _Guard) -> str:
                 "fp32"
             )
     return "fp32"
-
-
-def _shared(
-    candidates: Candidates, guard: _Guard, precision: str, used: tuple[str, ...]
-) -> Numerics | None:
-    """Numerics that share overlap by the prepared model, which alone can; None if it may not."""
-    if candidates.blocks is None or used == REFERENCE:
-        return None
-    windows, strand = candidates.blocks.windows, candidates.strand
-    numerics = Numerics(precision, used, windows, strand, "share")
-    if not (why := guard.why_not(numerics)):
-        return numerics
-    warnings.warn(f"overlap is not shared: {why}", stacklevel=3)
-    return None
 
 
 def _probed(
@@ -260,7 +251,8 @@ def ways_to_try(
 
 
 def _prepared(subject: Subject, kernels: tuple[str, ...], precision: str) -> nn.Module:
-    return prepared_form(subject.model.to(subject.device).eval(), kernels, precision)
+    model = subject.model.to(subject.device).eval()
+    return prepare(model, kernels, dtype=PRECISIONS[precision])
 
 
 def fastest(

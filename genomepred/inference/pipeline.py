@@ -1,8 +1,8 @@
 """Reader thread -> engine -> writer thread, with bounded queues between them.
 
-The reader turns row ranges into blocks of codes, the engine (on the calling thread) turns blocks
-into predictions, the writer collects them into shards. A base crosses to the device once, however
-many windows overlap on it: windows are strided views of a block, cut where the model runs.
+The reader turns row ranges into compute batches of codes, the engine (on the calling thread) turns
+these into predictions, the writer collects them into shards. A base crosses to the device once,
+however many windows overlap on it: windows are strided views of a buffer, cut where the model runs.
 
 Who waits for whom, and who may fail:
 
@@ -29,7 +29,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,44 +44,41 @@ from genomepred.inference.engine import Engine
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 
-# Blocks waiting for the engine, and results waiting for the writer: enough that neither side
-# waits on a hiccup of the other, few enough to cost nothing (a block is 1 byte a base).
+# Buffers of codes waiting for the engine, and results waiting for the writer: enough that neither
+# side waits on a hiccup of the other, few enough to cost nothing (a code is 1 byte a base).
 _QUEUED = 4
 # Seconds between looks at the stop while waiting for a queue, and for a thread to leave after it:
 # as long as slow disks take for a call or two.
 _LOOK, _LEAVE = 0.1, 3.0
 
 
-class Stop:
+class Stop(threading.Event):
     """Whether a run is to end now, and the first error that says why.
 
     One object for all threads of a run; whatever waits, waits through it.
     """
 
-    def __init__(self) -> None:
-        self._event, self._lock = threading.Event(), threading.Lock()
-        self.error: BaseException | None = None
+    error: BaseException | None = None
+    _setting = threading.Lock()
 
     def set(self, error: BaseException | None = None) -> None:
         """End all waits; only the first error is kept."""
-        with self._lock:
-            if not self._event.is_set():
+        with self._setting:
+            if not self.is_set():
                 self.error = error
-            self._event.set()
+            super().set()
 
-    def is_set(self) -> bool:
-        """Whether the run is to end."""
-        return self._event.is_set()
-
-    def check(self) -> None:
-        """Raise :class:`Stopped` if the run is to end."""
-        if self._event.is_set():
+    def check(self, seconds: float = 0) -> None:
+        """Raise :class:`Stopped` if the run is to end, now or within some seconds of waiting."""
+        if self.wait(seconds):
             raise Stopped
 
-    def wait(self, seconds: float) -> None:
-        """Sleep; raise :class:`Stopped` as soon as the run is to end."""
-        if self._event.wait(seconds):
-            raise Stopped
+    def until(self, call: Callable[..., Any], *arguments: object) -> Any:
+        """Return what a queue's ``get`` or ``put`` does, unless the run is to end before."""
+        while True:
+            self.check()
+            with suppress(queue.Empty, queue.Full):
+                return call(*arguments, timeout=_LOOK)
 
 
 class Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
@@ -101,7 +100,7 @@ class ShardJob(Protocol):
         """Take the predictions ``[last - first, tracks]``; called on the writer thread."""
 
     def fail(self, error: GenomepredError) -> None:
-        """Take note that the genome cannot be predicted; its further blocks are dropped."""
+        """Take note that the genome cannot be predicted; its further windows are dropped."""
 
 
 def run(
@@ -123,11 +122,11 @@ def run(
     engine : Engine
         Called here and nowhere else.
     slots : int
-        Windows of one block, a multiple of the compute batch.
+        Windows handed to the engine at a time, a multiple of the compute batch.
     min_bases : int
         Windows with fewer real bases are missing.
     progress : callable
-        Told the number of rows of every block that is done.
+        Told of rows that are done, how many more.
     stop : Stop, optional
         The run's, through which ``jobs`` waits for whatever it has to wait for.
     last : callable
@@ -140,7 +139,7 @@ def run(
         What a job's ``finish`` raises, or an error that is not one genome's alone.
     """
     stop = stop or Stop()
-    queues = _Queues(stop, last)
+    to_engine, to_writer = queue.Queue[Any](_QUEUED), queue.Queue[Any](_QUEUED)
     collector = _Collector(engine.numerics.precision, engine.tracks, progress)
     cutting: dict[str, Any] = {
         "batch": engine.numerics.compute_batch,
@@ -158,36 +157,40 @@ def run(
                 for windows in cut(job.genome, job.grid, job.first, job.last, **cutting):
                     if job is collector.dropped:
                         break
-                    queues.put(queues.to_engine, (job, windows))
+                    stop.until(to_engine.put, (job, windows))
             except OutputError:
                 raise
             except GenomepredError as error:
-                queues.put(queues.to_engine, (job, error))
+                stop.until(to_engine.put, (job, error))
             else:
-                queues.put(queues.to_engine, (job, None))
+                stop.until(to_engine.put, (job, None))
             stop.check()
-        queues.put(queues.to_engine, None)
+        stop.until(to_engine.put, None)
 
     def write() -> None:
-        while (entry := queues.get(queues.to_writer)) is not None:
+        while (entry := stop.until(to_writer.get)) is not None:
             collector.take(*entry)
 
-    with queues.threads(read, write):
-        while (entry := queues.get(queues.to_engine)) is not None:
+    with _beside(stop, last, read, write):
+        while (entry := stop.until(to_engine.get)) is not None:
             job, content = entry
-            result = engine.submit(content.block) if isinstance(content, Windows) else None
-            queues.put(queues.to_writer, (job, content, result))
-        queues.put(queues.to_writer, None)
+            result = engine.submit(content.batches) if isinstance(content, Windows) else None
+            stop.until(to_writer.put, (job, content, result))
+        stop.until(to_writer.put, None)
 
 
+@dataclass
 class _Collector:
-    """Gathers results into the values of one shard at a time (on the writer thread)."""
+    """Gathers results into the values of one shard at a time (on the writer thread).
 
-    def __init__(self, precision: str, tracks: int, progress: Callable[[int], object]) -> None:
-        self._precision, self._tracks, self._progress = precision, tracks, progress
-        self._values: NDArray[np.float32] | None = None
-        #: The job that has failed, of which reading on is pointless.
-        self.dropped: ShardJob | None = None
+    ``dropped`` is the job that has failed, of which reading on is pointless.
+    """
+
+    precision: str
+    tracks: int
+    progress: Callable[[int], object]
+    values: NDArray[np.float32] | None = None
+    dropped: ShardJob | None = None
 
     def take(
         self,
@@ -195,16 +198,16 @@ class _Collector:
         content: Windows | GenomepredError | None,
         result: Callable[[], NDArray[np.float32]] | None,
     ) -> None:
-        """Take a block's result, the end of a job (no content), or its error."""
+        """Take the result of some windows, the end of a job (no content), or its error."""
         if job is self.dropped:
             return
         if isinstance(content, GenomepredError):
             self._drop(job, content)
             return
-        if self._values is None:
-            self._values = np.full((job.last - job.first, self._tracks), np.nan, np.float32)
+        if self.values is None:
+            self.values = np.full((job.last - job.first, self.tracks), np.nan, np.float32)
         if content is None:
-            values, self._values = self._values, None
+            values, self.values = self.values, None
             job.finish(values)
             return
         assert result is not None
@@ -213,14 +216,14 @@ class _Collector:
         except PrecisionError as error:
             self._drop(job, error)
             return
-        self._progress(rows)
+        self.progress(rows)
 
     def _drop(self, job: ShardJob, error: GenomepredError) -> None:
-        self._values, self.dropped = None, job
+        self.values, self.dropped = None, job
         job.fail(error)
 
     def _place(self, job: ShardJob, windows: Windows, values: NDArray[np.float32]) -> int:
-        assert self._values is not None
+        assert self.values is not None
         bins = values.shape[1]
         placed = 0
         for slot, span in windows.pieces:
@@ -229,12 +232,12 @@ class _Collector:
             # Shards and regions may begin or end inside a window of several bins.
             begin, end = max(span.first - span.row, 0), min(span.last - span.row, len(run))
             offset = span.row - job.first
-            target = self._values[offset + begin : offset + end]
+            target = self.values[offset + begin : offset + end]
             target[:] = np.where(absent[begin:end, None], np.float32(np.nan), run[begin:end])
             bad = ~np.isfinite(target).all(axis=1) & ~absent[begin:end]
             if bad.any():
                 row = span.row + begin + int(bad.argmax())
-                raise PrecisionError(_not_finite(job, row, self._precision))
+                raise PrecisionError(_not_finite(job, row, self.precision))
             placed += end - begin
         return placed
 
@@ -254,94 +257,65 @@ def _not_finite(job: ShardJob, row: int, precision: str) -> str:
     )
 
 
-class _Queues:
-    """Two bounded queues and two threads that all stop as soon as one of them fails."""
+@contextmanager
+def _beside(stop: Stop, last: Callable[[], object], *bodies: Callable[[], None]) -> Iterator[None]:
+    """Context with threads beside its own; all of them stop as soon as one fails.
 
-    def __init__(self, stop: Stop, last: Callable[[], object]) -> None:
-        self.to_engine: queue.Queue[Any] = queue.Queue(_QUEUED)
-        self.to_writer: queue.Queue[Any] = queue.Queue(_QUEUED)
-        self._stop, self._last = stop, last
-        self._threads: list[threading.Thread] = []
-        self._inside, self._lock = 1, threading.Lock()
+    The first error is raised at the end, and ``last`` is called by the last thread that leaves.
+    """
+    threads, inside, lock = list[threading.Thread](), 1, threading.Lock()
 
-    def put(self, into: queue.Queue[Any], entry: Any) -> None:
-        while True:
-            self._stop.check()
-            try:
-                return into.put(entry, timeout=_LOOK)
-            except queue.Full:
-                continue
+    def leave() -> None:
+        nonlocal inside
+        with lock:
+            inside -= 1
+            over = not inside
+        if over:
+            last()
 
-    def get(self, out_of: queue.Queue[Any]) -> Any:
-        while True:
-            self._stop.check()
-            try:
-                return out_of.get(timeout=_LOOK)
-            except queue.Empty:
-                continue
-
-    def threads(self, *bodies: Callable[[], None]) -> _Queues:
-        self._threads = [
-            threading.Thread(
-                target=self._guard, args=(body,), name=f"genomepred-{body.__name__}", daemon=True
-            )
-            for body in bodies
-        ]
-        return self
-
-    def _guard(self, body: Callable[[], None]) -> None:
+    def guarded(body: Callable[[], None]) -> None:
         try:
             body()
         except Stopped:
             pass
         except BaseException as error:  # handed to the calling thread
-            self._stop.set(error)
+            stop.set(error)
         finally:
-            self._leave()
+            leave()
 
-    def _leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            over = not self._inside
-        if over:
-            self._last()
-
-    def __enter__(self) -> None:
+    try:
         try:
-            for thread in self._threads:
-                with self._lock:
-                    self._inside += 1
+            for body in bodies:
+                name = f"genomepred-{body.__name__}"
+                thread = threading.Thread(target=guarded, args=(body,), name=name, daemon=True)
+                threads.append(thread)
+                with lock:
+                    inside += 1
                 try:
                     thread.start()
-                except BaseException:
-                    with self._lock:
-                        self._inside -= 1
+                except BaseException:  # "can't start new thread"
+                    leave()
                     raise
-        except BaseException as error:  # "can't start new thread"
-            self.__exit__(type(error), error, None)
-            raise
+            yield
+        except BaseException as error:
+            stop.set(None if isinstance(error, Stopped) else error)
+        _join(threads, stop)
+    except BaseException as later:  # a signal while joining
+        stop.set(later)
+        raise
+    finally:
+        leave()
+    if stop.error is not None:
+        raise stop.error
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        try:
-            if error is not None:
-                self._stop.set(None if isinstance(error, Stopped) else error)
-            self._join()
-        except BaseException as later:  # a signal while joining
-            self._stop.set(later)
-            raise
-        finally:
-            self._leave()
-        if self._stop.error is not None and self._stop.error is not error:
-            raise self._stop.error
-        return isinstance(error, Stopped)
 
-    def _join(self) -> None:
-        """Wait for both threads, after a stop only as long as a slow disk may take."""
-        left = None
-        for thread in self._threads:
-            while thread.ident is not None and thread.is_alive():
-                if left is None and self._stop.is_set():
-                    left = time.monotonic() + _LEAVE
-                if left is not None and time.monotonic() > left:
-                    return
-                thread.join(_LOOK)
+def _join(threads: Sequence[threading.Thread], stop: Stop) -> None:
+    """Wait for threads, after a stop only as long as a slow disk may take."""
+    left = None
+    for thread in threads:
+        while thread.is_alive():
+            if left is None and stop.is_set():
+                left = time.monotonic() + _LEAVE
+            if left is not None and time.monotonic() > left:
+                return
+            thread.join(_LOOK)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genomepred.errors import ModelError
-from genomepred.inference.batching import missing_bins, random_block
+from genomepred.inference.batching import missing_bins, random_batches
 from genomepred.inference.engine import (
     CUDA_SETTINGS,
-    Block,
+    Batches,
     Engine,
     Numerics,
     find_device,
@@ -28,8 +28,8 @@ from genomepred.models.external import as_model
 from genomepred.models.layers import SequenceModel
 
 Codes = NDArray[np.uint8]
-# Compute batches of one block: copied to the device together.
-_BATCHES_A_BLOCK = {"cpu": 4, "cuda": 2}
+# Compute batches that are copied to the device together.
+_BATCHES_TOGETHER = {"cpu": 4, "cuda": 2}
 
 
 class _Computed(BaseException):
@@ -113,7 +113,7 @@ class Predictor:
             if numerics is None:
                 subject = Subject(model, found, self._geometry, self.device)
                 batch, window = subject.compute_batch, found.window
-                spread = random_block(batch, window, window, batch)
+                spread = random_batches(batch, window, window, batch)
                 candidates = Candidates(precision, kernels, strand)
                 numerics = decide(subject, candidates, GuardWindows(spread))
             self.numerics = replace(numerics, overlap="naive")  # windows come one by one
@@ -156,7 +156,7 @@ class Predictor:
         codes = np.asarray(codes)
         self._check(codes)
         out = np.empty((len(codes), self.bins, self.tracks), np.float32)
-        slots = self.numerics.compute_batch * _BATCHES_A_BLOCK[self.device.type]
+        slots = self.numerics.compute_batch * _BATCHES_TOGETHER[self.device.type]
         with self.settings():
             for first in range(0, len(codes), slots):
                 part = np.ascontiguousarray(codes[first : first + slots])
@@ -221,8 +221,8 @@ class Predictor:
         starts = np.arange(slots, dtype=np.int64) * window
         flat = _padded(windows, slots).reshape(-1)
         needed = np.ones(slots // batch, np.bool_)
-        block = Block(torch.from_numpy(flat), starts, window, needed)
-        values = self.engine.submit(block)()[: len(windows)]
+        batches = Batches(torch.from_numpy(flat), starts, window, needed)
+        values = self.engine.submit(batches)()[: len(windows)]
         missing = missing_bins(flat, starts[: len(windows)], self._geometry, self.min_bases)
         return np.where(missing[:, :, None], np.float32(np.nan), values)
 

@@ -42,6 +42,8 @@ Int64 = NDArray[np.int64]
 
 # Units of a tile, at most: each number of them that follow one another is a shape of the trunk.
 _UNITS = 16
+# Products of a piece with a head's weights, at most: 4 KB a piece.
+_PRODUCTS = 1024
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,17 @@ def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, 
 
 
 def linear_by_pieces(head: nn.Module, cut: Sequence[Pieces]) -> nn.Linear | None:
-    """Linear layer that a head begins with, if its products with pieces are fewer than positions.
+    """Linear layer that a head begins with, if windows are to be sums over their pieces.
 
-    A window then is a sum over its pieces, see :class:`genomepred.inference.tile_head.LinearHead`.
+    That is where a window's products with its pieces are fewer than the positions to gather, and
+    those of a piece, which are kept, not many; see
+    :class:`genomepred.inference.tile_head.LinearHead`.
     """
-    places = sum(len(pieces.offsets) for pieces in cut)
     match list(head) if isinstance(head, nn.Sequential) else []:
         case [FlattenPositions(), nn.Linear() as linear, *_]:
-            return linear if places * linear.out_features < linear.in_features else None
+            places = sum(len(pieces.offsets) for pieces in cut)
+            fewer = places * linear.out_features < linear.in_features
+            return linear if fewer and places * linear.out_features <= _PRODUCTS else None
     return None
 
 
@@ -257,15 +262,9 @@ class Units:
         """Units of pieces of a chunk, by their flat numbers."""
         key = chunk.part_keys(which, places, self._offsets, self._length)
         number, new = self.distinct.numbers(key.reshape(-1, 2))
-        goes_on = np.diff(which, prepend=-2) == 1  # the tile before is that of the same row
-        goes_on &= which % places.start.shape[1] > 0
-        alone = (new % self._count == 0) & ~goes_on[new // self._count]
-        at = np.flatnonzero((np.diff(new, prepend=-2) != 1) | alone)
-        size = np.diff(at, append=len(new))
-        parts = -(-size // self._count)  # no run is longer than a piece
-        done = (np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)) * self._count
-        length = np.minimum(np.repeat(size, parts) - done, self._count)
-        return Runs(number.reshape(-1, self._count), np.repeat(new[at], parts) + done, length)
+        begin, length = np.empty(len(new), np.int64), np.empty(len(new), np.int64)
+        found = _runs(new, which, places.start.shape[1], self._count, begin, length)
+        return Runs(number.reshape(-1, self._count), begin[:found], length[:found])
 
 
 class Tally:
@@ -345,6 +344,25 @@ def _number(key: Any, table: Any, count: int, number: Any, new: Any) -> int:
             table[slot, 0], table[slot, 1], table[slot, 2] = a, b, np.uint64(count + found)
         number[i] = np.int64(table[slot, 2]) - 1
     return found
+
+
+@njit(nogil=True, cache=True)
+def _runs(new: Any, which: Any, places: int, units: int, begin: Any, length: Any) -> int:
+    """Runs of new units, ascending; how many. None is longer than a piece.
+
+    A run goes on from one piece to the next where that is the next tile of the same row.
+    """
+    runs = 0
+    for k in range(len(new)):
+        piece, unit = divmod(new[k], units)
+        goes_on = runs > 0 and new[k] == new[k - 1] + 1 and length[runs - 1] < units
+        if goes_on and unit == 0:
+            goes_on = which[piece] == which[piece - 1] + 1 and which[piece] % places > 0
+        if not goes_on:
+            begin[runs], length[runs] = new[k], 0
+            runs += 1
+        length[runs - 1] += 1
+    return runs
 
 
 @njit(nogil=True, cache=True)

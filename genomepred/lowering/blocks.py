@@ -10,22 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genomepred.kernels.codes_conv.op import codes_conv
-from genomepred.kernels.codes_conv.reference import convolved_length
 from genomepred.kernels.conv_block.op import conv_block
 from genomepred.kernels.epilogue.op import bias_act_pool
-from genomepred.kernels.epilogue.reference import Epilogue, pooled_length
-from genomepred.models.layers import ScaledGELU, TanhGELU
+from genomepred.kernels.epilogue.reference import Epilogue, convolved_length, pooled_length
+from genomepred.models.layers import ScaledGELU
 
-# Activations that are known -> the name and factor that kernels know them by, if they do.
-ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float]] | None] = {
+# Activations -> the name and factor that kernels know them by.
+ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float]]] = {
     nn.ReLU: lambda _: ("relu", 1.0),
     nn.LeakyReLU: lambda layer: ("leaky_relu", float(layer.negative_slope)),
     nn.GELU: lambda layer: ("gelu_tanh" if layer.approximate == "tanh" else "gelu", 1.0),
-    TanhGELU: lambda _: ("gelu_tanh", 1.0),
     ScaledGELU: lambda layer: ("gelu_sigmoid", float(layer.a.detach())),
     nn.SiLU: lambda _: ("gelu_sigmoid", 1.0),
     nn.Mish: lambda _: ("mish", 1.0),
-    **dict.fromkeys((nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus)),
 }
 
 
@@ -53,6 +50,8 @@ class FusedConv(nn.Module):
         Positions that an output of the convolution depends on.
     channels_in, channels : int
         Of the convolution as written: four bases where it reads codes.
+    products : int
+        Products that a value of the convolution is the sum of.
     operation, implementation : str
         As :func:`genomepred.kernels.dispatch.choose` calls them.
     fills : bool
@@ -81,6 +80,7 @@ class FusedConv(nn.Module):
         self.padding, self.dilation, self.epilogue = padding, dilation, epilogue
         self.receptive_field = dilation * (weight.shape[0] - 1) + 1
         self.channels_in, self.channels = 4 if reads_codes else weight.shape[1], weight.shape[2]
+        self.products = weight.shape[0] * self.channels_in
         self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
         self.operation = "codes_conv" if reads_codes else "conv_block"
         self.implementation, self.fills = "", False
@@ -148,8 +148,9 @@ class FusedConv(nn.Module):
             if self.implementation == "onednn":
                 return cpu.conv_block_by_onednn(*arguments, *options)  # type: ignore[no-any-return]
             self._packed = self._packed or cpu.pack_block(self.weight, self.shift)
-            kept = outs if self.weight.dtype == torch.float32 else ()
-            found = cpu.conv_block(*arguments, *options, self._packed, kept)
+            half = self.weight.dtype != torch.float32  # computed in float32 all the same
+            outs = () if half else outs or self.empty(x, padding, epilogue)
+            found = cpu.conv_block(*arguments, *options, self._packed, outs)
         return found
 
     def empty(self, x: Tensor, padding: tuple[int, int], epilogue: Epilogue) -> list[Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genomepred.kernels.codes_conv.reference import convolved_length
+from genomepred.kernels.epilogue.reference import convolved_length
 from genomepred.lowering.blocks import FusedConv
 from genomepred.lowering.receptive_field import Taps, Trunk, place_of_windows, taps_of
 from genomepred.models.layers import ChannelsLastConv
@@ -32,8 +32,8 @@ class Work(NamedTuple):
     split: int = 0
 
 
-def block_work(trunk: Trunk, stride: int, windows: int) -> Work:
-    """Work of a block of windows; its heads' outputs are not among the largest.
+def stretch_work(trunk: Trunk, stride: int, windows: int) -> Work:
+    """Work of a stretch of windows; its heads' outputs are not among the largest.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def block_work(trunk: Trunk, stride: int, windows: int) -> Work:
         if isinstance(layer, FusedConv):
             place, channels = place.after(taps_of(layer, "none")), layer.channels
             edges, positions = windows * (place.left + place.right), place.phases * place.count
-            total += (positions + edges) * layer.channels * _products(layer)
+            total += (positions + edges) * layer.channels * layer.products
             largest = max(largest, max(positions, edges) * channels)
             pool = Taps(taps.stride, 0, taps.right - layer.padding[1], taps.stride)
         phases, place = place.phases, place.after(pool)
@@ -73,10 +73,11 @@ def counted(module: nn.Module, x: Tensor) -> Work:
         nonlocal total, largest
         if isinstance(layer, FusedConv):
             length = convolved_length(given[0].shape[1], layer.receptive_field, layer.padding)
-            values = len(given[0]) * length * layer.channels
+            values, products = len(given[0]) * length * layer.channels, layer.products
         else:
-            values = out.numel()
-        total += values * _products(layer)
+            conv = layer.conv if isinstance(layer, ChannelsLastConv) else layer
+            values, products = out.numel(), conv.weight[0].numel()
+        total += values * products
         largest = max(largest, values)
 
     kinds = nn.Conv1d | nn.Linear | ChannelsLastConv | FusedConv
@@ -87,11 +88,3 @@ def counted(module: nn.Module, x: Tensor) -> Work:
     for hook in hooks:
         hook.remove()
     return Work(total, largest)
-
-
-def _products(layer: Any) -> int:
-    """Products that a value of a layer's output is the sum of."""
-    if isinstance(layer, FusedConv):
-        return int(layer.weight.shape[0] * layer.channels_in)
-    weight: Tensor = (layer.conv if isinstance(layer, ChannelsLastConv) else layer).weight
-    return weight[0].numel()

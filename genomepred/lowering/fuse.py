@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,12 @@ from genomepred.lowering.blocks import (
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import (
+    ChannelsLastConv,
     MaxPool,
     OneHot,
     Residual,
+    SameConv1d,
     SequenceModel,
-    is_plain,
-    rewrite_channels_last,
     without_tf32,
     zeros_beside,
 )
@@ -72,39 +72,25 @@ def prepare(
 
     Raises
     ------
-    ValueError
-        If the kernels do not exist, or not for the model or its device.
-    """
-    prepared = copy.deepcopy(model).eval().requires_grad_(False)
-    fuses = kernels not in ("torch", ("torch",))
-    if fuses and isinstance(prepared, SequenceModel):
-        _fuse_encoder(prepared, dtype)
-    # Without a block the model is what torch makes of it, also by name.
-    fusable_layers = any(is_plain(layer) and fusable(layer) for layer in prepared.modules())
-    device = _device(prepared)
-    direct = fuses and (fusable_layers or bool(blocks_of(prepared))) and dtype == torch.float32
-    _rewrite(prepared, dtype, fuses, direct and device.type == "cpu")
-    rewrite_channels_last(prepared)
-    blocks = blocks_of(prepared)
-    if fuses:
-        names = _implementations(blocks, kernels, device, dtype)
-        for block, name in zip(blocks, names, strict=True):
-            block.use(name)
-    return prepared
-
-
-def prepared_form(model: Model, kernels: str | Sequence[str], precision: str) -> Model:
-    """As :func:`prepare`, of a model that may come with code of its own.
-
-    Raises
-    ------
     ModelError
-        If it cannot be rewritten so.
+        If it cannot be rewritten so: the kernels do not exist, or not for the model or its device,
+        or it comes with code of its own.
     """
     try:
-        return prepare(model, kernels, dtype=PRECISIONS[precision])
-    except Exception as error:  # a module of the user's own that cannot be copied
+        prepared = copy.deepcopy(model).eval().requires_grad_(False)
+        device, fuses = _device(prepared), kernels not in ("torch", ("torch",))
+        if fuses and isinstance(prepared, SequenceModel):
+            _fuse_encoder(prepared, dtype)
+        # Without a block the model is what torch makes of it, also by name.
+        kinds = {kind_of(layer) for layer in prepared.modules()}
+        has_blocks = "conv" in kinds or bool(blocks_of(prepared))
+        direct = fuses and has_blocks and dtype == torch.float32 and device.type == "cpu"
+        _rewrite(prepared, dtype, fuses, direct)
+        if fuses:
+            _choose_kernels(blocks_of(prepared), kernels, device, dtype)
+    except Exception as error:  # of many types, by what a module of the user's own does
         raise ModelError(f"the model cannot be rewritten: {error}") from error
+    return prepared
 
 
 @torch.no_grad()
@@ -164,13 +150,13 @@ def are_measured(prepared: nn.Module, dtype: torch.dtype) -> bool:
     )
 
 
-def _implementations(
+def _choose_kernels(
     blocks: Sequence[FusedConv],
     kernels: str | Sequence[str],
     device: torch.device,
     dtype: torch.dtype,
-) -> list[str]:
-    """Return the kernels of each block: chosen, or as named."""
+) -> None:
+    """Give each block its kernels: chosen, or as named."""
     chosen = [
         dispatch.choose(
             *(block.operation, device),
@@ -182,9 +168,7 @@ def _implementations(
         )
         for block in blocks
     ]
-    if isinstance(kernels, str):
-        return chosen
-    names, said = list(kernels), ",".join(kernels)
+    names, said = (chosen, "") if isinstance(kernels, str) else (kernels, ",".join(kernels))
     if len(names) != len(blocks):
         raise ValueError(
             f"kernels {said!r}: expected auto, triton, cudnn, cpu, torch or the implementations "
@@ -197,7 +181,7 @@ def _implementations(
                 f"kernels {said!r}: {name!r} does not compute {block.operation} on {device}; use "
                 + " or ".join(there_are)
             )
-    return names
+        block.use(name)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -208,44 +192,49 @@ def _device(model: nn.Module) -> torch.device:
 def _fuse_encoder(model: SequenceModel, dtype: torch.dtype) -> None:
     """Let the first convolutions of a model read codes, if all of them can."""
     entries, encoder = model.expose_convolutions(), model.encoder
-    encodes = type(model).encode is SequenceModel.encode and _is_just(encoder, OneHot)
-    if encodes and entries and all(_reads_codes(layers, encoder.table) for layers in entries):
-        for layers in entries:
-            _fuse(layers, dtype, encoder.table)
-        passes = nn.Identity()
-        passes.register_buffer("table", encoder.table, persistent=False)
-        model.encoder = passes  # type: ignore[assignment]
+    encodes = type(model).encode is SequenceModel.encode and kind_of(encoder) == "one-hot"
+    if not encodes or not entries:
+        return
+    for layers in entries:
+        reader = _Reader(encoder.table.double())
+        taken = takewhile(reader.take, layers if kind_of(layers) == "sequence" else [])
+        if not any(reader.drafts for _ in taken) or reader.drafts[0].conv.dilation != (1,):
+            return
+    for layers in entries:
+        _fuse(layers, dtype, encoder.table)
+    passes = nn.Identity()
+    passes.register_buffer("table", encoder.table, persistent=False)
+    model.encoder = passes  # type: ignore[assignment]
 
 
-def _reads_codes(layers: nn.Sequential, table: Tensor) -> bool:
-    """Whether the first convolution of layers could read codes."""
-    reader = _Reader(table.double())
-    taken = takewhile(reader.take, layers if _is_just(layers, nn.Sequential) else [])
-    return any(bool(reader.drafts) for _ in taken) and reader.drafts[0].conv.dilation == (1,)
-
-
-def _rewrite(module: nn.Module, dtype: torch.dtype, fuses: bool, direct: bool) -> None:
-    """Replace what we compute within a module, in place.
+def _rewrite(model: nn.Module, dtype: torch.dtype, fuses: bool, direct: bool) -> None:
+    """Replace what we compute within a model, in place.
 
     Runs of layers in sequences by chains, and what is left beside them, wherever a module calls it:
     convolutions, norms and, if ``direct``, linear layers and activations.
     """
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        if fuses:
-            _fuse(module, dtype)
-        _fold_norms(module)
-    for name, child in module.named_children():
-        activation = activation_of(child) if direct else None
-        if fuses and is_plain(child) and fusable(child):
-            setattr(module, name, FusedChain([_block_of(_Draft.of(child), dtype)]))
-        elif fuses and is_affine(child):
-            setattr(module, name, _affine(child))
-        elif direct and _is_just(child, nn.Linear) and pays(child):
-            setattr(module, name, DirectLinear(child))
-        elif activation and activation[0] != "relu" and not _changes_input(child):
-            setattr(module, name, DirectActivation(child, activation))
-        elif not isinstance(child, FusedChain | DirectActivation):
-            _rewrite(child, dtype, fuses, direct)
+    for module in model.modules():  # which goes on with what a module holds by then
+        if isinstance(module, FusedChain | ChannelsLastConv | DirectActivation):
+            continue
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            if fuses:
+                _fuse(module, dtype)
+            _fold_norms(module)
+        children: dict[str, Any] = dict(module.named_children())
+        for name, child in children.items():
+            kind = kind_of(child)
+            if kind == "conv" and fuses:
+                setattr(module, name, FusedChain([_block_of(_Draft(child), dtype)]))
+            elif kind in ("conv", "other conv"):
+                setattr(module, name, ChannelsLastConv(child))
+            elif kind == "norm" and fuses:
+                setattr(module, name, _affine(child))
+            elif kind == "linear" and direct and pays(child):
+                setattr(module, name, DirectLinear(child))
+            elif kind == "activation" and direct and not getattr(child, "inplace", False):
+                known = ACTIVATIONS[type(child)](child)
+                if known[0] != "relu":
+                    setattr(module, name, DirectActivation(child, known))
 
 
 def _fuse(layers: nn.Sequential, dtype: torch.dtype, table: Tensor | None = None) -> None:
@@ -269,13 +258,14 @@ def _fuse(layers: nn.Sequential, dtype: torch.dtype, table: Tensor | None = None
 def _move_norms(layers: nn.Sequential) -> None:
     """Replace BatchNorms that follow no convolution, behind a max-pool where they rise."""
     before: nn.Module | None = None
-    for i, layer in enumerate(list(layers)):
-        if is_affine(layer) and not isinstance(before, nn.Conv1d):
+    for i, layer in enumerate(list[Any](layers)):
+        kind = kind_of(layer)
+        if kind == "norm" and not isinstance(before, nn.Conv1d):
             layers[i] = moved = _affine(layer)
             after = layers[i + 1] if i + 1 < len(layers) else None
-            if after is not None and _is_just(after, MaxPool) and bool((moved.scale > 0).all()):
+            if after is not None and kind_of(after) == "pool" and bool((moved.scale > 0).all()):
                 layers[i], layers[i + 1] = after, moved
-        before = before if _is_just(layer, *_NOTHING) else layer
+        before = before if kind == "nothing" else layer
 
 
 def _fold_norms(layers: nn.Sequential) -> None:
@@ -284,8 +274,8 @@ def _fold_norms(layers: nn.Sequential) -> None:
     One without running statistics, or that somebody has changed, stays.
     """
     for i in range(len(layers) - 1):
-        conv, norm = layers[i], layers[i + 1]
-        if is_plain(conv) and is_affine(norm):
+        conv, norm = list[Any](layers)[i : i + 2]
+        if kind_of(conv) in ("conv", "other conv") and kind_of(norm) == "norm":
             layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
@@ -297,46 +287,29 @@ class _Draft:
     """
 
     conv: nn.Conv1d
-    scale: Tensor
-    shift: Tensor
+    norm: nn.BatchNorm1d | None = None
     epilogue: Epilogue = field(default_factory=Epilogue)
     open: str = "norm"
     keeps: bool = False
     adds: bool = False
 
-    @classmethod
-    def of(cls, conv: nn.Conv1d) -> _Draft:
-        out = conv.weight.new_ones(conv.out_channels, dtype=torch.float64)
-        bias = torch.zeros_like(out) if conv.bias is None else conv.bias.detach().double()
-        return cls(conv, out, bias)
-
-    def normalize(self, norm: nn.BatchNorm1d) -> bool:
-        """Take in what follows the convolution directly."""
-        if norm.running_var is None or self.open != "norm" or self.adds:
-            return False
-        self.scale, shift = affine(norm)
-        self.shift = self.shift * self.scale + shift
-        self.open = "activation"
-        return True
-
-    def activate(self, name: str, factor: float) -> bool:
-        """Take an activation as the block's own or as the next one."""
-        if self.open in ("norm", "activation") and not self.adds:
-            self.epilogue = self.epilogue._replace(activation=name, factor=factor)
-            self.open = "pool"
-        elif self.open in ("norm", "activation", "pool", "next"):
-            self.epilogue = self.epilogue._replace(next_activation=name, next_factor=factor)
-            self.open = "closed"
+    def take(self, layer: Any, kind: str) -> bool:
+        """Whether the layer after the block so far could be made part of it."""
+        begin, end = self.open, self.epilogue
+        if kind == "norm" and begin == "norm" and not self.adds:
+            self.norm, self.open = layer, "activation"
+        elif kind == "activation" and begin in ("norm", "activation") and not self.adds:
+            name, factor = ACTIVATIONS[type(layer)](layer)
+            self.epilogue, self.open = end._replace(activation=name, factor=factor), "pool"
+        elif kind == "activation" and begin != "closed":
+            name, factor = ACTIVATIONS[type(layer)](layer)
+            end = end._replace(next_activation=name, next_factor=factor)
+            self.epilogue, self.open = end, "closed"
+        elif kind == "pool" and layer.size == 2 and begin not in ("next", "closed"):
+            pool = "ceil" if layer.round_up else "floor"
+            self.epilogue, self.open = end._replace(pool=pool), "next"
         else:
             return False
-        return True
-
-    def pool(self, pool: MaxPool) -> bool:
-        """Take a pool of two."""
-        if pool.size != 2 or self.open in ("next", "closed"):
-            return False
-        kind = "ceil" if pool.round_up else "floor"
-        self.epilogue, self.open = self.epilogue._replace(pool=kind), "next"
         return True
 
 
@@ -353,39 +326,31 @@ class _Reader:
     rows: Tensor | None = None
     drafts: list[_Draft] = field(default_factory=list)
 
-    def take(self, layer: nn.Module) -> bool:
+    def take(self, layer: Any) -> bool:
         """Whether the layer could be made part of the chain."""
-        last = self.drafts[-1] if self.drafts else None
-        if _is_just(layer, *_NOTHING):
+        kind, last = kind_of(layer), self.drafts[-1] if self.drafts else None
+        if kind == "nothing":
             return last is not None or self.rows is not None
-        if is_plain(layer) and fusable(layer):
+        if kind == "conv":
             given = layer.in_channels if self.rows is None else self.rows.shape[1]
-            fits = layer.in_channels == (given if last is None else last.conv.out_channels)
-            self.drafts += [_Draft.of(layer)] if fits else []
+            fits: bool = layer.in_channels == (given if last is None else last.conv.out_channels)
+            self.drafts += [_Draft(layer)] if fits else []
             return fits
-        activation = activation_of(layer)
         if last is None:  # an activation of a one-hot is another table
-            if self.rows is not None and activation is not None:
-                self.rows = layer(self.rows.float()).double()
-            return self.rows is not None and activation is not None
-        if activation is not None:
-            taken = last.activate(*activation)
-        elif _is_just(layer, nn.BatchNorm1d):
-            taken = last.normalize(layer)
-        elif _is_just(layer, MaxPool):
-            taken = last.pool(layer)
-        else:
-            taken = isinstance(layer, Residual) and self._residual(layer, last)
-        return taken
+            if self.rows is None or kind != "activation":
+                return False
+            self.rows = layer(self.rows.float()).double()
+            return True
+        return self._residual(layer, last) if kind == "residual" else last.take(layer, kind)
 
     def _residual(self, layer: Residual, last: _Draft) -> bool:
         """A residual branch of convolutions whose input the last block can keep."""
-        plain = _is_just(layer, Residual) and _is_just(layer.branch, nn.Sequential)
+        plain = kind_of(layer.branch) == "sequence"
         if not plain or last.open == "closed" or (self.rows is not None and len(self.drafts) == 1):
             return False
-        layers = [child for child in layer.branch if not _is_just(child, *_NOTHING)]
-        leading = activation_of(layers[0]) if layers else None
-        if leading and _changes_input(layers[0]):  # what is added is the changed one
+        layers = [child for child in layer.branch if kind_of(child) != "nothing"]
+        leading = layers[0] if layers and kind_of(layers[0]) == "activation" else None
+        if getattr(leading, "inplace", False):  # what is added is the changed one
             return False
         inner = _Reader()
         rest = layers[1:] if leading else layers
@@ -396,8 +361,8 @@ class _Reader:
         end = inner.drafts[-1]
         if end.open == "closed" or not _keep_shape(last.conv, [d.conv for d in inner.drafts]):
             return False
-        if leading:
-            name, factor = leading
+        if leading is not None:
+            name, factor = ACTIVATIONS[type(leading)](leading)
             last.epilogue = last.epilogue._replace(next_activation=name, next_factor=factor)
         last.keeps, last.open, end.adds = True, "closed", True
         self.drafts += inner.drafts
@@ -415,13 +380,17 @@ def _keep_shape(before: nn.Conv1d, convs: Sequence[nn.Conv1d]) -> bool:
 
 def _block_of(draft: _Draft, dtype: torch.dtype, rows: Tensor | None = None) -> FusedConv:
     """Block of a draft; with the ``rows`` of an encoder it reads codes."""
-    weight = draft.conv.weight.detach().double() * draft.scale[:, None, None]
+    conv, weight = draft.conv, draft.conv.weight.detach().double()
+    shift = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double()
+    if draft.norm is not None:
+        scale, more = affine(draft.norm)
+        weight, shift = weight * scale[:, None, None], shift * scale + more
     read = weight.permute(2, 1, 0) if rows is None else torch.einsum("sc,ock->kso", rows, weight)
     return FusedConv(
         read.to(dtype),
-        draft.shift,
-        zeros_beside(draft.conv),
-        draft.conv.dilation[0],
+        shift,
+        zeros_beside(conv),
+        conv.dilation[0],
         draft.epilogue,
         reads_codes=rows is not None,
         keeps=draft.keeps,
@@ -429,23 +398,30 @@ def _block_of(draft: _Draft, dtype: torch.dtype, rows: Tensor | None = None) -> 
     )
 
 
-_NOTHING = nn.Identity, nn.Dropout
+_KINDS: dict[type[nn.Module], str] = {
+    **{nn.Conv1d: "conv", SameConv1d: "conv", nn.BatchNorm1d: "norm", MaxPool: "pool"},
+    **{nn.Linear: "linear", nn.Sequential: "sequence", Residual: "residual", OneHot: "one-hot"},
+    **{nn.Identity: "nothing", nn.Dropout: "nothing"},
+    **dict.fromkeys(ACTIVATIONS, "activation"),
+}
 
 
-def activation_of(layer: nn.Module) -> tuple[str, float] | None:
-    """Name and factor that the kernels know an activation by."""
-    known = ACTIVATIONS.get(type(layer))
-    return known(layer) if known is not None and _is_just(layer, type(layer)) else None
+def kind_of(layer: Any) -> str:
+    """Kind of a layer that nobody has changed, in a subclass or by a hook; else ``unknown``.
 
-
-def fusable(conv: nn.Conv1d) -> bool:
-    """Whether our kernels know such a convolution."""
-    return conv.stride == (1,) and conv.groups == 1 and conv.weight.dtype == torch.float32
-
-
-def is_affine(layer: nn.Module) -> TypeGuard[nn.BatchNorm1d]:
-    """Whether a layer is, in evaluation mode, a BatchNorm's affine map that nobody has changed."""
-    return _is_just(layer, nn.BatchNorm1d) and layer.running_mean is not None
+    An ``other conv`` is none that our kernels know.
+    """
+    kind = _KINDS.get(type(layer), "unknown")
+    if kind == "unknown" or layer._forward_hooks or layer._forward_pre_hooks:
+        return "unknown"
+    if kind == "norm" and layer.running_mean is None:
+        return "unknown"
+    if kind == "conv":
+        if layer.padding_mode != "zeros":
+            return "unknown"
+        if layer.stride != (1,) or layer.groups != 1 or layer.weight.dtype != torch.float32:
+            return "other conv"
+    return kind
 
 
 def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -467,12 +443,3 @@ def pays(layer: nn.Linear) -> bool:
     """Whether a linear layer is large enough for our call, which takes 10 us on its own."""
     large = layer.out_features >= 16 and layer.weight.numel() >= 4096
     return large and dispatch.has_fma()
-
-
-def _is_just(layer: nn.Module, *kinds: type[Model]) -> TypeGuard[Model]:
-    """Whether a layer is of one of these kinds, which nobody has changed, in a subclass or hook."""
-    return type(layer) in kinds and not layer._forward_hooks and not layer._forward_pre_hooks
-
-
-def _changes_input(layer: nn.Module) -> bool:
-    return bool(getattr(layer, "inplace", False))

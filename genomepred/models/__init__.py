@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +106,17 @@ def skeleton(name: str, most_tensors: int | None = None, **config: Any) -> Seque
         As :func:`build`, or if the model needs too much memory beside its weights.
     """
     import torch
+    from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    with torch.device("meta"), _at_most(most_tensors):
+    count = 0
+
+    def note(_module: object, _name: str, parameter: object) -> None:
+        nonlocal count
+        count += parameter is not None
+        if most_tensors is not None and count > most_tensors:
+            raise ValueError(f"it needs more than the {most_tensors} tensors that the weights have")
+
+    with torch.device("meta"), register_module_parameter_registration_hook(note):
         model = build(name, **config)
     weights = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     constants = sum(b.numel() for b in model.buffers() if id(b) not in weights)
@@ -130,23 +137,3 @@ def _check_sizes(config: dict[str, Any]) -> None:
             isinstance(one, int | float) and not abs(one) <= largest for one in values
         ):
             raise ValueError(f"{name} is {str(value)[:40]}; allowed: up to {largest:,}")
-
-
-@contextmanager
-def _at_most(tensors: int | None) -> Iterator[None]:
-    """Context in which a model with more parameters is a ValueError."""
-    from torch.nn.modules.module import register_module_parameter_registration_hook
-
-    count = 0
-
-    def counted(_module: object, _name: str, parameter: object) -> None:
-        nonlocal count
-        count += parameter is not None
-        if tensors is not None and count > tensors:
-            raise ValueError(f"it needs more than the {tensors} tensors that the weights have")
-
-    hook = register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        hook.remove()

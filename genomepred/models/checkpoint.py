@@ -302,7 +302,6 @@ def _assemble(card: Card, weights: bytes, directory: Path, trust_code: str | Non
             "the file was changed or belongs to another card"
         )
     model = _initialized(card, state, directory, trust_code)
-    _check_fit(card, model, state, directory)
     model.load_state_dict(state)
     model.card = card
     return model.float().eval()
@@ -311,10 +310,12 @@ def _assemble(card: Card, weights: bytes, directory: Path, trust_code: str | Non
 def _initialized(
     card: Card, state: dict[str, Tensor], directory: Path, trust_code: str | None
 ) -> SequenceModel:
-    """Model of a card; one of this package takes no memory before its weights are known to fit."""
+    """Model that a card and weights fit; one of this package takes no memory before they do."""
     path = directory / CARD
     if card.architecture == EXTERNAL:
-        return make_external(card, trust_code)
+        model = make_external(card, trust_code)
+        _check_fit(card, model, state, directory)
+        return model
     if trust_code is not None:
         raise ModelError(
             f"{path}: the architecture is {card.architecture!r}, which is part of this package; "
@@ -330,26 +331,9 @@ def _initialized(
 
 
 def _check_fit(card: Card, model: SequenceModel, state: dict[str, Tensor], directory: Path) -> None:
+    """Refuse a card or weights that are not those of the model."""
     _check_agreement(card, model, directory / CARD)
-    _check_state(state, model.state_dict(), directory / WEIGHTS)
-
-
-def _check_agreement(card: Card, model: SequenceModel, path: Path) -> None:
-    sizes = ("window", "crop", "bins", "bin_size")
-    for name in (*sizes, "input", "output", "base_order", "n_policy"):
-        if getattr(card, name) != getattr(model, name):
-            raise ModelError(
-                f"{path}: field {name!r} is {getattr(card, name)!r}, but the architecture with "
-                f"this config has {getattr(model, name)!r}"
-            )
-    if len(card.tracks) != model.tracks:
-        raise ModelError(
-            f"{path}: field 'tracks' has {len(card.tracks)}, but the architecture with this "
-            f"config has {model.tracks}"
-        )
-
-
-def _check_state(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    path, expected = directory / WEIGHTS, model.state_dict()
     for name, tensor in expected.items():
         if name not in state:
             raise ModelError(f"{path}: tensor {name!r} is missing")
@@ -368,6 +352,21 @@ def _check_state(state: dict[str, Tensor], expected: dict[str, Tensor], path: Pa
             raise ModelError(f"{path}: tensor {name!r} is not part of the architecture")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ModelError(f"{path}: tensor {name!r} holds NaN or infinity")
+
+
+def _check_agreement(card: Card, model: SequenceModel, path: Path) -> None:
+    sizes = ("window", "crop", "bins", "bin_size")
+    for name in (*sizes, "input", "output", "base_order", "n_policy"):
+        if getattr(card, name) != getattr(model, name):
+            raise ModelError(
+                f"{path}: field {name!r} is {getattr(card, name)!r}, but the architecture with "
+                f"this config has {getattr(model, name)!r}"
+            )
+    if len(card.tracks) != model.tracks:
+        raise ModelError(
+            f"{path}: field 'tracks' has {len(card.tracks)}, but the architecture with this "
+            f"config has {model.tracks}"
+        )
 
 
 def _readme(card: Card) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -232,13 +232,6 @@ class ScaledGELU(nn.Module):
         return x * torch.sigmoid(self.a * x)
 
 
-class TanhGELU(nn.GELU):
-    """GELU by its tanh approximation."""
-
-    def __init__(self) -> None:
-        super().__init__(approximate="tanh")
-
-
 class FlattenPositions(nn.Module):
     """``[batch, channels, length]`` -> ``[batch, length * channels]``, position-major.
 
@@ -279,7 +272,8 @@ def dense(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        between = nn.Sequential(TanhGELU(), nn.Dropout(dropout)) if dropout else TanhGELU()
+        gelu = nn.GELU("tanh")
+        between = nn.Sequential(gelu, nn.Dropout(dropout)) if dropout else gelu
         layers += [nn.Linear(before, after), between]
     return nn.Sequential(*layers[:-1])
 
@@ -391,20 +385,15 @@ def without_tf32() -> Iterator[None]:
         yield
 
 
-def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv1d]:
-    """Whether a layer is a convolution that nobody has changed, in a subclass or by a hook."""
-    return (
-        type(layer) in (nn.Conv1d, SameConv1d)
-        and getattr(layer, "padding_mode", "") == "zeros"
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-    )
-
-
 def rewrite_channels_last(module: nn.Module) -> None:
-    """Replace the convolutions within a module by :class:`ChannelsLastConv`, in place."""
-    for name, child in module.named_children():
-        if is_plain(child):
+    """Replace the convolutions within a module by :class:`ChannelsLastConv`, in place.
+
+    Those that somebody has changed, in a subclass or by a hook, stay.
+    """
+    children: dict[str, Any] = dict(module.named_children())
+    for name, child in children.items():
+        known = type(child) in (nn.Conv1d, SameConv1d) and not child._forward_hooks
+        if known and child.padding_mode == "zeros" and not child._forward_pre_hooks:
             setattr(module, name, ChannelsLastConv(child))
         else:
             rewrite_channels_last(child)

@@ -25,11 +25,11 @@ from genomepred.models.layers import SequenceModel
 from genomepred.progress import Watch
 from genomepred.runs.cohort_setup import CohortSetup
 from genomepred.runs.cohort_work import CohortWork
-from genomepred.runs.executors import Job, Shard, processes
+from genomepred.runs.executors import Job, processes
 from genomepred.runs.folder import read_run, sweep
 from genomepred.runs.run import GenomeRun, RunReport, cluster_of, execute, in_memory
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import GenomeResult, Work
+from genomepred.runs.work import GenomeResult, Shard, Work
 from genomepred.sequences.cohort import PanelOptions
 
 
@@ -65,8 +65,9 @@ class CohortRun(GenomeRun):
         self.variants, self.options = variants, options
         if told is not None:
             read_run(spec.out)  # a process that does not see the run creates nothing
+        self.spec = spec
         self.setup: CohortSetup = CohortSetup(spec, variants, options, model=model)
-        self._begin(spec, self.setup, told)
+        self.plan, self.workers = self.setup.open(told), self.setup.workers
         panel = self.setup.panel
         self.works = [CohortWork(panel.name, variants, self.plan, panel)]
         self.step = self.setup.geometry.stride
@@ -143,7 +144,8 @@ def run_cohort(
     if progress:
         tell_of_compiling()
     try:
-        cluster = cluster_of(spec)  # which may be absent, before anything is written
+        # It may be absent: that is found out before anything is written.
+        cluster = None if spec.cluster is None else cluster_of(spec)
         run = CohortRun(spec, variants, options, model=model)
         try:
             sweep(spec.out)

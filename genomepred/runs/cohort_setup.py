@@ -28,6 +28,7 @@ from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows, held_bytes, leader_type
+from genomepred.sequences.fasta import Genome
 
 # Bytes that a process holds without a panel.
 _MEMORY_ALONE = 500_000_000
@@ -84,9 +85,6 @@ class CohortSetup(Setup):
         If model, reference, panel or options do not fit.
     """
 
-    #: Overlap is shared by tiles, or not at all.
-    _full_blocks = None
-
     def __init__(
         self,
         spec: RunSpec,
@@ -104,6 +102,7 @@ class CohortSetup(Setup):
                 "--variants with --center: haplotypes share windows of the grid; leave --center "
                 "out for the rows of the grid that meet the regions"
             )
+        # Overlap is shared by tiles, or not at all.
         super().__init__(replace(spec, overlap="naive"), writes, model)
         self._asked = spec.overlap
         if spec.regions is not None and self.geometry.bins > 1:
@@ -119,8 +118,10 @@ class CohortSetup(Setup):
                 cache = own_folder(spec.out, CACHE)
             except OSError as error:
                 raise output_error(spec.out, error) from error
-        self.genome = spec.genomes[0].open(cache, writes)
+        name, path = spec.genomes[0]
+        self.genome = Genome(path, name=name, cache=cache, write=writes)
         self.panel = Panel(self.genome, variants, options, cache=cache)
+        self.names = [self.panel.name]
         self.grid = make_grid(self.genome.contigs, self.geometry, spec.regions, False)
         self._fit_memory()
         if spec.jobs is None and self.workers < self._most_workers():
@@ -159,11 +160,6 @@ class CohortSetup(Setup):
         edits = panel.counts.accepted / max(sum(lengths), 1)
         held = held_bytes(haplotypes, g, max(lengths, default=0), edits)
         return _MEMORY_ALONE + index + held
-
-    @property
-    def names(self) -> list[str]:
-        """The one file that the run publishes."""
-        return [self.panel.name]
 
     def facts(self) -> dict[str, Any]:
         """Return what of the signature follows from command, machine, reference and panel."""

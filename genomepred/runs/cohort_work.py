@@ -7,17 +7,14 @@ read again.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from genomepred.documents import COUNT, seal
 from genomepred.errors import SequenceError, StoreError
 from genomepred.files import own_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
-from genomepred.runs.genome import RECORD, read_record
-from genomepred.runs.work import Rows, Work
-from genomepred.sequences.grid import Grid
+from genomepred.runs.work import RECORD, Work
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part
 
@@ -29,33 +26,12 @@ if TYPE_CHECKING:
 # shard at most: what a kill loses, and what is read again for its margins.
 _SHARD_BYTES = 1 << 28
 _SHARD_WINDOWS = 1 << 12
-_RECORD = {
-    "name": str,
-    "path": str,
-    "reference": {"path": str, "size": COUNT, "mtime_ns": int},
-    "started": str,
-    "contigs": [str],
-    "lengths": [COUNT],
-    "samples": [str],
-    "copies": [range(1, 256)],
-    "shard_windows": range(1, 1 << 31),
-}
 
 
 def shard_windows(haplotypes: int, tracks: int) -> int:
     """Windows of a shard: whole chunks of the index, as many as memory may hold."""
     fitting = _SHARD_BYTES // (4 * haplotypes * tracks)
     return max(min(fitting, _SHARD_WINDOWS) // INDEX_CHUNK, 1) * INDEX_CHUNK
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A run as its record has it: grid, haplotypes, and windows of a shard."""
-
-    record: dict[str, Any]
-    grid: Grid
-    haplotypes: list[tuple[str, int]]
-    step: int
 
 
 class CohortWork(Work):
@@ -72,14 +48,25 @@ class CohortWork(Work):
         Stays the caller's to close; merging and looking need none.
     """
 
+    schema: ClassVar = {
+        "name": str,
+        "path": str,
+        "reference": {"path": str, "size": COUNT, "mtime_ns": int},
+        "started": str,
+        "contigs": [str],
+        "lengths": [COUNT],
+        "samples": [str],
+        "copies": [range(1, 256)],
+        "shard_windows": range(1, 1 << 31),
+    }
+
     def __init__(self, name: str, path: Path, plan: RunPlan, panel: Panel | None = None) -> None:
         super().__init__(name, path, plan)
         self._panel = panel
-        self.prepared: _Prepared | None = None
 
     def prepare(self) -> bool:
         """Note what the panel is, unless a process has."""
-        if self.prepared is None:
+        if not self.prepared:
             own_folder(self.plan.out, PARTS, self.name)
             try:
                 record = self.read_record()
@@ -90,16 +77,6 @@ class CohortWork(Work):
                 write_whole(self.folder / RECORD, seal(record))
             self.adopt(record)
         return True
-
-    def read_record(self) -> dict[str, Any] | None:
-        """Return what the panel was when the first shard was computed, or None if none was.
-
-        Raises
-        ------
-        StoreError
-            If the record is damaged.
-        """
-        return read_record(self.folder, _RECORD)
 
     def _make_record(self) -> dict[str, Any]:
         assert self._panel is not None
@@ -120,26 +97,11 @@ class CohortWork(Work):
     def adopt(self, record: dict[str, Any]) -> None:
         """Take over what the parts were computed from, without reading the panel."""
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
-        haplotypes = list(zip(record["samples"], record["copies"], strict=True))
-        grid = self.plan.grid(contigs)
-        self.prepared = _Prepared(record, grid, haplotypes, record["shard_windows"])
-
-    def _known(self) -> _Prepared:
-        assert self.prepared is not None
-        return self.prepared
-
-    @property
-    def ranges(self) -> list[Rows]:
-        """Windows of all shards, once prepared."""
-        known = self._known()
-        windows = known.grid.rows // known.grid.geometry.bins
-        starts = range(0, windows, known.step)
-        return [(first, min(first + known.step, windows)) for first in starts]
-
-    @property
-    def grid(self) -> Grid:
-        """The reference's grid, once prepared."""
-        return self._known().grid
+        grid, step = self.plan.grid(contigs), record["shard_windows"]
+        windows = grid.rows // grid.geometry.bins
+        self.record, self.grid = record, grid
+        self.ranges = [(k, min(k + step, windows)) for k in range(0, windows, step)]
+        self.prepared = True
 
     def source(self) -> SequenceSource:
         """The reference."""
@@ -189,22 +151,22 @@ class CohortWork(Work):
     def join(self, joined: Path) -> str:
         """Join all parts."""
         self.check_source()
-        said, known = self.plan.signature, self._known()
+        said, record = self.plan.signature, self.record
         assert said.reference is not None
         return join_cohort(
             [self.part(*shard) for shard in self.ranges],
             joined,
             self.plan.layout,
-            known.grid,
+            self.grid,
             self.plan.tracks,
-            known.haplotypes,
+            list(zip(record["samples"], record["copies"], strict=True)),
             said.attributes(self.name, said.reference),
             [self._attributes(*shard) for shard in self.ranges],
         )
 
     def facts(self) -> dict[str, Any]:
         """Return what the sidecar says of it: its genome is the reference."""
-        record = self._known().record
+        record = self.record
         return {
             "rows": self.grid.rows,
             "bases": sum(record["lengths"]),

@@ -7,102 +7,50 @@ part is computed again.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.documents import COUNT, DocumentError, read_document, seal
+from genomepred.documents import COUNT, seal
 from genomepred.errors import SequenceError, StoreError
 from genomepred.files import Claim, open_regular, own_folder, write_whole
-from genomepred.runs.folder import PARTS, RunPlan, now
-from genomepred.runs.inputs import GenomePath
-from genomepred.runs.work import Rows, Work
-from genomepred.sequences.grid import Grid
+from genomepred.runs.folder import CACHE, PARTS, now
+from genomepred.runs.work import RECORD, Work
+from genomepred.sequences.byte_source import stamp_of
+from genomepred.sequences.fasta import Genome, discard_codes
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import encode_chunk, join, write_part
 
-RECORD = "genome.json"
-_RECORD = {
-    "name": str,
-    "path": str,
-    "size": COUNT,
-    "mtime_ns": int,
-    "digest": str,
-    "started": str,
-    "contigs": [str],
-    "lengths": [COUNT],
-}
-# Ten million contigs with names of 80 letters.
-_LARGEST_RECORD = 1 << 30
-# What stands at a record's place and is no file that we wrote: it is replaced, or refused there.
-_NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A genome as it was when its first shard was computed, and its rows; never altered.
-
-    Whoever works on the genome, on any thread, holds on to this and needs nothing else of it.
-    """
-
-    path: Path
-    stamp: tuple[int, int]
-    digest: str
-    started: str
-    contigs: dict[str, int]
-    grid: Grid
-    ranges: list[Rows]
-
 
 class GenomeWork(Work):
-    """A genome of a run.
+    """A genome of a run."""
 
-    Parameters
-    ----------
-    source : GenomePath
-        Name and sequence file.
-    plan : RunPlan
-        The run.
-    number : int
-        The genome's number in the run; spreads the shares.
-    """
+    schema: ClassVar = {
+        "name": str,
+        "path": str,
+        "size": COUNT,
+        "mtime_ns": int,
+        "digest": str,
+        "started": str,
+        "contigs": [str],
+        "lengths": [COUNT],
+    }
 
-    def __init__(self, source: GenomePath, plan: RunPlan, number: int = 0) -> None:
-        super().__init__(*source, plan, number)
-        self.prepared: Prepared | None = None
-        self._genome: SequenceSource | None = None
-
-    @property
-    def ranges(self) -> list[Rows]:
-        """Row ranges of all shards, once prepared."""
-        assert self.prepared is not None
-        return self.prepared.ranges
-
-    @property
-    def grid(self) -> Grid:
-        """The genome's grid, once prepared."""
-        assert self.prepared is not None
-        return self.prepared.grid
+    _genome: SequenceSource | None = None
 
     # -- the sequence ------------------------------------------------------------------------
 
     def source(self) -> SequenceSource:
         """The opened genome."""
         if self._genome is None:
-            self._genome = self._path.open(self.plan.cache)
+            self._genome = Genome(self.path, name=self.name, cache=self.plan.out / CACHE)
         return self._genome
-
-    @property
-    def _path(self) -> GenomePath:
-        return GenomePath(self.name, self.path)
 
     def close(self) -> None:
         """Close the sequence file; it is opened again when needed."""
@@ -110,31 +58,12 @@ class GenomeWork(Work):
             self._genome.close()
             self._genome = None
 
-    def forget(self) -> None:
-        """Let go of what grows with the number of contigs too."""
-        self.close()
-        self.prepared = None
-
-    def stamp(self) -> tuple[int, int]:
-        """Size and modification time of the sequence file.
-
-        Raises
-        ------
-        SequenceError
-            If it is not there.
-        """
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            raise SequenceError(f"{self.path}: cannot be read: {error.strerror}") from error
-        return status.st_size, status.st_mtime_ns
-
     def accept(self, noted: dict[str, Any]) -> None:
         """Refuse a finished file whose genome has since become another."""
         recorded = noted["genome"]
-        if self.stamp() == _stamp_of(recorded):
+        if stamp_of(self.path) == _stamp_of(recorded):
             return
-        with self._path.open(self.plan.cache) as genome:
+        with Genome(self.path, cache=self.plan.out / CACHE) as genome:
             digest = genome.digest()
             genome.discard_cache()
         if digest != recorded["digest"]:
@@ -146,9 +75,9 @@ class GenomeWork(Work):
 
     def check_source(self) -> None:
         """Refuse a sequence file that was changed, before or after it was opened."""
-        assert self.prepared is not None
-        opened = self.prepared.stamp if self._genome is None else self._genome.stamp
-        if not opened == self.prepared.stamp == self.stamp():
+        prepared = _stamp_of(self.record)
+        opened = prepared if self._genome is None else self._genome.stamp
+        if not opened == prepared == stamp_of(self.path):
             raise SequenceError(
                 f"{self.path} changed while it was being predicted: restore it and run again, or "
                 f"remove {self.folder} to start this genome again"
@@ -179,11 +108,11 @@ class GenomeWork(Work):
 
     def prepare(self) -> bool:
         """Digest the genome and lay out its grid; False while another process is at it."""
-        if self.prepared is not None:
+        if self.prepared:
             return True
         own_folder(self.plan.out, PARTS, self.name)
         record = self._sound_record()
-        if record is None or self.stamp() != _stamp_of(record):
+        if record is None or stamp_of(self.path) != _stamp_of(record):
             claim = Claim.take(self.folder / "genome.lock")
             if claim is None:
                 return False
@@ -198,26 +127,9 @@ class GenomeWork(Work):
         """Take over what the parts were computed from, without reading the sequence."""
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
         grid, step = self.plan.grid(contigs), self.plan.shard_rows
-        ranges = [(row, min(row + step, grid.rows)) for row in range(0, grid.rows, step)]
-        self.prepared = Prepared(
-            path=Path(record["path"]),
-            stamp=_stamp_of(record),
-            digest=record["digest"],
-            started=record["started"],
-            contigs=contigs,
-            grid=grid,
-            ranges=ranges,
-        )
-
-    def read_record(self) -> dict[str, Any] | None:
-        """The genome as it was when its first shard was computed, or None if none was.
-
-        Raises
-        ------
-        StoreError
-            If the record is damaged.
-        """
-        return read_record(self.folder, _RECORD)
+        self.record, self.grid = record, grid
+        self.ranges = [(row, min(row + step, grid.rows)) for row in range(0, grid.rows, step)]
+        self.prepared = True
 
     def _sound_record(self) -> dict[str, Any] | None:
         """The record; None if it must be made anew. Parts of another sequence are found out."""
@@ -228,7 +140,7 @@ class GenomeWork(Work):
 
     def _make_record(self) -> dict[str, Any]:
         before = self._sound_record()
-        if before is not None and self.stamp() == _stamp_of(before):
+        if before is not None and stamp_of(self.path) == _stamp_of(before):
             return before  # another process has made it meanwhile
         genome = self.source()
         size, mtime_ns = genome.stamp
@@ -275,24 +187,22 @@ class GenomeWork(Work):
 
     def _attributes(self, first: int, last: int) -> dict[str, str | int]:
         """Attributes of a part: enough to tell it from any other."""
-        assert self.prepared is not None
         return {
             "genome": self.name,
             "first_row": first,
             "last_row": last,
-            "sequence_digest": self.prepared.digest,
+            "sequence_digest": self.record["digest"],
             "signature": self.plan.signature.text,
         }
 
     def join(self, joined: Path) -> str:
         """Join all parts; the sequence is digested again if its file was touched."""
-        assert self.prepared is not None
-        prepared = self.prepared
+        record = self.record
         # Merging needs no sequence.
-        if os.path.exists(self.path) and self.stamp() != prepared.stamp:
-            with self._path.open(self.plan.cache) as genome:
+        if os.path.exists(self.path) and stamp_of(self.path) != _stamp_of(record):
+            with Genome(self.path, cache=self.plan.out / CACHE) as genome:
                 digest = genome.digest()
-            if digest != prepared.digest:
+            if digest != record["digest"]:
                 raise SequenceError(
                     f"{self.path} changed while it was being predicted; restore it and run again, "
                     f"or remove {self.folder} to start this genome again"
@@ -303,70 +213,30 @@ class GenomeWork(Work):
             self.plan.layout,
             self.grid,
             self.plan.tracks,
-            self.plan.signature.attributes(self.name, prepared.digest),
+            self.plan.signature.attributes(self.name, record["digest"]),
             [self._attributes(*shard) for shard in self.ranges],
         )
 
     def facts(self) -> dict[str, Any]:
         """Content of the genome's sidecar."""
-        assert self.prepared is not None
-        size, mtime_ns = self.prepared.stamp
+        record = self.record
         return {
             "rows": self.grid.rows,
-            "bases": sum(self.prepared.contigs.values()),
-            "genome": {
-                "path": str(self.prepared.path),
-                "size": size,
-                "mtime_ns": mtime_ns,
-                "digest": self.prepared.digest,
-            },
-            "started": self.prepared.started,
+            "bases": sum(record["lengths"]),
+            "genome": {key: record[key] for key in ("path", "size", "mtime_ns", "digest")},
+            "started": record["started"],
         }
 
     def clear(self) -> None:
         """Remove the parts and the expanded sequence; links are not followed."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.published is not None:
-            stamp = _stamp_of(self.published["genome"])
-        else:
-            assert self.prepared is not None
-            stamp = self.prepared.stamp
-        self._path.discard_cache(self.plan.cache, stamp)
-
-
-def read_record(folder: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what a folder of parts says they were computed from; None if it says nothing.
-
-    Raises
-    ------
-    StoreError
-        If the record is damaged.
-    """
-    path = folder / RECORD
-    try:
-        record = read_document(path, shape, sealed=True, limit=_LARGEST_RECORD, follow=False)
-        _check_record(record, folder.name)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno not in _NO_RECORD:
-            raise
-        raise StoreError(f"{path}: no record ({error.strerror}); run predict again") from error
-    except DocumentError as error:
-        raise StoreError(f"{path} is damaged ({error}); run predict again") from error
-    return record
+        stamped = self.record if self.published is None else self.published["genome"]
+        discard_codes(self.path, _stamp_of(stamped), self.plan.out / CACHE)
 
 
 @cache
 def _compressors(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="compress")
-
-
-def _check_record(record: dict[str, Any], name: str) -> None:
-    if record["name"] != name:
-        raise DocumentError(f"of another genome, {record['name'][:40]!r}")
-    if len(set(record["contigs"])) != len(record["lengths"]) or sum(record["lengths"]) >> 62:
-        raise DocumentError("contigs and lengths do not fit each other")
 
 
 def _stamp_of(record: dict[str, Any]) -> tuple[int, int]:

@@ -7,13 +7,10 @@ import re
 from collections.abc import Iterable, Iterator
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from genomepred.errors import OutputError, SequenceError
 from genomepred.files import read_small, user_path
-
-if TYPE_CHECKING:
-    from genomepred.sequences.source import SequenceSource
 
 _FASTA = re.compile(r"\.(fa|fasta|fna|fas)(\.(gz|bgz|xz))?$", re.IGNORECASE)
 _LONGEST_NAME = 180  # leaves room for what is added to it, within the 255 bytes of file systems
@@ -30,24 +27,6 @@ class GenomePath(NamedTuple):
     name: str
     path: Path
 
-    def open(self, cache: Path | None = None, write: bool = True) -> SequenceSource:
-        """Return the source that a run reads; ``cache`` and ``write`` as of a ``Genome``.
-
-        Raises
-        ------
-        SequenceError
-            If it is no sequence file.
-        """
-        from genomepred.sequences.fasta import Genome  # heavy, where options are only declared
-
-        return Genome(self.path, name=self.name, cache=cache, write=write)
-
-    def discard_cache(self, cache: Path, stamp: tuple[int, int]) -> None:
-        """Remove what lies in a cache folder for this version of the file."""
-        from genomepred.sequences.fasta import discard_codes
-
-        discard_codes(self.path, stamp, cache)
-
 
 def find_genomes(paths: Iterable[Path | str]) -> list[GenomePath]:
     """Genomes of files, folders, globs and TSV manifests, in the order given.
@@ -61,7 +40,7 @@ def find_genomes(paths: Iterable[Path | str]) -> list[GenomePath]:
     SequenceError
         If nothing is there, or two genomes would have the same output name.
     """
-    genomes = [genome for path in paths for genome in _expand(_path_of(path))]
+    genomes = [genome for path in paths for genome in _expand(path)]
     if not genomes:
         raise SequenceError("no genomes given; use --genomes FILE, FOLDER, GLOB or MANIFEST.tsv")
     owner: dict[str, Path] = {}
@@ -110,14 +89,11 @@ def is_own_place(path: Path) -> bool:
     return _OWN_PLACES.fullmatch(str(path)) is not None
 
 
-def _path_of(path: Path | str) -> Path:
+def _expand(given: Path | str) -> list[GenomePath]:
     try:
-        return user_path(os.fspath(path))
+        path = user_path(os.fspath(given))
     except OutputError as error:
         raise SequenceError(str(error)) from None
-
-
-def _expand(path: Path) -> list[GenomePath]:
     if os.path.isdir(path):
         # A link that leads nowhere is kept: it fails when its turn comes, and is not forgotten.
         found = sorted(

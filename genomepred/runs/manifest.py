@@ -20,14 +20,13 @@ from genomepred.runs.folder import (
     regions_path,
 )
 from genomepred.runs.genome import GenomeWork
-from genomepred.runs.inputs import GenomePath
 from genomepred.runs.signature import Signature
 from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.names import some
 from genomepred.store.chunks import Layout
 from genomepred.store.reader import PredictionStore
-from genomepred.store.sidecar import read_sidecar, sidecar_path
+from genomepred.store.schema import read_sidecar, sidecar_path
 
 
 class Run:
@@ -94,7 +93,7 @@ class Run:
 
             return CohortWork(name, Path(), self.plan)
         index = self._numbers.get(name, 0)
-        return GenomeWork(GenomePath(name, Path()), self.plan, index)
+        return GenomeWork(name, Path(), self.plan, index)
 
     def begun(self) -> list[str]:
         """Names of genomes that have a record, and so have begun and are not published."""

@@ -10,7 +10,7 @@ from genomepred.messages import counted
 from genomepred.runs.folder import PARTS, refuse_links, sweep
 from genomepred.runs.manifest import Run
 from genomepred.runs.work import GenomeResult, Work, disk_error
-from genomepred.store.sidecar import read_sidecar
+from genomepred.store.schema import read_sidecar
 
 
 def merge(out: str | Path) -> list[GenomeResult]:

@@ -17,8 +17,9 @@ from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import files_in
+from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
-from genomepred.store.sidecar import read_sidecar, sidecar_path
+from genomepred.store.schema import read_sidecar, sidecar_path
 
 # Coordinates, tracks and dimension scales of one file, of a few contigs.
 _FILE_BYTES = 8_000
@@ -108,7 +109,7 @@ def _plan_genome(
 ) -> GenomePlan:
     spec = setup.spec
     try:
-        with source.open(write=False) as genome:
+        with Genome(source.path, name=source.name, write=False) as genome:
             contigs = genome.contigs
         grid = make_grid(contigs, setup.geometry, spec.regions, spec.center)
     except GenomepredError as error:
@@ -145,12 +146,12 @@ def _bytes_per_row(setup: Setup, engine: Engine) -> float:
     if layout.compression == "none":
         return float(layout.tracks * np.dtype(layout.dtype).itemsize)
     rows = min(layout.chunk_rows, 4096)
-    batches = -(-rows // (numerics.compute_batch * setup.geometry.bins))
-    blocks = (
-        setup.random_block(numerics.compute_batch, numerics.overlap == "share", seed)
-        for seed in range(batches)
+    count = -(-rows // (numerics.compute_batch * setup.geometry.bins))
+    batches = (
+        setup.random_batches(numerics.compute_batch, numerics.overlap == "share", seed)
+        for seed in range(count)
     )
-    values = np.concatenate([engine.submit(block)().reshape(-1, layout.tracks) for block in blocks])
+    values = np.concatenate([engine.submit(one)().reshape(-1, layout.tracks) for one in batches])
     values = values[: layout.chunk_rows]
     # The chunk is padded with NaN, which compresses to next to nothing.
     return len(encode_chunk(values, layout)) / len(values)

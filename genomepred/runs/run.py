@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,6 @@ from genomepred.errors import (
     GenomepredError,
     GenomesFailedError,
     OptionError,
-    OutputError,
     SignatureError,
 )
 from genomepred.files import user_path
@@ -28,14 +28,14 @@ from genomepred.inference.engine import Engine
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import model_in_memory
 from genomepred.models.layers import SequenceModel
-from genomepred.progress import Outlook, Progress
-from genomepred.runs.executors import Executor, Job, Shard, local, processes
+from genomepred.progress import Outlook, Progress, Watch
+from genomepred.runs.executors import Executor, Job, local, processes
 from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
-from genomepred.runs.inputs import GenomePath, find_genomes, for_any_process
+from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import GenomeResult, Work, failing_alone
+from genomepred.runs.work import GenomeResult, Shard, Work, failing_alone
 
 
 def predict(
@@ -195,22 +195,12 @@ class GenomeRun:
         told: Mapping[str, Any] | None = None,
         model: SequenceModel | None = None,
     ) -> None:
-        self._begin(spec, Setup(spec, model=model), told)
+        self.spec, self.setup = spec, Setup(spec, model=model)
+        self.plan, self.workers = self.setup.open(told), self.setup.workers
         self.works: Sequence[Work] = [
-            GenomeWork(genome, self.plan, k) for k, genome in enumerate(spec.genomes)
+            GenomeWork(*genome, self.plan, k) for k, genome in enumerate(spec.genomes)
         ]
         self.step = self.setup.geometry.step
-
-    def _begin(self, spec: RunSpec, setup: Setup, told: Mapping[str, Any] | None) -> None:
-        """Continue, start or join the run in the output folder."""
-        self.spec, self.setup = spec, setup
-        if told is None:
-            self.plan = setup.open()
-        else:
-            self.plan = replace(setup.join(), session=told["session"])
-            if self.plan.run_id != told["run"]:
-                raise OutputError(f"{spec.out}: another run than that which was started is here")
-        self.workers = setup.workers
 
     def more(self) -> dict[str, Any]:
         """Words for another process beside the spec."""
@@ -223,7 +213,7 @@ class GenomeRun:
 
     def work(self, number: int, name: str, path: Path) -> Work:
         """A genome of the run, which ``works`` need not have."""
-        return GenomeWork(GenomePath(name, path), self.plan, number)
+        return GenomeWork(name, path, self.plan, number)
 
     @cached_property
     def engine(self) -> Engine:
@@ -286,7 +276,8 @@ def run(
     if progress:
         tell_of_compiling()
     try:
-        executor = executor or cluster_of(spec)  # which may be absent, before anything is written
+        if spec.cluster is not None:
+            executor = cluster_of(spec)  # which may be absent, before anything is written
         job = GenomeRun(spec, model=model)
         sweep(spec.out)
         if progress and job.setup.geometry.samples:
@@ -298,12 +289,11 @@ def run(
         torch.set_num_threads(threads)
 
 
-def cluster_of(spec: RunSpec) -> Executor | None:
+def cluster_of(spec: RunSpec) -> Executor:
     """Return the executor of a run that asks for a cluster."""
-    if spec.cluster is None:
-        return None
     from genomepred.runs.executors import ray
 
+    assert spec.cluster is not None
     return partial(ray.compute, address=ray.address_of(spec.cluster))
 
 
@@ -322,13 +312,15 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
     GenomesFailedError
         If some genomes failed; of a single genome, its own error.
     """
-    bar = Progress(total=0, unit=" bases", unit_scale=True, shown=progress, smoothing=0.05)
-    outlook = Outlook(bar, len(job.works), job.workers)
     if executor is None:
         worth = job.workers > 1 and any(map(_is_open, job.works))  # else workers find nothing to do
         executor = processes.compute if worth else local.compute
-    with bar:
-        executor(job, outlook)
+    with ExitStack() as shown:
+        watch = Watch()
+        if progress:
+            bar = Progress(total=0, unit=" bases", unit_scale=True, smoothing=0.05)
+            watch = Outlook(shown.enter_context(bar), len(job.works), job.workers)
+        executor(job, watch)
     for work in job.works:
         try:
             work.settled()  # another share may have published it meanwhile
@@ -337,8 +329,8 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
     results = [work.result() for work in job.works]
     failed = [work for work in job.works if work.error is not None]
     if not failed:
-        workers = job.workers if job.spec.cluster is None else outlook.workers
-        return RunReport(results, outlook.bases, workers)
+        workers = job.workers if job.spec.cluster is None else watch.workers
+        return RunReport(results, watch.bases, workers)
     first = failed[0].error
     if first is not None and len(results) == 1:
         raise first

@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from genomepred.errors import (
 from genomepred.files import open_regular, own_folder, publishing
 from genomepred.inference import batching
 from genomepred.inference.engine import (
-    Block,
+    Batches,
     Engine,
     Numerics,
     compute_batch,
@@ -39,13 +39,7 @@ from genomepred.inference.engine import (
 )
 from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
 from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.select import (
-    REFERENCE,
-    Blocks,
-    BlockSizes,
-    Filled,
-    resolve_kernels,
-)
+from genomepred.lowering.select import REFERENCE, Stretches, StretchSizes, resolve_kernels
 from genomepred.machine import usable_cpus, usable_memory
 from genomepred.machine_code import numba_version
 from genomepred.models.card import Card
@@ -67,27 +61,28 @@ from genomepred.runs.folder import (
 from genomepred.runs.inputs import is_own_place
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.bed import described_sha256, self_described
+from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import Layout
 
 # Compute batches handed to the device at a time, unless --batch-size says otherwise. One thread, a
-# single linear layer at stride 20: 4, 16, 64 a block gave 22-25, 28, 29-32 million bases/s.
-_BATCHES_A_BLOCK = {"cpu": 16, "cuda": 2}
+# single linear layer at stride 20: 4, 16, 64 of them gave 22-25, 28, 29-32 million bases/s.
+_BATCHES_TOGETHER = {"cpu": 16, "cuda": 2}
 # A worker costs about 4 s of start-up on one core; it is started only for work worth that: so many
 # windows, which reading and writing take, or the multiply-adds of so many of the two-block CNN.
 _WINDOWS_A_WORKER = 100_000
 _MULTIPLY_ADDS_A_WORKER = 2.5e11
 # Threads that encode chunks, of all workers together no more than processors.
 _COMPRESSORS = 4
-# Bytes that a worker holds, about: 0.33 GB with torch and a model, 0.12 GB for blocks and shards.
+# Bytes that a worker holds, about: 0.33 GB with torch and a model, 0.12 GB for windows and shards.
 _MEMORY_A_WORKER = 600_000_000
 
 
 class _Looked(NamedTuple):
     """Facts of the first genome for the decision."""
 
-    blocks: Blocks | None
+    stretches: Stretches | None
     windows: GuardWindows
 
 
@@ -108,6 +103,15 @@ class Setup:
         self, spec: RunSpec, writes: bool = True, model: SequenceModel | None = None
     ) -> None:
         self.spec, self._writes = spec, writes
+        #: Files that the run publishes, without their ending.
+        self.names = [genome.name for genome in spec.genomes]
+        if spec.kernels == REFERENCE[0] and spec.overlap == "share":
+            raise OptionError(
+                "--overlap share: --kernels reference computes every window by itself, as written; "
+                "leave one of them out"
+            )
+        alone = spec.center or spec.kernels == REFERENCE[0]
+        self._overlap = "naive" if alone else spec.overlap
         self.device = find_device(spec.device)
         self.model = load_model(spec.model, trust_code=spec.trust_code) if model is None else model
         card = self.model.card
@@ -116,7 +120,7 @@ class Setup:
         self.geometry = card.geometry(spec.stride)
         self.subject = Subject(self.model, card, self.geometry, self.device)
         self.engine = self.subject.engine
-        self._sizes = BlockSizes(self.model, self.geometry, self.device.type)
+        self._sizes = StretchSizes(self.model, self.geometry, self.device.type)
         self._fingerprints: dict[Engine, str] = {}  # of the last engine asked for
         tracks = [(track.name, track.description) for track in card.tracks]
         if spec.strand == "each":
@@ -145,7 +149,7 @@ class Setup:
         if worth < most:
             work = self.windows * multiply_adds(self.model, self.geometry.window)
             if saving is None:
-                saving = self._full_blocks.saving if self._full_blocks is not None else 1.0
+                saving = self._full_stretches.saving if self._full_stretches is not None else 1.0
             work /= saving
             worth = max(worth, work / _MULTIPLY_ADDS_A_WORKER)
         return max(1, min(most, int(worth)))
@@ -154,11 +158,6 @@ class Setup:
     def _most_workers() -> int:
         """Processes that processors and memory are enough for."""
         return max(min(usable_cpus().amount, usable_memory().amount // _MEMORY_A_WORKER), 1)
-
-    @property
-    def names(self) -> list[str]:
-        """Files that the run publishes, without their ending."""
-        return [genome.name for genome in self.spec.genomes]
 
     def asked(self) -> dict[str, Any]:
         """Return what the user has fixed of what is otherwise decided."""
@@ -169,14 +168,26 @@ class Setup:
             asked["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
         return asked
 
-    def open(self) -> RunPlan:
-        """Create the run in its output folder, or join the one that is there."""
+    def open(self, told: Mapping[str, Any] | None = None) -> RunPlan:
+        """Create the run in its output folder, or join the one that is there.
+
+        Raises
+        ------
+        OutputError
+            If it is another one than that which ``told``, another process's words, are of.
+        """
         spec = self.spec
+        if told is not None:
+            plan = replace(self.join(), session=told["session"])
+            if plan.run_id != told["run"]:
+                raise OutputError(f"{spec.out}: another run than that which was started is here")
+            return plan
         refuse_links(spec.out)
         names = self.names
         about: dict[str, Any] = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
         expected, asked = self.facts(), self.asked()
-        restart_if_mistaken(spec.out, {**expected, **asked}, names)
+        if os.path.lexists(spec.out / RUN_FILE):
+            restart_if_mistaken(spec.out, {**expected, **asked}, names)
         if not os.path.lexists(spec.out / RUN_FILE):
             numerics = self.decide()
             about["saving"] = self.saving(numerics)
@@ -193,7 +204,7 @@ class Setup:
             out=spec.out,
             geometry=self.geometry,
             layout=self.layout,
-            regions=_keep_regions(spec, signature.regions),
+            regions=spec.regions and _keep_regions(spec.out, spec.regions, signature.regions),
             regions_called=str(spec.regions),
             center=spec.center,
             signature=signature,
@@ -248,18 +259,21 @@ class Setup:
         GenomepredError
             If no genome can be read to check a precision on.
         """
-        spec, full = self.spec, self._full_blocks
+        spec, full = self.spec, self._full_stretches
         guards = self.device.type != "cpu" or spec.precision not in ("auto", "fp32")
         real = guards and self._writes  # random windows guard float32, and estimates
-        blocks, found = full, None
+        stretches, found = full, None
         if real or full is not None or spec.regions is not None:
-            for genome in spec.genomes:
-                cache = spec.out / CACHE if self._writes else None
-                with suppress(SequenceError), genome.open(cache, self._writes) as source:
+            cache = spec.out / CACHE if self._writes else None
+            for name, path in spec.genomes:
+                with (
+                    suppress(SequenceError),
+                    Genome(path, name=name, cache=cache, write=self._writes) as source,
+                ):
                     grid = make_grid(source.contigs, self.geometry, spec.regions, spec.center)
                     if grid.rows:
-                        blocks = full and self._blocks_of(source.contigs, grid)
-                        found = self._windows_of(source, grid, blocks) if real else None
+                        stretches = full and self._stretches_of(source.contigs, grid)
+                        found = self._windows_of(source, grid, stretches) if real else None
                         break
             else:
                 if real:
@@ -267,38 +281,28 @@ class Setup:
                         f"--precision {spec.precision}: no genome can be read to check it on"
                     )
         if found is None:
-            following = blocks and self.random_block(blocks.windows, consecutive=True)
-            found = GuardWindows(self.random_block(self.subject.compute_batch), following)
-        return _Looked(blocks, found)
+            following = stretches and self.random_batches(stretches.windows, consecutive=True)
+            found = GuardWindows(self.random_batches(self.subject.compute_batch), following)
+        return _Looked(stretches, found)
 
-    def _blocks_of(self, contigs: Mapping[str, int], grid: Grid) -> Blocks | None:
-        """Blocks as full as a genome's are: short contigs, and regions far apart, leave gaps."""
+    def _stretches_of(self, contigs: Mapping[str, int], grid: Grid) -> Stretches | None:
+        """Stretches as full as a genome's are: short contigs, and regions far apart, leave gaps."""
         grids = (Grid.whole(contigs, self.geometry), grid)
-        batches = _BATCHES_A_BLOCK[self.device.type]
+        batches = _BATCHES_TOGETHER[self.device.type]
         fills = [partial(batching.filled, g, list(contigs), batches=batches) for g in grids]
-        return self._choose_blocks(*fills)
+        return self._sizes.choose(self._overlap, *fills)
 
     def _windows_of(
-        self, source: SequenceSource, grid: Grid, blocks: Blocks | None
+        self, source: SequenceSource, grid: Grid, stretches: Stretches | None
     ) -> GuardWindows:
         spread = batching.sample(source, grid, self.subject.compute_batch)
-        return GuardWindows(spread, blocks and batching.sample_shared(source, grid, blocks.windows))
+        windows = stretches and batching.sample_shared(source, grid, stretches.windows)
+        return GuardWindows(spread, windows)
 
     @cached_property
-    def _full_blocks(self) -> Blocks | None:
-        """Value of :attr:`blocks` if every window of every block were asked for."""
-        return self._choose_blocks(lambda windows: 1.0)
-
-    def _choose_blocks(self, whole: Filled, asked: Filled | None = None) -> Blocks | None:
-        as_written = self.spec.kernels == REFERENCE[0]
-        if as_written and self.spec.overlap == "share":
-            raise OptionError(
-                "--overlap share: --kernels reference computes every window by itself, as written; "
-                "leave one of them out"
-            )
-        naive = self.spec.center or as_written
-        overlap = "naive" if naive else self.spec.overlap
-        return self._sizes.choose(overlap, whole, asked)
+    def _full_stretches(self) -> Stretches | None:
+        """Stretches to share overlap by if every window of each were asked for."""
+        return self._sizes.choose(self._overlap, lambda windows: 1.0)
 
     def why_alone(self, numerics: Numerics) -> str:
         """Reason for which a run that might share overlap does not; empty if it does."""
@@ -313,8 +317,8 @@ class Setup:
 
     def saving(self, numerics: Numerics) -> float:
         """Work of a run without sharing over that with it, in multiply-adds."""
-        blocks = self._looked.blocks if numerics.overlap == "share" else None
-        return blocks.saving if blocks is not None else 1.0
+        stretches = self._looked.stretches if numerics.overlap == "share" else None
+        return stretches.saving if stretches is not None else 1.0
 
     def decide(self) -> Numerics:
         """Choose overlap, precision and kernels (see :func:`genomepred.inference.numerics.decide`).
@@ -328,7 +332,8 @@ class Setup:
         """
         spec, looked = self.spec, self._looked
         windows = self.windows / self.workers
-        candidates = Candidates(spec.precision, spec.kernels, spec.strand, looked.blocks, windows)
+        asked = spec.precision, spec.kernels, spec.strand
+        candidates = Candidates(*asked, looked.stretches, windows)
         numerics = decide(self.subject, candidates, looked.windows)
         if spec.overlap == "share" and numerics.overlap != "share":
             raise PrecisionError(
@@ -337,13 +342,13 @@ class Setup:
             )
         return numerics
 
-    def random_block(self, windows: int, consecutive: bool = False, seed: int = 0) -> Block:
+    def random_batches(self, windows: int, consecutive: bool = False, seed: int = 0) -> Batches:
         """Windows of random sequence, side by side or ``consecutive`` ones of a grid."""
         window, stride = self.geometry.window, self.geometry.window
         batch = compute_batch(window, self.device.type, self.geometry.bins)
         if consecutive:
             stride, batch = self.geometry.stride, windows
-        return batching.random_block(windows, window, stride, batch, seed)
+        return batching.random_batches(windows, window, stride, batch, seed)
 
     def fingerprint(self, engine: Engine) -> str:
         """Hash of what an engine makes of one fixed compute batch.
@@ -352,14 +357,14 @@ class Setup:
         """
         if engine not in self._fingerprints:
             numerics = engine.numerics
-            block = self.random_block(numerics.compute_batch, numerics.overlap == "share")
-            found = hashlib.sha256(engine.submit(block)().tobytes()).hexdigest()
+            batches = self.random_batches(numerics.compute_batch, numerics.overlap == "share")
+            found = hashlib.sha256(engine.submit(batches)().tobytes()).hexdigest()
             self._fingerprints = {engine: found}
         return self._fingerprints[engine]
 
     def slots(self, batch: int) -> int:
-        """Windows of one block: the batch size, rounded up to whole compute batches."""
-        asked = self.spec.batch_size or batch * _BATCHES_A_BLOCK[self.device.type]
+        """Windows handed to the engine at a time: the batch size, in whole compute batches."""
+        asked = self.spec.batch_size or batch * _BATCHES_TOGETHER[self.device.type]
         return -(-asked // batch) * batch
 
 
@@ -389,16 +394,15 @@ def _triton_version() -> str | None:
     return str(triton.__version__)
 
 
-def _keep_regions(spec: RunSpec, sha256: str | None) -> Path | None:
+def _keep_regions(out: Path, bed: Path, sha256: str | None) -> Path:
     """A copy of the BED within the run, so that merging needs nothing else."""
-    if spec.regions is None or sha256 is None:
-        return None
-    kept = regions_path(spec.out, sha256)
+    assert sha256 is not None
+    kept = regions_path(out, sha256)
     try:
         check_regions(kept, sha256)
     except OutputError:
-        own_folder(spec.out, PARTS)
+        own_folder(out, PARTS)
         with publishing(kept) as temporary, open(temporary, "xb") as copy:
-            copy.writelines(self_described(spec.regions))
+            copy.writelines(self_described(bed))
         check_regions(kept, sha256)
     return kept

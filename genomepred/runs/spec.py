@@ -152,7 +152,12 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         for name, option in options().items():
-            _check(name, getattr(self, name), option)
+            flag, value = "--" + name.replace("_", "-"), getattr(self, name)
+            if option.choices and value not in option.choices:
+                raise OptionError(f"{flag} {value!r}: one of {', '.join(option.choices)}")
+            if option.range is not None and value is not None and not _is_in(value, option.range):
+                least, most = option.range.start, option.range.stop - 1
+                raise OptionError(f"{flag} {value!r}: an integer from {least} to {most}")
         i, n = self.shard
         if not (_is_in(n, _POSITIVE) and _is_in(i, range(1, n + 1))):
             raise OptionError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
@@ -187,15 +192,6 @@ def options() -> dict[str, Option]:
         for option in fields(RunSpec)
         if "option" in option.metadata
     }
-
-
-def _check(name: str, value: Any, option: Option) -> None:
-    flag = "--" + name.replace("_", "-")
-    if option.choices and value not in option.choices:
-        raise OptionError(f"{flag} {value!r}: one of {', '.join(option.choices)}")
-    if option.range is not None and value is not None and not _is_in(value, option.range):
-        least, most = option.range.start, option.range.stop - 1
-        raise OptionError(f"{flag} {value!r}: an integer from {least} to {most}")
 
 
 def _is_in(value: object, integers: range) -> bool:

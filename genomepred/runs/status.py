@@ -16,7 +16,7 @@ from genomepred.runs.folder import PARTS, RUN_FILE, is_at_work, refuse_links
 from genomepred.runs.inputs import genome_name
 from genomepred.runs.manifest import Run
 from genomepred.runs.work import Work
-from genomepred.store.sidecar import sidecar_path
+from genomepred.store.schema import sidecar_path
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The source of one published file of a run: a genome, or all haplotypes of a cohort.
+"""The source of one published file of a run, and its shards: a genome, or a cohort's haplotypes.
 
 All state is on disk: parts in ``OUT/.parts/<name>/``, the published file and its sidecar. Nothing
 here knows who computes which part; any number of processes may look, write and publish at once.
@@ -13,23 +13,41 @@ import stat
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from genomepred.errors import GenomepredError, OutputError, SignatureError, StoreError
-from genomepred.files import Claim, sync_folder
+from genomepred.documents import DocumentError, read_document, seal
+from genomepred.errors import (
+    GenomepredError,
+    OutputError,
+    SequenceError,
+    SignatureError,
+    StoreError,
+)
+from genomepred.files import Claim, sync_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import DamagedPartError
-from genomepred.store.sidecar import read_sidecar, sidecar_path, write_sidecar
+from genomepred.store.schema import read_sidecar, sidecar_path
 
+#: What the parts beside it were computed from.
+RECORD = "genome.json"
+# Ten million contigs with names of 80 letters.
+_LARGEST = 1 << 30
+# What stands at a record's place and is no file that we wrote: it is replaced, or refused there.
+_NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
 # A part that proves damaged so often is not worth computing once more.
 _MOST_DAMAGES = 3
 Rows = tuple[int, int]
+Then = Callable[[Rows], object]
+
+
+def _nothing(rows: Rows) -> None:
+    """Do nothing more."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +77,22 @@ class Work(ABC):
         Its number in the run; spreads the shares.
     """
 
+    #: What its record must hold.
+    schema: ClassVar[dict[str, Any]]
+
+    #: Once prepared: what it was when its first shard was computed, the grid of what is computed,
+    #: and the ranges of all shards.
+    record: dict[str, Any]
+    grid: Grid
+    ranges: list[Rows]
+
     def __init__(self, name: str, path: Path, plan: RunPlan, number: int = 0) -> None:
         self.name, self.path, self.plan, self.number = name, path, plan, number
         self.folder = plan.out / PARTS / name
         self.final = plan.out / f"{name}.h5"
         self.sidecar = sidecar_path(self.final)
+        #: Whether record, grid and ranges are known; they are never altered.
+        self.prepared = False
         #: Why this command, or a worker of it, has given it up.
         self.error: GenomepredError | None = None
         #: The published file's sidecar, once it has been seen or written.
@@ -79,28 +108,8 @@ class Work(ABC):
         """Find out what it is and what its shards are; False while another process is at it."""
 
     @abstractmethod
-    def read_record(self) -> dict[str, Any] | None:
-        """Return what it was when its first shard was computed, or None if none was.
-
-        Raises
-        ------
-        StoreError
-            If the record is damaged.
-        """
-
-    @abstractmethod
     def adopt(self, record: dict[str, Any]) -> None:
         """Be prepared by a record, without reading the sequence."""
-
-    @property
-    @abstractmethod
-    def ranges(self) -> list[Rows]:
-        """Ranges of all shards, once prepared."""
-
-    @property
-    @abstractmethod
-    def grid(self) -> Grid:
-        """Grid of what is computed, once prepared."""
 
     @abstractmethod
     def source(self) -> SequenceSource:
@@ -145,8 +154,37 @@ class Work(ABC):
     def forget(self) -> None:
         """Let go of what grows with the number of contigs too."""
         self.close()
+        if self.prepared:
+            self.prepared = False
+            del self.record, self.grid, self.ranges
 
     # -- where it stands: nothing is changed -------------------------------------------------
+
+    def read_record(self) -> dict[str, Any] | None:
+        """Return what it was when its first shard was computed, or None if none was.
+
+        Raises
+        ------
+        StoreError
+            If the record is damaged.
+        """
+        path = self.folder / RECORD
+        try:
+            record = read_document(path, self.schema, sealed=True, limit=_LARGEST, follow=False)
+            if record["name"] != self.name:
+                raise DocumentError(f"of another genome, {record['name'][:40]!r}")
+            lengths = record["lengths"]
+            if len(set(record["contigs"])) != len(lengths) or sum(lengths) >> 62:
+                raise DocumentError("contigs and lengths do not fit each other")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in _NO_RECORD:
+                raise
+            raise StoreError(f"{path}: no record ({error.strerror}); run predict again") from error
+        except DocumentError as error:
+            raise StoreError(f"{path} is damaged ({error}); run predict again") from error
+        return record
 
     def outcome(self) -> dict[str, Any] | None:
         """Content of the sidecar; None if there is none, or a damaged one.
@@ -283,8 +321,52 @@ class Work(ABC):
     def _note(self, outcome: str, **facts: Any) -> dict[str, Any]:
         signature = self.plan.signature.to_json()
         noted = {"outcome": outcome, **facts, "signature": signature, "finished": now()}
-        write_sidecar(self.sidecar, noted)
+        write_whole(self.sidecar, seal(noted))
         return noted
+
+
+class Shard:
+    """A shard that is this process's to compute (a ``pipeline.ShardJob``).
+
+    Parameters
+    ----------
+    work : Work
+        Prepared.
+    first, last : int
+        One of its ``ranges``.
+    then : callable
+        Called with these rows once the part is on disk, on the thread that has written it.
+    landed : callable
+        Called with these rows at the end, good or bad.
+    """
+
+    def __init__(
+        self, work: Work, first: int, last: int, then: Then = _nothing, landed: Then = _nothing
+    ) -> None:
+        self.work, self.first, self.last = work, first, last
+        self._then, self._landed = then, landed
+        self.genome, self.grid = work.source(), work.grid
+
+    def finish(self, values: Any) -> None:
+        """Write the part."""
+        try:
+            with failing_alone(self.work):
+                self.work.write(self.first, self.last, values)
+                self._then((self.first, self.last))
+        finally:
+            self._landed((self.first, self.last))
+
+    def fail(self, error: GenomepredError) -> None:
+        """Give the work up."""
+        if isinstance(error, SequenceError):
+            try:  # what a file that changes under way looks like to its reader is no explanation
+                self.work.check_source()
+            except SequenceError as changed:
+                error = changed
+        try:
+            self.work.fail(error)
+        finally:
+            self._landed((self.first, self.last))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Codes: one base as uint8, and what is made of them: other strand, one-hot, counts of real bases.
+"""Codes: one base as uint8, and what is made of them: other strand, one-hot, counts, digests.
 
 A=0, C=1, G=2, T=U=3, anything else 4. What makes codes from bytes is
 :mod:`genomepred.sequences.decode`.
@@ -6,9 +6,11 @@ A=0, C=1, G=2, T=U=3, anything else 4. What makes codes from bytes is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import DTypeLike, NDArray
 
 Codes = NDArray[np.uint8]
@@ -140,3 +142,21 @@ def real_counts(codes: Codes, starts: NDArray[np.int64], width: int) -> NDArray[
             at = begins - begins[0]
             out[first : first + _TOGETHER] = before[at + width] - before[at]
     return out
+
+
+def sequence_digest(codes: xxhash.xxh3_128, contigs: Iterable[tuple[str, int]]) -> str:
+    """Digest of a sequence: XXH3-128 of its codes, then of its contigs' names and lengths.
+
+    Parameters
+    ----------
+    codes : xxh3_128
+        Hash of the codes of all contigs in file order.
+    contigs : iterable of (name, length)
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
+    codes.update("".join(f"{name}\t{length}\n" for name, length in contigs).encode())
+    return codes.hexdigest()

@@ -39,7 +39,6 @@ from genomepred.sequences.sweep import (
     prefixes,
     rows_before,
     sweep,
-    widened,
 )
 
 Int64 = NDArray[np.int64]
@@ -273,7 +272,7 @@ def held_bytes(haplotypes: int, geometry: Geometry, longest: int, edits_a_base: 
     beside = 2 * (2 * window + _MARGIN) + window
     bases = min(_LOADED // max(haplotypes, 1) + beside, longest)
     blocks = min(panel_cache.KEPT_BLOCKS * panel_cache.BLOCK, longest)
-    reach = min(size * geometry.stride + window + 2 * slack(window), longest)
+    reach = min(size * geometry.stride + window, longest)
     # Edits of two loads, where the last chunk of the one before is still in use; those of a chunk
     # and all its keys, as if no two haplotypes were alike.
     return int(edits_a_base * (2 * 4 * bases + 28 * reach + 8 * blocks)) + 36 * haplotypes * size
@@ -412,9 +411,8 @@ class _Sweep:
             same,
             who,
         )
-        who, more = who[:found], slack(g.window) + lost  # pieces reach beyond windows
-        at = np.empty((found, 2), np.int64)
-        widened(low - more, high + more, who, r.first, r.edit, r.start, r.end, self._at, at)
+        # What pieces see beyond all these windows may lack edits: no window has it.
+        who, at = who[:found], self._at[who[:found]]
         begin = np.zeros(found + 1, np.int64)
         np.cumsum(at[:, 1] - at[:, 0], out=begin[1:])
         edits, entries = int(begin[-1]), int(begin[-1]) + found

@@ -12,18 +12,21 @@ import hashlib
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
-from genomepred.documents import COUNT, DocumentError, parse_sealed, seal
+from genomepred.documents import COUNT, DocumentError, parse_document, seal
 from genomepred.errors import OutputError, SequenceError
 from genomepred.files import Claim, discard_abandoned, open_regular, publishing
 from genomepred.sequences.codes import Codes
-from genomepred.sequences.records import Scan
+
+if TYPE_CHECKING:
+    from genomepred.sequences.scan import Scan
 
 #: Codes of one digest. Small enough for L2, since a part of a block is read by way of all of it.
 BLOCK = 1 << 18
@@ -95,7 +98,8 @@ class ExpandedCodes:
         length = int.from_bytes(tail[:8], "little")
         if tail[8:] != _MAGIC or length > min(size - _TAIL, _MOST_TRAILER):
             raise DamagedCodesError("it has no trailer")
-        trailer = parse_sealed(os.pread(self._fd, length, size - _TAIL - length), _TRAILER)
+        text = os.pread(self._fd, length, size - _TAIL - length)
+        trailer: dict[str, Any] = parse_document(text, _TRAILER, sealed=True)
         names, lengths = trailer["contigs"], trailer["lengths"]
         self._bases = sum(lengths)
         table = -(-self._bases // BLOCK) * _DIGEST
@@ -128,19 +132,16 @@ class ExpandedCodes:
                 unknown = self._checked.find(0, block, last)
                 count = min(view.nbytes, (last if unknown < 0 else unknown) * BLOCK - at)
                 self._read(view[:count], at)
-            elif count == size:
-                self._read_block(block, view[:count])
             else:
-                self._read_block(block, self._block[:size])
-                view[:count] = self._block[skip : skip + count]
+                whole, begin = view[:count] if count == size else self._block[:size], at - skip
+                self._read(whole, begin)
+                expected = self._digests[block * _DIGEST : (block + 1) * _DIGEST]
+                if xxhash.xxh3_128_digest(whole) != expected:
+                    raise DamagedCodesError(f"{self._path}: damaged in its bytes from {begin} on")
+                self._checked[block] = True
+                if count < size:
+                    view[:count] = whole[skip : skip + count]
             view, at = view[count:], at + count
-
-    def _read_block(self, block: int, view: memoryview) -> None:
-        self._read(view, block * BLOCK)
-        expected = self._digests[block * _DIGEST : (block + 1) * _DIGEST]
-        if xxhash.xxh3_128_digest(view) != expected:
-            raise DamagedCodesError(f"{self._path}: damaged in its bytes from {block * BLOCK} on")
-        self._checked[block] = True
 
     def _read(self, view: memoryview, at: int) -> None:
         try:
@@ -178,18 +179,15 @@ class _Writer:
             self._hash.update(part)
             self._room -= part.nbytes
             if self._room == 0:
-                self._end_block()
+                self._digests += self._hash.digest()
+                self._hash.reset()
+                self._room = BLOCK
             codes = codes[part.nbytes :]
-
-    def _end_block(self) -> None:
-        self._digests += self._hash.digest()
-        self._hash.reset()
-        self._room = BLOCK
 
     def finish(self, result: Scan, identity: Identity) -> None:
         """Write the digests and the trailer."""
         if self._room < BLOCK:
-            self._end_block()
+            self._digests += self._hash.digest()
         trailer = seal(
             {
                 "contigs": [record.name for record in result.records],
@@ -202,7 +200,7 @@ class _Writer:
         self._file.write(self._digests + trailer + len(trailer).to_bytes(8, "little") + _MAGIC)
 
 
-ScanInto = Callable[[Callable[[memoryview], object]], Scan]
+ScanInto = Callable[[Callable[[memoryview], object]], "Scan"]
 
 
 def open_expanded(target: Path, identity: Identity, scan_into: ScanInto) -> ExpandedCodes:
@@ -228,9 +226,14 @@ def open_expanded(target: Path, identity: Identity, scan_into: ScanInto) -> Expa
     """
     claim = _claim(target)
     try:
-        if (found := _opened(target, identity)) is not None:
-            return found
-        _sweep(target, claim)
+        with suppress(OSError, DamagedCodesError):  # a link, a pipe or a folder is none
+            return ExpandedCodes(target, identity)
+        # What killed processes have left: under a lock, all temporaries there are.
+        if claim.exclusive:
+            for leftover in target.parent.glob(f"{escape(target.stem[:120])}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+        else:
+            discard_abandoned(target)
         with publishing(target) as temporary, open(temporary, "xb") as file:
             writer = _Writer(file)
             writer.finish(scan_into(writer.write), identity)
@@ -241,26 +244,9 @@ def open_expanded(target: Path, identity: Identity, scan_into: ScanInto) -> Expa
         claim.release()
 
 
-def _opened(target: Path, identity: Identity) -> ExpandedCodes | None:
-    """The codes file if there is a sound one; a link, a pipe or a folder is none."""
-    try:
-        return ExpandedCodes(target, identity)
-    except (OSError, DamagedCodesError):
-        return None
-
-
-def _sweep(target: Path, claim: Claim) -> None:
-    """Remove temporaries that killed processes have left: under a lock, all there are."""
-    if not claim.exclusive:
-        discard_abandoned(target)
-        return
-    for leftover in target.parent.glob(f"{escape(target.stem[:120])}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
 def _claim(target: Path) -> Claim:
     try:
-        claim = Claim.take(_lock_of(target), wait=True)
+        claim = Claim.take(target.with_name(f"{target.name}.lock"), wait=True)
     except OSError as error:
         raise _unwritable(target, error) from None
     if claim is None:
@@ -289,15 +275,12 @@ def discard(target: Path) -> None:
     """Remove a codes file and its lock; processes that have it open keep reading."""
     if not os.path.lexists(target):
         return
-    claim = Claim.take(_lock_of(target), wait=True)
+    lock = target.with_name(f"{target.name}.lock")
+    claim = Claim.take(lock, wait=True)
     if claim is None:
         return
     try:
         target.unlink(missing_ok=True)
-        _lock_of(target).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
     finally:
         claim.release()
-
-
-def _lock_of(target: Path) -> Path:
-    return target.with_name(f"{target.name}.lock")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import xxhash
 
 from genomepred.errors import OutputError, RegionError, SequenceError
+from genomepred.files import discard_abandoned, own_folder, read_small, write_whole
 from genomepred.sequences.byte_source import (
     BgzipSource,
     ByteSource,
@@ -22,7 +27,7 @@ from genomepred.sequences.byte_source import (
     stamp_of,
     walk_blocks,
 )
-from genomepred.sequences.codes import UNKNOWN, Codes
+from genomepred.sequences.codes import UNKNOWN, Codes, sequence_digest
 from genomepred.sequences.expanded import (
     DamagedCodesError,
     ExpandedCodes,
@@ -31,8 +36,7 @@ from genomepred.sequences.expanded import (
     open_expanded,
 )
 from genomepred.sequences.index import (
-    IndexFiles,
-    cache_folder,
+    Record,
     format_fai,
     format_gzi,
     lists_blocks,
@@ -40,7 +44,9 @@ from genomepred.sequences.index import (
     parse_fai,
 )
 from genomepred.sequences.names import absent_contig, shown
-from genomepred.sequences.records import Record, Scan, SequenceDigest
+
+if TYPE_CHECKING:
+    from genomepred.sequences.scan import Scan
 
 _SUFFIX = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bgz|xz))?$", re.IGNORECASE)
 # Codes hashed at once.
@@ -55,15 +61,6 @@ class _Reader(Protocol):
     def read(self, contig: str, start: int, out: Codes) -> None: ...
 
     def close(self) -> None: ...
-
-
-def _scan(
-    path: Path, pieces: Iterable[Codes], sink: Callable[[memoryview], object] | None = None
-) -> Scan:
-    """As :func:`genomepred.sequences.scan.scan`, whose compiled kernels take a while to load."""
-    from genomepred.sequences.scan import scan
-
-    return scan(path, pieces, sink)
 
 
 class Genome:
@@ -112,7 +109,7 @@ class Genome:
         self.stamp = stamp_of(self.path)
         self._cache = None if cache is None else Path(cache)
         self._write = write
-        self._files = IndexFiles(self.path, self.stamp, self._cache)
+        self._files = _IndexFiles(self.path, self.stamp, self._cache)
         self._private: tempfile.TemporaryDirectory[str] | None = None
         self._digest: str | None = None
         self._lock = threading.Lock()  # readers reuse their buffers
@@ -130,7 +127,9 @@ class Genome:
         for index in self._files.current(".fai", most_fai(source)):
             if (records := parse_fai(index, source)) is not None:
                 return _IndexedReader(self.path, source, records)
-        result = _scan(self.path, source.pieces(0, source.size))
+        from genomepred.sequences.scan import scan  # compiled kernels take a while to load
+
+        result = scan(self.path, source.pieces(0, source.size))
         self._digest = result.digest
         if not result.even:
             return self._open_stream(source.pieces(0, source.size))
@@ -150,14 +149,16 @@ class Genome:
 
     def _open_stream(self, pieces: Iterator[Codes]) -> _Reader:
         """A reader for bytes that no index can address: through a file of codes."""
+        from genomepred.sequences.scan import scan
+
         if not self._write:
-            result = _scan(self.path, pieces)
+            result = scan(self.path, pieces)
             self._digest = result.digest
             return _LengthsOnly(self.path, result)
         target = self._files.cached(self._expanded_folder(), ".codes")
-        reader = open_expanded(
-            target, self._files.identity(), lambda sink: _scan(self.path, pieces, sink)
-        )
+        size, modified = self.stamp
+        identity = {"path": str(self.path.resolve()), "size": size, "mtime_ns": modified}
+        reader = open_expanded(target, identity, lambda sink: scan(self.path, pieces, sink))
         self._digest = reader.digest
         return reader
 
@@ -167,7 +168,7 @@ class Genome:
                 self._private = _temporary_folder()
             return Path(self._private.name)
         try:
-            return cache_folder(self._cache)
+            return _cache_folder(self._cache)
         except OSError as error:
             raise OutputError(f"{self._cache}: cannot be made: {error.strerror}") from None
 
@@ -236,13 +237,13 @@ class Genome:
         it has taken one.
         """
         if self._digest is None:
-            digest = SequenceDigest()
+            digest = xxhash.xxh3_128()
             buffer = np.empty(_BLOCK, np.uint8)
             for contig, length in self.contigs.items():
                 for start in range(0, length, _BLOCK):
                     end = min(start + _BLOCK, length)
                     digest.update(self.codes(contig, start, end, buffer[: end - start]).data)
-            self._digest = digest.finish(self.contigs.items())
+            self._digest = sequence_digest(digest, self.contigs.items())
         return self._digest
 
     def discard_cache(self) -> None:
@@ -270,6 +271,69 @@ class Genome:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class _IndexFiles:
+    """Paths of the indexes of one FASTA: beside it, or in a cache folder if they cannot be there.
+
+    Parameters
+    ----------
+    fasta : Path
+    stamp : tuple of int
+        Size and modification time in nanoseconds of the FASTA.
+    cache : Path, optional
+    """
+
+    fasta: Path
+    stamp: tuple[int, int]
+    cache: Path | None
+
+    def _places(self, suffix: str) -> list[Path]:
+        beside = self.fasta.with_name(self.fasta.name + suffix)
+        return [beside] if self.cache is None else [beside, self.cached(self.cache, suffix)]
+
+    def cached(self, cache: Path, suffix: str) -> Path:
+        """A path in a cache folder that belongs to this version of the FASTA alone."""
+        told = f"{os.fsdecode(self.fasta.resolve())}\n{self.stamp}"
+        key = xxhash.xxh3_64_hexdigest(os.fsencode(told))
+        return cache / f"{self.fasta.name[:40]}.{key}{suffix}"
+
+    def current(self, suffix: str, limit: int) -> Iterator[bytes]:
+        """Contents of indexes that are not older than the FASTA, best place first.
+
+        What is no regular file or larger than ``limit`` bytes counts as absent.
+        """
+        for place in self._places(suffix):
+            with suppress(OSError):
+                if place.stat().st_mtime_ns >= self.stamp[1]:
+                    yield read_small(place, limit, follow=place.parent != self.cache)
+
+    def store(self, suffix: str, data: bytes) -> None:
+        """Write an index where possible; without one the next start only takes longer."""
+        for place in self._places(suffix):
+            with suppress(OSError, OutputError):
+                if place.parent == self.cache:
+                    _cache_folder(place.parent)
+                # A folder that nobody may write to is left alone by root too.
+                if place.parent.stat().st_mode & 0o222:
+                    discard_abandoned(place)
+                    write_whole(place, data)
+                    return
+
+
+def _cache_folder(path: Path) -> Path:
+    """A cache folder, made if absent.
+
+    Raises
+    ------
+    OutputError
+        If it is a link or no folder.
+    OSError
+        If it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return own_folder(path.parent, path.name)
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
@@ -335,4 +399,4 @@ class _LengthsOnly:
 def discard_codes(path: Path, stamp: tuple[int, int], cache: Path) -> None:
     """Remove a FASTA's expanded codes from a cache; open readers can go on reading."""
     if cache.is_dir():
-        discard(IndexFiles(path, stamp, None).cached(cache, ".codes"))
+        discard(_IndexFiles(path, stamp, None).cached(cache, ".codes"))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError
-from genomepred.sequences.names import MOST_NAME, absent_contig, shown, text_array
+from genomepred.sequences.names import MOST_NAME, absent_contig, shown
 
 Int64 = NDArray[np.int64]
 
@@ -174,7 +174,8 @@ class Grid:
     geometry : Geometry
         Sizes of windows and bins.
     contigs : array of str objects, [intervals]
-        Contig of each interval.
+        Contig of each interval. (NumPy's own text takes four bytes a character of the longest one,
+        for each.)
     start, first_row : int64 array, [intervals]
         Start of each interval's first row in bases, and that row's number.
     rows : int
@@ -204,7 +205,7 @@ class Grid:
         first = np.cumsum(windows) - windows
         return cls(
             geometry=geometry,
-            contigs=text_array(contigs),
+            contigs=np.array(list(contigs), object),
             start=np.zeros(len(contigs), np.int64),
             first_row=first * geometry.bins,
             rows=int(windows.sum()) * geometry.bins,
@@ -262,13 +263,13 @@ class Grid:
         middle = np.array([r.center for r in regions], np.int64)
         return cls(
             geometry=geometry,
-            contigs=text_array(r.contig for r in regions),
+            contigs=np.array([r.contig for r in regions], object),
             start=middle - geometry.span // 2,
             first_row=count * geometry.bins,
             rows=len(regions) * geometry.bins,
             length=np.array([contigs[r.contig] for r in regions], np.int64),
             first_window=count,
-            names=text_array(map(_checked_name, regions)),
+            names=np.array(list(map(_checked_name, regions)), object),
         )
 
     @cached_property

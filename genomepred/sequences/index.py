@@ -7,21 +7,15 @@ they are found again between the others.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from genomepred.errors import OutputError
-from genomepred.files import discard_abandoned, own_folder, read_small, write_whole
 from genomepred.sequences.byte_source import ByteSource
 from genomepred.sequences.codes import ALPHABET
 from genomepred.sequences.names import MOST_NAME
-from genomepred.sequences.records import Record
 
 Int64 = NDArray[np.int64]
 
@@ -37,70 +31,14 @@ _MOST_FAI = 1 << 30
 _MOST_NUMBER = 1 << 60
 
 
-class IndexFiles:
-    """Paths of the indexes of one FASTA: beside it, or in a cache folder if they cannot be there.
+class Record(NamedTuple):
+    """One line of a .fai; ``offset`` is that of the first base in the uncompressed bytes."""
 
-    Parameters
-    ----------
-    fasta : Path
-    stamp : tuple of int
-        Size and modification time in nanoseconds of the FASTA.
-    cache : Path, optional
-    """
-
-    def __init__(self, fasta: Path, stamp: tuple[int, int], cache: Path | None) -> None:
-        self._fasta, self._stamp, self._cache = fasta, stamp, cache
-
-    def _places(self, suffix: str) -> list[Path]:
-        beside = self._fasta.with_name(self._fasta.name + suffix)
-        return [beside] if self._cache is None else [beside, self.cached(self._cache, suffix)]
-
-    def cached(self, cache: Path, suffix: str) -> Path:
-        """A path in a cache folder that belongs to this version of the FASTA alone."""
-        told = f"{os.fsdecode(self._fasta.resolve())}\n{self._stamp}"
-        key = xxhash.xxh3_64_hexdigest(os.fsencode(told))
-        return cache / f"{self._fasta.name[:40]}.{key}{suffix}"
-
-    def identity(self) -> dict[str, str | int]:
-        """Identity of the FASTA that a cached file belongs to."""
-        size, modified = self._stamp
-        return {"path": str(self._fasta.resolve()), "size": size, "mtime_ns": modified}
-
-    def current(self, suffix: str, limit: int) -> Iterator[bytes]:
-        """Contents of indexes that are not older than the FASTA, best place first.
-
-        What is no regular file or larger than ``limit`` bytes counts as absent.
-        """
-        for place in self._places(suffix):
-            with suppress(OSError):
-                if place.stat().st_mtime_ns >= self._stamp[1]:
-                    yield read_small(place, limit, follow=place.parent != self._cache)
-
-    def store(self, suffix: str, data: bytes) -> None:
-        """Write an index where possible; without one the next start only takes longer."""
-        for place in self._places(suffix):
-            with suppress(OSError, OutputError):
-                if place.parent == self._cache:
-                    cache_folder(place.parent)
-                # A folder that nobody may write to is left alone by root too.
-                if place.parent.stat().st_mode & 0o222:
-                    discard_abandoned(place)
-                    write_whole(place, data)
-                    return
-
-
-def cache_folder(path: Path) -> Path:
-    """A cache folder, made if absent.
-
-    Raises
-    ------
-    OutputError
-        If it is a link or no folder.
-    OSError
-        If it cannot be made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return own_folder(path.parent, path.name)
+    name: str
+    length: int
+    offset: int
+    line_bases: int
+    line_width: int
 
 
 def format_fai(records: Iterable[Record]) -> bytes:

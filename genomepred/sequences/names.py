@@ -7,24 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 #: Most bytes of a name in UTF-8. A longer one is no name, but sequence or a table on one line.
 MOST_NAME = 1000
 
 _SHOWN = 60  # characters of a name that a message quotes
-
-
-def text_array(names: Iterable[str]) -> NDArray[np.object_]:
-    """Names as an array that takes as much memory as they have characters.
-
-    NumPy's own text takes four bytes a character of the longest one, for each.
-    """
-    listed = list(names)
-    array = np.empty(len(listed), object)
-    array[:] = listed
-    return array
 
 
 def shown(name: Any) -> str:

@@ -6,18 +6,39 @@ Any line ends (LF, CRLF, lone CR) and line widths, blanks and empty lines are ta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from genomepred.errors import SequenceError
 from genomepred.sequences import decode as kernel
-from genomepred.sequences.codes import Codes
+from genomepred.sequences.codes import Codes, sequence_digest
+from genomepred.sequences.index import Record
 from genomepred.sequences.names import MOST_NAME, shown
-from genomepred.sequences.records import Record, Scan, SequenceDigest
 
 # Bytes of a long line that are looked over for its end, and decoded, at once.
 _LONGEST = 1 << 16
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Findings of a pass over a whole FASTA.
+
+    Parameters
+    ----------
+    records : list of Record
+        In file order; offset, line bases and line width of empty contigs are 0.
+    even : bool
+        Whether arithmetic on lines finds every base, so that a .fai can be written.
+    digest : str
+        See :func:`genomepred.sequences.codes.sequence_digest`.
+    """
+
+    records: list[Record]
+    even: bool
+    digest: str
 
 
 def scan(
@@ -43,14 +64,14 @@ def scan(
     SequenceError
         If the bytes are no FASTA of nucleotides, naming contig, line and byte offset.
     """
-    scanner, digest = _Scanner(path), SequenceDigest()
+    scanner, digest = _Scanner(path), xxhash.xxh3_128()
     for piece in pieces:
         for codes in scanner.feed(piece):
             digest.update(codes)
             if sink is not None:
                 sink(codes)
     records, even = scanner.finish()
-    return Scan(records, even, digest.finish((r.name, r.length) for r in records))
+    return Scan(records, even, sequence_digest(digest, ((r.name, r.length) for r in records)))
 
 
 class _Scanner:

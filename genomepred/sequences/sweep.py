@@ -86,24 +86,6 @@ def alike(
 
 
 @njit(nogil=True, cache=True)
-def widened(
-    low: int, high: int, who: Any, first: Any, edit: Any, start: Any, end: Any, at: Any, out: Any
-) -> None:
-    """First edit of haplotypes ``who`` that reaches into ``[low, high)``, and the first one behind.
-
-    ``at`` are those of a range within.
-    """
-    for k in range(len(who)):
-        h = who[k]
-        i, j = at[h, 0], at[h, 1]
-        while i > first[h] and end[edit[i - 1]] > low:
-            i -= 1
-        while j < first[h + 1] and start[edit[j]] < high:
-            j += 1
-        out[k, 0], out[k, 1] = i, j
-
-
-@njit(nogil=True, cache=True)
 def prefixes(
     at: Any, edit: Any, gain: Any, key: Any, first: Any, own: Any, delta: Any, total: Any
 ) -> None:

@@ -146,22 +146,17 @@ def _require_range(values: NDArray[np.floating[Any]], stored: NDArray[np.floatin
 
 def filter_bytes(array: NDArray[Any], layout: Layout) -> bytes:
     """A C-contiguous array through the layout's filters: shuffle, compression, fletcher32."""
-    shuffled = array.reshape(-1, 1).view(np.uint8).T.tobytes()
-    packed = _compress(shuffled, layout)
-    return packed + fletcher32(packed).to_bytes(4, "little")
-
-
-def _compress(data: bytes, layout: Layout) -> bytes:
-    if layout.compression == "none":
-        return data
+    packed = array.reshape(-1, 1).view(np.uint8).T.tobytes()
     if layout.compression == "zstd":
         import zstandard
 
-        return zstandard.ZstdCompressor(level=zstd.LEVEL).compress(data)
-    run_lengths = layout.compression == "deflate" and layout.tracks <= RUN_LENGTH_TRACKS
-    strategy = zlib.Z_RLE if run_lengths else zlib.Z_DEFAULT_STRATEGY
-    deflate = zlib.compressobj(layout.level, zlib.DEFLATED, zlib.MAX_WBITS, 8, strategy)
-    return deflate.compress(data) + deflate.flush()
+        packed = zstandard.ZstdCompressor(level=zstd.LEVEL).compress(packed)
+    elif layout.compression != "none":
+        run_lengths = layout.compression == "deflate" and layout.tracks <= RUN_LENGTH_TRACKS
+        strategy = zlib.Z_RLE if run_lengths else zlib.Z_DEFAULT_STRATEGY
+        deflate = zlib.compressobj(layout.level, zlib.DEFLATED, zlib.MAX_WBITS, 8, strategy)
+        packed = deflate.compress(packed) + deflate.flush()
+    return packed + fletcher32(packed).to_bytes(4, "little")
 
 
 # -- fletcher32, as HDF5 has it -------------------------------------------------------------------
@@ -178,17 +173,14 @@ def fletcher32(data: bytes | memoryview) -> int:
     """
     view = memoryview(data).cast("B")
     words = np.frombuffer(view[: len(view) // 2 * 2], ">u2")
-    first = second = 0
+    first = second = 0  # Python's numbers, which hold any sum
     for begin in range(0, len(words), _BLOCK):
         sums = np.cumsum(words[begin : begin + _BLOCK].astype(np.uint64))
-        second = _reduce(second + len(sums) * first + int(sums.sum()))
-        first = _reduce(first + int(sums[-1]))
+        second += len(sums) * first + int(sums.sum())
+        first += int(sums[-1])
     if len(view) % 2:
         first += view[-1] << 8
         second += first
-    return _reduce(second) << 16 | _reduce(first)
-
-
-def _reduce(total: int) -> int:
-    """Remainder modulo 65535, but 65535 for its multiples above 0, as folding gives."""
-    return total and (total - 1) % 65535 + 1
+    # Remainders modulo 65535, but 65535 for its multiples above 0, as folding gives.
+    first, second = (total and (total - 1) % 65535 + 1 for total in (first, second))
+    return second << 16 | first

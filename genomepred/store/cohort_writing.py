@@ -71,8 +71,8 @@ def write_cohort_part(
             chunk = encode_chunk(values[row : row + step], layout)
             data.id.write_direct_chunk((row, 0), chunk)
         whole = np.concatenate([leader, np.full(fill, none, leader.dtype)])
-        hdf5._write_table(file, "counts", counts.astype("<i8"), np.dtype("<i8"))
-        hdf5._write_table(file, "leader", whole, whole.dtype.newbyteorder("<"))
+        hdf5._write_table(file, "counts", counts.astype(np.int64, copy=False))
+        hdf5._write_table(file, "leader", whole)
         table = _create_index(file, "index", index.shape, index.dtype)
         for h in range(0, index.shape[0], INDEX_CHUNK):
             for w in range(0, index.shape[1], INDEX_CHUNK):
@@ -136,20 +136,13 @@ def join_cohort(
     windows = grid.rows // grid.geometry.bins
     with publishing(path) as temporary:
         require_space(path.parent, sum(hdf5._size(part) for part in parts))
-        with hdf5._Target(temporary, "x+b") as target:
-            try:
-                with hdf5._create_file(target) as file:
-                    said = {**attributes, **hdf5._grid_attributes(grid), "format": COHORT_FORMAT}
-                    hdf5._write_attributes(file, said)
-                    hdf5._write_tables(file, grid, tracks)
-                    group = hdf5._create_group(file, "haplotypes")
-                    hdf5._write_strings(group, "sample", [sample for sample, _ in haplotypes])
-                    copies = np.array([copy for _, copy in haplotypes], "<i4")
-                    hdf5._write_table(group, "copy", copies, copies.dtype)
-                    _copy_cohort(file, parts, layout, len(haplotypes), windows, told)
-                    hdf5._name_dimensions(file, [name for name, _ in tracks])
-            finally:
-                target.raise_error()
+        with hdf5.new_file(temporary) as file:
+            hdf5.describe(file, grid, tracks, {**attributes, "format": COHORT_FORMAT})
+            group = hdf5._create_group(file, "haplotypes")
+            hdf5._write_table(group, "sample", [sample for sample, _ in haplotypes])
+            hdf5._write_table(group, "copy", np.array([copy for _, copy in haplotypes], np.int32))
+            _copy_cohort(file, parts, layout, len(haplotypes), windows, told)
+            hdf5._name_dimensions(file, [name for name, _ in tracks])
         return sha256_of(temporary)
 
 
@@ -191,5 +184,5 @@ def _copy_cohort(
     if window != windows:
         raise StoreError(f"{len(parts)} parts hold {window} of {windows} windows; predict again")
     first, leader = np.concatenate(firsts), np.concatenate(leaders)
-    hdf5._write_table(group, "first", first.astype("<i8"), np.dtype("<i8"))
-    hdf5._write_table(group, "leader", leader, kind.newbyteorder("<"))
+    hdf5._write_table(group, "first", first.astype(np.int64, copy=False))
+    hdf5._write_table(group, "leader", leader)

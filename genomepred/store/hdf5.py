@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,7 @@ from genomepred.store.reader import (
     first_line,
     read_attributes,
 )
-from genomepred.store.schema import open_predictions
-from genomepred.store.sidecar import read_sidecar, sidecar_path, write_sidecar
+from genomepred.store.schema import open_predictions, read_sidecar, sidecar_path
 
 __all__ = [
     "DamagedPartError",
@@ -49,7 +49,6 @@ __all__ = [
     "sidecar_path",
     "verify_file",
     "write_part",
-    "write_sidecar",
 ]
 
 # Metadata arrays are deflated whatever the predictions are, so that every tool can read them.
@@ -198,8 +197,7 @@ def join(
     with publishing(path, entry=False) as temporary:
         require_space(path.parent, sum(_size(part) for part in parts))
         with new_file(temporary) as file:
-            _write_attributes(file, {**attributes, **_grid_attributes(grid)})
-            _write_tables(file, grid, tracks)
+            describe(file, grid, tracks, attributes)
             copied = _copy_parts(file, parts, layout, grid.rows, told)
             _name_dimensions(file, [name for name, _ in tracks])
         if _chunks_digest(temporary) != copied:
@@ -296,10 +294,6 @@ class _Target(io.FileIO):
             self.failure = self.failure or error
             return size or 0
 
-    def raise_error(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-
 
 @contextmanager
 def new_file(path: Path, begin: Callable[[h5py.File], object] | None = None) -> Iterator[h5py.File]:
@@ -327,7 +321,8 @@ def new_file(path: Path, begin: Callable[[h5py.File], object] | None = None) -> 
             with _create_file(target) if begin is None else _open_file(target) as file:
                 yield file
         finally:
-            target.raise_error()
+            if target.failure is not None:
+                raise target.failure
 
 
 def _create_file(target: io.IOBase) -> h5py.File:
@@ -391,22 +386,17 @@ def _write_attributes(file: h5py.File, attributes: Mapping[str, Attribute]) -> N
             file.attrs[name] = value
 
 
-def _grid_attributes(grid: Grid) -> dict[str, Attribute]:
-    g = grid.geometry
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "window": g.window,
-        "stride": g.stride,
-        "crop": g.crop,
-        "bins": g.bins,
-        "bin_size": g.bin_size,
-    }
-
-
-def _write_tables(file: h5py.File, grid: Grid, tracks: Sequence[tuple[str, str]]) -> None:
+def describe(
+    file: h5py.File,
+    grid: Grid,
+    tracks: Sequence[tuple[str, str]],
+    attributes: Mapping[str, Attribute],
+) -> None:
+    """Write what a file says of its predictions; ``attributes`` beside the grid's own."""
+    sizes = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(grid.geometry)}
+    _write_attributes(file, {**sizes, **attributes})
     intervals = _create_group(file, "intervals")
-    _write_strings(intervals, "contig", grid.contigs.tolist())
+    _write_table(intervals, "contig", grid.contigs.tolist())
     columns = {
         "start": grid.start,
         "end": grid.end,
@@ -415,12 +405,12 @@ def _write_tables(file: h5py.File, grid: Grid, tracks: Sequence[tuple[str, str]]
         "contig_length": grid.length,
     }
     for name, values in columns.items():
-        _write_table(intervals, name, values.astype("<i8"), np.dtype("<i8"))
+        _write_table(intervals, name, values.astype(np.int64, copy=False))
     if grid.names is not None:
-        _write_strings(intervals, "name", grid.names.tolist())
+        _write_table(intervals, "name", grid.names.tolist())
     group = _create_group(file, "tracks")
-    _write_strings(group, "name", [name for name, _ in tracks])
-    _write_strings(group, "description", [description for _, description in tracks])
+    _write_table(group, "name", [name for name, _ in tracks])
+    _write_table(group, "description", [description for _, description in tracks])
 
 
 def _name_dimensions(file: h5py.File, tracks: Sequence[str]) -> None:
@@ -430,23 +420,20 @@ def _name_dimensions(file: h5py.File, tracks: Sequence[str]) -> None:
     """
     data = file[DATASET]
     rows = file.create_dataset("row", shape=data.shape[:1], dtype=">f4")
-    _write_strings(file, "track", tracks)
+    _write_table(file, "track", tracks)
     label = f"This is a netCDF dimension but not a netCDF variable.{len(rows):10d}"
     for dimension, (scale, name) in enumerate([(rows, label), (file["track"], "track")]):
         h5py.h5ds.set_scale(scale.id, name.encode())
         h5py.h5ds.attach_scale(data.id, scale.id, dimension)
 
 
-def _write_strings(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
-    data = [text.encode() for text in texts]
-    width = max([len(text) for text in data], default=0) or 1
-    _write_table(group, name, data, h5py.string_dtype("utf-8", width))
-
-
-def _write_table(
-    group: h5py.Group, name: str, values: Sequence[bytes] | NDArray[Any], kind: np.dtype[Any]
-) -> None:
-    """Write a vector through our own filters, for its bytes must not depend on HDF5's zlib."""
+def _write_table(group: h5py.Group, name: str, values: Sequence[str] | NDArray[Any]) -> None:
+    """Write texts or numbers by our own filters: their bytes must not depend on HDF5's zlib."""
+    if isinstance(values, np.ndarray):
+        kind = values.dtype.newbyteorder("<")
+    else:
+        values = [text.encode() for text in values]  # type: ignore[misc]
+        kind = h5py.string_dtype("utf-8", max(map(len, values), default=0) or 1)
     chunk = min(max(len(values), 1), max(_TABLE_BYTES // kind.itemsize, 1))
     data = group.create_dataset(
         name,

@@ -1,4 +1,6 @@
-"""The schema of a prediction file, checked once when it is opened; later reads trust it.
+"""The schema of a prediction file and of its sidecar, checked once when one is opened.
+
+Later reads trust it. A sidecar tells what became of a genome: sealed JSON, ``<file>.json``.
 
 Nothing is read before its type and size are known: no link leads to another object or file, no
 type refers to memory of the file (variable-length data, references), no filter loads code, and no
@@ -9,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from genomepred.documents import COUNT, DocumentError, check_document, read_document
+from genomepred.errors import StoreError
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.sequences.names import text_array
 from genomepred.store import zstd
 
 Attribute = str | int | float | bool
@@ -62,31 +66,28 @@ def read_attribute(file: h5py.File, name: str) -> Attribute | None:
 
 def _value(attribute: h5py.h5a.AttrID) -> Attribute:
     kind = attribute.get_type()
-    if attribute.shape != () or not _is_plain(kind, _MOST_TEXT):
+    dtype = _plain_type(kind)
+    if attribute.shape != () or dtype is None:
         raise SchemaError(
             f"attribute {attribute.name.decode()!r} is no text of fixed length and no number"
         )
-    read = np.zeros((), _dtype(kind))
+    read = np.zeros((), dtype)
     attribute.read(read, mtype=kind)
     value: bytes | Attribute = read.item()
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _dtype(kind: Any) -> np.dtype[Any]:
-    """NumPy's type of a plain one; h5py's own way takes longer than reading a value."""
-    text = isinstance(kind, h5py.h5t.TypeStringID)
-    return np.dtype(f"S{kind.get_size()}") if text else kind.dtype
-
-
-def _is_plain(kind: Any, most: int) -> bool:
-    """Whether a type is a number, a truth value or a text, of a fixed size of at most ``most``."""
-    if kind.get_size() > most:
-        return False
-    if isinstance(kind, h5py.h5t.TypeStringID):
-        return not kind.is_variable_str()
+def _plain_type(kind: Any) -> np.dtype[Any] | None:
+    """NumPy's type of a number, a truth value or a text of a fixed size; None of any other."""
+    size = kind.get_size()
+    if size > _MOST_TEXT:
+        return None
+    if isinstance(kind, h5py.h5t.TypeStringID):  # h5py takes longer for it than to read a value
+        return None if kind.is_variable_str() else np.dtype(f"S{size}")
     if isinstance(kind, h5py.h5t.TypeEnumID):
-        return bool(kind.dtype == np.bool_)
-    return isinstance(kind, h5py.h5t.TypeIntegerID | h5py.h5t.TypeFloatID)
+        return np.dtype(np.bool_) if kind.dtype == np.bool_ else None
+    numbers = h5py.h5t.TypeIntegerID | h5py.h5t.TypeFloatID
+    return kind.dtype if isinstance(kind, numbers) else None
 
 
 def open_dataset(parent: h5py.Group, name: str, dimensions: int) -> h5py.Dataset:
@@ -109,7 +110,7 @@ def open_dataset(parent: h5py.Group, name: str, dimensions: int) -> h5py.Dataset
         raise SchemaError(f"{where} has shape {shape} and chunks {chunks}")
     if created.get_external_count():
         raise SchemaError(f"{where} lies outside the file")
-    if isinstance(kind, h5py.h5t.TypeEnumID) or not _is_plain(kind, _MOST_TEXT):
+    if isinstance(kind, h5py.h5t.TypeEnumID) or _plain_type(kind) is None:
         raise SchemaError(f"{where} is of type {kind.dtype}, or of variable length")
     filters = {created.get_filter(i)[0] for i in range(created.get_nfilters())}
     if filters - _FILTERS - {zstd.FILTER}:
@@ -187,13 +188,13 @@ def read_texts(group: h5py.Group, name: str, count: int) -> NDArray[np.object_]:
     kind = data.id.get_type()
     if not isinstance(kind, h5py.h5t.TypeStringID):
         raise SchemaError(f"{data.name} is {data.dtype}, not text")
-    return text_array(text.decode() for text in _entries(data, kind))
+    return np.array([text.decode() for text in _entries(data, kind)], object)
 
 
 def _entries(data: h5py.Dataset, kind: Any) -> Iterator[bytes]:
     step, count = data.chunks[0], data.shape[0]
     if count <= step:
-        read = np.empty(count, _dtype(kind))
+        read = np.empty(count, f"S{kind.get_size()}")
         data.id.read(h5py.h5s.ALL, h5py.h5s.ALL, read, mtype=kind)
         yield from read.tolist()
         return
@@ -275,3 +276,57 @@ def _require_bounds(grid: Grid, end: NDArray[np.int64]) -> None:
     pairs = list(zip(grid.contigs.tolist(), length.tolist(), strict=True))
     if dict(pairs) != dict(reversed(pairs)):
         raise SchemaError("/intervals/contig_length differs within a contig")
+
+
+# -- sidecars ------------------------------------------------------------------------------------
+
+# Values of a signature.
+_SIGNATURE = {str: (str, int, bool, float, None, [str])}
+_OUTCOMES = {
+    "finished": {
+        "sha256": str,
+        "bytes": COUNT,
+        "rows": COUNT,
+        "bases": COUNT,
+        "genome": {"path": str, "size": COUNT, "mtime_ns": int, "digest": str},
+        "signature": _SIGNATURE,
+        "started": str,
+        "finished": str,
+    },
+    "failed": {
+        "error": str,
+        "session": str,
+        "genome": {"path": str},
+        "signature": _SIGNATURE,
+        "finished": str,
+    },
+}
+# A failed genome's message may quote what it found; everything else is small.
+_LARGEST_SIDECAR = 1 << 22
+
+
+def sidecar_path(path: Path) -> Path:
+    """Path of the sidecar, which holds the outcome of a prediction file."""
+    return path.with_name(path.name + ".json")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Contents of a sidecar: what its outcome requires, each value of its own kind.
+
+    Raises
+    ------
+    StoreError
+        If it is absent, unreadable, no such document, or altered since it was written.
+    """
+    try:
+        noted = read_document(path, {"outcome": str}, sealed=True, limit=_LARGEST_SIDECAR)
+        if noted["outcome"] not in _OUTCOMES:
+            raise DocumentError(f"outcome is {noted['outcome'][:40]!r}")
+        check_document(noted, _OUTCOMES[noted["outcome"]])
+        return noted
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    except DocumentError as error:
+        raise StoreError(
+            f"{path}: damaged sidecar ({error}); delete it and run predict again"
+        ) from error

@@ -13,7 +13,7 @@ from genomepred.errors import GenomepredError, OutputError, RegionError, StoreEr
 from genomepred.sequences.grid import Grid
 from genomepred.store.opening import is_cohort
 from genomepred.store.reader import PredictionStore
-from genomepred.store.sidecar import read_sidecar, sidecar_path
+from genomepred.store.schema import read_sidecar, sidecar_path
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genomepred.kernels.codes_conv.reference import convolved_length
 from genomepred.kernels.epilogue.cpu import TILE_VALUES, numbers
-from genomepred.kernels.epilogue.reference import Epilogue
+from genomepred.kernels.epilogue.reference import Epilogue, convolved_length
 from genomepred.kernels.vectors import LANES
 from genomepred.machine_code import entry
 
@@ -37,7 +36,7 @@ def kmer_size(taps: int, channels: int) -> int:
 
     It depends on nothing else, so that a value does not depend on the batch.
     """
-    size, width = 1, _padded(channels)
+    size, width = 1, channels + -channels % LANES
     while size < min(taps, MAX_SIZE):
         group = 4 * width * SYMBOLS ** (size + 1)
         if group > TABLE_BYTES or group * -(-taps // (size + 1)) > TABLES_BYTES:
@@ -45,10 +44,6 @@ def kmer_size(taps: int, channels: int) -> int:
         size += 1
     groups = -(-taps // size)
     return -(-taps // groups)
-
-
-def _padded(channels: int) -> int:
-    return -(-channels // LANES) * LANES
 
 
 class PackedCodes(NamedTuple):
@@ -68,7 +63,7 @@ def pack_codes(table: Tensor, shift: Tensor, size: int | None = None) -> PackedC
     """
     taps, codes, channels = table.shape
     size = size or kmer_size(taps, channels)
-    groups, width = -(-taps // size), _padded(channels)
+    groups, width = -(-taps // size), channels + -channels % LANES
     of_taps = torch.zeros(groups * size, SYMBOLS, width)  # those past the last add nothing
     of_taps[:taps, :codes, :channels] = table.float()
     tables = torch.zeros(groups, 1, width)

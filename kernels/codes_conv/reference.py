@@ -13,6 +13,7 @@ from genomepred.kernels.epilogue.reference import (
     Epilogue,
     bias_act_pool_reference,
     check_vector,
+    convolved_length,
     pooled_length,
     wide,
 )
@@ -95,25 +96,6 @@ def codes_conv_reference(
     values = torch.stack(taps).sum(0)
     (out,) = bias_act_pool_reference(values, shift, None, epilogue)
     return out.to(table.dtype)
-
-
-def convolved_length(length: int, span: int, padding: Sequence[int]) -> int:
-    """Positions of a convolution whose taps span ``span`` positions.
-
-    Raises
-    ------
-    ValueError
-        If the padding is not two numbers from 0, or no position is left.
-    """
-    if len(padding) != 2 or min(padding) < 0:
-        raise ValueError(f"padding must be two numbers from 0, found {list(padding)}")
-    result = length + padding[0] + padding[1] - span + 1
-    if result < 1:
-        raise ValueError(
-            f"{length} positions with padding {list(padding)} are fewer than the {span} that the "
-            "taps span"
-        )
-    return result
 
 
 def empty_output(codes: Tensor, table: Tensor, padding: Sequence[int], pool: str) -> Tensor:

@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genomepred.kernels.codes_conv.reference import convolved_length
-from genomepred.kernels.epilogue.reference import Epilogue
+from genomepred.kernels.epilogue.reference import Epilogue, convolved_length
 from genomepred.kernels.epilogue.triton import (
     Tile,
     capability_of,

@@ -16,9 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genomepred.kernels.codes_conv.reference import convolved_length
 from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers, place_of
-from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue, empty_outputs
+from genomepred.kernels.epilogue.reference import (
+    NO_EPILOGUE,
+    Epilogue,
+    convolved_length,
+    empty_outputs,
+)
 from genomepred.kernels.vectors import MANY, WIDE
 from genomepred.machine_code import address, entry
 
@@ -105,9 +109,10 @@ def linear(x: Tensor, packed: Packed, features: int) -> Tensor:
     """
     rows = x.reshape(1, -1, x.shape[-1])
     rows = rows if rows.stride(2) == 1 else rows.contiguous()
-    weight = packed.weight[..., :features]
-    (out,) = conv_block(rows, weight, packed.shift, None, (0, 0), 1, NO_EPILOGUE, False, packed)
-    return out.view(*x.shape[:-1], features)
+    weight, out = packed.weight[..., :features], x.new_empty(*x.shape[:-1], features)
+    outs = [out.view(1, -1, features)]
+    conv_block(rows, weight, packed.shift, None, (0, 0), 1, NO_EPILOGUE, False, packed, outs)
+    return out
 
 
 def conv_block_by_onednn(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genomepred.kernels.codes_conv.reference import convolved_length
 from genomepred.kernels.epilogue.reference import (
     DTYPES,
     NO_EPILOGUE,
@@ -16,6 +15,7 @@ from genomepred.kernels.epilogue.reference import (
     bias_act_pool_reference,
     check_layout,
     check_vector,
+    convolved_length,
     empty_outputs,
     wide,
 )

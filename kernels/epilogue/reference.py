@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,6 +67,25 @@ def activate(x: Tensor, activation: str, factor: float) -> Tensor:
         "mish": lambda: functional.mish(x),
     }
     return functions[activation]()
+
+
+def convolved_length(length: int, span: int, padding: Sequence[int]) -> int:
+    """Positions of a convolution whose taps span ``span`` positions.
+
+    Raises
+    ------
+    ValueError
+        If the padding is not two numbers from 0, or no position is left.
+    """
+    if len(padding) != 2 or min(padding) < 0:
+        raise ValueError(f"padding must be two numbers from 0, found {list(padding)}")
+    result = length + padding[0] + padding[1] - span + 1
+    if result < 1:
+        raise ValueError(
+            f"{length} positions with padding {list(padding)} are fewer than the {span} that the "
+            "taps span"
+        )
+    return result
 
 
 def pooled_length(length: int, pool: str) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from genomepred.errors import DeviceError, ModelError, PrecisionError
 from genomepred.inference import numerics
 from genomepred.inference.engine import (
-    Block,
+    Batches,
     Engine,
     Numerics,
     compute_batch,
@@ -27,7 +27,7 @@ from genomepred.inference.numerics import (
 )
 from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.fuse import are_measured, kernels_of, prepare
-from genomepred.lowering.select import REFERENCE, Blocks, BlockSizes, resolve_kernels, share
+from genomepred.lowering.select import REFERENCE, Stretches, StretchSizes, resolve_kernels, share
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
 from genomepred.sequences.grid import Geometry
@@ -51,12 +51,12 @@ def make_engine(
     return Engine(model, replace(model.card, **card), model.card.geometry(), numerics, device)
 
 
-def block_of(windows: np.ndarray, needed=None) -> Block:
+def batches_of(windows: np.ndarray, needed=None) -> Batches:
     count, width = windows.shape
     if needed is None:
         needed = np.ones(count // BATCH, bool)
     starts = np.arange(count, dtype=np.int64) * width
-    return Block(torch.from_numpy(windows.reshape(-1).copy()), starts, width, np.array(needed))
+    return Batches(torch.from_numpy(windows.reshape(-1).copy()), starts, width, np.array(needed))
 
 
 def random_windows(count: int, seed: int = 0) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_predictions_are_those_of_the_plain_model(model):
     windows = random_windows(3 * BATCH)
     with torch.no_grad():
         wanted = torch.sigmoid(model(torch.from_numpy(windows))).numpy()
-    found = make_engine(model).submit(block_of(windows))()
+    found = make_engine(model).submit(batches_of(windows))()
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert wanted.std() > 0.01  # else the comparison would say nothing
 
@@ -81,19 +81,19 @@ def test_a_window_depends_on_its_slot_and_on_no_other_window(model, kernels):
     """What makes resumed, sharded and BED runs equal to the bit."""
     engine = make_engine(model, kernels=kernels)
     windows, others = random_windows(BATCH, 1), random_windows(BATCH, 2)
-    alone = engine.submit(block_of(windows))()
+    alone = engine.submit(batches_of(windows))()
     for slot in range(BATCH):
         mixed = others.copy()
         mixed[slot] = windows[slot]
-        assert engine.submit(block_of(mixed))()[slot].tobytes() == alone[slot].tobytes()
+        assert engine.submit(batches_of(mixed))()[slot].tobytes() == alone[slot].tobytes()
 
 
 def test_strided_and_gathered_windows_agree_to_the_bit(model):
     engine = make_engine(model)
     codes = torch.from_numpy(random_windows(10).reshape(-1))
     starts = np.arange(BATCH, dtype=np.int64) * 7
-    strided = engine.submit(Block(codes, starts, 7, np.array([True])))()
-    gathered = engine.submit(Block(codes, starts, 0, np.array([True])))()
+    strided = engine.submit(Batches(codes, starts, 7, np.array([True])))()
+    gathered = engine.submit(Batches(codes, starts, 0, np.array([True])))()
     assert strided.tobytes() == gathered.tobytes()
 
 
@@ -102,9 +102,9 @@ def test_batches_that_are_not_needed_are_not_computed(model):
     calls = []
     engine._model.register_forward_hook(lambda *_: calls.append(1))
     windows = random_windows(3 * BATCH)
-    part = engine.submit(block_of(windows, [False, True, False]))()
+    part = engine.submit(batches_of(windows, [False, True, False]))()
     assert len(calls) == 1
-    whole = engine.submit(block_of(windows))()
+    whole = engine.submit(batches_of(windows))()
     np.testing.assert_array_equal(part[BATCH : 2 * BATCH], whole[BATCH : 2 * BATCH])
 
 
@@ -114,11 +114,11 @@ def reverse_complement(windows: np.ndarray) -> np.ndarray:
 
 def test_strands(model):
     windows = random_windows(BATCH)
-    forward = make_engine(model).submit(block_of(windows))()
-    turned = make_engine(model).submit(block_of(reverse_complement(windows)))()
-    reverse = make_engine(model, strand="reverse").submit(block_of(windows))()
-    mean = make_engine(model, strand="mean").submit(block_of(windows))()
-    each = make_engine(model, strand="each").submit(block_of(windows))()
+    forward = make_engine(model).submit(batches_of(windows))()
+    turned = make_engine(model).submit(batches_of(reverse_complement(windows)))()
+    reverse = make_engine(model, strand="reverse").submit(batches_of(windows))()
+    mean = make_engine(model, strand="mean").submit(batches_of(windows))()
+    each = make_engine(model, strand="each").submit(batches_of(windows))()
     assert reverse.tobytes() == turned.tobytes()
     np.testing.assert_array_equal(mean, (forward + turned) / 2)
     np.testing.assert_array_equal(each, np.concatenate([forward, turned], axis=2))
@@ -152,11 +152,13 @@ def test_reverse_flips_bins_and_permutes_tracks():
     card = positions_card(reverse_tracks=(1, 0))
     geometry = Geometry(10, 10, bins=2)
     windows = np.random.default_rng(0).integers(0, 4, (4, 10), dtype=np.uint8)
-    block = Block(torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True]))
+    batches = Batches(
+        torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True])
+    )
     results = {
         strand: Engine(
             Positions(), card, geometry, Numerics("fp32", REFERENCE, 4, strand), CPU
-        ).submit(block)()
+        ).submit(batches)()
         for strand in ("forward", "reverse")
     }
     # A of the reverse complement's second half is T of the forward first half: with the tracks
@@ -165,7 +167,7 @@ def test_reverse_flips_bins_and_permutes_tracks():
     plain = Engine(
         Positions(), positions_card(), geometry, Numerics("fp32", REFERENCE, 4, "reverse"), CPU
     )
-    np.testing.assert_array_equal(plain.submit(block)(), results["forward"][..., ::-1])
+    np.testing.assert_array_equal(plain.submit(batches)(), results["forward"][..., ::-1])
 
 
 @pytest.mark.parametrize(
@@ -181,11 +183,13 @@ def test_reverse_flips_bins_and_permutes_tracks():
 def test_activations(activation, function):
     geometry = Geometry(10, 10, bins=2)
     windows = np.random.default_rng(0).integers(0, 4, (4, 10), dtype=np.uint8)
-    block = Block(torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True]))
+    batches = Batches(
+        torch.from_numpy(windows.reshape(-1)), np.arange(4) * 10, 10, np.array([True])
+    )
     numerics = Numerics("fp32", REFERENCE, 4, "forward")
     raw, found = (
         Engine(Positions(), positions_card(activation=name), geometry, numerics, CPU).submit(
-            block
+            batches
         )()
         for name in ("none", activation)
     )
@@ -208,18 +212,18 @@ def test_a_model_that_does_not_keep_its_cards_promise_is_refused():
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_kernels_agree_with_the_model_as_written(model, kernels):
     windows = random_windows(2 * BATCH)
-    reference = make_engine(model).submit(block_of(windows))()
+    reference = make_engine(model).submit(batches_of(windows))()
     engine = make_engine(model, kernels=kernels)
     assert kernels_of(engine._model) == kernels
-    np.testing.assert_allclose(engine.submit(block_of(windows))(), reference, atol=2e-6)
+    np.testing.assert_allclose(engine.submit(batches_of(windows))(), reference, atol=2e-6)
 
 
 @pytest.mark.parametrize(("precision", "within"), [("fp16", 2e-3), ("bf16", 1.6e-2)])
 def test_kernels_in_half_precision(model, precision, within):
     windows = random_windows(BATCH)
-    reference = make_engine(model).submit(block_of(windows))()
+    reference = make_engine(model).submit(batches_of(windows))()
     half = make_engine(model, kernels=("kmers", "direct"), precision=precision)
-    found = half.submit(block_of(windows))()
+    found = half.submit(batches_of(windows))()
     assert 0 < (np.abs(found - reference) / (1 + np.abs(reference))).max() <= within
 
 
@@ -242,7 +246,8 @@ def broken(model, kernels="auto", *, dtype=torch.float32):
 
 
 def test_kernels_that_compute_something_else_are_not_used(model, monkeypatch):
-    monkeypatch.setattr("genomepred.lowering.fuse.prepare", broken)
+    for place in ("lowering.select", "inference.engine"):
+        monkeypatch.setattr(f"genomepred.{place}.prepare", broken)
     assert choose(model).kernels == REFERENCE
     with pytest.raises(
         PrecisionError, match=rf"--kernels cpu: {PREPARED} differs .* 1e-05; use --k"
@@ -251,10 +256,10 @@ def test_kernels_that_compute_something_else_are_not_used(model, monkeypatch):
 
 
 def test_a_model_that_cannot_be_rewritten_runs_as_written(model, monkeypatch):
-    def refuse(model, kernels="auto", *, dtype=torch.float32):
+    def refuse(_):
         raise TypeError("cannot pickle this")
 
-    monkeypatch.setattr("genomepred.lowering.fuse.prepare", refuse)
+    monkeypatch.setattr(model, "__deepcopy__", refuse, raising=False)
     assert choose(model).kernels == REFERENCE
     with pytest.raises(ModelError, match="cannot be rewritten: cannot pickle this"):
         choose(model, kernels="cpu")
@@ -347,7 +352,7 @@ def test_entries_of_the_table_tell_whether_they_are_measured(model):
 
 def test_a_recording_that_fails_is_told_and_changes_nothing(model, monkeypatch):
     engine = make_engine(model, kernels=("kmers", "direct"))
-    wanted = engine.submit(block_of(random_windows(BATCH)))()
+    wanted = engine.submit(batches_of(random_windows(BATCH)))()
 
     def no_stream(device):
         raise RuntimeError("no stream here\nsecond line")
@@ -355,7 +360,7 @@ def test_a_recording_that_fails_is_told_and_changes_nothing(model, monkeypatch):
     monkeypatch.setattr("torch.cuda.current_stream", no_stream)
     with pytest.warns(UserWarning, match="run without a CUDA graph: no stream here$"):
         engine._record()
-    assert engine.submit(block_of(random_windows(BATCH)))().tobytes() == wanted.tobytes()
+    assert engine.submit(batches_of(random_windows(BATCH)))().tobytes() == wanted.tobytes()
 
 
 @pytest.mark.gpu
@@ -366,12 +371,12 @@ def test_a_cuda_graph_predicts_what_single_launches_do(model, strand, precision)
     kernels = resolve_kernels(model, "auto", device, precision)
     engine = make_engine(model, strand=strand, kernels=kernels, precision=precision, device=device)
     assert engine._graph is not None
-    blocks = [block_of(random_windows(3 * BATCH, seed)) for seed in range(3)]
-    replayed = [engine.submit(block)().copy() for block in blocks]
+    three = [batches_of(random_windows(3 * BATCH, seed)) for seed in range(3)]
+    replayed = [engine.submit(batches)().copy() for batches in three]
     assert np.abs(replayed[0] - replayed[1]).max() > 0.01
     engine._graph = None
-    for block, found in zip(blocks, replayed, strict=True):
-        assert engine.submit(block)().tobytes() == found.tobytes()
+    for batches, found in zip(three, replayed, strict=True):
+        assert engine.submit(batches)().tobytes() == found.tobytes()
 
 
 @pytest.mark.gpu
@@ -394,40 +399,40 @@ def test_a_model_that_waits_for_the_host_runs_without_a_cuda_graph(model):
     windows = random_windows(BATCH)
     with torch.no_grad():
         wanted = waiting(torch.from_numpy(windows).to(device)).cpu().numpy()
-    np.testing.assert_allclose(engine.submit(block_of(windows))(), wanted, atol=1e-4)
+    np.testing.assert_allclose(engine.submit(batches_of(windows))(), wanted, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_the_compiled_model_agrees_and_never_compiles_again(model):
     windows = random_windows(2 * BATCH)
-    reference = make_engine(model, strand="mean").submit(block_of(windows))()
+    reference = make_engine(model, strand="mean").submit(batches_of(windows))()
     engine = make_engine(model, strand="mean", kernels=("compiled", "torch"))
-    np.testing.assert_allclose(engine.submit(block_of(windows))(), reference, atol=1e-5)
+    np.testing.assert_allclose(engine.submit(batches_of(windows))(), reference, atol=1e-5)
     engine._buffer = engine._buffer[:5]
     with pytest.raises(RuntimeError, match="recompile"):
         engine._predict_buffer()
 
 
-def sample(count: int, consecutive: bool) -> Block:
+def sample(count: int, consecutive: bool) -> Batches:
     """Random windows: any compute batch, or as many neighbors on the grid."""
     if not consecutive:
-        return block_of(random_windows(count), [True])
+        return batches_of(random_windows(count), [True])
     codes = torch.from_numpy(random_windows(2 + count * STRIDE // 100).reshape(-1))
-    return Block(codes, np.arange(count, dtype=np.int64) * STRIDE, STRIDE, np.array([True]))
+    return Batches(codes, np.arange(count, dtype=np.int64) * STRIDE, STRIDE, np.array([True]))
 
 
-def choose(model, *, precision="auto", kernels="auto", windows=0.0, tolerance=None, blocks=None):
+def choose(model, *, precision="auto", kernels="auto", windows=0.0, tolerance=None, stretches=None):
     card = replace(model.card, tolerance=tolerance or model.card.tolerance)
     subject = Subject(model, card, card.geometry(), CPU)
     guard = GuardWindows(
-        sample(subject.compute_batch, False), blocks and sample(blocks.windows, True)
+        sample(subject.compute_batch, False), stretches and sample(stretches.windows, True)
     )
-    return decide(subject, Candidates(precision, kernels, "forward", blocks, windows), guard)
+    return decide(subject, Candidates(precision, kernels, "forward", stretches, windows), guard)
 
 
 @pytest.fixture
-def blocks(model) -> Blocks:
-    found = BlockSizes(model, model.card.geometry(), "cpu").choose("share", lambda windows: 1.0)
+def stretches(model) -> Stretches:
+    found = StretchSizes(model, model.card.geometry(), "cpu").choose("share", lambda windows: 1.0)
     assert found is not None
     return found
 
@@ -444,25 +449,25 @@ class Wrong(nn.Module):
         return torch.cat([values[:-1], values[:1]])
 
 
-def test_what_is_shared_is_compared_with_the_model_as_written(model, blocks):
+def test_what_is_shared_is_compared_with_the_model_as_written(model, stretches):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        chosen = choose(model, blocks=blocks)
-    assert chosen == Numerics("fp32", OURS, blocks.windows, "forward", "share")
+        chosen = choose(model, stretches=stretches)
+    assert chosen == Numerics("fp32", OURS, stretches.windows, "forward", "share")
 
 
-def test_a_wrong_shared_form_is_not_used(model, blocks, monkeypatch):
+def test_a_wrong_shared_form_is_not_used(model, stretches, monkeypatch):
     monkeypatch.setattr("genomepred.inference.engine.share", lambda *given: Wrong(share(*given)))
     said = rf"overlap is not shared: {PREPARED} differs .* by [0-9.e-]+ .*allows 1e-05$"
     for asked in ("auto", "cpu"):
         with pytest.warns(UserWarning, match=said) as told:
-            chosen = choose(model, kernels=asked, blocks=blocks)
+            chosen = choose(model, kernels=asked, stretches=stretches)
         assert chosen == Numerics("fp32", OURS, 256, "forward", "naive")
         assert len(told) == 1
 
 
-def test_a_model_as_written_shares_nothing(model, blocks):
-    chosen = choose(model, kernels="reference", blocks=blocks)
+def test_a_model_as_written_shares_nothing(model, stretches):
+    chosen = choose(model, kernels="reference", stretches=stretches)
     assert chosen == Numerics("fp32", REFERENCE, 256, "forward", "naive")
 
 

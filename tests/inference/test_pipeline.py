@@ -59,7 +59,7 @@ def grids(draw: st.DrawFn) -> Grid:
 
 @settings(deadline=None)
 @given(st.data(), grids(), st.integers(1, 8), st.integers(1, 4), st.integers(0, 60))
-def test_blocks_hold_every_window_in_its_slot(data, grid, batch, blocks, min_bases):
+def test_compute_batches_hold_every_window_in_its_slot(data, grid, batch, most, min_bases):
     contigs = dict(zip(grid.contigs.tolist(), grid.length.tolist(), strict=True))
     genome = MemoryGenome(contigs)
     first = data.draw(st.integers(0, grid.rows))
@@ -69,25 +69,25 @@ def test_blocks_hold_every_window_in_its_slot(data, grid, batch, blocks, min_bas
     # Between contigs, windows that would overlap both are left out of the numbering.
     gap = (g.window - 1) // g.stride if shared else 0
     places = {contig: gap * i for i, contig in enumerate(contigs)}
-    cutting = {"batch": batch, "slots": batch * blocks, "min_bases": min_bases, "shared": shared}
+    cutting = {"batch": batch, "slots": batch * most, "min_bases": min_bases, "shared": shared}
     for windows in batching.cut(genome, grid, first, last, **cutting):
-        block = windows.block
-        assert len(block.starts) % batch == 0
-        assert len(block.starts) <= batch * blocks
-        assert block.starts.max() + g.window <= len(block.codes)
+        cut = windows.batches
+        assert len(cut.starts) % batch == 0
+        assert len(cut.starts) <= batch * most
+        assert cut.starts.max() + g.window <= len(cut.codes)
         if shared:
-            batches = block.starts.reshape(-1, batch)
+            batches = cut.starts.reshape(-1, batch)
             assert (np.diff(batches) == g.stride).all()
             assert (np.diff(batches[:, 0]) == (batch - 1) * g.stride + g.window).all()
-            assert len(block.codes) == len(batches) * ((batch - 1) * g.stride + g.window)
-        elif block.stride:
-            assert (np.diff(block.starts) == block.stride).all()
+            assert len(cut.codes) == len(batches) * ((batch - 1) * g.stride + g.window)
+        elif cut.stride:
+            assert (np.diff(cut.starts) == cut.stride).all()
         used = ~windows.missing.reshape(-1, batch * g.bins).all(axis=1)
-        assert (used == block.needed).all()
+        assert (used == cut.needed).all()
         for slot, span in windows.pieces:
             for w in range(span.windows):
-                start = block.starts[slot + w]
-                codes = block.codes.numpy()[start : start + g.window].tobytes()
+                start = cut.starts[slot + w]
+                codes = cut.codes.numpy()[start : start + g.window].tobytes()
                 for b in range(g.bins):
                     row = span.row + w * g.bins + b
                     if span.first <= row < span.last:
@@ -121,11 +121,11 @@ class Job:
         self.errors.append(error)
 
 
-def fraction_of_a(block) -> Callable[[], np.ndarray]:
+def fraction_of_a(batches) -> Callable[[], np.ndarray]:
     """A model whose prediction is the fraction of A in the window."""
     window = 50
-    codes = block.codes.numpy()
-    values = [(codes[s : s + window] == 0).mean() for s in block.starts]
+    codes = batches.codes.numpy()
+    values = [(codes[s : s + window] == 0).mean() for s in batches.starts]
     return lambda: np.array(values, np.float32).reshape(-1, 1, 1)
 
 
@@ -177,8 +177,8 @@ def test_a_genome_that_cannot_be_read_fails_alone():
 def test_values_that_are_not_finite_fail_the_genome_and_say_where():
     jobs = make_jobs()
 
-    def overflowing(block):
-        values = fraction_of_a(block)()
+    def overflowing(batches):
+        values = fraction_of_a(batches)()
         values[values > 0.4] = np.inf
         return lambda: values
 
@@ -213,7 +213,7 @@ def test_an_error_anywhere_stops_all_threads_and_is_raised(where):
 
 
 def test_reading_waits_for_a_slow_engine(monkeypatch):
-    """No more blocks are cut than the queues hold."""
+    """No more is cut than the queues hold."""
     cut, seen, submitted = pipeline.cut, [], []
 
     def counting(*arguments, **options):
@@ -221,17 +221,17 @@ def test_reading_waits_for_a_slow_engine(monkeypatch):
             seen.append(len(submitted))
             yield windows
 
-    def slow(block):
-        while len(seen) < min(len(submitted) + 3, blocks):  # the reader comes first
+    def slow(batches):
+        while len(seen) < min(len(submitted) + 3, all_of_them):  # the reader comes first
             time.sleep(0.001)
         submitted.append(1)
-        return fraction_of_a(block)
+        return fraction_of_a(batches)
 
     monkeypatch.setattr(pipeline, "cut", counting)
     pipeline.run(make_jobs(1), engine(), slots=4, min_bases=25)
-    blocks = len(seen)
+    all_of_them = len(seen)
     seen.clear()
     pipeline.run(make_jobs(1), engine(slow), slots=4, min_bases=25)
     ahead = [k - done for k, done in enumerate(seen)]
-    assert len(ahead) == blocks > 20
+    assert len(ahead) == all_of_them > 20
     assert 2 <= max(ahead) <= 8

@@ -8,15 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from genomepred.inference.engine import Block, Engine, Numerics
-from genomepred.inference.tile_pieces import DistinctKeys, Tally, Units, cut_windows, turned
+from genomepred.inference.engine import Batches, Engine, Numerics
+from genomepred.inference.tile_head import GatheredHead, LinearHead, head_on_pieces
+from genomepred.inference.tile_pieces import (
+    DistinctKeys,
+    Tally,
+    Units,
+    cut_windows,
+    positions,
+    turned,
+)
 from genomepred.inference.tiles import Tiles
+from genomepred.lowering.cost import counted
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.select import REFERENCE
 from genomepred.models import build
 from genomepred.models.card import Card, Track
+from genomepred.sequences import distinct
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.fasta import Genome
@@ -31,6 +42,7 @@ MODELS: list[tuple[str, dict[str, Any], int]] = [
     ("tf-cnn", {"window": 200}, 20),
     ("tf-cnn", {"window": 198, "tracks": 2}, 7),
     ("utr-attention", {"window": 120}, 12),
+    ("optimus5p", {"window": 100, "tracks": 3}, 10),  # more layers behind the linear one
     ("motif-cnn", {"window": 60, "kernel": 8}, 12),  # without padding: ends have no positions
 ]
 
@@ -62,8 +74,15 @@ def make(name: str, config: dict[str, Any], stride: int, strand: str, asked: str
 @pytest.mark.parametrize("strand", ["forward", "reverse", "mean", "each"])
 @pytest.mark.parametrize(("name", "config", "stride"), MODELS)
 def test_tiles_give_the_windows_own_values(
-    tmp_path: Path, name: str, config: dict[str, Any], stride: int, strand: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    config: dict[str, Any],
+    stride: int,
+    strand: str,
 ) -> None:
+    if strand != "mean":  # pieces reach beyond the windows that are looked at together
+        monkeypatch.setattr(distinct, "_CHUNK", 2)
     kernels = "reference" if stride % 3 else "cpu"
     engine = make(name, config, stride, strand, kernels)
     text = random_panel(4, samples=3, length=800, rate=0.02)
@@ -86,8 +105,9 @@ def test_tiles_give_the_windows_own_values(
             flat = torch.full((slots, codes.shape[1]), 4, dtype=torch.uint8)
             flat[: len(codes)] = torch.from_numpy(codes)
             starts = np.arange(slots, dtype=np.int64) * codes.shape[1]
-            block = Block(flat.reshape(-1), starts, codes.shape[1], np.ones(slots // 8, np.bool_))
-            expected.append(engine.submit(block)()[: len(codes)].copy())
+            needed = np.ones(slots // 8, np.bool_)
+            batches = Batches(flat.reshape(-1), starts, codes.shape[1], needed)
+            expected.append(engine.submit(batches)()[: len(codes)].copy())
     a, b = np.concatenate(found), np.concatenate(expected)
     assert a.shape == b.shape
     assert np.abs(a - b).max() <= 1e-5 * (1 + np.abs(b).max())
@@ -103,6 +123,25 @@ def test_sizes_of_the_published_case() -> None:
     assert (left.count, left.length, right.count, right.length) == (6, 91, 6, 91)
     tally = Tally(build("basenji-maize").eval(), 104)
     assert (tally.head, tally.alone) == (0, 6_252_375)
+
+
+def test_heads_by_pieces() -> None:
+    """Linear ones where a window's products with its pieces are fewer than its positions."""
+    for name, config, stride, kind in (
+        ("basenji-maize", SMALL_BASENJI, 32, LinearHead),
+        ("optimus5p", {"window": 100}, 10, LinearHead),
+        ("optimus5p", {"window": 100, "hidden": 900}, 10, GatheredHead),
+        ("tf-cnn", {"window": 200}, 20, GatheredHead),
+    ):
+        model = build(name, **config).eval()
+        cut = cut_windows(model, stride)
+        head, tally = head_on_pieces(model.head, cut, positions(model)), Tally(model, stride)
+        assert type(head) is kind, name
+        linear = model.head[1] if isinstance(model.head, nn.Sequential) else None
+        taken = linear.weight.numel() if kind is LinearHead and linear is not None else 0
+        codes = torch.zeros(1, model.window, dtype=torch.uint8)
+        whole = counted(model.head, model.trunk(model.encode(codes))).multiply_adds
+        assert tally.head == whole - taken
 
 
 def test_models_without_tiles() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from genomepred.errors import ModelError
 from genomepred.kernels import dispatch
 from genomepred.lowering.blocks import (
     Affine,
@@ -17,7 +18,7 @@ from genomepred.lowering.blocks import (
     DirectLinear,
     FusedChain,
 )
-from genomepred.lowering.fuse import fusable, kernels_of, pays, prepare
+from genomepred.lowering.fuse import kernels_of, kind_of, pays, prepare
 from genomepred.lowering.receptive_field import receptive_field
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
@@ -26,7 +27,6 @@ from genomepred.models.layers import (
     OneHot,
     SameConv1d,
     SequenceModel,
-    TanhGELU,
 )
 from tests.kernels.cases import TOLERANCES
 from tests.lowering.fused import all_by_onednn, blocks_of, check, codes_like, conv, exact, settle
@@ -206,9 +206,9 @@ def test_a_scale_is_folded_before_the_pool_whatever_its_sign() -> None:
 
 
 def test_which_convolutions_are_fused() -> None:
-    assert fusable(nn.Conv1d(4, 6, 3, dilation=2))
+    assert kind_of(nn.Conv1d(4, 6, 3, dilation=2)) == "conv"
     for layer in (nn.Conv1d(4, 6, 3, stride=2), nn.Conv1d(4, 6, 3, groups=2)):
-        assert not fusable(layer)
+        assert kind_of(layer) == "other conv"
         assert kernels_of(prepare(nn.Sequential(layer, nn.ReLU()))) == ("torch",)
     assert kernels_of(prepare(nn.Sequential(nn.Conv1d(4, 6, 3)).double())) == ("torch",)
 
@@ -369,12 +369,12 @@ def test_the_kernels_are_as_asked_for() -> None:
     ],
 )
 def test_wrong_kernels_are_refused(kernels: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         prepare(build("tf-cnn", window=40, filters=8), kernels)
 
 
 def test_another_type_is_refused() -> None:
-    with pytest.raises(ValueError, match="float32, float16 or bfloat16, not in torch.float64"):
+    with pytest.raises(ModelError, match="float32, float16 or bfloat16, not in torch.float64"):
         prepare(build("tf-cnn", window=40, filters=8), dtype=torch.float64)
 
 
@@ -477,7 +477,8 @@ def test_codes_of_any_layout(name: str) -> None:
 
 
 def test_features_of_any_layout_and_type() -> None:
-    stack = settle(nn.Sequential(SameConv1d(6, 5, 4), TanhGELU(), MaxPool(2), SameConv1d(5, 3, 3)))
+    layers = SameConv1d(6, 5, 4), nn.GELU("tanh"), MaxPool(2), SameConv1d(5, 3, 3)
+    stack = settle(nn.Sequential(*layers))
     prepared, x = prepare(stack), torch.randn(3, 6, 40)
     assert kernels_of(prepared) == ("direct", "direct")
     for given_x in (

@@ -12,7 +12,7 @@ from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference import engine, numerics
-from genomepred.lowering.select import BlockSizes
+from genomepred.lowering.select import StretchSizes
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
 from genomepred.models.external import External, make_external
@@ -321,11 +321,12 @@ def test_whatever_a_run_is_computed_by_the_numbers_are_the_modules_own(
     batch = engine.compute_batch(20, "cpu")
     windows = np.random.default_rng(0).integers(0, 5, (batch, 20), dtype=np.uint8)
     starts = np.arange(batch, dtype=np.int64) * 20
-    block = engine.Block(torch.from_numpy(windows.reshape(-1)), starts, 20, np.array([True]))
+    batches = engine.Batches(torch.from_numpy(windows.reshape(-1)), starts, 20, np.array([True]))
     cpu, geometry = torch.device("cpu"), make_card().geometry()
     subject = numerics.Subject(model, make_card(), geometry, cpu)
-    chosen = numerics.decide(subject, numerics.Candidates(windows=1), numerics.GuardWindows(block))
-    found = subject.engine(chosen).submit(block)()
+    guard = numerics.GuardWindows(batches)
+    chosen = numerics.decide(subject, numerics.Candidates(windows=1), guard)
+    found = subject.engine(chosen).submit(batches)()
     with torch.no_grad():
         expected = model(torch.from_numpy(windows)).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -354,17 +355,17 @@ def test_a_module_of_many_bins_that_only_runs_as_written(tmp_path: Path) -> None
     cpu, geometry = torch.device("cpu"), card.geometry()
     cause = "'FusedChain' object has no attribute 'stride'"
 
-    def sample(windows: int) -> engine.Block:
+    def sample(windows: int) -> engine.Batches:
         codes = np.random.default_rng(0).integers(0, 5, 60 * windows + 8, dtype=np.uint8)
         starts = np.arange(windows, dtype=np.int64) * 60
-        return engine.Block(torch.from_numpy(codes), starts, 60, np.array([True]))
+        return engine.Batches(torch.from_numpy(codes), starts, 60, np.array([True]))
 
     def filled(windows: int) -> float:
         return 1.0
 
-    assert BlockSizes(model, geometry, "cpu").choose("auto", filled) is None
+    assert StretchSizes(model, geometry, "cpu").choose("auto", filled) is None
     with pytest.raises(ModelError, match=f"--overlap share: .*{cause}"):
-        BlockSizes(model, geometry, "cpu").choose("share", filled)
+        StretchSizes(model, geometry, "cpu").choose("share", filled)
     subject = numerics.Subject(model, card, geometry, cpu)
     windows = numerics.GuardWindows(sample(subject.compute_batch), None)
     with pytest.warns(UserWarning, match=f"computed as written: .*{cause}") as told:

@@ -38,7 +38,7 @@ from genomepred.sequences.consensus import consensus_files, write_consensus
 from genomepred.sequences.fasta import Genome
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
-from genomepred.store.sidecar import read_sidecar, sidecar_path
+from genomepred.store.schema import read_sidecar, sidecar_path
 from tests.checkpoints import make_checkpoint
 from tests.sequences.panels import RandomPanel, convert, random_panel
 from tests.sequences.test_distinct import windows_of

@@ -11,7 +11,7 @@ from genomepred import predict
 from genomepred.errors import GenomesFailedError, OutputError, SequenceError
 from genomepred.runs.checking import verify
 from genomepred.runs.inputs import find_genomes, genome_name
-from genomepred.store.sidecar import read_sidecar
+from genomepred.store.schema import read_sidecar
 from tests.checkpoints import make_checkpoint
 
 

@@ -19,12 +19,13 @@ from genomepred.errors import (
 from genomepred.files import Claim
 from genomepred.models.checkpoint import load_model
 from genomepred.runs.checking import verify
-from genomepred.runs.executors import Shard, local
+from genomepred.runs.executors import local
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes
 from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
 from genomepred.runs.spec import RunSpec
+from genomepred.runs.work import Shard
 from genomepred.store.hdf5 import Layout
 from tests.helpers import hashes as files
 from tests.runs.small import Crash, naive, run

@@ -115,8 +115,7 @@ def test_a_share_may_have_a_genome_if_it_has_shards_of_it(
     with tempfile.NamedTemporaryFile("w", suffix=".fa") as file:
         file.write(text)
         file.flush()
-        source = GenomePath("g", Path(file.name))
-        work = GenomeWork(source, plan, number)  # type: ignore[arg-type]
+        work = GenomeWork("g", Path(file.name), plan, number)  # type: ignore[arg-type]
         may = {i for i in range(shares) if work.may_have((i, shares))}
     shards = -(-Grid.whole(lengths, geometry).rows // plan.shard_rows)
     assert {(k + number) % shares for k in range(shards)} <= may

@@ -390,7 +390,7 @@ def plan_in(out: Path) -> RunPlan:
 
 def compute(plan: RunPlan, sources: list[GenomePath]) -> None:
     """As the pipeline does it, but for the numbers."""
-    works = [GenomeWork(source, plan, k) for k, source in enumerate(sources)]
+    works = [GenomeWork(*source, plan, k) for k, source in enumerate(sources)]
 
     class Zeros:
         step, spec, workers = 1, None, 1
@@ -468,6 +468,6 @@ def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, mo
 
 def test_names_in_error_messages_of_the_disk_are_whole(tmp_path):
     plan = plan_in(tmp_path / "o")
-    work = GenomeWork(GenomePath("g", tmp_path / "g.fa"), plan)
+    work = GenomeWork("g", tmp_path / "g.fa", plan)
     error = disk_error(OSError(errno.EIO, "Input/output error"), work)
     assert re.fullmatch(rf"{tmp_path}/o: Input/output error while working on g; .*", str(error))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from genomepred.sequences import panel_cache
+from genomepred.sequences import distinct, panel_cache
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows, leader_type
 from genomepred.sequences.fasta import Genome
@@ -95,6 +95,22 @@ def test_windows_are_cut_from_haplotypes(
             assert needed <= found <= needed * 1.2 + 2
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("seed", range(8))
+def test_haplotypes_that_are_alike_for_a_while(
+    tmp_path: Path, geometry: Geometry, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few windows are looked at together, so that most haplotypes are found equal in many."""
+    monkeypatch.setattr(distinct, "_CHUNK", 1 + seed % 3)
+    text = random_panel(seed, samples=6, length=900, rate=(0.01, 0.03)[seed % 2], missing=0.3)
+    with (
+        Genome(text.fasta(tmp_path / "ref.fa")) as genome,
+        Panel(genome, text.vcf(tmp_path / "p.vcf")) as panel,
+    ):
+        found, needed = check(panel, geometry)
+        assert needed <= found <= needed * 1.2 + 2
+
+
 def one_edit(length: int, pos: int, ref: int, alt: str) -> RandomPanel:
     """One record on a random contig: ``ref`` bases become the first of them and ``alt``."""
     rng = np.random.default_rng(length)
@@ -136,6 +152,8 @@ def test_one_large_edit(
     ):
         check(panel, geometry)
         check(panel, geometry, step=3)
+        monkeypatch.setattr(distinct, "_CHUNK", 2)
+        check(panel, geometry)
 
 
 def test_a_panel_without_variation_has_one_class(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genomepred.sequences.records import Record
+from genomepred.sequences.index import Record
 from genomepred.sequences.scan import scan
 from tests.helpers import examples
 from tests.sequences.fasta_files import CODE, naive_codes

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genomepred import files
+from genomepred.documents import seal
 from genomepred.errors import OutputError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store import hdf5
@@ -38,7 +39,6 @@ from genomepred.store.hdf5 import (
     sidecar_path,
     verify_file,
     write_part,
-    write_sidecar,
 )
 from tests.helpers import examples
 from tests.store_files import ATTRIBUTES, CONTIGS, random_values, write_parts, write_store
@@ -404,7 +404,7 @@ def test_what_the_system_says_becomes_one_line(
 
     monkeypatch.setattr(files.os, "rename", refuse)
     with pytest.raises(OutputError, match=message):
-        write_sidecar(tmp_path / "a.json", {})
+        files.write_whole(tmp_path / "a.json", seal({}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -431,7 +431,7 @@ def test_sidecars_round_trip(tmp_path: Path) -> None:
         "signature": {"a": None, "rows": 2**60},
         "finished": "now",
     }
-    write_sidecar(path, document)
+    files.write_whole(path, seal(document))
     assert read_sidecar(path) == document
 
 
@@ -506,7 +506,7 @@ def test_verify_compares_the_file_with_its_sidecar(
 ) -> None:
     path = write_store(tmp_path / "genome.h5")
     noted = read_sidecar(sidecar_path(path))
-    write_sidecar(sidecar_path(path), {**noted, **change})
+    files.write_whole(sidecar_path(path), seal({**noted, **change}))
     (problem,) = verify_file(path)
     assert re.search(message, problem)
     assert problem.startswith(str(path))
@@ -515,14 +515,14 @@ def test_verify_compares_the_file_with_its_sidecar(
 def test_verify_looks_inside_a_file_whose_hash_is_right(tmp_path: Path) -> None:
     path = write_store(tmp_path / "genome.h5")
     noted = read_sidecar(sidecar_path(path))
-    write_sidecar(sidecar_path(path), {**noted, "rows": GRID.rows + 1})
+    files.write_whole(sidecar_path(path), seal({**noted, "rows": GRID.rows + 1}))
     assert verify_file(path) == [f"{path}: {GRID.rows} rows, but the sidecar says {GRID.rows + 1}"]
     with h5py.File(path, "r+") as file:
         file["predictions"].resize((GRID.rows - 1, 1))
-    write_sidecar(sidecar_path(path), {**noted, "sha256": files.sha256_of(path)})
+    files.write_whole(sidecar_path(path), seal({**noted, "sha256": files.sha256_of(path)}))
     (problem,) = verify_file(path)
     assert f"{GRID.rows - 1} rows, but the sidecar says {GRID.rows}" in problem
     with h5py.File(path, "r+") as file:
         del file["predictions"]
-    write_sidecar(sidecar_path(path), {**noted, "sha256": files.sha256_of(path)})
+    files.write_whole(sidecar_path(path), seal({**noted, "sha256": files.sha256_of(path)}))
     assert verify_file(path) == [f"{path}: /predictions is absent"]

@@ -13,68 +13,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from genomepred.errors import GenomepredError, SequenceError
 from genomepred.progress import Watch
 from genomepred.runs.folder import RunPlan
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import Rows, Work, failing_alone
+from genomepred.runs.work import Rows, Shard, Work
 
 if TYPE_CHECKING:
     from genomepred.inference.engine import Engine
     from genomepred.inference.pipeline import Stop
 
 Self = TypeVar("Self")
-
-
-Then = Callable[[Rows], object]
-
-
-def nothing(rows: Rows) -> None:
-    """Do nothing more."""
-
-
-class Shard:
-    """A shard that is this process's to compute (a ``pipeline.ShardJob``).
-
-    Parameters
-    ----------
-    work : Work
-        Prepared.
-    first, last : int
-        One of its ``ranges``.
-    then : callable
-        Called with these rows once the part is on disk, on the thread that has written it.
-    landed : callable
-        Called with these rows at the end, good or bad.
-    """
-
-    def __init__(
-        self, work: Work, first: int, last: int, then: Then = nothing, landed: Then = nothing
-    ) -> None:
-        self.work, self.first, self.last = work, first, last
-        self._then, self._landed = then, landed
-        self.genome, self.grid = work.source(), work.grid
-
-    def finish(self, values: Any) -> None:
-        """Write the part."""
-        try:
-            with failing_alone(self.work):
-                self.work.write(self.first, self.last, values)
-                self._then((self.first, self.last))
-        finally:
-            self._landed((self.first, self.last))
-
-    def fail(self, error: GenomepredError) -> None:
-        """Give the work up."""
-        if isinstance(error, SequenceError):
-            try:  # what a file that changes under way looks like to its reader is no explanation
-                self.work.check_source()
-            except SequenceError as changed:
-                error = changed
-        try:
-            self.work.fail(error)
-        finally:
-            self._landed((self.first, self.last))
 
 
 class Job(Protocol):
@@ -123,7 +71,7 @@ class Job(Protocol):
         stop : Stop, optional
             The run's, if ``shards`` waits for anything.
         progress : callable
-            Told the number of rows of every block that is done.
+            Told of rows that are done, how many more.
         last : callable
             Called once, when no thread is at work any more.
         """

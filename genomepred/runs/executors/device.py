@@ -20,8 +20,8 @@ from typing import Any
 
 from genomepred.errors import OutputError
 from genomepred.messages import described
-from genomepred.runs.executors import Job, Shard, join
-from genomepred.runs.work import Rows, Work, failing_alone
+from genomepred.runs.executors import Job, join
+from genomepred.runs.work import Rows, Shard, Work, failing_alone
 
 # Genomes whose state a device keeps: more than it can have calls for.
 _KEPT = 8

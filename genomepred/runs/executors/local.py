@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from genomepred.files import Claim, own_folder
 from genomepred.inference.pipeline import Stop
 from genomepred.progress import Watch
-from genomepred.runs.executors import Job, Shard
+from genomepred.runs.executors import Job
 from genomepred.runs.folder import PARTS
-from genomepred.runs.work import Rows, Work, failing_alone
+from genomepred.runs.work import Rows, Shard, Work, failing_alone
 
 # Seconds between looks at what other processes have done.
 _SHORTEST_WAIT, _LONGEST_WAIT, _WAIT_A_WORK = 0.01, 0.5, 0.01
@@ -26,20 +28,16 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
 
     ``waiting`` is called again and again while there is nothing to do but to wait for others.
     """
-    helds = []
+    helds, leaving = [], ExitStack()
     for work in job.works:
         if work.may_have(job.plan.share):
             helds.append(_Held(work))
+            leaving.callback(helds[-1].let_go)
         else:
             watch.see(work.name, 0)
-
-    def let_go() -> None:
-        for held in helds:
-            held.let_go()
-
     stop = Stop()
     claimed = _claimed(helds, job.step, stop, watch, waiting)
-    job.compute(claimed, stop, lambda rows: watch.done(rows * job.step), let_go)
+    job.compute(claimed, stop, lambda rows: watch.done(rows * job.step), leaving.close)
     twice = sum(work.duplicates for work in job.works)
     if twice:
         warnings.warn(
@@ -49,24 +47,22 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
         )
 
 
+@dataclass(eq=False)
 class _Held:
-    """A work, and what this process holds of it."""
+    """A work, and what this process holds of it.
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        #: Shards that are not known to be on disk, as of the last look; None before the first.
-        self.open: set[Rows] | None = None
-        self.claims: dict[Rows, Claim] = {}
+    ``open`` are the shards that are not known to be on disk, as of the last look; None before the
+    first.
+    """
 
-    def look(self) -> None:
-        """See what is on disk."""
-        self.open = set(self.work.missing())
+    work: Work
+    open: set[Rows] | None = None
+    claims: dict[Rows, Claim] = field(default_factory=dict)
 
     def left(self) -> list[Rows]:
         """Shards of our share that are not known to be on disk, nor being computed here."""
         if self.open is None:
-            self.look()
-        assert self.open is not None
+            self.open = set(self.work.missing())
         (i, n), number = self.work.plan.share, self.work.number
         return [
             shard
@@ -116,7 +112,7 @@ class _Held:
         if not work.settled():
             if self.open is None:  # another process prepares it
                 return False
-            self.look()
+            self.open = set(work.missing())
             if self.complete():
                 work.publish()
                 return False  # another process may be at it, or a part may prove damaged
@@ -174,4 +170,4 @@ def _claimed(
             if delay == longest:
                 watch.wait()
             waiting()
-            stop.wait(delay)
+            stop.check(delay)
