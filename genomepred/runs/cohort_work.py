@@ -14,7 +14,7 @@ from genomepred.documents import COUNT, seal
 from genomepred.errors import SequenceError, StoreError
 from genomepred.files import own_folder, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
-from genomepred.runs.work import RECORD, Prepared, Work
+from genomepred.runs.work import RECORD, Work
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part
 
@@ -66,7 +66,7 @@ class CohortWork(Work):
 
     def prepare(self) -> bool:
         """Note what the panel is, unless a process has."""
-        if self.prepared is None:
+        if not self.prepared:
             own_folder(self.plan.out, PARTS, self.name)
             try:
                 record = self.read_record()
@@ -99,8 +99,9 @@ class CohortWork(Work):
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
         grid, step = self.plan.grid(contigs), record["shard_windows"]
         windows = grid.rows // grid.geometry.bins
-        ranges = [(first, min(first + step, windows)) for first in range(0, windows, step)]
-        self.prepared = Prepared(record, grid, ranges)
+        self.record, self.grid = record, grid
+        self.ranges = [(k, min(k + step, windows)) for k in range(0, windows, step)]
+        self.prepared = True
 
     def source(self) -> SequenceSource:
         """The reference."""

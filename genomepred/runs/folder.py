@@ -196,7 +196,8 @@ def start_run(out: Path, decided: Mapping[str, Any], about: Mapping[str, Any]) -
         out.mkdir(parents=True, exist_ok=True)
         create_whole(out / RUN_FILE, seal(told))
     except OSError as error:
-        raise _unusable(out, error) from error
+        why = "it is a file" if out.is_file() else error.strerror
+        raise OutputError(f"{out}: cannot be used as output folder: {why}") from error
 
 
 def join_run(out: Path, wanted: Mapping[str, Any]) -> tuple[Signature, dict[str, Any]]:
@@ -216,10 +217,7 @@ def join_run(out: Path, wanted: Mapping[str, Any]) -> tuple[Signature, dict[str,
     OutputError
         If the folder holds no run that can be read.
     """
-    try:
-        document = read_run(out)
-    except OSError as error:
-        raise _unusable(out, error) from error
+    document = read_run(out)
     signature = Signature.of_json(document["signature"])
     if differing := signature.differing(wanted):
         was = ", ".join(f"{name} {_short(getattr(signature, name))}" for name in differing)
@@ -229,11 +227,6 @@ def join_run(out: Path, wanted: Mapping[str, Any]) -> tuple[Signature, dict[str,
             "another --out"
         )
     return signature, document
-
-
-def _unusable(out: Path, error: OSError) -> OutputError:
-    why = "it is a file" if out.is_file() else error.strerror
-    return OutputError(f"{out}: cannot be used as output folder: {why}")
 
 
 def _short(value: Any) -> str:

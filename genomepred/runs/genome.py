@@ -21,7 +21,7 @@ from genomepred.documents import COUNT, seal
 from genomepred.errors import SequenceError, StoreError
 from genomepred.files import Claim, open_regular, own_folder, write_whole
 from genomepred.runs.folder import CACHE, PARTS, now
-from genomepred.runs.work import RECORD, Prepared, Work
+from genomepred.runs.work import RECORD, Work
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.fasta import Genome, discard_codes
 from genomepred.sequences.source import SequenceSource
@@ -108,7 +108,7 @@ class GenomeWork(Work):
 
     def prepare(self) -> bool:
         """Digest the genome and lay out its grid; False while another process is at it."""
-        if self.prepared is not None:
+        if self.prepared:
             return True
         own_folder(self.plan.out, PARTS, self.name)
         record = self._sound_record()
@@ -127,8 +127,9 @@ class GenomeWork(Work):
         """Take over what the parts were computed from, without reading the sequence."""
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
         grid, step = self.plan.grid(contigs), self.plan.shard_rows
-        ranges = [(row, min(row + step, grid.rows)) for row in range(0, grid.rows, step)]
-        self.prepared = Prepared(record, grid, ranges)
+        self.record, self.grid = record, grid
+        self.ranges = [(row, min(row + step, grid.rows)) for row in range(0, grid.rows, step)]
+        self.prepared = True
 
     def _sound_record(self) -> dict[str, Any] | None:
         """The record; None if it must be made anew. Parts of another sequence are found out."""

@@ -50,18 +50,6 @@ def _nothing(rows: Rows) -> None:
     """Do nothing more."""
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A work as it was when its first shard was computed, and its shards; never altered.
-
-    Whoever works on it, on any thread, holds on to this and needs nothing else of it.
-    """
-
-    record: dict[str, Any]
-    grid: Grid
-    ranges: list[Rows]
-
-
 @dataclass(frozen=True)
 class GenomeResult:
     """Outcome of one genome: ``finished``, ``failed``, or ``partial`` (other shares are open)."""
@@ -92,12 +80,19 @@ class Work(ABC):
     #: What its record must hold.
     schema: ClassVar[dict[str, Any]]
 
+    #: Once prepared: what it was when its first shard was computed, the grid of what is computed,
+    #: and the ranges of all shards.
+    record: dict[str, Any]
+    grid: Grid
+    ranges: list[Rows]
+
     def __init__(self, name: str, path: Path, plan: RunPlan, number: int = 0) -> None:
         self.name, self.path, self.plan, self.number = name, path, plan, number
         self.folder = plan.out / PARTS / name
         self.final = plan.out / f"{name}.h5"
         self.sidecar = sidecar_path(self.final)
-        self.prepared: Prepared | None = None
+        #: Whether record, grid and ranges are known; they are never altered.
+        self.prepared = False
         #: Why this command, or a worker of it, has given it up.
         self.error: GenomepredError | None = None
         #: The published file's sidecar, once it has been seen or written.
@@ -159,27 +154,9 @@ class Work(ABC):
     def forget(self) -> None:
         """Let go of what grows with the number of contigs too."""
         self.close()
-        self.prepared = None
-
-    # -- once it is prepared -----------------------------------------------------------------
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What it was when its first shard was computed."""
-        assert self.prepared is not None
-        return self.prepared.record
-
-    @property
-    def grid(self) -> Grid:
-        """Grid of what is computed."""
-        assert self.prepared is not None
-        return self.prepared.grid
-
-    @property
-    def ranges(self) -> list[Rows]:
-        """Ranges of all shards."""
-        assert self.prepared is not None
-        return self.prepared.ranges
+        if self.prepared:
+            self.prepared = False
+            del self.record, self.grid, self.ranges
 
     # -- where it stands: nothing is changed -------------------------------------------------
 

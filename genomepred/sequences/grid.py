@@ -9,7 +9,7 @@ coordinates are 0-based half-open; only region strings are 1-based inclusive, as
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -174,7 +174,8 @@ class Grid:
     geometry : Geometry
         Sizes of windows and bins.
     contigs : array of str objects, [intervals]
-        Contig of each interval.
+        Contig of each interval. (NumPy's own text takes four bytes a character of the longest one,
+        for each.)
     start, first_row : int64 array, [intervals]
         Start of each interval's first row in bases, and that row's number.
     rows : int
@@ -204,7 +205,7 @@ class Grid:
         first = np.cumsum(windows) - windows
         return cls(
             geometry=geometry,
-            contigs=text_array(contigs),
+            contigs=np.array(list(contigs), object),
             start=np.zeros(len(contigs), np.int64),
             first_row=first * geometry.bins,
             rows=int(windows.sum()) * geometry.bins,
@@ -262,13 +263,13 @@ class Grid:
         middle = np.array([r.center for r in regions], np.int64)
         return cls(
             geometry=geometry,
-            contigs=text_array(r.contig for r in regions),
+            contigs=np.array([r.contig for r in regions], object),
             start=middle - geometry.span // 2,
             first_row=count * geometry.bins,
             rows=len(regions) * geometry.bins,
             length=np.array([contigs[r.contig] for r in regions], np.int64),
             first_window=count,
-            names=text_array(map(_checked_name, regions)),
+            names=np.array(list(map(_checked_name, regions)), object),
         )
 
     @cached_property
@@ -364,17 +365,6 @@ class Grid:
             )
             first = stop
             k += 1
-
-
-def text_array(names: Iterable[str]) -> NDArray[np.object_]:
-    """Names as an array that takes as much memory as they have characters.
-
-    NumPy's own text takes four bytes a character of the longest one, for each.
-    """
-    listed = list(names)
-    array = np.empty(len(listed), object)
-    array[:] = listed
-    return array
 
 
 def parse_region(text: str, contigs: Mapping[str, int]) -> Region:

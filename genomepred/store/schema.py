@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from genomepred.documents import COUNT, DocumentError, check_document, read_document
 from genomepred.errors import StoreError
-from genomepred.sequences.grid import Geometry, Grid, text_array
+from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store import zstd
 
 Attribute = str | int | float | bool
@@ -188,7 +188,7 @@ def read_texts(group: h5py.Group, name: str, count: int) -> NDArray[np.object_]:
     kind = data.id.get_type()
     if not isinstance(kind, h5py.h5t.TypeStringID):
         raise SchemaError(f"{data.name} is {data.dtype}, not text")
-    return text_array(text.decode() for text in _entries(data, kind))
+    return np.array([text.decode() for text in _entries(data, kind)], object)
 
 
 def _entries(data: h5py.Dataset, kind: Any) -> Iterator[bytes]:
