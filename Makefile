@@ -23,9 +23,10 @@ rice: env
 	PATH="$(abspath $(BIN)):$$PATH" examples/rice_story.sh rice-out
 
 # Two processes, each on one thread; all tests of a file in one of them, files in the order that
-# tests/conftest.py gives them.
+# tests/conftest.py gives them. Compiled modules are kept whatever the environment says: tests start
+# hundreds of processes.
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: env
 	$(BIN)/python -m pytest -q -m slow

@@ -38,7 +38,7 @@ from genomepred.inference.pipeline import cut
 from genomepred.inference.tile_pieces import Tally
 from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.receptive_field import CannotShareError
-from genomepred.lowering.select import BlockSizes, resolve_kernels
+from genomepred.lowering.select import StretchSizes, resolve_kernels
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
@@ -94,10 +94,10 @@ def engines(name: str, window: int, stride: int) -> tuple[Engine, Engine, bool]:
     kernels = resolve_kernels(model, "auto", CPU, "fp32")
     numerics = Numerics("fp32", kernels, compute_batch(window, "cpu"), "forward")
     alone = Engine(model, card, geometry, numerics, CPU)
-    blocks = BlockSizes(model, geometry, "cpu").choose("auto", lambda _: 1.0)
-    if blocks is None:
+    stretches = StretchSizes(model, geometry, "cpu").choose("auto", lambda _: 1.0)
+    if stretches is None:
         return alone, alone, False
-    shared = replace(numerics, overlap="share", compute_batch=blocks.windows)
+    shared = replace(numerics, overlap="share", compute_batch=stretches.windows)
     return alone, Engine(model, card, geometry, shared, CPU), True
 
 

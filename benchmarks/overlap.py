@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import ROOT, interleaved, median, write_json
 from genomepred import Genome
 from genomepred.inference.engine import Batches, Engine, Numerics, compute_batch
-from genomepred.lowering.cost import block_work, multiply_adds
+from genomepred.lowering.cost import multiply_adds, stretch_work
 from genomepred.lowering.fuse import prepare
 from genomepred.lowering.long import long_work, without_values
 from genomepred.lowering.receptive_field import (
@@ -42,7 +42,7 @@ from genomepred.lowering.receptive_field import (
     receptive_field,
     trunk_of,
 )
-from genomepred.lowering.select import REFERENCE, BlockSizes, resolve_kernels
+from genomepred.lowering.select import REFERENCE, StretchSizes, resolve_kernels
 from genomepred.models import build
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
@@ -115,38 +115,38 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
     """One model at one stride: counted work, seconds a window, ratios."""
     model = make_model(name, stride)
     geometry = model.card.geometry(stride)
-    sizes = BlockSizes(model, geometry, "cpu")
-    blocks = sizes.choose("share", full)
-    assert blocks is not None
+    sizes = StretchSizes(model, geometry, "cpu")
+    stretches = sizes.choose("share", full)
+    assert stretches is not None
     batch = compute_batch(model.window, "cpu", model.bins)
     kernels = resolve_kernels(model, "auto", CPU, "fp32")
     numerics = {
         "eager": Numerics("fp32", REFERENCE, batch, "forward"),
         "prepared": Numerics("fp32", kernels, batch, "forward"),
-        "shared": Numerics("fp32", kernels, blocks.windows, "forward", "share"),
+        "shared": Numerics("fp32", kernels, stretches.windows, "forward", "share"),
     }
     engines = {
         form: Engine(model, model.card, geometry, chosen, CPU) for form, chosen in numerics.items()
     }
-    windows = lcm(blocks.windows, batch)
+    windows = lcm(stretches.windows, batch)
     bases = (windows - 1) * stride + model.window
     alone = multiply_adds(model, model.window)
     if name == EXAMPLE:
         lowered = without_values(prepare(model))
-        counted, phases = long_work(lowered, blocks.windows).multiply_adds, 1
+        counted, phases = long_work(lowered, stretches.windows).multiply_adds, 1
     else:
         trunk = trunk_of(model, as_written=True)
-        counted = block_work(trunk, stride, blocks.windows).multiply_adds
+        counted = stretch_work(trunk, stride, stretches.windows).multiply_adds
         phases = follow(trunk.steps, place_of_windows(model.window, stride, 1)).phases
     row = {
         "model": name,
         "window": model.window,
         "stride": stride,
         "phases": phases,
-        "windows_of_a_block": blocks.windows,
+        "windows_of_a_stretch": stretches.windows,
         "auto": "naive" if sizes.choose("auto", full) is None else "share",
-        "multiply_adds_of_a_window": {"alone": alone, "shared": counted / blocks.windows},
-        "saving": blocks.saving,
+        "multiply_adds_of_a_window": {"alone": alone, "shared": counted / stretches.windows},
+        "saving": stretches.saving,
     }
     for where in STRETCHES:
         pieces = stretches(data, where, bases)

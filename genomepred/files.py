@@ -63,15 +63,12 @@ def publishing(
     OutputError
         In place of any ``OSError``: disk full, no permission, not a regular file.
     """
-    if follow:
-        refuse_stream(path)
-        path = Path(os.path.realpath(path))
+    path = output_place(path) if follow else path
     temporary = path.parent / f"{path.stem[:120]}.{_owner()}{suffix}"
     try:
         if follow:
             discard_abandoned(path)
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is not a regular file; choose another output")
+        _require_file(path)
         yield temporary
         sync_file(temporary)
         os.rename(temporary, path)
@@ -287,6 +284,29 @@ def refuse_stream(path: Path) -> None:
         raise OutputError(f"{path}: this output is a file, not a stream; name one")
 
 
+def output_place(path: Path) -> Path:
+    """Where an output that a user names is written: what a link names.
+
+    Raises
+    ------
+    OutputError
+        If it is a stream or no regular file, or its folder is absent.
+    """
+    refuse_stream(path)
+    place = Path(os.path.realpath(path))
+    try:
+        os.stat(place.parent)
+        _require_file(place)
+    except OSError as error:
+        raise output_error(place, error) from error
+    return place
+
+
+def _require_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is not a regular file; choose another output")
+
+
 def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
     """Raise an OutputError if an output would take the place of a file that it is made from."""
     for one in inputs:
@@ -368,9 +388,10 @@ def require_space(folder: Path, size: int) -> None:
     """Raise an OutputError unless the folder's disk has ``size`` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < size:
+        unit, name = (1e6, "MB") if size >= 1e6 else (1e3, "kB")
         raise OutputError(
-            f"{folder}: {size / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free; free "
-            "some space and run the same command again"
+            f"{folder}: {size / unit:,.1f} {name} are needed and {free / unit:,.1f} {name} are "
+            "free; free some space and run the same command again"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -77,8 +78,26 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
         store.tracks[column]: summarize(start, end, values[:, column], edges) for column in columns
     }
     figure = _figure(region, edges, summaries, _title(store, region))
-    with publishing(path, follow=True) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower())
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Publish a picture in the format that its name says, PNG if it says none."""
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:].lower() or "png")
+    publish_picture(path, image)
+
+
+def publish_picture(path: Path, image: io.BytesIO) -> None:
+    """Publish a picture that is drawn: what draws it does not see the disk, nor hide its errors.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    with publishing(path, follow=True) as temporary, open(temporary, "xb") as file:
+        file.write(image.getbuffer())
 
 
 def _require_picture(path: Path) -> None:
@@ -309,8 +328,7 @@ def plot_heat_map(
         panels[source.tracks[column]] = values
     names = [source.lines[number] for number in numbers]
     figure = _heat_figure(region, bins, panels, names, difference, genes)
-    with publishing(path, follow=True) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower())
+    save_figure(figure, path)
 
 
 def _lines_of(source: BlockSource, names: Sequence[str]) -> list[int]:

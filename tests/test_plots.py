@@ -269,6 +269,17 @@ def test_heat_maps_are_drawn(cohort, tmp_path: Path, suffix: str) -> None:
         assert "s4" not in text
 
 
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_a_full_disk_is_one_line(cohort, small_disk: Path, suffix: str) -> None:
+    (small_disk / "other").write_bytes(bytes(4_190_000))  # of 4 MiB
+    with (
+        closing(open_blocks([cohort[0]])) as source,
+        pytest.raises(OutputError, match="is full"),
+    ):
+        plot_heat_map(source, Region("chr1", 0, 60_000), small_disk / f"p{suffix}")
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+
+
 def test_heat_maps_of_what_is_not_there(cohort, tmp_path: Path) -> None:
     region, path = Region("chr1", 0, 100), tmp_path / "x.png"
     with closing(open_blocks([cohort[0]])) as source:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import DataError, optional
-from genomepred.files import publishing
+from genomepred.plots import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +129,7 @@ def curves(histories: Mapping[str, Path], metric: str, path: Path) -> None:
         _whole_numbers(axes)
     rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     rates.set_ylim(bottom=0)
-    _save(figure, path)
+    save_figure(without_formulas(figure), path)
 
 
 def _mark_best(axes: Axes, epochs: Float64, scores: Float64, color: str, *, tell: bool) -> None:
@@ -199,7 +199,7 @@ def parity(panels: Mapping[str, Series], path: Path) -> None:
         _draw_parity(figure, axes, series)
         axes.set_title(name, fontsize=_FONT)
     _tell_omitted(figure, len(drawn) - len(shown), "tracks")
-    _save(figure, path)
+    save_figure(without_formulas(figure), path)
 
 
 def _draw_parity(figure: Figure, axes: Axes, series: Series) -> None:
@@ -287,7 +287,7 @@ def roc_pr(series: Mapping[str, Series], path: Path) -> None:
     _tell_omitted(figure, len(both) - len(shown), "curves")
     roc.set_title("ROC (dotted: chance)", fontsize=_FONT)
     pr.set_title("precision-recall (dotted: share of positives)", fontsize=_FONT)
-    _save(figure, path)
+    save_figure(without_formulas(figure), path)
 
 
 def _rates(labels: Values, scores: Values) -> tuple[Float64, Float64, Float64]:
@@ -372,7 +372,7 @@ def comparison(runs: Mapping[str, Run], metric: str, path: Path) -> None:
         panel.set_axisbelow(True)
         panel.locator_params(axis="x", nbins=4)
         panel.set_title(part, fontsize=_FONT)
-    _save(figure, path)
+    save_figure(without_formulas(figure), path)
 
 
 def _mean_course(courses: Sequence[Float64]) -> Float64:
@@ -447,9 +447,3 @@ def without_formulas(figure: Figure) -> Figure:
         if id(text) not in at_ticks:
             text.set_parse_math(False)
     return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    without_formulas(figure)
-    with publishing(path, follow=True) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower() or "png")

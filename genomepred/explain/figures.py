@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from genomepred.evaluation.figures import without_formulas
 from genomepred.explain.attention import Attention
 from genomepred.explain.motifs import Filters, Match, Motif
 from genomepred.explain.windows import Window
-from genomepred.files import publishing
+from genomepred.plots import publish_picture
 from genomepred.sequences.codes import Codes
 
 if TYPE_CHECKING:
@@ -131,10 +132,11 @@ def _published(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     canvas.draw()  # type: ignore[no-untyped-call]
     drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     pixels = Image.fromarray(drawn).convert("RGB")
-    with publishing(path, follow=True) as temporary:
-        # A palette makes the file of 32 logos 0.1 MB instead of 0.4.
-        method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-        pixels.quantize(256, method, 3, dither=dither).save(temporary, "PNG", optimize=True)
+    image = io.BytesIO()
+    # A palette makes the file of 32 logos 0.1 MB instead of 0.4.
+    method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    pixels.quantize(256, method, 3, dither=dither).save(image, "PNG", optimize=True)
+    publish_picture(path, image)
 
 
 def _diverging() -> Colormap:

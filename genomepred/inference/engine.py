@@ -86,7 +86,7 @@ class Numerics:
     strand : {"forward", "reverse", "mean", "each"}
         Strands that are predicted, and how they are combined.
     overlap : {"naive", "share"}
-        Whether every window is computed by itself, or a compute batch from one block of sequence
+        Whether every window is computed by itself, or a compute batch from one stretch of sequence
         (see :mod:`genomepred.lowering.shared`).
     """
 
@@ -316,7 +316,7 @@ class Engine:
                     if len(self.turns) > 1:  # it may be a view of what the next call reuses
                         found = found.clone()
                     if turn:
-                        # On the other strand of a block its windows stand in the opposite order.
+                        # On the other strand of a stretch its windows stand in the opposite order.
                         found = self.turned_tracks(found.flip((0, 1) if self._shared else 1))
                     values.append(found)
         except torch.cuda.OutOfMemoryError as error:

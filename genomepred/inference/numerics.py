@@ -22,7 +22,7 @@ from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics, compute_batch
 from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.fuse import PRECISIONS, are_measured, prepare
-from genomepred.lowering.select import REFERENCE, TORCH, Blocks, resolve_kernels
+from genomepred.lowering.select import REFERENCE, TORCH, Stretches, resolve_kernels
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
 
@@ -75,8 +75,8 @@ class Candidates:
         ``auto``: those of the table of :mod:`genomepred.kernels.dispatch`, unless a probe finds
         something faster, or they differ from the model as written by more than its card allows.
     strand : {"forward", "reverse", "mean", "each"}
-    blocks : Blocks, optional
-        Blocks to share overlap by; the guard may decide against them.
+    stretches : Stretches, optional
+        Stretches to share overlap by; the guard may decide against them.
     windows : float
         Windows that each worker will compute, about: decides whether a probe can pay.
     """
@@ -84,7 +84,7 @@ class Candidates:
     precision: str = "auto"
     kernels: str = "auto"
     strand: str = "forward"
-    blocks: Blocks | None = None
+    stretches: Stretches | None = None
     windows: float = 0
 
 
@@ -97,8 +97,8 @@ class GuardWindows:
     spread : Batches
         One compute batch without sharing.
     following : Batches, optional
-        One compute batch of windows that follow each other as the grid's do, if there are blocks to
-        share overlap by.
+        One compute batch of windows that follow each other as the grid's do, if there are
+        stretches to share overlap by.
     """
 
     spread: Batches
@@ -116,11 +116,13 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     DeviceError, ModelError
         See :func:`resolve_kernels`.
     """
-    guard = _Guard(subject, candidates.strand, windows)
+    written = Numerics("fp32", REFERENCE, subject.compute_batch, candidates.strand)
+    guard = _Guard(subject, written, windows)
     precision = _precision(subject, candidates, guard)
     used = resolve_kernels(subject.model, candidates.kernels, subject.device, precision)
-    if candidates.blocks is not None and used != REFERENCE:  # the prepared model alone can share
-        numerics = Numerics(precision, used, candidates.blocks.windows, candidates.strand, "share")
+    stretches = candidates.stretches
+    if stretches is not None and used != REFERENCE:  # the prepared model alone can share
+        numerics = Numerics(precision, used, stretches.windows, candidates.strand, "share")
         if not (why := guard.why_not(numerics)):
             return numerics
         warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
@@ -138,31 +140,32 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     return replace(numerics, kernels=REFERENCE)
 
 
+@dataclass(frozen=True)
 class _Guard:
     """Compares ways to compute with the model as written, in float32."""
 
-    def __init__(self, subject: Subject, strand: str, windows: GuardWindows) -> None:
-        self._subject, self._windows = subject, windows
-        self._written = Numerics("fp32", REFERENCE, subject.compute_batch, strand)
+    subject: Subject
+    written: Numerics
+    windows: GuardWindows
 
     @cached_property
     def _spread(self) -> NDArray[np.float32]:
-        return self._subject.engine(self._written).submit(self._windows.spread)()
+        return self.subject.engine(self.written).submit(self.windows.spread)()
 
     def difference(self, numerics: Numerics) -> float:
         """Largest difference from the model as written, relative to 1 + the value."""
-        engine, batches = self._subject.engine, self._windows.spread
-        if numerics == self._written:
+        engine, batches = self.subject.engine, self.windows.spread
+        if numerics == self.written:
             self._spread  # noqa: B018 - a model that does not run as written is an error here
             return 0.0 if np.isfinite(self._spread).all() else float("inf")
         if numerics.overlap == "naive":
             written = self._spread
             return _difference(engine(numerics).submit(batches)(), written)
-        assert self._windows.following is not None
-        batches, windows = self._windows.following, numerics.compute_batch
-        alone = gcd(windows, self._subject.compute_batch)  # both multiples of powers of two
+        assert self.windows.following is not None
+        batches, windows = self.windows.following, numerics.compute_batch
+        alone = gcd(windows, self.subject.compute_batch)  # both multiples of powers of two
         smaller = replace(batches, needed=np.ones(windows // alone, np.bool_))
-        reference = engine(replace(self._written, compute_batch=alone)).submit(smaller)()
+        reference = engine(replace(self.written, compute_batch=alone)).submit(smaller)()
         return _difference(engine(numerics).submit(batches)(), reference)
 
     def why_not(self, numerics: Numerics) -> str:
@@ -173,7 +176,7 @@ class _Guard:
             if numerics.kernels == REFERENCE:
                 raise
             return str(error)
-        card = self._subject.card
+        card = self.subject.card
         if found <= (tolerance := card.tolerance[numerics.precision]):
             return ""
         return (

@@ -31,6 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -178,14 +179,18 @@ def run(
         stop.until(to_writer.put, None)
 
 
+@dataclass
 class _Collector:
-    """Gathers results into the values of one shard at a time (on the writer thread)."""
+    """Gathers results into the values of one shard at a time (on the writer thread).
 
-    def __init__(self, precision: str, tracks: int, progress: Callable[[int], object]) -> None:
-        self._precision, self._tracks, self._progress = precision, tracks, progress
-        self._values: NDArray[np.float32] | None = None
-        #: The job that has failed, of which reading on is pointless.
-        self.dropped: ShardJob | None = None
+    ``dropped`` is the job that has failed, of which reading on is pointless.
+    """
+
+    precision: str
+    tracks: int
+    progress: Callable[[int], object]
+    values: NDArray[np.float32] | None = None
+    dropped: ShardJob | None = None
 
     def take(
         self,
@@ -199,10 +204,10 @@ class _Collector:
         if isinstance(content, GenomepredError):
             self._drop(job, content)
             return
-        if self._values is None:
-            self._values = np.full((job.last - job.first, self._tracks), np.nan, np.float32)
+        if self.values is None:
+            self.values = np.full((job.last - job.first, self.tracks), np.nan, np.float32)
         if content is None:
-            values, self._values = self._values, None
+            values, self.values = self.values, None
             job.finish(values)
             return
         assert result is not None
@@ -211,14 +216,14 @@ class _Collector:
         except PrecisionError as error:
             self._drop(job, error)
             return
-        self._progress(rows)
+        self.progress(rows)
 
     def _drop(self, job: ShardJob, error: GenomepredError) -> None:
-        self._values, self.dropped = None, job
+        self.values, self.dropped = None, job
         job.fail(error)
 
     def _place(self, job: ShardJob, windows: Windows, values: NDArray[np.float32]) -> int:
-        assert self._values is not None
+        assert self.values is not None
         bins = values.shape[1]
         placed = 0
         for slot, span in windows.pieces:
@@ -227,12 +232,12 @@ class _Collector:
             # Shards and regions may begin or end inside a window of several bins.
             begin, end = max(span.first - span.row, 0), min(span.last - span.row, len(run))
             offset = span.row - job.first
-            target = self._values[offset + begin : offset + end]
+            target = self.values[offset + begin : offset + end]
             target[:] = np.where(absent[begin:end, None], np.float32(np.nan), run[begin:end])
             bad = ~np.isfinite(target).all(axis=1) & ~absent[begin:end]
             if bad.any():
                 row = span.row + begin + int(bad.argmax())
-                raise PrecisionError(_not_finite(job, row, self._precision))
+                raise PrecisionError(_not_finite(job, row, self.precision))
             placed += end - begin
         return placed
 

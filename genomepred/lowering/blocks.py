@@ -13,14 +13,13 @@ from genomepred.kernels.codes_conv.op import codes_conv
 from genomepred.kernels.conv_block.op import conv_block
 from genomepred.kernels.epilogue.op import bias_act_pool
 from genomepred.kernels.epilogue.reference import Epilogue, convolved_length, pooled_length
-from genomepred.models.layers import ScaledGELU, TanhGELU
+from genomepred.models.layers import ScaledGELU
 
 # Activations -> the name and factor that kernels know them by.
 ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float]]] = {
     nn.ReLU: lambda _: ("relu", 1.0),
     nn.LeakyReLU: lambda layer: ("leaky_relu", float(layer.negative_slope)),
     nn.GELU: lambda layer: ("gelu_tanh" if layer.approximate == "tanh" else "gelu", 1.0),
-    TanhGELU: lambda _: ("gelu_tanh", 1.0),
     ScaledGELU: lambda layer: ("gelu_sigmoid", float(layer.a.detach())),
     nn.SiLU: lambda _: ("gelu_sigmoid", 1.0),
     nn.Mish: lambda _: ("mish", 1.0),

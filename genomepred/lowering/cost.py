@@ -32,8 +32,8 @@ class Work(NamedTuple):
     split: int = 0
 
 
-def block_work(trunk: Trunk, stride: int, windows: int) -> Work:
-    """Work of a block of windows; its heads' outputs are not among the largest.
+def stretch_work(trunk: Trunk, stride: int, windows: int) -> Work:
+    """Work of a stretch of windows; its heads' outputs are not among the largest.
 
     Raises
     ------

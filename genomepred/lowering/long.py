@@ -163,17 +163,17 @@ class _Follower(fx.Interpreter):
         """Run an operation and note its result's receptive field."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = super().run_node(n)
-        sources = [self.fields[node] for node in n.all_input_nodes if node in self.fields]
+        inputs = [self.fields[node] for node in n.all_input_nodes if node in self.fields]
         if n.op == "placeholder" and not self.fields:
             self.fields[n] = _Field(self._axis, 1, 0, 0)
-        elif isinstance(result, Tensor) and sources:
-            self.fields[n] = self._after(n, sources, args, kwargs)
+        elif isinstance(result, Tensor) and inputs:
+            self.fields[n] = self._after(n, inputs, args, kwargs)
         return result
 
     def _after(
-        self, n: fx.Node, sources: list[_Field], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, n: fx.Node, inputs: list[_Field], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _Field:
-        x = sources[0]
+        x = inputs[0]
         rank = args[0].dim() if args and isinstance(args[0], Tensor) else 0
         if n.op == "output":
             return x
@@ -197,9 +197,9 @@ class _Follower(fx.Interpreter):
         if n.target is operator.getitem:
             start = _start_of_slice(n, args[0].shape, args[1], x.axis)
             return x._replace(first=x.first + start * x.step, last=x.last + start * x.step)
-        alike = all((s.axis, s.step) == (x.axis, x.step) for s in sources)
+        alike = all((s.axis, s.step) == (x.axis, x.step) for s in inputs)
         if n.target in _POINTWISE and alike:
-            first, last = min(s.first for s in sources), max(s.last for s in sources)
+            first, last = min(s.first for s in inputs), max(s.last for s in inputs)
             return x._replace(first=first, last=last)
         raise CannotShareError(f"cannot tell how far its operation {n.name} sees")
 

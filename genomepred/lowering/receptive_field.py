@@ -1,8 +1,8 @@
 """Receptive fields of a trunk's positions, and where these stand in windows that overlap.
 
 A trunk is read once, by :func:`steps_of`, into steps: what a layer sees of the one before it is
-all that its receptive field, its positions in a block of windows and its work depend on. See
-:mod:`genomepred.lowering.shared` for what a block, an edge and a phase are.
+all that its receptive field, its positions in a stretch of windows and its work depend on. See
+:mod:`genomepred.lowering.shared` for what a stretch, an edge and a phase are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from genomepred.models.layers import (
 
 
 class CannotShareError(ModelError):
-    """The windows of a model cannot be computed from a block."""
+    """The windows of a model cannot be computed from a stretch."""
 
 
 class Taps(NamedTuple):
@@ -161,17 +161,17 @@ class Place:
     stride : int
         Bases from one window to the next.
     windows : int
-        Windows of the block.
+        Windows of the stretch.
     length : int
         Positions of a window.
     count : int
-        Positions of the block, of each phase.
+        Positions of the stretch, of each phase.
     step : int
         Bases from one position to the next.
     left, right : int
         How many positions of a window, at its ends, are edges.
     first : int
-        Position of a phase's first window at which the block begins.
+        Position of a phase's first window at which the stretch begins.
     """
 
     stride: int
@@ -272,7 +272,7 @@ class Trunk(NamedTuple):
 
 
 def trunk_of(model: nn.Module, as_written: bool = False) -> Trunk:
-    """Trunk of a prepared model, if windows of it can be computed from a block.
+    """Trunk of a prepared model, if windows of it can be computed from a stretch.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Choice of a run's computing: whose kernels, and whether overlap is shared, in what blocks."""
+"""Choice of a run's computing: whose kernels, and whether overlap is shared, by what stretches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from genomepred.errors import DeviceError, ModelError
 from genomepred.kernels.dispatch import PRECISIONS, obstacle
-from genomepred.lowering.cost import Work, block_work
+from genomepred.lowering.cost import Work, stretch_work
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.long import LongWindow, check_bins, long_work, without_values
 from genomepred.lowering.receptive_field import (
@@ -30,14 +30,14 @@ from genomepred.sequences.grid import Geometry
 REFERENCE, TORCH = ("reference",), ("torch",)
 OVERLAPS = ("auto", "share", "naive")
 
-# Values of the largest layer of a block, and its windows: enough that calls of small layers are
+# Values of the largest layer of a stretch, and its windows: enough that calls of small layers are
 # worth their time, few enough that activations stay in the cache, and that glibc does not hand
 # their memory back to be faulted in again (CPU), or that they fit (CUDA). One thread, us a window
 # for values / windows: basenji-maize, stride 104: 16.2 for 236k / 256, 12.7 for 449k / 512, 15.7
 # for 875k / 1,024; stride 103: 42 for 0.9M / 256, 92 for 1.8M / 512; the two-block CNN, W = 200,
 # stride 25: 43 for 421k / 256, 34 for 830k / 512, 38 for 1.6M / 1,024.
-_BLOCK_VALUES = {"cpu": 1_048_576, "cuda": 268_435_456}
-_BLOCK_WINDOWS = {"cpu": 1_024, "cuda": 8_192}
+_STRETCH_VALUES = {"cpu": 1_048_576, "cuda": 268_435_456}
+_STRETCH_WINDOWS = {"cpu": 1_024, "cuda": 8_192}
 # Multiply-adds that take as long as a value of a pool that makes more phases: it is pooled and
 # activated by itself, where other blocks end with both. One thread, 22 models and strides: with it
 # the counted saving is 1.2 times the measured one on average, and the measured order is kept.
@@ -48,20 +48,20 @@ _SPLIT = 200
 _PAYS = {"cpu": 1.25, "cuda": 4.0}
 
 
-class Blocks(NamedTuple):
-    """Windows of a block, and how many times the work of blocks they all are by themselves."""
+class Stretches(NamedTuple):
+    """Windows of a stretch, and how many times the work of stretches they all are alone."""
 
     windows: int
     saving: float
 
 
-# Given the windows of a block, says which share of them is asked for on average.
+# Given the windows of a stretch, says which share of them is asked for on average.
 Filled = Callable[[int], float]
 
 
 @dataclass(frozen=True, eq=False)
-class BlockSizes:
-    """Sizes of the blocks that windows of a model can share overlap in.
+class StretchSizes:
+    """Sizes of the stretches that windows of a model can share overlap in.
 
     Their work is counted when it is first asked for, and only once.
 
@@ -72,23 +72,23 @@ class BlockSizes:
     geometry : Geometry
         Windows of the grid.
     device_type : {"cpu", "cuda"}
-        Bounds the size of blocks.
+        Bounds the size of stretches.
     """
 
     model: nn.Module
     geometry: Geometry
     device_type: str
 
-    def choose(self, overlap: str, whole: Filled, asked: Filled | None = None) -> Blocks | None:
-        """Blocks to share overlap by, or None where every window is computed by itself.
+    def choose(self, overlap: str, whole: Filled, asked: Filled | None = None) -> Stretches | None:
+        """Stretches to share overlap by, or None where every window is computed by itself.
 
         Parameters
         ----------
         overlap : {"auto", "share", "naive"}
-            What is asked for. ``auto``: blocks where they are clearly faster.
+            What is asked for. ``auto``: stretches where they are clearly faster.
         whole, asked : callable
-            How a whole genome fills blocks, which decides on their size, and how the regions that
-            are asked for do, if there are any.
+            How a whole genome fills stretches, which decides on their size, and how the regions
+            that are asked for do, if there are any.
 
         Raises
         ------
@@ -98,15 +98,15 @@ class BlockSizes:
         if overlap == "naive":
             return None
         try:
-            blocks = self.best(whole)
+            found = self.best(whole)
         except CannotShareError as error:
             if overlap == "auto":
                 return None
             raise ModelError(f"--overlap share: {error}; use --overlap auto or naive") from error
         if asked is not None:
-            part = asked(blocks.windows) / whole(blocks.windows)
-            blocks = blocks._replace(saving=blocks.saving * part)
-        return blocks if overlap == "share" or blocks.saving >= _PAYS[self.device_type] else None
+            part = asked(found.windows) / whole(found.windows)
+            found = found._replace(saving=found.saving * part)
+        return found if overlap == "share" or found.saving >= _PAYS[self.device_type] else None
 
     def why_alone(self, whole: Filled) -> str:
         """Reason for which ``auto`` shares no overlap; empty if it would.
@@ -125,37 +125,37 @@ class BlockSizes:
             return ""
         return f"it would be {saving:.2f} times less work, and pays from {pays}"
 
-    def best(self, filled: Filled) -> Blocks:
-        """Blocks that save most, by counted work.
+    def best(self, filled: Filled) -> Stretches:
+        """Stretches that save most, by counted work.
 
         Raises
         ------
         CannotShareError
-            If windows of the model do not overlap or cannot be computed from a block.
+            If windows of the model do not overlap or cannot be computed from a stretch.
         """
         alone, costs = self._costs
-        found = (Blocks(n, n * alone * filled(n) / cost) for n, cost in costs.items())
-        return max(found, key=lambda blocks: blocks.saving)
+        found = (Stretches(n, n * alone * filled(n) / cost) for n, cost in costs.items())
+        return max(found, key=lambda stretches: stretches.saving)
 
     @cached_property
     def _costs(self) -> tuple[int, dict[int, int]]:
-        """Multiply-adds of a window by itself, and of blocks by their windows."""
+        """Multiply-adds of a window by itself, and of stretches by their windows."""
         window, stride = self.geometry.window, self.geometry.stride
         if stride > window:
             raise CannotShareError(f"windows do not overlap at stride {stride}")
         work: Callable[[int], Work]
         if getattr(self.model, "bins", 1) == 1:
             trunk = trunk_of(self.model, as_written=True)
-            alone, work, fewest = block_work(trunk, 0, 1), partial(block_work, trunk, stride), 32
-            windows = follow(trunk.steps, place_of_windows(window, stride, 1)).phases
+            alone, work = stretch_work(trunk, 0, 1), partial(stretch_work, trunk, stride)
+            windows, fewest = follow(trunk.steps, place_of_windows(window, stride, 1)).phases, 32
         else:
-            work, fewest, windows = partial(long_work, without_values(check_bins(self.model))), 2, 1
-            alone = work(1)
+            work = partial(long_work, without_values(check_bins(self.model)))
+            alone, windows, fewest = work(1), 1, 2
         costs: dict[int, int] = {}
-        while windows <= _BLOCK_WINDOWS[self.device_type] or not costs:
+        while windows <= _STRETCH_WINDOWS[self.device_type] or not costs:
             if windows >= fewest:
                 whole = work(windows)
-                if costs and whole.values > _BLOCK_VALUES[self.device_type]:
+                if costs and whole.values > _STRETCH_VALUES[self.device_type]:
                     break
                 costs[windows] = whole.multiply_adds + _SPLIT * whole.split
             windows *= 2
@@ -163,7 +163,7 @@ class BlockSizes:
 
 
 def share(model: nn.Module, stride: int, windows: int) -> Sharing | LongWindow:
-    """A prepared model that :class:`BlockSizes` gave blocks for, in the form that shares."""
+    """A prepared model that :class:`StretchSizes` gave stretches for, in the form that shares."""
     if isinstance(model, SequenceModel) and model.bins > 1:
         return LongWindow(model, windows)
     return Sharing(model, stride, windows)

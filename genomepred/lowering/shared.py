@@ -1,10 +1,10 @@
 """Overlap sharing: a base is convolved once, however many windows see it.
 
-Windows ``stride`` bases apart are computed from one *block*, the sequence they cover together. A
+Windows ``stride`` bases apart are computed from one *stretch*, the sequence they cover together. A
 trunk position that no zero padding has touched depends on the sequence alone, so a window's
-positions are a view of the block's. Its outermost positions, which padding does touch (they are
+positions are a view of the stretch's. Its outermost positions, which padding does touch (they are
 the *edges*), are computed from short strips: every layer takes the edges of the layer before, some
-positions of the block beside them, and the zeros that the window's end means. Hence the result is
+positions of the stretch beside them, and the zeros that the window's end means. Hence the result is
 that of the window by itself, up to rounding.
 
 With a pool, a position stands for several bases, and only windows whose starts are a multiple of
@@ -43,7 +43,7 @@ _GATHERED_BASES = 32_768
 
 
 class Sharing(nn.Module):
-    """Computes a model for windows that overlap, from the block of sequence they cover.
+    """Computes a model for windows that overlap, from the stretch of sequence they cover.
 
     Parameters
     ----------
@@ -53,12 +53,12 @@ class Sharing(nn.Module):
     stride : int
         Bases from one window to the next.
     windows : int
-        Windows of a block; a multiple of the phases.
+        Windows of a stretch; a multiple of the phases.
 
     Attributes
     ----------
     bases : int
-        Bases of a block.
+        Bases of a stretch.
 
     Raises
     ------
@@ -80,9 +80,9 @@ class Sharing(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Codes ``uint8 [bases]`` -> raw values ``[windows, 1, tracks]``."""
         encoded = self.model.encode(codes.contiguous()[None])
-        block = encoded[..., None] if encoded.dim() == 2 else encoded.transpose(1, 2).contiguous()
-        none = block.new_empty(1, self._start.windows, 0, block.shape[2])
-        x, kept = Shared(self._start, block, none, none), list[Shared]()
+        stretch = encoded[..., None] if encoded.dim() == 2 else encoded.transpose(1, 2).contiguous()
+        none = stretch.new_empty(1, self._start.windows, 0, stretch.shape[2])
+        x, kept = Shared(self._start, stretch, none, none), list[Shared]()
         for number, (layer, taps, keeps, adds) in enumerate(self._steps):
             before, residual = x, kept.pop() if adds else None
             if isinstance(layer, FusedConv):
@@ -93,7 +93,7 @@ class Sharing(nn.Module):
             elif isinstance(layer, MaxPool):
                 x = pooled(layer, taps, x)
             elif layer is not None:
-                x = Shared(x.place, *(pointwise(layer, y) for y in (x.block, x.left, x.right)))
+                x = Shared(x.place, *(pointwise(layer, y) for y in (x.stretch, x.left, x.right)))
             elif residual is not None:
                 x = added(residual, x)
             if keeps:
@@ -115,14 +115,14 @@ class Sharing(nn.Module):
         begin, tail = after.first * pool - taps.left - x.place.first, after.length - after.right
         size, end = (after.count - 1) * pool + taps.width, (after.left - 1) * pool + taps.width
         pieces = (
-            x.block[:, begin : begin + size],
+            x.stretch[:, begin : begin + size],
             x.head(end - taps.left) if after.left else None,
             x.tail(tail * pool - taps.left) if after.right else None,
         )
         more: list[Tensor | None] = [None, None, None]
         if residual is not None:
             skip = after.first * pool - residual.place.first
-            more = [residual.block[:, skip : skip + after.count * pool]]
+            more = [residual.stretch[:, skip : skip + after.count * pool]]
             more += [residual.head(after.left * pool), residual.tail(tail * pool)]
         sides = (0, 0), (block.padding[0], 0), (0, block.padding[1])
         shape = after.phases, after.windows // after.phases
@@ -150,7 +150,7 @@ class Sharing(nn.Module):
         x, _ = self._block(number, block, Epilogue(end.activation, end.factor), x, residual)
         round_up = end.pool == "ceil"
         kept = pooled(MaxPool(2, round_up), Taps(2, 0, int(round_up), 2), x)
-        parts = (block.activate_next(part) for part in (kept.block, kept.left, kept.right))
+        parts = (block.activate_next(part) for part in (kept.stretch, kept.left, kept.right))
         return Shared(kept.place, *parts), kept
 
 
@@ -168,15 +168,16 @@ def pooled(pool: MaxPool, taps: Taps, x: Shared) -> Shared:
     begin = after.first * taps.stride - place.first
     size = (after.count - 1) * taps.stride + taps.width
     starts = (begin + i * place.pitch for i in range(after.phases // place.phases))
-    pieces = [largest(pool, x.block[:, start : start + size]) for start in starts]
-    block = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    left = right = block.new_empty(after.phases, after.windows // after.phases, 0, block.shape[2])
+    pieces = [largest(pool, x.stretch[:, start : start + size]) for start in starts]
+    stretch = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    shape = after.phases, after.windows // after.phases, 0, stretch.shape[2]
+    left = right = stretch.new_empty(shape)
     if after.left:
         left = pooled_edges(pool, x.head((after.left - 1) * taps.stride + taps.width), after)
     if after.right:
         # An incomplete last group is not padded: the pool takes it as it is.
         right = pooled_edges(pool, x.tail((after.length - after.right) * taps.stride), after)
-    return Shared(after, block, left, right)
+    return Shared(after, stretch, left, right)
 
 
 def pooled_edges(pool: MaxPool, x: Tensor, after: Place) -> Tensor:
@@ -207,9 +208,9 @@ def added(x: Shared, branch: Shared) -> Shared:
     """Sum of a residual branch, whose edges are at least as long, and its input."""
     place = branch.place
     skip = place.first - x.place.first
-    block = x.block[:, skip : skip + place.count] + branch.block
+    stretch = x.stretch[:, skip : skip + place.count] + branch.stretch
     left = x.head(place.left) + branch.left
-    return Shared(place, block, left, x.tail(place.length - place.right) + branch.right)
+    return Shared(place, stretch, left, x.tail(place.length - place.right) + branch.right)
 
 
 def head_values(model: SequenceModel, x: Shared) -> Tensor:
@@ -229,33 +230,33 @@ def head_values(model: SequenceModel, x: Shared) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """Activations of all windows of a block.
+    """Activations of all windows of a stretch.
 
     Parameters
     ----------
     place : Place
         Sizes.
-    block : float tensor, [phases, count, channels]
+    stretch : float tensor, [phases, count, channels]
         Contiguous.
     left, right : float tensor, [phases, windows / phases, left or right, channels]
         Edges.
     """
 
     place: Place
-    block: Tensor
+    stretch: Tensor
     left: Tensor
     right: Tensor
 
     def inner(self, begin: int, end: int, more: int = 0) -> Tensor:
         """View of all windows' positions ``[begin, end)``, none of which may be an edge.
 
-        ``more`` is the number of windows past the last one, as far as the block goes.
+        ``more`` is the number of windows past the last one, as far as the stretch goes.
         """
-        place, (phases, count, channels) = self.place, self.block.shape
+        place, (phases, count, channels) = self.place, self.stretch.shape
         shape = (phases, place.windows // phases + more, end - begin, channels)
         strides = (count * channels, place.pitch * channels, channels, 1)
-        offset = self.block.storage_offset() + (begin - place.first) * channels
-        return self.block.as_strided(shape, strides, offset)
+        offset = self.stretch.storage_offset() + (begin - place.first) * channels
+        return self.stretch.as_strided(shape, strides, offset)
 
     def head(self, end: int) -> Tensor:
         """Positions ``[0, end)`` of all windows."""
@@ -274,11 +275,11 @@ def flat_linear(linear: nn.Linear, x: Shared) -> Tensor:
 
     On the positions between the edges it is a convolution as wide as they are, with the windows'
     pitch for its stride: a sum of matrix products, one for each ``pitch`` positions of a window,
-    whose rows lie in the block side by side. No feature is copied.
+    whose rows lie in the stretch side by side. No feature is copied.
     """
-    place, channels = x.place, x.block.shape[2]
+    place, channels = x.place, x.stretch.shape[2]
     end = place.length - place.right
-    weight = linear.weight.t().to(x.block.dtype)  # autocast knows no product in place
+    weight = linear.weight.t().to(x.stretch.dtype)  # autocast knows no product in place
     values = x.left.flatten(2) @ weight[: place.left * channels]
     values += x.right.flatten(2) @ weight[end * channels :]
     if linear.bias is not None:
@@ -301,10 +302,10 @@ def flat_linear(linear: nn.Linear, x: Shared) -> Tensor:
 def diagonals(weight: Tensor, x: Shared, whole: int) -> Tensor:
     """The sum of the first ``whole`` such products, ``[phases, windows, out]``, by a single one.
 
-    Every stretch of ``pitch`` positions times the weights of each place it can have in a window;
+    Each ``pitch`` positions in a row times the weights of each place it can have in a window;
     a window is a diagonal of the result.
     """
-    place, out, channels = x.place, weight.shape[1], x.block.shape[2]
+    place, out, channels = x.place, weight.shape[1], x.stretch.shape[2]
     rows = x.inner(place.left, place.left + place.pitch, whole - 1).flatten(2)
     part = weight[place.left * channels :][: whole * rows.shape[2]]
     stacked = part.view(whole, -1, out).transpose(0, 1).reshape(-1, whole * out)
@@ -326,7 +327,7 @@ class Weighted(NamedTuple):
 def attention_pool(pool: AttentionPool, x: Shared) -> Tensor:
     """Attention pooling of each window, ``[phases, windows, channels]``.
 
-    Each ``pitch`` positions of the block are summed once, with weights relative to the largest of
+    Each ``pitch`` positions of the stretch are summed once, with weights relative to the largest of
     their own scores; a window adds up such sums, relative to the largest score it holds.
     """
     place = x.place
@@ -344,7 +345,7 @@ def attention_pool(pool: AttentionPool, x: Shared) -> Tensor:
         factor = (part.top - top).exp()[..., None]
         weight = weight + factor * part.weight[..., None]
         total = total + factor * part.total
-    return (total / weight).to(x.block.dtype)
+    return (total / weight).to(x.stretch.dtype)
 
 
 def weighted(pool: AttentionPool, x: Tensor) -> Weighted:

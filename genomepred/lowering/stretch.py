@@ -84,7 +84,7 @@ class Stretch:
         outputs: Buffers | None = None,
     ) -> None:
         self._model, self._count = model, count
-        self._plan = _plan(steps, length, _Range(begin, begin + count))
+        self._computed = _computed(steps, length, _Range(begin, begin + count))
         self._whole = _Range(0, length)
         self._outputs = Buffers() if outputs is None else outputs
 
@@ -93,8 +93,8 @@ class Stretch:
         encoded = self._model.encode(codes)
         x = encoded[..., None] if encoded.dim() == 2 else encoded.transpose(1, 2)
         have, kept = self._whole, list[tuple[Tensor, _Range]]()
-        last = len(self._plan) - 1
-        for number, done in enumerate(self._plan):
+        last = len(self._computed) - 1
+        for number, done in enumerate(self._computed):
             layer, _, keeps, adds = done.step
             more = None
             if adds:
@@ -128,12 +128,12 @@ class Stretch:
     @property
     def reads(self) -> tuple[int, int]:
         """Bases of a stretch, from one to before another, that anything depends on."""
-        return self._plan[0].reads if self._plan else self._whole
+        return self._computed[0].reads if self._computed else self._whole
 
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of one stretch."""
-        return sum(_work(done) for done in self._plan)
+        return sum(_work(done) for done in self._computed)
 
 
 def on_stretches(
@@ -162,7 +162,7 @@ def _work(done: _Computed) -> int:
     return int(positions * block.channels * block.products)
 
 
-def _plan(steps: Sequence[Step], length: int, taken: _Range) -> list[_Computed]:
+def _computed(steps: Sequence[Step], length: int, taken: _Range) -> list[_Computed]:
     """Return what every step takes and makes, from the last one back."""
     lengths = [length]
     for _, taps, *_ in steps:
@@ -171,16 +171,16 @@ def _plan(steps: Sequence[Step], length: int, taken: _Range) -> list[_Computed]:
     if taken.begin == taken.end:  # one position tells the channels
         first = min(taken.begin, lengths[-1] - 1)
         taken = _Range(first, first + 1)
-    plan, waiting = list[_Computed](), list[_Range]()
+    computed, waiting = list[_Computed](), list[_Range]()
     for step, (length_in, _) in reversed(list(zip(steps, pairwise(lengths), strict=True))):
         makes = taken.with_(waiting.pop()) if step.keeps else taken
         adds = _Range(makes.begin * step.taps.stride, min(makes.end * step.taps.stride, length_in))
         if step.adds:
             waiting.append(adds)
         reads, padding = _read_by(step, length_in, makes)
-        plan.append(_Computed(step, reads, makes, padding, adds))
+        computed.append(_Computed(step, reads, makes, padding, adds))
         taken = reads
-    return plan[::-1]
+    return computed[::-1]
 
 
 def _read_by(step: Step, length: int, makes: _Range) -> tuple[_Range, tuple[int, int]]:

@@ -163,15 +163,15 @@ class Card:
         return json.dumps({name: document[name] for name in names}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, source: str = CARD) -> Card:
+    def from_json(cls, text: str | bytes, file: str = CARD) -> Card:
         """Card of JSON text.
 
         Parameters
         ----------
         text : str or bytes in UTF-8
             As :meth:`to_json` writes it.
-        source : str, optional
-            File named in errors.
+        file : str, optional
+            Named in errors.
 
         Raises
         ------
@@ -182,28 +182,28 @@ class Card:
             data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
             document = parse_document(data, {str: object})
         except DocumentError as error:
-            raise ModelError(f"{source}: is no card, which is a JSON object: {error}") from error
+            raise ModelError(f"{file}: is no card, which is a JSON object: {error}") from error
         written = document.get("format_version", FORMAT_VERSION)
         if type(written) is not int or written != FORMAT_VERSION:
             raise ModelError(
-                f"{source}: field 'format_version' is {_brief(written)}; "
+                f"{file}: field 'format_version' is {_brief(written)}; "
                 f"allowed: {FORMAT_VERSION}, so use the package version that wrote this card"
             )
         document.setdefault("output", OUTPUTS[0])  # what a card that does not say has
         names = [f.name for f in fields(cls)]
         for name in names:
             if name not in document:
-                raise ModelError(f"{source}: field {name!r} is missing; a card has {names}")
+                raise ModelError(f"{file}: field {name!r} is missing; a card has {names}")
         for name in document:
             if name not in names:
-                raise ModelError(f"{source}: field {_brief(name)} is unknown; a card has {names}")
+                raise ModelError(f"{file}: field {_brief(name)} is unknown; a card has {names}")
         try:
             document["tracks"] = _tracks(document["tracks"])
             if isinstance(document["reverse_tracks"], list):
                 document["reverse_tracks"] = tuple(document["reverse_tracks"])
             return cls(**document)
         except ModelError as error:
-            raise ModelError(f"{source}: {error}") from error
+            raise ModelError(f"{file}: {error}") from error
 
 
 def _tracks(value: Any) -> Any:

@@ -232,13 +232,6 @@ class ScaledGELU(nn.Module):
         return x * torch.sigmoid(self.a * x)
 
 
-class TanhGELU(nn.GELU):
-    """GELU by its tanh approximation."""
-
-    def __init__(self) -> None:
-        super().__init__(approximate="tanh")
-
-
 class FlattenPositions(nn.Module):
     """``[batch, channels, length]`` -> ``[batch, length * channels]``, position-major.
 
@@ -279,7 +272,8 @@ def dense(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        between = nn.Sequential(TanhGELU(), nn.Dropout(dropout)) if dropout else TanhGELU()
+        gelu = nn.GELU("tanh")
+        between = nn.Sequential(gelu, nn.Dropout(dropout)) if dropout else gelu
         layers += [nn.Linear(before, after), between]
     return nn.Sequential(*layers[:-1])
 

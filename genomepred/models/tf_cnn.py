@@ -11,7 +11,6 @@ from genomepred.models.layers import (
     MaxPool,
     SameConv1d,
     SequenceModel,
-    TanhGELU,
     dense,
     start_from_lecun,
 )
@@ -68,7 +67,7 @@ class TFCNN(SequenceModel):
         trunk: list[nn.Module] = []
         for i in range(blocks):
             channels = filters if i else 4
-            trunk += [SameConv1d(channels, filters, kernel), TanhGELU(), MaxPool(2)]
+            trunk += [SameConv1d(channels, filters, kernel), nn.GELU("tanh"), MaxPool(2)]
         features = (filters if blocks else 4) * positions
         self.trunk = nn.Sequential(*trunk)
         self.head = nn.Sequential(FlattenPositions(), *dense([features, *hidden, tracks]))

@@ -12,7 +12,6 @@ from genomepred.models.layers import (
     MaxPool,
     SameConv1d,
     SequenceModel,
-    TanhGELU,
     start_from_lecun,
 )
 
@@ -71,17 +70,17 @@ class TFCNNv2(SequenceModel):
         self.trunk = nn.Sequential(
             SameConv1d(4, filters, kernel),
             nn.BatchNorm1d(filters, momentum=0.01),
-            TanhGELU(),
+            nn.GELU("tanh"),
             MaxPool(2),
             SameConv1d(filters, filters, kernel),
-            TanhGELU(),
+            nn.GELU("tanh"),
             nn.BatchNorm1d(filters, momentum=0.01),
             MaxPool(2),
         )
         widths = [filters * positions, *hidden]
         layers: list[nn.Module] = [FlattenPositions()]
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), TanhGELU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(before, after), nn.GELU("tanh"), nn.Dropout(dropout)]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], tracks))
         start_from_lecun(self)
 

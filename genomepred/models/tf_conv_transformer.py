@@ -9,7 +9,6 @@ from genomepred.models.layers import (
     MaxPool,
     SameConv1d,
     SequenceModel,
-    TanhGELU,
     dense,
     start_from_lecun,
 )
@@ -120,13 +119,13 @@ class TFConvTransformer(SequenceModel):
         channels = 4
         for _ in range(conv_blocks):
             norm = nn.BatchNorm1d(filters, momentum=0.01)
-            blocks += [SameConv1d(channels, filters, kernel), norm, TanhGELU(), MaxPool(2)]
+            blocks += [SameConv1d(channels, filters, kernel), norm, nn.GELU("tanh"), MaxPool(2)]
             channels = filters
         self.trunk = nn.Sequential(*blocks)
         transformer = Encoder(
             *[
                 EncoderLayer(
-                    *(channels, heads, filters, TanhGELU()),
+                    *(channels, heads, filters, nn.GELU("tanh")),
                     norm_first=True,
                     inner=filters,
                     hidden_dropout=dropout,

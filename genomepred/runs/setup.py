@@ -39,12 +39,7 @@ from genomepred.inference.engine import (
 )
 from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
 from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.select import (
-    REFERENCE,
-    Blocks,
-    BlockSizes,
-    resolve_kernels,
-)
+from genomepred.lowering.select import REFERENCE, Stretches, StretchSizes, resolve_kernels
 from genomepred.machine import usable_cpus, usable_memory
 from genomepred.machine_code import numba_version
 from genomepred.models.card import Card
@@ -80,14 +75,14 @@ _WINDOWS_A_WORKER = 100_000
 _MULTIPLY_ADDS_A_WORKER = 2.5e11
 # Threads that encode chunks, of all workers together no more than processors.
 _COMPRESSORS = 4
-# Bytes that a worker holds, about: 0.33 GB with torch and a model, 0.12 GB for blocks and shards.
+# Bytes that a worker holds, about: 0.33 GB with torch and a model, 0.12 GB for windows and shards.
 _MEMORY_A_WORKER = 600_000_000
 
 
 class _Looked(NamedTuple):
     """Facts of the first genome for the decision."""
 
-    blocks: Blocks | None
+    stretches: Stretches | None
     windows: GuardWindows
 
 
@@ -125,7 +120,7 @@ class Setup:
         self.geometry = card.geometry(spec.stride)
         self.subject = Subject(self.model, card, self.geometry, self.device)
         self.engine = self.subject.engine
-        self._sizes = BlockSizes(self.model, self.geometry, self.device.type)
+        self._sizes = StretchSizes(self.model, self.geometry, self.device.type)
         self._fingerprints: dict[Engine, str] = {}  # of the last engine asked for
         tracks = [(track.name, track.description) for track in card.tracks]
         if spec.strand == "each":
@@ -154,7 +149,7 @@ class Setup:
         if worth < most:
             work = self.windows * multiply_adds(self.model, self.geometry.window)
             if saving is None:
-                saving = self._full_blocks.saving if self._full_blocks is not None else 1.0
+                saving = self._full_stretches.saving if self._full_stretches is not None else 1.0
             work /= saving
             worth = max(worth, work / _MULTIPLY_ADDS_A_WORKER)
         return max(1, min(most, int(worth)))
@@ -264,10 +259,10 @@ class Setup:
         GenomepredError
             If no genome can be read to check a precision on.
         """
-        spec, full = self.spec, self._full_blocks
+        spec, full = self.spec, self._full_stretches
         guards = self.device.type != "cpu" or spec.precision not in ("auto", "fp32")
         real = guards and self._writes  # random windows guard float32, and estimates
-        blocks, found = full, None
+        stretches, found = full, None
         if real or full is not None or spec.regions is not None:
             cache = spec.out / CACHE if self._writes else None
             for name, path in spec.genomes:
@@ -277,8 +272,8 @@ class Setup:
                 ):
                     grid = make_grid(source.contigs, self.geometry, spec.regions, spec.center)
                     if grid.rows:
-                        blocks = full and self._blocks_of(source.contigs, grid)
-                        found = self._windows_of(source, grid, blocks) if real else None
+                        stretches = full and self._stretches_of(source.contigs, grid)
+                        found = self._windows_of(source, grid, stretches) if real else None
                         break
             else:
                 if real:
@@ -286,26 +281,27 @@ class Setup:
                         f"--precision {spec.precision}: no genome can be read to check it on"
                     )
         if found is None:
-            following = blocks and self.random_batches(blocks.windows, consecutive=True)
+            following = stretches and self.random_batches(stretches.windows, consecutive=True)
             found = GuardWindows(self.random_batches(self.subject.compute_batch), following)
-        return _Looked(blocks, found)
+        return _Looked(stretches, found)
 
-    def _blocks_of(self, contigs: Mapping[str, int], grid: Grid) -> Blocks | None:
-        """Blocks as full as a genome's are: short contigs, and regions far apart, leave gaps."""
+    def _stretches_of(self, contigs: Mapping[str, int], grid: Grid) -> Stretches | None:
+        """Stretches as full as a genome's are: short contigs, and regions far apart, leave gaps."""
         grids = (Grid.whole(contigs, self.geometry), grid)
         batches = _BATCHES_TOGETHER[self.device.type]
         fills = [partial(batching.filled, g, list(contigs), batches=batches) for g in grids]
         return self._sizes.choose(self._overlap, *fills)
 
     def _windows_of(
-        self, source: SequenceSource, grid: Grid, blocks: Blocks | None
+        self, source: SequenceSource, grid: Grid, stretches: Stretches | None
     ) -> GuardWindows:
         spread = batching.sample(source, grid, self.subject.compute_batch)
-        return GuardWindows(spread, blocks and batching.sample_shared(source, grid, blocks.windows))
+        windows = stretches and batching.sample_shared(source, grid, stretches.windows)
+        return GuardWindows(spread, windows)
 
     @cached_property
-    def _full_blocks(self) -> Blocks | None:
-        """Value of :attr:`blocks` if every window of every block were asked for."""
+    def _full_stretches(self) -> Stretches | None:
+        """Stretches to share overlap by if every window of each were asked for."""
         return self._sizes.choose(self._overlap, lambda windows: 1.0)
 
     def why_alone(self, numerics: Numerics) -> str:
@@ -321,8 +317,8 @@ class Setup:
 
     def saving(self, numerics: Numerics) -> float:
         """Work of a run without sharing over that with it, in multiply-adds."""
-        blocks = self._looked.blocks if numerics.overlap == "share" else None
-        return blocks.saving if blocks is not None else 1.0
+        stretches = self._looked.stretches if numerics.overlap == "share" else None
+        return stretches.saving if stretches is not None else 1.0
 
     def decide(self) -> Numerics:
         """Choose overlap, precision and kernels (see :func:`genomepred.inference.numerics.decide`).
@@ -336,7 +332,8 @@ class Setup:
         """
         spec, looked = self.spec, self._looked
         windows = self.windows / self.workers
-        candidates = Candidates(spec.precision, spec.kernels, spec.strand, looked.blocks, windows)
+        asked = spec.precision, spec.kernels, spec.strand
+        candidates = Candidates(*asked, looked.stretches, windows)
         numerics = decide(self.subject, candidates, looked.windows)
         if spec.overlap == "share" and numerics.overlap != "share":
             raise PrecisionError(

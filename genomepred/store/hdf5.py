@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -296,17 +296,29 @@ class _Target(io.FileIO):
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[h5py.File]:
+def new_file(path: Path, begin: Callable[[h5py.File], object] | None = None) -> Iterator[h5py.File]:
     """A new HDF5 file, whole when the block ends.
+
+    Parameters
+    ----------
+    path : Path
+    begin : callable, optional
+        Writes what HDF5 reads back while it writes, as texts without a fixed length: in memory, for
+        a disk that is full cannot be hidden from that.
 
     Raises
     ------
     OSError
         What the disk answered first, whatever HDF5 made of it.
     """
+    image = io.BytesIO()
+    if begin is not None:
+        with _create_file(image) as file:
+            begin(file)
     with _Target(path, "x+b") as target:
+        write_all(target.fileno(), image.getbuffer())
         try:
-            with _create_file(target) as file:
+            with _create_file(target) if begin is None else _open_file(target) as file:
                 yield file
         finally:
             if target.failure is not None:
@@ -319,13 +331,23 @@ def _create_file(target: io.IOBase) -> h5py.File:
     That is the oldest in which every piece of metadata is checksummed; all releases since 2016
     read it.
     """
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
-    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, target)
+    access = _access(target)
     created = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     created.set_obj_track_times(False)
     name = repr(target).encode()  # never stored
     return h5py.File(h5py.h5f.create(name, h5py.h5f.ACC_TRUNC, fcpl=created, fapl=access))
+
+
+def _open_file(target: io.IOBase) -> h5py.File:
+    """Go on with an HDF5 file in a Python file."""
+    return h5py.File(h5py.h5f.open(repr(target).encode(), h5py.h5f.ACC_RDWR, fapl=_access(target)))
+
+
+def _access(target: io.IOBase) -> Any:
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, target)
+    return access
 
 
 def _create_group(file: h5py.File, name: str) -> h5py.Group:

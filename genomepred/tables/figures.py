@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.evaluation.figures import new_figure, without_formulas
-from genomepred.files import publishing
-from genomepred.plots import COLORS
+from genomepred.plots import COLORS, save_figure
 from genomepred.store.reader import Float32
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -75,7 +73,7 @@ def draw_heat_map(
         image, ax=main, label="prediction less the region's mean", shrink=0.6, extend="both"
     )
     figure.suptitle(title, fontsize=12)
-    _save(figure, path)
+    save_figure(without_formulas(figure), path)
 
 
 def draw_samples(
@@ -109,7 +107,7 @@ def draw_samples(
     left.spines[["top", "right"]].set_visible(False)
     _draw_tree(right, values, samples)
     figure.suptitle(title, fontsize=12)
-    _save(figure, path)
+    save_figure(without_formulas(figure), path)
 
 
 def principal_components(values: Float32) -> tuple[Float64, Float64]:
@@ -228,9 +226,3 @@ def _name(axes: Axes, which: str, names: Sequence[str], most: int, what: str) ->
         (axes.set_ylabel if which == "y" else axes.set_xlabel)(f"{len(names):,} {what}, clustered")
         return
     axis.set_ticks(range(len(names)), list(names), fontsize=6, rotation=0 if which == "y" else 90)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    without_formulas(figure)
-    with publishing(path, follow=True) as temporary:
-        figure.savefig(temporary, format="png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,7 @@ def write_table(table: RegionTable, path: Path | None, progress: bool = False) -
         with publishing(path, follow=True) as temporary:
             require_space(path.parent, _most_bytes(table, suffix))
             if suffix == ".h5ad":
-                # Its texts have no fixed length, which HDF5 reads back while it writes: a disk
-                # that is full cannot be hidden from it, as new_file does, and is asked before.
-                with h5py.File(temporary, "x") as file:
+                with new_file(temporary, partial(_begin_h5ad, table)) as file:
                     _write_h5ad(table, file, progress)
             else:
                 with new_file(temporary) as file:
@@ -185,8 +184,8 @@ def _matrix(group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ..
     )
 
 
-def _write_h5ad(table: RegionTable, file: h5py.File, progress: bool) -> None:
-    """Write AnnData's format 0.1.0, as its documentation of files describes it."""
+def _begin_h5ad(table: RegionTable, file: h5py.File) -> None:
+    """Write all but the values of AnnData's format 0.1.0, as its documentation describes it."""
     _encode(file, "anndata", "0.1.0")
     _write_index(file, "obs", table.samples, {})
     columns = {"name": table.names, **table.place_columns()}
@@ -202,14 +201,22 @@ def _write_h5ad(table: RegionTable, file: h5py.File, progress: bool) -> None:
         _encode(file["uns"][name], kind, "0.2.0")
     shape = len(table.samples), len(table.names)
     chunks = min(shape[0], 1024), min(shape[1], max(_CHUNK // min(shape[0], 1024), 1))
-    safe = unique_names([track.replace("/", "_") for track in table.tracks])
-    matrices = [_matrix(file["layers"], name, shape, chunks) for name in safe]
+    matrices = [_matrix(file["layers"], name, shape, chunks) for name in _layers(table)]
     matrices.append(_matrix(file, "X", shape, chunks))
     for matrix in matrices:
         _encode(matrix, "array", "0.2.0")
+
+
+def _write_h5ad(table: RegionTable, file: h5py.File, progress: bool) -> None:
+    matrices = [file["layers"][name] for name in _layers(table)]
     for first, values in table.groups(progress):
-        for matrix, k in zip(matrices, [*range(len(safe)), 0], strict=True):
+        for matrix, k in zip([*matrices, file["X"]], [*range(len(matrices)), 0], strict=True):
             matrix[:, first : first + len(values)] = values[:, :, k].T
+
+
+def _layers(table: RegionTable) -> list[str]:
+    """Names of the tracks' matrices."""
+    return unique_names([track.replace("/", "_") for track in table.tracks])
 
 
 def _encode(item: Any, kind: str, version: str) -> None:

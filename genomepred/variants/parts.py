@@ -64,8 +64,6 @@ class Parts:
         OutputError
             If the folder cannot be written, or another process is at work on it.
         """
-        if not self.out.parent.is_dir():
-            raise OutputError(f"{self.out}: there is no folder {self.out.parent}; make it first")
         try:
             own_folder(self.out.parent, self.folder.name)
             self._claim = Claim.take(self.folder / "lock")

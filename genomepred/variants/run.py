@@ -17,7 +17,7 @@ import torch
 
 from genomepred import __version__
 from genomepred.errors import OptionError, OutputError, SequenceError
-from genomepred.files import refuse_inputs
+from genomepred.files import output_place, refuse_inputs
 from genomepred.inference.engine import Numerics, describe_device
 from genomepred.inference.predictor import Predictor
 from genomepred.models.checkpoint import load_model
@@ -164,7 +164,7 @@ def effects(
     if measures is not None and spec.jobs > 1:
         raise OptionError("measures of your own are computed by one process; leave jobs out")
     format_of(spec.out)
-    refuse_inputs(spec.out, [spec.genome, spec.variants])
+    refuse_inputs(output_place(spec.out), [spec.genome, spec.variants])
     parts = Parts(spec.out)
     with Genome(spec.genome) as reference:
         report, numbers = _checked_blocks(spec, reference)

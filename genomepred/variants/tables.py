@@ -270,6 +270,7 @@ class _Vcf(_Closing):
         for column, name in zip(columns, self._fields, strict=True):
             kind = "Integer" if column.is_place else "Float"
             header.info.add(name, "A", kind, _describe(column, model))
+        path.touch(exist_ok=False)  # htslib does not say why it cannot make a file
         self._target = pysam.VariantFile(str(path), "wz", header=header)
         self._records = iter(self._source)
 

@@ -20,7 +20,7 @@ GIVEN = {
     ("docs/models.md", 0): "import torch; codes = torch.from_numpy(codes_100)",
     ("docs/own-models.md", 1): "module = Mine(); codes = codes_300",
     ("docs/own-models.md", 2): "from torch import nn, Tensor\nfrom genomepred.models.layers import "
-    "FlattenPositions, MaxPool, SameConv1d, SequenceModel, TanhGELU",
+    "FlattenPositions, MaxPool, SameConv1d, SequenceModel",
 }
 # The run that a page calls OUT.
 RUNS = {"docs/cohorts.md": "cohort", "docs/files.md": "run"}

@@ -23,7 +23,6 @@ from genomepred.models.layers import (
     MaxPool,
     Residual,
     SameConv1d,
-    TanhGELU,
 )
 from tests.explain.models import BASES, Profile, Stack, card_of, make, spread
 from tests.helpers import examples
@@ -102,7 +101,7 @@ def trunks(draw: st.DrawFn) -> nn.Sequential:
             layers.append(nn.Conv1d(channels, 3, kernel, padding=padding, dilation=dilation))
         channels = 3
         layers += [nn.BatchNorm1d(3)] if draw(st.booleans()) else []
-        layers += [draw(st.sampled_from([TanhGELU(), nn.ReLU(), nn.Tanh()]))]
+        layers += [draw(st.sampled_from([nn.GELU("tanh"), nn.ReLU(), nn.Tanh()]))]
         if draw(st.booleans()):
             layers.append(MaxPool(draw(st.integers(2, 3)), round_up=draw(st.booleans())))
         if draw(st.booleans()):

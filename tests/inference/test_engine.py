@@ -27,7 +27,7 @@ from genomepred.inference.numerics import (
 )
 from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.fuse import are_measured, kernels_of, prepare
-from genomepred.lowering.select import REFERENCE, Blocks, BlockSizes, resolve_kernels, share
+from genomepred.lowering.select import REFERENCE, Stretches, StretchSizes, resolve_kernels, share
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
 from genomepred.sequences.grid import Geometry
@@ -421,18 +421,18 @@ def sample(count: int, consecutive: bool) -> Batches:
     return Batches(codes, np.arange(count, dtype=np.int64) * STRIDE, STRIDE, np.array([True]))
 
 
-def choose(model, *, precision="auto", kernels="auto", windows=0.0, tolerance=None, blocks=None):
+def choose(model, *, precision="auto", kernels="auto", windows=0.0, tolerance=None, stretches=None):
     card = replace(model.card, tolerance=tolerance or model.card.tolerance)
     subject = Subject(model, card, card.geometry(), CPU)
     guard = GuardWindows(
-        sample(subject.compute_batch, False), blocks and sample(blocks.windows, True)
+        sample(subject.compute_batch, False), stretches and sample(stretches.windows, True)
     )
-    return decide(subject, Candidates(precision, kernels, "forward", blocks, windows), guard)
+    return decide(subject, Candidates(precision, kernels, "forward", stretches, windows), guard)
 
 
 @pytest.fixture
-def blocks(model) -> Blocks:
-    found = BlockSizes(model, model.card.geometry(), "cpu").choose("share", lambda windows: 1.0)
+def stretches(model) -> Stretches:
+    found = StretchSizes(model, model.card.geometry(), "cpu").choose("share", lambda windows: 1.0)
     assert found is not None
     return found
 
@@ -449,25 +449,25 @@ class Wrong(nn.Module):
         return torch.cat([values[:-1], values[:1]])
 
 
-def test_what_is_shared_is_compared_with_the_model_as_written(model, blocks):
+def test_what_is_shared_is_compared_with_the_model_as_written(model, stretches):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        chosen = choose(model, blocks=blocks)
-    assert chosen == Numerics("fp32", OURS, blocks.windows, "forward", "share")
+        chosen = choose(model, stretches=stretches)
+    assert chosen == Numerics("fp32", OURS, stretches.windows, "forward", "share")
 
 
-def test_a_wrong_shared_form_is_not_used(model, blocks, monkeypatch):
+def test_a_wrong_shared_form_is_not_used(model, stretches, monkeypatch):
     monkeypatch.setattr("genomepred.inference.engine.share", lambda *given: Wrong(share(*given)))
     said = rf"overlap is not shared: {PREPARED} differs .* by [0-9.e-]+ .*allows 1e-05$"
     for asked in ("auto", "cpu"):
         with pytest.warns(UserWarning, match=said) as told:
-            chosen = choose(model, kernels=asked, blocks=blocks)
+            chosen = choose(model, kernels=asked, stretches=stretches)
         assert chosen == Numerics("fp32", OURS, 256, "forward", "naive")
         assert len(told) == 1
 
 
-def test_a_model_as_written_shares_nothing(model, blocks):
-    chosen = choose(model, kernels="reference", blocks=blocks)
+def test_a_model_as_written_shares_nothing(model, stretches):
+    chosen = choose(model, kernels="reference", stretches=stretches)
     assert chosen == Numerics("fp32", REFERENCE, 256, "forward", "naive")
 
 

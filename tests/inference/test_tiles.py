@@ -105,9 +105,8 @@ def test_tiles_give_the_windows_own_values(
             flat = torch.full((slots, codes.shape[1]), 4, dtype=torch.uint8)
             flat[: len(codes)] = torch.from_numpy(codes)
             starts = np.arange(slots, dtype=np.int64) * codes.shape[1]
-            batches = Batches(
-                flat.reshape(-1), starts, codes.shape[1], np.ones(slots // 8, np.bool_)
-            )
+            needed = np.ones(slots // 8, np.bool_)
+            batches = Batches(flat.reshape(-1), starts, codes.shape[1], needed)
             expected.append(engine.submit(batches)()[: len(codes)].copy())
     a, b = np.concatenate(found), np.concatenate(expected)
     assert a.shape == b.shape

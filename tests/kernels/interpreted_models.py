@@ -141,7 +141,7 @@ def test_before_tensor_cores(
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize(("name", "config"), overlaps.CASES, ids=named)
-def test_blocks_of_an_architecture_equal_its_windows(
+def test_stretches_of_an_architecture_equal_its_windows(
     name: str, config: dict[str, Any], precision: str
 ) -> None:
     model = overlaps.model_of(name, config)

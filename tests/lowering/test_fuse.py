@@ -27,7 +27,6 @@ from genomepred.models.layers import (
     OneHot,
     SameConv1d,
     SequenceModel,
-    TanhGELU,
 )
 from tests.kernels.cases import TOLERANCES
 from tests.lowering.fused import all_by_onednn, blocks_of, check, codes_like, conv, exact, settle
@@ -478,7 +477,8 @@ def test_codes_of_any_layout(name: str) -> None:
 
 
 def test_features_of_any_layout_and_type() -> None:
-    stack = settle(nn.Sequential(SameConv1d(6, 5, 4), TanhGELU(), MaxPool(2), SameConv1d(5, 3, 3)))
+    layers = SameConv1d(6, 5, 4), nn.GELU("tanh"), MaxPool(2), SameConv1d(5, 3, 3)
+    stack = settle(nn.Sequential(*layers))
     prepared, x = prepare(stack), torch.randn(3, 6, 40)
     assert kernels_of(prepared) == ("direct", "direct")
     for given_x in (

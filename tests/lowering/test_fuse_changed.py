@@ -21,7 +21,6 @@ from genomepred.models.layers import (
     Residual,
     SameConv1d,
     SequenceModel,
-    TanhGELU,
 )
 from tests.lowering.fused import Stacked, blocks_of, check, codes_like, conv, exact, settle
 from tests.models.as_written import AS_WRITTEN, make_as_written
@@ -167,9 +166,9 @@ class _Mixed(SequenceModel):
         self.blocks = nn.Sequential(
             SameConv1d(4, 6, 6, bias=False),
             nn.BatchNorm1d(6),
-            TanhGELU(),
+            nn.GELU("tanh"),
             MaxPool(2, round_up=True),
-            nn.Sequential(nn.BatchNorm1d(6), nn.Conv1d(6, 5, 3, padding=1), TanhGELU()),
+            nn.Sequential(nn.BatchNorm1d(6), nn.Conv1d(6, 5, 3, padding=1), nn.GELU("tanh")),
             nn.Conv1d(5, 5, 3, padding=1, padding_mode="circular"),
         )
         self.last = nn.Linear(5 * 15, 1)
@@ -189,8 +188,8 @@ class _Mixed(SequenceModel):
         ),
         (
             "torch",
-            *[["ChannelsLastConv", "Identity", "TanhGELU", "MaxPool", "Sequential", "Conv1d"]],
-            ["BatchNorm1d", "ChannelsLastConv", "TanhGELU"],
+            *[["ChannelsLastConv", "Identity", "GELU", "MaxPool", "Sequential", "Conv1d"]],
+            ["BatchNorm1d", "ChannelsLastConv", "GELU"],
         ),
     ],
 )

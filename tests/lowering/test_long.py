@@ -14,7 +14,7 @@ from genomepred.errors import ModelError
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.long import LongWindow, check_bins
 from genomepred.lowering.receptive_field import CannotShareError
-from genomepred.lowering.select import BlockSizes
+from genomepred.lowering.select import StretchSizes
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import External, make_external
@@ -148,16 +148,16 @@ def test_modules_that_cannot_be_told_to_be_convolutional(
 def test_blocks_save_the_context() -> None:
     model = make(OPENSPLICEAI, 400, 200, config={"groups": 2, "crop": 200})
     geometry = Geometry(800, 400, crop=200, bins=400)
-    blocks = BlockSizes(model, geometry, "cpu").choose("auto", lambda windows: 1.0)
-    assert blocks is not None
-    bases = (blocks.windows - 1) * 400 + 800
-    assert blocks.saving == pytest.approx(blocks.windows * 800 / bases, rel=0.01)
+    stretches = StretchSizes(model, geometry, "cpu").choose("auto", lambda windows: 1.0)
+    assert stretches is not None
+    bases = (stretches.windows - 1) * 400 + 800
+    assert stretches.saving == pytest.approx(stretches.windows * 800 / bases, rel=0.01)
 
 
 def test_little_context_is_not_worth_it() -> None:
     model = make(OPENSPLICEAI, 4000, 40, config=SMALL)
     geometry = Geometry(4080, 4000, crop=40, bins=4000)
-    assert BlockSizes(model, geometry, "cpu").choose("auto", lambda windows: 1.0) is None
+    assert StretchSizes(model, geometry, "cpu").choose("auto", lambda windows: 1.0) is None
 
 
 @pytest.mark.parametrize("strand", ["forward", "each"])
@@ -209,4 +209,4 @@ def test_sharing_asked_for_where_it_is_impossible_is_refused(tmp_path: Path) -> 
     model = small(crop=39)
     geometry = Geometry(model.window, 30, crop=39, bins=30)
     with pytest.raises(ModelError, match="--overlap share: its outer bins see 1 bases past"):
-        BlockSizes(model, geometry, "cpu").choose("share", lambda windows: 1.0)
+        StretchSizes(model, geometry, "cpu").choose("share", lambda windows: 1.0)

@@ -15,7 +15,7 @@ from genomepred.errors import ModelError, PrecisionError
 from genomepred.kernels.epilogue.reference import convolved_length
 from genomepred.lowering import select
 from genomepred.lowering.blocks import FusedChain, FusedConv
-from genomepred.lowering.cost import Work, block_work, multiply_adds
+from genomepred.lowering.cost import Work, multiply_adds, stretch_work
 from genomepred.lowering.fuse import prepare
 from genomepred.lowering.receptive_field import (
     CannotShareError,
@@ -24,7 +24,7 @@ from genomepred.lowering.receptive_field import (
     place_of_windows,
     trunk_of,
 )
-from genomepred.lowering.select import BlockSizes
+from genomepred.lowering.select import StretchSizes
 from genomepred.lowering.shared import Sharing
 from genomepred.models import MODELS, build
 from genomepred.models.agreement import difference
@@ -36,7 +36,6 @@ from genomepred.models.layers import (
     SameConv1d,
     ScaledGELU,
     SequenceModel,
-    TanhGELU,
 )
 from genomepred.sequences.grid import Geometry
 from tests.helpers import examples
@@ -159,8 +158,8 @@ def test_windows_of_nothing_but_one_code(fill: int) -> None:
     compare(model, 10, codes=codes)
 
 
-def test_the_other_strand_is_one_more_block() -> None:
-    """Window ``i`` of the reverse complement is window ``windows - 1 - i`` of its block."""
+def test_the_other_strand_is_one_more_stretch() -> None:
+    """Window ``i`` of the reverse complement is window ``windows - 1 - i`` of its stretch."""
     model = model_of(*CASES[0])
     stride, windows = 6, 24
     codes = random_codes((windows - 1) * stride + model.window)
@@ -200,10 +199,10 @@ def residuals(draw: st.DrawFn, channels: int) -> nn.Module:
         width = dilation * (kernel - 1)
         first = nn.Conv1d(channels, inner, kernel, dilation=dilation)
         back = nn.Conv1d(inner, channels, width + 1, padding=width)
-    return Residual(nn.ReLU(), first, nn.BatchNorm1d(inner), TanhGELU(), back, nn.Dropout(0.5))
+    return Residual(nn.ReLU(), first, nn.BatchNorm1d(inner), nn.GELU("tanh"), back, nn.Dropout(0.5))
 
 
-POINTWISE = (ScaledGELU, nn.ReLU, TanhGELU, nn.SiLU)
+POINTWISE = (ScaledGELU, nn.ReLU, lambda: nn.GELU("tanh"), nn.SiLU)
 
 
 @st.composite
@@ -277,7 +276,7 @@ def test_what_is_not_made_of_blocks_is_not_shared(kernels: str | None) -> None:
         Sharing(model if kernels is None else prepare(model, kernels), 4, 8)
 
 
-def test_windows_of_a_block_fill_whole_phases() -> None:
+def test_windows_of_a_stretch_fill_whole_phases() -> None:
     with pytest.raises(ValueError, match="no multiple of 4 phases"):
         Sharing(prepare(model_of("tf-cnn", {"window": 100, "filters": 4})), 5, 6)
 
@@ -292,10 +291,10 @@ def by_onednn(model: SequenceModel) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("kernels", ["auto", "onednn"])
 @pytest.mark.parametrize(("name", "config"), CASES, ids=lambda x: x if isinstance(x, str) else "")
-def test_blocks_one_after_the_other_equal_the_prepared_model_by_window(
+def test_stretches_one_after_the_other_equal_the_prepared_model_by_window(
     name: str, config: dict[str, object], kernels: str
 ) -> None:
-    """What a caller holds of a block outlives the next one, whose memory is that of the first."""
+    """What a caller holds of a stretch outlives the next one, whose memory is that of the first."""
     model = model_of(name, config)
     prepared = prepare(model, by_onednn(model) if kernels == "onednn" else kernels)
     for stride in (3, 6, 8, model.window // 3):
@@ -331,8 +330,8 @@ def test_residuals_beside_pools_that_split_phases_or_not(window: int, stride: in
         *(ScaledGELU(), conv(4, 9, 4), nn.BatchNorm1d(9), MaxPool(2), conv(9, 9, 2)),
         Residual(conv(9, 3, 3, 2), nn.ReLU(), conv(3, 9, 1)),
         Residual(nn.ReLU(), conv(9, 17), nn.ReLU(), conv(17, 9, 2), nn.BatchNorm1d(9)),
-        *(MaxPool(2, round_up=True), TanhGELU(), conv(9, 16, 3)),
-        Residual(TanhGELU(), conv(16, 16, 3), TanhGELU()),
+        *(MaxPool(2, round_up=True), nn.GELU("tanh"), conv(9, 16, 3)),
+        Residual(nn.GELU("tanh"), conv(16, 16, 3), nn.GELU("tanh")),
         *(MaxPool(2), nn.ReLU(), conv(16, 3, 1)),
     )
     (chain,) = (layer for layer in prepare(model).trunk if isinstance(layer, FusedChain))
@@ -357,7 +356,7 @@ def fused_trunks(draw: st.DrawFn) -> SequenceModel:
         if draw(st.booleans()):
             layers.append(nn.BatchNorm1d(channels))
         if draw(st.booleans()):
-            layers.append(draw(st.sampled_from([nn.ReLU, TanhGELU, ScaledGELU]))())
+            layers.append(draw(st.sampled_from(POINTWISE[:3]))())
         layers += [
             Residual(nn.ReLU(), conv(channels, channels, kernel, dilation))
             for _ in range(draw(st.integers(0, 2)))
@@ -450,14 +449,14 @@ def test_counted_work_is_done_work(stride: int) -> None:
             module.register_forward_hook(count)
     shared(prepared, random_codes((windows - 1) * stride + 300), stride, windows)
     (linear,) = (layer for layer in model.head if isinstance(layer, nn.Linear))
-    work = block_work(trunk_of(prepared), stride, windows)
+    work = stretch_work(trunk_of(prepared), stride, windows)
     done += windows * linear.weight.numel()
     # Of an edge that ends within a pool, the block computes the rest of the pool as well.
     assert work.multiply_adds <= done <= 1.03 * work.multiply_adds
 
 
 def test_work_a_window_falls_with_the_stride() -> None:
-    """Nearly flat a base: what is left beside the block are edges and head."""
+    """Nearly flat a base: what is left beside the stretch are edges and head."""
     model = build("basenji-maize")
     naive, trunk = multiply_adds(model, 3000), trunk_of(model, as_written=True)
     assert multiply_adds(trunk.model, 3000) == naive
@@ -465,7 +464,7 @@ def test_work_a_window_falls_with_the_stride() -> None:
         2 * 16 * 32 * 5 + 2 * (32 * 16 * 3 + 16 * 32) + 32 * 32 + 32 + 1
     )
     saved = {
-        stride: naive * 1024 / block_work(trunk, stride, 1024).multiply_adds
+        stride: naive * 1024 / stretch_work(trunk, stride, 1024).multiply_adds
         for stride in (1504, 752, 376, 104, 48)
     }
     assert sorted(saved, key=saved.__getitem__) == list(saved)
@@ -506,11 +505,11 @@ def full(windows: int) -> float:
     return 1.0
 
 
-def sizes(model: SequenceModel, window: int, stride: int) -> BlockSizes:
-    return BlockSizes(model, Geometry(window, stride), "cpu")
+def sizes(model: SequenceModel, window: int, stride: int) -> StretchSizes:
+    return StretchSizes(model, Geometry(window, stride), "cpu")
 
 
-def test_blocks_are_chosen_where_they_clearly_save() -> None:
+def test_stretches_are_chosen_where_they_clearly_save() -> None:
     maize = build("basenji-maize")
     of = {stride: sizes(maize, 3000, stride) for stride in (104, 3000)}
     choose = {
@@ -543,7 +542,7 @@ def test_what_cannot_be_shared_is_refused_only_if_asked_for() -> None:
     assert sizes(build("basenji-maize"), 3000, 104).why_alone(full) == ""
 
 
-def test_blocks_that_stay_half_empty_are_smaller_or_not_worth_it() -> None:
+def test_stretches_that_stay_half_empty_are_smaller_or_not_worth_it() -> None:
     maize = sizes(build("basenji-maize"), 3000, 104)
     always = maize.best(full)
     few = maize.best(lambda windows: min(40 / windows, 1))  # 40 a contig
@@ -557,9 +556,9 @@ def test_work_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def counting(trunk: Trunk, stride: int, windows: int) -> Work:
         counted.append(windows)
-        return block_work(trunk, stride, windows)
+        return stretch_work(trunk, stride, windows)
 
-    monkeypatch.setattr(select, "block_work", counting)
+    monkeypatch.setattr(select, "stretch_work", counting)
     maize = sizes(build("basenji-maize"), 3000, 104)
     assert maize.best(full) == maize.choose("auto", full)
     assert maize.why_alone(full) == ""

@@ -12,7 +12,7 @@ from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference import engine, numerics
-from genomepred.lowering.select import BlockSizes
+from genomepred.lowering.select import StretchSizes
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
 from genomepred.models.external import External, make_external
@@ -363,9 +363,9 @@ def test_a_module_of_many_bins_that_only_runs_as_written(tmp_path: Path) -> None
     def filled(windows: int) -> float:
         return 1.0
 
-    assert BlockSizes(model, geometry, "cpu").choose("auto", filled) is None
+    assert StretchSizes(model, geometry, "cpu").choose("auto", filled) is None
     with pytest.raises(ModelError, match=f"--overlap share: .*{cause}"):
-        BlockSizes(model, geometry, "cpu").choose("share", filled)
+        StretchSizes(model, geometry, "cpu").choose("share", filled)
     subject = numerics.Subject(model, card, geometry, cpu)
     windows = numerics.GuardWindows(sample(subject.compute_batch), None)
     with pytest.warns(UserWarning, match=f"computed as written: .*{cause}") as told:

@@ -18,7 +18,6 @@ from genomepred.models.layers import (
     Residual,
     SameConv1d,
     ScaledGELU,
-    TanhGELU,
     channels_last,
     rescale_output,
     same_padding,
@@ -132,7 +131,7 @@ def test_pool_of_an_odd_length_drops_or_keeps_the_last_position(last: bool) -> N
 def test_gelu_is_the_tanh_approximation() -> None:
     x = 1.5
     expected = 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    assert TanhGELU()(torch.tensor(x)).item() == pytest.approx(expected, abs=1e-6)
+    assert nn.GELU("tanh")(torch.tensor(x)).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_scaled_gelu_by_hand_and_its_slope_is_learned() -> None:

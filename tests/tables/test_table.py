@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -375,11 +377,36 @@ def test_outputs_that_cannot_be(run: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.bed"]
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".h5ad"])
 def test_a_disk_that_fills_up_meanwhile(
-    run: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     monkeypatch.setattr(writing, "require_space", lambda folder, size: None)
-    test_a_full_disk_is_one_line(run, small_disk, tmp_path, ".h5")
+    test_a_full_disk_is_one_line(run, small_disk, tmp_path, suffix)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".h5ad"])
+def test_a_quota_is_one_line_and_no_crash_at_the_end(
+    run: Path, tmp_path: Path, suffix: str
+) -> None:
+    """HDF5 would try to write what it could not when the process ends."""
+    bed(tmp_path / "r.bed", [("chr1", 100 * k, 100 * k + 40, f"r{k}", "+") for k in range(290)])
+    code = (
+        "import resource, sys; from genomepred.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))\n"
+        f"sys.argv = ['genomepred', 'table', {str(run)!r}, '--regions', 'r.bed', '-o', 't{suffix}']"
+        "; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == OutputError.exit_code, (done.returncode, done.stderr)
+    assert f"t{suffix}: the disk or quota" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["r.bed"]
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".h5ad", ".parquet", ".tsv"])

@@ -357,6 +357,29 @@ def test_a_folder_in_a_part_s_place_is_told(tmp_path: Path, model: Path):
         genomepred.effects(fasta, vcf, model, tmp_path / "out.tsv")
 
 
+@pytest.mark.parametrize("ending", ["tsv", "parquet", "vcf.gz"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link to nowhere", "no folder"])
+def test_outputs_that_cannot_be_are_refused_before_variants_are_read(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, kind: str, ending: str
+):
+    fasta, vcf = write(tmp_path, CONTIGS, lines())
+    out = tmp_path / f"out.{ending}"
+    monkeypatch.setattr(runs, "read_blocks", None)
+    if kind == "folder":
+        out.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "device":
+        out.symlink_to("/dev/full")
+    elif kind == "link to nowhere":
+        out.symlink_to(tmp_path / "absent" / "x")
+    else:
+        out = tmp_path / "absent" / out.name
+    with pytest.raises(OutputError, match="is not a regular file|there is no folder"):
+        genomepred.effects(fasta, vcf, model, out)
+    assert not list(tmp_path.glob(".out*"))
+
+
 def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
