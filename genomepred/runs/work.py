@@ -235,14 +235,10 @@ class Work(ABC):
             return stat.S_ISREG(os.lstat(self.part(first, last)).st_mode)
         return False
 
-    def missing(self, share: tuple[int, int] = (0, 1)) -> list[Rows]:
-        """Shards of a share that are not on disk, in one look at the folder."""
-        there, (i, n) = files_in(self.folder), share
-        return [
-            shard
-            for k, shard in enumerate(self.ranges)
-            if (k + self.number) % n == i and self.part(*shard).name not in there
-        ]
+    def missing(self) -> list[Rows]:
+        """Shards that are not on disk, in one look at the folder."""
+        there = files_in(self.folder)
+        return [shard for shard in self.ranges if self.part(*shard).name not in there]
 
     def may_have(self, share: tuple[int, int]) -> bool:
         """Whether a share may have shards of it, as far as that is known before it is prepared."""
