@@ -7,6 +7,7 @@ Genotypes are kept sparse: only what is not reference leaves the decoder (see
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -112,8 +113,8 @@ class VariantFile:
         Read position, ID and alleles of records alone. Text needs no more columns than these, and
         no header.
     reference : SequenceSource, optional
-        What the records are said to lie on: contigs with records must be as long as the header
-        says.
+        What the records lie on: a warning tells of contigs with records that are not as long there
+        as the header says.
 
     Attributes
     ----------
@@ -370,10 +371,11 @@ class VariantFile:
         return name, number
 
     def _check_length(self, name: bytes, *, ended: bool = False) -> None:
-        """Refuse a contig of the reference for which the header gives another length.
+        """Warn of a contig of the reference for which the header gives another length.
 
-        A shorter one is wrong only once the contig has ended: PLINK 1 gives the position of its
-        last record plus one.
+        REF decides whether the records are of the reference, which may be a part of what they were
+        called on. A shorter length is wrong only once the contig has ended: PLINK 1 gives the
+        position of its last record plus one.
         """
         contig = name.decode(errors="replace")
         if self._reference is None or contig not in (contigs := self._reference.contigs):
@@ -383,12 +385,13 @@ class VariantFile:
             said = self._lengths[alike]
             if alike != contig and alike in contigs:
                 continue
-            if said > length or (ended and said < length and said != self._last + 2):
-                raise SequenceError(
+            shorter = said < length and said != self._last + 2
+            if shorter if ended else said > length:
+                warnings.warn(
                     f"{self.path}: its header gives contig {shown(alike)} {said:,} bases, in "
-                    f"{self._reference.path} it has {length:,}; give the FASTA that the variants "
-                    "were called on, or, if the header alone is wrong, mend it with "
-                    "`bcftools reheader --fai`"
+                    f"{self._reference.path} it has {length:,}: the variants may be those of "
+                    "another assembly",
+                    stacklevel=2,
                 )
 
     def _fail(self, status: int, data: Codes, at: int, name: bytes) -> NoReturn:

@@ -118,7 +118,7 @@ def read_blocks(
     Raises
     ------
     SequenceError
-        If the file is no VCF or BCF, a record is malformed, or a contig is of another length.
+        If the file is no VCF or BCF, or a record is malformed.
     """
     file = VariantFile(path, sites=True, reference=reference)
     waiting: list[Sites] = []
