@@ -185,7 +185,7 @@ def _end(message: str, code: int) -> None:
     """Say it and end, without waiting for threads that are not done."""
     _at_signals(lambda number, frame: None)  # left to the thread that sees to the end
     if message:
-        say(message)
+        code = _say_ending(message, code)
     unwritten = code == 141
     try:
         sys.stdout.flush()
@@ -214,6 +214,9 @@ _ENDINGS = {
 _LAST = 10.0
 # The signals that were caught, in order.
 _received: list[signal.Signals] = []
+# The exit code of the ending that was told, once it is.
+_said: list[int] = []
+_saying = threading.Lock()
 
 
 class _EndedError(BaseException):
@@ -261,6 +264,20 @@ def _interrupt(number: int, frame: object) -> None:
         raise _EndedError(_received[0])
 
 
+def _say_ending(message: str, code: int) -> int:
+    """Say how the process ends; its exit code.
+
+    The main thread and the one that sees to the end may both be about to, of different signals: the
+    first word stands.
+    """
+    if _saying.acquire(timeout=_LAST):  # whoever is at it may be held up
+        if not _said:
+            _said.append(code)
+            say(message)
+        _saying.release()
+    return _said[0] if _said else code
+
+
 def _see_to_the_end(hear: int) -> None:
     first: signal.Signals | None = None
     while True:
@@ -269,8 +286,7 @@ def _see_to_the_end(hear: int) -> None:
         if waits and not numbers:
             continue  # another signal, SIGCHLD or SIGWINCH
         if first is not None:
-            say(_ENDINGS[first])
-            os._exit(128 + first)
+            os._exit(_say_ending(_ENDINGS[first], 128 + first))
         first = signal.Signals(numbers[0])
 
 
