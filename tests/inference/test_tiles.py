@@ -42,7 +42,13 @@ MODELS: list[tuple[str, dict[str, Any], int]] = [
     ("tf-cnn", {"window": 200}, 20),
     ("tf-cnn", {"window": 198, "tracks": 2}, 7),
     ("utr-attention", {"window": 120}, 12),
-    ("optimus5p", {"window": 100, "tracks": 3}, 10),  # more layers behind the linear one
+    # More layers behind the linear one.
+    ("optimus5p", {"window": 100, "tracks": 3, "filters": 12, "hidden": 8}, 10),
+    (
+        "optimus5p",
+        {"window": 100, "tracks": 3, "filters": 12, "hidden": 8},
+        10,
+    ),  # more layers behind the linear one
     ("motif-cnn", {"window": 60, "kernel": 8}, 12),  # without padding: ends have no positions
 ]
 
