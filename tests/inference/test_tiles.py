@@ -44,11 +44,6 @@ MODELS: list[tuple[str, dict[str, Any], int]] = [
     ("utr-attention", {"window": 120}, 12),
     # More layers behind the linear one.
     ("optimus5p", {"window": 100, "tracks": 3, "filters": 12, "hidden": 8}, 10),
-    (
-        "optimus5p",
-        {"window": 100, "tracks": 3, "filters": 12, "hidden": 8},
-        10,
-    ),  # more layers behind the linear one
     ("motif-cnn", {"window": 60, "kernel": 8}, 12),  # without padding: ends have no positions
 ]
 
