@@ -1,0 +1,105 @@
+"""Reading haplotypes of a cohort's file beside files of one genome each.
+
+The simulated panel of 3,000 lines on a megabase, random weights. Process time of one thread, in
+turns, files in the page cache; opening is included, and said where it is left out.
+
+    python benchmarks/cohort_reading.py --data FOLDER_OF_REAL_DATA [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.cohort import MODELS, PANELS, interleaved, load, saved
+from benchmarks.measure import write_json
+from genomepred import CohortStore, PredictionStore
+from genomepred.runs.cohort import predict_cohort
+from genomepred.runs.run import predict
+
+BASES = 1_000_000
+AGAIN = 100  # reads of what has been read
+
+
+def reading(data: Path, rounds: int) -> dict[str, float]:
+    """Milliseconds of the megabase of one haplotype or genome, by how it is read."""
+    reference, variants = data / PANELS["p33"][0], data / PANELS["p33"][1]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = saved(*MODELS[0], folder / "model")
+        cohort = predict_cohort(reference, variants, model, folder / "p", inbred=True, jobs=1).path
+        predict(reference, model, folder / "g", jobs=1)
+        (plain,) = (folder / "g").glob("*.h5")
+        with CohortStore(cohort) as store, PredictionStore(plain) as one:
+            haplotypes, contig = list(store.haplotypes), str(one.grid.contigs[0])
+            matrix = store.matrix(contig, 0, BASES)
+            for h in range(0, len(haplotypes), 101):
+                found = store.haplotype(*haplotypes[h])[contig, 0:BASES].values
+                if not np.array_equal(found, matrix[h], equal_nan=True):
+                    raise SystemExit(f"haplotype {h} is not its row; nothing is timed")
+            last = store.haplotype(*haplotypes[-1])
+            times = interleaved(cases(cohort, plain, contig, haplotypes, last, one), rounds)
+    per = {"all": len(haplotypes), "again": AGAIN}
+    return {name: 1e3 * s / per.get(name.split()[0].strip(","), 1) for name, s in times.items()}
+
+
+def cases(
+    cohort: Path,
+    plain: Path,
+    contig: str,
+    haplotypes: list[tuple[str, int]],
+    last: PredictionStore,
+    one: PredictionStore,
+) -> dict[str, Callable[[], Any]]:
+    def first_of(path: Path) -> None:
+        with CohortStore(path) as store:
+            store.haplotype(*haplotypes[-1])[contig, 0:BASES]
+
+    def all_in_turn() -> None:
+        with CohortStore(cohort) as store:
+            for haplotype in haplotypes:
+                store.haplotype(*haplotype)[contig, 0:BASES]
+
+    def plain_files() -> None:
+        for _ in haplotypes:
+            with PredictionStore(plain) as store:
+                store[contig, 0:BASES]
+
+    def alone() -> None:
+        with PredictionStore(plain) as store:
+            store[contig, 0:BASES]
+
+    return {
+        "all haplotypes in turn": all_in_turn,
+        "all as plain files": plain_files,
+        "a haplotype alone": lambda: first_of(cohort),
+        "a plain file alone": alone,
+        "again, a haplotype, open": lambda: [last[contig, 0:BASES] for _ in range(AGAIN)],
+        "again, a plain file, open": lambda: [one[contig, 0:BASES] for _ in range(AGAIN)],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the real data")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all calls  [default: 5]")
+    parser.add_argument("--json", type=Path, help="write results with machine and commit")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {"rounds": arguments.rounds, "load": load()}
+    results["milliseconds"] = reading(arguments.data, arguments.rounds)
+    print(results["milliseconds"], flush=True)
+    write_json(arguments.json, results)
+
+
+if __name__ == "__main__":
+    main()
