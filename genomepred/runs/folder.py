@@ -196,8 +196,7 @@ def start_run(out: Path, decided: Mapping[str, Any], about: Mapping[str, Any]) -
         out.mkdir(parents=True, exist_ok=True)
         create_whole(out / RUN_FILE, seal(told))
     except OSError as error:
-        why = "it is a file" if out.is_file() else error.strerror
-        raise OutputError(f"{out}: cannot be used as output folder: {why}") from error
+        raise OutputError(f"{out}: cannot be used as output folder: {error.strerror}") from error
 
 
 def join_run(out: Path, wanted: Mapping[str, Any]) -> tuple[Signature, dict[str, Any]]:

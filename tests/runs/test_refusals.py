@@ -26,7 +26,7 @@ from genomepred.runs.genome import GenomeWork
 from genomepred.runs.merging import merge
 from tests.checkpoints import make_checkpoint
 from tests.helpers import hashes as files
-from tests.runs.small import Crash, run
+from tests.runs.small import LAMBDA, Crash, run
 
 
 def test_one_bad_genome_does_not_stop_the_others(genome, model, tmp_path, small_shards):
@@ -279,8 +279,9 @@ def test_a_full_disk_loses_nothing(genome, model, tmp_path, small_shards, small_
 
 def test_outputs_that_cannot_be(genome, model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be used as output folder"):
-        run(genome, model, tmp_path / "file")
+    for fasta in (genome, LAMBDA):  # the latter is expanded into a cache
+        with pytest.raises(OutputError, match="cannot be used as output folder: it is a"):
+            run(fasta, model, tmp_path / "file")
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(OutputError, match=r"run\.json is damaged"):
         run(genome, model, tmp_path)
