@@ -111,7 +111,7 @@ class Setup:
                 "leave one of them out"
             )
         if spec.out.exists() and not spec.out.is_dir():  # a cache in it would be met first
-            raise OutputError(f"{spec.out}: cannot be used as output folder: it is a file")
+            raise OutputError(f"{spec.out} is a file; name a folder")
         alone = spec.center or spec.kernels == REFERENCE[0]
         self._overlap = "naive" if alone else spec.overlap
         self.device = find_device(spec.device)

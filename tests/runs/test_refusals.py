@@ -280,7 +280,7 @@ def test_a_full_disk_loses_nothing(genome, model, tmp_path, small_shards, small_
 def test_outputs_that_cannot_be(genome, model, tmp_path):
     (tmp_path / "file").write_text("")
     for fasta in (genome, LAMBDA):  # the latter is expanded into a cache
-        with pytest.raises(OutputError, match="cannot be used as output folder: it is a"):
+        with pytest.raises(OutputError, match="file is a file; name a folder"):
             run(fasta, model, tmp_path / "file")
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(OutputError, match=r"run\.json is damaged"):
