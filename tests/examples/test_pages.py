@@ -91,5 +91,6 @@ def test_the_python_of_a_page_runs(
     for number, block in enumerate(BLOCK.findall((ROOT / page).read_text())):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", ResourceWarning)  # of other tests
             exec(GIVEN.get((page, number), ""), names)
             exec(compile(block, f"{page}, block {number}", "exec"), names)

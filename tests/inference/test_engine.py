@@ -451,7 +451,7 @@ class Wrong(nn.Module):
 
 def test_what_is_shared_is_compared_with_the_model_as_written(model, stretches):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         chosen = choose(model, stretches=stretches)
     assert chosen == Numerics("fp32", OURS, stretches.windows, "forward", "share")
 

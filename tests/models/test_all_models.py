@@ -87,7 +87,7 @@ def test_every_architecture_is_tested() -> None:
     assert sorted(CONFIGS) == NAMES
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_layers_without_weights_are_refused() -> None:
     with pytest.raises(ModelError, match="'motif-cnn' does not accept .*: .*weight would be empty"):
         build("motif-cnn", window=40, filters=0)

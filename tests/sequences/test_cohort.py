@@ -321,7 +321,7 @@ def test_another_length_in_the_header(fasta: Genome, header: str, form: str) -> 
         "##contig=<ID=c2,length=20>\n##contig=<ID=chrc2,length=20>",
     ],
 )
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_headers_that_say_nothing_against_the_reference(fasta: Genome, header: str) -> None:
     with Panel(fasta, headed(fasta, header, "c1 5", "c1 9")) as found:
         assert text(found) == edited((4, 5, "AG"), (8, 9, "AG"))
