@@ -32,6 +32,16 @@ def most_replaced(first: Any, edit: Any, gain: Any, replaced: Any) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _slot(table: Any, stamp: Any, number: int, a: Any, b: Any) -> Any:
+    """Where a key stands in a table, or is to stand; others than of ``number`` are none."""
+    mask = np.uint64(len(table) - 1)
+    slot = a & mask
+    while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+@njit(nogil=True, cache=True)
 def alike(
     low: int,
     high: int,
@@ -56,7 +66,6 @@ def alike(
     that is absent. ``at`` and ``total``, each haplotype's first edit there, the first one behind,
     and the sum of keys between them, move along the contig.
     """
-    mask = np.uint64(len(table) - 1)
     found = 0
     for h in range(len(absent)):
         if absent[h]:
@@ -73,9 +82,7 @@ def alike(
             b -= key[edit[i], 1]
             i += 1
         at[h, 0], at[h, 1], total[h, 0], total[h, 1] = i, j, a, b
-        slot = a & mask
-        while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
-            slot = (slot + np.uint64(1)) & mask
+        slot = _slot(table, stamp, number, a, b)
         if stamp[slot] != number:
             stamp[slot], owner[slot] = number, found
             table[slot, 0], table[slot, 1] = a, b
@@ -296,16 +303,13 @@ def group(
     ``column`` receives the first haplotype of each class by its place in ``who``, ``index`` by its
     number.
     """
-    mask = np.uint64(len(table) - 1)
     found = 0
     for w in range(key.shape[0]):
         number += 1
         begin[w] = found
         for i in range(key.shape[1]):
             a, b = key[w, i, 0], key[w, i, 1]
-            slot = a & mask
-            while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):
-                slot = (slot + np.uint64(1)) & mask
+            slot = _slot(table, stamp, number, a, b)
             if stamp[slot] != number:
                 stamp[slot], owner[slot] = number, who[i]
                 table[slot, 0], table[slot, 1] = a, b
