@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genomepred.errors import ModelError
-from genomepred.inference.batching import missing_bins, random_batches
 from genomepred.inference.engine import (
     CUDA_SETTINGS,
     Batches,
     Engine,
     Numerics,
+    compute_batch,
     find_device,
 )
 from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
+from genomepred.inference.pipeline import missing_bins
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
 from genomepred.models.external import as_model
@@ -112,10 +113,10 @@ class Predictor:
         with self.settings():
             if numerics is None:
                 subject = Subject(model, found, self._geometry, self.device)
-                batch, window = subject.compute_batch, found.window
-                spread = random_batches(batch, window, window, batch)
-                candidates = Candidates(precision, kernels, strand)
-                numerics = decide(subject, candidates, GuardWindows(spread))
+                window, bins = self._geometry.window, self._geometry.bins
+                batch = compute_batch(window, self.device.type, bins)
+                spread = GuardWindows(Batches.random(batch, window, window))
+                numerics = decide(subject, Candidates(precision, kernels, strand), spread)
             self.numerics = replace(numerics, overlap="naive")  # windows come one by one
             #: What calls the model.
             self.engine = Engine(model, self.card, self._geometry, self.numerics, self.device)

@@ -216,7 +216,7 @@ class Tiles:
     def values(self) -> Float32:
         """Predictions of all windows taken since the last call, ``[windows, 1, tracks]``."""
         engine = self._engine
-        with torch.no_grad(), engine.autocast():
+        with torch.no_grad(), engine.autocast:
             strands = [
                 self._strand(kinds, turn)
                 for kinds, turn in zip(self._kinds, self._strands, strict=True)

@@ -225,7 +225,7 @@ class GenomeRun:
             If it computes other bits than that with which the run was started.
         """
         engine, plan = self.setup.engine(self.plan.signature.numerics), self.plan
-        if plan.fingerprint and self.setup.fingerprint(engine) != plan.fingerprint:
+        if plan.fingerprint and engine.fingerprint != plan.fingerprint:
             raise SignatureError(
                 f"{plan.out}: this machine computes other last bits than the one that started the "
                 f"run, though both are {plan.signature.device}: leave it out, or use another "

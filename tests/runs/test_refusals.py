@@ -126,16 +126,16 @@ def test_a_model_that_fails_amid_a_genome_spares_the_others(
     folder.mkdir()
     for k in range(3):
         shutil.copy(genome, folder / f"g{k}.fa")
-    place, calls = pipeline._Collector._place, []
+    place, calls = pipeline._Line._place, []
 
-    def failing(self, job, windows, values):
+    def failing(self, shard, job, windows, values):
         calls.append(job)
         time.sleep(0.01)
         if len(calls) == 2:
             raise PrecisionError("NaN")
-        return place(self, job, windows, values)
+        return place(self, shard, job, windows, values)
 
-    monkeypatch.setattr(pipeline._Collector, "_place", failing)
+    monkeypatch.setattr(pipeline._Line, "_place", failing)
     with pytest.raises(GenomesFailedError, match="1 of 3 genomes failed"):
         run(folder, model, tmp_path / "out", batch_size=256)
     assert len(files(tmp_path / "out")) == 2

@@ -155,7 +155,8 @@ def _claimed(
     while unsettled:
         again, moved = [], False
         for held in unsettled:
-            stop.check()
+            if stop.is_set():
+                return
             with failing_alone(held.work):
                 for shard in held.shards(step, watch):
                     moved = True
@@ -170,4 +171,4 @@ def _claimed(
             if delay == longest:
                 watch.wait()
             waiting()
-            stop.check(delay)
+            stop.wait(delay)
