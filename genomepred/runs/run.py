@@ -328,15 +328,20 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
             work.error = error
     results = [work.result() for work in job.works]
     failed = [work for work in job.works if work.error is not None]
-    if not failed:
-        workers = job.workers if job.spec.cluster is None else watch.workers
-        return RunReport(results, watch.bases, workers)
+    if failed:
+        raise _failure(failed, results)
+    workers = job.workers if job.spec.cluster is None else watch.workers
+    return RunReport(results, watch.bases, workers)
+
+
+def _failure(failed: Sequence[Work], results: list[GenomeResult]) -> GenomepredError:
+    """The error of a run's only genome, or one that counts those that failed."""
     first = failed[0].error
     if first is not None and len(results) == 1:
-        raise first
+        return first
     shared = any(result.outcome == "partial" for result in results)
     done = "this share of the others is done" if shared else "the others are done"
-    raise GenomesFailedError(
+    return GenomesFailedError(
         f"{len(failed)} of {len(results)} genomes failed, {done}; first: {failed[0].name}: {first}",
         results,
     )

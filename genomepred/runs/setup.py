@@ -56,7 +56,7 @@ from genomepred.runs.folder import (
     restart_if_mistaken,
     start_run,
 )
-from genomepred.runs.inputs import is_own_place
+from genomepred.runs.inputs import OWN_PLACES
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.bed import described_sha256, self_described
 from genomepred.sequences.fasta import Genome
@@ -125,7 +125,7 @@ class Setup:
         self.windows = _estimated_windows(spec, self.geometry.stride) / spec.shard[1]
         read = [path for _, path in spec.genomes] + ([spec.regions] if spec.regions else [])
         #: Processes asked for: one if what this one reads there is another file in a worker.
-        self.jobs = 1 if any(map(is_own_place, read)) else spec.jobs
+        self.jobs = 1 if any(OWN_PLACES.fullmatch(str(path)) for path in read) else spec.jobs
         self.workers = self.jobs or self._workers()
 
     def _workers(self, saving: float | None = None) -> int:

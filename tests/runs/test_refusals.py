@@ -26,7 +26,7 @@ from genomepred.runs.genome import GenomeWork
 from genomepred.runs.merging import merge
 from tests.checkpoints import make_checkpoint
 from tests.helpers import hashes as files
-from tests.runs.small import LAMBDA, Crash, run
+from tests.runs.small import LAMBDA, Crash, run, unpublished
 
 
 def test_one_bad_genome_does_not_stop_the_others(genome, model, tmp_path, small_shards):
@@ -171,16 +171,13 @@ def test_many_genomes_leave_neither_files_open_nor_grids_in_memory(genome, model
 
 
 def test_merge_goes_on_after_a_genome_that_cannot_be_published(
-    genome, model, tmp_path, small_shards, monkeypatch
+    genome, model, tmp_path, small_shards
 ):
     folder, out = tmp_path / "genomes", tmp_path / "out"
     folder.mkdir()
     for name in "abc":
         shutil.copy(genome, folder / f"{name}.fa")
-    with monkeypatch.context() as patch:
-        patch.setattr(local._Held, "complete", lambda self: False)
-        for i in (1, 2):
-            predict(folder, model, out, stride=5, jobs=1, shard=(i, 2))
+    unpublished(folder, model, out)
     (out / ".parts" / "a" / "genome.json").write_text("{")
     part = next((out / ".parts" / "b").glob("*-*.h5"))
     part.write_bytes(part.read_bytes()[:-1])
