@@ -189,6 +189,8 @@ class Engine:
         Where the model runs. On the CPU the process is set to one intra-op thread.
     """
 
+    #: The precision of convolutions and matrix products, while it is entered.
+    autocast: AbstractContextManager[object] = nullcontext()
     _graph: torch.cuda.CUDAGraph | None = None
     # After the first call a recompilation, which would change last bits, is an error.
     _guarded = False
@@ -216,8 +218,6 @@ class Engine:
             self.model = prepare(self.written, kernels[compiled:], dtype=dtype)
         if compiled:
             _compile(self.model, device)
-        #: The precision of convolutions and matrix products, while it is entered.
-        self.autocast: AbstractContextManager[object] = nullcontext()
         if dtype != torch.float32:  # casts cached outside of a CUDA graph are none of its memory
             self.autocast = torch.autocast(device.type, dtype=dtype, cache_enabled=not recorded)
         shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
@@ -226,8 +226,7 @@ class Engine:
             self._model = share(self.model, geometry.stride, numerics.compute_batch)
             shape = (self._model.bases,)
         self.turns, self.activate = _TURNS[numerics.strand], ACTIVATION_FUNCTIONS[card.activation]
-        swapped = card.reverse_tracks
-        self._swapped = torch.tensor(swapped, device=device) if swapped else None
+        self._swapped = torch.tensor(card.reverse_tracks or (), device=device)
         self._complement = torch.tensor([3, 2, 1, 0, 4], dtype=torch.uint8, device=device)
         self._buffer = torch.full(shape, 4, dtype=torch.uint8, device=device)
         self.tracks = len(card.tracks) * (2 if numerics.strand == "each" else 1)
@@ -330,7 +329,7 @@ class Engine:
 
     def turned_tracks(self, values: Tensor) -> Tensor:
         """Values of the other strand, each in the column of the track that it is of."""
-        return values if self._swapped is None else values[..., self._swapped]
+        return values[..., self._swapped] if self.card.reverse_tracks else values
 
     @cached_property
     def fingerprint(self) -> str:

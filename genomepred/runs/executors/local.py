@@ -32,7 +32,8 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
     for work in job.works:
         if work.may_have(job.plan.share):
             helds.append(_Held(work))
-            leaving.callback(helds[-1].let_go)
+            leaving.callback(work.close)
+            leaving.callback(helds[-1].release)  # what is not finished is for whoever comes next
         else:
             watch.see(work.name, 0)
     stop = Stop()
@@ -127,24 +128,18 @@ class _Held:
         if not self.open and self.work.error is None:
             self.work.publish()
 
-    def release(self, rows: Rows) -> None:
-        """Be done with a shard: it is on disk, or has been given up."""
-        if (claim := self.claims.pop(rows, None)) is not None:
-            claim.release()
-
-    def let_go(self) -> None:
-        """Leave what is not finished to whoever comes next."""
-        for rows in list(self.claims):
-            self.release(rows)
-        self.work.close()
+    def release(self, *shards: Rows) -> None:
+        """Be done with some shards, by default with all: on disk, or given up."""
+        for rows in shards or tuple(self.claims):
+            if (claim := self.claims.pop(rows, None)) is not None:
+                claim.release()
 
 
 def _claimed(
     helds: Sequence[_Held], step: int, stop: Stop, watch: Watch, waiting: Callable[[], object]
 ) -> Iterator[Shard]:
     """Claim shards until every work is published, failed, or left to other shares."""
-    delay = _SHORTEST_WAIT
-    unsettled = list(helds)
+    delay, unsettled = _SHORTEST_WAIT, list(helds)
     while unsettled:
         again, moved = [], False
         for held in unsettled:
