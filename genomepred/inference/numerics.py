@@ -122,14 +122,11 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
         if not (why := guard.why_not(shared)):
             return shared
         warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
-    if candidates.kernels == "auto":
-        numerics = _probed(subject, candidates, numerics)
+    numerics = _probed(subject, candidates, numerics)
     if not (why := guard.why_not(numerics)):
         return numerics
-    if candidates.kernels not in ("auto", REFERENCE[0]):
-        raise PrecisionError(
-            f"--kernels {candidates.kernels}: {why}; use --kernels auto or reference"
-        )
+    if (asked := candidates.kernels) not in ("auto", REFERENCE[0]):
+        raise PrecisionError(f"--kernels {asked}: {why}; use --kernels auto or reference")
     if numerics.kernels != REFERENCE:
         warnings.warn(f"the model is computed as written: {why}", stacklevel=2)
     return replace(numerics, kernels=REFERENCE)
@@ -210,6 +207,8 @@ def _precision(asked: str, guard: _Guard) -> str:
 
 def _probed(subject: Subject, candidates: Candidates, numerics: Numerics) -> Numerics:
     """The fastest kernels, where trying them can pay or nobody has measured those of the table."""
+    if candidates.kernels != "auto":
+        return numerics
     ways = list(ways_to_try(subject, candidates, numerics.precision, numerics.kernels))
     if len(ways) == 1:
         return numerics

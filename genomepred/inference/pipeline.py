@@ -217,8 +217,8 @@ class _Line:
             if values is None and error is None:
                 values = np.full((job.last - job.first, self.engine.tracks), np.nan, np.float32)
             if content is None:
-                whole, values = values, None
-                job.finish(whole)
+                job.finish(values)
+                values = None
             elif error is None:
                 try:
                     self.progress(self._place(values, job, content, result()))
@@ -494,13 +494,13 @@ def count_batches(
     return windows, count
 
 
-def filled(grid: Grid, contigs: Sequence[str], windows: int, batches: int) -> float:
+def filled(grid: Grid, contigs: Sequence[str], together: int, windows: int) -> float:
     """Share of its ``windows`` windows that a shared compute batch holds on average.
 
-    Of the first rows of a grid; ``batches`` compute batches are placed at a time.
+    Of the first rows of a grid; ``together`` compute batches are placed at a time.
     """
     last = min(grid.rows, _ROWS_COUNTED * windows * grid.geometry.bins)
-    found, count = count_batches(grid, contigs, last, windows, batches * windows, shared=True)
+    found, count = count_batches(grid, contigs, last, windows, together * windows, shared=True)
     return found / (windows * count)
 
 

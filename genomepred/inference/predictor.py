@@ -99,11 +99,7 @@ class Predictor:
     ) -> None:
         if not isinstance(model, nn.Module):
             model = load_model(os.fspath(model), trust_code=trust_code)
-        found = card or getattr(model, "card", None)
-        if found is None and isinstance(model, SequenceModel):
-            found = _bare_card(model)
-        if not isinstance(found, Card):
-            raise ModelError("a model in memory needs a card: give it as `card`")
+        found = _card_of(model, card)
         model = as_model(model, found)
         self.card = found if activation else replace(found, activation="none")
         self.device = find_device(str(device))
@@ -250,8 +246,13 @@ def _padded(windows: Codes, slots: int) -> Codes:
     return padded
 
 
-def _bare_card(model: SequenceModel) -> Card:
-    """Sizes of a model that has no card yet; its values are raw."""
+def _card_of(model: nn.Module, card: Card | None) -> Card:
+    """The card given, or the model's own, or sizes of a model without one; its values are raw."""
+    found = card or getattr(model, "card", None)
+    if isinstance(found, Card):
+        return found
+    if found is not None or not isinstance(model, SequenceModel):
+        raise ModelError("a model in memory needs a card: give it as `card`")
     return Card(
         name="model",
         architecture="external",

@@ -90,14 +90,7 @@ def _expand(given: Path | str) -> list[GenomePath]:
     except OutputError as error:
         raise SequenceError(str(error)) from None
     if os.path.isdir(path):
-        # A link that leads nowhere is kept: it fails when its turn comes, and is not forgotten.
-        found = sorted(
-            p
-            for p in path.iterdir()
-            if _FASTA.search(p.name) and p.name[0] != "." and (p.is_file() or p.is_symlink())
-        )
-        if not found:
-            raise SequenceError(f"{path}: no .fa, .fasta, .fna or .fas files in this folder")
+        found = _in_folder(path)
     elif path.suffix == ".tsv" and os.path.exists(path):
         return _manifest(path)
     elif os.path.exists(path):
@@ -109,6 +102,18 @@ def _expand(given: Path | str) -> list[GenomePath]:
                 f"{_shown(path)}: no such file or folder, and no file matches it as a glob"
             )
     return [GenomePath(genome_name(_FASTA.sub("", p.name)), for_any_process(p)) for p in found]
+
+
+def _in_folder(path: Path) -> list[Path]:
+    # A link that leads nowhere is kept: it fails when its turn comes, and is not forgotten.
+    found = sorted(
+        p
+        for p in path.iterdir()
+        if _FASTA.search(p.name) and p.name[0] != "." and (p.is_file() or p.is_symlink())
+    )
+    if not found:
+        raise SequenceError(f"{path}: no .fa, .fasta, .fna or .fas files in this folder")
+    return found
 
 
 def _manifest(path: Path) -> list[GenomePath]:

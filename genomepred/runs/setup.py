@@ -242,25 +242,21 @@ class Setup:
         GenomepredError
             If no genome can be read to check a precision on.
         """
-        spec, geometry = self.spec, self.geometry
+        spec, geometry, together = self.spec, self.geometry, _BATCHES_TOGETHER[self.device.type]
         stretches = self._sizes.choose(self._overlap, lambda windows: 1.0)
         if not real and stretches is None and spec.regions is None:
             return None, None
-        how: dict[str, Any] = {"cache": spec.out / CACHE if self._writes else None}
+        cache = spec.out / CACHE if self._writes else None
+        how: dict[str, Any] = {"cache": cache, "write": self._writes}
         for name, path in spec.genomes:
-            with (
-                suppress(SequenceError),
-                Genome(path, name=name, write=self._writes, **how) as source,
-            ):
+            with suppress(SequenceError), Genome(path, name=name, **how) as source:
                 grid = make_grid(source.contigs, geometry, spec.regions, spec.center)
-                if not grid.rows:
-                    continue
-                if stretches is not None:
-                    counted = {"batches": _BATCHES_TOGETHER[self.device.type]}
+                if grid.rows and stretches is not None:
                     grids, contigs = (Grid.whole(source.contigs, geometry), grid), [*source.contigs]
-                    fills = [partial(filled, each, contigs, **counted) for each in grids]
+                    fills = [partial(filled, each, contigs, together) for each in grids]
                     stretches = self._sizes.choose(self._overlap, *fills)
-                return stretches, _windows_of(source, grid, batch, stretches) if real else None
+                if grid.rows:
+                    return stretches, _windows_of(source, grid, batch, stretches) if real else None
         if real:
             raise GenomepredError(
                 f"--precision {spec.precision}: no genome can be read to check it on"

@@ -19,7 +19,8 @@ from genomepred.runs.executors import Job
 from genomepred.runs.folder import PARTS
 from genomepred.runs.work import Rows, Shard, Work, failing_alone
 
-# Seconds between looks at what other processes have done.
+# Seconds between looks at what other processes have done. A look at a work is a few calls of the
+# file system: many are looked at less often.
 _SHORTEST_WAIT, _LONGEST_WAIT, _WAIT_A_WORK = 0.01, 0.5, 0.01
 
 
@@ -152,7 +153,6 @@ def _claimed(
                 if not held.settle():
                     again.append(held)
         unsettled = again
-        # A look at a work is a few calls of the file system: many are looked at less often.
         longest = max(_LONGEST_WAIT, _WAIT_A_WORK * len(unsettled))
         delay = _SHORTEST_WAIT if moved else min(2 * delay, longest)
         if unsettled and not moved:
