@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from genomepred.files import (
 from genomepred.runs.signature import SCHEMA, Signature
 from genomepred.sequences.bed import read_bed
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store.chunks import Layout
-from genomepred.store.schema import read_sidecar
+from genomepred.store.schema import Layout, read_sidecar
 
 RUN_FILE, PARTS, CACHE = "run.json", ".parts", ".cache"
 _RUN = {
@@ -67,31 +65,6 @@ class RunPlan:
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     run_id: str = ""
     fingerprint: str = ""
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows of a shard."""
-        return shard_rows(self.layout, self.signature.compute_batch)
-
-    def grid(self, contigs: Mapping[str, int]) -> Grid:
-        """Grid of a genome with the given contig lengths.
-
-        Raises
-        ------
-        OutputError
-            If the run's copy of the BED is not what the run was started with.
-        """
-        if self.regions is not None:
-            check_regions(self.regions, self.signature.regions)
-        return make_grid(contigs, self.geometry, self.regions, self.center, self.regions_called)
-
-
-def shard_rows(layout: Layout, compute_batch: int) -> int:
-    """Rows of a shard: whole chunks, windows and compute batches.
-
-    A compute batch that two shards cut would be computed twice.
-    """
-    return lcm(layout.shard_rows, compute_batch * layout.bins)
 
 
 def make_grid(

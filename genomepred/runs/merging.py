@@ -52,7 +52,7 @@ def _merge_genome(work: Work) -> GenomeResult:
             work.adopt(record)
             missing = len(work.missing())
             if missing:
-                why = f"{missing} of {counted(len(work.ranges), 'shard')} missing"
+                why = f"{missing} of {counted(len(work.parts), 'shard')} missing"
                 return unfinished("partial", f"{why}; run predict on this --out again")
             if not work.publish():
                 why = "a part was damaged and is removed, or another process is publishing"

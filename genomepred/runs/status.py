@@ -107,7 +107,7 @@ def _status_of(work: Work, shares: int) -> GenomeStatus:
     except (GenomepredError, OSError) as damaged:
         return GenomeStatus(work.name, state, error=error or str(damaged), shares=every)
     missing = work.missing()
-    numbers = {shard: k for k, shard in enumerate(work.ranges)}
+    numbers = {shard: k for k, shard in enumerate(work.parts)}
     left = {(numbers[shard] + work.number) % shares + 1 for shard in missing}
     return GenomeStatus(
         name=work.name,
