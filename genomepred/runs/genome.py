@@ -109,7 +109,10 @@ class GenomeWork(Work):
     # -- its record --------------------------------------------------------------------------
 
     def prepare(self) -> bool:
-        """Digest the genome and lay out its grid; False while another process is at it."""
+        """Digest the genome and lay out its grid; False while another process is at it.
+
+        With its claim the record is looked at again: another process may have made it meanwhile.
+        """
         if self.prepared:
             return True
         own_folder(self.plan.out, PARTS, self.name)
@@ -125,7 +128,6 @@ class GenomeWork(Work):
                     record = self._make_record(before)
                 elif (claim := Claim.take(self.folder / "genome.lock")) is None:
                     return False
-                # With the claim, look again: another process may have made it meanwhile.
         finally:
             if claim is not None:
                 claim.release()

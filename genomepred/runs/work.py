@@ -309,8 +309,7 @@ class Work(ABC):
             noted = {"outcome": "finished", "sha256": self.join(joined), **self.facts}
             os.rename(joined, self.final)
             sync_folder(self.plan.out)
-            size = self.final.stat().st_size
-            noted |= {"bytes": size, "signature": signature, "finished": now()}
+            noted |= {"bytes": self.final.stat().st_size, "signature": signature, "finished": now()}
             write_whole(self.sidecar, seal(noted))
             self.published = noted
         except DamagedPartError as error:

@@ -94,8 +94,8 @@ def write_part(
     Parameters
     ----------
     path : Path
-        Where the part appears once it is complete and synced. After a power cut its name may be
-        gone, and with it what it held.
+        Where the part appears once it is complete and synced. Without ``entry`` its name may be
+        gone after a power cut, and with it what it held.
     chunks : sequence of bytes
         What :func:`genomepred.store.schema.encode_chunk` made of the rows, in order.
     rows : int

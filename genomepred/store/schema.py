@@ -234,9 +234,7 @@ def read_attributes(file: h5py.File, *only: str) -> dict[str, Attribute]:
     names: list[bytes] = []
     h5py.h5a.iterate(file.id, names.append)  # to open one by its number sorts them all
     found: dict[str, Attribute] = {}
-    for name in names:
-        if only and name.decode() not in only:
-            continue
+    for name in (name for name in names if not only or name.decode() in only):
         attribute = h5py.h5a.open(file.id, name)
         kind = attribute.get_type()
         dtype = _plain_type(kind)
