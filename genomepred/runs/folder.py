@@ -95,15 +95,17 @@ def check_regions(path: Path, sha256: str | None) -> None:
     raise OutputError(f"{path}: the run's copy of the BED is missing or altered; run predict again")
 
 
-def refuse_links(out: Path) -> None:
-    """Refuse a folder whose own places are links or no folders: they would lead out of it."""
+def tidy(out: Path) -> None:
+    """Remove temporaries that killed processes have left anywhere in a run, in one pass.
+
+    Raises
+    ------
+    OutputError
+        If one of its own places is a link or no folder: it would lead out of it.
+    """
     for name in (PARTS, CACHE):
         if os.path.lexists(out / name):
             own_folder(out, name)
-
-
-def sweep(out: Path) -> None:
-    """Remove temporaries that killed processes have left anywhere in a run, in one pass."""
     sweep_abandoned(out)
     sweep_abandoned(out / PARTS)
     with suppress(OSError), os.scandir(out / PARTS) as entries:

@@ -7,7 +7,7 @@ from pathlib import Path
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
 from genomepred.files import own_folder
 from genomepred.messages import counted
-from genomepred.runs.folder import PARTS, refuse_links, sweep
+from genomepred.runs.folder import PARTS, tidy
 from genomepred.runs.manifest import Run
 from genomepred.runs.work import GenomeResult, Work, disk_error
 from genomepred.store.schema import read_sidecar
@@ -27,8 +27,7 @@ def merge(out: str | Path) -> list[GenomeResult]:
         If any cannot be published; the message says how many, and of the first why.
     """
     run = Run(out)
-    refuse_links(run.out)
-    sweep(run.out)
+    tidy(run.out)
     results = [_merge_genome(run.work(name)) for name in run.begun()]
     unfinished = [result for result in results if result.outcome != "finished"]
     if unfinished:

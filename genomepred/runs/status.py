@@ -12,7 +12,7 @@ from pathlib import Path
 from genomepred.documents import seal
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.files import own_folder, write_whole
-from genomepred.runs.folder import PARTS, RUN_FILE, is_at_work, refuse_links
+from genomepred.runs.folder import PARTS, RUN_FILE, is_at_work, tidy
 from genomepred.runs.inputs import genome_name
 from genomepred.runs.manifest import Run
 from genomepred.runs.work import Work
@@ -133,7 +133,7 @@ def forget(out: str | Path, names: Iterable[str]) -> list[Path]:
         If the run has no genome of a name, or a process is at work on it.
     """
     run = Run(out)
-    refuse_links(run.out)
+    tidy(run.out)
     names = list(dict.fromkeys(names))
     known = {*run.genomes, *run.begun(), *_noted(run.out)}
     for name in names:
