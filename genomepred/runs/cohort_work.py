@@ -158,6 +158,3 @@ class CohortWork(Work):
     def clear(self) -> None:
         """Remove the parts; what is kept of the panel stays for other runs on this folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def close(self) -> None:
-        """Nothing is open but what the caller has opened."""

@@ -43,21 +43,13 @@ class GenomeWork(Work):
         "lengths": [COUNT],
     }
 
-    _genome: SequenceSource | None = None
-
     # -- the sequence ------------------------------------------------------------------------
 
     def source(self) -> SequenceSource:
         """The opened genome."""
-        if self._genome is None:
-            self._genome = Genome(self.path, name=self.name, cache=self.plan.out / CACHE)
-        return self._genome
-
-    def close(self) -> None:
-        """Close the sequence file; it is opened again when needed."""
-        if self._genome is not None:
-            self._genome.close()
-            self._genome = None
+        if self._opened is None:
+            self._opened = Genome(self.path, name=self.name, cache=self.plan.out / CACHE)
+        return self._opened
 
     def accept(self, noted: dict[str, Any]) -> None:
         """Refuse a finished file whose genome has since become another."""
@@ -77,7 +69,7 @@ class GenomeWork(Work):
     def check_source(self) -> None:
         """Refuse a sequence file that was changed, before or after it was opened."""
         prepared = self.record["size"], self.record["mtime_ns"]
-        opened = prepared if self._genome is None else self._genome.stamp
+        opened = prepared if self._opened is None else self._opened.stamp
         if not opened == prepared == stamp_of(self.path):
             raise SequenceError(
                 f"{self.path} changed while it was being predicted: restore it and run again, or "

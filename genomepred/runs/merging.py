@@ -40,27 +40,25 @@ def merge(out: str | Path) -> list[GenomeResult]:
 
 
 def _merge_genome(work: Work) -> GenomeResult:
-    def unfinished(outcome: str, why: str) -> GenomeResult:
-        return GenomeResult(work.name, outcome, work.final, error=why)
-
+    why = ""
     try:
         own_folder(work.plan.out, PARTS, work.name)
         record = work.read_record()
         if record is not None:
             work.path = Path(record["path"])
             work.adopt(record)
-            missing = len(work.missing())
-            if missing:
+            if missing := len(work.missing()):
                 why = f"{missing} of {counted(len(work.parts), 'shard')} missing"
-                return unfinished("partial", f"{why}; run predict on this --out again")
-            if not work.publish():
+            elif not work.publish():
                 why = "a part was damaged and is removed, or another process is publishing"
-                return unfinished("partial", f"{why}; run predict on this --out again")
+        if why:
+            why = f"{why}; run predict on this --out again"
+            return GenomeResult(work.name, "partial", work.final, error=why)
         noted = read_sidecar(work.sidecar)
     except OSError as error:
         raise disk_error(error, work) from error
     except OutputError:
         raise
     except GenomepredError as error:
-        return unfinished("failed", str(error))
+        return GenomeResult(work.name, "failed", work.final, error=str(error))
     return GenomeResult(work.name, "finished", work.final, noted["rows"], noted["bases"])

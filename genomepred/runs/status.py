@@ -96,27 +96,20 @@ def _status_of(work: Work, shares: int) -> GenomeStatus:
     noted = work.outcome()
     if noted is not None and noted["outcome"] == "finished":
         return GenomeStatus(work.name, "finished")
-    error = noted["error"] if noted is not None else ""
-    state = "failed" if noted is not None else "new"
+    error, failed = (noted["error"], "failed") if noted is not None else ("", "")
     every = tuple(range(1, shares + 1))
     try:
-        record = work.read_record()
-        if record is None:
-            return GenomeStatus(work.name, state, error=error, shares=every)
-        work.adopt(record)
+        if (record := work.read_record()) is not None:
+            work.adopt(record)
     except (GenomepredError, OSError) as damaged:
-        return GenomeStatus(work.name, state, error=error or str(damaged), shares=every)
+        record, error = None, error or str(damaged)
+    if record is None:
+        return GenomeStatus(work.name, failed or "new", error=error, shares=every)
     missing = work.missing()
     numbers = {shard: k for k, shard in enumerate(work.parts)}
-    left = {(numbers[shard] + work.number) % shares + 1 for shard in missing}
-    return GenomeStatus(
-        name=work.name,
-        state="failed" if noted is not None else "begun",
-        shards=len(numbers),
-        missing=len(missing),
-        error=error,
-        shares=tuple(sorted(left)) or every[:1],  # complete: any share publishes it
-    )
+    left = sorted({(numbers[shard] + work.number) % shares + 1 for shard in missing})
+    due = tuple(left) or every[:1]  # complete: any share publishes it
+    return GenomeStatus(work.name, failed or "begun", len(numbers), len(missing), error, due)
 
 
 def forget(out: str | Path, names: Iterable[str]) -> list[Path]:

@@ -94,6 +94,8 @@ class Work(ABC):
         self.sidecar = plan.out / f"{name}.h5.json"
         #: Whether record, grid, parts and facts are known; they are never altered.
         self.prepared = False
+        #: What this object has opened to read codes from.
+        self._opened: SequenceSource | None = None
         #: Why this command, or a worker of it, has given it up.
         self.error: GenomepredError | None = None
         #: The published file's sidecar, once it has been seen or written.
@@ -140,10 +142,6 @@ class Work(ABC):
     def clear(self) -> None:
         """Remove what a published file needs no more; links are not followed."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of open files; they are opened again when needed."""
-
     # -- what follows from its record --------------------------------------------------------
 
     def adopt(self, record: dict[str, Any]) -> None:
@@ -173,10 +171,15 @@ class Work(ABC):
         }
         self.record, self.grid, self.prepared = record, grid, True
 
-    def forget(self) -> None:
-        """Let go of what grows with the number of contigs too."""
-        self.close()
-        if self.prepared:
+    def close(self, forget: bool = False) -> None:
+        """Close the sequence file; it is opened again when needed.
+
+        ``forget`` what was prepared too, for it grows with the number of contigs.
+        """
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+        if forget and self.prepared:
             self.prepared = False
             del self.record, self.grid, self.parts, self.facts
 

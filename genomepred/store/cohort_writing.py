@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,18 @@ def write_cohort_part(
         tables = {"counts": counts.astype(np.int64, copy=False), "leader": whole}
         hdf5.write_tables(file, "", tables)
         table = _create_index(file, index.shape, index.dtype)
-        for h in range(0, index.shape[0], INDEX_CHUNK):
-            for w in range(0, index.shape[1], INDEX_CHUNK):
-                block = np.full((INDEX_CHUNK, INDEX_CHUNK), none, index.dtype)
-                part = index[h : h + INDEX_CHUNK, w : w + INDEX_CHUNK]
-                block[: part.shape[0], : part.shape[1]] = part
-                table.id.write_direct_chunk((h, w), filter_bytes(block, _INDEX_LAYOUT))
+        for h, w in _corners(index.shape):
+            block = np.full((INDEX_CHUNK, INDEX_CHUNK), none, index.dtype)
+            part = index[h : h + INDEX_CHUNK, w : w + INDEX_CHUNK]
+            block[: part.shape[0], : part.shape[1]] = part
+            table.id.write_direct_chunk((h, w), filter_bytes(block, _INDEX_LAYOUT))
 
     hdf5.write_part(path, chunks, rows, layout, attributes, more=write_index, entry=True)
+
+
+def _corners(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """First haplotype and window of every chunk of an index."""
+    return product(range(0, shape[0], INDEX_CHUNK), range(0, shape[1], INDEX_CHUNK))
 
 
 def _create_index(group: h5py.Group, shape: tuple[int, int], kind: np.dtype[Any]) -> Any:
@@ -167,11 +172,10 @@ def _copy_cohort(
             data.resize(row + rows, axis=0)
             for k, chunk in enumerate(chunks):
                 data.id.write_direct_chunk((row + k * layout.chunk_rows, 0), chunk)
-            count, found = source["counts"][:], source["index"]
-            for h in range(0, haplotypes, INDEX_CHUNK):
-                for w in range(0, found.shape[1], INDEX_CHUNK):
-                    _, chunk = found.id.read_direct_chunk((h, w))
-                    index.id.write_direct_chunk((h, window + w), chunk)
+            for h, w in _corners((haplotypes, source["index"].shape[1])):
+                _, chunk = source["index"].id.read_direct_chunk((h, w))
+                index.id.write_direct_chunk((h, window + w), chunk)
+            count = source["counts"][:]
             leaders.append(source["leader"][:])
             firsts.append(row // layout.bins + np.cumsum(count) - count)
             row += rows

@@ -161,7 +161,7 @@ def test_many_genomes_leave_neither_files_open_nor_grids_in_memory(genome, model
     original = local._Held.let_go
 
     def counting(self):
-        opened.append((self.work._genome is not None, self.work.prepared))
+        opened.append((self.work._opened is not None, self.work.prepared))
         original(self)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -265,15 +265,19 @@ def test_nothing_is_forgotten_that_another_thread_needs_to_publish(
     genome, model, tmp_path, monkeypatch, wanted
 ):
     """The reader sees the file that the writer has just published, before that has cleared away."""
-    clear, forget, forgotten = GenomeWork.clear, GenomeWork.forget, []
+    clear, close, forgotten = GenomeWork.clear, GenomeWork.close, []
 
     def clearing(work):
         time.sleep(0.2)
         assert not forgotten
         clear(work)
 
+    def closing(work, forget=False):
+        forgotten.extend([work] if forget else [])
+        close(work, forget)
+
     monkeypatch.setattr(GenomeWork, "clear", clearing)
-    monkeypatch.setattr(GenomeWork, "forget", lambda work: (forgotten.append(work), forget(work)))
+    monkeypatch.setattr(GenomeWork, "close", closing)
     assert run(genome, model, tmp_path) == wanted
     assert len(forgotten) == 1
 

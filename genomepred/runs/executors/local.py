@@ -120,7 +120,7 @@ class _Held:
                 return False
         elif work.published is not None:
             work.clear()
-        work.forget()
+        work.close(forget=True)
         return True
 
     def written(self, rows: Rows) -> None:
