@@ -162,7 +162,7 @@ def test_many_genomes_leave_neither_files_open_nor_grids_in_memory(genome, model
 
     def counting(self, *shards):
         if not shards:  # at the end
-            opened.append((self.work._genome is not None, self.work.prepared))
+            opened.append((self.work._opened is not None, self.work.prepared))
         original(self, *shards)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -199,7 +199,7 @@ def test_verify_names_genomes_that_were_never_begun(genome, model, tmp_path, mon
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, "facts", crashing)
+        patch.setattr("genomepred.runs.work.sync_folder", crashing)
         with pytest.raises(Crash):
             run(folder, model, out)
     assert [bool(report.problems) for report in verify(out)] == [True, True]

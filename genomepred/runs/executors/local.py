@@ -31,7 +31,7 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
     """
     helds, leaving = [], ExitStack()
     for work in job.works:
-        if work.may_have(job.plan.share):
+        if job.plan.share[1] == 1 or work.may_have(job.plan.share):
             helds.append(_Held(work))
             leaving.callback(work.close)
             leaving.callback(helds[-1].release)  # what is not finished is for whoever comes next
@@ -73,7 +73,7 @@ class _Held:
         if self.open is None:
             (i, n), number = work.plan.share, work.number
             self.open = set(work.missing())
-            self.mine = [rows for k, rows in enumerate(work.ranges) if (k + number) % n == i]
+            self.mine = [rows for k, rows in enumerate(work.parts) if (k + number) % n == i]
         left = [rows for rows in self.mine if rows in self.open and rows not in self.claims]
         watch.see(work.name, sum(last - first for first, last in left) * step)
         own_folder(work.plan.out, PARTS, work.name)
@@ -118,7 +118,7 @@ class _Held:
                 return False
         elif work.published is not None:
             work.clear()
-        work.forget()
+        work.close(forget=True)
         self.mine.clear()
         return True
 
