@@ -76,9 +76,8 @@ class Watch:
         Of a cluster, the most that were at it at once.
     """
 
-    def __init__(self) -> None:
-        self.bases, self._counting = 0, threading.Lock()
-        self.workers = 0
+    bases = workers = 0
+    _counting = threading.Lock()
 
     def done(self, bases: int) -> None:
         """So many bases more are computed."""
@@ -116,7 +115,6 @@ class Outlook(Watch):
     """
 
     def __init__(self, bar: Progress, genomes: int, workers: int = 1) -> None:
-        super().__init__()
         self._others = "the other workers" if workers > 1 else "other processes on this run"
         self._bar, self._genomes = bar, genomes
         self._seen: dict[str, int] = {}
