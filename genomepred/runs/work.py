@@ -27,7 +27,7 @@ from genomepred.errors import (
     SignatureError,
     StoreError,
 )
-from genomepred.files import Claim, sync_folder, write_whole
+from genomepred.files import Claim, sync, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, now
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
@@ -291,7 +291,7 @@ class Work(ABC):
         try:
             sha256 = self.join(joined)
             os.rename(joined, self.final)
-            sync_folder(self.plan.out)
+            sync(self.plan.out, folder=True)
             size = self.final.stat().st_size
             self.published = self._note("finished", sha256=sha256, bytes=size, **self.facts())
         except DamagedPartError as error:

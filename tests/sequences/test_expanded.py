@@ -16,8 +16,7 @@ import pytest
 
 from genomepred.documents import dump, seal
 from genomepred.errors import OutputError, SequenceError
-from genomepred.sequences.expanded import BLOCK
-from genomepred.sequences.fasta import Genome
+from genomepred.sequences.fasta import BLOCK, Genome
 from tests.sequences.fasta_files import (
     assert_reads_as,
     fasta_text,
