@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from genomepred.inference.engine import Batches
-from genomepred.sequences.codes import real_counts
-from genomepred.sequences.grid import Geometry, Grid, Span
+from genomepred.sequences.grid import Geometry, Grid, Span, real_counts
 from genomepred.sequences.source import SequenceSource
 
 # How full shared compute batches will be is seen in the first rows: of so many full ones.
