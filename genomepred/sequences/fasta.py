@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 import xxhash
 
-from genomepred.documents import COUNT, DocumentError, parse_document, seal
+from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import OutputError, RegionError, SequenceError
 from genomepred.files import Claim, discard_abandoned, open_regular, own_folder, publishing
 from genomepred.sequences.byte_source import (
@@ -380,7 +380,7 @@ class ExpandedCodes:
         if tail[8:] != _MAGIC or length > min(size - _TAIL, _MOST_TRAILER):
             raise DamagedCodesError("it has no trailer")
         text = os.pread(self._fd, length, size - _TAIL - length)
-        trailer: dict[str, Any] = parse_document(text, _TRAILER, sealed=True)
+        trailer: dict[str, Any] = read_document(text, _TRAILER, sealed=True)
         names, lengths = trailer["contigs"], trailer["lengths"]
         self._bases = sum(lengths)
         table = -(-self._bases // BLOCK) * _DIGEST
