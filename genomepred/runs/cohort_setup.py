@@ -23,7 +23,7 @@ from genomepred.machine import process_memory, usable_memory
 from genomepred.models.agreement import difference
 from genomepred.models.layers import SequenceModel
 from genomepred.runs.cohort_work import shard_windows
-from genomepred.runs.folder import CACHE, make_grid, refuse_links
+from genomepred.runs.folder import CACHE, make_grid, tidy
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.cohort import Panel, PanelOptions
@@ -112,7 +112,7 @@ class CohortSetup(Setup):
             )
         cache = None
         if writes:
-            refuse_links(spec.out)
+            tidy(spec.out)
             make_folder(spec.out)
             try:
                 cache = own_folder(spec.out, CACHE)

@@ -24,9 +24,8 @@ from genomepred.runs.signature import Signature
 from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.names import some
-from genomepred.store.chunks import Layout
 from genomepred.store.reader import PredictionStore
-from genomepred.store.schema import read_sidecar, sidecar_path
+from genomepred.store.schema import Layout, read_sidecar, sidecar_path
 
 
 class Run:

@@ -12,11 +12,10 @@ import numpy as np
 from genomepred.errors import GenomepredError, StoreError
 from genomepred.inference import batching
 from genomepred.inference.engine import Engine, Numerics
-from genomepred.runs.folder import PARTS, make_grid, shard_rows
+from genomepred.runs.folder import PARTS, make_grid
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import files_in
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.schema import read_sidecar, sidecar_path
@@ -72,7 +71,7 @@ def plan(spec: RunSpec) -> Estimate:
     """
     setup = Setup(spec, writes=False)
     numerics = setup.decide()
-    begun = _begun(spec.out)
+    begun = _names_in(spec.out, spec.out / PARTS)
     genomes = [_plan_genome(setup, numerics, source, begun) for source in spec.genomes]
     engine = setup.engine(numerics)
     batches = sum(genome.batches * genome.left for genome in genomes) / spec.shard[1]
@@ -95,10 +94,10 @@ def plan(spec: RunSpec) -> Estimate:
     )
 
 
-def _begun(out: Path) -> set[str]:
-    """Return what lies in the folders of files and of parts."""
+def _names_in(*folders: Path) -> set[str]:
+    """Return what lies in folders, which may be absent."""
     found = set[str]()
-    for folder in (out, out / PARTS):
+    for folder in folders:
         with suppress(OSError):
             found.update(os.listdir(folder))
     return found
@@ -114,7 +113,7 @@ def _plan_genome(
         grid = make_grid(contigs, setup.geometry, spec.regions, spec.center)
     except GenomepredError as error:
         return GenomePlan(source.name, 0, 0, 0, 0, 0, 0, error=str(error))
-    step = shard_rows(setup.layout, numerics.compute_batch)
+    step = setup.layout.shard_rows(numerics.compute_batch)
     shards = -(-grid.rows // step)
     shared = numerics.overlap == "share"
     batch = numerics.compute_batch
@@ -136,7 +135,7 @@ def _finished(out: Path, name: str, rows: int, step: int) -> int:
         noted = read_sidecar(sidecar_path(final))
         if noted["outcome"] == "finished" and final.stat().st_size == noted["bytes"]:
             return -(-rows // step)
-    there = files_in(out / PARTS / name)
+    there = _names_in(out / PARTS / name)
     return sum(f"{k}-{min(k + step, rows)}.h5" in there for k in range(0, rows, step))
 
 

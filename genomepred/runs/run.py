@@ -30,7 +30,6 @@ from genomepred.models.checkpoint import model_in_memory
 from genomepred.models.layers import SequenceModel
 from genomepred.progress import Outlook, Progress, Watch
 from genomepred.runs.executors import Executor, Job, local, processes
-from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
@@ -279,7 +278,6 @@ def run(
         if spec.cluster is not None:
             executor = cluster_of(spec)  # which may be absent, before anything is written
         job = GenomeRun(spec, model=model)
-        sweep(spec.out)
         if progress and job.setup.geometry.samples:
             tqdm.write(
                 "the stride leaves bases between windows: this samples the genome", sys.stderr

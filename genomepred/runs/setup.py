@@ -53,10 +53,10 @@ from genomepred.runs.folder import (
     check_regions,
     join_run,
     make_grid,
-    refuse_links,
     regions_path,
     restart_if_mistaken,
     start_run,
+    tidy,
 )
 from genomepred.runs.inputs import is_own_place
 from genomepred.runs.spec import RunSpec
@@ -184,7 +184,7 @@ class Setup:
             if plan.run_id != told["run"]:
                 raise OutputError(f"{spec.out}: another run than that which was started is here")
             return plan
-        refuse_links(spec.out)
+        tidy(spec.out)
         names = self.names
         about: dict[str, Any] = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
         expected, asked = self.facts(), self.asked()

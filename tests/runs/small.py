@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from math import lcm
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from genomepred import Genome, predict
 from genomepred.models.checkpoint import load_model
+from genomepred.store import schema
 from tests.helpers import hashes as files
 
 LAMBDA = Path(__file__).parents[1] / "data" / "lambda_virus.fa.gz"
+
+
+def cut(patch: pytest.MonkeyPatch, chunk: int, shard: int) -> None:
+    """Chunks and shards of so many rows, where there is one track."""
+    patch.setattr(schema, "CHUNK_VALUES", chunk)
+    patch.setattr(
+        schema.Layout, "shard_rows", lambda layout, batch: lcm(shard, batch * layout.bins)
+    )
 
 
 def run(genomes, model, out, **options) -> dict[str, str]:

@@ -161,7 +161,7 @@ def test_many_genomes_leave_neither_files_open_nor_grids_in_memory(genome, model
     original = local._Held.let_go
 
     def counting(self):
-        opened.append((self.work._genome is not None, self.work.prepared))
+        opened.append((self.work._opened is not None, self.work.prepared))
         original(self)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -201,7 +201,7 @@ def test_verify_names_genomes_that_were_never_begun(genome, model, tmp_path, mon
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, "facts", crashing)
+        patch.setattr("genomepred.runs.work.sync_folder", crashing)
         with pytest.raises(Crash):
             run(folder, model, out)
     assert [bool(report.problems) for report in verify(out)] == [True, True]

@@ -26,9 +26,8 @@ from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import Shard
-from genomepred.store.hdf5 import Layout
 from tests.helpers import hashes as files
-from tests.runs.small import Crash, naive, run
+from tests.runs.small import Crash, cut, naive, run
 
 
 def sha256(path: Path) -> str:
@@ -47,13 +46,9 @@ def test_values_are_those_of_every_window_taken_alone(genome, model, tmp_path):
 
 
 def test_same_bytes_for_any_batch_size_and_sharding(genome, model, tmp_path, monkeypatch):
-    def chunk_rows(self):
-        return 256
-
-    monkeypatch.setattr(Layout, "chunk_rows", property(chunk_rows))
     wanted = None
     for k, (shard_rows, batch_size) in enumerate([(512, None), (4096, 64), (256, 512), (768, 1)]):
-        monkeypatch.setattr(Layout, "shard_rows", property(lambda self, n=shard_rows: n))
+        cut(monkeypatch, chunk=256, shard=shard_rows)
         found = run(genome, model, tmp_path / str(k), batch_size=batch_size)
         wanted = wanted or found
         assert found == wanted
@@ -112,7 +107,7 @@ def test_a_crash_between_parts_changes_nothing(
     assert run(genome, model, out) == wanted
 
 
-@pytest.mark.parametrize("step", ["join", "facts"])
+@pytest.mark.parametrize("step", ["genome.join", "work.sync_folder"])
 def test_a_crash_while_publishing_changes_nothing(
     genome, model, tmp_path, small_shards, monkeypatch, step
 ):
@@ -123,7 +118,7 @@ def test_a_crash_while_publishing_changes_nothing(
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, step, crashing)
+        patch.setattr(f"genomepred.runs.{step}", crashing)
         with pytest.raises(Crash):
             run(genome, model, out)
     assert verify(out)[0].problems

@@ -30,7 +30,7 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
     """
     helds, leaving = [], ExitStack()
     for work in job.works:
-        if work.may_have(job.plan.share):
+        if job.plan.share[1] == 1 or work.may_have(job.plan.share):
             helds.append(_Held(work))
             leaving.callback(helds[-1].let_go)
         else:
@@ -66,7 +66,7 @@ class _Held:
         (i, n), number = self.work.plan.share, self.work.number
         return [
             shard
-            for k, shard in enumerate(self.work.ranges)
+            for k, shard in enumerate(self.work.parts)
             if (k + number) % n == i and shard in self.open and shard not in self.claims
         ]
 
@@ -120,7 +120,7 @@ class _Held:
                 return False
         elif work.published is not None:
             work.clear()
-        work.forget()
+        work.close(forget=True)
         return True
 
     def written(self, rows: Rows) -> None:

@@ -136,7 +136,7 @@ def _hear(message: dict[str, Any], job: Job, todo: dict[int, Work], watch: Watch
             watch.tell_workers(workers)
         case {"warning": text}:
             warnings.warn(text, stacklevel=2)
-        case {"failed": number, "why": why} if not todo[number].is_published():
+        case {"failed": number, "why": why} if not todo[number].outcome("finished"):
             todo[number].fail(GenomepredError(why))
         case {"error": kind, "why": why}:
             raise getattr(errors, kind, GenomepredError)(why)
