@@ -20,7 +20,7 @@ from genomepred.files import (
     sweep_abandoned,
     write_whole,
 )
-from genomepred.runs.signature import SCHEMA, Signature
+from genomepred.runs.spec import SCHEMA, Signature
 from genomepred.sequences.bed import read_bed
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.schema import Layout, read_sidecar

@@ -20,7 +20,7 @@ from genomepred.runs.folder import (
     regions_path,
 )
 from genomepred.runs.genome import GenomeWork
-from genomepred.runs.signature import Signature
+from genomepred.runs.spec import Signature
 from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.names import some

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from genomepred.errors import GenomepredError, StoreError
-from genomepred.inference import batching
-from genomepred.inference.engine import Engine, Numerics
+from genomepred.inference.engine import Batches, Engine, Numerics
+from genomepred.inference.pipeline import count_batches
 from genomepred.runs.folder import PARTS, make_grid
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
@@ -70,7 +70,7 @@ def plan(spec: RunSpec) -> Estimate:
     time is the engine's alone, at full use of all workers, and for shards that are not done yet.
     """
     setup = Setup(spec, writes=False)
-    numerics = setup.decide()
+    numerics, saving = setup.decide()
     begun = _names_in(spec.out, spec.out / PARTS)
     genomes = [_plan_genome(setup, numerics, source, begun) for source in spec.genomes]
     engine = setup.engine(numerics)
@@ -83,7 +83,7 @@ def plan(spec: RunSpec) -> Estimate:
         genomes=genomes,
         numerics=numerics,
         workers=setup.workers,
-        saving=setup.saving(numerics),
+        saving=saving,
         why_alone=setup.why_alone(numerics),
         samples=setup.geometry.samples,
         bytes_on_disk=int(rows * _bytes_per_row(setup, engine) + files * _FILE_BYTES)
@@ -117,7 +117,7 @@ def _plan_genome(
     shards = -(-grid.rows // step)
     shared = numerics.overlap == "share"
     batch = numerics.compute_batch
-    windows, batches = batching.count_batches(
+    windows, batches = count_batches(
         grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
     )
     bases = sum(contigs.values())
@@ -145,11 +145,10 @@ def _bytes_per_row(setup: Setup, engine: Engine) -> float:
     if layout.compression == "none":
         return float(layout.tracks * np.dtype(layout.dtype).itemsize)
     rows = min(layout.chunk_rows, 4096)
-    count = -(-rows // (numerics.compute_batch * setup.geometry.bins))
-    batches = (
-        setup.random_batches(numerics.compute_batch, numerics.overlap == "share", seed)
-        for seed in range(count)
-    )
+    g, batch = setup.geometry, numerics.compute_batch
+    pitch = g.stride if numerics.overlap == "share" else g.window
+    count = -(-rows // (batch * g.bins))
+    batches = (Batches.random(batch, g.window, pitch, seed) for seed in range(count))
     values = np.concatenate([engine.submit(one)().reshape(-1, layout.tracks) for one in batches])
     values = values[: layout.chunk_rows]
     # The chunk is padded with NaN, which compresses to next to nothing.

@@ -224,7 +224,7 @@ class GenomeRun:
             If it computes other bits than that with which the run was started.
         """
         engine, plan = self.setup.engine(self.plan.signature.numerics), self.plan
-        if plan.fingerprint and self.setup.fingerprint(engine) != plan.fingerprint:
+        if plan.fingerprint and engine.fingerprint != plan.fingerprint:
             raise SignatureError(
                 f"{plan.out}: this machine computes other last bits than the one that started the "
                 f"run, though both are {plan.signature.device}: leave it out, or use another "
@@ -326,15 +326,20 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
             work.error = error
     results = [work.result() for work in job.works]
     failed = [work for work in job.works if work.error is not None]
-    if not failed:
-        workers = job.workers if job.spec.cluster is None else watch.workers
-        return RunReport(results, watch.bases, workers)
+    if failed:
+        raise _failure(failed, results)
+    workers = job.workers if job.spec.cluster is None else watch.workers
+    return RunReport(results, watch.bases, workers)
+
+
+def _failure(failed: Sequence[Work], results: list[GenomeResult]) -> GenomepredError:
+    """The error of a run's only genome, or one that counts those that failed."""
     first = failed[0].error
     if first is not None and len(results) == 1:
-        raise first
+        return first
     shared = any(result.outcome == "partial" for result in results)
     done = "this share of the others is done" if shared else "the others are done"
-    raise GenomesFailedError(
+    return GenomesFailedError(
         f"{len(failed)} of {len(results)} genomes failed, {done}; first: {failed[0].name}: {first}",
         results,
     )

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genomepred import predict
-from genomepred.inference.engine import Engine
+from genomepred.inference.engine import Batches, Engine
 from genomepred.lowering.cost import multiply_adds
 from genomepred.machine import Limit
 from genomepred.models import build
@@ -58,16 +58,16 @@ def test_no_compute_batch_is_computed_for_two_shards(
     letters = "".join("ACGT"[code] for code in rng.integers(0, 4, windows * window))
     (tmp_path / "a.fa").write_text(f">a\n{letters}\n")
     calls = []
-    cut = Engine._cut
+    submit = Engine.submit
 
-    def counted(self: Engine, *arguments: Any) -> None:
-        calls.append(arguments[2])
-        cut(self, *arguments)
+    def counted(self: Engine, batches: Batches) -> Any:
+        calls.append(int(batches.needed.sum()))
+        return submit(self, batches)
 
-    monkeypatch.setattr(Engine, "_cut", counted)
+    monkeypatch.setattr(Engine, "submit", counted)
     predict(tmp_path / "a.fa", tmp_path / "wide", tmp_path / "out", jobs=1)
     compared = 3  # the prepared model with the model as written; a fingerprint
-    assert len(calls) - compared == windows // 256
+    assert sum(calls) - compared == windows // 256
 
 
 def test_processes_are_started_for_work_whether_of_many_windows_or_of_large_ones(

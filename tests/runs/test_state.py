@@ -27,7 +27,7 @@ from genomepred.runs.folder import RunPlan, read_run
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.merging import merge
-from genomepred.runs.signature import Signature
+from genomepred.runs.spec import Signature
 from genomepred.runs.work import disk_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
