@@ -43,9 +43,8 @@ from genomepred.lowering.receptive_field import (
     trunk_of,
 )
 from genomepred.lowering.select import REFERENCE, StretchSizes, resolve_kernels
-from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.checkpoint import build, save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.models.layers import SequenceModel
 

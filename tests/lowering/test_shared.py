@@ -26,8 +26,9 @@ from genomepred.lowering.receptive_field import (
 )
 from genomepred.lowering.select import StretchSizes
 from genomepred.lowering.shared import Sharing
-from genomepred.models import MODELS, build
+from genomepred.models import MODELS
 from genomepred.models.agreement import difference
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import (
     AttentionPool,
     FlattenPositions,

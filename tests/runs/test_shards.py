@@ -17,9 +17,8 @@ from genomepred import predict
 from genomepred.inference.engine import Engine
 from genomepred.lowering.cost import multiply_adds
 from genomepred.machine import Limit
-from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.models.checkpoint import build, load_model, save_checkpoint
 from genomepred.runs import setup
 from genomepred.runs.folder import shard_rows
 from genomepred.runs.genome import GenomeWork
