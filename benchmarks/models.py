@@ -30,8 +30,8 @@ from genomepred.benchmarks.measure import (
 from genomepred.errors import ModelError
 from genomepred.inference.engine import compute_batch
 from genomepred.kernels.dispatch import PRECISIONS
-from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.fuse import kernels_of, prepare
+from genomepred.lowering.receptive_field import multiply_adds
 from genomepred.models import MODELS
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE

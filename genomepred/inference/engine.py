@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from genomepred.compiled import keep_inductor
 from genomepred.errors import DeviceError, ModelError
-from genomepred.lowering.fuse import PRECISIONS, prepare
-from genomepred.lowering.select import REFERENCE, share
+from genomepred.lowering.fuse import PRECISIONS, REFERENCE, prepare
+from genomepred.lowering.shared import share
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
 

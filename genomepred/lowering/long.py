@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from genomepred.errors import ModelError
 from genomepred.lowering import blocks
-from genomepred.lowering.cost import Work, counted
 from genomepred.lowering.fuse import prepare
-from genomepred.lowering.receptive_field import CannotShareError, receptive_field
+from genomepred.lowering.receptive_field import CannotShareError, Work, counted, receptive_field
 from genomepred.models.external import External
 from genomepred.models.layers import ChannelsLastConv, SequenceModel
 

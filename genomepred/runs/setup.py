@@ -38,8 +38,9 @@ from genomepred.inference.engine import (
     find_device,
 )
 from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
-from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.select import REFERENCE, Stretches, StretchSizes, resolve_kernels
+from genomepred.lowering.fuse import REFERENCE, resolve_kernels
+from genomepred.lowering.receptive_field import multiply_adds
+from genomepred.lowering.shared import Stretches, StretchSizes
 from genomepred.machine import usable_cpus, usable_memory
 from genomepred.machine_code import numba_version
 from genomepred.models.card import Card
@@ -220,7 +221,7 @@ class Setup:
     def facts(self) -> dict[str, Any]:
         """Return what of the signature follows from the command and the machine."""
         spec, card, geometry, layout = self.spec, self.card, self.geometry, self.layout
-        described = json.loads(card.to_json())
+        described = asdict(card)
         for prose in ("training", "metrics", "license", "name"):
             described.pop(prose, None)
         on_cpu, packed = self.device.type == "cpu", layout.compression == "zstd"

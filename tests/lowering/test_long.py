@@ -14,7 +14,7 @@ from genomepred.errors import ModelError
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.long import LongWindow, check_bins
 from genomepred.lowering.receptive_field import CannotShareError
-from genomepred.lowering.select import StretchSizes
+from genomepred.lowering.shared import StretchSizes
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import External, make_external

@@ -14,9 +14,8 @@ from torch import nn
 
 from genomepred.errors import ModelError
 from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics
-from genomepred.lowering.fuse import prepare
+from genomepred.lowering.fuse import TORCH, prepare, resolve_kernels
 from genomepred.lowering.receptive_field import receptive_field
-from genomepred.lowering.select import TORCH, resolve_kernels
 from genomepred.models import MODELS
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE, Card, Track

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from genomepred import predict
 from genomepred.inference.engine import Engine
-from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.receptive_field import multiply_adds
 from genomepred.machine import Limit
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import build, load_model, save_checkpoint
