@@ -225,7 +225,7 @@ def chosen(layer: Layer, device: str, dtype: torch.dtype) -> str:
         channels=layer.channels,
         width=layer.width,
         dtype=dtype,
-    )
+    ).implementation
 
 
 def others(

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from genomepred.compiled import keep_inductor
 from genomepred.errors import DeviceError, ModelError
 from genomepred.lowering.fuse import PRECISIONS, REFERENCE, prepare
-from genomepred.lowering.shared import share
+from genomepred.lowering.long import LongWindow
+from genomepred.lowering.shared import Sharing
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
 
@@ -203,7 +204,8 @@ class Engine:
         shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
         self._shared = numerics.overlap == "share"
         if self._shared:
-            self._model = share(self.model, geometry.stride, numerics.compute_batch)
+            form: Callable[..., nn.Module] = Sharing if geometry.bins == 1 else LongWindow
+            self._model = form(self.model, geometry.stride, numerics.compute_batch)
             shape = (self._model.bases,)
         self.activate = ACTIVATION_FUNCTIONS[card.activation]
         self._reverse_tracks = (

@@ -77,7 +77,7 @@ class FusedConv(nn.Module):
         Of the convolution as written: four bases where it reads codes.
     products : int
         Products that a value of the convolution is the sum of.
-    operation, implementation : str
+    operation, implementation, sizes : str, str, three ints
         As :func:`genomepred.kernels.dispatch.choose` calls them.
     """
 
@@ -107,7 +107,8 @@ class FusedConv(nn.Module):
         if pools:
             self.taps = Taps(2, left, right + (epilogue.pool == "ceil"), field + 1)
         self.channels_in, self.channels = 4 if reads_codes else weight.shape[1], weight.shape[2]
-        self.products = weight.shape[0] * self.channels_in
+        self.products = len(weight) * self.channels_in
+        self.sizes = self.channels_in, self.channels, len(weight)
         self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
         self.operation = "codes_conv" if reads_codes else "conv_block"
         self.implementation = ""
@@ -318,14 +319,12 @@ class DirectActivation(nn.Module):
     Parameters
     ----------
     layer : nn.Module
-        The activation.
-    known : (str, float)
-        Name and factor that kernels know it by.
+        One of ``ACTIVATIONS``.
     """
 
-    def __init__(self, layer: nn.Module, known: tuple[str, float]) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self._known = layer, known
+        self.layer, self._known = layer, ACTIVATIONS[type(layer)](layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""

@@ -47,6 +47,8 @@ PRECISIONS = dispatch.PRECISIONS
 REFERENCE, TORCH = ("reference",), ("torch",)
 # Random windows on which a form of a model must agree with the model.
 _COMPARED = 8
+# Weights and outputs from which a linear layer is worth our call, which takes 10 us on its own.
+_LARGE, _WIDE = 4096, 16
 
 
 def prepare(
@@ -91,7 +93,7 @@ def prepare(
         kinds = {"conv" if isinstance(m, FusedConv) else kind_of(m) for m in prepared.modules()}
         direct = "conv" in kinds and dtype == torch.float32 and device.type == "cpu"
         _rewrite(prepared, dtype, fuses=True, direct=direct)
-        _choose_kernels(blocks_of(prepared), kernels, device, dtype)
+        _choose_kernels(prepared, kernels, device, dtype)
     except Exception as error:  # of many types, by what a module of the user's own does
         raise ModelError(f"the model cannot be rewritten: {error}") from error
     return prepared
@@ -164,48 +166,27 @@ def resolve_kernels(
         return REFERENCE
 
 
-def blocks_of(prepared: nn.Module) -> list[FusedConv]:
-    """Blocks of a prepared model, in order."""
-    return [module for module in prepared.modules() if isinstance(module, FusedConv)]
-
-
 def kernels_of(prepared: nn.Module) -> tuple[str, ...]:
     """Implementations of a prepared model's blocks in order, or ``torch`` if it has none."""
-    return tuple(block.implementation for block in blocks_of(prepared)) or ("torch",)
+    blocks = (module for module in prepared.modules() if isinstance(module, FusedConv))
+    return tuple(block.implementation for block in blocks) or TORCH
 
 
 def are_measured(prepared: nn.Module, dtype: torch.dtype) -> bool:
     """Whether every block's entry of the table of implementations stands on a measurement."""
-    return all(
-        dispatch.is_measured(
-            *(block.operation, block.weight.device),
-            channels_in=block.channels_in,
-            channels=block.channels,
-            width=block.weight.shape[0],
-            dtype=dtype,
-        )
-        for block in blocks_of(prepared)
-    )
+    blocks = (module for module in prepared.modules() if isinstance(module, FusedConv))
+    found = (dispatch.choose(b.operation, b.weight.device, *b.sizes, dtype) for b in blocks)
+    return not any(choice.evidence.startswith("not measured") for choice in found)
 
 
 def _choose_kernels(
-    blocks: Sequence[FusedConv],
-    kernels: str | Sequence[str],
-    device: torch.device,
-    dtype: torch.dtype,
+    model: nn.Module, kernels: str | Sequence[str], device: torch.device, dtype: torch.dtype
 ) -> None:
     """Give each block its kernels: chosen, or as named."""
-    chosen = [
-        dispatch.choose(
-            *(block.operation, device),
-            channels_in=block.channels_in,
-            channels=block.channels,
-            width=block.weight.shape[0],
-            dtype=dtype,
-            asked=kernels if isinstance(kernels, str) else "auto",
-        )
-        for block in blocks
-    ]
+    blocks = [module for module in model.modules() if isinstance(module, FusedConv)]
+    asked = kernels if isinstance(kernels, str) else "auto"
+    choices = (dispatch.choose(b.operation, device, *b.sizes, dtype, asked) for b in blocks)
+    chosen = [choice.implementation for choice in choices]
     names, said = (chosen, "") if isinstance(kernels, str) else (kernels, ",".join(kernels))
     if len(names) != len(blocks):
         raise ValueError(
@@ -252,6 +233,7 @@ def _rewrite(model: nn.Module, dtype: torch.dtype, fuses: bool, direct: bool) ->
     Runs of layers in sequences by chains, and what is left beside them, wherever a module calls it:
     convolutions, norms and, if ``direct``, linear layers and activations.
     """
+    multiplies = direct and dispatch.has_fma()
     for module in model.modules():  # which goes on with what a module holds by then
         if isinstance(module, FusedChain | ChannelsLastConv | DirectActivation):
             continue
@@ -261,19 +243,18 @@ def _rewrite(model: nn.Module, dtype: torch.dtype, fuses: bool, direct: bool) ->
                 _fuse(module, dtype)
         children: dict[str, Any] = dict(module.named_children())
         for name, child in children.items():
-            kind = kind_of(child)
+            kind, inplace = kind_of(child), getattr(child, "inplace", False)
             if kind == "conv" and fuses:
                 setattr(module, name, FusedChain([_block_of(_Draft(child), dtype)]))
             elif kind in ("conv", "other conv"):
                 setattr(module, name, ChannelsLastConv(child))
             elif kind == "norm" and fuses:
                 setattr(module, name, _affine(child))
-            elif kind == "linear" and direct and pays(child):
-                setattr(module, name, DirectLinear(child))
-            elif kind == "activation" and direct and not getattr(child, "inplace", False):
-                known = ACTIVATIONS[type(child)](child)
-                if known[0] != "relu":
-                    setattr(module, name, DirectActivation(child, known))
+            elif kind == "linear" and multiplies and child.out_features >= _WIDE:
+                if child.weight.numel() >= _LARGE:
+                    setattr(module, name, DirectLinear(child))
+            elif kind == "activation" and direct and not (inplace or type(child) is nn.ReLU):
+                setattr(module, name, DirectActivation(child))
 
 
 def _fuse(layers: nn.Sequential, dtype: torch.dtype, table: Tensor | None = None) -> None:
@@ -473,9 +454,3 @@ def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 def _affine(norm: nn.BatchNorm1d) -> Affine:
     """BatchNorm in evaluation mode, where no convolution can take it in."""
     return Affine(*(part.to(norm.running_mean.dtype) for part in affine(norm)))  # type: ignore[union-attr]
-
-
-def pays(layer: nn.Linear) -> bool:
-    """Whether a linear layer is large enough for our call, which takes 10 us on its own."""
-    large = layer.out_features >= 16 and layer.weight.numel() >= 4096
-    return large and dispatch.has_fma()

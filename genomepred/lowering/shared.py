@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from genomepred.errors import ModelError
 from genomepred.kernels.epilogue.reference import Epilogue
 from genomepred.lowering.blocks import Buffers, FusedConv, Taps
-from genomepred.lowering.long import LongWindow, check_bins, long_work, without_values
+from genomepred.lowering.long import check_bins, long_work, without_values
 from genomepred.lowering.receptive_field import (
     CannotShareError,
     Place,
@@ -497,13 +497,6 @@ class StretchSizes:
                 costs[windows] = whole.multiply_adds + _SPLIT * whole.split
             windows *= 2
         return alone.multiply_adds, costs
-
-
-def share(model: nn.Module, stride: int, windows: int) -> Sharing | LongWindow:
-    """A prepared model that :class:`StretchSizes` gave stretches for, in the form that shares."""
-    if isinstance(model, SequenceModel) and model.bins > 1:
-        return LongWindow(model, windows)
-    return Sharing(model, stride, windows)
 
 
 def stretch_work(trunk: Trunk, stride: int, windows: int) -> Work:

@@ -91,9 +91,8 @@ def conv_block(
     needed = group * (min(length, positions) + span - 1) * channels_in if any(padding) else 0
     tile = torch.empty(positions * width + needed)
     _conv_block()(
-        *(*of_x, *wide.shape),
-        *(packed.weight.data_ptr(), packed.shift.data_ptr(), taps, width, *padding, dilation),
-        *(*of_residual, *numbers(epilogue)),
+        *(*of_x, *wide.shape, packed.weight.data_ptr(), packed.shift.data_ptr(), taps, width),
+        *(*padding, dilation, *of_residual, *numbers(epilogue)),
         *(outs[0].data_ptr(), *outs[0].shape[1:], outs[1].data_ptr() if len(outs) > 1 else 0),
         *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
         *packed.tiles,

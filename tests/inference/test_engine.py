@@ -27,7 +27,7 @@ from genomepred.inference.numerics import (
 )
 from genomepred.lowering.fuse import REFERENCE, are_measured, kernels_of, prepare, resolve_kernels
 from genomepred.lowering.receptive_field import multiply_adds
-from genomepred.lowering.shared import Stretches, StretchSizes, share
+from genomepred.lowering.shared import Sharing, Stretches, StretchSizes
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
 from genomepred.sequences.grid import Geometry
@@ -457,7 +457,9 @@ def test_what_is_shared_is_compared_with_the_model_as_written(model, stretches):
 
 
 def test_a_wrong_shared_form_is_not_used(model, stretches, monkeypatch):
-    monkeypatch.setattr("genomepred.inference.engine.share", lambda *given: Wrong(share(*given)))
+    monkeypatch.setattr(
+        "genomepred.inference.engine.Sharing", lambda *given: Wrong(Sharing(*given))
+    )
     said = rf"overlap is not shared: {PREPARED} differs .* by [0-9.e-]+ .*allows 1e-05$"
     for asked in ("auto", "cpu"):
         with pytest.warns(UserWarning, match=said) as told:

@@ -18,7 +18,7 @@ from genomepred.lowering.blocks import (
     DirectLinear,
     FusedChain,
 )
-from genomepred.lowering.fuse import kernels_of, kind_of, pays, prepare
+from genomepred.lowering.fuse import kernels_of, kind_of, prepare
 from genomepred.lowering.receptive_field import receptive_field
 from genomepred.models import MODELS
 from genomepred.models.agreement import difference
@@ -286,7 +286,8 @@ def test_which_linear_layers_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for fma in (True, False):
         monkeypatch.setattr(dispatch, "has_fma", lambda fma=fma: fma)
         for size, large in sizes.items():
-            assert pays(nn.Linear(*size)) is (large and fma), size
+            ours = prepare(nn.Sequential(conv(), nn.Flatten(), nn.Linear(*size)))[2]
+            assert isinstance(ours, DirectLinear) is (large and fma), size
         prepared = prepare(model)
         assert paths_of(prepared, DirectLinear) == (["head.1", "head.3"] if fma else [])
         assert paths_of(prepared, DirectActivation) == ["head.2", "head.4"]

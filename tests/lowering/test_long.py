@@ -72,7 +72,7 @@ class Mine(nn.Module):
 def compare(model: External, windows: int = 5) -> None:
     stride = model.bins * model.bin_size
     for form in (model, prepare(model, "torch"), prepare(model)):
-        long = LongWindow(form, windows)
+        long = LongWindow(form, stride, windows)
         generator = torch.Generator().manual_seed(1)
         codes = torch.randint(0, 5, (long.bases,), dtype=torch.uint8, generator=generator)
         with torch.no_grad():
@@ -91,7 +91,7 @@ def test_the_example_gives_the_bins_of_its_windows() -> None:
 
 def test_its_window_stays_what_it_was() -> None:
     model = small()
-    LongWindow(model, 7)
+    LongWindow(model, model.bins * model.bin_size, 7)
     assert (model.window, model.bins) == (110, 30)
 
 
