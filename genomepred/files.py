@@ -279,10 +279,10 @@ def is_stdout(path: Path) -> bool:
     return str(path) in ("-", *_STDOUT)
 
 
-def refuse_stream(path: Path) -> None:
+def refuse_stream(path: Path, kind: str = "file") -> None:
     """Raise an OutputError for a name of an open stream: a file would take its target's place."""
     if is_stdout(path) or _STREAM.match(os.path.abspath(path)):
-        raise OutputError(f"{path}: this output is a file, not a stream; name one")
+        raise OutputError(f"{path}: this output is a {kind}, not a stream; name one")
 
 
 def output_place(path: Path) -> Path:

@@ -45,6 +45,24 @@ class Parts:
         self._run = b""
         self._claim: Claim | None = None
 
+    def take(self) -> None:
+        """Make the folder and keep other runs out of it until :meth:`end`.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be written, or another process is at work on it.
+        """
+        try:
+            own_folder(self.out.parent, self.folder.name)
+            self._claim = Claim.take(self.folder / "lock")
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be used: {error.strerror}") from error
+        if self._claim is None:
+            raise OutputError(f"{self.out}: another process is at work on it; wait for its end")
+
     def begin(
         self, signature: Mapping[str, Any], decide: Callable[[], Mapping[str, Any]]
     ) -> dict[str, Any]:
@@ -61,18 +79,7 @@ class Parts:
         ------
         SignatureError
             If the run was begun with something else; the message names it.
-        OutputError
-            If the folder cannot be written, or another process is at work on it.
         """
-        try:
-            own_folder(self.out.parent, self.folder.name)
-            self._claim = Claim.take(self.folder / "lock")
-        except OutputError:
-            raise
-        except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be used: {error.strerror}") from error
-        if self._claim is None:
-            raise OutputError(f"{self.out}: another process is at work on it; wait for its end")
         try:
             document = read_document(self.folder / _RUN, _SCHEMA, sealed=True, follow=False)
         except (OSError, DocumentError):
@@ -157,8 +164,8 @@ class Parts:
             raise output_error(path, error) from error
 
     def end(self, done: bool) -> None:
-        """Let others in; once the output is published, remove the folder."""
-        if done:
+        """Let others in; a folder of a published output, or of a run that never began, goes."""
+        if done or not (self.folder / _RUN).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
         if self._claim is not None:
             with suppress(OSError):
