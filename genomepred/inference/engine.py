@@ -204,9 +204,7 @@ class Engine:
         shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
         self._shared = numerics.overlap == "share"
         if self._shared:
-            form: Callable[..., Sharing | LongWindow] = (
-                Sharing if geometry.bins == 1 else LongWindow
-            )
+            form: Callable[..., Any] = Sharing if geometry.bins == 1 else LongWindow
             self._model = form(self.model, geometry.stride, numerics.compute_batch)
             shape = (self._model.bases,)
         self.activate = ACTIVATION_FUNCTIONS[card.activation]
