@@ -31,10 +31,9 @@ from genomepred.benchmarks.measure import Row, interleaved, median
 from genomepred.errors import ModelError
 from genomepred.inference.engine import ACTIVATION_FUNCTIONS, Numerics
 from genomepred.inference.pipeline import cut
-from genomepred.models import build
 from genomepred.models.agreement import difference
 from genomepred.models.card import N_POLICIES, Card, Track
-from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.models.checkpoint import build, load_model, save_checkpoint
 from genomepred.runs.inputs import find_genomes
 from genomepred.runs.run import predict
 from genomepred.runs.setup import Setup

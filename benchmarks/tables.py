@@ -32,9 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import median, write_json
 from genomepred import predict_cohort
-from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.checkpoint import build, save_checkpoint
 from genomepred.sequences.grid import Grid
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -65,6 +66,7 @@ class Progress(_Bar):
         self.fp.flush()
 
 
+@dataclass(eq=False)
 class Watch:
     """Told by several threads how a run gets on; this one only counts the bases.
 
@@ -76,8 +78,9 @@ class Watch:
         Of a cluster, the most that were at it at once.
     """
 
-    bases = workers = 0
-    _counting = threading.Lock()
+    bases: int = field(default=0, init=False)
+    workers: int = field(default=0, init=False)
+    _counting: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def done(self, bases: int) -> None:
         """So many bases more are computed."""
@@ -115,6 +118,7 @@ class Outlook(Watch):
     """
 
     def __init__(self, bar: Progress, genomes: int, workers: int = 1) -> None:
+        super().__init__()
         self._others = "the other workers" if workers > 1 else "other processes on this run"
         self._bar, self._genomes = bar, genomes
         self._seen: dict[str, int] = {}

@@ -52,7 +52,7 @@ def _common(command: Command) -> Command:
         click.option(
             "--out",
             required=True,
-            type=UserPath(file_okay=False),
+            type=UserPath(folder=True, file_okay=False),
             help="Folder to write into.",
         ),
         click.option(

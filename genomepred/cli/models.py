@@ -141,7 +141,7 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 @models.command("import")
 @click.argument("weights", type=_FILE)
-@option("--to", required=True, type=UserPath(), help="Folder of the checkpoint.")
+@option("--to", required=True, type=UserPath(folder=True), help="Folder of the checkpoint.")
 @option(
     "--architecture",
     type=click.Choice(sorted(MODELS)),

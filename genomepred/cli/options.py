@@ -28,17 +28,28 @@ else:
 
 
 class UserPath(_PathType):
-    """A path that a user writes: not empty, no URL, no ``~`` that no shell has expanded."""
+    """A path that a user writes: not empty, no URL, no ``~`` that no shell has expanded.
 
-    def __init__(self, **checks: Any) -> None:
+    Parameters
+    ----------
+    folder : bool
+        What is named is a folder to write into, which ``-`` is not.
+    **checks
+        Of click's own path type.
+    """
+
+    def __init__(self, folder: bool = False, **checks: Any) -> None:
         super().__init__(path_type=Path, **checks)
+        self._folder = folder
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path; an OutputError if it is none of this machine."""
-        from genomepred.files import user_path
+        from genomepred.files import refuse_stream, user_path
 
         if isinstance(value, str):
             user_path(value)
+        if self._folder:
+            refuse_stream(Path(value), "folder")
         return super().convert(value, param, ctx)
 
 

@@ -70,7 +70,7 @@ def _run_options(command: Command) -> Command:
         click.option(
             "--out",
             required=True,
-            type=UserPath(),
+            type=UserPath(folder=True),
             help="Output folder; a run that was stopped continues there.",
         ),
         *[_declared(declared) for declared in fields(RunSpec) if declared.name not in _GIVEN],

@@ -152,9 +152,10 @@ def bigwig(
 
 def _of_run(out: Path, folder: Path) -> list[tuple[Path, Path]]:
     """Files of a run's finished genomes, each with the bigWig that it makes in a folder."""
-    from genomepred.files import make_folder
+    from genomepred.files import make_folder, refuse_stream
     from genomepred.runs.manifest import prediction_files
 
+    refuse_stream(folder, "folder")
     files = prediction_files(out)
     make_folder(folder)
     return [(file, folder / f"{file.stem}.bw") for file in files]

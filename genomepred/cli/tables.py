@@ -250,7 +250,7 @@ def table(
     "-o",
     "--output",
     required=True,
-    type=UserPath(file_okay=False),
+    type=UserPath(folder=True, file_okay=False),
     help="Folder to write into; made if absent.",
 )
 @option(

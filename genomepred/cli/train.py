@@ -252,7 +252,7 @@ def _made(kind: type[Made], options: dict[str, Any]) -> Made:
 @option(
     "--out",
     required=True,
-    type=UserPath(file_okay=False),
+    type=UserPath(folder=True, file_okay=False),
     help="Folder for the checkpoints best/ and last/, history.csv, curves.png and metrics.json.",
 )
 @config_option
@@ -337,7 +337,7 @@ def _spec(options: dict[str, Any], command: str) -> TrainingSpec:
 @option(
     "--out",
     required=True,
-    type=UserPath(file_okay=False),
+    type=UserPath(folder=True, file_okay=False),
     help="Folder for metrics.json, metrics.tsv, predictions.tsv, worst.tsv and a picture.",
 )
 @_with(_SOURCE_OPTIONS)
@@ -426,7 +426,7 @@ _OF_SWEEP = {"out", "seed", "threads", "json", "debug", "help"}
 @option(
     "--out",
     required=True,
-    type=UserPath(file_okay=False),
+    type=UserPath(folder=True, file_okay=False),
     help="Folder for RUN/seedK/ of each training, comparison.tsv and comparison.png.",
 )
 @option("--seeds", default=1, type=click.IntRange(1), help="Trainings of each run: seeds 0, 1, ...")

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from genomepred.compiled import keep_inductor
 from genomepred.errors import DeviceError, ModelError
-from genomepred.lowering.fuse import PRECISIONS, prepare
-from genomepred.lowering.select import REFERENCE, share
+from genomepred.lowering.fuse import PRECISIONS, REFERENCE, prepare
+from genomepred.lowering.long import LongWindow
+from genomepred.lowering.shared import Sharing
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
 
@@ -223,7 +224,8 @@ class Engine:
         shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
         self._model, self._shared = self.model, numerics.overlap == "share"
         if self._shared:
-            self._model = share(self.model, geometry.stride, numerics.compute_batch)
+            form: Callable[..., Any] = Sharing if geometry.bins == 1 else LongWindow
+            self._model = form(self.model, geometry.stride, numerics.compute_batch)
             shape = (self._model.bases,)
         self.turns, self.activate = _TURNS[numerics.strand], ACTIVATION_FUNCTIONS[card.activation]
         self._swapped = torch.tensor(card.reverse_tracks or (), device=device)

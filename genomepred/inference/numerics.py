@@ -20,9 +20,16 @@ from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics
-from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.fuse import PRECISIONS, are_measured, prepare
-from genomepred.lowering.select import REFERENCE, TORCH, Stretches, resolve_kernels
+from genomepred.lowering.fuse import (
+    PRECISIONS,
+    REFERENCE,
+    TORCH,
+    are_measured,
+    prepare,
+    resolve_kernels,
+)
+from genomepred.lowering.receptive_field import multiply_adds
+from genomepred.lowering.shared import Stretches
 from genomepred.models.card import Card
 from genomepred.sequences.grid import Geometry
 

@@ -44,8 +44,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, OutputError, PrecisionError
 from genomepred.inference.engine import Batches, Engine
-from genomepred.sequences.codes import real_counts
-from genomepred.sequences.grid import Geometry, Grid, Span
+from genomepred.sequences.grid import Geometry, Grid, Span, real_counts
 from genomepred.sequences.source import SequenceSource
 
 # Buffers of codes waiting for the engine, and results waiting for the writer: enough that neither

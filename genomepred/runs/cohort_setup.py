@@ -17,8 +17,8 @@ from genomepred.inference.cohort import TILES, compute_shard, pieces
 from genomepred.inference.engine import Numerics
 from genomepred.inference.tile_pieces import Tally
 from genomepred.inference.tiles import PAYS
+from genomepred.lowering.fuse import REFERENCE, resolve_kernels
 from genomepred.lowering.receptive_field import CannotShareError
-from genomepred.lowering.select import REFERENCE, resolve_kernels
 from genomepred.machine import process_memory, usable_memory
 from genomepred.models.agreement import difference
 from genomepred.models.layers import SequenceModel

@@ -15,7 +15,6 @@ from genomepred.documents import DocumentError, read_document, seal
 from genomepred.errors import OutputError, SignatureError, StoreError
 from genomepred.files import (
     Claim,
-    create_whole,
     own_folder,
     sha256_of,
     sweep_abandoned,
@@ -169,7 +168,7 @@ def start_run(out: Path, decided: Mapping[str, Any], about: Mapping[str, Any]) -
     told = {"created": now(), "id": uuid.uuid4().hex, **about, "signature": signature}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        create_whole(out / RUN_FILE, seal(told))
+        write_whole(out / RUN_FILE, seal(told), new=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be used as output folder: {error.strerror}") from error
 

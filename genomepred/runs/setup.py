@@ -36,8 +36,9 @@ from genomepred.inference.engine import (
 )
 from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
 from genomepred.inference.pipeline import filled, sample, sample_shared
-from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.select import REFERENCE, Stretches, StretchSizes, resolve_kernels
+from genomepred.lowering.fuse import REFERENCE, resolve_kernels
+from genomepred.lowering.receptive_field import multiply_adds
+from genomepred.lowering.shared import Stretches, StretchSizes
 from genomepred.machine import usable_cpus, usable_memory
 from genomepred.machine_code import numba_version
 from genomepred.models.card import Card
@@ -203,8 +204,9 @@ class Setup:
         fixed = {name: choice for name, choice in fixed.items() if choice != "auto"}
         if spec.kernels != "auto":
             fixed["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
-        read = json.loads(card.to_json())
-        described = {name: value for name, value in read.items() if name not in _PROSE}
+        described = asdict(card)
+        for prose in _PROSE:
+            described.pop(prose, None)
         on_cpu, packed = self.device.type == "cpu", layout.compression == "zstd"
         return {
             "model": card.name,

@@ -27,7 +27,7 @@ from genomepred.errors import (
     SignatureError,
     StoreError,
 )
-from genomepred.files import Claim, sync_folder, write_whole
+from genomepred.files import Claim, sync, write_whole
 from genomepred.runs.folder import PARTS, RunPlan, check_regions, make_grid, now
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
@@ -87,7 +87,7 @@ class Work(ABC):
         self.folder = plan.out / PARTS / name
         self.final = plan.out / f"{name}.h5"
         self.sidecar = plan.out / f"{name}.h5.json"
-        #: Whether record, grid, parts and facts are known; they are never altered.
+        #: Whether all of these are known; they are never altered.
         self.prepared = False
         #: What this object has opened to read codes from.
         self._opened: SequenceSource | None = None
@@ -147,15 +147,15 @@ class Work(ABC):
         OutputError
             If the run's copy of the BED is not what the run was started with.
         """
-        plan, said = self.plan, self.plan.signature
+        plan, signature = self.plan, self.plan.signature
         if plan.regions is not None:
-            check_regions(plan.regions, said.regions)
+            check_regions(plan.regions, signature.regions)
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
         grid = make_grid(contigs, plan.geometry, plan.regions, plan.center, plan.regions_called)
-        count, step, origin = grid.rows, plan.layout.shard_rows(said.compute_batch), record
+        count, step, origin = grid.rows, plan.layout.shard_rows(signature.compute_batch), record
         if "reference" in record:  # a panel's, whose shards are ranges of windows
             count, step = grid.rows // grid.geometry.bins, record["shard_windows"]
-            origin = {**record["reference"], "digest": said.reference}
+            origin = {**record["reference"], "digest": signature.reference}
         ranges = [(k, min(k + step, count)) for k in range(0, count, step)]
         self.parts = {(a, b): self.folder / f"{a}-{b}.h5" for a, b in ranges}
         self.facts = {
@@ -306,7 +306,7 @@ class Work(ABC):
         try:
             noted = {"outcome": "finished", "sha256": self.join(joined), **self.facts}
             os.rename(joined, self.final)
-            sync_folder(self.plan.out)
+            sync(self.plan.out, folder=True)
             noted |= {"bytes": self.final.stat().st_size, "signature": signature, "finished": now()}
             write_whole(self.sidecar, seal(noted))
             self.published = noted

@@ -451,7 +451,7 @@ def write_tables(
     Returns
     -------
     Group
-        That they are in.
+        The one that they are in.
     """
     if place:
         created = h5py.h5p.create(h5py.h5p.GROUP_CREATE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from genomepred.documents import DocumentError, dump, read_document, seal
+from genomepred.documents import DocumentError, read_document, seal
 from genomepred.errors import OutputError, SignatureError
 from genomepred.files import Claim, open_regular, output_error, own_folder, write_whole
 from genomepred.variants.scoring import Scores
@@ -45,6 +46,24 @@ class Parts:
         self._run = b""
         self._claim: Claim | None = None
 
+    def take(self) -> None:
+        """Make the folder and keep other runs out of it until :meth:`end`.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be written, or another process is at work on it.
+        """
+        try:
+            own_folder(self.out.parent, self.folder.name)
+            self._claim = Claim.take(self.folder / "lock")
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be used: {error.strerror}") from error
+        if self._claim is None:
+            raise OutputError(f"{self.out}: another process is at work on it; wait for its end")
+
     def begin(
         self, signature: Mapping[str, Any], decide: Callable[[], Mapping[str, Any]]
     ) -> dict[str, Any]:
@@ -61,18 +80,7 @@ class Parts:
         ------
         SignatureError
             If the run was begun with something else; the message names it.
-        OutputError
-            If the folder cannot be written, or another process is at work on it.
         """
-        try:
-            own_folder(self.out.parent, self.folder.name)
-            self._claim = Claim.take(self.folder / "lock")
-        except OutputError:
-            raise
-        except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be used: {error.strerror}") from error
-        if self._claim is None:
-            raise OutputError(f"{self.out}: another process is at work on it; wait for its end")
         try:
             document = read_document(self.folder / _RUN, _SCHEMA, sealed=True, follow=False)
         except (OSError, DocumentError):
@@ -86,7 +94,8 @@ class Parts:
     def join(self, signature: Mapping[str, Any], numerics: Mapping[str, Any]) -> None:
         """Take parts to be of this run."""
         told = {"signature": signature, "numerics": numerics}
-        self._run = hashlib.sha256(dump(told)).digest()
+        text = json.dumps(told, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        self._run = hashlib.sha256(text.encode()).digest()
 
     def _check(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         differing = [name for name in wanted if found.get(name) != wanted[name]]
@@ -157,8 +166,8 @@ class Parts:
             raise output_error(path, error) from error
 
     def end(self, done: bool) -> None:
-        """Let others in; once the output is published, remove the folder."""
-        if done:
+        """Let others in; a folder of a published output, or of a run that never began, goes."""
+        if done or not (self.folder / _RUN).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
         if self._claim is not None:
             with suppress(OSError):

@@ -18,7 +18,7 @@ import torch
 from genomepred import __version__
 from genomepred.errors import OptionError, OutputError, SequenceError
 from genomepred.files import output_place, refuse_inputs
-from genomepred.inference.engine import Numerics, describe_device
+from genomepred.inference.engine import Numerics, describe_device, find_device
 from genomepred.inference.predictor import Predictor
 from genomepred.models.checkpoint import load_model
 from genomepred.models.external import External
@@ -167,11 +167,13 @@ def effects(
     refuse_inputs(output_place(spec.out), [spec.genome, spec.variants])
     parts = Parts(spec.out)
     with Genome(spec.genome) as reference:
-        report, numbers = _checked_blocks(spec, reference)
         run = _Run(spec, reference, parts, measures)
+        require_writable(spec.out, run.columns(), spec.variants)
+        parts.take()
         done = False
         try:
-            run.begin(numbers)
+            report, digests = _checked_blocks(spec, reference)
+            run.begin(digests)
             report.computed = run.compute_all(report.records, progress)
             run.publish(report)
             done = True
@@ -233,13 +235,13 @@ class _Run:
         self._model = load_model(spec.model, trust_code=spec.trust_code)
         self.card = self._model.card
         self._geometry = self.card.geometry(spec.stride)
+        self._device = find_device(spec.device)
         self._digests: list[str] = []
         self._numerics: dict[str, Any] = {}
         self._scorer: Scorer | None = None
 
     def begin(self, digests: list[str]) -> None:
         """Begin, or continue what was begun; parts that are not of this run go."""
-        require_writable(self._spec.out, self._columns(), self._spec.variants)
         self._digests = digests
         signature = self._signature()
         self._numerics = self._parts.begin(signature, self._decide)
@@ -269,8 +271,6 @@ class _Run:
 
     def _signature(self) -> dict[str, Any]:
         """All that can change a value or the table, beside the numerics."""
-        from genomepred.inference.engine import find_device
-
         spec, code = self._spec, None
         if isinstance(self._model, External):
             code = self._model.code.sha256
@@ -283,7 +283,7 @@ class _Run:
             "strand": spec.strand,
             "overlap": spec.overlap,
             "measures": list(self._measures) if self._measures is not None else None,
-            "device": describe_device(find_device(spec.device)),
+            "device": describe_device(self._device),
             "genomepred": __version__,
             "torch": torch.__version__,
             "numba": version("numba"),
@@ -362,7 +362,7 @@ class _Run:
 
     def publish(self, report: EffectsReport) -> None:
         """Write the table from all parts, in order."""
-        spec, columns = self._spec, self._columns()
+        spec, columns = self._spec, self.columns()
         contigs = dict(self._genome.contigs)
         with open_table(spec.out, columns, spec.variants, contigs, self.card.name) as table:
             for number, sites in enumerate(read_blocks(spec.variants)):
@@ -380,7 +380,8 @@ class _Run:
                 report.without_value += int(np.isnan(change).any(1).sum())
                 table.add(sites, scores)
 
-    def _columns(self) -> list[Column]:
+    def columns(self) -> list[Column]:
+        """Columns of the table."""
         tracks = [track.name for track in self.card.tracks]
         if self._spec.strand == "each":
             tracks = [name + sign for sign in "+-" for name in tracks]

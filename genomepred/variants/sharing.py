@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genomepred.inference.engine import Engine, compute_batch
-from genomepred.lowering.cost import counted, multiply_adds
 from genomepred.lowering.receptive_field import (
     Place,
     Trunk,
-    follow,
+    counted,
+    multiply_adds,
     place_of_windows,
     receptive_field,
     shortest,
@@ -229,7 +229,7 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 
 def _place(trunk: Trunk, bases: int) -> Place:
     """Positions that a trunk makes of a stretch, and those that padding touches."""
-    return follow(trunk.steps, place_of_windows(bases, 0, 1))
+    return place_of_windows(bases, 0, 1, trunk.steps)
 
 
 def _shortest(trunk: Trunk, count: int, *, left: bool = False, right: bool = False) -> Piece:

@@ -15,7 +15,7 @@ import torch
 from genomepred.inference.engine import Batches, Engine, Numerics
 from genomepred.kernels.codes_conv import cpu as codes_cpu
 from genomepred.kernels.conv_block import cpu as block_cpu
-from genomepred.lowering.select import resolve_kernels
+from genomepred.lowering.fuse import resolve_kernels
 from genomepred.models.checkpoint import load_model
 from tests.architecture.trace_predict import ROOT, counts
 from tests.checkpoints import make_checkpoint

@@ -121,3 +121,18 @@ def test_every_path_of_every_command_is_a_users_path() -> None:
         error = CliRunner().invoke(cli, arguments).exception
         assert isinstance(error, OutputError)
         assert bad in str(error)
+
+
+def test_a_stream_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {"folder", "Folder", "directory"}
+    found = []
+    for path, command in commands():
+        for parameter in command.params:
+            said = (getattr(parameter, "help", "") or "").split()
+            if {"-o", "--out", "--to"} & set(parameter.opts) and folders & set(said[:2]):
+                found.append(" ".join(path))
+                with pytest.raises(OutputError, match="a folder, not a stream"):
+                    parameter.type.convert("-", parameter, None)
+    assert len(found) >= 8, found
+    assert not list(tmp_path.iterdir())

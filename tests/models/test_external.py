@@ -12,7 +12,7 @@ from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.inference import engine, numerics
-from genomepred.lowering.select import StretchSizes
+from genomepred.lowering.shared import StretchSizes
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
 from genomepred.models.external import External, make_external

@@ -199,7 +199,7 @@ def test_verify_names_genomes_that_were_never_begun(genome, model, tmp_path, mon
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr("genomepred.runs.work.sync_folder", crashing)
+        patch.setattr("genomepred.runs.work.sync", crashing)
         with pytest.raises(Crash):
             run(folder, model, out)
     assert [bool(report.problems) for report in verify(out)] == [True, True]

@@ -103,7 +103,7 @@ def test_a_crash_between_parts_changes_nothing(
     assert run(genome, model, out) == wanted
 
 
-@pytest.mark.parametrize("step", ["genome.join", "work.sync_folder"])
+@pytest.mark.parametrize("step", ["genome.join", "work.sync"])
 def test_a_crash_while_publishing_changes_nothing(
     genome, model, tmp_path, small_shards, monkeypatch, step
 ):

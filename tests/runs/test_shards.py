@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from genomepred import predict
 from genomepred.inference.engine import Batches, Engine
-from genomepred.lowering.cost import multiply_adds
+from genomepred.lowering.receptive_field import multiply_adds
 from genomepred.machine import Limit
-from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.models.checkpoint import build, load_model, save_checkpoint
 from genomepred.runs import setup
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath

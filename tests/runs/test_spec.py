@@ -16,7 +16,7 @@ from genomepred.cli.predict import predict as command
 from genomepred.errors import OptionError
 from genomepred.inference.engine import STRANDS
 from genomepred.kernels.dispatch import ASKED, PRECISIONS
-from genomepred.lowering.select import OVERLAPS
+from genomepred.lowering.shared import OVERLAPS
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.spec import COMPRESSIONS, RunSpec, options
 from genomepred.store.schema import Layout

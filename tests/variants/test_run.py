@@ -386,10 +386,24 @@ def test_two_processes_do_not_work_on_one_output(tmp_path: Path, model: Path):
     folder = tmp_path / ".out.tsv.parts"
     folder.mkdir()
     claim = runs.Parts(tmp_path / "out.tsv")
-    claim.begin({}, dict)
+    claim.take()
     with pytest.raises(OutputError, match="another process"):
         genomepred.effects(fasta, vcf, model, tmp_path / "out.tsv")
     claim.end(True)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_records_are_read(
+    tmp_path: Path, model: Path
+):
+    fasta, vcf = write(tmp_path, CONTIGS, ["c1\t5\t.\tNOBASE\tA"])
+    out = tmp_path / "out.tsv"
+    (tmp_path / ".out.tsv.parts").write_text("a file")
+    with pytest.raises(OutputError, match="out.tsv.parts"):
+        genomepred.effects(fasta, vcf, model, out)
+    (tmp_path / ".out.tsv.parts").unlink()
+    with pytest.raises(SequenceError):
+        genomepred.effects(fasta, vcf, model, out)
+    assert not list(tmp_path.glob(".out*"))
 
 
 @pytest.mark.slow

@@ -194,6 +194,7 @@ class _Report(Watch):
     """Tells the process that has started this one, a line at a time."""
 
     def __init__(self) -> None:
+        super().__init__()
         # What libraries print must not be mistaken for progress.
         self._line = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
