@@ -73,12 +73,12 @@ class CohortWork(Work):
             except StoreError:
                 record = None
             if record is None:
-                record = self._make_record()
+                record = self._found()
                 write_whole(self.folder / RECORD, seal(record))
             self.adopt(record)
         return True
 
-    def _make_record(self) -> dict[str, Any]:
+    def _found(self) -> dict[str, Any]:
         assert self._panel is not None
         reference = self._panel.reference
         size, mtime_ns = reference.stamp

@@ -19,7 +19,6 @@ from genomepred.runs.folder import (
     read_run,
     regions_path,
 )
-from genomepred.runs.genome import GenomeWork
 from genomepred.runs.spec import Signature
 from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry
@@ -92,7 +91,7 @@ class Run:
 
             return CohortWork(name, Path(), self.plan)
         index = self._numbers.get(name, 0)
-        return GenomeWork(name, Path(), self.plan, index)
+        return Work(name, Path(), self.plan, index)
 
     def begun(self) -> list[str]:
         """Names of genomes that have a record, and so have begun and are not published."""

@@ -30,7 +30,6 @@ from genomepred.models.checkpoint import model_in_memory
 from genomepred.models.layers import SequenceModel
 from genomepred.progress import Outlook, Progress, Watch
 from genomepred.runs.executors import Executor, Job, local, processes
-from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
@@ -197,7 +196,7 @@ class GenomeRun:
         self.spec, self.setup = spec, Setup(spec, model=model)
         self.plan, self.workers = self.setup.open(told), self.setup.workers
         self.works: Sequence[Work] = [
-            GenomeWork(*genome, self.plan, k) for k, genome in enumerate(spec.genomes)
+            Work(*genome, self.plan, k) for k, genome in enumerate(spec.genomes)
         ]
         self.step = self.setup.geometry.step
 
@@ -212,7 +211,7 @@ class GenomeRun:
 
     def work(self, number: int, name: str, path: Path) -> Work:
         """A genome of the run, which ``works`` need not have."""
-        return GenomeWork(name, path, self.plan, number)
+        return Work(name, path, self.plan, number)
 
     @cached_property
     def engine(self) -> Engine:

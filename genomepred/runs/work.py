@@ -1,25 +1,30 @@
-"""The source of one published file of a run, and its shards: a genome, or a cohort's haplotypes.
+"""One published file of a run, and its shards: those of a genome.
 
-All state is on disk: parts in ``OUT/.parts/<name>/``, the published file and its sidecar. Nothing
-here knows who computes which part; any number of processes may look, write and publish at once.
-Where locks do not work, two may publish the same file; the bytes are the same.
+All state is on disk: parts in ``OUT/.parts/<name>/``, beside them a record of what the genome was
+when its first shard was computed, the published file and its sidecar. Nothing here knows who
+computes which part; any number of processes may look, write and publish at once. Where locks do not
+work, two may publish the same file; the bytes are the same. Records and parts carry a digest of
+their own content: a damaged record is made again from the sequence, a damaged part is computed
+again.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import threading
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from genomepred.documents import DocumentError, read_document, seal
+from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import (
     GenomepredError,
     OutputError,
@@ -27,11 +32,13 @@ from genomepred.errors import (
     SignatureError,
     StoreError,
 )
-from genomepred.files import Claim, sync, write_whole
-from genomepred.runs.folder import PARTS, RunPlan, check_regions, make_grid, now
+from genomepred.files import Claim, own_folder, sync, write_whole
+from genomepred.runs.folder import CACHE, PARTS, RunPlan, check_regions, make_grid, now
+from genomepred.sequences.byte_source import stamp_of
+from genomepred.sequences.fasta import Genome, discard_codes
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
-from genomepred.store.hdf5 import DamagedPartError
+from genomepred.store.hdf5 import DamagedPartError, encode_chunk, join, write_part
 from genomepred.store.schema import read_sidecar
 
 #: What the parts beside it were computed from.
@@ -57,8 +64,10 @@ class GenomeResult:
     error: str = ""
 
 
-class Work(ABC):
-    """One file to be published, and its shards.
+class Work:
+    """A genome of a run: one file to be published, and its shards.
+
+    Another kind of file says what it is by the methods that read its source or its parts.
 
     Parameters
     ----------
@@ -73,7 +82,16 @@ class Work(ABC):
     """
 
     #: What its record must hold.
-    schema: ClassVar[dict[str, Any]]
+    schema: ClassVar[dict[str, Any]] = {
+        "name": str,
+        "path": str,
+        "size": COUNT,
+        "mtime_ns": int,
+        "digest": str,
+        "started": str,
+        "contigs": [str],
+        "lengths": [COUNT],
+    }
 
     #: Once prepared: what it was when its first shard was computed, the grid of what is computed,
     #: paths of the parts of all shards, and what its sidecar is to say of it.
@@ -87,7 +105,7 @@ class Work(ABC):
         self.folder = plan.out / PARTS / name
         self.final = plan.out / f"{name}.h5"
         self.sidecar = plan.out / f"{name}.h5.json"
-        #: Whether all of these are known; they are never altered.
+        #: Whether record, grid, parts and facts are known; they are never altered.
         self.prepared = False
         #: What this object has opened to read codes from.
         self._opened: SequenceSource | None = None
@@ -99,45 +117,126 @@ class Work(ABC):
         self.duplicates = 0
         self._publishing, self._damages = threading.Lock(), Counter[Path]()
 
-    # -- what each kind of work says ---------------------------------------------------------
+    # -- the sequence ------------------------------------------------------------------------
 
-    @abstractmethod
-    def prepare(self) -> bool:
-        """Find out what it is and what its shards are; False while another process is at it."""
-
-    @abstractmethod
     def source(self) -> SequenceSource:
-        """The source of codes; opened when needed."""
+        """The opened genome."""
+        if self._opened is None:
+            self._opened = Genome(self.path, name=self.name, cache=self.plan.out / CACHE)
+        return self._opened
 
-    @abstractmethod
-    def check_source(self) -> None:
-        """Raise a SequenceError if what is read is not, or no longer, what was prepared."""
+    def close(self, forget: bool = False) -> None:
+        """Close the sequence file; it is opened again when needed.
 
-    @abstractmethod
+        ``forget`` what was prepared too, for it grows with the number of contigs.
+        """
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+        if forget and self.prepared:
+            self.prepared = False
+            del self.record, self.grid, self.parts, self.facts
+
     def accept(self, noted: dict[str, Any]) -> None:
-        """Raise a SequenceError if a published file's source has since become another."""
+        """Refuse a finished file whose genome has since become another."""
+        recorded = noted["genome"]
+        if stamp_of(self.path) == (recorded["size"], recorded["mtime_ns"]):
+            return
+        with Genome(self.path, cache=self.plan.out / CACHE) as genome:
+            digest = genome.digest()
+            genome.discard_cache()
+        if digest != recorded["digest"]:
+            raise SequenceError(
+                f"{self.path} changed after {self.final.name} was computed from it (sequence "
+                f"digest {recorded['digest'][:12]}, now {digest[:12]}): remove {self.final} to "
+                "compute it again, or restore the sequence"
+            )
 
-    @abstractmethod
-    def write(self, first: int, last: int, values: Any) -> None:
-        """Encode and write a part, durably; one that is there stays, and is counted."""
+    def check_source(self) -> None:
+        """Refuse a sequence file that was changed, before or after it was opened."""
+        prepared = self.record["size"], self.record["mtime_ns"]
+        opened = prepared if self._opened is None else self._opened.stamp
+        if not opened == prepared == stamp_of(self.path):
+            raise SequenceError(
+                f"{self.path} changed while it was being predicted: restore it and run again, or "
+                f"remove {self.folder} to start this genome again"
+            )
 
-    @abstractmethod
-    def join(self, joined: Path) -> str:
-        """Join all parts into a synced file; its sha256.
+    # -- its record --------------------------------------------------------------------------
+
+    def prepare(self) -> bool:
+        """Digest the genome and lay out its grid; False while another process is at it.
+
+        With its claim the record is looked at again: another process may have made it meanwhile.
+        """
+        if self.prepared:
+            return True
+        own_folder(self.plan.out, PARTS, self.name)
+        claim, record = None, None
+        try:
+            while record is None:
+                before = None
+                with suppress(StoreError):  # parts of another sequence are found out
+                    before = self.read_record()
+                if before and stamp_of(self.path) == (before["size"], before["mtime_ns"]):
+                    record = before
+                elif claim is not None:
+                    record = self._make_record(before)
+                elif (claim := Claim.take(self.folder / "genome.lock")) is None:
+                    return False
+        finally:
+            if claim is not None:
+                claim.release()
+        self.adopt(record)
+        return True
+
+    def _make_record(self, before: dict[str, Any] | None) -> dict[str, Any]:
+        genome = self.source()
+        (size, mtime_ns), digest = genome.stamp, genome.digest()
+        if before is not None and before["digest"] != digest:
+            raise SequenceError(
+                f"{self.path} changed since its first shards were computed (sequence digest "
+                f"{before['digest'][:12]}, now {digest[:12]}): restore it, or "
+                f"remove {self.folder} to start this genome again"
+            )
+        record = {
+            "name": self.name,
+            "path": str(self.path),
+            "size": size,
+            "mtime_ns": mtime_ns,
+            "digest": digest,
+            "started": now() if before is None else before["started"],
+            "contigs": list(genome.contigs),
+            "lengths": list(genome.contigs.values()),
+        }
+        write_whole(self.folder / RECORD, seal(record), entry=False)
+        return record
+
+    def read_record(self) -> dict[str, Any] | None:
+        """Return what it was when its first shard was computed, or None if none was.
 
         Raises
         ------
-        DamagedPartError
-            If a part is not what was written.
-        SequenceError
-            If the source has changed.
+        StoreError
+            If the record is damaged.
         """
-
-    @abstractmethod
-    def clear(self) -> None:
-        """Remove what a published file needs no more; links are not followed."""
-
-    # -- what follows from its record --------------------------------------------------------
+        path = self.folder / RECORD
+        try:
+            record = read_document(path, self.schema, sealed=True, limit=_LARGEST, follow=False)
+            if record["name"] != self.name:
+                raise DocumentError(f"of another genome, {record['name'][:40]!r}")
+            lengths = record["lengths"]
+            if len(set(record["contigs"])) != len(lengths) or sum(lengths) >> 62:
+                raise DocumentError("contigs and lengths do not fit each other")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in _NO_RECORD:
+                raise
+            raise StoreError(f"{path}: no record ({error.strerror}); run predict again") from error
+        except DocumentError as error:
+            raise StoreError(f"{path} is damaged ({error}); run predict again") from error
+        return record
 
     def adopt(self, record: dict[str, Any]) -> None:
         """Be prepared by a record, without reading the source.
@@ -166,45 +265,7 @@ class Work(ABC):
         }
         self.record, self.grid, self.prepared = record, grid, True
 
-    def close(self, forget: bool = False) -> None:
-        """Close the sequence file; it is opened again when needed.
-
-        ``forget`` what was prepared too, for it grows with the number of contigs.
-        """
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
-        if forget and self.prepared:
-            self.prepared = False
-            del self.record, self.grid, self.parts, self.facts
-
     # -- where it stands: nothing is changed -------------------------------------------------
-
-    def read_record(self) -> dict[str, Any] | None:
-        """Return what it was when its first shard was computed, or None if none was.
-
-        Raises
-        ------
-        StoreError
-            If the record is damaged.
-        """
-        path = self.folder / RECORD
-        try:
-            record = read_document(path, self.schema, sealed=True, limit=_LARGEST, follow=False)
-            if record["name"] != self.name:
-                raise DocumentError(f"of another genome, {record['name'][:40]!r}")
-            lengths = record["lengths"]
-            if len(set(record["contigs"])) != len(lengths) or sum(lengths) >> 62:
-                raise DocumentError("contigs and lengths do not fit each other")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno not in _NO_RECORD:
-                raise
-            raise StoreError(f"{path}: no record ({error.strerror}); run predict again") from error
-        except DocumentError as error:
-            raise StoreError(f"{path} is damaged ({error}); run predict again") from error
-        return record
 
     def outcome(self, only: str = "") -> dict[str, Any] | None:
         """Content of the sidecar; None if there is none, a damaged one, or another than wanted.
@@ -257,10 +318,6 @@ class Work(ABC):
                 raise
         return [shard for shard, part in self.parts.items() if part.name not in there]
 
-    def may_have(self, share: tuple[int, int]) -> bool:
-        """Whether a share may have shards of it, as far as that is known before it is prepared."""
-        return True
-
     def result(self) -> GenomeResult:
         """The outcome, as far as this process knows."""
         if self.error is not None:
@@ -269,7 +326,35 @@ class Work(ABC):
             return GenomeResult(self.name, "finished", self.final, noted["rows"], noted["bases"])
         return GenomeResult(self.name, "partial", self.final)
 
-    # -- outcome -----------------------------------------------------------------------------
+    # -- parts and file ----------------------------------------------------------------------
+
+    def write(self, first: int, last: int, values: Any) -> None:
+        """Compress and write a shard durably, unless its part is there: float32 [rows, tracks]."""
+        plan = self.plan
+        encode = partial(encode_chunk, layout=plan.layout)
+        starts = range(0, len(values), plan.layout.chunk_rows)
+        pieces = [values[row : row + plan.layout.chunk_rows] for row in starts]
+        chunks = list(_compressors(plan.compressors).map(encode, pieces))
+        self.check_source()
+        if self.has(first, last):
+            self.duplicates += 1  # locks keep nobody out here; equal work gives equal bytes
+            return
+        attributes = self._attributes(first, last)
+        try:
+            write_part(self.parts[first, last], chunks, len(values), plan.layout, attributes)
+        except FileNotFoundError:
+            if not self.settled():  # published by others, who computed the same shard
+                raise
+
+    def _attributes(self, first: int, last: int) -> dict[str, str | int]:
+        """Attributes of a part: enough to tell it from any other."""
+        return {
+            "genome": self.name,
+            "first_row": first,
+            "last_row": last,
+            "sequence_digest": self.record["digest"],
+            "signature": self.plan.signature.text,
+        }
 
     def publish(self) -> bool:
         """Join all parts into the published file, and clear away.
@@ -322,6 +407,34 @@ class Work(ABC):
         except FileNotFoundError:  # without locks two publish, and one clears away first
             return self.outcome("finished") is not None
         return True
+
+    def join(self, joined: Path) -> str:
+        """Join all parts; the sequence is digested again if its file was touched."""
+        record = self.record
+        stamp = record["size"], record["mtime_ns"]
+        if os.path.exists(self.path) and stamp_of(self.path) != stamp:  # merging needs none
+            with Genome(self.path, cache=self.plan.out / CACHE) as genome:
+                digest = genome.digest()
+            if digest != record["digest"]:
+                raise SequenceError(
+                    f"{self.path} changed while it was being predicted; restore it and run again, "
+                    f"or remove {self.folder} to start this genome again"
+                )
+        return join(
+            list(self.parts.values()),
+            joined,
+            self.plan.layout,
+            self.grid,
+            self.plan.tracks,
+            self.plan.signature.attributes(self.name, record["digest"]),
+            [self._attributes(*shard) for shard in self.parts],
+        )
+
+    def clear(self) -> None:
+        """Remove the parts and the expanded sequence; links are not followed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        genome = (self.facts if self.published is None else self.published)["genome"]
+        discard_codes(self.path, (genome["size"], genome["mtime_ns"]), self.plan.out / CACHE)
 
     def fail(self, error: GenomepredError) -> None:
         """Record that it cannot be finished; parts stay for another try."""
@@ -401,3 +514,8 @@ def disk_error(error: OSError, work: Work) -> OutputError:
         f"{error.filename or work.plan.out}: {error.strerror or error} while working on "
         f"{work.name}; finished shards are kept: mend it and run the same command again"
     )
+
+
+@cache
+def _compressors(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="compress")

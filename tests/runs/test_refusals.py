@@ -22,8 +22,8 @@ from genomepred.errors import (
 from genomepred.inference import pipeline
 from genomepred.runs.checking import verify
 from genomepred.runs.executors import local
-from genomepred.runs.genome import GenomeWork
 from genomepred.runs.merging import merge
+from genomepred.runs.work import Work
 from tests.checkpoints import make_checkpoint
 from tests.helpers import hashes as files
 from tests.runs.small import LAMBDA, Crash, run, unpublished
@@ -86,7 +86,7 @@ def test_a_genome_that_changes_under_way_leaves_no_wrong_part(
     copy, out = tmp_path / "virus.fa", tmp_path / "out"
     shutil.copy(genome, copy)
     wanted = run(copy, model, tmp_path / "whole")
-    write, written = GenomeWork.write, []
+    write, written = Work.write, []
 
     def changing(self, *rows_and_values):
         if len(written) == 2:
@@ -95,7 +95,7 @@ def test_a_genome_that_changes_under_way_leaves_no_wrong_part(
         write(self, *rows_and_values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, "write", changing)
+        patch.setattr(Work, "write", changing)
         with pytest.raises(SequenceError, match="changed while it was being predicted"):
             run(copy, model, out)
     assert len(list((out / ".parts" / "virus").glob("*-*.h5"))) == 2
@@ -195,7 +195,7 @@ def test_verify_names_genomes_that_were_never_begun(genome, model, tmp_path, mon
     for name in "ab":
         shutil.copy(genome, folder / f"{name}.fa")
 
-    def crashing(*arguments):
+    def crashing(*arguments, **options):
         raise Crash
 
     with monkeypatch.context() as patch:

@@ -19,12 +19,11 @@ from genomepred.errors import (
 from genomepred.files import Claim
 from genomepred.models.checkpoint import load_model
 from genomepred.runs.checking import verify
-from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes
 from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import Shard
+from genomepred.runs.work import Shard, Work
 from tests.helpers import hashes as files
 from tests.runs.small import Crash, cut, naive, run, unpublished
 
@@ -87,7 +86,7 @@ def test_a_crash_between_parts_changes_nothing(
 ):
     wanted = run(genome, model, tmp_path / "whole")
     out, written = tmp_path / "crashed", []
-    write = GenomeWork.write
+    write = Work.write
 
     def crashing(self, *rows_and_values):
         if len(written) == after:
@@ -96,25 +95,25 @@ def test_a_crash_between_parts_changes_nothing(
         write(self, *rows_and_values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, "write", crashing)
+        patch.setattr(Work, "write", crashing)
         with pytest.raises(Crash):
             run(genome, model, out)
     assert len(list((out / ".parts" / "virus").glob("*-*.h5"))) == after
     assert run(genome, model, out) == wanted
 
 
-@pytest.mark.parametrize("step", ["genome.join", "work.sync"])
+@pytest.mark.parametrize("step", ["join", "sync"])
 def test_a_crash_while_publishing_changes_nothing(
     genome, model, tmp_path, small_shards, monkeypatch, step
 ):
     wanted = run(genome, model, tmp_path / "whole")
     out = tmp_path / "crashed"
 
-    def crashing(*arguments):
+    def crashing(*arguments, **options):
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"genomepred.runs.{step}", crashing)
+        patch.setattr(f"genomepred.runs.work.{step}", crashing)
         with pytest.raises(Crash):
             run(genome, model, out)
     assert verify(out)[0].problems

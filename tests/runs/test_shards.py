@@ -20,9 +20,10 @@ from genomepred.machine import Limit
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import build, load_model, save_checkpoint
 from genomepred.runs import setup
-from genomepred.runs.genome import GenomeWork
+from genomepred.runs.executors import local
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.spec import RunSpec
+from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.schema import Layout
 from tests.checkpoints import make_checkpoint
@@ -119,8 +120,8 @@ def test_a_share_may_have_a_genome_if_it_has_shards_of_it(
     with tempfile.NamedTemporaryFile("w", suffix=".fa") as file:
         file.write(text)
         file.flush()
-        work = GenomeWork("g", Path(file.name), plan, number)  # type: ignore[arg-type]
-        may = {i for i in range(shares) if work.may_have((i, shares))}
+        work = Work("g", Path(file.name), plan, number)  # type: ignore[arg-type]
+        may = {i for i in range(shares) if local._may_have(work, i, shares)}
     shards = -(-Grid.whole(lengths, geometry).rows // 7)
     assert {(k + number) % shares for k in range(shards)} <= may
     assert number % shares in may  # publishes one without rows

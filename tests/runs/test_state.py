@@ -24,11 +24,10 @@ from genomepred.progress import Watch
 from genomepred.runs.checking import verify
 from genomepred.runs.executors import local
 from genomepred.runs.folder import RunPlan, read_run
-from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.merging import merge
 from genomepred.runs.spec import Signature
-from genomepred.runs.work import disk_error
+from genomepred.runs.work import Work, disk_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
 from tests.runs.small import cut
@@ -124,7 +123,7 @@ def test_parts_of_another_sequence_are_not_used_when_the_record_is_lost(
 def test_a_part_that_is_damaged_whenever_it_is_computed_fails_its_genome(
     genome, model, half, monkeypatch
 ):
-    write, spoilt = GenomeWork.write, []
+    write, spoilt = Work.write, []
 
     def damaging(self, first, last, values):
         write(self, first, last, values)
@@ -135,7 +134,7 @@ def test_a_part_that_is_damaged_whenever_it_is_computed_fails_its_genome(
 
     part = half / ".parts" / "virus" / "0-1024.h5"
     part.write_bytes(b"")
-    monkeypatch.setattr(GenomeWork, "write", damaging)
+    monkeypatch.setattr(Work, "write", damaging)
     with pytest.raises(StoreError, match=r"0-1024\.h5: damaged again whenever it was computed"):
         run(genome, model, half)
     assert 1 < len(spoilt) < 5
@@ -265,7 +264,7 @@ def test_nothing_is_forgotten_that_another_thread_needs_to_publish(
     genome, model, tmp_path, monkeypatch, wanted
 ):
     """The reader sees the file that the writer has just published, before that has cleared away."""
-    clear, close, forgotten = GenomeWork.clear, GenomeWork.close, []
+    clear, close, forgotten = Work.clear, Work.close, []
 
     def clearing(work):
         time.sleep(0.2)
@@ -276,8 +275,8 @@ def test_nothing_is_forgotten_that_another_thread_needs_to_publish(
         forgotten.extend([work] if forget else [])
         close(work, forget)
 
-    monkeypatch.setattr(GenomeWork, "clear", clearing)
-    monkeypatch.setattr(GenomeWork, "close", closing)
+    monkeypatch.setattr(Work, "clear", clearing)
+    monkeypatch.setattr(Work, "close", closing)
     assert run(genome, model, tmp_path) == wanted
     assert len(forgotten) == 1
 
@@ -332,19 +331,19 @@ def test_a_file_system_that_does_not_sync_is_worked_on(
 
 def test_work_that_locks_have_not_prevented_is_said(genome, model, half, monkeypatch, wanted):
     """Another process computes a shard while we do, as if both held its lock."""
-    write = GenomeWork.write
+    write = Work.write
 
     def elsewhere(self, *rows_and_values):
         write(self, *rows_and_values)
         write(self, *rows_and_values)
 
-    monkeypatch.setattr(GenomeWork, "write", elsewhere)
+    monkeypatch.setattr(Work, "write", elsewhere)
     with pytest.warns(UserWarning, match=r"3 shards were computed by another process.*--shard I/N"):
         assert run(genome, model, half) == wanted
 
 
 def test_a_folder_of_parts_that_vanishes_is_made_again(genome, model, half, monkeypatch, wanted):
-    write, gone = GenomeWork.write, []
+    write, gone = Work.write, []
 
     def vanishing(self, *rows_and_values):
         write(self, *rows_and_values)
@@ -352,7 +351,7 @@ def test_a_folder_of_parts_that_vanishes_is_made_again(genome, model, half, monk
             gone.append(self)
             shutil.rmtree(half / ".parts" / "virus")
 
-    monkeypatch.setattr(GenomeWork, "write", vanishing)
+    monkeypatch.setattr(Work, "write", vanishing)
     try:
         assert run(genome, model, half) == wanted
     except OutputError as error:
@@ -393,7 +392,7 @@ def plan_in(out: Path) -> RunPlan:
 
 def compute(plan: RunPlan, sources: list[GenomePath]) -> None:
     """As the pipeline does it, but for the numbers."""
-    works = [GenomeWork(*source, plan, k) for k, source in enumerate(sources)]
+    works = [Work(*source, plan, k) for k, source in enumerate(sources)]
 
     class Zeros:
         step, spec, workers = 1, None, 1
@@ -470,6 +469,6 @@ def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, mo
 
 def test_names_in_error_messages_of_the_disk_are_whole(tmp_path):
     plan = plan_in(tmp_path / "o")
-    work = GenomeWork("g", tmp_path / "g.fa", plan)
+    work = Work("g", tmp_path / "g.fa", plan)
     error = disk_error(OSError(errno.EIO, "Input/output error"), work)
     assert re.fullmatch(rf"{tmp_path}/o: Input/output error while working on g; .*", str(error))

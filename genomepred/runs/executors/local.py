@@ -7,12 +7,13 @@ the bytes are the same, so whoever renames last changes nothing.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from genomepred.files import Claim, own_folder
+from genomepred.files import Claim, open_regular, own_folder
 from genomepred.inference.pipeline import Stop
 from genomepred.progress import Watch
 from genomepred.runs.executors import Job
@@ -31,7 +32,7 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
     """
     helds, leaving = [], ExitStack()
     for work in job.works:
-        if job.plan.share[1] == 1 or work.may_have(job.plan.share):
+        if job.plan.share[1] == 1 or _may_have(work, *job.plan.share):
             helds.append(_Held(work))
             leaving.callback(work.close)
             leaving.callback(helds[-1].release)  # what is not finished is for whoever comes next
@@ -47,6 +48,24 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
             f"{job.plan.out} do not keep processes apart; give each its part with --shard I/N",
             stacklevel=2,
         )
+
+
+def _may_have(work: Work, i: int, n: int) -> bool:
+    """False if a genome's file is so small that its shards are those of other shares than ``i``.
+
+    A record of plain FASTA takes three bytes or more, and has two windows beside those that its
+    bases fill at the stride, at most.
+    """
+    plan = work.plan
+    try:
+        with open(open_regular(work.path), "rb") as file:
+            if plan.center or file.read(1) != b">":
+                return True
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return True
+    most = (size // plan.geometry.stride + size) * plan.geometry.bins
+    return (i - work.number) % n * plan.layout.shard_rows(plan.signature.compute_batch) < most
 
 
 @dataclass(eq=False)
