@@ -36,12 +36,11 @@ from genomepred.inference.cohort import TILES, ShardResult, compute_shard
 from genomepred.inference.engine import Engine, Numerics, compute_batch
 from genomepred.inference.pipeline import cut
 from genomepred.inference.tile_pieces import Tally
-from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.receptive_field import CannotShareError
-from genomepred.lowering.select import StretchSizes, resolve_kernels
-from genomepred.models import build
+from genomepred.lowering.fuse import resolve_kernels
+from genomepred.lowering.receptive_field import CannotShareError, multiply_adds
+from genomepred.lowering.shared import StretchSizes
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.checkpoint import build, save_checkpoint
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.grid import Geometry, Grid

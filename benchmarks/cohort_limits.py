@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.cohort import MODELS, PANELS, Counted
 from benchmarks.measure import write_json
 from genomepred import Genome
-from genomepred.models import build
+from genomepred.models.checkpoint import build
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.vcf import VariantFile

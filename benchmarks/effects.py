@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.end_to_end import make_linear
 from benchmarks.measure import Row, collect, ratios, timed, write_json
 from genomepred import Genome, Predictor
-from genomepred.models import build
 from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import build
 from genomepred.sequences.vcf_decode import ALLELE
 from genomepred.variants.scoring import Scorer
 from genomepred.variants.sites import Sites, check, read_blocks

@@ -32,7 +32,7 @@ from genomepred.kernels.conv_block.reference import conv_block_reference
 from genomepred.kernels.dispatch import IMPLEMENTATIONS, PRECISIONS, choose
 from genomepred.kernels.epilogue.op import bias_act_pool
 from genomepred.kernels.epilogue.reference import Epilogue, bias_act_pool_reference
-from genomepred.lowering.blocks import FusedConv
+from genomepred.lowering.blocks import Buffers, FusedConv
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import OneHot, SameConv1d, channels_last
@@ -205,13 +205,12 @@ def implementations(
             adds=layer.residual,
         )
         block.use(name)
-        outs = block.empty(x, block.padding, block.epilogue)
-        calls[name] = functools.partial(_first, block, x, residual, outs=outs)
+        calls[name] = functools.partial(_first, block, x, residual, outputs=Buffers())
     return calls
 
 
-def _first(block: FusedConv, x: Tensor, residual: Tensor | None, outs: Sequence[Tensor]) -> Tensor:
-    out: Tensor = block(x, residual, outs=outs)[0]
+def _first(block: FusedConv, x: Tensor, residual: Tensor | None, outputs: Buffers) -> Tensor:
+    out: Tensor = block(x, residual, outputs=outputs)[0]
     return out
 
 
@@ -226,7 +225,7 @@ def chosen(layer: Layer, device: str, dtype: torch.dtype) -> str:
         channels=layer.channels,
         width=layer.width,
         dtype=dtype,
-    )
+    ).implementation
 
 
 def others(
@@ -403,7 +402,7 @@ def group_sizes(rounds: int) -> Iterator[Row]:
         seconds = timed(warmed(calls)[0], "cpu", rounds)
         yield {
             "name": layer.name,
-            "default": cpu.kmer_size(layer.width, layer.channels),
+            "default": cpu.pack_codes(table, shift).size,
             "nanoseconds_a_position_by_taps_a_group": {
                 name: median(times) / layer.samples / layer.length * 1e9
                 for name, times in seconds.items()

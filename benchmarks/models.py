@@ -30,11 +30,12 @@ from genomepred.benchmarks.measure import (
 from genomepred.errors import ModelError
 from genomepred.inference.engine import compute_batch
 from genomepred.kernels.dispatch import PRECISIONS
-from genomepred.lowering.cost import multiply_adds
 from genomepred.lowering.fuse import kernels_of, prepare
-from genomepred.models import MODELS, build
+from genomepred.lowering.receptive_field import multiply_adds
+from genomepred.models import MODELS
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import SequenceModel
 
 # Architecture and window, the two small models that count first: a limit of time meets the rest.

@@ -24,8 +24,8 @@ from benchmarks.measure import interleaved, median, write_json
 from genomepred.demo import SEQUENCE
 from genomepred.explain.mutagenesis import Mutagenesis
 from genomepred.explain.windows import Output
-from genomepred.models import build
 from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import build
 from genomepred.sequences.fasta import Genome
 
 # Architecture, its arguments beside the defaults.

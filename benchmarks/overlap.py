@@ -33,19 +33,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import ROOT, interleaved, median, write_json
 from genomepred import Genome
 from genomepred.inference.engine import Batches, Engine, Numerics, compute_batch
-from genomepred.lowering.cost import multiply_adds, stretch_work
-from genomepred.lowering.fuse import prepare
+from genomepred.lowering.fuse import REFERENCE, prepare, resolve_kernels
 from genomepred.lowering.long import long_work, without_values
 from genomepred.lowering.receptive_field import (
-    follow,
+    multiply_adds,
     place_of_windows,
     receptive_field,
     trunk_of,
 )
-from genomepred.lowering.select import REFERENCE, StretchSizes, resolve_kernels
-from genomepred.models import build
+from genomepred.lowering.shared import StretchSizes, stretch_work
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.checkpoint import build, save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.models.layers import SequenceModel
 
@@ -137,7 +135,7 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
     else:
         trunk = trunk_of(model, as_written=True)
         counted = stretch_work(trunk, stride, stretches.windows).multiply_adds
-        phases = follow(trunk.steps, place_of_windows(model.window, stride, 1)).phases
+        phases = place_of_windows(model.window, stride, 1, trunk.steps).phases
     row = {
         "model": name,
         "window": model.window,

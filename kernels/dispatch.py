@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,16 +44,22 @@ class Rule(NamedTuple):
     why: str
 
 
+class Choice(NamedTuple):
+    """Answer of :func:`choose`, and what it stands on."""
+
+    implementation: str
+    evidence: str
+
+
 def choose(
     operation: str,
     device: torch.device,
-    *,
     channels_in: int,
     channels: int,
     width: int,
     dtype: torch.dtype,
     asked: str = "auto",
-) -> str:
+) -> Choice:
     """Implementation of one block on one device.
 
     Parameters
@@ -73,8 +78,8 @@ def choose(
 
     Returns
     -------
-    str
-        ``kmers``, ``direct``, ``onednn``, ``triton`` or ``cudnn``.
+    Choice
+        Of ``kmers``, ``direct``, ``onednn``, ``triton`` or ``cudnn``.
 
     Raises
     ------
@@ -86,47 +91,17 @@ def choose(
     if why := obstacle(device, dtype, asked):
         raise ValueError(why)
     if asked in ("triton", "cudnn"):
-        return asked if operation == "conv_block" else "triton"
-    entry = _first(_entries(device), operation, channels_in, channels, width, dtype)
-    return str(entry["implementation"])
-
-
-def is_measured(
-    operation: str,
-    device: torch.device,
-    *,
-    channels_in: int,
-    channels: int,
-    width: int,
-    dtype: torch.dtype,
-) -> bool:
-    """Whether the table's entry for a block stands on a measurement; see :func:`choose`."""
-    entry = _first(_entries(device), operation, channels_in, channels, width, dtype)
-    return not entry["evidence"].startswith("not measured")
-
-
-def _first(
-    entries: Iterable[dict[str, Any]],
-    operation: str,
-    channels_in: int,
-    channels: int,
-    width: int,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    """The first entry that fits; the last ones of a table fit all."""
-    sizes = {
-        "channels_in": channels_in,
-        "channels": channels,
-        "width": width,
-        "weight_bytes": 4 * width * channels_in * min(channels, _GROUP),
-    }
-    return next(
+        return Choice(asked if operation == "conv_block" else "triton", "asked for")
+    sizes = {"channels_in": channels_in, "channels": channels, "width": width}
+    sizes["weight_bytes"] = 4 * width * channels_in * min(channels, _GROUP)
+    entry = next(  # the last ones of a table fit all
         entry
-        for entry in entries
+        for entry in _entries(device)[1]
         if entry["operation"] == operation
         and _NAMES[dtype] in entry.get("dtypes", PRECISIONS)
         and all(sizes[size] <= most for size, most in entry.get("at_most", {}).items())
     )
+    return Choice(entry["implementation"], entry["evidence"])
 
 
 def obstacle(device: torch.device, dtype: torch.dtype, asked: str = "auto") -> str:
@@ -170,7 +145,7 @@ def explain(device: torch.device) -> list[Rule]:
     if why := obstacle(device, torch.float32):
         raise ValueError(why)
     rules, seen = [], set()
-    for entry in _entries(device):
+    for entry in _entries(device)[1]:
         shapes = _shapes(entry, others=entry["operation"] in seen)
         seen.add(entry["operation"])
         rules.append(
@@ -179,14 +154,9 @@ def explain(device: torch.device) -> list[Rule]:
     return rules
 
 
-def family(device: torch.device) -> str:
-    """Name of a device's family, as ``sm_80``; of an unknown GPU the nearest lower one's."""
-    return str(_family(device)["name"])
-
-
 def describe_family(device: torch.device) -> str:
     """Family of a device in words, which say so if another's entries stand in for its own."""
-    found = _family(device)
+    found, _ = _entries(device)
     words = f"{found['name']} ({found['about']})"
     if device.type == "cpu":
         return words
@@ -196,20 +166,17 @@ def describe_family(device: torch.device) -> str:
     return f"{words}, the nearest below its own compute capability {capability[0]}.{capability[1]}"
 
 
-def _family(device: torch.device) -> dict[str, Any]:
-    cpu, *gpus = _table()["families"]
-    if device.type == "cpu":
-        return dict(cpu)
-    capability = list(torch.cuda.get_device_capability(device))
-    return dict(max((gpu for gpu in gpus if gpu["from"] <= capability), key=lambda g: g["from"]))
-
-
-def _entries(device: torch.device) -> list[dict[str, Any]]:
-    name, fma = _family(device)["name"], has_fma()
-    return [
+def _entries(device: torch.device) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Family of a device, of an unknown GPU the nearest lower one, and the entries for it."""
+    family, *gpus = _table()["families"]
+    if device.type != "cpu":
+        capability = list(torch.cuda.get_device_capability(device))
+        family = max((gpu for gpu in gpus if gpu["from"] <= capability), key=lambda g: g["from"])
+    fma = has_fma()
+    return family, [
         entry
         for entry in _table()["entries"]
-        if name in entry["families"] and (fma or not entry.get("needs_fma"))
+        if family["name"] in entry["families"] and (fma or not entry.get("needs_fma"))
     ]
 
 

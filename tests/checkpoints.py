@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.checkpoint import build, save_checkpoint
 
 
 def make_checkpoint(

@@ -20,7 +20,7 @@ from genomepred.errors import DataError, ModelError
 from genomepred.files import write_whole
 from genomepred.inference.engine import Numerics, compute_batch
 from genomepred.inference.predictor import Predictor
-from genomepred.lowering.select import REFERENCE
+from genomepred.lowering.fuse import REFERENCE
 from genomepred.models.layers import SequenceModel, zeros_beside
 from genomepred.sequences.codes import Codes
 

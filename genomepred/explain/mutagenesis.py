@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from genomepred.explain.windows import Output
 from genomepred.inference.engine import Numerics, compute_batch
 from genomepred.inference.predictor import Predictor
-from genomepred.lowering.fuse import fast_form
+from genomepred.lowering.fuse import REFERENCE, fast_form
 from genomepred.lowering.receptive_field import ReceptiveField, receptive_field
-from genomepred.lowering.select import REFERENCE
 from genomepred.models.card import Card
 from genomepred.models.layers import FlattenPositions, SequenceModel, without_tf32
 from genomepred.sequences.codes import Codes

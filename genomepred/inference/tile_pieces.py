@@ -25,11 +25,11 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import nn
 
-from genomepred.lowering.cost import counted, multiply_adds
 from genomepred.lowering.receptive_field import (
     CannotShareError,
     Place,
-    follow,
+    counted,
+    multiply_adds,
     place_of_windows,
     shortest,
     trunk_of,
@@ -111,7 +111,7 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
     window = trunk.model.window
 
     def place(bases: int) -> Place:
-        return follow(trunk.steps, place_of_windows(bases, stride, 1))
+        return place_of_windows(bases, stride, 1, trunk.steps)
 
     whole = place(window)
     step = whole.step
@@ -155,7 +155,7 @@ def cut_windows(model: nn.Module, stride: int) -> tuple[Pieces, Pieces, Pieces]:
 def positions(model: nn.Module) -> int:
     """Positions of a window that leave a model's trunk."""
     trunk = trunk_of(model, as_written=True)
-    return follow(trunk.steps, place_of_windows(trunk.model.window, 1, 1)).length
+    return place_of_windows(trunk.model.window, 1, 1, trunk.steps).length
 
 
 def turned(pieces: tuple[Pieces, Pieces, Pieces], window: int) -> tuple[Pieces, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 from genomepred.kernels.codes_conv.op import codes_conv
 from genomepred.kernels.conv_block.op import conv_block
 from genomepred.kernels.epilogue.op import bias_act_pool
-from genomepred.kernels.epilogue.reference import Epilogue, convolved_length, pooled_length
+from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue, convolved_length
 from genomepred.models.layers import ScaledGELU
 
 # Activations -> the name and factor that kernels know them by.
@@ -24,6 +25,28 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float]]] = {
     nn.SiLU: lambda _: ("gelu_sigmoid", 1.0),
     nn.Mish: lambda _: ("mish", 1.0),
 }
+
+
+class Taps(NamedTuple):
+    """Inputs of a layer's output ``j``: ``[j * stride - left, j * stride - left + width)``.
+
+    Beyond a window's ends the layer sees ``left`` and ``right`` positions of padding.
+    """
+
+    stride: int
+    left: int
+    right: int
+    width: int
+
+
+class Buffers(dict[object, tuple[object, Sequence[Tensor]]]):
+    """Outputs of blocks, kept by where they are used, for the last shape.
+
+    They belong to one model in one thread, and are none of its state: copies start without.
+    """
+
+    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
+        return Buffers, ()
 
 
 class FusedConv(nn.Module):
@@ -48,14 +71,14 @@ class FusedConv(nn.Module):
     ----------
     receptive_field : int
         Positions that an output of the convolution depends on.
+    taps, unpooled : Taps
+        Of the block, and of its convolution alone.
     channels_in, channels : int
         Of the convolution as written: four bases where it reads codes.
     products : int
         Products that a value of the convolution is the sum of.
-    operation, implementation : str
+    operation, implementation, sizes : str, str, three ints
         As :func:`genomepred.kernels.dispatch.choose` calls them.
-    fills : bool
-        Whether the implementation fills outputs that it is given.
     """
 
     weight: Tensor
@@ -78,18 +101,22 @@ class FusedConv(nn.Module):
         self.register_buffer("weight", weight.contiguous(), persistent=False)
         self.register_buffer("shift", shift.float().contiguous(), persistent=False)
         self.padding, self.dilation, self.epilogue = padding, dilation, epilogue
-        self.receptive_field = dilation * (weight.shape[0] - 1) + 1
+        self.receptive_field = field = dilation * (weight.shape[0] - 1) + 1
+        (left, right), pools = padding, epilogue.pool != "none"
+        self.unpooled = self.taps = Taps(1, left, right, field)
+        if pools:
+            self.taps = Taps(2, left, right + (epilogue.pool == "ceil"), field + 1)
         self.channels_in, self.channels = 4 if reads_codes else weight.shape[1], weight.shape[2]
-        self.products = weight.shape[0] * self.channels_in
+        self.products = len(weight) * self.channels_in
+        self.sizes = self.channels_in, self.channels, len(weight)
         self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
         self.operation = "codes_conv" if reads_codes else "conv_block"
-        self.implementation, self.fills = "", False
+        self.implementation = ""
         self._packed: Any = None  # of cpu.pack_codes or cpu.pack_block
 
     def use(self, implementation: str) -> None:
         """Compute by this implementation from now on."""
         self.implementation, self._packed = implementation, None
-        self.fills = implementation in ("kmers", "direct")
         if implementation == "cudnn":  # the 2-D form, channels-last, which cuDNN would make of it
             image = self.weight.permute(2, 1, 0).unsqueeze(2)
             image = image.contiguous(memory_format=torch.channels_last)
@@ -101,7 +128,8 @@ class FusedConv(nn.Module):
         residual: Tensor | None = None,
         padding: tuple[int, int] | None = None,
         epilogue: Epilogue | None = None,
-        outs: Sequence[Tensor] = (),
+        outputs: Buffers | None = None,
+        place: object = None,
     ) -> Sequence[Tensor]:
         """Block on codes ``uint8 [N, L]`` or features ``[N, L, C_in]``, the channels contiguous.
 
@@ -113,8 +141,8 @@ class FusedConv(nn.Module):
             Added before the pool.
         padding, epilogue : optional
             Instead of the block's own.
-        outs : sequence of tensors, optional
-            As :meth:`empty` gives them, where the block ``fills`` them.
+        outputs, place : optional
+            As of :meth:`empty`.
 
         Returns
         -------
@@ -133,7 +161,7 @@ class FusedConv(nn.Module):
             from genomepred.kernels.codes_conv import cpu as first
 
             self._packed = self._packed or first.pack_codes(self.weight, self.shift)
-            found = outs or self.empty(x, padding, epilogue)
+            found = self.empty(x, padding, epilogue, outputs, place)
             first.codes_conv(*arguments, padding, epilogue, found[0], self._packed)
         elif self.reads_codes:
             found = [codes_conv(*arguments, padding, epilogue)]
@@ -149,16 +177,38 @@ class FusedConv(nn.Module):
                 return cpu.conv_block_by_onednn(*arguments, *options)  # type: ignore[no-any-return]
             self._packed = self._packed or cpu.pack_block(self.weight, self.shift)
             half = self.weight.dtype != torch.float32  # computed in float32 all the same
-            outs = () if half else outs or self.empty(x, padding, epilogue)
+            outs = () if half else self.empty(x, padding, epilogue, outputs, place)
             found = cpu.conv_block(*arguments, *options, self._packed, outs)
         return found
 
-    def empty(self, x: Tensor, padding: tuple[int, int], epilogue: Epilogue) -> list[Tensor]:
-        """Outputs of :meth:`forward`, unfilled."""
-        length = convolved_length(x.shape[1], self.receptive_field, padding)
-        shape = (x.shape[0], pooled_length(length, epilogue.pool), self.channels)
+    def empty(
+        self,
+        x: Tensor,
+        padding: tuple[int, int],
+        epilogue: Epilogue,
+        outputs: Buffers | None = None,
+        place: object = None,
+    ) -> Sequence[Tensor]:
+        """Outputs of :meth:`forward`, unfilled.
+
+        Parameters
+        ----------
+        outputs, place : optional
+            Where they are kept for later calls for the place on inputs of this shape, which lose
+            what this one returns.
+        """
+        had, outs = (None, ()) if outputs is None else outputs.get(place, (None, ()))
+        if had == x.shape[:2]:
+            return outs
+        length = convolved_length(x.shape[1], self.receptive_field, padding, epilogue.pool)
         keep = self.keeps and epilogue.next_activation != "none"
-        return [self.weight.new_empty(shape) for _ in range(1 + keep)]
+        # What is kept may be filled outside of inference mode later.
+        with nullcontext() if outputs is None else torch.inference_mode(False):
+            shape = x.shape[0], length, self.channels
+            outs = [self.weight.new_empty(shape) for _ in range(1 + keep)]
+        if outputs is not None:
+            outputs[place] = x.shape[:2], outs
+        return outs
 
     def activate_next(self, x: Tensor) -> Tensor:
         """The block's last step alone, on ``[..., L, C]``."""
@@ -176,32 +226,6 @@ class FusedConv(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # the block's type is its own
             y = functional.conv2d(x, self.image, None, 1, (0, padding[0]), (1, self.dilation))
         return y.squeeze(2).transpose(1, 2).contiguous()
-
-
-class Buffers(dict[object, tuple[object, Sequence[Tensor]]]):
-    """Outputs of blocks, kept by where they are used, for the last shape.
-
-    They belong to one model in one thread, and are none of its state: copies start without.
-    """
-
-    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
-        return Buffers, ()
-
-    def take(
-        self,
-        place: object,
-        block: FusedConv,
-        x: Tensor,
-        padding: tuple[int, int],
-        epilogue: Epilogue,
-    ) -> Sequence[Tensor]:
-        """Outputs of a block on ``x``; what an earlier call for the place returned is lost."""
-        shape, outs = self.get(place, (None, ()))
-        if shape != x.shape[:2]:
-            with torch.inference_mode(False):  # they may be filled outside of that mode later
-                outs = block.empty(x, padding, epilogue)
-            self[place] = x.shape[:2], outs
-        return outs
 
 
 class FusedChain(nn.Module):
@@ -238,11 +262,8 @@ class FusedChain(nn.Module):
             x = x if x.stride(2) == 1 else x.contiguous()
         kept, last = None, len(blocks) - 1
         for i, block in enumerate(blocks):
-            options = block.padding, block.epilogue
-            outs: Sequence[Tensor] = ()
-            if i < last and block.fills:
-                outs = self._outputs.take(i, block, x, *options)
-            outs = block(x, kept if block.adds else None, *options, outs)
+            outputs = self._outputs if i < last else None
+            outs = block(x, kept if block.adds else None, outputs=outputs, place=i)
             x, kept = outs[0], outs[-1] if block.keeps else kept
         if x.dtype != torch.float32 and not torch.is_autocast_enabled(x.device.type):
             x = x.float()
@@ -282,12 +303,14 @@ class DirectLinear(nn.Linear):
             return super().forward(x)
         from genomepred.kernels.conv_block import cpu
 
-        if self._packed is None:
-            weight = self.weight.detach().T[None]
-            bias = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
-            self._packed = cpu.pack_block(weight, bias)
-        y: Tensor = cpu.linear(x, self._packed, self.out_features)
-        return y
+        weight, out = self.weight.detach().T[None], x.new_empty(*x.shape[:-1], self.out_features)
+        bias = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
+        self._packed = self._packed or cpu.pack_block(weight, bias)
+        rows = x.reshape(1, -1, self.in_features)
+        rows = rows if rows.stride(2) == 1 else rows.contiguous()
+        options = None, (0, 0), 1, NO_EPILOGUE, False, self._packed, [out.view(1, -1, len(bias))]
+        cpu.conv_block(rows, weight, bias, *options)  # of width 1
+        return out
 
 
 class DirectActivation(nn.Module):
@@ -296,14 +319,12 @@ class DirectActivation(nn.Module):
     Parameters
     ----------
     layer : nn.Module
-        The activation.
-    known : (str, float)
-        Name and factor that kernels know it by.
+        One of ``ACTIVATIONS``.
     """
 
-    def __init__(self, layer: nn.Module, known: tuple[str, float]) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self._known = layer, known
+        self.layer, self._known = layer, ACTIVATIONS[type(layer)](layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from genomepred.errors import ModelError
+from genomepred.errors import DeviceError, ModelError
 from genomepred.kernels import dispatch
 from genomepred.kernels.epilogue.reference import Epilogue
 from genomepred.lowering.blocks import (
@@ -42,8 +43,12 @@ from genomepred.models.layers import (
 
 Model = TypeVar("Model", bound=nn.Module)
 PRECISIONS = dispatch.PRECISIONS
+# What a model is computed by: as it is written; prepared, without a kernel of ours.
+REFERENCE, TORCH = ("reference",), ("torch",)
 # Random windows on which a form of a model must agree with the model.
 _COMPARED = 8
+# Weights and outputs from which a linear layer is worth our call, which takes 10 us on its own.
+_LARGE, _WIDE = 4096, 16
 
 
 def prepare(
@@ -78,16 +83,17 @@ def prepare(
     """
     try:
         prepared = copy.deepcopy(model).eval().requires_grad_(False)
-        device, fuses = _device(prepared), kernels not in ("torch", ("torch",))
-        if fuses and isinstance(prepared, SequenceModel):
+        device = _device(prepared)
+        if kernels in ("torch", TORCH):
+            _rewrite(prepared, dtype, fuses=False, direct=False)
+            return prepared
+        if isinstance(prepared, SequenceModel):
             _fuse_encoder(prepared, dtype)
         # Without a block the model is what torch makes of it, also by name.
-        kinds = {kind_of(layer) for layer in prepared.modules()}
-        has_blocks = "conv" in kinds or bool(blocks_of(prepared))
-        direct = fuses and has_blocks and dtype == torch.float32 and device.type == "cpu"
-        _rewrite(prepared, dtype, fuses, direct)
-        if fuses:
-            _choose_kernels(blocks_of(prepared), kernels, device, dtype)
+        kinds = {"conv" if isinstance(m, FusedConv) else kind_of(m) for m in prepared.modules()}
+        direct = "conv" in kinds and dtype == torch.float32 and device.type == "cpu"
+        _rewrite(prepared, dtype, fuses=True, direct=direct)
+        _choose_kernels(prepared, kernels, device, dtype)
     except Exception as error:  # of many types, by what a module of the user's own does
         raise ModelError(f"the model cannot be rewritten: {error}") from error
     return prepared
@@ -126,48 +132,61 @@ def fast_form(model: SequenceModel) -> SequenceModel:
     return prepared if difference(found, expected) <= TOLERANCE["fp32"] else model
 
 
-def blocks_of(prepared: nn.Module) -> list[FusedConv]:
-    """Blocks of a prepared model, in order."""
-    return [module for module in prepared.modules() if isinstance(module, FusedConv)]
+def resolve_kernels(
+    model: nn.Module, asked: str, device: torch.device, precision: str
+) -> tuple[str, ...]:
+    """Return ``--kernels`` for a model on a device, as a run's numerics say it.
+
+    Parameters
+    ----------
+    asked : {"auto", "triton", "cudnn", "cpu", "reference"}
+        ``auto`` is the model as written where nothing else can be.
+
+    Raises
+    ------
+    DeviceError
+        If the kernels do not run on the device.
+    ModelError
+        If they are asked for and the model cannot be rewritten.
+    """
+    if asked == REFERENCE[0]:
+        return REFERENCE
+    kernels, why = asked, dispatch.obstacle(device, PRECISIONS[precision], asked)
+    if why and asked != "auto":
+        raise DeviceError(f"--kernels {asked}: {why}")
+    if why:
+        warnings.warn(f"torch's convolutions are used: {why}", stacklevel=2)
+        kernels = "torch"
+    try:
+        return kernels_of(prepare(model.to(device).eval(), kernels, dtype=PRECISIONS[precision]))
+    except ModelError as error:
+        if asked != "auto":
+            raise
+        warnings.warn(f"the model is computed as written: {error}", stacklevel=2)
+        return REFERENCE
 
 
 def kernels_of(prepared: nn.Module) -> tuple[str, ...]:
     """Implementations of a prepared model's blocks in order, or ``torch`` if it has none."""
-    return tuple(block.implementation for block in blocks_of(prepared)) or ("torch",)
+    blocks = (module for module in prepared.modules() if isinstance(module, FusedConv))
+    return tuple(block.implementation for block in blocks) or TORCH
 
 
 def are_measured(prepared: nn.Module, dtype: torch.dtype) -> bool:
     """Whether every block's entry of the table of implementations stands on a measurement."""
-    return all(
-        dispatch.is_measured(
-            *(block.operation, block.weight.device),
-            channels_in=block.channels_in,
-            channels=block.channels,
-            width=block.weight.shape[0],
-            dtype=dtype,
-        )
-        for block in blocks_of(prepared)
-    )
+    blocks = (module for module in prepared.modules() if isinstance(module, FusedConv))
+    found = (dispatch.choose(b.operation, b.weight.device, *b.sizes, dtype) for b in blocks)
+    return not any(choice.evidence.startswith("not measured") for choice in found)
 
 
 def _choose_kernels(
-    blocks: Sequence[FusedConv],
-    kernels: str | Sequence[str],
-    device: torch.device,
-    dtype: torch.dtype,
+    model: nn.Module, kernels: str | Sequence[str], device: torch.device, dtype: torch.dtype
 ) -> None:
     """Give each block its kernels: chosen, or as named."""
-    chosen = [
-        dispatch.choose(
-            *(block.operation, device),
-            channels_in=block.channels_in,
-            channels=block.channels,
-            width=block.weight.shape[0],
-            dtype=dtype,
-            asked=kernels if isinstance(kernels, str) else "auto",
-        )
-        for block in blocks
-    ]
+    blocks = [module for module in model.modules() if isinstance(module, FusedConv)]
+    asked = kernels if isinstance(kernels, str) else "auto"
+    choices = (dispatch.choose(b.operation, device, *b.sizes, dtype, asked) for b in blocks)
+    chosen = [choice.implementation for choice in choices]
     names, said = (chosen, "") if isinstance(kernels, str) else (kernels, ",".join(kernels))
     if len(names) != len(blocks):
         raise ValueError(
@@ -201,6 +220,7 @@ def _fuse_encoder(model: SequenceModel, dtype: torch.dtype) -> None:
         if not any(reader.drafts for _ in taken) or reader.drafts[0].conv.dilation != (1,):
             return
     for layers in entries:
+        _settle_norms(layers, fuses=True)
         _fuse(layers, dtype, encoder.table)
     passes = nn.Identity()
     passes.register_buffer("table", encoder.table, persistent=False)
@@ -213,33 +233,32 @@ def _rewrite(model: nn.Module, dtype: torch.dtype, fuses: bool, direct: bool) ->
     Runs of layers in sequences by chains, and what is left beside them, wherever a module calls it:
     convolutions, norms and, if ``direct``, linear layers and activations.
     """
+    multiplies = direct and dispatch.has_fma()
     for module in model.modules():  # which goes on with what a module holds by then
         if isinstance(module, FusedChain | ChannelsLastConv | DirectActivation):
             continue
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            _settle_norms(module, fuses)
             if fuses:
                 _fuse(module, dtype)
-            _fold_norms(module)
         children: dict[str, Any] = dict(module.named_children())
         for name, child in children.items():
-            kind = kind_of(child)
+            kind, inplace = kind_of(child), getattr(child, "inplace", False)
             if kind == "conv" and fuses:
                 setattr(module, name, FusedChain([_block_of(_Draft(child), dtype)]))
             elif kind in ("conv", "other conv"):
                 setattr(module, name, ChannelsLastConv(child))
             elif kind == "norm" and fuses:
                 setattr(module, name, _affine(child))
-            elif kind == "linear" and direct and pays(child):
-                setattr(module, name, DirectLinear(child))
-            elif kind == "activation" and direct and not getattr(child, "inplace", False):
-                known = ACTIVATIONS[type(child)](child)
-                if known[0] != "relu":
-                    setattr(module, name, DirectActivation(child, known))
+            elif kind == "linear" and multiplies and child.out_features >= _WIDE:
+                if child.weight.numel() >= _LARGE:
+                    setattr(module, name, DirectLinear(child))
+            elif kind == "activation" and direct and not (inplace or type(child) is nn.ReLU):
+                setattr(module, name, DirectActivation(child))
 
 
 def _fuse(layers: nn.Sequential, dtype: torch.dtype, table: Tensor | None = None) -> None:
     """Replace runs of layers by chains, in place; the others keep their positions."""
-    _move_norms(layers)
     begin = 0
     while begin < len(layers):
         reader, end = _Reader(None if table is None else table.double()), begin
@@ -255,28 +274,26 @@ def _fuse(layers: nn.Sequential, dtype: torch.dtype, table: Tensor | None = None
         begin = max(end, begin + 1)
 
 
-def _move_norms(layers: nn.Sequential) -> None:
-    """Replace BatchNorms that follow no convolution, behind a max-pool where they rise."""
-    before: nn.Module | None = None
+def _settle_norms(layers: nn.Sequential, fuses: bool) -> None:
+    """Replace BatchNorms that no block takes in, in place.
+
+    One directly behind a convolution is folded into it. If the model ``fuses``, one that follows
+    none is a map of each channel, behind a max-pool where it rises. One without running statistics,
+    or that somebody has changed, stays.
+    """
+    before: Any = None
+    folds = ("other conv",) if fuses else ("conv", "other conv")
     for i, layer in enumerate(list[Any](layers)):
         kind = kind_of(layer)
-        if kind == "norm" and not isinstance(before, nn.Conv1d):
+        if kind == "norm" and before is layers[i - 1] and kind_of(before) in folds:
+            folded = fuse_conv_bn_eval(before, layer)  # type: ignore[type-var]
+            layers[i - 1], layers[i] = folded, nn.Identity()
+        elif kind == "norm" and fuses and not isinstance(before, nn.Conv1d):
             layers[i] = moved = _affine(layer)
             after = layers[i + 1] if i + 1 < len(layers) else None
             if after is not None and kind_of(after) == "pool" and bool((moved.scale > 0).all()):
                 layers[i], layers[i + 1] = after, moved
         before = before if kind == "nothing" else layer
-
-
-def _fold_norms(layers: nn.Sequential) -> None:
-    """Fold each BatchNorm that directly follows a convolution into it, in place.
-
-    One without running statistics, or that somebody has changed, stays.
-    """
-    for i in range(len(layers) - 1):
-        conv, norm = list[Any](layers)[i : i + 2]
-        if kind_of(conv) in ("conv", "other conv") and kind_of(norm) == "norm":
-            layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
 @dataclass
@@ -437,9 +454,3 @@ def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 def _affine(norm: nn.BatchNorm1d) -> Affine:
     """BatchNorm in evaluation mode, where no convolution can take it in."""
     return Affine(*(part.to(norm.running_mean.dtype) for part in affine(norm)))  # type: ignore[union-attr]
-
-
-def pays(layer: nn.Linear) -> bool:
-    """Whether a linear layer is large enough for our call, which takes 10 us on its own."""
-    large = layer.out_features >= 16 and layer.weight.numel() >= 4096
-    return large and dispatch.has_fma()

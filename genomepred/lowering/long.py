@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from genomepred.errors import ModelError
 from genomepred.lowering import blocks
-from genomepred.lowering.cost import Work, counted
 from genomepred.lowering.fuse import prepare
-from genomepred.lowering.receptive_field import CannotShareError, receptive_field
+from genomepred.lowering.receptive_field import CannotShareError, Work, counted, receptive_field
 from genomepred.models.external import External
 from genomepred.models.layers import ChannelsLastConv, SequenceModel
 
@@ -40,8 +39,10 @@ class LongWindow(nn.Module):
     ----------
     model : SequenceModel
         What :func:`check_bins` returns; its parameters are used, not copied.
+    stride : int
+        Bases from one window to the next: those of its bins.
     windows : int
-        Windows, ``bins * bin_size`` bases apart.
+        Windows.
 
     Attributes
     ----------
@@ -49,10 +50,10 @@ class LongWindow(nn.Module):
         Bases of all windows together.
     """
 
-    def __init__(self, model: SequenceModel, windows: int) -> None:
+    def __init__(self, model: SequenceModel, stride: int, windows: int) -> None:
         super().__init__()
         self._shape = (windows, model.bins, model.tracks)
-        self.bases = (windows - 1) * model.bins * model.bin_size + model.window
+        self.bases = (windows - 1) * stride + model.window
         self.model = copy.copy(model)  # the same modules, but more bins are promised
         self.model.window, self.model.bins = self.bases, windows * model.bins
 
@@ -76,7 +77,7 @@ def long_work(model: SequenceModel, windows: int) -> Work:
         As :func:`without_values` makes it.
     windows : int
     """
-    long = LongWindow(model, windows)
+    long = LongWindow(model, model.bins * model.bin_size, windows)
     return counted(long, torch.zeros(long.bases, dtype=torch.uint8, device="meta"))
 
 

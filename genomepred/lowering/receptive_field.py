@@ -2,17 +2,20 @@
 
 A trunk is read once, by :func:`steps_of`, into steps: what a layer sees of the one before it is
 all that its receptive field, its positions in a stretch of windows and its work depend on. See
-:mod:`genomepred.lowering.shared` for what a stretch, an edge and a phase are.
+:mod:`genomepred.lowering.shared` for what a stretch, an edge and a phase are. Work is counted, not
+timed, so that equal runs decide alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from math import gcd
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from genomepred.errors import ModelError
 from genomepred.lowering.blocks import (
@@ -21,6 +24,7 @@ from genomepred.lowering.blocks import (
     DirectActivation,
     FusedChain,
     FusedConv,
+    Taps,
 )
 from genomepred.lowering.fuse import prepare
 from genomepred.models.layers import (
@@ -35,18 +39,6 @@ from genomepred.models.layers import (
 
 class CannotShareError(ModelError):
     """The windows of a model cannot be computed from a stretch."""
-
-
-class Taps(NamedTuple):
-    """Inputs of a layer's output ``j``: ``[j * stride - left, j * stride - left + width)``.
-
-    Beyond a window's ends the layer sees ``left`` and ``right`` positions of padding.
-    """
-
-    stride: int
-    left: int
-    right: int
-    width: int
 
 
 _ALONE = Taps(1, 0, 0, 1)
@@ -121,8 +113,7 @@ def steps_of(layer: nn.Module) -> Iterator[Step]:
     elif isinstance(layer, FusedChain):
         for block in layer.blocks:
             assert isinstance(block, FusedConv)
-            pooled = taps_of(block, block.epilogue.pool)
-            yield Step(block, pooled, block.keeps, block.adds)
+            yield Step(block, block.taps, block.keeps, block.adds)
     elif type(layer) is Residual:
         branch = list(steps_of(layer.branch))
         more = sum(taps.left + taps.right - taps.width + 1 for _, taps, *_ in branch)
@@ -144,17 +135,9 @@ def steps_of(layer: nn.Module) -> Iterator[Step]:
         )
 
 
-def taps_of(block: FusedConv, pool: str) -> Taps:
-    """Taps of a block that ends with such a pool."""
-    left, right = block.padding
-    if pool == "none":
-        return Taps(1, left, right, block.receptive_field)
-    return Taps(2, left, right + (pool == "ceil"), block.receptive_field + 1)
-
-
 @dataclass(frozen=True)
 class Place:
-    """Place of a layer: sizes that follow from the layers before it, here before the first.
+    """Place of a layer: sizes that follow from the layers before it.
 
     Parameters
     ----------
@@ -172,26 +155,22 @@ class Place:
         How many positions of a window, at its ends, are edges.
     first : int
         Position of a phase's first window at which the stretch begins.
+    phases : int
+        Phases that a layer here distinguishes.
+    pitch : int
+        Positions from one window of a phase to the next.
     """
 
     stride: int
     windows: int
     length: int
     count: int
-    step: int = 1
-    left: int = 0
-    right: int = 0
-    first: int = 0
-
-    @property
-    def phases(self) -> int:
-        """Phases that a layer here distinguishes."""
-        return self.step // gcd(self.stride, self.step)
-
-    @property
-    def pitch(self) -> int:
-        """Positions from one window of a phase to the next."""
-        return self.stride // gcd(self.stride, self.step)
+    step: int
+    left: int
+    right: int
+    first: int
+    phases: int
+    pitch: int
 
     def after(self, taps: Taps) -> Place:
         """Place after a layer.
@@ -206,21 +185,26 @@ class Place:
         inner = (self.length - self.right + taps.left - taps.width) // taps.stride + 1
         if left >= inner:
             raise CannotShareError("padding touches all positions of a window")
-        after = replace(self, step=self.step * taps.stride, length=length, left=left)
+        step = self.step * taps.stride
+        common = gcd(self.stride, step)
+        phases, pitch = step // common, self.stride // common
         first = -(-(self.first + taps.left) // taps.stride)
         lost = first * taps.stride - taps.left - self.first
-        lost += (after.phases // self.phases - 1) * self.pitch
+        lost += (phases // self.phases - 1) * self.pitch
         count = (self.count - lost - taps.width) // taps.stride + 1
-        return replace(after, right=length - inner, first=first, count=count)
+        sizes = length, count, step, left, length - inner, first, phases, pitch
+        return Place(self.stride, self.windows, *sizes)
 
 
-def place_of_windows(window: int, stride: int, windows: int) -> Place:
-    """Place before the first layer, of windows of so many bases."""
-    return Place(stride, windows, window, (windows - 1) * stride + window)
+def place_of_windows(window: int, stride: int, windows: int, steps: Sequence[Step] = ()) -> Place:
+    """Place of windows of so many bases after steps, of none before the first layer.
 
-
-def follow(steps: Sequence[Step], place: Place) -> Place:
-    """Place after all steps, where :meth:`Place.after` has one."""
+    Raises
+    ------
+    CannotShareError
+        As :meth:`Place.after`.
+    """
+    place = Place(stride, windows, window, (windows - 1) * stride + window, 1, 0, 0, 0, 1, stride)
     for step in steps:
         place = place.after(step.taps)
     return place
@@ -297,3 +281,53 @@ def trunk_of(model: nn.Module, as_written: bool = False) -> Trunk:
                 f"its trunk has a convolution that is none of our blocks, {layer}"
             )
     return Trunk(lowered, steps)
+
+
+class Work(NamedTuple):
+    """Cost of a computation.
+
+    Parameters
+    ----------
+    multiply_adds : int
+        Of convolutions and linear layers.
+    values : int
+        Of their largest output.
+    split : int
+        Values of pools that make more phases.
+    """
+
+    multiply_adds: int
+    values: int
+    split: int = 0
+
+
+def multiply_adds(model: nn.Module, window: int) -> int:
+    """Multiply-adds of one window on one strand, of a model as written or prepared."""
+    device = next(chain(model.parameters(), model.buffers())).device
+    codes = torch.zeros(1, window, dtype=torch.uint8, device=device)
+    return counted(model, codes).multiply_adds
+
+
+def counted(module: nn.Module, x: Tensor) -> Work:
+    """Work of a call."""
+    total = largest = 0
+
+    def count(layer: Any, given: tuple[Tensor, ...], out: Any) -> None:
+        nonlocal total, largest
+        if isinstance(layer, FusedConv):
+            length = given[0].shape[1] + sum(layer.padding) - layer.receptive_field + 1
+            values, products = len(given[0]) * length * layer.channels, layer.products
+        else:
+            conv = layer.conv if isinstance(layer, ChannelsLastConv) else layer
+            values, products = out.numel(), conv.weight[0].numel()
+        total += values * products
+        largest = max(largest, values)
+
+    kinds = nn.Conv1d | nn.Linear | ChannelsLastConv | FusedConv
+    layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        module(x)
+    for hook in hooks:
+        hook.remove()
+    return Work(total, largest)

@@ -17,29 +17,52 @@ Tensors here are ``[phases, positions, channels]`` and ``[phases, windows, posit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from genomepred.errors import ModelError
 from genomepred.kernels.epilogue.reference import Epilogue
-from genomepred.lowering.blocks import Buffers, FusedConv
+from genomepred.lowering.blocks import Buffers, FusedConv, Taps
+from genomepred.lowering.long import check_bins, long_work, without_values
 from genomepred.lowering.receptive_field import (
+    CannotShareError,
     Place,
-    Taps,
-    follow,
+    Trunk,
+    Work,
+    counted,
     place_of_windows,
-    taps_of,
     trunk_of,
 )
 from genomepred.models.layers import AttentionPool, FlattenPositions, MaxPool, SequenceModel
+from genomepred.sequences.grid import Geometry
 
 # Values of a product whose diagonals are summed; larger ones would leave the cache.
 _DIAGONAL_VALUES = 65_536
 # Bases of one call of a head that is neither linear nor pooling: its features are gathered.
 _GATHERED_BASES = 32_768
+
+OVERLAPS = ("auto", "share", "naive")
+# Values of the largest layer of a stretch, and its windows: enough that calls of small layers are
+# worth their time, few enough that activations stay in the cache, and that glibc does not hand
+# their memory back to be faulted in again (CPU), or that they fit (CUDA). One thread, us a window
+# for values / windows: basenji-maize, stride 104: 16.2 for 236k / 256, 12.7 for 449k / 512, 15.7
+# for 875k / 1,024; stride 103: 42 for 0.9M / 256, 92 for 1.8M / 512; the two-block CNN, W = 200,
+# stride 25: 43 for 421k / 256, 34 for 830k / 512, 38 for 1.6M / 1,024.
+_STRETCH_VALUES = {"cpu": 1_048_576, "cuda": 268_435_456}
+_STRETCH_WINDOWS = {"cpu": 1_024, "cuda": 8_192}
+# Multiply-adds that take as long as a value of a pool that makes more phases: it is pooled and
+# activated by itself, where other blocks end with both. One thread, 22 models and strides: with it
+# the counted saving is 1.2 times the measured one on average, and the measured order is kept.
+_SPLIT = 200
+# How many times less work pays. CPU, one thread, of what was measured (benchmarks/overlap.py): all
+# that save as much are faster shared, from 1.07 times on. CUDA: not measured; sharing is left to
+# where it saves most.
+_PAYS = {"cpu": 1.25, "cuda": 4.0}
 
 
 class Sharing(nn.Module):
@@ -70,9 +93,10 @@ class Sharing(nn.Module):
     def __init__(self, model: nn.Module, stride: int, windows: int) -> None:
         super().__init__()
         self.model, self._steps = trunk_of(model)
-        self._start = place_of_windows(self.model.window, stride, windows)
+        sizes = self.model.window, stride, windows
+        self._start = place_of_windows(*sizes)
         self.bases = self._start.count
-        phases = follow(self._steps, self._start).phases
+        phases = place_of_windows(*sizes, self._steps).phases
         if windows % phases:
             raise ValueError(f"{windows} windows are no multiple of {phases} phases")
         self._outputs = Buffers()
@@ -110,20 +134,20 @@ class Sharing(nn.Module):
         residual: Shared | None,
     ) -> tuple[Shared, Shared]:
         """A block whose pool, if it has one, splits no phase; its result and what it keeps."""
-        taps = taps_of(block, epilogue.pool)
+        taps = block.unpooled if epilogue.pool == "none" else block.taps
         pool, after = taps.stride, x.place.after(taps)
         begin, tail = after.first * pool - taps.left - x.place.first, after.length - after.right
         size, end = (after.count - 1) * pool + taps.width, (after.left - 1) * pool + taps.width
         pieces = (
             x.stretch[:, begin : begin + size],
-            x.head(end - taps.left) if after.left else None,
-            x.tail(tail * pool - taps.left) if after.right else None,
+            x.whole(0, end - taps.left) if after.left else None,
+            x.whole(tail * pool - taps.left) if after.right else None,
         )
         more: list[Tensor | None] = [None, None, None]
         if residual is not None:
             skip = after.first * pool - residual.place.first
             more = [residual.stretch[:, skip : skip + after.count * pool]]
-            more += [residual.head(after.left * pool), residual.tail(tail * pool)]
+            more += [residual.whole(0, after.left * pool), residual.whole(tail * pool)]
         sides = (0, 0), (block.padding[0], 0), (0, block.padding[1])
         shape = after.phases, after.windows // after.phases
         found: list[Sequence[Tensor]] = []
@@ -134,10 +158,7 @@ class Sharing(nn.Module):
             y = y[..., 0] if block.reads_codes else y.to(block.weight.dtype)  # noqa: PLW2901
             if part:
                 y, add = y.flatten(0, 1), None if add is None else add.flatten(0, 1)  # noqa: PLW2901
-            outs: Sequence[Tensor] = ()
-            if block.fills:
-                outs = self._outputs.take((number, part), block, y, padding, epilogue)
-            outs = block(y, add, padding, epilogue, outs)
+            outs: Sequence[Tensor] = block(y, add, padding, epilogue, self._outputs, (number, part))
             found.append([out.view(*shape, *out.shape[1:]) for out in outs] if part else outs)
         result, before = ([outs[i] for outs in found] for i in (0, -1))
         return Shared(after, *result), Shared(after, *before)
@@ -173,10 +194,10 @@ def pooled(pool: MaxPool, taps: Taps, x: Shared) -> Shared:
     shape = after.phases, after.windows // after.phases, 0, stretch.shape[2]
     left = right = stretch.new_empty(shape)
     if after.left:
-        left = pooled_edges(pool, x.head((after.left - 1) * taps.stride + taps.width), after)
+        left = pooled_edges(pool, x.whole(0, (after.left - 1) * taps.stride + taps.width), after)
     if after.right:
         # An incomplete last group is not padded: the pool takes it as it is.
-        right = pooled_edges(pool, x.tail((after.length - after.right) * taps.stride), after)
+        right = pooled_edges(pool, x.whole((after.length - after.right) * taps.stride), after)
     return Shared(after, stretch, left, right)
 
 
@@ -209,8 +230,8 @@ def added(x: Shared, branch: Shared) -> Shared:
     place = branch.place
     skip = place.first - x.place.first
     stretch = x.stretch[:, skip : skip + place.count] + branch.stretch
-    left = x.head(place.left) + branch.left
-    return Shared(place, stretch, left, x.tail(place.length - place.right) + branch.right)
+    left = x.whole(0, place.left) + branch.left
+    return Shared(place, stretch, left, x.whole(place.length - place.right) + branch.right)
 
 
 def head_values(model: SequenceModel, x: Shared) -> Tensor:
@@ -258,16 +279,14 @@ class Shared:
         offset = self.stretch.storage_offset() + (begin - place.first) * channels
         return self.stretch.as_strided(shape, strides, offset)
 
-    def head(self, end: int) -> Tensor:
-        """Positions ``[0, end)`` of all windows."""
-        edge, left = self.place.left, self.left[:, :, : max(end, 0)]
-        return left if end <= edge else torch.cat([left, self.inner(edge, end)], dim=2)
-
-    def tail(self, begin: int) -> Tensor:
-        """Positions of all windows from ``begin`` to their end."""
-        edge = self.place.length - self.place.right
-        right = self.right[:, :, max(begin - edge, 0) :]
-        return right if begin >= edge else torch.cat([self.inner(begin, edge), right], dim=2)
+    def whole(self, begin: int, end: int | None = None) -> Tensor:
+        """Positions of all windows, edges included: from their beginning, or to their end."""
+        first, last = self.place.left, self.place.length - self.place.right
+        if end is None:
+            right = self.right[:, :, max(begin - last, 0) :]
+            return right if begin >= last else torch.cat([self.inner(begin, last), right], dim=2)
+        left = self.left[:, :, begin : max(end, 0)]
+        return left if end <= first else torch.cat([left, self.inner(first, end)], dim=2)
 
 
 def flat_linear(linear: nn.Linear, x: Shared) -> Tensor:
@@ -368,3 +387,139 @@ def gathered(head: nn.Module, x: Shared, batch: int) -> Tensor:
         batches = (torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True))
         phases.append(torch.cat([head(features.transpose(1, 2)) for features in batches]))
     return torch.stack(phases)
+
+
+class Stretches(NamedTuple):
+    """Windows of a stretch, and how many times the work of stretches they all are alone."""
+
+    windows: int
+    saving: float
+
+
+# Given the windows of a stretch, says which share of them is asked for on average.
+Filled = Callable[[int], float]
+
+
+@dataclass(frozen=True, eq=False)
+class StretchSizes:
+    """Sizes of the stretches that windows of a model can share overlap in.
+
+    Their work is counted when it is first asked for, and only once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As written.
+    geometry : Geometry
+        Windows of the grid.
+    device_type : {"cpu", "cuda"}
+        Bounds the size of stretches.
+    """
+
+    model: nn.Module
+    geometry: Geometry
+    device_type: str
+
+    def choose(self, overlap: str, whole: Filled, asked: Filled | None = None) -> Stretches | None:
+        """Stretches to share overlap by, or None where every window is computed by itself.
+
+        Parameters
+        ----------
+        overlap : {"auto", "share", "naive"}
+            What is asked for. ``auto``: stretches where they are clearly faster.
+        whole, asked : callable
+            How a whole genome fills stretches, which decides on their size, and how the regions
+            that are asked for do, if there are any.
+
+        Raises
+        ------
+        ModelError
+            If sharing is asked for and impossible.
+        """
+        if overlap == "naive":
+            return None
+        try:
+            alone, costs = self._costs
+        except CannotShareError as error:
+            if overlap == "auto":
+                return None
+            raise ModelError(f"--overlap share: {error}; use --overlap auto or naive") from error
+        ways = (Stretches(n, n * alone * whole(n) / cost) for n, cost in costs.items())
+        found = max(ways, key=lambda stretches: stretches.saving)
+        if asked is not None:
+            part = asked(found.windows) / whole(found.windows)
+            found = found._replace(saving=found.saving * part)
+        return found if overlap == "share" or found.saving >= _PAYS[self.device_type] else None
+
+    def why_alone(self, whole: Filled) -> str:
+        """Reason for which ``auto`` shares no overlap; empty if it would.
+
+        Parameters
+        ----------
+        whole : callable
+            As of :meth:`choose`.
+        """
+        try:
+            found = self.choose("share", whole)
+        except ModelError as error:
+            return str(error.__cause__)
+        pays = _PAYS[self.device_type]
+        if found is None or found.saving >= pays:
+            return ""
+        return f"it would be {found.saving:.2f} times less work, and pays from {pays}"
+
+    @cached_property
+    def _costs(self) -> tuple[int, dict[int, int]]:
+        """Multiply-adds of a window by itself, and of stretches by their windows.
+
+        Raises
+        ------
+        CannotShareError
+            If windows of the model do not overlap or cannot be computed from a stretch.
+        """
+        window, stride = self.geometry.window, self.geometry.stride
+        if stride > window:
+            raise CannotShareError(f"windows do not overlap at stride {stride}")
+        work: Callable[[int], Work]
+        if getattr(self.model, "bins", 1) == 1:
+            trunk = trunk_of(self.model, as_written=True)
+            alone, work = stretch_work(trunk, 0, 1), partial(stretch_work, trunk, stride)
+            windows, fewest = place_of_windows(window, stride, 1, trunk.steps).phases, 32
+        else:
+            work = partial(long_work, without_values(check_bins(self.model)))
+            alone, windows, fewest = work(1), 1, 2
+        costs: dict[int, int] = {}
+        while windows <= _STRETCH_WINDOWS[self.device_type] or not costs:
+            if windows >= fewest:
+                whole = work(windows)
+                if costs and whole.values > _STRETCH_VALUES[self.device_type]:
+                    break
+                costs[windows] = whole.multiply_adds + _SPLIT * whole.split
+            windows *= 2
+        return alone.multiply_adds, costs
+
+
+def stretch_work(trunk: Trunk, stride: int, windows: int) -> Work:
+    """Work of a stretch of windows; its heads' outputs are not among the largest.
+
+    Raises
+    ------
+    CannotShareError
+        If padding touches all positions of a window.
+    """
+    place = place_of_windows(trunk.model.window, stride, windows)
+    total, largest, split, channels = 0, 0, 0, 4
+    for layer, taps, *_ in trunk.steps:
+        pool = taps
+        if isinstance(layer, FusedConv):
+            place, channels = place.after(layer.unpooled), layer.channels
+            edges, positions = windows * (place.left + place.right), place.phases * place.count
+            total += (positions + edges) * layer.channels * layer.products
+            largest = max(largest, max(positions, edges) * channels)
+            pool = Taps(taps.stride, 0, taps.right - layer.padding[1], taps.stride)
+        phases, place = place.phases, place.after(pool)
+        if place.phases > phases:
+            split += place.phases * place.count * channels
+    features = torch.zeros(1, channels, place.length, device=trunk.model.encoder.table.device)
+    head = counted(trunk.model.head, features)
+    return Work(total + windows * head.multiply_adds, largest, split)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from genomepred.lowering.blocks import Buffers, FusedConv
-from genomepred.lowering.receptive_field import CannotShareError, Step, Taps, trunk_of
+from genomepred.lowering.blocks import Buffers, FusedConv, Taps
+from genomepred.lowering.receptive_field import CannotShareError, Step, trunk_of
 from genomepred.lowering.shared import largest, pointwise
 from genomepred.models.layers import MaxPool, SequenceModel
 
@@ -119,10 +119,8 @@ class Stretch:
     ) -> tuple[Tensor, Tensor]:
         block: Any = done.step.layer
         x = x[..., 0] if block.reads_codes else x.to(block.weight.dtype)
-        outs: Sequence[Tensor] = ()
-        if block.fills and not last:
-            outs = self._outputs.take(number, block, x, done.padding, block.epilogue)
-        found = block(x, residual, done.padding, block.epilogue, outs)
+        outputs = None if last else self._outputs
+        found = block(x, residual, done.padding, block.epilogue, outputs, number)
         return found[0], found[-1]
 
     @property

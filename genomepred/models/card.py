@@ -9,8 +9,8 @@ import json
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,10 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.6e-2}
 CARD = "card.json"
 # Bytes of a card, characters of a name and of other texts, levels and size of its objects.
 _MOST_BYTES, _LONGEST_NAME, _LONGEST_TEXT, _DEEPEST, _LARGEST = 1 << 22, 200, 1 << 16, 32, 1 << 31
+# Text that can be written and printed, without control characters and halves of surrogate pairs;
+# the first may have tabs and several lines.
+_TEXT = rf"[^\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]{{0,{_LONGEST_TEXT}}}"
+_LINE = rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{0,{_LONGEST_TEXT}}}"
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -191,29 +195,21 @@ class Card:
             )
         document.setdefault("output", OUTPUTS[0])  # what a card that does not say has
         names = [f.name for f in fields(cls)]
-        for name in names:
+        for name in [*names, *document]:
             if name not in document:
                 raise ModelError(f"{file}: field {name!r} is missing; a card has {names}")
-        for name in document:
             if name not in names:
                 raise ModelError(f"{file}: field {_brief(name)} is unknown; a card has {names}")
         try:
-            document["tracks"] = _tracks(document["tracks"])
+            if isinstance(document["tracks"], list):
+                with suppress(TypeError):  # what is none is left for the field's own check
+                    tracks = [Track(**{"name": "", **track}) for track in document["tracks"]]
+                    document["tracks"] = tuple(tracks)
             if isinstance(document["reverse_tracks"], list):
                 document["reverse_tracks"] = tuple(document["reverse_tracks"])
             return cls(**document)
         except ModelError as error:
             raise ModelError(f"{file}: {error}") from error
-
-
-def _tracks(value: Any) -> Any:
-    """Tracks of their JSON form; anything else is returned for the field's own check."""
-    known = {f.name for f in fields(Track)}
-    if not isinstance(value, list):
-        return value
-    if not all(isinstance(track, dict) and track.keys() <= known for track in value):
-        return value
-    return tuple(Track(**{"name": "", **track}) for track in value)
 
 
 def _brief(value: Any) -> str:
@@ -231,15 +227,11 @@ def _is_one_of(*allowed: str) -> Callable[[Any], bool]:
 
 
 def _matches(pattern: str) -> Callable[[Any], bool]:
-    return lambda value: _is_text(value) and re.fullmatch(pattern, value) is not None
+    compiled = re.compile(pattern)
+    return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
 
 
-def _is_text(value: Any, longest: int = _LONGEST_TEXT, controls: str = "\n\t") -> bool:
-    """Whether it is text that can be written and printed."""
-    if not isinstance(value, str) or len(value) > longest:
-        return False
-    kinds = {unicodedata.category(c) for c in value if c not in controls}
-    return kinds.isdisjoint({"Cc", "Cs"})  # control characters and halves of surrogate pairs
+_is_text, _is_line = _matches(_TEXT), _matches(_LINE)
 
 
 def _is_json(value: Any, depth: int = _DEEPEST) -> bool:
@@ -256,10 +248,6 @@ def _is_json(value: Any, depth: int = _DEEPEST) -> bool:
     return math.isfinite(value) if isinstance(value, float) else _is_text(value)
 
 
-def _is_json_object(value: Any) -> bool:
-    return isinstance(value, dict) and _is_json(value)
-
-
 def _are_tracks(value: Any) -> bool:
     if not isinstance(value, tuple) or not value:
         return False
@@ -267,7 +255,7 @@ def _are_tracks(value: Any) -> bool:
         return False
     texts = [text for track in value for text in (track.name, track.description, track.unit)]
     names = [track.name for track in value]
-    if not all(_is_text(text, controls="") for text in texts):
+    if not all(map(_is_line, texts)):
         return False
     fit = all(0 < len(name) <= _LONGEST_NAME for name in names)
     return fit and len(set(names)) == len(names)
@@ -323,7 +311,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: type(value) is dict and _is_json(value),
         "an object, not nested deeply",
     ),
-    "metrics": (_is_json_object, "an object without NaN"),
+    "metrics": (
+        lambda value: isinstance(value, dict) and _is_json(value),
+        "an object without NaN",
+    ),
     "license": (_is_text, "text"),
     "weights_sha256": (_matches("[0-9a-f]{64}"), "64 hexadecimal digits"),
     "package_version": (_is_text, "text"),
@@ -343,13 +334,12 @@ def find_checkpoint(path_or_name: Path | str) -> Path:
     ModelError
         If there is neither.
     """
-    bundled = bundled_models()
-    if isinstance(path_or_name, str) and path_or_name in bundled:
-        return bundled[path_or_name]
-    path = Path(path_or_name)
+    path, bundled = Path(path_or_name), ASSETS / path_or_name
+    if path_or_name == bundled.name and os.path.isfile(bundled / CARD):
+        return bundled
     recover_folder(path)
     if path_or_name == "" or not os.path.lexists(path):
-        names = ", ".join(bundled) or "none"
+        names = ", ".join(bundled_models()) or "none"
         raise ModelError(f"no model {str(path_or_name)!r}: no such folder; bundled are: {names}")
     try:
         has_card = (path / CARD).is_file()

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -21,11 +24,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from genomepred.errors import DeviceError, ModelError
 from genomepred.files import open_regular, publish_folder, recover_folder
 from genomepred.messages import counted
-from genomepred.models import build, model_class, skeleton
+from genomepred.models import MODELS
 from genomepred.models.agreement import difference
 from genomepred.models.card import CARD, EXTERNAL, Card, find_checkpoint, flatten, read_card
 from genomepred.models.external import External, as_model, code_of, make_external
@@ -35,6 +39,10 @@ WEIGHTS, GOLDEN, README = "model.safetensors", "golden.safetensors", "README.md"
 # Bytes of the header of a safetensors file, which lists its tensors: about 100,000 of them.
 _MOST_HEADER = 1 << 24
 _MOST_GOLDEN = 4096
+# Largest window, and largest other number in a configuration.
+_LARGEST_WINDOW, _LARGEST = 1 << 24, 1 << 20
+# Values of what a model holds beside its weights, such as positions: 256 MB.
+_MOST_CONSTANTS = 1 << 26
 
 
 def save_checkpoint(
@@ -148,8 +156,12 @@ def load_model(
     """
     path = find_checkpoint(path_or_name)
     card = read_card(path)
-    weights = read_whole(path / WEIGHTS)
-    model = _assemble(card, weights, path, trust_code)
+    if trust_code is not None and card.architecture != EXTERNAL:
+        raise ModelError(
+            f"{path / CARD}: the architecture is {card.architecture!r}, which is part of this "
+            "package; leave out --trust-code"
+        )
+    model = _assemble(card, read_whole(path / WEIGHTS), path, trust_code)
     model.checkpoint = path
     try:
         return model.to(device)
@@ -182,7 +194,7 @@ def model_in_memory(module: nn.Module, card: Card | None = None) -> SequenceMode
     if not isinstance(card, Card):
         raise ModelError("a module in memory needs a card: give it as `card`")
     kind = type(module)
-    if card.architecture != EXTERNAL and kind is not model_class(card.architecture):
+    if card.architecture != EXTERNAL and kind is not resolve_name(MODELS[card.architecture]):
         raise ModelError(
             f"card {card.name!r}: field 'architecture' is {card.architecture!r}, but the module is "
             f"a {kind.__qualname__}; that of a module of your own is {EXTERNAL!r}"
@@ -271,63 +283,62 @@ def read_whole(path: Path) -> bytes:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def parse_weights(packed: bytes, path: Path) -> dict[str, Tensor]:
+def parse_weights(packed: bytes, path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors file.
+
+    Parameters
+    ----------
+    packed : bytes
+        The file's content.
+    path : Path
+        Named in errors.
+    sha256 : str, optional
+        What the card says of the file.
 
     Raises
     ------
     ModelError
-        If it is none, damaged, or its header is longer than any model's.
+        If it is none, damaged, another one than the card's, or its header is longer than any
+        model's.
     """
     try:
         header = int.from_bytes(packed[:8], "little")
         if len(packed) >= 8 + header > 8 + _MOST_HEADER:
             raise ValueError(f"its header takes {header:,} bytes")
-        return parse_tensors(packed)
+        state = parse_tensors(packed)
     except Exception as error:  # of many types, by what is damaged
         said = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{path}: is no whole safetensors file ({said}); other formats are never unpickled"
         ) from error
+    if sha256 is not None and (digest := hashlib.sha256(packed).hexdigest()) != sha256:
+        raise ModelError(
+            f"{path}: sha256 is {digest}, but the card says {sha256}; "
+            "the file was changed or belongs to another card"
+        )
+    return state
 
 
 def _assemble(card: Card, weights: bytes, directory: Path, trust_code: str | None) -> SequenceModel:
-    """Model of a card and the bytes of its weights, everything about them checked."""
-    path = directory / WEIGHTS
-    state = parse_weights(weights, path)
-    digest = hashlib.sha256(weights).hexdigest()
-    if digest != card.weights_sha256:
-        raise ModelError(
-            f"{path}: sha256 is {digest}, but the card says {card.weights_sha256}; "
-            "the file was changed or belongs to another card"
-        )
-    model = _initialized(card, state, directory, trust_code)
+    """Model of a card and the bytes of its weights, everything about them checked.
+
+    One of this package takes no memory before they fit it.
+    """
+    state = parse_weights(weights, directory / WEIGHTS, card.weights_sha256)
+    if card.architecture == EXTERNAL:
+        model: SequenceModel = make_external(card, trust_code)
+        _check_fit(card, model, state, directory)
+    else:
+        try:
+            # Twice, so that names that differ are told rather than a number.
+            shapes = skeleton(card.architecture, 2 * len(state) + 64, **card.config)
+            _check_fit(card, shapes, state, directory)
+            model = build(card.architecture, **card.config)
+        except ModelError as error:
+            raise ModelError(f"{directory / CARD}: field 'config': {error}") from error
     model.load_state_dict(state)
     model.card = card
     return model.float().eval()
-
-
-def _initialized(
-    card: Card, state: dict[str, Tensor], directory: Path, trust_code: str | None
-) -> SequenceModel:
-    """Model that a card and weights fit; one of this package takes no memory before they do."""
-    path = directory / CARD
-    if card.architecture == EXTERNAL:
-        model = make_external(card, trust_code)
-        _check_fit(card, model, state, directory)
-        return model
-    if trust_code is not None:
-        raise ModelError(
-            f"{path}: the architecture is {card.architecture!r}, which is part of this package; "
-            "leave out --trust-code"
-        )
-    try:
-        # Twice, so that names that differ are told rather than a number.
-        shapes = skeleton(card.architecture, 2 * len(state) + 64, **card.config)
-        _check_fit(card, shapes, state, directory)
-        return build(card.architecture, **card.config)
-    except ModelError as error:
-        raise ModelError(f"{path}: field 'config': {error}") from error
 
 
 def _check_fit(card: Card, model: SequenceModel, state: dict[str, Tensor], directory: Path) -> None:
@@ -367,6 +378,90 @@ def _check_agreement(card: Card, model: SequenceModel, path: Path) -> None:
             f"{path}: field 'tracks' has {len(card.tracks)}, but the architecture with this "
             f"config has {model.tracks}"
         )
+
+
+def build(name: str, **config: Any) -> SequenceModel:
+    """Model of the named architecture with freshly initialized weights.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``MODELS``.
+    **config
+        Arguments of the architecture's class, as a card's ``config`` holds them.
+
+    Raises
+    ------
+    ModelError
+        If the architecture is unknown or does not accept the configuration.
+    """
+    if name not in MODELS:
+        raise ModelError(f"unknown architecture {name!r}; there are {', '.join(sorted(MODELS))}")
+    found = resolve_name(MODELS[name])
+    try:
+        inspect.signature(found).bind(**config)
+        _check_sizes(config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            model: SequenceModel = found(**config)
+        empty = [name for name, weights in model.named_parameters() if not weights.numel()]
+        if empty:
+            raise ValueError(f"{empty[0]} would be empty, so a size must be larger")
+    except Exception as error:  # of many types, by what a value of a wrong type causes
+        allowed = ", ".join(inspect.signature(found).parameters)
+        raise ModelError(
+            f"architecture {name!r} does not accept its configuration: {error}; "
+            f"its arguments are {allowed}"
+        ) from error
+    return model
+
+
+def skeleton(name: str, most_tensors: int | None = None, **config: Any) -> SequenceModel:
+    """As :func:`build`, on the meta device: shapes and names without memory for weights.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``MODELS``.
+    most_tensors : int, optional
+        Parameters that there are weights for; a configuration that needs more is given up at once.
+    **config
+        As of :func:`build`.
+
+    Raises
+    ------
+    ModelError
+        As :func:`build`, or if the model needs too much memory beside its weights.
+    """
+    count = 0
+
+    def note(_module: object, _name: str, parameter: object) -> None:
+        nonlocal count
+        count += parameter is not None
+        if most_tensors is not None and count > most_tensors:
+            raise ValueError(f"it needs more than the {most_tensors} tensors that the weights have")
+
+    with torch.device("meta"), register_module_parameter_registration_hook(note):
+        model = build(name, **config)
+    weights = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    constants = sum(b.numel() for b in model.buffers() if id(b) not in weights)
+    if constants > _MOST_CONSTANTS:
+        raise ModelError(
+            f"architecture {name!r} with this configuration holds {constants:,} constants beside "
+            f"its weights; allowed: {_MOST_CONSTANTS:,}, so use a smaller window or width"
+        )
+    return model
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """Refuse sizes beyond any model, with which building one would not end."""
+    for name, value in config.items():
+        largest = _LARGEST_WINDOW if name == "window" else _LARGEST
+        values = value if isinstance(value, list | tuple) else [value]
+        if len(values) > _LARGEST or any(
+            isinstance(one, int | float) and not abs(one) <= largest for one in values
+        ):
+            raise ValueError(f"{name} is {str(value)[:40]}; allowed: up to {largest:,}")
 
 
 def _readme(card: Card) -> str:

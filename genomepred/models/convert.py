@@ -21,9 +21,15 @@ from torch import Tensor
 
 from genomepred.documents import DocumentError, read_document
 from genomepred.errors import ModelError
-from genomepred.models import build, skeleton
 from genomepred.models.card import ASSETS, CARD, EXTERNAL, Card, Track
-from genomepred.models.checkpoint import check_target, parse_weights, read_whole, save_checkpoint
+from genomepred.models.checkpoint import (
+    build,
+    check_target,
+    parse_weights,
+    read_whole,
+    save_checkpoint,
+    skeleton,
+)
 from genomepred.models.external import External, make_external
 from genomepred.models.keras import (
     HDF5_MAGIC,

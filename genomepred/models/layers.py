@@ -150,12 +150,6 @@ class SequenceModel(nn.Module):
         return [self.trunk] if hasattr(self, "trunk") else []
 
 
-def same_padding(kernel: int, dilation: int = 1) -> tuple[int, int]:
-    """Zeros left and right that keep the length: an even kernel has one more on the right."""
-    total = dilation * (kernel - 1)
-    return total // 2, total - total // 2
-
-
 class SameConv1d(nn.Conv1d):
     """Convolution whose output is as long as its input, for even kernels as well."""
 
@@ -169,7 +163,7 @@ class SameConv1d(nn.Conv1d):
         bias: bool = True,
     ) -> None:
         super().__init__(channels_in, channels_out, kernel, dilation=dilation, bias=bias)
-        self.sides = same_padding(kernel, dilation)
+        self.sides = zeros_beside(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, channels_in, length]`` -> ``[batch, channels_out, length]``."""
@@ -337,13 +331,12 @@ def channels_last(model: Model) -> Model:
 
 
 def zeros_beside(conv: nn.Conv1d) -> tuple[int, int]:
-    """Zeros that a convolution puts left and right of its input."""
-    if isinstance(conv, SameConv1d):
-        return conv.sides
-    if isinstance(conv.padding, str):
-        same = same_padding(conv.kernel_size[0], conv.dilation[0])
-        return same if conv.padding == "same" else (0, 0)
-    return int(conv.padding[0]), int(conv.padding[0])
+    """Zeros left and right of a convolution's input; to keep the length, a rest on the right."""
+    if isinstance(conv, SameConv1d) or conv.padding == "same":
+        total = conv.dilation[0] * (conv.kernel_size[0] - 1)
+        return total // 2, total - total // 2
+    sides = 0 if isinstance(conv.padding, str) else int(conv.padding[0])
+    return sides, sides
 
 
 @torch.no_grad()

@@ -25,8 +25,7 @@ from genomepred.errors import DataError, DeviceError, ModelError, OutputError
 from genomepred.files import open_regular, publishing, sync, write_whole
 from genomepred.inference.engine import Numerics
 from genomepred.inference.predictor import Predictor
-from genomepred.lowering.fuse import prepare
-from genomepred.lowering.select import REFERENCE
+from genomepred.lowering.fuse import REFERENCE, prepare
 from genomepred.models.layers import SequenceModel, channels_last
 from genomepred.progress import Progress
 from genomepred.training.memory import pass_size, step_size

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from genomepred.data.examples import Examples
 from genomepred.inference.engine import Numerics
 from genomepred.inference.predictor import Predictor
-from genomepred.lowering.select import REFERENCE
+from genomepred.lowering.fuse import REFERENCE
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE
 from genomepred.models.layers import SequenceModel

@@ -17,9 +17,8 @@ from genomepred.documents import seal
 from genomepred.errors import DataError, DeviceError
 from genomepred.evaluation.figures import curves, new_figure
 from genomepred.files import write_whole
-from genomepred.models import build
 from genomepred.models.card import Card
-from genomepred.models.checkpoint import check_target, load_model, save_checkpoint
+from genomepred.models.checkpoint import build, check_target, load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel
 from genomepred.training.fit import HISTORY, Fit, Settings, Weights, fit, history_digest
 from genomepred.training.folder import (

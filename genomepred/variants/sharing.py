@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genomepred.inference.engine import Engine, compute_batch
-from genomepred.lowering.cost import counted, multiply_adds
 from genomepred.lowering.receptive_field import (
     Place,
     Trunk,
-    follow,
+    counted,
+    multiply_adds,
     place_of_windows,
     receptive_field,
     shortest,
@@ -165,7 +165,7 @@ class SharedTrunk:
 
     def raw(self, gathering: Gathering) -> Tensor:
         """Raw values of the windows, float32 ``[windows, 1, tracks]``."""
-        with torch.no_grad(), self._engine.autocast():
+        with torch.no_grad(), self._engine.autocast:
             parts = [self._run_trunk(gathering.haplotypes, p) for p in gathering.pieces]
             features = torch.cat([part for part in parts if len(part)])
             return self._run_head(features, gathering.index()).float()
@@ -229,7 +229,7 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 
 def _place(trunk: Trunk, bases: int) -> Place:
     """Positions that a trunk makes of a stretch, and those that padding touches."""
-    return follow(trunk.steps, place_of_windows(bases, 0, 1))
+    return place_of_windows(bases, 0, 1, trunk.steps)
 
 
 def _shortest(trunk: Trunk, count: int, *, left: bool = False, right: bool = False) -> Piece:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genomepred.kernels.epilogue.cpu import TILE_VALUES, numbers
-from genomepred.kernels.epilogue.reference import Epilogue, convolved_length
+from genomepred.kernels.epilogue.reference import Epilogue
 from genomepred.kernels.vectors import LANES
 from genomepred.machine_code import entry
 
@@ -29,21 +29,6 @@ TABLE_BYTES = 48 << 10
 TABLES_BYTES = 1 << 20  # all groups' tables: an L2 cache
 
 _codes_conv = entry("genomepred.kernels.codes_conv.cpu_code:codes_conv")
-
-
-def kmer_size(taps: int, channels: int) -> int:
-    """Taps a group: as many as its table may hold, groups as equal as can be.
-
-    It depends on nothing else, so that a value does not depend on the batch.
-    """
-    size, width = 1, channels + -channels % LANES
-    while size < min(taps, MAX_SIZE):
-        group = 4 * width * SYMBOLS ** (size + 1)
-        if group > TABLE_BYTES or group * -(-taps // (size + 1)) > TABLES_BYTES:
-            break
-        size += 1
-    groups = -(-taps // size)
-    return -(-taps // groups)
 
 
 class PackedCodes(NamedTuple):
@@ -59,11 +44,19 @@ def pack_codes(table: Tensor, shift: Tensor, size: int | None = None) -> PackedC
     Parameters
     ----------
     size : int, optional
-        Taps a group; default: :func:`kmer_size`.
+        Taps a group; by default as many as its table may hold, groups as equal as can be: it
+        depends on nothing else, so that a value does not depend on the batch.
     """
     taps, codes, channels = table.shape
-    size = size or kmer_size(taps, channels)
-    groups, width = -(-taps // size), channels + -channels % LANES
+    width = channels + -channels % LANES
+    if size is None:
+        groups = taps
+        for more in range(2, min(taps, MAX_SIZE) + 1):
+            group = 4 * width * SYMBOLS**more
+            if group <= TABLE_BYTES and group * -(-taps // more) <= TABLES_BYTES:
+                groups = -(-taps // more)
+        size = -(-taps // groups)
+    groups = -(-taps // size)
     of_taps = torch.zeros(groups * size, SYMBOLS, width)  # those past the last add nothing
     of_taps[:taps, :codes, :channels] = table.float()
     tables = torch.zeros(groups, 1, width)
@@ -94,7 +87,7 @@ def codes_conv(
     tables, size = packed or pack_codes(table, shift)
     samples, codes_length = codes.shape
     groups, rows, width = tables.shape
-    length = convolved_length(codes_length, table.shape[0], padding)
+    length = codes_length + sum(padding) - len(table) + 1
     filled = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     positions = max(TILE_VALUES // width // 2, 1) * 2
     together = min(max(positions // length, 1), max(samples, 1))

@@ -14,7 +14,6 @@ from genomepred.kernels.epilogue.reference import (
     bias_act_pool_reference,
     check_vector,
     convolved_length,
-    pooled_length,
     wide,
 )
 
@@ -100,8 +99,8 @@ def codes_conv_reference(
 
 def empty_output(codes: Tensor, table: Tensor, padding: Sequence[int], pool: str) -> Tensor:
     """Contiguous output of the operation, unfilled."""
-    length = convolved_length(codes.shape[1], table.shape[0], padding)
-    return table.new_empty(codes.shape[0], pooled_length(length, pool), table.shape[2])
+    length = convolved_length(codes.shape[1], table.shape[0], padding, pool)
+    return table.new_empty(codes.shape[0], length, table.shape[2])
 
 
 def check_codes_conv(codes: Tensor, table: Tensor, shift: Tensor, epilogue: Epilogue) -> None:

@@ -16,13 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers, place_of
-from genomepred.kernels.epilogue.reference import (
-    NO_EPILOGUE,
-    Epilogue,
-    convolved_length,
-    empty_outputs,
-)
+from genomepred.kernels.conv_block.reference import empty_block_outputs
+from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers
+from genomepred.kernels.epilogue.reference import Epilogue
 from genomepred.kernels.vectors import MANY, WIDE
 from genomepred.machine_code import address, entry
 
@@ -79,40 +75,29 @@ def conv_block(
     outs : sequence of float32 tensors, contiguous, optional
         Filled and, but for their dtype, returned.
     """
-    taps, channels_in, channels = weight.shape
+    taps, channels_in, _ = weight.shape
     packed = packed or pack_block(weight, shift)
     wide, added = x.float(), None if residual is None else residual.float()
+    of_x, of_residual = (
+        (0, 0, 0) if y is None else (y.data_ptr(), 4 * y.stride(0), 4 * y.stride(1))
+        for y in (wide, added)
+    )
     width, span = len(packed.shift), dilation * (taps - 1) + 1
-    length = convolved_length(x.shape[1], span, padding)
-    outs = outs or empty_outputs(wide, length, channels, epilogue.pool, keep)
+    outs = outs or empty_block_outputs(wide, weight, padding, dilation, epilogue.pool, keep)
+    length = x.shape[1] + sum(padding) - span + 1
     best = BEST_FOUR if width >= FOUR else BEST_TWO if width >= 2 * WIDE else BEST_ONE
     positions = max(TILE_VALUES // width // best, 1) * best  # even, as pools need
     group = max(positions // length // best * best, 1)
     needed = group * (min(length, positions) + span - 1) * channels_in if any(padding) else 0
     tile = torch.empty(positions * width + needed)
     _conv_block()(
-        *(*place_of(wide), *wide.shape),
-        *(packed.weight.data_ptr(), packed.shift.data_ptr(), taps, width, *padding, dilation),
-        *((0, 0, 0) if added is None else place_of(added)),
-        *numbers(epilogue),
+        *(*of_x, *wide.shape, packed.weight.data_ptr(), packed.shift.data_ptr(), taps, width),
+        *(*padding, dilation, *of_residual, *numbers(epilogue)),
         *(outs[0].data_ptr(), *outs[0].shape[1:], outs[1].data_ptr() if len(outs) > 1 else 0),
         *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
         *packed.tiles,
     )
     return [out.to(x.dtype) for out in outs]
-
-
-def linear(x: Tensor, packed: Packed, features: int) -> Tensor:
-    """``x @ weight + shift`` as a convolution of width 1, float32 ``[..., features]``.
-
-    106 multiply-adds a nanosecond on one thread of an AMD EPYC, 4,608 x 256 to 768; MKL's 52.
-    """
-    rows = x.reshape(1, -1, x.shape[-1])
-    rows = rows if rows.stride(2) == 1 else rows.contiguous()
-    weight, out = packed.weight[..., :features], x.new_empty(*x.shape[:-1], features)
-    outs = [out.view(1, -1, features)]
-    conv_block(rows, weight, packed.shift, None, (0, 0), 1, NO_EPILOGUE, False, packed, outs)
-    return out
 
 
 def conv_block_by_onednn(

@@ -53,15 +53,13 @@ def bias_act_pool(
     samples, length, channels = wide.shape
     outs = empty_outputs(wide, length, channels, epilogue.pool, keep)
     tile = torch.empty(max(TILE_VALUES, 2 * channels))
-    of_residual = (0, 0, 0) if added is None else place_of(added)
+    of_x, of_residual = (
+        (0, 0, 0) if y is None else (y.data_ptr(), 4 * y.stride(0), 4 * y.stride(1))
+        for y in (wide, added)
+    )
     _bias_act_pool()(
-        *(*place_of(wide), samples, length, channels, shift.data_ptr(), *of_residual[:2]),
+        *(*of_x, samples, length, channels, shift.data_ptr(), *of_residual[:2]),
         *(*numbers(epilogue), of_residual[2], outs[0].data_ptr(), outs[0].shape[1]),
         *(outs[1].data_ptr() if keep else 0, tile.data_ptr()),
     )
     return [out.to(x.dtype) for out in outs]
-
-
-def place_of(x: Tensor) -> tuple[int, int, int]:
-    """Address of float32 ``[N, L, C]``; bytes from one sample, and one row, to the next."""
-    return x.data_ptr(), 4 * x.stride(0), 4 * x.stride(1)

@@ -69,8 +69,8 @@ def activate(x: Tensor, activation: str, factor: float) -> Tensor:
     return functions[activation]()
 
 
-def convolved_length(length: int, span: int, padding: Sequence[int]) -> int:
-    """Positions of a convolution whose taps span ``span`` positions.
+def convolved_length(length: int, span: int, padding: Sequence[int], pool: str = "none") -> int:
+    """Positions of a convolution whose taps span ``span`` positions, or what a pool leaves of them.
 
     Raises
     ------
@@ -85,16 +85,11 @@ def convolved_length(length: int, span: int, padding: Sequence[int]) -> int:
             f"{length} positions with padding {list(padding)} are fewer than the {span} that the "
             "taps span"
         )
-    return result
-
-
-def pooled_length(length: int, pool: str) -> int:
-    """Positions left of ``length`` by a max-pool of neighbors, or all without a pool."""
-    return {"none": length, "floor": length // 2, "ceil": (length + 1) // 2}[pool]
+    return {"none": result, "floor": result // 2, "ceil": (result + 1) // 2}[pool]
 
 
 def max_pool(x: Tensor, pool: str) -> Tensor:
-    """Maximum of neighboring positions, ``[N, L, C]`` -> ``[N, pooled_length(L), C]``."""
+    """Maximum of neighboring positions, ``[N, L, C]`` -> ``[N, pooled L, C]``."""
     if pool == "none":
         return x
     if pool == "ceil" and x.shape[1] % 2:
@@ -167,7 +162,7 @@ def bias_act_pool_reference(
 
 def empty_outputs(x: Tensor, length: int, channels: int, pool: str, keep: bool) -> list[Tensor]:
     """Contiguous outputs of an operation whose convolution gives ``length`` positions."""
-    shape = (x.shape[0], pooled_length(length, pool), channels)
+    shape = (x.shape[0], convolved_length(length, 1, (0, 0), pool), channels)
     return [x.new_empty(shape) for _ in range(1 + keep)]
 
 

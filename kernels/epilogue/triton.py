@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genomepred.kernels.epilogue.reference import Epilogue, pooled_length
+from genomepred.kernels.epilogue.reference import Epilogue, convolved_length
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def device_of(tensor: Tensor) -> Any:
 
 def rows_per_sample_of(length: int, pool: str) -> int:
     """Rows of a sample; even with a pool."""
-    return length if pool == "none" else 2 * pooled_length(length, pool)
+    return length if pool == "none" else 2 * convolved_length(length, 1, (0, 0), pool)
 
 
 def grid_of(rows: int, channels: int, tile: Tile) -> tuple[int, int]:

@@ -435,7 +435,7 @@ def test_options_are_spelled_as_on_the_command_line(
 def test_the_examples_are_trainings_of_models_that_exist(
     path: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genomepred.models import build
+    from genomepred.models.checkpoint import build
 
     if path.stem == "motifs":  # of what is made on the spot
         data = tmp_path

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
 from genomepred.errors import ModelError
-from genomepred.models import MODELS, model_class
+from genomepred.models import MODELS
 from genomepred.models.card import Track, read_card
 from tests.helpers import invoke as run
 from tests.models.test_external import CODE
@@ -24,7 +25,7 @@ def test_list_shows_bundled_models_and_architectures() -> None:
     assert document["bundled"]["ctcf"]["window"] == 100
     assert set(document["architectures"]) == set(MODELS)
     for name, line in document["architectures"].items():
-        first = (model_class(name).__doc__ or "").split("\n")[0]
+        first = (resolve_name(MODELS[name]).__doc__ or "").split("\n")[0]
         assert line == first.replace("``", "")
     assert "`" not in shown.stdout
     lines = [line for line in shown.stdout.splitlines() if line.startswith("  ")]

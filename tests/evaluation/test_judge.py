@@ -15,9 +15,8 @@ from genomepred.data.read import Source
 from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.evaluation import figures
 from genomepred.evaluation.judge import check_fit, evaluate, tell
-from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import load_model, save_checkpoint
+from genomepred.models.checkpoint import build, load_model, save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.models.layers import SequenceModel
 

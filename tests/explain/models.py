@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genomepred.models import build
 from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import SequenceModel
 
 BASES = slice(0, 1)  # the only bin of most models

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from genomepred.errors import ModelError
 from genomepred.explain.gradients import METHODS, Attribution, Gradients
 from genomepred.explain.windows import Output, Window
-from genomepred.models import build
+from genomepred.models.checkpoint import build
 from genomepred.sequences.codes import Codes
 from tests.explain.models import BASES, Profile, card_of, make, spread
 from tests.helpers import examples

@@ -25,9 +25,9 @@ from genomepred.inference.numerics import (
     fastest,
     ways_to_try,
 )
-from genomepred.lowering.cost import multiply_adds
-from genomepred.lowering.fuse import are_measured, kernels_of, prepare
-from genomepred.lowering.select import REFERENCE, Stretches, StretchSizes, resolve_kernels, share
+from genomepred.lowering.fuse import REFERENCE, are_measured, kernels_of, prepare, resolve_kernels
+from genomepred.lowering.receptive_field import multiply_adds
+from genomepred.lowering.shared import Sharing, Stretches, StretchSizes
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
 from genomepred.sequences.grid import Geometry
@@ -246,7 +246,7 @@ def broken(model, kernels="auto", *, dtype=torch.float32):
 
 
 def test_kernels_that_compute_something_else_are_not_used(model, monkeypatch):
-    for place in ("lowering.select", "inference.engine"):
+    for place in ("lowering.fuse", "inference.engine"):
         monkeypatch.setattr(f"genomepred.{place}.prepare", broken)
     assert choose(model).kernels == REFERENCE
     with pytest.raises(
@@ -272,7 +272,7 @@ def test_kernels_of_a_gpu_are_refused_on_a_cpu(model, asked):
 
 
 def test_without_kernels_for_a_device_torch_computes(model, monkeypatch):
-    monkeypatch.setattr("genomepred.lowering.select.obstacle", lambda *_: "no such thing here")
+    monkeypatch.setattr("genomepred.kernels.dispatch.obstacle", lambda *_: "no such thing here")
     with pytest.warns(UserWarning, match="torch's convolutions are used: no such thing here"):
         assert resolve_kernels(model, "auto", CPU, "fp32") == ("torch",)
 
@@ -424,9 +424,8 @@ def sample(count: int, consecutive: bool) -> Batches:
 def choose(model, *, precision="auto", kernels="auto", windows=0.0, tolerance=None, stretches=None):
     card = replace(model.card, tolerance=tolerance or model.card.tolerance)
     subject = Subject(model, card, card.geometry(), CPU)
-    guard = GuardWindows(
-        sample(subject.compute_batch, False), stretches and sample(stretches.windows, True)
-    )
+    batch = compute_batch(card.window, "cpu", card.bins)
+    guard = GuardWindows(sample(batch, False), stretches and sample(stretches.windows, True))
     return decide(subject, Candidates(precision, kernels, "forward", stretches, windows), guard)
 
 
@@ -457,7 +456,9 @@ def test_what_is_shared_is_compared_with_the_model_as_written(model, stretches):
 
 
 def test_a_wrong_shared_form_is_not_used(model, stretches, monkeypatch):
-    monkeypatch.setattr("genomepred.inference.engine.share", lambda *given: Wrong(share(*given)))
+    monkeypatch.setattr(
+        "genomepred.inference.engine.Sharing", lambda *given: Wrong(Sharing(*given))
+    )
     said = rf"overlap is not shared: {PREPARED} differs .* by [0-9.e-]+ .*allows 1e-05$"
     for asked in ("auto", "cpu"):
         with pytest.warns(UserWarning, match=said) as told:

@@ -7,8 +7,7 @@ import torch
 import genomepred
 from genomepred.errors import ModelError
 from genomepred.inference.predictor import Predictor
-from genomepred.models import build
-from genomepred.models.checkpoint import load_model
+from genomepred.models.checkpoint import build, load_model
 from genomepred.runs.run import predict
 from tests.checkpoints import make_checkpoint
 

@@ -21,12 +21,10 @@ from genomepred.inference.tile_pieces import (
     turned,
 )
 from genomepred.inference.tiles import Tiles
-from genomepred.lowering.cost import counted
-from genomepred.lowering.fuse import kernels_of, prepare
-from genomepred.lowering.receptive_field import CannotShareError
-from genomepred.lowering.select import REFERENCE
-from genomepred.models import build
+from genomepred.lowering.fuse import REFERENCE, kernels_of, prepare
+from genomepred.lowering.receptive_field import CannotShareError, counted
 from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import build
 from genomepred.sequences import distinct
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.distinct import distinct_windows

@@ -4,10 +4,9 @@ from genomepred.kernels.codes_conv.cpu import (
     SYMBOLS,
     TABLE_BYTES,
     codes_conv,
-    kmer_size,
     pack_codes,
 )
-from genomepred.kernels.conv_block.cpu import conv_block, conv_block_by_onednn, linear, pack_block
+from genomepred.kernels.conv_block.cpu import conv_block, conv_block_by_onednn, pack_block
 from genomepred.kernels.epilogue.cpu import activated, bias_act_pool
 from genomepred.kernels.vectors import WIDE
 
@@ -20,8 +19,6 @@ __all__ = [
     "codes_conv",
     "conv_block",
     "conv_block_by_onednn",
-    "kmer_size",
-    "linear",
     "pack_block",
     "pack_codes",
 ]

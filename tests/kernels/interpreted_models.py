@@ -31,8 +31,8 @@ from genomepred.lowering.blocks import DirectActivation, DirectLinear, FusedConv
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.shared import Sharing
-from genomepred.models import build
 from genomepred.models.agreement import difference
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import MaxPool, Residual, SequenceModel
 from tests.helpers import examples
 from tests.kernels import interpreted  # noqa: F401 (sets the interpreter up)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genomepred.kernels import dispatch
-from genomepred.kernels.dispatch import OPERATIONS, choose, describe_family, explain, family
+from genomepred.kernels.dispatch import OPERATIONS, choose, describe_family, explain
 
 ROOT = Path(__file__).parents[2]
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -38,7 +38,7 @@ def pretend(patch: pytest.MonkeyPatch, capability: tuple[int, int], triton: bool
 
 def chosen(device: torch.device, dtype: torch.dtype = torch.float32, **fields: Any) -> str:
     shape = {"operation": "conv_block", "channels_in": 64, "channels": 64, "width": 5}
-    return choose(**{**shape, **fields}, device=device, dtype=dtype)
+    return choose(**{**shape, **fields}, device=device, dtype=dtype).implementation
 
 
 def in_half(capability: tuple[int, int]) -> torch.dtype:
@@ -62,20 +62,21 @@ def test_every_family_answers_for_any_shape(
     with pytest.MonkeyPatch.context() as patch:
         pretend(patch, capability)
         found = choose(operation, device, dtype=dtype, **shape)
-    assert found in IMPLEMENTATIONS[device.type, operation]
+    assert found.implementation in IMPLEMENTATIONS[device.type, operation]
 
 
 @pytest.mark.parametrize("capability", FAMILIES)
 def test_families(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, capability)
-    assert family(GPU) == FAMILIES[capability]
-    named = "nearest below its own compute capability" in describe_family(GPU)
+    words = describe_family(GPU)
+    assert words.split()[0] == FAMILIES[capability]
+    named = "nearest below its own compute capability" in words
     assert named == (capability in [(7, 2), (13, 0)])
 
 
 def test_cpu_by_shape_whatever_the_type() -> None:
     for dtype in TYPES:
-        assert family(CPU) == "cpu"
+        assert describe_family(CPU).startswith("cpu ")
         assert chosen(CPU, dtype, operation="codes_conv", channels=5000) == "kmers"
         assert chosen(CPU, dtype, channels_in=8, channels=8) == "direct"
         assert chosen(CPU, dtype, asked="cpu") == "direct"
@@ -108,8 +109,8 @@ def test_a_cpu_without_fused_multiply_adds_leaves_convolutions_to_onednn(
 ) -> None:
     monkeypatch.setattr(dispatch, "has_fma", lambda: False)
     shape = {"channels_in": 8, "channels": 16, "width": 5, "dtype": torch.float32}
-    assert choose("conv_block", CPU, **shape) == "onednn"
-    assert choose("codes_conv", CPU, **shape) == "kmers"
+    assert choose("conv_block", CPU, **shape).implementation == "onednn"
+    assert choose("codes_conv", CPU, **shape).implementation == "kmers"
 
 
 @pytest.fixture
@@ -156,7 +157,8 @@ def test_fused_multiply_adds_are_those_of_the_cpu_that_is_compiled_for(
             monkeypatch.setenv(key, value)
     assert dispatch.has_fma() is has
     shape = {"channels_in": 8, "channels": 16, "width": 5, "dtype": torch.float32}
-    assert choose("conv_block", CPU, **shape) == ("direct" if has else "onednn")
+    found = choose("conv_block", CPU, **shape).implementation
+    assert found == ("direct" if has else "onednn")
 
 
 @pytest.mark.parametrize("capability", [None, *FAMILIES])

@@ -18,10 +18,11 @@ from genomepred.lowering.blocks import (
     DirectLinear,
     FusedChain,
 )
-from genomepred.lowering.fuse import kernels_of, kind_of, pays, prepare
+from genomepred.lowering.fuse import kernels_of, kind_of, prepare
 from genomepred.lowering.receptive_field import receptive_field
-from genomepred.models import MODELS, build
+from genomepred.models import MODELS
 from genomepred.models.agreement import difference
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import (
     MaxPool,
     OneHot,
@@ -251,14 +252,16 @@ def test_linear_layers_and_activations_beside_blocks_are_ours(
     prepared, calls = prepare(model), []
     assert paths_of(prepared, DirectLinear) == sorted(linear)
     assert paths_of(prepared, DirectActivation) == sorted(activations)
-    for cpu, kernel in ((block_cpu, "linear"), (epilogue_cpu, "activated")):
+    for cpu, kernel in ((block_cpu, "conv_block"), (epilogue_cpu, "activated")):
         call = getattr(cpu, kernel)
         monkeypatch.setattr(
-            cpu, kernel, lambda *x, call=call, n=kernel: calls.append(n) or call(*x)
+            cpu, kernel, lambda *x, call=call, n=kernel: calls.append((n, len(x[0]))) or call(*x)
         )
     with torch.no_grad():
         prepared(codes_like(3, model.window))
-    assert (calls.count("linear"), calls.count("activated")) == (len(linear), len(activations))
+    # A linear layer is one sample of all rows; a block here has three.
+    assert calls.count(("conv_block", 1)) == len(linear)
+    assert sum(kernel == "activated" for kernel, _ in calls) == len(activations)
     for other in (prepare(model, "torch"), prepare(model, dtype=torch.bfloat16)):
         assert not paths_of(other, DirectLinear)
         assert not paths_of(other, DirectActivation)
@@ -283,7 +286,8 @@ def test_which_linear_layers_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for fma in (True, False):
         monkeypatch.setattr(dispatch, "has_fma", lambda fma=fma: fma)
         for size, large in sizes.items():
-            assert pays(nn.Linear(*size)) is (large and fma), size
+            ours = prepare(nn.Sequential(conv(), nn.Flatten(), nn.Linear(*size)))[2]
+            assert isinstance(ours, DirectLinear) is (large and fma), size
         prepared = prepare(model)
         assert paths_of(prepared, DirectLinear) == (["head.1", "head.3"] if fma else [])
         assert paths_of(prepared, DirectActivation) == ["head.2", "head.4"]

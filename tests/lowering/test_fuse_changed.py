@@ -12,8 +12,8 @@ from torch import nn
 
 from genomepred.lowering import fuse
 from genomepred.lowering.fuse import fast_form, kernels_of, prepare
-from genomepred.models import build
 from genomepred.models.agreement import difference
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import (
     FlattenPositions,
     MaxPool,

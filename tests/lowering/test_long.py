@@ -14,7 +14,7 @@ from genomepred.errors import ModelError
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.long import LongWindow, check_bins
 from genomepred.lowering.receptive_field import CannotShareError
-from genomepred.lowering.select import StretchSizes
+from genomepred.lowering.shared import StretchSizes
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import save_checkpoint
 from genomepred.models.external import External, make_external
@@ -72,7 +72,7 @@ class Mine(nn.Module):
 def compare(model: External, windows: int = 5) -> None:
     stride = model.bins * model.bin_size
     for form in (model, prepare(model, "torch"), prepare(model)):
-        long = LongWindow(form, windows)
+        long = LongWindow(form, stride, windows)
         generator = torch.Generator().manual_seed(1)
         codes = torch.randint(0, 5, (long.bases,), dtype=torch.uint8, generator=generator)
         with torch.no_grad():
@@ -91,7 +91,7 @@ def test_the_example_gives_the_bins_of_its_windows() -> None:
 
 def test_its_window_stays_what_it_was() -> None:
     model = small()
-    LongWindow(model, 7)
+    LongWindow(model, model.bins * model.bin_size, 7)
     assert (model.window, model.bins) == (110, 30)
 
 

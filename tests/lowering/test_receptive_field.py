@@ -8,7 +8,7 @@ from torch import nn
 
 from genomepred.errors import ModelError
 from genomepred.lowering.receptive_field import receptive_field
-from genomepred.models import build
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import (
     FlattenPositions,
     MaxPool,

@@ -13,21 +13,21 @@ from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
 from genomepred.kernels.epilogue.reference import convolved_length
-from genomepred.lowering import select
+from genomepred.lowering import shared as shared_module
 from genomepred.lowering.blocks import FusedChain, FusedConv
-from genomepred.lowering.cost import Work, multiply_adds, stretch_work
 from genomepred.lowering.fuse import prepare
 from genomepred.lowering.receptive_field import (
     CannotShareError,
     Trunk,
-    follow,
+    Work,
+    multiply_adds,
     place_of_windows,
     trunk_of,
 )
-from genomepred.lowering.select import StretchSizes
-from genomepred.lowering.shared import Sharing
-from genomepred.models import MODELS, build
+from genomepred.lowering.shared import Sharing, StretchSizes, stretch_work
+from genomepred.models import MODELS
 from genomepred.models.agreement import difference
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import (
     AttentionPool,
     FlattenPositions,
@@ -85,7 +85,7 @@ def by_window(model: SequenceModel, codes: torch.Tensor, stride: int) -> torch.T
 def phases_of(model: SequenceModel, stride: int) -> int:
     """Phases that the last layer of a model, as written or prepared, distinguishes."""
     trunk = trunk_of(model, as_written=not any(isinstance(m, FusedConv) for m in model.modules()))
-    return follow(trunk.steps, place_of_windows(model.window, stride, 1)).phases
+    return place_of_windows(model.window, stride, 1, trunk.steps).phases
 
 
 def shared(model: SequenceModel, codes: torch.Tensor, stride: int, windows: int) -> torch.Tensor:
@@ -544,8 +544,10 @@ def test_what_cannot_be_shared_is_refused_only_if_asked_for() -> None:
 
 def test_stretches_that_stay_half_empty_are_smaller_or_not_worth_it() -> None:
     maize = sizes(build("basenji-maize"), 3000, 104)
-    always = maize.best(full)
-    few = maize.best(lambda windows: min(40 / windows, 1))  # 40 a contig
+    always = maize.choose("share", full)
+    few = maize.choose("share", lambda windows: min(40 / windows, 1))  # 40 a contig
+    assert always is not None
+    assert few is not None
     assert few.windows < always.windows
     assert few.saving < always.saving
     assert maize.choose("auto", lambda windows: 1 / windows) is None
@@ -558,9 +560,9 @@ def test_work_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
         counted.append(windows)
         return stretch_work(trunk, stride, windows)
 
-    monkeypatch.setattr(select, "stretch_work", counting)
+    monkeypatch.setattr(shared_module, "stretch_work", counting)
     maize = sizes(build("basenji-maize"), 3000, 104)
-    assert maize.best(full) == maize.choose("auto", full)
+    assert maize.choose("share", full) == maize.choose("auto", full)
     assert maize.why_alone(full) == ""
     assert len(counted) == len(set(counted)) > 2
 

@@ -14,13 +14,12 @@ from torch import nn
 
 from genomepred.errors import ModelError
 from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics
-from genomepred.lowering.fuse import prepare
+from genomepred.lowering.fuse import TORCH, prepare, resolve_kernels
 from genomepred.lowering.receptive_field import receptive_field
-from genomepred.lowering.select import TORCH, resolve_kernels
-from genomepred.models import MODELS, build
+from genomepred.models import MODELS
 from genomepred.models.agreement import difference
 from genomepred.models.card import TOLERANCE, Card, Track
-from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
+from genomepred.models.checkpoint import build, check_golden, load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel, channels_last, rescale_output
 
 # Small, with what the default has: blocks of each kind, even kernels.

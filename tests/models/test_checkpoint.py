@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from genomepred import files
 from genomepred.errors import DeviceError, ModelError
-from genomepred.models import build, skeleton
 from genomepred.models import checkpoint as checkpoint_module
 from genomepred.models.card import read_card
-from genomepred.models.checkpoint import check_golden, load_model, save_checkpoint
+from genomepred.models.checkpoint import build, check_golden, load_model, save_checkpoint, skeleton
+from genomepred.models.layers import SequenceModel
 from tests.models.test_card import CONFIG, make_card
 
 
@@ -236,12 +236,17 @@ def test_folders_are_exchanged_here_or_the_system_says_that_it_cannot(tmp_path: 
 def test_a_config_of_another_size_is_refused_before_memory_is_taken(
     checkpoint: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = []
-    monkeypatch.setattr(checkpoint_module, "build", lambda *_, **__: taken.append(1))
+    built = []
+
+    def noted(name: str, **config: Any) -> SequenceModel:
+        built.append(torch.get_default_device().type)
+        return build(name, **config)
+
+    monkeypatch.setattr(checkpoint_module, "build", noted)
     rewrite_card(checkpoint, config={**CONFIG, **config})
     with pytest.raises(ModelError, match="toy"):
         load_model(checkpoint)
-    assert not taken
+    assert set(built) <= {"meta"}
 
 
 def test_constants_beside_the_weights_are_bounded() -> None:

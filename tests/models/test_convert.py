@@ -19,9 +19,9 @@ from torch import Tensor
 
 from genomepred import PredictionStore, predict
 from genomepred.errors import ModelError
-from genomepred.models import build, convert, keras, keras_hdf5
+from genomepred.models import convert, keras, keras_hdf5
 from genomepred.models.card import Track, read_card
-from genomepred.models.checkpoint import check_golden, load_model
+from genomepred.models.checkpoint import build, check_golden, load_model
 from genomepred.models.convert import (
     GOLDEN_SEQUENCE,
     Request,

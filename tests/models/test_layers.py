@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from genomepred.errors import ModelError
-from genomepred.models import build
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import (
     AttentionPool,
     ChannelsLastConv,
@@ -20,7 +20,6 @@ from genomepred.models.layers import (
     ScaledGELU,
     channels_last,
     rescale_output,
-    same_padding,
 )
 from tests.helpers import examples
 
@@ -65,9 +64,9 @@ def test_one_hot_refuses_what_it_does_not_know(order: str, policy: str) -> None:
 
 
 def test_an_even_kernel_has_one_more_zero_on_the_right() -> None:
-    assert same_padding(10) == (4, 5)
-    assert same_padding(3) == (1, 1)
-    assert same_padding(4, dilation=3) == (4, 5)
+    assert SameConv1d(1, 1, 10).sides == (4, 5)
+    assert SameConv1d(1, 1, 3).sides == (1, 1)
+    assert SameConv1d(1, 1, 4, dilation=3).sides == (4, 5)
 
 
 def test_same_convolution_of_an_even_kernel_by_hand() -> None:

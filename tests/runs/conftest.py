@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from genomepred import Genome
-from genomepred.lowering import select
-from genomepred.store.hdf5 import Layout
-from tests.runs.small import LAMBDA
+from genomepred.lowering import shared
+from tests.runs.small import LAMBDA, cut
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +35,5 @@ def genome(tmp_path_factory) -> Path:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Shards of 512 rows, so that little sequence makes many."""
-    monkeypatch.setitem(select._STRETCH_WINDOWS, "cpu", 512)
-    monkeypatch.setattr(Layout, "chunk_rows", property(lambda self: 256))
-    monkeypatch.setattr(Layout, "shard_rows", property(lambda self: 512))
+    monkeypatch.setitem(shared._STRETCH_WINDOWS, "cpu", 512)
+    cut(monkeypatch, chunk=256, shard=512)

@@ -22,9 +22,8 @@ from genomepred.errors import (
     SignatureError,
 )
 from genomepred.machine import Limit
-from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.checkpoint import build, save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.runs import cohort_setup, cohort_work
 from genomepred.runs.checking import verify

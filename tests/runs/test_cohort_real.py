@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from genomepred.inference.predictor import Predictor
-from genomepred.models import build
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import save_checkpoint
+from genomepred.models.checkpoint import build, save_checkpoint
 from genomepred.runs.cohort import predict_cohort
 from genomepred.runs.manifest import Run
 from genomepred.runs.run import predict

@@ -72,12 +72,12 @@ def test_another_choice_of_kernels_is_obeyed_or_refused(
 ):
     """A table that says something else when a run is continued."""
     table = [
-        {"operation": "codes_conv", "implementation": "kmers"},
-        {"operation": "conv_block", "implementation": "onednn"},
+        {"operation": "codes_conv", "implementation": "kmers", "evidence": ""},
+        {"operation": "conv_block", "implementation": "onednn", "evidence": ""},
     ]
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("genomepred.kernels.dispatch._entries", lambda device: table)
+        patch.setattr("genomepred.kernels.dispatch._entries", lambda device: ({}, table))
         wanted = run(genome, model, tmp_path / "whole")
         predict(genome, model, out, stride=5, jobs=1, shard=(1, 2))
     if asked == "auto":

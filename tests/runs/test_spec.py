@@ -16,10 +16,10 @@ from genomepred.cli.predict import predict as command
 from genomepred.errors import OptionError
 from genomepred.inference.engine import STRANDS
 from genomepred.kernels.dispatch import ASKED, PRECISIONS
-from genomepred.lowering.select import OVERLAPS
+from genomepred.lowering.shared import OVERLAPS
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.spec import COMPRESSIONS, RunSpec, options
-from genomepred.store.chunks import Layout
+from genomepred.store.schema import Layout
 from tests.helpers import genomepred
 
 GENOMES = (GenomePath("a", Path("g\udce9.fa")), GenomePath("b", Path("/b c.fa.gz")))

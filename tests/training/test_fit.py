@@ -20,7 +20,7 @@ import torch
 from genomepred.data.examples import Codes, Examples
 from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.evaluation.metrics import binary_metrics
-from genomepred.models import build
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import SequenceModel
 from genomepred.training.fit import (
     HISTORY,

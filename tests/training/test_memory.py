@@ -10,7 +10,7 @@ import torch
 
 from genomepred.documents import read_document
 from genomepred.machine import Limit
-from genomepred.models import build
+from genomepred.models.checkpoint import build
 from genomepred.models.layers import SequenceModel
 from genomepred.training import memory
 from genomepred.training.fit import Settings

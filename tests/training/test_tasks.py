@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from genomepred.errors import DataError
 from genomepred.evaluation.metrics import binary_metrics, regression_metrics
-from genomepred.models import build
+from genomepred.models.checkpoint import build
 from genomepred.training.tasks import Task, find_task
 
 NAN = math.nan
