@@ -204,9 +204,7 @@ class Setup:
         fixed = {name: choice for name, choice in fixed.items() if choice != "auto"}
         if spec.kernels != "auto":
             fixed["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
-        described = asdict(card)
-        for prose in _PROSE:
-            described.pop(prose, None)
+        described = {name: value for name, value in asdict(card).items() if name not in _PROSE}
         on_cpu, packed = self.device.type == "cpu", layout.compression == "zstd"
         return {
             "model": card.name,
