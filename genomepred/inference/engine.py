@@ -204,9 +204,9 @@ class Engine:
         shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
         self._shared = numerics.overlap == "share"
         if self._shared:
-            form: Callable[..., Any] = Sharing if geometry.bins == 1 else LongWindow
-            self._model = form(self.model, geometry.stride, numerics.compute_batch)
-            shape = (self._model.bases,)
+            how = self.model, geometry.stride, numerics.compute_batch
+            form: Sharing | LongWindow = Sharing(*how) if geometry.bins == 1 else LongWindow(*how)
+            self._model, shape = form, (form.bases,)
         self.activate = ACTIVATION_FUNCTIONS[card.activation]
         self._reverse_tracks = (
             torch.tensor(card.reverse_tracks, device=device) if card.reverse_tracks else None
