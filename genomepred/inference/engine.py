@@ -357,7 +357,7 @@ class Engine:
         return float(np.median(times))
 
 
-def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) -> nn.Module:
+def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) -> Any:
     """The model as the numerics say that it is computed."""
     if numerics.kernels == REFERENCE:
         return model
