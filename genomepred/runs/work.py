@@ -43,11 +43,6 @@ _NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
 # A part that proves damaged so often is not worth computing once more.
 _MOST_DAMAGES = 3
 Rows = tuple[int, int]
-Then = Callable[[Rows], object]
-
-
-def _nothing(rows: Rows) -> None:
-    """Do nothing more."""
 
 
 @dataclass(frozen=True)
@@ -352,17 +347,18 @@ class Shard:
         Prepared.
     first, last : int
         One of its ``parts``.
-    then : callable
-        Called with these rows once the part is on disk, on the thread that has written it.
     landed : callable
-        Called with these rows at the end, good or bad.
+        Called with these rows at the end, good or bad, on the thread that has written the part.
     """
 
     def __init__(
-        self, work: Work, first: int, last: int, then: Then = _nothing, landed: Then = _nothing
+        self,
+        work: Work,
+        first: int,
+        last: int,
+        landed: Callable[[Rows], object] = lambda rows: None,
     ) -> None:
-        self.work, self.first, self.last = work, first, last
-        self._then, self._landed = then, landed
+        self.work, self.first, self.last, self._landed = work, first, last, landed
         self.genome, self.grid = work.source(), work.grid
 
     def finish(self, values: Any) -> None:
@@ -370,7 +366,6 @@ class Shard:
         try:
             with failing_alone(self.work):
                 self.work.write(self.first, self.last, values)
-                self._then((self.first, self.last))
         finally:
             self._landed((self.first, self.last))
 

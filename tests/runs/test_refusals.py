@@ -195,7 +195,7 @@ def test_verify_names_genomes_that_were_never_begun(genome, model, tmp_path, mon
     for name in "ab":
         shutil.copy(genome, folder / f"{name}.fa")
 
-    def crashing(*arguments):
+    def crashing(*arguments, **options):
         raise Crash
 
     with monkeypatch.context() as patch:

@@ -110,7 +110,7 @@ def test_a_crash_while_publishing_changes_nothing(
     wanted = run(genome, model, tmp_path / "whole")
     out = tmp_path / "crashed"
 
-    def crashing(*arguments):
+    def crashing(*arguments, **options):
         raise Crash
 
     with monkeypatch.context() as patch:

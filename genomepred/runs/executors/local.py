@@ -192,7 +192,7 @@ class _Held:
             if self.work.has(*rows):
                 still.discard(rows)
             else:
-                shard = Shard(self.work, *rows, self.written, self.release)
+                shard = Shard(self.work, *rows, self.landed)
         finally:
             if shard is None:
                 self.release(rows)
@@ -219,12 +219,17 @@ class _Held:
         self.mine.clear()
         return True
 
-    def written(self, rows: Rows) -> None:
-        """Publish with the last shard, whoever has computed it."""
-        assert self.open is not None
-        self.open.discard(rows)
-        if not self.open and self.work.error is None:
-            self.work.publish()
+    def landed(self, rows: Rows) -> None:
+        """Publish with the last shard, whoever has computed it; be done with this one."""
+        try:
+            assert self.open is not None
+            with failing_alone(self.work):
+                if self.work.has(*rows):
+                    self.open.discard(rows)
+                if not self.open and self.work.error is None:
+                    self.work.publish()
+        finally:
+            self.release(rows)
 
     def release(self, *shards: Rows) -> None:
         """Be done with some shards, by default with all: on disk, or given up."""
