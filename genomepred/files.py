@@ -141,7 +141,7 @@ class Claim(FileIO):
                     return None
                 raise
             try:
-                fcntl.flock(claim, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(claim.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
                 claim.exclusive = error.errno not in _NO_LOCKS
                 if not claim.exclusive:

@@ -85,7 +85,11 @@ def test_a_claim_is_held_by_one_and_ends_with_it(tmp_path):
     first.release()
     again = Claim.take(path)
     assert again is not None
-    again.release()
+    with again:
+        assert Claim.take(path) is None
+    third = Claim.take(path)
+    assert third is not None
+    third.release()
     assert Claim.take(tmp_path / "gone" / "1.lock") is None
 
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from genomepred import progress
-from genomepred.progress import Outlook, Progress
+from genomepred.progress import Progress
+from genomepred.runs.executors.local import Outlook
 
 
 class Log(io.StringIO):

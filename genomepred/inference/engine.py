@@ -224,9 +224,9 @@ class Engine:
         shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
         self._model, self._shared = self.model, numerics.overlap == "share"
         if self._shared:
-            form: Callable[..., Any] = Sharing if geometry.bins == 1 else LongWindow
-            self._model = form(self.model, geometry.stride, numerics.compute_batch)
-            shape = (self._model.bases,)
+            how = self.model, geometry.stride, numerics.compute_batch
+            form: Sharing | LongWindow = Sharing(*how) if geometry.bins == 1 else LongWindow(*how)
+            self._model, shape = form, (form.bases,)
         self.turns, self.activate = _TURNS[numerics.strand], ACTIVATION_FUNCTIONS[card.activation]
         self._swapped = torch.tensor(card.reverse_tracks or (), device=device)
         self._complement = torch.tensor([3, 2, 1, 0, 4], dtype=torch.uint8, device=device)

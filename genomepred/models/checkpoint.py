@@ -155,7 +155,7 @@ def load_model(
         If the device does not exist.
     """
     path = find_checkpoint(path_or_name)
-    card = read_card(path)
+    card = read_card(path_or_name)
     if trust_code is not None and card.architecture != EXTERNAL:
         raise ModelError(
             f"{path / CARD}: the architecture is {card.architecture!r}, which is part of this "

@@ -22,10 +22,10 @@ from genomepred.inference.cohort import compute_shard
 from genomepred.inference.pipeline import Stop
 from genomepred.models.card import Card
 from genomepred.models.layers import SequenceModel
-from genomepred.progress import Watch
 from genomepred.runs.cohort_setup import CohortSetup
 from genomepred.runs.cohort_work import CohortWork
 from genomepred.runs.executors import Job, processes
+from genomepred.runs.executors.local import Watch
 from genomepred.runs.folder import read_run
 from genomepred.runs.run import GenomeRun, RunReport, cluster_of, execute, in_memory
 from genomepred.runs.spec import RunSpec

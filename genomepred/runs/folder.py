@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ def join_run(out: Path, wanted: Mapping[str, Any]) -> tuple[Signature, dict[str,
     """
     document = read_run(out)
     signature = Signature.of_json(document["signature"])
-    if differing := signature.differing(wanted):
+    if differing := [name for name in wanted if getattr(signature, name) != wanted[name]]:
         was = ", ".join(f"{name} {_short(getattr(signature, name))}" for name in differing)
         now_ = ", ".join(f"{name} {_short(wanted[name])}" for name in differing)
         raise SignatureError(
@@ -241,7 +241,7 @@ def _is_mistaken(out: Path, wanted: dict[str, Any], genomes: list[str]) -> bool:
     except OutputError:
         return False
     signature = Signature.of_json(document["signature"])
-    if document["genomes"] == genomes and not signature.differing(wanted):
+    if document["genomes"] == genomes and signature == replace(signature, **wanted):
         return False
     folders = list((out / PARTS).glob("*/"))
     if any(next(folder.glob("*-*.h5"), None) for folder in folders):
@@ -259,7 +259,8 @@ def _restart(out: Path, wanted: dict[str, Any], genomes: list[str]) -> None:
     document = read_run(out)
     for sidecar in out.glob("*.h5.json"):
         sidecar.unlink(missing_ok=True)
-    if Signature.of_json(document["signature"]).differing(wanted):
+    signature = Signature.of_json(document["signature"])
+    if signature != replace(signature, **wanted):
         (out / RUN_FILE).unlink(missing_ok=True)
     else:
         write_whole(out / RUN_FILE, seal({**document, "genomes": genomes}))

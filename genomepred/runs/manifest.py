@@ -21,7 +21,7 @@ from genomepred.runs.folder import (
 )
 from genomepred.runs.spec import Signature
 from genomepred.runs.work import Work
-from genomepred.sequences.grid import Geometry
+from genomepred.sequences.grid import SIZES, Geometry
 from genomepred.sequences.names import some
 from genomepred.store.reader import PredictionStore
 from genomepred.store.schema import Layout, read_sidecar, sidecar_path
@@ -116,10 +116,9 @@ class Run:
         if signature.regions:
             regions = regions_path(self.out, signature.regions)
             check_regions(regions, signature.regions)
-        sizes = ("window", "stride", "crop", "bins", "bin_size")
         return RunPlan(
             out=self.out,
-            geometry=Geometry(**{key: getattr(signature, key) for key in sizes}),
+            geometry=Geometry(**{key: getattr(signature, key) for key in SIZES}),
             layout=Layout(
                 tracks=len(self.tracks),
                 dtype=signature.store_dtype,

@@ -28,8 +28,9 @@ from genomepred.inference.engine import Engine
 from genomepred.models.card import Card
 from genomepred.models.checkpoint import model_in_memory
 from genomepred.models.layers import SequenceModel
-from genomepred.progress import Outlook, Progress, Watch
+from genomepred.progress import Progress
 from genomepred.runs.executors import Executor, Job, local, processes
+from genomepred.runs.executors.local import Outlook, Watch
 from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec

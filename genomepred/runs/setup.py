@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,11 +123,28 @@ class Setup:
         if spec.strand == "each":
             self.tracks = tuple((name + sign, text) for sign in "+-" for name, text in self.tracks)
         self.layout = Layout(len(self.tracks), spec.store_dtype, spec.compression, bins=card.bins)
-        self.windows = _estimated_windows(spec, self.geometry.stride) / spec.shard[1]
         read = [path for _, path in spec.genomes] + ([spec.regions] if spec.regions else [])
         #: Processes asked for: one if what this one reads there is another file in a worker.
         self.jobs = 1 if any(OWN_PLACES.fullmatch(str(path)) for path in read) else spec.jobs
         self.workers = self.jobs or self._workers()
+
+    @cached_property
+    def windows(self) -> float:
+        """About how many windows its share has, from sizes of files alone.
+
+        Compressed sequence has about four bases a byte; a BED record has about 20 bytes, and 10 kb.
+        """
+        spec, stride, total = self.spec, self.geometry.stride, 0
+        for _, path in spec.genomes:
+            with suppress(OSError), open(open_regular(path), "rb") as file:
+                magic = file.read(6)
+                packed = magic.startswith((b"\x1f\x8b", b"\xfd7zXZ\x00"))
+                total += path.stat().st_size * (4 if packed else 1)
+        windows = total / stride
+        if spec.regions is not None:
+            records = len(spec.genomes) * spec.regions.stat().st_size / 20
+            windows = min(windows, records if spec.center else records * 10_000 / stride)
+        return windows / spec.shard[1]
 
     def _workers(self, saving: float | None = None) -> int:
         """Processes that are worth starting; ``saving``: how much less work than windows alone."""
@@ -204,9 +221,7 @@ class Setup:
         fixed = {name: choice for name, choice in fixed.items() if choice != "auto"}
         if spec.kernels != "auto":
             fixed["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
-        described = asdict(card)
-        for prose in _PROSE:
-            described.pop(prose, None)
+        described = {name: value for name, value in asdict(card).items() if name not in _PROSE}
         on_cpu, packed = self.device.type == "cpu", layout.compression == "zstd"
         return {
             "model": card.name,
@@ -314,24 +329,6 @@ class Setup:
         """Windows handed to the engine at a time: the batch size, in whole compute batches."""
         asked = self.spec.batch_size or batch * _BATCHES_TOGETHER[self.device.type]
         return -(-asked // batch) * batch
-
-
-def _estimated_windows(spec: RunSpec, stride: int) -> float:
-    """About how many windows there are, from sizes of files alone.
-
-    Compressed sequence has about four bases a byte; a BED record has about 20 bytes, and 10 kb.
-    """
-    total = 0
-    for _, path in spec.genomes:
-        with suppress(OSError), open(open_regular(path), "rb") as file:
-            magic = file.read(6)
-            packed = magic.startswith((b"\x1f\x8b", b"\xfd7zXZ\x00"))
-            total += path.stat().st_size * (4 if packed else 1)
-    windows = total / stride
-    if spec.regions is not None:
-        records = len(spec.genomes) * spec.regions.stat().st_size / 20
-        windows = min(windows, records if spec.center else records * 10_000 / stride)
-    return windows
 
 
 def _windows_of(

@@ -289,10 +289,6 @@ class Signature:
             "package_version": self.genomepred,
         }
 
-    def differing(self, wanted: Mapping[str, Any]) -> list[str]:
-        """Names of the fields that are not as wanted."""
-        return [name for name in wanted if getattr(self, name) != wanted[name]]
-
 
 #: What JSON must hold of a signature.
 SCHEMA = {

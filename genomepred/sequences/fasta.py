@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from glob import escape
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import xxhash
@@ -53,6 +53,8 @@ from genomepred.sequences.names import absent_contig, shown
 if TYPE_CHECKING:
     from genomepred.sequences.decode import Scan
 
+_Reader: TypeAlias = "IndexedCodes | ExpandedCodes | _LengthsOnly"
+
 #: Codes of one digest. Small enough for L2, since a part of a block is read by way of all of it.
 BLOCK = 1 << 18
 
@@ -70,16 +72,6 @@ _TRAILER = {
     "blocks_sha256": str,
     "identity": object,
 }
-
-
-class _Reader(Protocol):
-    """Codes inside contigs."""
-
-    contigs: dict[str, int]
-
-    def read(self, contig: str, start: int, out: Codes) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Genome(AbstractContextManager["Genome"]):
@@ -200,8 +192,13 @@ class Genome(AbstractContextManager["Genome"]):
         return scan
 
     def _private_folder(self) -> Path:
-        if self._private is None:
-            self._private = _temporary_folder()
+        try:
+            self._private = self._private or tempfile.TemporaryDirectory(prefix="genomepred-")
+        except OSError as error:
+            raise OutputError(
+                f"no folder for temporary files: {error.strerror or error}; set TMPDIR, or give a "
+                "cache"
+            ) from None
         return Path(self._private.name)
 
     def _expand_again(self) -> _Reader:
@@ -299,15 +296,6 @@ def _in_cache(fasta: Path, stamp: tuple[int, int], cache: Path, suffix: str) -> 
     """A path in a cache folder that belongs to this version of a FASTA alone."""
     told = f"{os.fsdecode(fasta.resolve())}\n{stamp}"
     return cache / f"{fasta.name[:40]}.{xxhash.xxh3_64_hexdigest(os.fsencode(told))}{suffix}"
-
-
-def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    try:
-        return tempfile.TemporaryDirectory(prefix="genomepred-")
-    except OSError as error:
-        raise OutputError(
-            f"no folder for temporary files: {error.strerror or error}; set TMPDIR, or give a cache"
-        ) from None
 
 
 class _LengthsOnly:
@@ -472,25 +460,8 @@ def _open_expanded(
 ) -> ExpandedCodes:
     """Open a codes file; make it first if there is no sound one.
 
-    Parameters
-    ----------
-    target : Path
-        The file; its folder exists.
-    identity : mapping
-        Whose codes they are: what tells one version of one FASTA from all others.
-    path : Path
-        The FASTA, named in errors.
-    pieces : iterator of uint8 array
-        Its uncompressed bytes, taken if the file must be made.
-
-    Returns
-    -------
-    ExpandedCodes
-
-    Raises
-    ------
-    OutputError
-        If the cache cannot be written.
+    ``identity`` tells one version of one FASTA from all others. From ``pieces``, the bytes of the
+    one at ``path``, the codes are made; the folder exists.
     """
     folder = target.parent
     try:

@@ -23,6 +23,9 @@ from genomepred.sequences.names import MOST_NAME, absent_contig, shown
 
 Int64 = NDArray[np.int64]
 
+#: What a geometry is made of, in the order in which files have it.
+SIZES = ("window", "stride", "crop", "bins", "bin_size")
+
 # Windows whose real bases are counted at once.
 _TOGETHER = 256
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -46,6 +49,13 @@ class Geometry:
     bin_size : int, optional
         Bases described by one bin; by default the uncropped window divided by the bins.
 
+    Attributes
+    ----------
+    span : int
+        Bases described by one window: ``bins * bin_size``.
+    step : int
+        Distance in bases between the starts of consecutive rows of one interval.
+
     Raises
     ------
     ModelError
@@ -57,32 +67,26 @@ class Geometry:
     crop: int = 0
     bins: int = 1
     bin_size: int = 0
+    span: int = field(init=False, repr=False, compare=False)
+    step: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.bin_size == 0 and self.bins > 0:
             object.__setattr__(self, "bin_size", (self.window - 2 * self.crop) // self.bins)
+        object.__setattr__(self, "span", self.bins * self.bin_size)
+        object.__setattr__(self, "step", self.stride if self.bins == 1 else self.bin_size)
         if min(self.window, self.stride, self.bins, self.bin_size) < 1 or self.crop < 0:
             raise ModelError(f"window, stride, bins and bin size must be positive: {self}")
-        if self.window != 2 * self.crop + self.bins * self.bin_size:
+        if self.window != 2 * self.crop + self.span:
             raise ModelError(
                 f"window {self.window} is not 2 x crop {self.crop} + {self.bins} bins of "
                 f"{self.bin_size} bases; correct the model's card"
             )
-        if self.bins > 1 and self.stride != self.bins * self.bin_size:
+        if self.bins > 1 and self.stride != self.span:
             raise ModelError(
-                f"a model with {self.bins} bins runs at stride {self.bins * self.bin_size} "
-                f"(bins x bin size), not {self.stride}; leave --stride out"
+                f"a model with {self.bins} bins runs at stride {self.span} (bins x bin size), not "
+                f"{self.stride}; leave --stride out"
             )
-
-    @property
-    def step(self) -> int:
-        """Distance in bases between the starts of consecutive rows of one interval."""
-        return self.stride if self.bins == 1 else self.bin_size
-
-    @property
-    def span(self) -> int:
-        """Bases described by one window: ``bins * bin_size``."""
-        return self.bins * self.bin_size
 
     @property
     def samples(self) -> bool:
@@ -92,7 +96,7 @@ class Geometry:
     def windows(self, length: int | Int64) -> Int64:
         """Number of windows of contigs of the given lengths."""
         lengths = np.asarray(length, np.int64)
-        count = -(-np.maximum(lengths - self.bins * self.bin_size, 0) // self.stride) + 1
+        count = -(-np.maximum(lengths - self.span, 0) // self.stride) + 1
         return np.where(lengths > 0, count, 0).astype(np.int64)
 
 

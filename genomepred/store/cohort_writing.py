@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from genomepred.errors import StoreError
 from genomepred.files import publishing, require_space, sha256_of
 from genomepred.sequences.distinct import leader_type
-from genomepred.sequences.grid import Grid
+from genomepred.sequences.grid import SIZES, Grid
 from genomepred.store import hdf5
 from genomepred.store.hdf5 import DamagedPartError
 from genomepred.store.opening import COHORT_FORMAT
@@ -139,7 +138,8 @@ def join_cohort(
     with publishing(path) as temporary:
         size = sum(part.stat().st_size for part in parts if part.exists())
         require_space(path.parent, size)
-        about = {"format": COHORT_FORMAT, "format_version": FORMAT_VERSION, **asdict(grid.geometry)}
+        about: dict[str, Any] = {"format": COHORT_FORMAT, "format_version": FORMAT_VERSION}
+        about |= {name: getattr(grid.geometry, name) for name in SIZES}
         with hdf5.new_file(temporary, {**about, **attributes}) as file:
             hdf5.describe(file, grid, tracks)
             samples = [sample for sample, _ in haplotypes]

@@ -11,7 +11,6 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, StoreError
 from genomepred.files import publishing, read_small, require_space, sha256_of, write_all
-from genomepred.sequences.grid import Grid
+from genomepred.sequences.grid import SIZES, Grid
 from genomepred.store.reader import (
     DATASET,
     FORMAT,
@@ -224,7 +223,8 @@ def join(
         # One that is absent is told when it is read.
         size = sum(part.stat().st_size for part in parts if part.exists())
         require_space(path.parent, size)
-        about = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(grid.geometry)}
+        about: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        about |= {name: getattr(grid.geometry, name) for name in SIZES}
         with new_file(temporary, {**about, **attributes}) as file:
             describe(file, grid, tracks)
             copied = _copy_parts(file, parts, layout, grid.rows, told)

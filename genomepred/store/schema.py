@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from genomepred.documents import COUNT, DocumentError, check_document, read_document
 from genomepred.errors import OutputError, PrecisionError, StoreError
-from genomepred.sequences.grid import Geometry, Grid
+from genomepred.sequences.grid import SIZES, Geometry, Grid
 from genomepred.store import zstd
 
 Attribute = str | int | float | bool
@@ -212,7 +212,6 @@ _MOST_INTERVALS = 1 << 27
 _MOST_BASES = 1 << 48  # positions stay exact in any sum
 _MOST_CHUNK = 1 << 26  # bytes of a decoded chunk: ours have 256 KB, or one row
 _LEAST_STORED = 4  # bytes of a stored chunk: its checksum
-_SIZES = ("window", "stride", "crop", "bins", "bin_size")
 _COLUMNS = ("start", "end", "first_row", "first_window", "contig_length")
 
 
@@ -419,7 +418,7 @@ def read_grid(file: h5py.File, attributes: dict[str, Attribute], rows: int) -> G
 
 def _geometry(attributes: dict[str, Attribute]) -> Geometry:
     sizes = {}
-    for name in _SIZES:
+    for name in SIZES:
         value = attributes.get(name)
         if type(value) is not int or not 0 <= value <= _MOST_BASES:
             raise SchemaError(f"attribute {name} is {value!r}, not a number of bases")

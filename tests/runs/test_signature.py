@@ -70,6 +70,5 @@ def test_a_signature_is_the_same_after_json(started: Path) -> None:
     assert found.to_json() == told
     assert Signature.of_json(json.loads(found.text)) == found
     assert found.numerics.kernels == tuple(told["kernels"])
-    assert found.differing(told | {"kernels": found.kernels, "stride": 7}) == ["stride"]
     cohort = Signature.of_json({**told, "reference": "r", "panel": "p"})
     assert cohort.to_json() == {**told, "reference": "r", "panel": "p"}

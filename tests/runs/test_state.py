@@ -20,9 +20,9 @@ import pytest
 from genomepred import files, predict
 from genomepred.documents import seal
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, StoreError
-from genomepred.progress import Watch
 from genomepred.runs.checking import verify
 from genomepred.runs.executors import local
+from genomepred.runs.executors.local import Watch
 from genomepred.runs.folder import RunPlan, read_run
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.merging import merge

@@ -13,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from genomepred.progress import Watch
 from genomepred.runs.folder import RunPlan
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import Rows, Shard, Work
@@ -21,6 +20,7 @@ from genomepred.runs.work import Rows, Shard, Work
 if TYPE_CHECKING:
     from genomepred.inference.engine import Engine
     from genomepred.inference.pipeline import Stop
+    from genomepred.runs.executors.local import Watch
 
 Self = TypeVar("Self")
 

@@ -2,12 +2,14 @@
 
 A lock is held by the process that computes a shard and released by the kernel when that process
 ends, however it ends. Where the file system has no locks, two processes may compute the same shard;
-the bytes are the same, so whoever renames last changes nothing.
+the bytes are the same, so whoever renames last changes nothing. A :class:`Watch` is told how it
+gets on, by this executor as by the others.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,7 +17,8 @@ from dataclasses import dataclass, field
 
 from genomepred.files import Claim, open_regular, own_folder
 from genomepred.inference.pipeline import Stop
-from genomepred.progress import Watch
+from genomepred.messages import counted
+from genomepred.progress import Progress
 from genomepred.runs.executors import Job
 from genomepred.runs.folder import PARTS
 from genomepred.runs.work import Rows, Shard, Work, failing_alone
@@ -23,6 +26,100 @@ from genomepred.runs.work import Rows, Shard, Work, failing_alone
 # Seconds between looks at what other processes have done. A look at a work is a few calls of the
 # file system: many are looked at less often.
 _SHORTEST_WAIT, _LONGEST_WAIT, _WAIT_A_WORK = 0.01, 0.5, 0.01
+
+
+@dataclass(eq=False)
+class Watch:
+    """Told by several threads how a run gets on; this one only counts the bases.
+
+    Attributes
+    ----------
+    bases : int
+        Computed so far.
+    workers : int
+        Of a cluster, the most that were at it at once.
+    """
+
+    bases: int = field(default=0, init=False)
+    workers: int = field(default=0, init=False)
+    _counting: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def done(self, bases: int) -> None:
+        """So many bases more are computed."""
+        with self._counting:
+            self.bases += bases
+
+    def see(self, name: str, bases: int) -> None:
+        """Take note of a genome at first sight, and of the bases that are to be computed of it."""
+
+    def tell_workers(self, count: int) -> None:
+        """Take note of how many workers of a cluster are at it."""
+        self.workers = max(self.workers, count)
+
+    def note(self, text: str) -> None:
+        """Say more of what is done than bases tell."""
+
+    def wait(self) -> None:
+        """Take note that nothing is left to do but to wait for others."""
+
+
+class Outlook(Watch):
+    """Work that a run still has to do, told to its bar from the start.
+
+    Genomes that are not looked at yet count as the mean of those that are. Of one that several
+    processes of the run look at counts what the first of them found to do.
+
+    Parameters
+    ----------
+    bar : Progress
+        Its total becomes the bases of all genomes, its postfix the genomes seen.
+    genomes : int
+        How many there are.
+    workers : int, optional
+        Processes that this one has started, itself included.
+    """
+
+    def __init__(self, bar: Progress, genomes: int, workers: int = 1) -> None:
+        super().__init__()
+        self._others = "the other workers" if workers > 1 else "other processes on this run"
+        self._bar, self._genomes = bar, genomes
+        self._seen: dict[str, int] = {}
+        self._to_do = self._open = 0
+
+    def done(self, bases: int) -> None:
+        """Count bases, and show them."""
+        with self._counting:
+            self.bases += bases
+            self._bar.total = max(self._bar.total or 0, self.bases)
+            self._bar.update(bases)
+
+    def see(self, name: str, bases: int) -> None:
+        """Take note of a genome, and of the bases that are to be computed of it."""
+        with self._counting:
+            before = self._seen.get(name, -1)
+            if bases <= before:
+                return
+            self._seen[name] = bases
+            self._to_do += bases - max(before, 0)
+            self._open += before <= 0 < bases
+            mean = self._to_do / max(self._open, 1)
+            total = round(self._to_do + mean * (self._genomes - len(self._seen)))
+            self._bar.total = max(total, self.bases)
+            self._bar.set_postfix_str(f"genome {len(self._seen):,} of {self._genomes:,}", False)
+
+    def note(self, text: str) -> None:
+        """Say it behind the bar, in place of the genomes seen."""
+        with self._counting:
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def tell_workers(self, count: int) -> None:
+        """Say how many workers of a cluster are at it."""
+        super().tell_workers(count)
+        self._bar.set_description_str(counted(count, "worker"), refresh=False)
+
+    def wait(self) -> None:
+        """Say that nothing is left to do but to wait."""
+        self._bar.set_description_str(f"waiting for {self._others}")
 
 
 def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None) -> None:

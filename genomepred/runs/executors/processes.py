@@ -24,8 +24,8 @@ import torch
 
 from genomepred.machine import isolated_command, tell_memory
 from genomepred.messages import described, say, say_warnings
-from genomepred.progress import Watch
 from genomepred.runs.executors import Job, join, local, told
+from genomepred.runs.executors.local import Watch
 
 # Seconds between a worker's signs of life, without one until it is given up, and for it to end
 # once it is told to.

@@ -34,9 +34,9 @@ from genomepred import errors
 from genomepred.errors import DependencyError, GenomepredError, OptionError
 from genomepred.machine import isolated_command, usable_cpus
 from genomepred.messages import described
-from genomepred.progress import Watch
 from genomepred.runs.executors import Job, told
 from genomepred.runs.executors.device import Device, GenomeCall
+from genomepred.runs.executors.local import Watch
 from genomepred.runs.work import Rows, Work
 
 # Calls that a device has under way; prepared shards that wait, a device; workers that may die of a
