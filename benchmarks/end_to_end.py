@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from genomepred.benchmarks.measure import Row, interleaved, median
 from genomepred.errors import ModelError
-from genomepred.inference import batching
 from genomepred.inference.engine import ACTIVATION_FUNCTIONS, Numerics
+from genomepred.inference.pipeline import cut
 from genomepred.models.agreement import difference
 from genomepred.models.card import N_POLICIES, Card, Track
 from genomepred.models.checkpoint import build, load_model, save_checkpoint
@@ -210,14 +210,14 @@ def engine_alone(fasta: Path, case: Case, overlap: str) -> tuple[Callable[[], No
         ),
         writes=False,
     )
-    numerics = setup.decide()
+    numerics, _ = setup.decide()
     engine = setup.engine(numerics)
     batch = numerics.compute_batch
     with Genome(fasta, write=False) as genome:
         grid = Grid.whole(genome.contigs, setup.geometry)
         cutting = {"batch": batch, "slots": setup.slots(batch), "min_bases": setup.card.min_bases}
         kinds = {"shared": numerics.overlap == "share", "pinned": case.device == "cuda"}
-        every = [w.batches for w in batching.cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
+        every = [w.batches for w in cut(genome, grid, 0, grid.rows, **cutting, **kinds)]
 
     def run() -> None:
         torch.set_num_threads(1)

@@ -35,9 +35,9 @@ from genomepred import predict_cohort
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import build, save_checkpoint
 from genomepred.sequences.grid import Grid
-from genomepred.store.chunks import Layout
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part
+from genomepred.store.schema import Layout
 from genomepred.tables.table import region_table
 
 GENES, MEGABASES, PROMOTER = 40_000, 373, 1_500

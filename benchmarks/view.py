@@ -39,11 +39,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import write_json
 from genomepred.sequences.distinct import leader_type
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store.chunks import Layout
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_file import CohortFile
 from genomepred.store.cohort_writing import join_cohort, write_cohort_part
 from genomepred.store.pyramid import BLOCK, TILE, Pyramid
+from genomepred.store.schema import Layout
 from genomepred.view.jobs import Job
 from genomepred.view.maps import find_maps
 

@@ -38,25 +38,40 @@ class DocumentError(ValueError):
     """A document that is no JSON, breaks its schema or does not match its seal; says where."""
 
 
-def parse_document(data: bytes, schema: Schema, *, sealed: bool = False) -> Any:
-    """Value of a JSON text, checked against a schema.
+def read_document(
+    source: Path | bytes,
+    schema: Schema,
+    *,
+    sealed: bool = False,
+    limit: int = 1 << 24,
+    follow: bool = True,
+) -> dict[str, Any]:
+    """A JSON object, checked against a schema; or another value, if the schema is of such.
 
     Parameters
     ----------
-    data : bytes
+    source : Path or bytes
+        A regular file, or the text itself.
     schema : Schema
     sealed : bool
         Require an object with the digest that :func:`seal` has added, and leave that out.
+    limit : int
+        Largest size in bytes of a file that is read.
+    follow : bool
+        False takes a link for no regular file.
 
     Raises
     ------
     DocumentError
         If the text is no JSON in UTF-8 (NaN and infinity are none), nested too deeply, names a key
         twice, breaks the schema or does not match its digest; the message names the place in the
-        document.
+        document, not the file.
+    OSError
+        If the file is absent, unreadable, no regular file or larger than the limit.
     """
+    data = source if isinstance(source, bytes) else read_small(source, limit, follow=follow)
     try:
-        document = json.loads(
+        document: dict[str, Any] = json.loads(
             data.decode(), parse_constant=_no_constant, object_pairs_hook=_distinct
         )
     except RecursionError:
@@ -82,52 +97,15 @@ def check_document(document: Any, schema: Schema) -> None:
         _refuse(document, schema)
 
 
-def read_document(
-    path: Path,
-    schema: Schema,
-    *,
-    sealed: bool = False,
-    limit: int = 1 << 24,
-    follow: bool = True,
-) -> dict[str, Any]:
-    """A JSON object from a regular file of at most ``limit`` bytes.
-
-    Parameters
-    ----------
-    path : Path
-    schema : Schema
-        Of an object.
-    sealed : bool
-        Require the digest that :func:`seal` has added.
-    limit : int
-        Largest size in bytes that is read.
-    follow : bool
-        False takes a link for no regular file.
-
-    Raises
-    ------
-    DocumentError
-        If the file is no such document; the message does not name the file.
-    OSError
-        If it is absent, unreadable, no regular file or larger than the limit.
-    """
-    data = read_small(path, limit, follow=follow)
-    document: dict[str, Any] = parse_document(data, schema, sealed=sealed)
-    return document
-
-
 def seal(document: Mapping[str, Any]) -> bytes:
     """JSON text of an object and the sha256 of its own content, as :func:`read_document` checks it.
 
-    Text that is no Unicode, as in file names of other encodings, survives as escapes.
+    It is sorted and indented, and reads back to equal values. Text that is no Unicode, as in file
+    names of other encodings, survives as escapes.
     """
     text = json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return dump({**document, SEAL: hashlib.sha256(text.encode()).hexdigest()})
-
-
-def dump(document: Mapping[str, Any]) -> bytes:
-    """JSON text of an object, sorted and indented, that reads back to equal values."""
-    return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    sealed = {**document, SEAL: hashlib.sha256(text.encode()).hexdigest()}
+    return (json.dumps(sealed, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _no_constant(name: str) -> NoReturn:

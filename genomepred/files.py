@@ -14,8 +14,8 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from io import FileIO
 from pathlib import Path
 
 from genomepred.errors import OutputError
@@ -24,6 +24,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 # Answers of file systems without locks: NFS, FUSE, Lustre and DVS (524) among them.
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, 524}
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _STALE_TRIES = 3
 # Answers of file systems that do not sync.
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -39,7 +40,11 @@ class MissingFolderError(OutputError, FileNotFoundError):
 
 @contextmanager
 def publishing(
-    path: Path, suffix: str = ".tmp", follow: bool = False, entry: bool = True
+    path: Path,
+    suffix: str = ".tmp",
+    follow: bool = False,
+    entry: bool = True,
+    new: bool = False,
 ) -> Iterator[Path]:
     """Temporary path in the same folder; synced and renamed to ``path`` at the end.
 
@@ -57,6 +62,9 @@ def publishing(
     entry : bool
         Wait until its name is on the disk too. Without, a power cut may leave none: for what is
         made again then, or is synced with its folder later.
+    new : bool
+        Leave a file of that name as it is, should there be one in the end. Without hard links and
+        without locks the file is still whole, though that of two processes may be the last one's.
 
     Raises
     ------
@@ -64,17 +72,18 @@ def publishing(
         In place of any ``OSError``: disk full, no permission, not a regular file.
     """
     path = output_place(path) if follow else path
-    temporary = path.parent / f"{path.stem[:120]}.{_owner()}{suffix}"
+    owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = path.parent / f"{path.stem[:120]}.{owner}{suffix}"
     try:
         if follow:
             discard_abandoned(path)
-        if path.exists() and not path.is_file():
+        if not new and path.exists() and not path.is_file():
             raise OutputError(f"{path} is not a regular file; choose another output")
         yield temporary
-        sync_file(temporary)
-        os.rename(temporary, path)
+        sync(temporary)
+        (_rename_new if new else os.rename)(temporary, path)
         if entry:
-            sync_folder(path.parent)
+            sync(path.parent, folder=True)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
@@ -83,63 +92,30 @@ def publishing(
         raise
 
 
-def create_whole(path: Path, data: bytes) -> bool:
-    """Create a small file complete and at once; False, and no change, if there is one already.
-
-    Exclusive by a hard link; where the file system has none, by a lock, and where it has no locks
-    either the file is still whole, though two processes may both be told that theirs is there.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    temporary = path.parent / f"{path.stem[:120]}.{_owner()}.tmp"
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Give a file its name unless that is taken, by a hard link; where there is none, by a lock."""
     try:
-        with open(temporary, "xb", buffering=0) as file:
-            write_all(file.fileno(), data)
-        sync_file(temporary)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:  # no hard links here: EPERM, ENOSYS, EOPNOTSUPP, EMLINK ...
-            return _rename_new(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    return True
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # no hard links here: EPERM, ENOSYS, EOPNOTSUPP, EMLINK ...
+        lock = path.with_name(f"{path.name}.lock")
+        with Claim.take(lock, wait=True) or nullcontext():
+            try:
+                if not os.path.lexists(path):
+                    os.rename(temporary, path)
+            finally:
+                lock.unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)
 
 
-def _rename_new(temporary: Path, path: Path) -> bool:
-    lock = path.with_name(f"{path.name}.lock")
-    claim = Claim.take(lock, wait=True)
-    try:
-        if os.path.lexists(path):
-            return False
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-        return True
-    finally:
-        lock.unlink(missing_ok=True)
-        if claim is not None:
-            claim.release()
-
-
-def _owner() -> str:
-    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-
-
-@dataclass(frozen=True, eq=False)
-class Claim:
+class Claim(FileIO):
     """An exclusive lock on a file, held until released or until the process ends."""
 
-    descriptor: int
     #: Whether the file system has locks: without, others may hold the same claim.
-    exclusive: bool
+    exclusive = True
+    #: Let others have it; so does the end of a ``with`` block.
+    release = FileIO.close
 
     @classmethod
     def take(cls, path: Path, wait: bool = False) -> Claim | None:
@@ -159,32 +135,28 @@ class Claim:
         """
         while True:
             try:
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                descriptor = os.open(path, flags, 0o666)
+                claim = cls(os.open(path, _LOCK_FLAGS, 0o666), "r+")
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ESTALE):
                     return None
                 raise
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(claim, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
-                if error.errno in _NO_LOCKS:
-                    return cls(descriptor, exclusive=False)
-                os.close(descriptor)
+                claim.exclusive = error.errno not in _NO_LOCKS
+                if not claim.exclusive:
+                    return claim
+                claim.close()
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.ESTALE):
                     return None
                 raise
             # A lock file that was removed meanwhile excludes nobody.
             with suppress(OSError):
-                if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-                    return cls(descriptor, exclusive=True)
-            os.close(descriptor)
+                if os.path.samestat(os.fstat(claim.fileno()), os.lstat(path)):
+                    return claim
+            claim.close()
             if not wait:
                 return None
-
-    def release(self) -> None:
-        """Let others have it."""
-        os.close(self.descriptor)
 
 
 def own_folder(root: Path, *names: str) -> Path:
@@ -393,27 +365,26 @@ def require_space(folder: Path, size: int) -> None:
         )
 
 
-def sync_file(path: Path) -> None:
-    """Wait until a file's bytes are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(path: Path, folder: bool = False) -> None:
+    """Wait until a file's bytes are on the disk, or a folder's entries where that is offered."""
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno not in _NO_SYNC:
+        # Some file systems do not sync, and some network file systems refuse to sync a folder.
+        if not folder and error.errno not in _NO_SYNC:
             raise
-    finally:
-        os.close(descriptor)
 
 
-def sync_folder(path: Path) -> None:
-    """Wait until a folder's entries are on the disk, where the file system offers that."""
-    with suppress(OSError):  # some network file systems refuse to sync a folder
-        sync_file(path)
-
-
-def write_whole(path: Path, data: bytes, entry: bool = True) -> None:
-    """Write, sync and publish a small file; ``entry`` as of :func:`publishing`."""
-    with publishing(path, entry=entry) as temporary, open(temporary, "xb", buffering=0) as file:
+def write_whole(path: Path, data: bytes, entry: bool = True, new: bool = False) -> None:
+    """Write, sync and publish a small file; ``entry`` and ``new`` as of :func:`publishing`."""
+    with (
+        publishing(path, entry=entry, new=new) as temporary,
+        open(temporary, "xb", buffering=0) as file,
+    ):
         write_all(file.fileno(), data)
 
 
@@ -446,19 +417,20 @@ def publish_folder(target: Path, files: Mapping[str, bytes]) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(target)
-    temporary = target.parent / f".{target.name[:120]}.{_owner()}.tmp"
+    owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = target.parent / f".{target.name[:120]}.{owner}.tmp"
     temporary.mkdir()
     try:
         staged = temporary / "new"
         staged.mkdir()
         for name, content in files.items():
             write_whole(staged / name, content)
-        sync_folder(staged)
+        sync(staged, folder=True)
         if not (os.path.lexists(target) and _exchange(staged, target)):
             if os.path.lexists(target):
                 target.rename(temporary / _OLD)
             staged.rename(target)
-        sync_folder(target.parent)
+        sync(target.parent, folder=True)
     finally:
         _put_back(temporary, target)
 

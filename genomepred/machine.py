@@ -22,6 +22,8 @@ from genomepred.errors import MemoryLimitError
 # Address space that torch and the compiler of kernels reserve before a first window is computed;
 # below it they end the process or stand still, rather than say that memory is out.
 _ADDRESS_SPACE = 1_400_000_000
+# A number that a variable of a scheduler says, unless it is 0.
+_NUMBER = re.compile(r"0*[1-9][0-9]{0,14}")
 # Limits from here on are how control groups and Slurm write "none".
 _NONE = 1 << 60
 _MEMORY_TOLD = re.compile(
@@ -44,9 +46,9 @@ def usable_cpus() -> Limit:
     limits = [Limit(len(os.sched_getaffinity(0)), "processors of this process (affinity)")]
     for name, quota in _group_limits("cpu"):
         limits.append(Limit(int(quota), f"CPU quota of {quota:g} of {name}"))
-    tasks = _number(os.environ.get("SLURM_CPUS_PER_TASK", ""))
+    tasks = _NUMBER.fullmatch(os.environ.get("SLURM_CPUS_PER_TASK", ""))
     if tasks:
-        limits.append(Limit(tasks, "SLURM_CPUS_PER_TASK"))
+        limits.append(Limit(int(tasks[0]), "SLURM_CPUS_PER_TASK"))
     least = min(limits)
     return least._replace(amount=max(least.amount, 1))
 
@@ -57,13 +59,12 @@ def usable_memory() -> Limit:
     limits = [Limit(pages * size, "memory of the machine")]
     for name, limit in _group_limits("memory"):
         limits.append(Limit(int(limit), f"memory limit of {name}"))
-    node = _number(os.environ.get("SLURM_MEM_PER_NODE", ""))
-    if node:
-        limits.append(Limit(node << 20, "SLURM_MEM_PER_NODE"))
-    each = _number(os.environ.get("SLURM_MEM_PER_CPU", ""))
-    if each:
-        count = _number(os.environ.get("SLURM_CPUS_ON_NODE", "")) or usable_cpus().amount
-        limits.append(Limit(count * each << 20, "SLURM_MEM_PER_CPU"))
+    told = {key: int(word) for key, word in os.environ.items() if _NUMBER.fullmatch(word)}
+    if "SLURM_MEM_PER_NODE" in told:
+        limits.append(Limit(told["SLURM_MEM_PER_NODE"] << 20, "SLURM_MEM_PER_NODE"))
+    if "SLURM_MEM_PER_CPU" in told:
+        count = told.get("SLURM_CPUS_ON_NODE") or usable_cpus().amount
+        limits.append(Limit(count * told["SLURM_MEM_PER_CPU"] << 20, "SLURM_MEM_PER_CPU"))
     return min(limits)
 
 
@@ -129,67 +130,53 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).split("\n")[0][:200]
 
 
-def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
-
-
 # -- control groups ------------------------------------------------------------------------------
 
+# Limits of CPUs are a quota of time and the period that it is of.
 _FILES = {
-    ("cpu", 1): ["cpu.cfs_quota_us", "cpu.cfs_period_us"],
-    ("cpu", 2): ["cpu.max"],
-    ("memory", 1): ["memory.limit_in_bytes"],
-    ("memory", 2): ["memory.max", "memory.high"],
+    ("cpu", "cgroup"): ["cpu.cfs_quota_us", "cpu.cfs_period_us"],
+    ("cpu", "cgroup2"): ["cpu.max"],
+    ("memory", "cgroup"): ["memory.limit_in_bytes"],
+    ("memory", "cgroup2"): ["memory.max", "memory.high"],
 }
+# Lines of /proc/self/cgroup, and those of hierarchies in /proc/self/mountinfo.
+_GROUP = re.compile(r"^[0-9]+:(.*?):(.*)$", re.MULTILINE)
+_MOUNT = re.compile(r"^\S+ \S+ \S+ (\S+) (\S+) .*? - (cgroup2?) \S+ (\S+)$", re.MULTILINE)
 
 
 def _group_limits(kind: str, proc: Path = Path("/proc/self")) -> Iterator[tuple[str, float]]:
     """Limits of this process's control groups and all above: CPUs or bytes."""
-    for mount, path, version in _groups(kind, proc):
-        folder = mount / path.lstrip("/")
-        while True:
-            limit = _limit_in(folder, kind, version)
-            if limit is not None and limit < _NONE:
-                yield f"control group {folder}", limit
-            if folder in (mount, folder.parent):
+    for mount, group, system in _groups(kind, proc):
+        for folder in [group, *group.parents]:
+            numbers: list[float] = []
+            for name in _FILES[kind, system]:
+                with suppress(OSError, ValueError):  # absent, or "max"
+                    numbers += [float(word) for word in (folder / name).read_text().split()]
+            if kind == "cpu":
+                whole = len(numbers) == 2 and min(numbers) > 0
+                numbers = [numbers[0] / numbers[1]] if whole else []
+            if numbers and min(numbers) < _NONE:
+                yield f"control group {folder}", min(numbers)
+            if folder == mount:
                 break
-            folder = folder.parent
 
 
-def _groups(kind: str, proc: Path) -> Iterator[tuple[Path, str, int]]:
-    """Mount point, path below it, and version of each hierarchy that limits ``kind``."""
+def _groups(kind: str, proc: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Mount point, this process's group, and system of each hierarchy that limits ``kind``."""
     try:
-        lines = (proc / "cgroup").read_text(errors="surrogateescape").splitlines()
-        mounts = (proc / "mountinfo").read_text(errors="surrogateescape").splitlines()
+        groups = (proc / "cgroup").read_text(errors="surrogateescape")
+        mounts = (proc / "mountinfo").read_text(errors="surrogateescape")
     except OSError:
         return
-    paths = {}
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        paths.update(dict.fromkeys(controllers.split(","), path))
-    for line in mounts:
-        fields, _, rest = line.partition(" - ")
-        system, _, options = rest.split(" ", 2)
-        root, mount = fields.split(" ")[3:5]
-        if system == "cgroup2" and "" in paths:
-            found, version = paths[""], 2
-        elif system == "cgroup" and kind in options.split(" ")[-1].split(",") and kind in paths:
-            found, version = paths[kind], 1
-        else:
+    paths = {name: path for names, path in _GROUP.findall(groups) for name in names.split(",")}
+    for root, mount, system, options in _MOUNT.findall(mounts):
+        if system == "cgroup" and kind not in options.split(","):
+            continue
+        path = paths.get("" if system == "cgroup2" else kind)
+        if path is None:
             continue
         # A container sees its own group mounted, under the path that it has outside.
-        if root != "/" and (found + "/").startswith(root + "/"):
-            found = found[len(root) :]
-        yield Path(mount), "" if ".." in found.split("/") else found, version
-
-
-def _limit_in(folder: Path, kind: str, version: int) -> float | None:
-    """Limit that the files of one control group set."""
-    numbers: list[float] = []
-    for name in _FILES[kind, version]:
-        with suppress(OSError, ValueError):  # absent, or "max"
-            numbers += [float(word) for word in (folder / name).read_text().split()]
-    if kind == "memory":
-        return min(numbers, default=None)
-    # CPUs are a quota of time and the period that it is of.
-    return numbers[0] / numbers[1] if len(numbers) == 2 and min(numbers) > 0 else None
+        if root != "/" and f"{path}/".startswith(f"{root}/"):
+            path = path[len(root) :]
+        inner = "" if ".." in path.split("/") else path.lstrip("/")
+        yield Path(mount), Path(mount) / inner, system

@@ -43,6 +43,7 @@ _KINDS: dict[str, Any] = {"int64": ctypes.c_int64, "float32": ctypes.c_float}
 _CPU = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
 
 _engines: list[Any] = []  # their machine code lives as long
+_signatures: dict[str, str] = {}  # of the functions that are loaded, by place
 _lock = threading.RLock()
 
 
@@ -67,7 +68,7 @@ def entry(place: str) -> Callable[[], Callable[..., object]]:
 
 
 def _callable(place: str) -> Callable[..., object]:
-    at, signature = _loaded(place)
+    at, signature = address(place), _signatures[place]
     kinds = [_KINDS[kind.strip()] for kind in signature[signature.index("(") + 1 : -1].split(",")]
     # Numba's functions begin with the addresses of a result and of an exception.
     native = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)(at)
@@ -85,21 +86,17 @@ def _check(place: str, status: int, _function: Any, numbers: tuple[Any, ...]) ->
         raise RuntimeError(f"{place} failed by status {status} of {numbers[2:]}")
 
 
+@cache
 def address(place: str) -> int:
     """Address of the machine code of the function at ``module:name``."""
-    return _loaded(place)[0]
-
-
-@cache
-def _loaded(place: str) -> tuple[int, str]:
-    """Address and signature."""
     with _lock:
         code = _kept(place) or _compiled(place)
         for needed in code.needs:
             address(needed)
         at = _linked(code)
         llvm.add_symbol(link_name(place), at)
-        return at, code.signature
+        _signatures[place] = code.signature
+        return at
 
 
 def _linked(code: MachineCode) -> int:

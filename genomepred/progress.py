@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -65,6 +66,7 @@ class Progress(_Bar):
         self.fp.flush()
 
 
+@dataclass(eq=False)
 class Watch:
     """Told by several threads how a run gets on; this one only counts the bases.
 
@@ -76,9 +78,9 @@ class Watch:
         Of a cluster, the most that were at it at once.
     """
 
-    def __init__(self) -> None:
-        self.bases, self._counting = 0, threading.Lock()
-        self.workers = 0
+    bases: int = field(default=0, init=False)
+    workers: int = field(default=0, init=False)
+    _counting: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def done(self, bases: int) -> None:
         """So many bases more are computed."""

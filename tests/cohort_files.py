@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.sequences.grid import Grid
-from genomepred.store.chunks import Layout
 from genomepred.store.cohort_writing import join_cohort, write_cohort_part
+from genomepred.store.schema import Layout
 
 _SHARD = 512  # windows
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from genomepred.sequences.distinct import leader_type
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store.chunks import Layout
 from genomepred.store.cohort_writing import join_cohort, write_cohort_part
+from genomepred.store.schema import Layout
 from tests.store_files import ATTRIBUTES
 
 SHARD = 512

@@ -10,8 +10,14 @@ from numpy.typing import NDArray
 from genomepred.documents import seal
 from genomepred.files import write_whole
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store.hdf5 import Layout, encode_chunk, join, write_part
-from genomepred.store.schema import sidecar_path
+from genomepred.store.hdf5 import join, opened_part, write_part
+from genomepred.store.schema import (
+    Attribute,
+    Layout,
+    encode_chunk,
+    read_attributes,
+    sidecar_path,
+)
 
 ATTRIBUTES = {
     "genome": "Nipponbare é",
@@ -39,7 +45,7 @@ def write_parts(
     folder: Path, values: NDArray[np.float32], layout: Layout, shard: int | None = None
 ) -> list[Path]:
     """Values as parts of ``shard`` rows each."""
-    shard = shard or layout.shard_rows
+    shard = shard or layout.shard_rows(1)
     paths = []
     for first in range(0, len(values), shard):
         rows = values[first : first + shard]
@@ -49,6 +55,12 @@ def write_parts(
         write_part(path, chunks, len(rows), layout, {"first_row": first})
         paths.append(path)
     return paths
+
+
+def part_attributes(path: Path) -> dict[str, Attribute]:
+    """Attributes of a part, which is read whole and checked."""
+    with opened_part(path) as (file, _):
+        return read_attributes(file)
 
 
 def write_store(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genomepred.documents import COUNT, SEAL, DocumentError, parse_document, read_document, seal
+from genomepred.documents import COUNT, SEAL, DocumentError, read_document, seal
 from tests.helpers import examples
 
 VALUES = st.recursive(
@@ -79,15 +79,15 @@ def test_documents_that_break_their_schema_are_refused(text, message):
         "rate?": float,
     }
     with pytest.raises(DocumentError, match=message):
-        parse_document(text.encode(), schema)
+        read_document(text.encode(), schema)
 
 
 def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(DocumentError, match="not JSON"):
-        parse_document(b'{"a": "\xff"}', {})
+        read_document(b'{"a": "\xff"}', {})
 
 
 def test_what_a_schema_takes_is_returned_as_it_is():
     document = {"size": 3, "rate": 2, "more": [None, {"x": 1}]}
     schema = {"size": COUNT, "rate": float, "more": [object]}
-    assert parse_document(json.dumps(document).encode(), schema) == document
+    assert read_document(json.dumps(document).encode(), schema) == document

@@ -13,13 +13,13 @@ import pytest
 from genomepred.errors import OutputError
 from genomepred.files import (
     Claim,
-    create_whole,
     discard_abandoned,
     own_folder,
     publishing,
     read_small,
     refuse_inputs,
     user_path,
+    write_whole,
 )
 
 
@@ -70,8 +70,8 @@ def test_a_file_is_created_once_and_whole_with_or_without_hard_links(
         monkeypatch.setattr(os, "link", refuse(code))
     if not locks:
         monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
-    assert create_whole(path, b"first")
-    assert not create_whole(path, b"second")
+    write_whole(path, b"first", new=True)
+    write_whole(path, b"second", new=True)
     assert path.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["run.json"]
 

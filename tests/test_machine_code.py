@@ -24,14 +24,14 @@ CODE = (
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of machine code, empty."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    machine_code._loaded.cache_clear()
+    machine_code.address.cache_clear()
     yield tmp_path / "genomepred"
-    machine_code._loaded.cache_clear()
+    machine_code.address.cache_clear()
 
 
 def quadrupled() -> list[int]:
     """What the function makes of 0 to 4, loaded or compiled anew."""
-    machine_code._loaded.cache_clear()
+    machine_code.address.cache_clear()
     values = np.arange(5)
     machine_code.entry(PLACE)()(values.ctypes.data, 5)
     return values.tolist()

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from genomepred.data.examples import Codes
 from genomepred.errors import DataError
 from genomepred.evaluation.intervals import Resampled, binary, profile, regression
-from genomepred.sequences.codes import real_counts
-from genomepred.sequences.grid import Region
+from genomepred.sequences.grid import Region, real_counts
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

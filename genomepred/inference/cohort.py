@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from genomepred.errors import PrecisionError
-from genomepred.inference.batching import missing_bins
 from genomepred.inference.engine import Batches, Engine
+from genomepred.inference.pipeline import missing_bins
 from genomepred.inference.tiles import Tiles
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.distinct import Chunk, distinct_windows, leader_type

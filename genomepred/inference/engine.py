@@ -9,11 +9,13 @@ the rows, a fixed shape on one thread changes none.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,14 @@ class Batches:
     stride: int
     needed: NDArray[np.bool_]
 
+    @classmethod
+    def random(cls, windows: int, window: int, stride: int, seed: int = 0) -> Batches:
+        """One compute batch of windows of random sequence, ``stride`` apart."""
+        size = (windows - 1) * stride + window
+        codes = np.random.default_rng(seed).integers(0, 4, size, dtype=np.uint8)
+        starts = np.arange(windows, dtype=np.int64) * stride
+        return cls(torch.from_numpy(codes), starts, stride, np.ones(1, np.bool_))
+
 
 def find_device(name: str) -> torch.device:
     """Device of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:1``.
@@ -180,6 +190,12 @@ class Engine:
         Where the model runs. On the CPU the process is set to one intra-op thread.
     """
 
+    #: The precision of convolutions and matrix products, while it is entered.
+    autocast: AbstractContextManager[object] = nullcontext()
+    _graph: torch.cuda.CUDAGraph | None = None
+    # After the first call a recompilation, which would change last bits, is an error.
+    _guarded = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -192,30 +208,29 @@ class Engine:
         if device.type == "cpu":
             torch.set_num_threads(1)
         else:
-            torch.cuda.set_device(device)
-            for holder, name, value in CUDA_SETTINGS:
-                setattr(holder, name, value)
-        self.turns = _TURNS[numerics.strand]
-        self._compiled = numerics.kernels[0] == COMPILED
+            _use_gpu(device)
+        kernels, dtype = numerics.kernels, PRECISIONS[numerics.precision]
+        compiled = kernels[0] == COMPILED
+        recorded = device.type == "cuda" and kernels != REFERENCE and not compiled
         #: The model as written, and as it is computed.
         self.written = model.to(device).eval()
-        self.model: Any = _with_kernels(self.written, numerics, device)
-        self._model = self.model
+        self.model: Any = self.written
+        if kernels != REFERENCE:
+            self.model = prepare(self.written, kernels[compiled:], dtype=dtype)
+        if compiled:
+            _compile(self.model, device)
+        if dtype != torch.float32:  # casts cached outside of a CUDA graph are none of its memory
+            self.autocast = torch.autocast(device.type, dtype=dtype, cache_enabled=not recorded)
         shape: tuple[int, ...] = (numerics.compute_batch, geometry.window)
-        self._shared = numerics.overlap == "share"
+        self._model, self._shared = self.model, numerics.overlap == "share"
         if self._shared:
-            how = self.model, geometry.stride, numerics.compute_batch
-            form: Sharing | LongWindow = Sharing(*how) if geometry.bins == 1 else LongWindow(*how)
-            self._model, shape = form, (form.bases,)
-        self.activate = ACTIVATION_FUNCTIONS[card.activation]
-        self._reverse_tracks = (
-            torch.tensor(card.reverse_tracks, device=device) if card.reverse_tracks else None
-        )
+            form: Callable[..., Any] = Sharing if geometry.bins == 1 else LongWindow
+            self._model = form(self.model, geometry.stride, numerics.compute_batch)
+            shape = (self._model.bases,)
+        self.turns, self.activate = _TURNS[numerics.strand], ACTIVATION_FUNCTIONS[card.activation]
+        self._swapped = torch.tensor(card.reverse_tracks or (), device=device)
         self._complement = torch.tensor([3, 2, 1, 0, 4], dtype=torch.uint8, device=device)
         self._buffer = torch.full(shape, 4, dtype=torch.uint8, device=device)
-        self._offsets = torch.arange(geometry.window, device=device)
-        self._warm = False
-        self._graph: torch.cuda.CUDAGraph | None = None
         self.tracks = len(card.tracks) * (2 if numerics.strand == "each" else 1)
         found = tuple(self._predict_buffer().shape)
         wanted = (numerics.compute_batch, geometry.bins, self.tracks)
@@ -224,8 +239,8 @@ class Engine:
                 f"model {card.name!r} returns [batch, bins, tracks] = {list(found)}, its card "
                 f"promises {list(wanted)}; correct the card or the model"
             )
-        self._warm = True
-        if device.type == "cuda" and numerics.kernels != REFERENCE and not self._compiled:
+        self._guarded = compiled
+        if recorded:
             self._record()
 
     def _record(self) -> None:
@@ -265,34 +280,19 @@ class Engine:
         slots = len(batches.starts)
         out = torch.empty(slots, self.geometry.bins, self.tracks, device=self.device)
         for k in np.flatnonzero(batches.needed):
-            self._cut(codes, batches, int(k) * batch)
-            out[k * batch : (k + 1) * batch] = self._predict_buffer()
-        if self.device.type == "cpu":
-            return out.numpy
-        host = torch.empty(out.shape, pin_memory=True)
-        host.copy_(out, non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record(torch.cuda.current_stream(self.device))
-
-        def result() -> NDArray[np.float32]:
-            done.synchronize()
-            return host.numpy()
-
-        return result
-
-    def _cut(self, codes: Tensor, batches: Batches, slot: int) -> None:
-        """Fill the buffer with the windows of one compute batch, or the sequence they lie in."""
-        if self._shared:
+            slot = int(k) * batch
             start = int(batches.starts[slot])
-            self._buffer.copy_(codes[start : start + len(self._buffer)])
-            return
-        batch, window = self._buffer.shape
-        if batches.stride:
-            shape, strides = (batch, window), (batches.stride, 1)
-            self._buffer.copy_(codes.as_strided(shape, strides, int(batches.starts[slot])))
-        else:
-            starts = torch.from_numpy(batches.starts[slot : slot + batch]).to(self.device)
-            torch.take(codes, starts[:, None] + self._offsets, out=self._buffer)
+            if self._shared:  # the sequence that the windows lie in
+                self._buffer.copy_(codes[start : start + len(self._buffer)])
+            elif batches.stride:
+                strides = (batches.stride, 1)
+                self._buffer.copy_(codes.as_strided(self._buffer.shape, strides, start))
+            else:
+                starts = torch.from_numpy(batches.starts[slot : slot + batch]).to(self.device)
+                every = starts[:, None] + torch.arange(self.geometry.window, device=self.device)
+                torch.take(codes, every, out=self._buffer)
+            out[slot : slot + batch] = self._predict_buffer()
+        return out.numpy if self.device.type == "cpu" else _on_host(out)
 
     def _predict_buffer(self) -> Tensor:
         """Predictions of the windows in the buffer, float32 ``[batch, bins, tracks]``.
@@ -302,14 +302,12 @@ class Engine:
         if self._graph is not None:
             self._graph.replay()
             return self._recorded
-        # After the first call a recompilation, which would change last bits, is an error.
-        guarded = self._compiled and self._warm
         values = []
         try:
             with (
                 torch.no_grad(),
-                self.autocast(),
-                torch.compiler.set_stance("fail_on_recompile") if guarded else nullcontext(),
+                self.autocast,
+                torch.compiler.set_stance("fail_on_recompile") if self._guarded else nullcontext(),
             ):
                 for turn in self.turns:
                     if turn:
@@ -333,17 +331,18 @@ class Engine:
 
     def turned_tracks(self, values: Tensor) -> Tensor:
         """Values of the other strand, each in the column of the track that it is of."""
-        return values if self._reverse_tracks is None else values[..., self._reverse_tracks]
+        return values[..., self._swapped] if self.card.reverse_tracks else values
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision of convolutions and matrix products, while it is entered."""
-        if self.numerics.precision == "fp32":
-            return nullcontext()
-        # Casts that were cached outside of a CUDA graph would be none of its memory.
-        recorded = self.numerics.kernels != REFERENCE and not self._compiled
-        cached = self.device.type == "cpu" or not recorded
-        dtype = PRECISIONS[self.numerics.precision]
-        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=cached)
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what it makes of one fixed compute batch.
+
+        Processors of one description may differ in last bits by maker and generation.
+        """
+        window, stride = self.geometry.window, self.geometry.stride
+        pitch = stride if self._shared else window
+        batches = Batches.random(self.numerics.compute_batch, window, pitch)
+        return hashlib.sha256(self.submit(batches)().tobytes()).hexdigest()
 
     def seconds_per_batch(self, calls: int = 5) -> float:
         """Median time of one compute batch, all strands included."""
@@ -357,15 +356,27 @@ class Engine:
         return float(np.median(times))
 
 
-def _with_kernels(model: nn.Module, numerics: Numerics, device: torch.device) -> Any:
-    """The model as the numerics say that it is computed."""
-    if numerics.kernels == REFERENCE:
-        return model
-    dtype = PRECISIONS[numerics.precision]
-    if numerics.kernels[0] != COMPILED:
-        return prepare(model, numerics.kernels, dtype=dtype)
-    prepared = prepare(model, numerics.kernels[1:], dtype=dtype)
+def _use_gpu(device: torch.device) -> None:
+    torch.cuda.set_device(device)
+    for holder, name, value in CUDA_SETTINGS:
+        setattr(holder, name, value)
+
+
+def _compile(model: nn.Module, device: torch.device) -> None:
     keep_inductor()
     options = {"freezing": True} if device.type == "cpu" else None
-    prepared.compile(dynamic=False, options=options)
-    return prepared
+    model.compile(dynamic=False, options=options)
+
+
+def _on_host(values: Tensor) -> Callable[[], NDArray[np.float32]]:
+    """Start copying values from a GPU; the returned call waits for them."""
+    host = torch.empty(values.shape, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record(torch.cuda.current_stream(values.device))
+
+    def result() -> NDArray[np.float32]:
+        done.synchronize()
+        return host.numpy()
+
+    return result

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from genomepred.errors import ModelError, PrecisionError
-from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics, compute_batch
+from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics
 from genomepred.lowering.fuse import (
     PRECISIONS,
     REFERENCE,
@@ -63,11 +63,6 @@ class Subject:
             self._last.append((*wanted, engine))
         return self._last[0][2]
 
-    @property
-    def compute_batch(self) -> int:
-        """Windows of a compute batch without sharing."""
-        return compute_batch(self.geometry.window, self.device.type, self.geometry.bins)
-
 
 @dataclass(frozen=True)
 class Candidates:
@@ -102,7 +97,7 @@ class GuardWindows:
     Parameters
     ----------
     spread : Batches
-        One compute batch without sharing.
+        One compute batch without sharing; tells how many windows it has.
     following : Batches, optional
         One compute batch of windows that follow each other as the grid's do, if there are
         stretches to share overlap by.
@@ -123,25 +118,22 @@ def decide(subject: Subject, candidates: Candidates, windows: GuardWindows) -> N
     DeviceError, ModelError
         See :func:`resolve_kernels`.
     """
-    written = Numerics("fp32", REFERENCE, subject.compute_batch, candidates.strand)
-    guard = _Guard(subject, written, windows)
-    precision = _precision(subject, candidates, guard)
+    written = Numerics("fp32", REFERENCE, len(windows.spread.starts), candidates.strand)
+    guard, precision = _Guard(subject, written, windows), "fp32"
+    if subject.device.type != "cpu" or candidates.precision != "auto":
+        precision = _precision(candidates.precision, guard)
     used = resolve_kernels(subject.model, candidates.kernels, subject.device, precision)
-    stretches = candidates.stretches
+    numerics, stretches = replace(written, precision=precision, kernels=used), candidates.stretches
     if stretches is not None and used != REFERENCE:  # the prepared model alone can share
-        numerics = Numerics(precision, used, stretches.windows, candidates.strand, "share")
-        if not (why := guard.why_not(numerics)):
-            return numerics
+        shared = replace(numerics, compute_batch=stretches.windows, overlap="share")
+        if not (why := guard.why_not(shared)):
+            return shared
         warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
-    if candidates.kernels == "auto":
-        used = _probed(subject, candidates, precision, used)
-    numerics = Numerics(precision, used, subject.compute_batch, candidates.strand)
+    numerics = _probed(subject, candidates, numerics)
     if not (why := guard.why_not(numerics)):
         return numerics
-    if candidates.kernels not in ("auto", REFERENCE[0]):
-        raise PrecisionError(
-            f"--kernels {candidates.kernels}: {why}; use --kernels auto or reference"
-        )
+    if (asked := candidates.kernels) not in ("auto", REFERENCE[0]):
+        raise PrecisionError(f"--kernels {asked}: {why}; use --kernels auto or reference")
     if numerics.kernels != REFERENCE:
         warnings.warn(f"the model is computed as written: {why}", stacklevel=2)
     return replace(numerics, kernels=REFERENCE)
@@ -160,20 +152,25 @@ class _Guard:
         return self.subject.engine(self.written).submit(self.windows.spread)()
 
     def difference(self, numerics: Numerics) -> float:
-        """Largest difference from the model as written, relative to 1 + the value."""
+        """Largest difference from the model as written, relative to 1 + the value.
+
+        Infinite where anything is not finite.
+        """
         engine, batches = self.subject.engine, self.windows.spread
-        if numerics == self.written:
-            self._spread  # noqa: B018 - a model that does not run as written is an error here
-            return 0.0 if np.isfinite(self._spread).all() else float("inf")
         if numerics.overlap == "naive":
-            written = self._spread
-            return _difference(engine(numerics).submit(batches)(), written)
-        assert self.windows.following is not None
-        batches, windows = self.windows.following, numerics.compute_batch
-        alone = gcd(windows, self.subject.compute_batch)  # both multiples of powers of two
-        smaller = replace(batches, needed=np.ones(windows // alone, np.bool_))
-        reference = engine(replace(self.written, compute_batch=alone)).submit(smaller)()
-        return _difference(engine(numerics).submit(batches)(), reference)
+            reference = self._spread  # a model that does not run as written is an error here
+        else:
+            assert self.windows.following is not None
+            batches, windows = self.windows.following, numerics.compute_batch
+            alone = gcd(windows, self.written.compute_batch)  # both multiples of powers of two
+            smaller = replace(batches, needed=np.ones(windows // alone, np.bool_))
+            reference = engine(replace(self.written, compute_batch=alone)).submit(smaller)()
+        found = reference
+        if numerics != self.written:
+            found = engine(numerics).submit(batches)()
+        with np.errstate(all="ignore"):
+            differ = np.abs(found - reference) / (1 + np.abs(reference))
+        return float(differ.max()) if np.isfinite(differ).all() else float("inf")
 
     def why_not(self, numerics: Numerics) -> str:
         """Reason against a way to compute the model; empty if there is none."""
@@ -192,43 +189,41 @@ class _Guard:
         )
 
 
-def _precision(subject: Subject, candidates: Candidates, guard: _Guard) -> str:
-    """The first precision that the guard accepts."""
-    asked, card = candidates.precision, subject.card
+def _precision(asked: str, guard: _Guard) -> str:
+    """The precision asked for, or of ``auto`` on a GPU the first, that the guard accepts."""
+    card, device = guard.subject.card, guard.subject.device
     tried: tuple[str, ...] = (asked,)
-    if asked == "auto" and subject.device.type == "cpu":
-        tried = ("fp32",)
-    elif asked == "auto":  # bfloat16 is emulated, slowly, before sm_80
-        old = torch.cuda.get_device_capability(subject.device) < (8, 0)
+    if asked == "auto":  # bfloat16 is emulated, slowly, before sm_80
+        old = torch.cuda.get_device_capability(device) < (8, 0)
         tried = ("fp16", "fp32") if old else ("fp16", "bf16", "fp32")
     for precision in tried:
-        written = Numerics(precision, REFERENCE, subject.compute_batch, candidates.strand)
-        found = guard.difference(written) if precision != "fp32" else 0.0
+        found = 0.0
+        if precision != "fp32":
+            found = guard.difference(replace(guard.written, precision=precision))
         if found <= card.tolerance[precision]:
             return precision
         if asked != "auto":
             raise PrecisionError(
                 f"--precision {precision} differs from fp32 by {found:.2g} (relative to 1 + "
-                f"|value|) on {subject.compute_batch} windows of the genome; the card of "
+                f"|value|) on {guard.written.compute_batch} windows of the genome; the card of "
                 f"{card.name!r} allows {card.tolerance[precision]:.2g}; use --precision auto or "
                 "fp32"
             )
     return "fp32"
 
 
-def _probed(
-    subject: Subject, candidates: Candidates, precision: str, used: tuple[str, ...]
-) -> tuple[str, ...]:
+def _probed(subject: Subject, candidates: Candidates, numerics: Numerics) -> Numerics:
     """The fastest kernels, where trying them can pay or nobody has measured those of the table."""
-    ways = list(ways_to_try(subject, candidates, precision, used))
+    if candidates.kernels != "auto":
+        return numerics
+    ways = list(ways_to_try(subject, candidates, numerics.precision, numerics.kernels))
     if len(ways) == 1:
-        return used
+        return numerics
 
     def seconds(kernels: tuple[str, ...]) -> float:
-        numerics = Numerics(precision, kernels, subject.compute_batch, candidates.strand)
-        return subject.engine(numerics).seconds_per_batch()
+        return subject.engine(replace(numerics, kernels=kernels)).seconds_per_batch()
 
-    return fastest(ways, seconds)
+    return replace(numerics, kernels=fastest(ways, seconds))
 
 
 def ways_to_try(
@@ -300,10 +295,3 @@ def _called(kernels: tuple[str, ...]) -> str:
     if kernels[0] == COMPILED:
         return "the compiled model"
     return f"the prepared model ({', '.join(kernels)})"
-
-
-def _difference(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Largest difference relative to 1 + |reference|; infinite where anything is not finite."""
-    with np.errstate(all="ignore"):
-        difference = np.abs(values - reference) / (1 + np.abs(reference))
-    return float(difference.max()) if np.isfinite(difference).all() else float("inf")

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genomepred.errors import ModelError
-from genomepred.inference.batching import missing_bins, random_batches
 from genomepred.inference.engine import (
     CUDA_SETTINGS,
     Batches,
     Engine,
     Numerics,
+    compute_batch,
     find_device,
 )
 from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
+from genomepred.inference.pipeline import missing_bins
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import load_model
 from genomepred.models.external import as_model
@@ -98,11 +99,7 @@ class Predictor:
     ) -> None:
         if not isinstance(model, nn.Module):
             model = load_model(os.fspath(model), trust_code=trust_code)
-        found = card or getattr(model, "card", None)
-        if found is None and isinstance(model, SequenceModel):
-            found = _bare_card(model)
-        if not isinstance(found, Card):
-            raise ModelError("a model in memory needs a card: give it as `card`")
+        found = _card_of(model, card)
         model = as_model(model, found)
         self.card = found if activation else replace(found, activation="none")
         self.device = find_device(str(device))
@@ -112,10 +109,10 @@ class Predictor:
         with self.settings():
             if numerics is None:
                 subject = Subject(model, found, self._geometry, self.device)
-                batch, window = subject.compute_batch, found.window
-                spread = random_batches(batch, window, window, batch)
-                candidates = Candidates(precision, kernels, strand)
-                numerics = decide(subject, candidates, GuardWindows(spread))
+                window, bins = self._geometry.window, self._geometry.bins
+                batch = compute_batch(window, self.device.type, bins)
+                spread = GuardWindows(Batches.random(batch, window, window))
+                numerics = decide(subject, Candidates(precision, kernels, strand), spread)
             self.numerics = replace(numerics, overlap="naive")  # windows come one by one
             #: What calls the model.
             self.engine = Engine(model, self.card, self._geometry, self.numerics, self.device)
@@ -249,8 +246,13 @@ def _padded(windows: Codes, slots: int) -> Codes:
     return padded
 
 
-def _bare_card(model: SequenceModel) -> Card:
-    """Sizes of a model that has no card yet; its values are raw."""
+def _card_of(model: nn.Module, card: Card | None) -> Card:
+    """The card given, or the model's own, or sizes of a model without one; its values are raw."""
+    found = card or getattr(model, "card", None)
+    if isinstance(found, Card):
+        return found
+    if found is not None or not isinstance(model, SequenceModel):
+        raise ModelError("a model in memory needs a card: give it as `card`")
     return Card(
         name="model",
         architecture="external",

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -149,8 +150,7 @@ class _Kind:
         for length in np.unique(runs.length).tolist():
             begin = runs.begin[runs.length == length]
             piece, unit = np.divmod(begin, len(self._trunks))
-            bases = self.pieces.runs[length - 1].length
-            views = np.lib.stride_tricks.sliding_window_view(codes, bases, axis=1)
+            views = sliding_window_view(codes, self.pieces.runs[length - 1].length, axis=1)
             made = self._trunks[length - 1](views[piece, unit * self.pieces.step])
             if values is None:
                 values = made.new_empty(self._units.distinct.count, each, made.shape[2])
@@ -216,7 +216,7 @@ class Tiles:
     def values(self) -> Float32:
         """Predictions of all windows taken since the last call, ``[windows, 1, tracks]``."""
         engine = self._engine
-        with torch.no_grad(), engine.autocast():
+        with torch.no_grad(), engine.autocast:
             strands = [
                 self._strand(kinds, turn)
                 for kinds, turn in zip(self._kinds, self._strands, strict=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genomepred import __version__
-from genomepred.documents import DocumentError, parse_document
+from genomepred.documents import DocumentError, read_document
 from genomepred.errors import ModelError
 from genomepred.files import read_small, recover_folder
 from genomepred.models import MODELS
@@ -184,7 +184,7 @@ class Card:
         """
         try:
             data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-            document = parse_document(data, {str: object})
+            document = read_document(data, {str: object})
         except DocumentError as error:
             raise ModelError(f"{file}: is no card, which is a JSON object: {error}") from error
         written = document.get("format_version", FORMAT_VERSION)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from genomepred.documents import parse_document
+from genomepred.documents import read_document
 from genomepred.errors import ModelError
 from genomepred.models import keras_hdf5
 
@@ -208,7 +208,7 @@ def _unpack(path: Path, weights: Path) -> bytes:
 def _keras_model(path: Path, weights: Path, config: bytes | None) -> KerasModel:
     told, data = _read_apart(path, weights)
     try:
-        document = parse_document(told, _TOLD)
+        document = read_document(told, _TOLD)
         if "unknown" in document:
             raise ModelError(f"{path}: {document['unknown']}; {_WAY_OUT}")
         if "damaged" in document:
@@ -223,7 +223,7 @@ def _keras_model(path: Path, weights: Path, config: bytes | None) -> KerasModel:
                 arrays[weight["name"]], taken = values, taken + values.nbytes
             layers.append(_layer(arrays, layer["name"], path))
         text = config if config is not None else (document["model_config"] or "").encode()
-        described = _described(parse_document(text, _CONFIG)) if text else None
+        described = _described(read_document(text, _CONFIG)) if text else None
     except ValueError as error:
         raise ModelError(f"{path}: is no whole Keras file: {error}") from error
     return KerasModel(path, [layer for layer in layers if layer is not None], described)

@@ -9,7 +9,8 @@ from pathlib import Path
 from genomepred.errors import OutputError
 from genomepred.files import user_path
 from genomepred.runs.folder import PARTS, RUN_FILE, read_run
-from genomepred.store.hdf5 import DamagedPartError, check_part, verify_file
+from genomepred.store.hdf5 import DamagedPartError, opened_part, verify_file
+from genomepred.store.schema import read_attributes
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def _damaged_parts(folder: Path) -> list[str]:
     found = []
     for part in sorted(folder.glob("*-*.h5")):
         try:
-            check_part(part)
+            with opened_part(part) as (file, _):
+                read_attributes(file)
         except DamagedPartError as error:
             found.append(str(error))
     return found

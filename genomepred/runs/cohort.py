@@ -26,7 +26,7 @@ from genomepred.progress import Watch
 from genomepred.runs.cohort_setup import CohortSetup
 from genomepred.runs.cohort_work import CohortWork
 from genomepred.runs.executors import Job, processes
-from genomepred.runs.folder import read_run, sweep
+from genomepred.runs.folder import read_run
 from genomepred.runs.run import GenomeRun, RunReport, cluster_of, execute, in_memory
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import GenomeResult, Shard, Work
@@ -148,7 +148,6 @@ def run_cohort(
         cluster = None if spec.cluster is None else cluster_of(spec)
         run = CohortRun(spec, variants, options, model=model)
         try:
-            sweep(spec.out)
             if progress:
                 for line in run.setup.panel.warnings():
                     tqdm.write(f"genomepred: {variants}: {line}", sys.stderr)

@@ -52,10 +52,9 @@ def plan_cohort(spec: RunSpec, variants: Path, options: PanelOptions) -> CohortE
     """Distinct windows, bytes and time of a cohort run; writes nothing but temporary files."""
     setup = CohortSetup(spec, variants, options, writes=False)
     try:
-        panel, found, numerics = setup.panel, setup.sharing, setup.decide()
+        panel, found, (numerics, saving) = setup.panel, setup.sharing, setup.decide()
         windows, haplotypes = setup.grid.rows // setup.geometry.bins, len(panel.haplotypes)
         tiled = numerics.overlap == TILES
-        saving = found.saving if tiled else 1.0
         rows = windows * found.each
         batch = setup.engine(replace(numerics, overlap="naive")).seconds_per_batch()
         values = rows * setup.geometry.bins * setup.layout.tracks

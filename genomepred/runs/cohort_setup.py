@@ -23,7 +23,7 @@ from genomepred.machine import process_memory, usable_memory
 from genomepred.models.agreement import difference
 from genomepred.models.layers import SequenceModel
 from genomepred.runs.cohort_work import shard_windows
-from genomepred.runs.folder import CACHE, make_grid, refuse_links
+from genomepred.runs.folder import CACHE, make_grid, tidy
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.cohort import Panel, PanelOptions
@@ -112,7 +112,7 @@ class CohortSetup(Setup):
             )
         cache = None
         if writes:
-            refuse_links(spec.out)
+            tidy(spec.out)
             make_folder(spec.out)
             try:
                 cache = own_folder(spec.out, CACHE)
@@ -124,7 +124,7 @@ class CohortSetup(Setup):
         self.names = [self.panel.name]
         self.grid = make_grid(self.genome.contigs, self.geometry, spec.regions, False)
         self._fit_memory()
-        if spec.jobs is None and self.workers < self._most_workers():
+        if self.jobs is None and self.workers < self._most_workers():
             found, windows = self.sharing, self.grid.rows / self.geometry.bins
             saving = found.saving if self._pays(found) else 1.0
             self.windows = windows * found.each / spec.shard[1]
@@ -164,16 +164,12 @@ class CohortSetup(Setup):
     def facts(self) -> dict[str, Any]:
         """Return what of the signature follows from command, machine, reference and panel."""
         digests = {"reference": self.genome.digest(), "panel": self.panel.digest}
-        return super().facts() | digests
-
-    def asked(self) -> dict[str, Any]:
-        """Return what the user has fixed of what is otherwise decided."""
-        asked = super().asked()
-        if self._asked != "auto":
-            asked["overlap"] = {"naive": "naive", "share": TILES}[self._asked]
-        else:
-            asked.pop("overlap", None)
-        return asked
+        facts = super().facts() | digests
+        if self._asked == "auto":
+            del facts["overlap"]
+        elif self._asked == "share":
+            facts["overlap"] = TILES
+        return facts
 
     @cached_property
     def sharing(self) -> Sharing:
@@ -207,8 +203,14 @@ class CohortSetup(Setup):
         wanted = self._asked == "share" or (self._asked == "auto" and found.saving >= PAYS)
         return bool(found.pieces) and wanted
 
-    def decide(self) -> Numerics:
+    def decide(self) -> tuple[Numerics, float]:
         """Choose numerics: tiles where counted work says that they pay and a guard agrees.
+
+        Returns
+        -------
+        Numerics
+        float
+            Work of distinct windows without tiles, over that with them.
 
         Raises
         ------
@@ -217,31 +219,27 @@ class CohortSetup(Setup):
         PrecisionError
             If it is asked for and the guard is against it, or as for other runs.
         """
-        numerics = super().decide()
+        numerics, alone = super().decide()
         if self._asked == "naive" or not self.grid.rows:
-            return numerics
+            return numerics, alone
         if not self.sharing.pieces and self._asked == "share":
             raise ModelError(
                 f"--overlap share: {self.card.name!r} has no trunk whose stretches windows share, "
                 "or its windows are too short; use --overlap auto or naive"
             )
         if not self._pays(self.sharing):
-            return numerics
+            return numerics, alone
         kernels = resolve_kernels(self.model, self.spec.kernels, self.device, numerics.precision)
         tiles = replace(numerics, kernels=kernels, overlap=TILES)
         differ = self._difference_of(tiles)
         allowed = self.card.tolerance[numerics.precision]
         if differ <= allowed:
-            return tiles
+            return tiles, self.sharing.saving
         why = f"tiles differ from windows alone by {differ:.2g}, allowed are {allowed:.2g}"
         if self._asked == "share":
             raise PrecisionError(f"--overlap share: {why}; use --overlap auto or naive")
         warnings.warn(f"overlap is not shared: {why}", stacklevel=2)
-        return numerics
-
-    def saving(self, numerics: Numerics) -> float:
-        """Work of distinct windows without tiles, over that with them."""
-        return self.sharing.saving if numerics.overlap == TILES else 1.0
+        return numerics, alone
 
     def _difference_of(self, tiles: Numerics) -> float:
         """Largest difference between a stretch through tiles and as the model is written."""

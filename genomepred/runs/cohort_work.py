@@ -94,15 +94,6 @@ class CohortWork(Work):
             "shard_windows": shard_windows(len(self._panel.haplotypes), self.plan.layout.tracks),
         }
 
-    def adopt(self, record: dict[str, Any]) -> None:
-        """Take over what the parts were computed from, without reading the panel."""
-        contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
-        grid, step = self.plan.grid(contigs), record["shard_windows"]
-        windows = grid.rows // grid.geometry.bins
-        self.record, self.grid = record, grid
-        self.ranges = [(k, min(k + step, windows)) for k in range(0, windows, step)]
-        self.prepared = True
-
     def source(self) -> SequenceSource:
         """The reference."""
         assert self._panel is not None
@@ -130,7 +121,7 @@ class CohortWork(Work):
             self.duplicates += 1
             return
         write_cohort_part(
-            self.part(first, last),
+            self.parts[first, last],
             values.values,
             values.counts,
             values.leader,
@@ -154,29 +145,16 @@ class CohortWork(Work):
         said, record = self.plan.signature, self.record
         assert said.reference is not None
         return join_cohort(
-            [self.part(*shard) for shard in self.ranges],
+            list(self.parts.values()),
             joined,
             self.plan.layout,
             self.grid,
             self.plan.tracks,
             list(zip(record["samples"], record["copies"], strict=True)),
             said.attributes(self.name, said.reference),
-            [self._attributes(*shard) for shard in self.ranges],
+            [self._attributes(*shard) for shard in self.parts],
         )
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the sidecar says of it: its genome is the reference."""
-        record = self.record
-        return {
-            "rows": self.grid.rows,
-            "bases": sum(record["lengths"]),
-            "genome": {**record["reference"], "digest": self.plan.signature.reference},
-            "started": record["started"],
-        }
 
     def clear(self) -> None:
         """Remove the parts; what is kept of the panel stays for other runs on this folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def close(self) -> None:
-        """Nothing is open but what the caller has opened."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,15 @@ from genomepred.documents import DocumentError, read_document, seal
 from genomepred.errors import OutputError, SignatureError, StoreError
 from genomepred.files import (
     Claim,
-    create_whole,
     own_folder,
     sha256_of,
     sweep_abandoned,
     write_whole,
 )
-from genomepred.runs.signature import SCHEMA, Signature
+from genomepred.runs.spec import SCHEMA, Signature
 from genomepred.sequences.bed import read_bed
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store.chunks import Layout
-from genomepred.store.schema import read_sidecar
+from genomepred.store.schema import Layout, read_sidecar
 
 RUN_FILE, PARTS, CACHE = "run.json", ".parts", ".cache"
 _RUN = {
@@ -68,31 +65,6 @@ class RunPlan:
     run_id: str = ""
     fingerprint: str = ""
 
-    @property
-    def shard_rows(self) -> int:
-        """Rows of a shard."""
-        return shard_rows(self.layout, self.signature.compute_batch)
-
-    def grid(self, contigs: Mapping[str, int]) -> Grid:
-        """Grid of a genome with the given contig lengths.
-
-        Raises
-        ------
-        OutputError
-            If the run's copy of the BED is not what the run was started with.
-        """
-        if self.regions is not None:
-            check_regions(self.regions, self.signature.regions)
-        return make_grid(contigs, self.geometry, self.regions, self.center, self.regions_called)
-
-
-def shard_rows(layout: Layout, compute_batch: int) -> int:
-    """Rows of a shard: whole chunks, windows and compute batches.
-
-    A compute batch that two shards cut would be computed twice.
-    """
-    return lcm(layout.shard_rows, compute_batch * layout.bins)
-
 
 def make_grid(
     contigs: Mapping[str, int],
@@ -122,15 +94,17 @@ def check_regions(path: Path, sha256: str | None) -> None:
     raise OutputError(f"{path}: the run's copy of the BED is missing or altered; run predict again")
 
 
-def refuse_links(out: Path) -> None:
-    """Refuse a folder whose own places are links or no folders: they would lead out of it."""
+def tidy(out: Path) -> None:
+    """Remove temporaries that killed processes have left anywhere in a run, in one pass.
+
+    Raises
+    ------
+    OutputError
+        If one of its own places is a link or no folder: it would lead out of it.
+    """
     for name in (PARTS, CACHE):
         if os.path.lexists(out / name):
             own_folder(out, name)
-
-
-def sweep(out: Path) -> None:
-    """Remove temporaries that killed processes have left anywhere in a run, in one pass."""
     sweep_abandoned(out)
     sweep_abandoned(out / PARTS)
     with suppress(OSError), os.scandir(out / PARTS) as entries:
@@ -194,7 +168,7 @@ def start_run(out: Path, decided: Mapping[str, Any], about: Mapping[str, Any]) -
     told = {"created": now(), "id": uuid.uuid4().hex, **about, "signature": signature}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        create_whole(out / RUN_FILE, seal(told))
+        write_whole(out / RUN_FILE, seal(told), new=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be used as output folder: {error.strerror}") from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,26 +43,18 @@ class GenomeWork(Work):
         "lengths": [COUNT],
     }
 
-    _genome: SequenceSource | None = None
-
     # -- the sequence ------------------------------------------------------------------------
 
     def source(self) -> SequenceSource:
         """The opened genome."""
-        if self._genome is None:
-            self._genome = Genome(self.path, name=self.name, cache=self.plan.out / CACHE)
-        return self._genome
-
-    def close(self) -> None:
-        """Close the sequence file; it is opened again when needed."""
-        if self._genome is not None:
-            self._genome.close()
-            self._genome = None
+        if self._opened is None:
+            self._opened = Genome(self.path, name=self.name, cache=self.plan.out / CACHE)
+        return self._opened
 
     def accept(self, noted: dict[str, Any]) -> None:
         """Refuse a finished file whose genome has since become another."""
         recorded = noted["genome"]
-        if stamp_of(self.path) == _stamp_of(recorded):
+        if stamp_of(self.path) == (recorded["size"], recorded["mtime_ns"]):
             return
         with Genome(self.path, cache=self.plan.out / CACHE) as genome:
             digest = genome.digest()
@@ -75,8 +68,8 @@ class GenomeWork(Work):
 
     def check_source(self) -> None:
         """Refuse a sequence file that was changed, before or after it was opened."""
-        prepared = _stamp_of(self.record)
-        opened = prepared if self._genome is None else self._genome.stamp
+        prepared = self.record["size"], self.record["mtime_ns"]
+        opened = prepared if self._opened is None else self._opened.stamp
         if not opened == prepared == stamp_of(self.path):
             raise SequenceError(
                 f"{self.path} changed while it was being predicted: restore it and run again, or "
@@ -85,9 +78,10 @@ class GenomeWork(Work):
 
     def may_have(self, share: tuple[int, int]) -> bool:
         """False if the file is so small that its shards are those of other shares."""
-        i, n = share
-        most = None if n == 1 or self.plan.center else self._most_rows()
-        return most is None or (i - self.number) % n * self.plan.shard_rows < most
+        (i, n), plan = share, self.plan
+        most = None if plan.center else self._most_rows()
+        step = plan.layout.shard_rows(plan.signature.compute_batch)
+        return most is None or (i - self.number) % n * step < most
 
     def _most_rows(self) -> int | None:
         """More rows the genome cannot have; None if its file does not tell.
@@ -107,61 +101,50 @@ class GenomeWork(Work):
     # -- its record --------------------------------------------------------------------------
 
     def prepare(self) -> bool:
-        """Digest the genome and lay out its grid; False while another process is at it."""
+        """Digest the genome and lay out its grid; False while another process is at it.
+
+        With its claim the record is looked at again: another process may have made it meanwhile.
+        """
         if self.prepared:
             return True
         own_folder(self.plan.out, PARTS, self.name)
-        record = self._sound_record()
-        if record is None or stamp_of(self.path) != _stamp_of(record):
-            claim = Claim.take(self.folder / "genome.lock")
-            if claim is None:
-                return False
-            try:
-                record = self._make_record()
-            finally:
+        claim, record = None, None
+        try:
+            while record is None:
+                before = None
+                with suppress(StoreError):  # parts of another sequence are found out
+                    before = self.read_record()
+                if before and stamp_of(self.path) == (before["size"], before["mtime_ns"]):
+                    record = before
+                elif claim is not None:
+                    record = self._make_record(before)
+                elif (claim := Claim.take(self.folder / "genome.lock")) is None:
+                    return False
+        finally:
+            if claim is not None:
                 claim.release()
         self.adopt(record)
         return True
 
-    def adopt(self, record: dict[str, Any]) -> None:
-        """Take over what the parts were computed from, without reading the sequence."""
-        contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
-        grid, step = self.plan.grid(contigs), self.plan.shard_rows
-        self.record, self.grid = record, grid
-        self.ranges = [(row, min(row + step, grid.rows)) for row in range(0, grid.rows, step)]
-        self.prepared = True
-
-    def _sound_record(self) -> dict[str, Any] | None:
-        """The record; None if it must be made anew. Parts of another sequence are found out."""
-        try:
-            return self.read_record()
-        except StoreError:
-            return None
-
-    def _make_record(self) -> dict[str, Any]:
-        before = self._sound_record()
-        if before is not None and stamp_of(self.path) == _stamp_of(before):
-            return before  # another process has made it meanwhile
+    def _make_record(self, before: dict[str, Any] | None) -> dict[str, Any]:
         genome = self.source()
-        size, mtime_ns = genome.stamp
+        (size, mtime_ns), digest = genome.stamp, genome.digest()
+        if before is not None and before["digest"] != digest:
+            raise SequenceError(
+                f"{self.path} changed since its first shards were computed (sequence digest "
+                f"{before['digest'][:12]}, now {digest[:12]}): restore it, or "
+                f"remove {self.folder} to start this genome again"
+            )
         record = {
             "name": self.name,
             "path": str(self.path),
             "size": size,
             "mtime_ns": mtime_ns,
-            "digest": genome.digest(),
-            "started": now(),
+            "digest": digest,
+            "started": now() if before is None else before["started"],
             "contigs": list(genome.contigs),
             "lengths": list(genome.contigs.values()),
         }
-        if before is not None:
-            if before["digest"] != record["digest"]:
-                raise SequenceError(
-                    f"{self.path} changed since its first shards were computed (sequence digest "
-                    f"{before['digest'][:12]}, now {str(record['digest'])[:12]}): restore it, or "
-                    f"remove {self.folder} to start this genome again"
-                )
-            record["started"] = before["started"]
         write_whole(self.folder / RECORD, seal(record), entry=False)
         return record
 
@@ -180,7 +163,7 @@ class GenomeWork(Work):
             return
         attributes = self._attributes(first, last)
         try:
-            write_part(self.part(first, last), chunks, len(values), plan.layout, attributes)
+            write_part(self.parts[first, last], chunks, len(values), plan.layout, attributes)
         except FileNotFoundError:
             if not self.settled():  # published by others, who computed the same shard
                 raise
@@ -198,8 +181,8 @@ class GenomeWork(Work):
     def join(self, joined: Path) -> str:
         """Join all parts; the sequence is digested again if its file was touched."""
         record = self.record
-        # Merging needs no sequence.
-        if os.path.exists(self.path) and stamp_of(self.path) != _stamp_of(record):
+        stamp = record["size"], record["mtime_ns"]
+        if os.path.exists(self.path) and stamp_of(self.path) != stamp:  # merging needs none
             with Genome(self.path, cache=self.plan.out / CACHE) as genome:
                 digest = genome.digest()
             if digest != record["digest"]:
@@ -208,36 +191,22 @@ class GenomeWork(Work):
                     f"or remove {self.folder} to start this genome again"
                 )
         return join(
-            [self.part(*shard) for shard in self.ranges],
+            list(self.parts.values()),
             joined,
             self.plan.layout,
             self.grid,
             self.plan.tracks,
             self.plan.signature.attributes(self.name, record["digest"]),
-            [self._attributes(*shard) for shard in self.ranges],
+            [self._attributes(*shard) for shard in self.parts],
         )
-
-    def facts(self) -> dict[str, Any]:
-        """Content of the genome's sidecar."""
-        record = self.record
-        return {
-            "rows": self.grid.rows,
-            "bases": sum(record["lengths"]),
-            "genome": {key: record[key] for key in ("path", "size", "mtime_ns", "digest")},
-            "started": record["started"],
-        }
 
     def clear(self) -> None:
         """Remove the parts and the expanded sequence; links are not followed."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        stamped = self.record if self.published is None else self.published["genome"]
-        discard_codes(self.path, _stamp_of(stamped), self.plan.out / CACHE)
+        genome = (self.facts if self.published is None else self.published)["genome"]
+        discard_codes(self.path, (genome["size"], genome["mtime_ns"]), self.plan.out / CACHE)
 
 
 @cache
 def _compressors(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="compress")
-
-
-def _stamp_of(record: dict[str, Any]) -> tuple[int, int]:
-    return record["size"], record["mtime_ns"]

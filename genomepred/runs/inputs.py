@@ -17,7 +17,7 @@ _LONGEST_NAME = 180  # leaves room for what is added to it, within the 255 bytes
 # Half a million genomes with paths of 500 letters.
 _LARGEST_MANIFEST = 1 << 28
 # Places that mean another file, or none, in another process.
-_OWN_PLACES = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|thread-self|\d+)/fd/\d+")
+OWN_PLACES = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|thread-self|\d+)/fd/\d+")
 _SHOWN = 80  # characters of a wrong value that a message quotes
 
 
@@ -77,16 +77,11 @@ def for_any_process(path: Path) -> Path:
 
     A pipe or a deleted file has no such name: the path stays as it is.
     """
-    if is_own_place(path):
+    if OWN_PLACES.fullmatch(str(path)):
         real = Path(os.path.realpath(path))
         if real.is_file() and os.path.samefile(real, path):
             return real
     return path
-
-
-def is_own_place(path: Path) -> bool:
-    """Whether a path means another file, or none, in another process."""
-    return _OWN_PLACES.fullmatch(str(path)) is not None
 
 
 def _expand(given: Path | str) -> list[GenomePath]:
@@ -95,14 +90,7 @@ def _expand(given: Path | str) -> list[GenomePath]:
     except OutputError as error:
         raise SequenceError(str(error)) from None
     if os.path.isdir(path):
-        # A link that leads nowhere is kept: it fails when its turn comes, and is not forgotten.
-        found = sorted(
-            p
-            for p in path.iterdir()
-            if _FASTA.search(p.name) and p.name[0] != "." and (p.is_file() or p.is_symlink())
-        )
-        if not found:
-            raise SequenceError(f"{path}: no .fa, .fasta, .fna or .fas files in this folder")
+        found = _in_folder(path)
     elif path.suffix == ".tsv" and os.path.exists(path):
         return _manifest(path)
     elif os.path.exists(path):
@@ -114,6 +102,18 @@ def _expand(given: Path | str) -> list[GenomePath]:
                 f"{_shown(path)}: no such file or folder, and no file matches it as a glob"
             )
     return [GenomePath(genome_name(_FASTA.sub("", p.name)), for_any_process(p)) for p in found]
+
+
+def _in_folder(path: Path) -> list[Path]:
+    # A link that leads nowhere is kept: it fails when its turn comes, and is not forgotten.
+    found = sorted(
+        p
+        for p in path.iterdir()
+        if _FASTA.search(p.name) and p.name[0] != "." and (p.is_file() or p.is_symlink())
+    )
+    if not found:
+        raise SequenceError(f"{path}: no .fa, .fasta, .fna or .fas files in this folder")
+    return found
 
 
 def _manifest(path: Path) -> list[GenomePath]:

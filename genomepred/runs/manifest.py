@@ -20,13 +20,12 @@ from genomepred.runs.folder import (
     regions_path,
 )
 from genomepred.runs.genome import GenomeWork
-from genomepred.runs.signature import Signature
+from genomepred.runs.spec import Signature
 from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.names import some
-from genomepred.store.chunks import Layout
 from genomepred.store.reader import PredictionStore
-from genomepred.store.schema import read_sidecar, sidecar_path
+from genomepred.store.schema import Layout, read_sidecar, sidecar_path
 
 
 class Run:

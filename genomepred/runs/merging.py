@@ -7,7 +7,7 @@ from pathlib import Path
 from genomepred.errors import GenomepredError, GenomesFailedError, OutputError
 from genomepred.files import own_folder
 from genomepred.messages import counted
-from genomepred.runs.folder import PARTS, refuse_links, sweep
+from genomepred.runs.folder import PARTS, tidy
 from genomepred.runs.manifest import Run
 from genomepred.runs.work import GenomeResult, Work, disk_error
 from genomepred.store.schema import read_sidecar
@@ -27,8 +27,7 @@ def merge(out: str | Path) -> list[GenomeResult]:
         If any cannot be published; the message says how many, and of the first why.
     """
     run = Run(out)
-    refuse_links(run.out)
-    sweep(run.out)
+    tidy(run.out)
     results = [_merge_genome(run.work(name)) for name in run.begun()]
     unfinished = [result for result in results if result.outcome != "finished"]
     if unfinished:
@@ -41,27 +40,25 @@ def merge(out: str | Path) -> list[GenomeResult]:
 
 
 def _merge_genome(work: Work) -> GenomeResult:
-    def unfinished(outcome: str, why: str) -> GenomeResult:
-        return GenomeResult(work.name, outcome, work.final, error=why)
-
+    why = ""
     try:
         own_folder(work.plan.out, PARTS, work.name)
         record = work.read_record()
         if record is not None:
             work.path = Path(record["path"])
             work.adopt(record)
-            missing = len(work.missing())
-            if missing:
-                why = f"{missing} of {counted(len(work.ranges), 'shard')} missing"
-                return unfinished("partial", f"{why}; run predict on this --out again")
-            if not work.publish():
+            if missing := len(work.missing()):
+                why = f"{missing} of {counted(len(work.parts), 'shard')} missing"
+            elif not work.publish():
                 why = "a part was damaged and is removed, or another process is publishing"
-                return unfinished("partial", f"{why}; run predict on this --out again")
+        if why:
+            why = f"{why}; run predict on this --out again"
+            return GenomeResult(work.name, "partial", work.final, error=why)
         noted = read_sidecar(work.sidecar)
     except OSError as error:
         raise disk_error(error, work) from error
     except OutputError:
         raise
     except GenomepredError as error:
-        return unfinished("failed", str(error))
+        return GenomeResult(work.name, "failed", work.final, error=str(error))
     return GenomeResult(work.name, "finished", work.final, noted["rows"], noted["bases"])

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from genomepred.errors import GenomepredError, StoreError
-from genomepred.inference import batching
-from genomepred.inference.engine import Engine, Numerics
-from genomepred.runs.folder import PARTS, make_grid, shard_rows
+from genomepred.inference.engine import Batches, Engine, Numerics
+from genomepred.inference.pipeline import count_batches
+from genomepred.runs.folder import PARTS, make_grid
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec
-from genomepred.runs.work import files_in
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.schema import read_sidecar, sidecar_path
@@ -71,8 +70,8 @@ def plan(spec: RunSpec) -> Estimate:
     time is the engine's alone, at full use of all workers, and for shards that are not done yet.
     """
     setup = Setup(spec, writes=False)
-    numerics = setup.decide()
-    begun = _begun(spec.out)
+    numerics, saving = setup.decide()
+    begun = _names_in(spec.out, spec.out / PARTS)
     genomes = [_plan_genome(setup, numerics, source, begun) for source in spec.genomes]
     engine = setup.engine(numerics)
     batches = sum(genome.batches * genome.left for genome in genomes) / spec.shard[1]
@@ -84,7 +83,7 @@ def plan(spec: RunSpec) -> Estimate:
         genomes=genomes,
         numerics=numerics,
         workers=setup.workers,
-        saving=setup.saving(numerics),
+        saving=saving,
         why_alone=setup.why_alone(numerics),
         samples=setup.geometry.samples,
         bytes_on_disk=int(rows * _bytes_per_row(setup, engine) + files * _FILE_BYTES)
@@ -95,10 +94,10 @@ def plan(spec: RunSpec) -> Estimate:
     )
 
 
-def _begun(out: Path) -> set[str]:
-    """Return what lies in the folders of files and of parts."""
+def _names_in(*folders: Path) -> set[str]:
+    """Return what lies in folders, which may be absent."""
     found = set[str]()
-    for folder in (out, out / PARTS):
+    for folder in folders:
         with suppress(OSError):
             found.update(os.listdir(folder))
     return found
@@ -114,11 +113,11 @@ def _plan_genome(
         grid = make_grid(contigs, setup.geometry, spec.regions, spec.center)
     except GenomepredError as error:
         return GenomePlan(source.name, 0, 0, 0, 0, 0, 0, error=str(error))
-    step = shard_rows(setup.layout, numerics.compute_batch)
+    step = setup.layout.shard_rows(numerics.compute_batch)
     shards = -(-grid.rows // step)
     shared = numerics.overlap == "share"
     batch = numerics.compute_batch
-    windows, batches = batching.count_batches(
+    windows, batches = count_batches(
         grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
     )
     bases = sum(contigs.values())
@@ -136,7 +135,7 @@ def _finished(out: Path, name: str, rows: int, step: int) -> int:
         noted = read_sidecar(sidecar_path(final))
         if noted["outcome"] == "finished" and final.stat().st_size == noted["bytes"]:
             return -(-rows // step)
-    there = files_in(out / PARTS / name)
+    there = _names_in(out / PARTS / name)
     return sum(f"{k}-{min(k + step, rows)}.h5" in there for k in range(0, rows, step))
 
 
@@ -146,11 +145,10 @@ def _bytes_per_row(setup: Setup, engine: Engine) -> float:
     if layout.compression == "none":
         return float(layout.tracks * np.dtype(layout.dtype).itemsize)
     rows = min(layout.chunk_rows, 4096)
-    count = -(-rows // (numerics.compute_batch * setup.geometry.bins))
-    batches = (
-        setup.random_batches(numerics.compute_batch, numerics.overlap == "share", seed)
-        for seed in range(count)
-    )
+    g, batch = setup.geometry, numerics.compute_batch
+    pitch = g.stride if numerics.overlap == "share" else g.window
+    count = -(-rows // (batch * g.bins))
+    batches = (Batches.random(batch, g.window, pitch, seed) for seed in range(count))
     values = np.concatenate([engine.submit(one)().reshape(-1, layout.tracks) for one in batches])
     values = values[: layout.chunk_rows]
     # The chunk is padded with NaN, which compresses to next to nothing.

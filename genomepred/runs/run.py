@@ -30,7 +30,6 @@ from genomepred.models.checkpoint import model_in_memory
 from genomepred.models.layers import SequenceModel
 from genomepred.progress import Outlook, Progress, Watch
 from genomepred.runs.executors import Executor, Job, local, processes
-from genomepred.runs.folder import sweep
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
@@ -225,7 +224,7 @@ class GenomeRun:
             If it computes other bits than that with which the run was started.
         """
         engine, plan = self.setup.engine(self.plan.signature.numerics), self.plan
-        if plan.fingerprint and self.setup.fingerprint(engine) != plan.fingerprint:
+        if plan.fingerprint and engine.fingerprint != plan.fingerprint:
             raise SignatureError(
                 f"{plan.out}: this machine computes other last bits than the one that started the "
                 f"run, though both are {plan.signature.device}: leave it out, or use another "
@@ -279,7 +278,6 @@ def run(
         if spec.cluster is not None:
             executor = cluster_of(spec)  # which may be absent, before anything is written
         job = GenomeRun(spec, model=model)
-        sweep(spec.out)
         if progress and job.setup.geometry.samples:
             tqdm.write(
                 "the stride leaves bases between windows: this samples the genome", sys.stderr
@@ -328,15 +326,20 @@ def execute(job: Job, progress: bool = False, executor: Executor | None = None) 
             work.error = error
     results = [work.result() for work in job.works]
     failed = [work for work in job.works if work.error is not None]
-    if not failed:
-        workers = job.workers if job.spec.cluster is None else watch.workers
-        return RunReport(results, watch.bases, workers)
+    if failed:
+        raise _failure(failed, results)
+    workers = job.workers if job.spec.cluster is None else watch.workers
+    return RunReport(results, watch.bases, workers)
+
+
+def _failure(failed: Sequence[Work], results: list[GenomeResult]) -> GenomepredError:
+    """The error of a run's only genome, or one that counts those that failed."""
     first = failed[0].error
     if first is not None and len(results) == 1:
-        raise first
+        return first
     shared = any(result.outcome == "partial" for result in results)
     done = "this share of the others is done" if shared else "the others are done"
-    raise GenomesFailedError(
+    return GenomesFailedError(
         f"{len(failed)} of {len(results)} genomes failed, {done}; first: {failed[0].name}: {first}",
         results,
     )

@@ -10,11 +10,10 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import torch
@@ -28,16 +27,15 @@ from genomepred.errors import (
     SequenceError,
 )
 from genomepred.files import open_regular, own_folder, publishing
-from genomepred.inference import batching
 from genomepred.inference.engine import (
     Batches,
-    Engine,
     Numerics,
     compute_batch,
     describe_device,
     find_device,
 )
 from genomepred.inference.numerics import Candidates, GuardWindows, Subject, decide
+from genomepred.inference.pipeline import filled, sample, sample_shared
 from genomepred.lowering.fuse import REFERENCE, resolve_kernels
 from genomepred.lowering.receptive_field import multiply_adds
 from genomepred.lowering.shared import Stretches, StretchSizes
@@ -54,12 +52,12 @@ from genomepred.runs.folder import (
     check_regions,
     join_run,
     make_grid,
-    refuse_links,
     regions_path,
     restart_if_mistaken,
     start_run,
+    tidy,
 )
-from genomepred.runs.inputs import is_own_place
+from genomepred.runs.inputs import OWN_PLACES
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.bed import described_sha256, self_described
 from genomepred.sequences.fasta import Genome
@@ -76,15 +74,12 @@ _WINDOWS_A_WORKER = 100_000
 _MULTIPLY_ADDS_A_WORKER = 2.5e11
 # Threads that encode chunks, of all workers together no more than processors.
 _COMPRESSORS = 4
+# What a signature says of the geometry.
+_SIZES = ("window", "crop", "bins", "bin_size", "stride")
+# What a card says to people alone.
+_PROSE = ("training", "metrics", "license", "name")
 # Bytes that a worker holds, about: 0.33 GB with torch and a model, 0.12 GB for windows and shards.
 _MEMORY_A_WORKER = 600_000_000
-
-
-class _Looked(NamedTuple):
-    """Facts of the first genome for the decision."""
-
-    stretches: Stretches | None
-    windows: GuardWindows
 
 
 class Setup:
@@ -113,8 +108,6 @@ class Setup:
             )
         if spec.out.exists() and not spec.out.is_dir():  # a cache in it would be met first
             raise OutputError(f"{spec.out} is a file; name a folder")
-        alone = spec.center or spec.kernels == REFERENCE[0]
-        self._overlap = "naive" if alone else spec.overlap
         self.device = find_device(spec.device)
         self.model = load_model(spec.model, trust_code=spec.trust_code) if model is None else model
         card = self.model.card
@@ -123,28 +116,21 @@ class Setup:
         self.geometry = card.geometry(spec.stride)
         self.subject = Subject(self.model, card, self.geometry, self.device)
         self.engine = self.subject.engine
+        alone = spec.center or spec.kernels == REFERENCE[0]
+        self._overlap = "naive" if alone else spec.overlap
         self._sizes = StretchSizes(self.model, self.geometry, self.device.type)
-        self._fingerprints: dict[Engine, str] = {}  # of the last engine asked for
-        tracks = [(track.name, track.description) for track in card.tracks]
+        self.tracks = tuple((track.name, track.description) for track in card.tracks)
         if spec.strand == "each":
-            tracks = [(name + sign, text) for sign in "+-" for name, text in tracks]
-        self.tracks = tuple(tracks)
-        self.layout = Layout(
-            tracks=len(tracks),
-            dtype=spec.store_dtype,
-            compression=spec.compression,
-            bins=card.bins,
-        )
+            self.tracks = tuple((name + sign, text) for sign in "+-" for name, text in self.tracks)
+        self.layout = Layout(len(self.tracks), spec.store_dtype, spec.compression, bins=card.bins)
         self.windows = _estimated_windows(spec, self.geometry.stride) / spec.shard[1]
-        self.workers = self._workers()
+        read = [path for _, path in spec.genomes] + ([spec.regions] if spec.regions else [])
+        #: Processes asked for: one if what this one reads there is another file in a worker.
+        self.jobs = 1 if any(OWN_PLACES.fullmatch(str(path)) for path in read) else spec.jobs
+        self.workers = self.jobs or self._workers()
 
     def _workers(self, saving: float | None = None) -> int:
         """Processes that are worth starting; ``saving``: how much less work than windows alone."""
-        paths = [path for _, path in self.spec.genomes]
-        if any(map(is_own_place, filter(None, [*paths, self.spec.regions]))):
-            return 1  # what this process reads there is another file, or none, in a worker
-        if self.spec.jobs is not None:
-            return max(self.spec.jobs, 1)
         if self.device.type == "cuda":
             return torch.cuda.device_count() if self.spec.device in ("auto", "cuda") else 1
         most = self._most_workers()
@@ -152,7 +138,8 @@ class Setup:
         if worth < most:
             work = self.windows * multiply_adds(self.model, self.geometry.window)
             if saving is None:
-                saving = self._full_stretches.saving if self._full_stretches is not None else 1.0
+                full = self._sizes.choose(self._overlap, lambda windows: 1.0)
+                saving = full.saving if full is not None else 1.0
             work /= saving
             worth = max(worth, work / _MULTIPLY_ADDS_A_WORKER)
         return max(1, min(most, int(worth)))
@@ -161,15 +148,6 @@ class Setup:
     def _most_workers() -> int:
         """Processes that processors and memory are enough for."""
         return max(min(usable_cpus().amount, usable_memory().amount // _MEMORY_A_WORKER), 1)
-
-    def asked(self) -> dict[str, Any]:
-        """Return what the user has fixed of what is otherwise decided."""
-        spec = self.spec
-        choices = {"precision": spec.precision, "overlap": spec.overlap}
-        asked: dict[str, Any] = {k: choice for k, choice in choices.items() if choice != "auto"}
-        if spec.kernels != "auto":
-            asked["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
-        return asked
 
     def open(self, told: Mapping[str, Any] | None = None) -> RunPlan:
         """Create the run in its output folder, or join the one that is there.
@@ -181,27 +159,25 @@ class Setup:
         """
         spec = self.spec
         if told is not None:
-            plan = replace(self.join(), session=told["session"])
+            plan = replace(self._join(self.facts()), session=told["session"])
             if plan.run_id != told["run"]:
                 raise OutputError(f"{spec.out}: another run than that which was started is here")
             return plan
-        refuse_links(spec.out)
-        names = self.names
+        tidy(spec.out)
+        wanted, names = self.facts(), self.names
         about: dict[str, Any] = {"tracks": self.tracks, "command": sys.argv, "genomes": names}
-        expected, asked = self.facts(), self.asked()
         if os.path.lexists(spec.out / RUN_FILE):
-            restart_if_mistaken(spec.out, {**expected, **asked}, names)
+            restart_if_mistaken(spec.out, wanted, names)
         if not os.path.lexists(spec.out / RUN_FILE):
-            numerics = self.decide()
-            about["saving"] = self.saving(numerics)
-            about["fingerprint"] = self.fingerprint(self.engine(numerics))
-            start_run(spec.out, {**expected, **asdict(numerics)}, about)
-        return self.join(asked)
+            numerics, about["saving"] = self.decide()
+            about["fingerprint"] = self.engine(numerics).fingerprint
+            start_run(spec.out, {**wanted, **asdict(numerics)}, about)
+        return self._join(wanted)
 
-    def join(self, asked: Mapping[str, Any] = MappingProxyType({})) -> RunPlan:
-        """Join the run that is in the output folder; ``asked``: what the user has fixed of it."""
+    def _join(self, wanted: Mapping[str, Any]) -> RunPlan:
+        """Join the run that is in the output folder."""
         spec = self.spec
-        signature, document = join_run(spec.out, {**self.facts(), **asked})
+        signature, document = join_run(spec.out, wanted)
         i, n = spec.shard
         return RunPlan(
             out=spec.out,
@@ -219,10 +195,17 @@ class Setup:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return what of the signature follows from the command and the machine."""
+        """Return what of the signature follows from the command and the machine.
+
+        Of what is otherwise decided, the user may have fixed some: it comes last.
+        """
         spec, card, geometry, layout = self.spec, self.card, self.geometry, self.layout
+        fixed: dict[str, Any] = {"precision": spec.precision, "overlap": spec.overlap}
+        fixed = {name: choice for name, choice in fixed.items() if choice != "auto"}
+        if spec.kernels != "auto":
+            fixed["kernels"] = resolve_kernels(self.model, spec.kernels, self.device, "fp32")
         described = asdict(card)
-        for prose in ("training", "metrics", "license", "name"):
+        for prose in _PROSE:
             described.pop(prose, None)
         on_cpu, packed = self.device.type == "cpu", layout.compression == "zstd"
         return {
@@ -230,11 +213,7 @@ class Setup:
             "weights_sha256": card.weights_sha256,
             "code": self.model.code and self.model.code.sha256,
             "card": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
-            "window": geometry.window,
-            "crop": geometry.crop,
-            "bins": geometry.bins,
-            "bin_size": geometry.bin_size,
-            "stride": geometry.stride,
+            **{name: getattr(geometry, name) for name in _SIZES},
             "regions": described_sha256(spec.regions) if spec.regions else None,
             "center": spec.center,
             "strand": spec.strand,
@@ -249,11 +228,14 @@ class Setup:
             "zlib": zlib.ZLIB_RUNTIME_VERSION,
             "zstandard": version("zstandard") if packed else None,
             "hdf5": h5py.version.hdf5_version,
+            **fixed,
         }
 
-    @cached_property
-    def _looked(self) -> _Looked:
-        """Facts of the first genome that can be read and has rows, else of random windows.
+    def _look(self, batch: int, real: bool) -> tuple[Stretches | None, GuardWindows | None]:
+        """Stretches to share overlap by, and if they are to be ``real``, windows for a guard.
+
+        As full as those of the first genome that can be read and has rows: short contigs, and
+        regions far apart, leave gaps.
 
         Raises
         ------
@@ -262,50 +244,26 @@ class Setup:
         GenomepredError
             If no genome can be read to check a precision on.
         """
-        spec, full = self.spec, self._full_stretches
-        guards = self.device.type != "cpu" or spec.precision not in ("auto", "fp32")
-        real = guards and self._writes  # random windows guard float32, and estimates
-        stretches, found = full, None
-        if real or full is not None or spec.regions is not None:
-            cache = spec.out / CACHE if self._writes else None
-            for name, path in spec.genomes:
-                with (
-                    suppress(SequenceError),
-                    Genome(path, name=name, cache=cache, write=self._writes) as source,
-                ):
-                    grid = make_grid(source.contigs, self.geometry, spec.regions, spec.center)
-                    if grid.rows:
-                        stretches = full and self._stretches_of(source.contigs, grid)
-                        found = self._windows_of(source, grid, stretches) if real else None
-                        break
-            else:
-                if real:
-                    raise GenomepredError(
-                        f"--precision {spec.precision}: no genome can be read to check it on"
-                    )
-        if found is None:
-            following = stretches and self.random_batches(stretches.windows, consecutive=True)
-            found = GuardWindows(self.random_batches(self.subject.compute_batch), following)
-        return _Looked(stretches, found)
-
-    def _stretches_of(self, contigs: Mapping[str, int], grid: Grid) -> Stretches | None:
-        """Stretches as full as a genome's are: short contigs, and regions far apart, leave gaps."""
-        grids = (Grid.whole(contigs, self.geometry), grid)
-        batches = _BATCHES_TOGETHER[self.device.type]
-        fills = [partial(batching.filled, g, list(contigs), batches=batches) for g in grids]
-        return self._sizes.choose(self._overlap, *fills)
-
-    def _windows_of(
-        self, source: SequenceSource, grid: Grid, stretches: Stretches | None
-    ) -> GuardWindows:
-        spread = batching.sample(source, grid, self.subject.compute_batch)
-        windows = stretches and batching.sample_shared(source, grid, stretches.windows)
-        return GuardWindows(spread, windows)
-
-    @cached_property
-    def _full_stretches(self) -> Stretches | None:
-        """Stretches to share overlap by if every window of each were asked for."""
-        return self._sizes.choose(self._overlap, lambda windows: 1.0)
+        spec, geometry, together = self.spec, self.geometry, _BATCHES_TOGETHER[self.device.type]
+        stretches = self._sizes.choose(self._overlap, lambda windows: 1.0)
+        if not real and stretches is None and spec.regions is None:
+            return None, None
+        cache = spec.out / CACHE if self._writes else None
+        how: dict[str, Any] = {"cache": cache, "write": self._writes}
+        for name, path in spec.genomes:
+            with suppress(SequenceError), Genome(path, name=name, **how) as source:
+                grid = make_grid(source.contigs, geometry, spec.regions, spec.center)
+                if grid.rows and stretches is not None:
+                    grids, contigs = (Grid.whole(source.contigs, geometry), grid), [*source.contigs]
+                    fills = [partial(filled, each, contigs, together) for each in grids]
+                    stretches = self._sizes.choose(self._overlap, *fills)
+                if grid.rows:
+                    return stretches, _windows_of(source, grid, batch, stretches) if real else None
+        if real:
+            raise GenomepredError(
+                f"--precision {spec.precision}: no genome can be read to check it on"
+            )
+        return stretches, None
 
     def why_alone(self, numerics: Numerics) -> str:
         """Reason for which a run that might share overlap does not; empty if it does."""
@@ -318,13 +276,14 @@ class Setup:
         found = self._sizes.why_alone(lambda windows: 1.0)
         return found or "the regions or short contigs leave too little, or its values differ"
 
-    def saving(self, numerics: Numerics) -> float:
-        """Work of a run without sharing over that with it, in multiply-adds."""
-        stretches = self._looked.stretches if numerics.overlap == "share" else None
-        return stretches.saving if stretches is not None else 1.0
-
-    def decide(self) -> Numerics:
+    def decide(self) -> tuple[Numerics, float]:
         """Choose overlap, precision and kernels (see :func:`genomepred.inference.numerics.decide`).
+
+        Returns
+        -------
+        Numerics
+        float
+            Work of a run without sharing over that with it, in multiply-adds.
 
         Raises
         ------
@@ -333,37 +292,23 @@ class Setup:
         DeviceError
             If the kernels that are asked for do not run on the device.
         """
-        spec, looked = self.spec, self._looked
-        windows = self.windows / self.workers
-        asked = spec.precision, spec.kernels, spec.strand
-        candidates = Candidates(*asked, looked.stretches, windows)
-        numerics = decide(self.subject, candidates, looked.windows)
-        if spec.overlap == "share" and numerics.overlap != "share":
+        spec, g, device = self.spec, self.geometry, self.device.type
+        batch = compute_batch(g.window, device, g.bins)
+        guards = device != "cpu" or spec.precision not in ("auto", "fp32")
+        stretches, windows = self._look(batch, real=guards and self._writes)
+        if windows is None:  # random ones guard float32, and estimates
+            following = stretches and Batches.random(stretches.windows, g.window, g.stride)
+            windows = GuardWindows(Batches.random(batch, g.window, g.window), following)
+        asked, each = (spec.precision, spec.kernels, spec.strand), self.windows / self.workers
+        numerics = decide(self.subject, Candidates(*asked, stretches, each), windows)
+        if stretches is not None and numerics.overlap == "share":
+            return numerics, stretches.saving
+        if spec.overlap == "share":
             raise PrecisionError(
                 f"--overlap share: {self.card.name!r} is not what it is window by window, as the "
                 "warning says; use --overlap auto or naive"
             )
-        return numerics
-
-    def random_batches(self, windows: int, consecutive: bool = False, seed: int = 0) -> Batches:
-        """Windows of random sequence, side by side or ``consecutive`` ones of a grid."""
-        window, stride = self.geometry.window, self.geometry.window
-        batch = compute_batch(window, self.device.type, self.geometry.bins)
-        if consecutive:
-            stride, batch = self.geometry.stride, windows
-        return batching.random_batches(windows, window, stride, batch, seed)
-
-    def fingerprint(self, engine: Engine) -> str:
-        """Hash of what an engine makes of one fixed compute batch.
-
-        Processors of one description may differ in last bits by maker and generation.
-        """
-        if engine not in self._fingerprints:
-            numerics = engine.numerics
-            batches = self.random_batches(numerics.compute_batch, numerics.overlap == "share")
-            found = hashlib.sha256(engine.submit(batches)().tobytes()).hexdigest()
-            self._fingerprints = {engine: found}
-        return self._fingerprints[engine]
+        return numerics, 1.0
 
     def slots(self, batch: int) -> int:
         """Windows handed to the engine at a time: the batch size, in whole compute batches."""
@@ -387,6 +332,13 @@ def _estimated_windows(spec: RunSpec, stride: int) -> float:
         records = len(spec.genomes) * spec.regions.stat().st_size / 20
         windows = min(windows, records if spec.center else records * 10_000 / stride)
     return windows
+
+
+def _windows_of(
+    source: SequenceSource, grid: Grid, batch: int, stretches: Stretches | None
+) -> GuardWindows:
+    following = stretches and sample_shared(source, grid, stretches.windows)
+    return GuardWindows(sample(source, grid, batch), following)
 
 
 def _triton_version() -> str | None:

@@ -1,7 +1,9 @@
-"""One declaration of a run: options, defaults, help and checks.
+"""The words of a run: what it is asked, and the numerics signature that it records.
 
 The command line's options, what a worker process is told and the checks of
-:func:`genomepred.predict` come from it. Nothing heavy is imported here.
+:func:`genomepred.predict` come from one declaration. The signature is all that can change a bit of
+the output: decided once, when a run starts, written to ``OUT/run.json`` and obeyed by every process
+that works on the run afterwards. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -9,11 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from genomepred.documents import COUNT
 from genomepred.errors import OptionError, RegionError
 from genomepred.runs.inputs import GenomePath
+
+if TYPE_CHECKING:
+    from genomepred.inference.engine import Numerics
 
 # Integers without another end go no further.
 LARGEST = 2**31 - 1
@@ -155,11 +162,13 @@ class RunSpec:
             flag, value = "--" + name.replace("_", "-"), getattr(self, name)
             if option.choices and value not in option.choices:
                 raise OptionError(f"{flag} {value!r}: one of {', '.join(option.choices)}")
-            if option.range is not None and value is not None and not _is_in(value, option.range):
-                least, most = option.range.start, option.range.stop - 1
-                raise OptionError(f"{flag} {value!r}: an integer from {least} to {most}")
+            if (asked := option.range) is None or value is None:
+                continue
+            if type(value) is not int or value not in asked:
+                last = asked.stop - 1
+                raise OptionError(f"{flag} {value!r}: an integer from {asked.start} to {last}")
         i, n = self.shard
-        if not (_is_in(n, _POSITIVE) and _is_in(i, range(1, n + 1))):
+        if not (type(i) is type(n) is int and 1 <= i <= n <= LARGEST):
             raise OptionError(f"--shard {i}/{n}: write I/N with 1 <= I <= N")
         if self.cluster is not None and (self.jobs is not None or n > 1):
             raise OptionError("--cluster gives every device a worker: leave out --jobs and --shard")
@@ -194,5 +203,100 @@ def options() -> dict[str, Option]:
     }
 
 
-def _is_in(value: object, integers: range) -> bool:
-    return type(value) is int and value in integers
+# What JSON must hold for a field, by its type, unless the field says otherwise.
+_SCHEMAS: dict[Any, Any] = {
+    "str": str,
+    "str | None": (str, None),
+    "bool": bool,
+    "int": range(1, 1 << 62),
+    "tuple[str, ...]": [str],
+}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Identity of a run's results; equal signatures and sequences give equal bytes.
+
+    ``precision``, ``kernels``, ``compute_batch`` and ``overlap`` are chosen when the run starts;
+    the rest follows from input and environment. ``reference`` and ``panel`` are a cohort's.
+    """
+
+    model: str
+    weights_sha256: str
+    code: str | None
+    card: str
+    window: int
+    crop: int = field(metadata={"schema": COUNT})
+    bins: int
+    bin_size: int
+    stride: int
+    regions: str | None
+    center: bool
+    strand: str
+    store_dtype: Literal["float32", "float16"] = field(metadata={"schema": str})
+    compression: str
+    device: str
+    threads: int
+    genomepred: str
+    torch: str
+    triton: str | None
+    numba: str | None
+    zlib: str
+    zstandard: str | None
+    hdf5: str
+    precision: str
+    kernels: tuple[str, ...]
+    compute_batch: int = field(metadata={"schema": range(1, 1 << 31)})
+    overlap: str
+    reference: str | None = None
+    panel: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The values as JSON holds them."""
+        told = {option.name: getattr(self, option.name) for option in fields(self)}
+        told["kernels"] = list(self.kernels)
+        return {k: v for k, v in told.items() if v is not None or k not in ("reference", "panel")}
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> Signature:
+        """The signature that :meth:`to_json` has told; further keys are left out."""
+        known = {option.name: told[option.name] for option in fields(cls) if option.name in told}
+        return cls(**{**known, "kernels": tuple(told["kernels"])})
+
+    @cached_property
+    def text(self) -> str:
+        """One line of JSON, as parts carry it."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    @property
+    def numerics(self) -> Numerics:
+        """Numerics that an engine is to obey."""
+        from genomepred.inference.engine import Numerics
+
+        return Numerics(**{option.name: getattr(self, option.name) for option in fields(Numerics)})
+
+    def attributes(self, name: str, digest: str) -> dict[str, str]:
+        """Return what a published file says of its run, in the order in which files have it."""
+        panel = {} if self.panel is None else {"panel": self.panel}
+        return {
+            "genome": name,
+            "sequence_digest": digest,
+            **panel,
+            "model": self.model,
+            "weights_sha256": self.weights_sha256,
+            "strand": self.strand,
+            "precision": self.precision,
+            "package_version": self.genomepred,
+        }
+
+    def differing(self, wanted: Mapping[str, Any]) -> list[str]:
+        """Names of the fields that are not as wanted."""
+        return [name for name in wanted if getattr(self, name) != wanted[name]]
+
+
+#: What JSON must hold of a signature.
+SCHEMA = {
+    option.name + ("?" if option.default is None else ""): option.metadata.get("schema")
+    or _SCHEMAS[option.type]
+    for option in fields(Signature)
+}

@@ -12,7 +12,7 @@ from pathlib import Path
 from genomepred.documents import seal
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.files import own_folder, write_whole
-from genomepred.runs.folder import PARTS, RUN_FILE, is_at_work, refuse_links
+from genomepred.runs.folder import PARTS, RUN_FILE, is_at_work, tidy
 from genomepred.runs.inputs import genome_name
 from genomepred.runs.manifest import Run
 from genomepred.runs.work import Work
@@ -96,27 +96,20 @@ def _status_of(work: Work, shares: int) -> GenomeStatus:
     noted = work.outcome()
     if noted is not None and noted["outcome"] == "finished":
         return GenomeStatus(work.name, "finished")
-    error = noted["error"] if noted is not None else ""
-    state = "failed" if noted is not None else "new"
+    error, failed = (noted["error"], "failed") if noted is not None else ("", "")
     every = tuple(range(1, shares + 1))
     try:
-        record = work.read_record()
-        if record is None:
-            return GenomeStatus(work.name, state, error=error, shares=every)
-        work.adopt(record)
+        if (record := work.read_record()) is not None:
+            work.adopt(record)
     except (GenomepredError, OSError) as damaged:
-        return GenomeStatus(work.name, state, error=error or str(damaged), shares=every)
+        record, error = None, error or str(damaged)
+    if record is None:
+        return GenomeStatus(work.name, failed or "new", error=error, shares=every)
     missing = work.missing()
-    numbers = {shard: k for k, shard in enumerate(work.ranges)}
-    left = {(numbers[shard] + work.number) % shares + 1 for shard in missing}
-    return GenomeStatus(
-        name=work.name,
-        state="failed" if noted is not None else "begun",
-        shards=len(numbers),
-        missing=len(missing),
-        error=error,
-        shares=tuple(sorted(left)) or every[:1],  # complete: any share publishes it
-    )
+    numbers = {shard: k for k, shard in enumerate(work.parts)}
+    left = sorted({(numbers[shard] + work.number) % shares + 1 for shard in missing})
+    due = tuple(left) or every[:1]  # complete: any share publishes it
+    return GenomeStatus(work.name, failed or "begun", len(numbers), len(missing), error, due)
 
 
 def forget(out: str | Path, names: Iterable[str]) -> list[Path]:
@@ -133,7 +126,7 @@ def forget(out: str | Path, names: Iterable[str]) -> list[Path]:
         If the run has no genome of a name, or a process is at work on it.
     """
     run = Run(out)
-    refuse_links(run.out)
+    tidy(run.out)
     names = list(dict.fromkeys(names))
     known = {*run.genomes, *run.begun(), *_noted(run.out)}
     for name in names:

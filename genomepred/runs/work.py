@@ -27,12 +27,12 @@ from genomepred.errors import (
     SignatureError,
     StoreError,
 )
-from genomepred.files import Claim, sync_folder, write_whole
-from genomepred.runs.folder import PARTS, RunPlan, now
+from genomepred.files import Claim, sync, write_whole
+from genomepred.runs.folder import PARTS, RunPlan, check_regions, make_grid, now
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.hdf5 import DamagedPartError
-from genomepred.store.schema import read_sidecar, sidecar_path
+from genomepred.store.schema import read_sidecar
 
 #: What the parts beside it were computed from.
 RECORD = "genome.json"
@@ -81,18 +81,21 @@ class Work(ABC):
     schema: ClassVar[dict[str, Any]]
 
     #: Once prepared: what it was when its first shard was computed, the grid of what is computed,
-    #: and the ranges of all shards.
+    #: paths of the parts of all shards, and what its sidecar is to say of it.
     record: dict[str, Any]
     grid: Grid
-    ranges: list[Rows]
+    parts: dict[Rows, Path]
+    facts: dict[str, Any]
 
     def __init__(self, name: str, path: Path, plan: RunPlan, number: int = 0) -> None:
         self.name, self.path, self.plan, self.number = name, path, plan, number
         self.folder = plan.out / PARTS / name
         self.final = plan.out / f"{name}.h5"
-        self.sidecar = sidecar_path(self.final)
-        #: Whether record, grid and ranges are known; they are never altered.
+        self.sidecar = plan.out / f"{name}.h5.json"
+        #: Whether all of these are known; they are never altered.
         self.prepared = False
+        #: What this object has opened to read codes from.
+        self._opened: SequenceSource | None = None
         #: Why this command, or a worker of it, has given it up.
         self.error: GenomepredError | None = None
         #: The published file's sidecar, once it has been seen or written.
@@ -106,10 +109,6 @@ class Work(ABC):
     @abstractmethod
     def prepare(self) -> bool:
         """Find out what it is and what its shards are; False while another process is at it."""
-
-    @abstractmethod
-    def adopt(self, record: dict[str, Any]) -> None:
-        """Be prepared by a record, without reading the sequence."""
 
     @abstractmethod
     def source(self) -> SequenceSource:
@@ -140,23 +139,49 @@ class Work(ABC):
         """
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """Facts for its sidecar: rows, bases, genome and when it was started."""
-
-    @abstractmethod
     def clear(self) -> None:
         """Remove what a published file needs no more; links are not followed."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of open files; they are opened again when needed."""
+    # -- what follows from its record --------------------------------------------------------
 
-    def forget(self) -> None:
-        """Let go of what grows with the number of contigs too."""
-        self.close()
-        if self.prepared:
+    def adopt(self, record: dict[str, Any]) -> None:
+        """Be prepared by a record, without reading the source.
+
+        Raises
+        ------
+        OutputError
+            If the run's copy of the BED is not what the run was started with.
+        """
+        plan, signature = self.plan, self.plan.signature
+        if plan.regions is not None:
+            check_regions(plan.regions, signature.regions)
+        contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
+        grid = make_grid(contigs, plan.geometry, plan.regions, plan.center, plan.regions_called)
+        count, step, origin = grid.rows, plan.layout.shard_rows(signature.compute_batch), record
+        if "reference" in record:  # a panel's, whose shards are ranges of windows
+            count, step = grid.rows // grid.geometry.bins, record["shard_windows"]
+            origin = {**record["reference"], "digest": signature.reference}
+        ranges = [(k, min(k + step, count)) for k in range(0, count, step)]
+        self.parts = {(a, b): self.folder / f"{a}-{b}.h5" for a, b in ranges}
+        self.facts = {
+            "rows": grid.rows,
+            "bases": sum(record["lengths"]),
+            "genome": {key: origin[key] for key in ("path", "size", "mtime_ns", "digest")},
+            "started": record["started"],
+        }
+        self.record, self.grid, self.prepared = record, grid, True
+
+    def close(self, forget: bool = False) -> None:
+        """Close the sequence file; it is opened again when needed.
+
+        ``forget`` what was prepared too, for it grows with the number of contigs.
+        """
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+        if forget and self.prepared:
             self.prepared = False
-            del self.record, self.grid, self.ranges
+            del self.record, self.grid, self.parts, self.facts
 
     # -- where it stands: nothing is changed -------------------------------------------------
 
@@ -186,21 +211,16 @@ class Work(ABC):
             raise StoreError(f"{path} is damaged ({error}); run predict again") from error
         return record
 
-    def outcome(self) -> dict[str, Any] | None:
-        """Content of the sidecar; None if there is none, or a damaged one.
+    def outcome(self, only: str = "") -> dict[str, Any] | None:
+        """Content of the sidecar; None if there is none, a damaged one, or another than wanted.
 
         Of one that is finished, only if the file of that size is there too.
         """
         with suppress(StoreError, OSError):
             noted = read_sidecar(self.sidecar)
             if noted["outcome"] != "finished" or self.final.stat().st_size == noted["bytes"]:
-                return noted
+                return noted if only in ("", noted["outcome"]) else None
         return None
-
-    def is_published(self) -> bool:
-        """Whether file and sidecar are there."""
-        noted = self.outcome()
-        return noted is not None and noted["outcome"] == "finished"
 
     def settled(self) -> bool:
         """Whether it is published, or this command or a worker of it has given it up.
@@ -225,20 +245,22 @@ class Work(ABC):
             self.error = GenomepredError(noted["error"])
         return self.published is not None or self.error is not None
 
-    def part(self, first: int, last: int) -> Path:
-        """Path of a finished shard."""
-        return self.folder / f"{first}-{last}.h5"
-
     def has(self, first: int, last: int) -> bool:
         """Whether a shard is on disk; links and pipes are no parts."""
         with suppress(OSError):
-            return stat.S_ISREG(os.lstat(self.part(first, last)).st_mode)
+            return stat.S_ISREG(os.lstat(self.parts[first, last]).st_mode)
         return False
 
     def missing(self) -> list[Rows]:
-        """Shards that are not on disk, in one look at the folder."""
-        there = files_in(self.folder)
-        return [shard for shard in self.ranges if self.part(*shard).name not in there]
+        """Shards that are not on disk, in one look at the folder; links and pipes are no parts."""
+        there = set[str]()
+        try:
+            with os.scandir(self.folder) as entries:
+                there = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+        return [shard for shard, part in self.parts.items() if part.name not in there]
 
     def may_have(self, share: tuple[int, int]) -> bool:
         """Whether a share may have shards of it, as far as that is known before it is prepared."""
@@ -272,28 +294,27 @@ class Work(ABC):
         """
         if not self._publishing.acquire(blocking=False):
             return False
+        claim = None
         try:
             claim = Claim.take(self.folder / "publish.lock")
-            if claim is None:
-                return self.is_published()
-            try:
-                done = self.is_published() or self._publish()
-                if done:
-                    self.clear()
-                return done
-            finally:
-                claim.release()
+            done = self.outcome("finished") is not None
+            if claim is not None and (done := done or self._publish()):
+                self.clear()
+            return done
         finally:
+            if claim is not None:
+                claim.release()
             self._publishing.release()
 
     def _publish(self) -> bool:
-        joined = self.folder / "joined.h5"
+        joined, signature = self.folder / "joined.h5", self.plan.signature.to_json()
         try:
-            sha256 = self.join(joined)
+            noted = {"outcome": "finished", "sha256": self.join(joined), **self.facts}
             os.rename(joined, self.final)
-            sync_folder(self.plan.out)
-            size = self.final.stat().st_size
-            self.published = self._note("finished", sha256=sha256, bytes=size, **self.facts())
+            sync(self.plan.out, folder=True)
+            noted |= {"bytes": self.final.stat().st_size, "signature": signature, "finished": now()}
+            write_whole(self.sidecar, seal(noted))
+            self.published = noted
         except DamagedPartError as error:
             self._damages[error.path] += 1
             if self._damages[error.path] > _MOST_DAMAGES:
@@ -303,22 +324,23 @@ class Work(ABC):
                 ) from error
             error.path.unlink(missing_ok=True)
             return False
-        except FileNotFoundError:
-            return self.is_published()  # without locks two publish, and one clears away first
+        except FileNotFoundError:  # without locks two publish, and one clears away first
+            return self.outcome("finished") is not None
         return True
 
     def fail(self, error: GenomepredError) -> None:
         """Record that it cannot be finished; parts stay for another try."""
         self.error = error  # the reader may be reading the sequence: it closes it, not we
-        if not self.is_published():  # a published file stays what it is
-            genome = {"path": str(self.path)}
-            self._note("failed", error=str(error), session=self.plan.session, genome=genome)
-
-    def _note(self, outcome: str, **facts: Any) -> dict[str, Any]:
-        signature = self.plan.signature.to_json()
-        noted = {"outcome": outcome, **facts, "signature": signature, "finished": now()}
-        write_whole(self.sidecar, seal(noted))
-        return noted
+        if self.outcome("finished") is None:  # a published file stays what it is
+            noted = {
+                "outcome": "failed",
+                "error": str(error),
+                "session": self.plan.session,
+                "genome": {"path": str(self.path)},
+                "signature": self.plan.signature.to_json(),
+                "finished": now(),
+            }
+            write_whole(self.sidecar, seal(noted))
 
 
 class Shard:
@@ -329,7 +351,7 @@ class Shard:
     work : Work
         Prepared.
     first, last : int
-        One of its ``ranges``.
+        One of its ``parts``.
     then : callable
         Called with these rows once the part is on disk, on the thread that has written it.
     landed : callable
@@ -384,14 +406,3 @@ def disk_error(error: OSError, work: Work) -> OutputError:
         f"{error.filename or work.plan.out}: {error.strerror or error} while working on "
         f"{work.name}; finished shards are kept: mend it and run the same command again"
     )
-
-
-def files_in(folder: Path) -> set[str]:
-    """Names of the regular files in a folder: links and pipes are no parts."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ESTALE):
-            raise
-        return set()

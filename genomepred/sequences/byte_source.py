@@ -6,6 +6,7 @@ import errno
 import lzma
 import mmap
 import os
+import re
 import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
@@ -33,6 +34,10 @@ _BLOCKS = 32
 _IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
+# A bgzip block: bytes of its header and its trailer, and the most bases it may hold. Its header
+# ends with its size less one; a block has more bytes than header and trailer.
+_HEADER, _TRAILER, _MOST = 18, 8, 1 << 16
+_BLOCK = re.compile(rb"\x1f\x8b\x08\x04.{6}\x06\0BC\x02\0([\x1a-\xff].|.[^\0])", re.DOTALL)
 # Formats people have genomes in that are not FASTA, with what to do about it.
 _FOREIGN = {
     b"BZh": "bzip2 data; decompress it with bunzip2",
@@ -45,8 +50,6 @@ _FOREIGN = {
     b"\xfe\xff": "UTF-16 text; save it as plain ASCII",
     b"\x89PNG": "a PNG image",
 }
-# A bgzip block: bytes of its header and its trailer, and the most bases it may hold.
-_HEADER, _TRAILER, _MOST = 18, 8, 1 << 16
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
@@ -73,7 +76,7 @@ def kind_of(path: Path) -> Kind:
         If the file is missing, unreadable, empty, not a regular file or of a foreign format.
     """
     try:
-        with open(_open(path), "rb", buffering=0) as file:
+        with open(open_regular(path), "rb", buffering=0) as file:
             head = file.read(_HEADER)
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -82,7 +85,7 @@ def kind_of(path: Path) -> Kind:
     for magic, what in _FOREIGN.items():
         if head.startswith(magic):
             raise SequenceError(f"{path}: line 1, byte offset 0: no FASTA but {what}")
-    if _block_size(head):
+    if _BLOCK.match(head):
         return "bgzip"
     if head.startswith(_GZIP):
         return "gzip"
@@ -113,7 +116,7 @@ class PlainSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = _open(path)
-        self._close = weakref.finalize(self, os.close, self._fd)
+        self.close = weakref.finalize(self, os.close, self._fd)
         self.size = os.fstat(self._fd).st_size
         # Memory of whole pages: reading into it is a fifth faster than into a bytearray, but for a
         # small file the kernel takes longer to give it than to fill it.
@@ -127,10 +130,6 @@ class PlainSource:
             count = read_at(self._path, self._fd, self._view[: end - start], start)
             yield self._buffer[:count]
             start += count
-
-    def close(self) -> None:
-        """Close the file."""
-        self._close()
 
 
 class BgzipSource:
@@ -146,7 +145,7 @@ class BgzipSource:
     def __init__(self, path: Path, blocks: NDArray[np.int64]) -> None:
         self._path = path
         self._fd = _open(path)
-        self._close = weakref.finalize(self, os.close, self._fd)
+        self.close = weakref.finalize(self, os.close, self._fd)
         self._places: list[int] = blocks[:, 0].tolist()
         self._offsets: list[int] = blocks[:, 1].tolist()
         self.size = self._offsets[-1]
@@ -187,10 +186,6 @@ class BgzipSource:
         start, size = self._places[block], self._offsets[block + 1] - self._offsets[block]
         member = packed[start - origin : self._places[block + 1] - origin]
         return np.frombuffer(_inflate_block(self._path, start, member, size), np.uint8)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._close()
 
 
 def read_at(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
@@ -236,7 +231,8 @@ def walk_blocks(path: Path) -> NDArray[np.int64] | None:
         header, count = os.pread(fd, _HEADER, 0), -1
         while table[-1][0] < size:
             packed, offset = table[-1]
-            block = _block_size(header)
+            found = _BLOCK.match(header)
+            block = int.from_bytes(found[1], "little") + 1 if found else 0
             if block == 0 and header.startswith(_GZIP):
                 return None
             if block == 0 and count == 0 and _only_zeros(fd, packed):
@@ -300,7 +296,7 @@ def inflate(path: Path, kind: Literal["gzip", "xz"]) -> Iterator[Codes]:
     )
     magic = _GZIP if kind == "gzip" else _XZ
     try:
-        with open(_open(path), "rb", buffering=0) as file:
+        with open(open_regular(path), "rb", buffering=0) as file:
             member, data = new(), file.read(PIECE)
             while data:
                 while not member.eof:
@@ -325,29 +321,17 @@ def inflate(path: Path, kind: Literal["gzip", "xz"]) -> Iterator[Codes]:
         raise SequenceError(f"{path}: the {kind} stream is damaged: {error}") from None
 
 
-def _unreadable(path: Path, error: OSError) -> SequenceError:
-    return SequenceError(f"{path}: cannot be read: {error.strerror or error}")
-
-
 def _open(path: Path) -> int:
     try:
         return open_regular(path)
     except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise SequenceError(f"{path}: is not a regular file; give a FASTA file") from None
         raise _unreadable(path, error) from None
 
 
-def _block_size(header: bytes) -> int:
-    """Bytes of the bgzip block that begins with this header; 0 if it is none."""
-    if (
-        len(header) < _HEADER
-        or header[:4] != b"\x1f\x8b\x08\x04"
-        or header[10:16] != b"\x06\0BC\x02\0"
-    ):
-        return 0
-    size = int.from_bytes(header[16:18], "little") + 1
-    return size if size > _HEADER + _TRAILER else 0
+def _unreadable(path: Path, error: OSError) -> SequenceError:
+    if error.errno == errno.EINVAL:  # as `open_regular` says it
+        return SequenceError(f"{path}: is not a regular file; give a FASTA file")
+    return SequenceError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _damaged(path: Path, offset: int, what: object) -> SequenceError:

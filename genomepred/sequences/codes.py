@@ -1,4 +1,4 @@
-"""Codes: one base as uint8, and what is made of them: other strand, one-hot, counts, digests.
+"""Codes: one base as uint8, and what is made of them: other strand, one-hot.
 
 A=0, C=1, G=2, T=U=3, anything else 4. What makes codes from bytes is
 :mod:`genomepred.sequences.decode`.
@@ -6,11 +6,9 @@ A=0, C=1, G=2, T=U=3, anything else 4. What makes codes from bytes is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
-import xxhash
 from numpy.typing import DTypeLike, NDArray
 
 Codes = NDArray[np.uint8]
@@ -25,9 +23,6 @@ for _letter in [*AMBIGUOUS, *GAPS]:
     CODE_OF_BYTE[[ord(_letter), ord(_letter.lower())]] = UNKNOWN
 CODE_OF_BYTE[list(b"ACGTUacgtu")] = [0, 1, 2, 3, 3] * 2
 ALPHABET = bytes(np.flatnonzero(CODE_OF_BYTE < INVALID).tolist())
-
-# Windows whose real bases are counted at once.
-_TOGETHER = 256
 
 
 def reverse_complement(codes: Codes, out: Codes | None = None) -> Codes:
@@ -102,61 +97,3 @@ def _one_hot_table(base_order: str, n_policy: str) -> NDArray[np.float64]:
     table = np.full((5, 4), values[n_policy])
     table[:4] = [[float(base == channel) for channel in base_order] for base in "ACGT"]
     return table
-
-
-def real_counts(codes: Codes, starts: NDArray[np.int64], width: int) -> NDArray[np.int32]:
-    """Number of codes 0-3 in each ``codes[start:start + width]``.
-
-    Parameters
-    ----------
-    codes : uint8 array, [length]
-    starts : int64 array, [windows]
-        Ascending; every window lies inside ``codes``.
-    width : int
-        Bases of a window.
-
-    Returns
-    -------
-    int32 array, [windows]
-
-    Raises
-    ------
-    ValueError
-        If starts do not ascend or a window reaches outside ``codes``.
-    """
-    out = np.empty(len(starts), np.int32)
-    if len(starts) == 0:
-        return out
-    if starts[0] < 0 or starts[-1] + width > len(codes) or np.any(starts[1:] < starts[:-1]):
-        raise ValueError(
-            f"windows must ascend and lie in [0, {len(codes)}); found starts from {starts[0]} to "
-            f"{starts[-1]} with width {width}"
-        )
-    for first in range(0, len(starts), _TOGETHER):
-        begins = starts[first : first + _TOGETHER]
-        piece = codes[begins[0] : begins[-1] + width]
-        if width == 0 or piece.max() < 4:  # nearly everywhere, at the speed of memory
-            out[first : first + _TOGETHER] = width
-        else:
-            before = np.concatenate([[0], np.cumsum(piece < 4, dtype=np.int32)])
-            at = begins - begins[0]
-            out[first : first + _TOGETHER] = before[at + width] - before[at]
-    return out
-
-
-def sequence_digest(codes: xxhash.xxh3_128, contigs: Iterable[tuple[str, int]]) -> str:
-    """Digest of a sequence: XXH3-128 of its codes, then of its contigs' names and lengths.
-
-    Parameters
-    ----------
-    codes : xxh3_128
-        Hash of the codes of all contigs in file order.
-    contigs : iterable of (name, length)
-
-    Returns
-    -------
-    str
-        32 hexadecimal digits.
-    """
-    codes.update("".join(f"{name}\t{length}\n" for name, length in contigs).encode())
-    return codes.hexdigest()

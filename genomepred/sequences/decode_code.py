@@ -300,7 +300,26 @@ def scan(
     out: int,
     found: int,
 ) -> None:
-    """See :func:`genomepred.sequences.decode.scan`; ``found`` receives what that returns."""
+    """Walk byte by byte over the next piece of a FASTA.
+
+    Parameters
+    ----------
+    piece, size : int
+        Address of the bytes, and how many there are.
+    offset : int
+        Place of the first of them in the file.
+    state_at : int
+        Of int64, [STATE_SIZE]: zeros before the first piece, but ``LINE`` 1.
+    records, most : int
+        Of int64, [most, COLUMNS]: receives the records; zeros before.
+    names_at : int
+        Receives the contigs' names, each followed by a line feed; room for ``size`` bytes.
+    out : int
+        Receives the codes of all contigs; room for ``size`` bytes.
+    found : int
+        Of int64, [3]: receives one of ``DONE`` ... ``BAD_BYTE``; the bytes taken, also the place of
+        what stopped it; the number of codes.
+    """
     raw, codes = bytes_at(piece, size), bytes_at(out, size)
     names = bytes_at(names_at, size)
     state = integers_at(state_at, STATE_SIZE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError
+from genomepred.sequences.codes import Codes
 from genomepred.sequences.names import MOST_NAME, absent_contig, shown
 
 Int64 = NDArray[np.int64]
 
+# Windows whose real bases are counted at once.
+_TOGETHER = 256
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -89,7 +92,7 @@ class Geometry:
     def windows(self, length: int | Int64) -> Int64:
         """Number of windows of contigs of the given lengths."""
         lengths = np.asarray(length, np.int64)
-        count = -(-np.maximum(lengths - self.span, 0) // self.stride) + 1
+        count = -(-np.maximum(lengths - self.bins * self.bin_size, 0) // self.stride) + 1
         return np.where(lengths > 0, count, 0).astype(np.int64)
 
 
@@ -186,6 +189,13 @@ class Grid:
         Number of each interval's first window; fixes the slots of a compute batch.
     names : array of str objects, [intervals], optional
         Names of BED records (centered grids).
+
+    Attributes
+    ----------
+    row_counts : int64 array, [intervals]
+        Number of rows of each interval.
+    end : int64 array, [intervals]
+        End of each interval: where its last row ends, but not past its contig.
     """
 
     geometry: Geometry
@@ -196,6 +206,17 @@ class Grid:
     length: Int64
     first_window: Int64
     names: NDArray[np.object_] | None = None
+    row_counts: Int64 = field(init=False, repr=False)
+    end: Int64 = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        counts = np.empty_like(self.first_row)  # np.diff takes ten times as long for few
+        counts[:-1] = self.first_row[1:] - self.first_row[:-1]
+        counts[-1:] = self.rows - self.first_row[-1:]
+        last = self.start + (counts - 1) * self.geometry.step + self.geometry.bin_size
+        end = np.where(counts > 0, np.minimum(last, self.length), self.start)
+        object.__setattr__(self, "row_counts", counts)
+        object.__setattr__(self, "end", end)
 
     @classmethod
     def whole(cls, contigs: Mapping[str, int], geometry: Geometry) -> Grid:
@@ -273,20 +294,6 @@ class Grid:
         )
 
     @cached_property
-    def row_counts(self) -> Int64:
-        """Number of rows of each interval."""
-        counts = np.empty_like(self.first_row)  # np.diff takes ten times as long for few
-        counts[:-1] = self.first_row[1:] - self.first_row[:-1]
-        counts[-1:] = self.rows - self.first_row[-1:]
-        return counts
-
-    @property
-    def end(self) -> Int64:
-        """End of each interval: where its last row ends, but not past its contig."""
-        last = self.start + (self.row_counts - 1) * self.geometry.step + self.geometry.bin_size
-        return np.where(self.row_counts > 0, np.minimum(last, self.length), self.start)
-
-    @cached_property
     def _intervals_of(self) -> dict[str, Int64]:
         order = np.argsort(self.contigs, kind="stable")
         names = self.contigs[order].tolist()
@@ -338,25 +345,21 @@ class Grid:
 
     def spans(self, first: int, last: int) -> Iterator[Span]:
         """Windows needed for rows ``[first, last)``, as runs of consecutive windows."""
-        if first >= last:
-            return
         g = self.geometry
-        k = int(self.interval_of(np.array([first], np.int64))[0])
-        while first < last:
-            count = int(self.row_counts[k])
-            if count == 0:
-                k += 1
-                continue
+        while (
+            first < last
+        ):  # of intervals without rows, none is the last to begin at a row or before
+            k = int(self.first_row.searchsorted(first, side="right")) - 1  # one that has rows
             origin, start = int(self.first_row[k]), int(self.start[k])
-            stop = min(last, origin + count)
+            stop = min(last, origin + int(self.row_counts[k]))
             # Where an interval starts inside a window (a region, several bins), `skip` of that
             # window's bins precede it.
-            skip = 0 if self.names is not None else (start // g.step) % g.bins
+            skip = 0 if self.names is not None else (start // g.bin_size) % g.bins
             begin = (first - origin + skip) // g.bins
             finish = -(-(stop - origin + skip) // g.bins)
             yield Span(
                 contig=str(self.contigs[k]),
-                start=start - skip * g.step + begin * g.stride - g.crop,
+                start=start - skip * g.bin_size + begin * g.stride - g.crop,
                 windows=finish - begin,
                 number=int(self.first_window[k]) + begin,
                 row=origin - skip + begin * g.bins,
@@ -364,7 +367,46 @@ class Grid:
                 last=stop,
             )
             first = stop
-            k += 1
+
+
+def real_counts(codes: Codes, starts: NDArray[np.int64], width: int) -> NDArray[np.int32]:
+    """Number of codes 0-3 in each ``codes[start:start + width]``.
+
+    Parameters
+    ----------
+    codes : uint8 array, [length]
+    starts : int64 array, [windows]
+        Ascending; every window lies inside ``codes``.
+    width : int
+        Bases of a window.
+
+    Returns
+    -------
+    int32 array, [windows]
+
+    Raises
+    ------
+    ValueError
+        If starts do not ascend or a window reaches outside ``codes``.
+    """
+    out = np.empty(len(starts), np.int32)
+    if len(starts) == 0:
+        return out
+    if starts[0] < 0 or starts[-1] + width > len(codes) or np.any(starts[1:] < starts[:-1]):
+        raise ValueError(
+            f"windows must ascend and lie in [0, {len(codes)}); found starts from {starts[0]} to "
+            f"{starts[-1]} with width {width}"
+        )
+    for first in range(0, len(starts), _TOGETHER):
+        begins = starts[first : first + _TOGETHER]
+        piece = codes[begins[0] : begins[-1] + width]
+        if width == 0 or piece.max() < 4:  # nearly everywhere, at the speed of memory
+            out[first : first + _TOGETHER] = width
+        else:
+            before = np.concatenate([[0], np.cumsum(piece < 4, dtype=np.int32)])
+            at = begins - begins[0]
+            out[first : first + _TOGETHER] = before[at + width] - before[at]
+    return out
 
 
 def parse_region(text: str, contigs: Mapping[str, int]) -> Region:

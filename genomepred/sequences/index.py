@@ -7,15 +7,19 @@ they are found again between the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genomepred.errors import OutputError, SequenceError
+from genomepred.files import discard_abandoned, own_folder, read_small, write_whole
 from genomepred.sequences.byte_source import ByteSource
-from genomepred.sequences.codes import ALPHABET
-from genomepred.sequences.names import MOST_NAME
+from genomepred.sequences.codes import ALPHABET, Codes
+from genomepred.sequences.names import MOST_NAME, shown
 
 Int64 = NDArray[np.int64]
 
@@ -159,3 +163,74 @@ def lists_blocks(index: bytes, blocks: Int64) -> bool:
     right = format_gzi(blocks)
     without = (len(blocks) - 3).to_bytes(8, "little") + right[8:-16]
     return index == right or (len(blocks) > 2 and index == without)
+
+
+def current_indexes(places: Sequence[Path], modified: int, limit: int) -> Iterator[bytes]:
+    """Contents of indexes that are not older than the FASTA, best place first.
+
+    Parameters
+    ----------
+    places : sequence of Path
+        Beside the FASTA, where a link is followed, and after that in a cache folder.
+    modified : int
+        When the FASTA was, in nanoseconds.
+    limit : int
+        What is larger, or is no regular file, counts as absent.
+    """
+    for place in places:
+        with suppress(OSError):
+            if place.stat().st_mtime_ns >= modified:
+                yield read_small(place, limit, follow=place is places[0])
+
+
+def store_index(places: Sequence[Path], data: bytes) -> None:
+    """Write an index where possible; without one the next start only takes longer."""
+    for place in places:
+        with suppress(OSError, OutputError):
+            if place is not places[0]:
+                place.parent.parent.mkdir(parents=True, exist_ok=True)
+                own_folder(place.parent.parent, place.parent.name)
+            # A folder that nobody may write to is left alone by root too.
+            if place.parent.stat().st_mode & 0o222:
+                discard_abandoned(place)
+                write_whole(place, data)
+                return
+
+
+class IndexedCodes:
+    """Codes by arithmetic on lines."""
+
+    def __init__(self, path: Path, source: ByteSource, records: list[Record]) -> None:
+        self._path, self._source = path, source
+        self._records = {record.name: record for record in records}
+        self.contigs = {record.name: record.length for record in records}
+        self.close = source.close
+
+    def read(self, contig: str, start: int, out: Codes) -> None:
+        """Fill ``out`` with the codes of a contig from ``start`` on.
+
+        Raises
+        ------
+        SequenceError
+            If the bytes there are not what the index says.
+        """
+        _, _, offset, bases, width = self._records[contig]
+        line, column = divmod(start, bases)
+        last_line, last_column = divmod(start + len(out) - 1, bases)
+        position = offset + line * width + column
+        if line > 0 and column == 0:  # who reads line after line must see every line end too
+            position, column = position - (width - bases), bases
+        from genomepred.sequences.decode import decode  # which imports this module
+
+        done = 0
+        for piece in self._source.pieces(position, offset + last_line * width + last_column + 1):
+            count = decode(piece, column, bases, width, out[done:])
+            if count < 0:
+                raise SequenceError(
+                    f"{self._path}: byte offset {position - 1 - count}, contig {shown(contig)}: no "
+                    "nucleotide, or no line end where one must be; the file has changed, or its "
+                    ".fai is wrong and must be removed"
+                )
+            done += count
+            position += len(piece)
+            column = (column + len(piece)) % width

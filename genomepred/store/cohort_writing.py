@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import StoreError
-from genomepred.files import publishing, require_space, sha256_of, write_all
+from genomepred.files import publishing, require_space, sha256_of
 from genomepred.sequences.distinct import leader_type
 from genomepred.sequences.grid import Grid
 from genomepred.store import hdf5
-from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
 from genomepred.store.hdf5 import DamagedPartError
 from genomepred.store.opening import COHORT_FORMAT
-from genomepred.store.reader import Float32, Int64
-from genomepred.store.schema import Attribute, read_attributes
+from genomepred.store.reader import FORMAT_VERSION, Float32, Int64
+from genomepred.store.schema import (
+    DATASET,
+    FILTERS,
+    Attribute,
+    Layout,
+    encode_chunk,
+    filter_bytes,
+    read_attributes,
+)
 
 # Haplotypes and windows of a chunk of the index: 128 kB, of which a haplotype's stretch decodes
 # little and a stretch of all haplotypes little more than it needs.
@@ -61,42 +68,37 @@ def write_cohort_part(
     """
     fill = padded(len(leader), layout) - len(leader)
     none = np.iinfo(leader.dtype).max
-    step = layout.chunk_rows
-    image = io.BytesIO()
-    with hdf5._create_file(image) as file:
-        hdf5._write_attributes(file, attributes)
-        rows = (len(leader) + fill) * layout.bins
-        data = hdf5._create_predictions(file, rows, layout)
-        for row in range(0, rows, step):
-            chunk = encode_chunk(values[row : row + step], layout)
-            data.id.write_direct_chunk((row, 0), chunk)
+    rows, step = (len(leader) + fill) * layout.bins, layout.chunk_rows
+    chunks = [encode_chunk(values[row : row + step], layout) for row in range(0, rows, step)]
+
+    def write_index(file: h5py.File) -> None:
         whole = np.concatenate([leader, np.full(fill, none, leader.dtype)])
-        hdf5._write_table(file, "counts", counts.astype(np.int64, copy=False))
-        hdf5._write_table(file, "leader", whole)
-        table = _create_index(file, "index", index.shape, index.dtype)
-        for h in range(0, index.shape[0], INDEX_CHUNK):
-            for w in range(0, index.shape[1], INDEX_CHUNK):
-                block = np.full((INDEX_CHUNK, INDEX_CHUNK), none, index.dtype)
-                part = index[h : h + INDEX_CHUNK, w : w + INDEX_CHUNK]
-                block[: part.shape[0], : part.shape[1]] = part
-                table.id.write_direct_chunk((h, w), filter_bytes(block, _INDEX_LAYOUT))
-    with publishing(path) as temporary, open(temporary, "xb", buffering=0) as target:
-        write_all(target.fileno(), image.getbuffer())
-        write_all(target.fileno(), hdf5._SEAL + hashlib.sha256(image.getbuffer()).digest())
+        tables = {"counts": counts.astype(np.int64, copy=False), "leader": whole}
+        hdf5.write_tables(file, "", tables)
+        table = _create_index(file, index.shape, index.dtype)
+        for h, w in _corners(index.shape):
+            block = np.full((INDEX_CHUNK, INDEX_CHUNK), none, index.dtype)
+            part = index[h : h + INDEX_CHUNK, w : w + INDEX_CHUNK]
+            block[: part.shape[0], : part.shape[1]] = part
+            table.id.write_direct_chunk((h, w), filter_bytes(block, _INDEX_LAYOUT))
+
+    hdf5.write_part(path, chunks, rows, layout, attributes, more=write_index, entry=True)
 
 
-def _create_index(group: Any, name: str, shape: tuple[int, int], kind: np.dtype[Any]) -> Any:
+def _corners(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """First haplotype and window of every chunk of an index."""
+    return product(range(0, shape[0], INDEX_CHUNK), range(0, shape[1], INDEX_CHUNK))
+
+
+def _create_index(group: h5py.Group, shape: tuple[int, int], kind: np.dtype[Any]) -> Any:
     return group.create_dataset(
-        name,
+        "index",
         shape=shape,
         maxshape=(None, None),
         chunks=(INDEX_CHUNK, INDEX_CHUNK),
         dtype=kind.newbyteorder("<"),
         fillvalue=np.iinfo(kind).max,
-        shuffle=True,
-        compression="gzip",
-        compression_opts=_INDEX_LAYOUT.level,
-        fletcher32=True,
+        **FILTERS[_INDEX_LAYOUT.compression],
     )
 
 
@@ -135,14 +137,16 @@ def join_cohort(
     """
     windows = grid.rows // grid.geometry.bins
     with publishing(path) as temporary:
-        require_space(path.parent, sum(hdf5._size(part) for part in parts))
-        with hdf5.new_file(temporary) as file:
-            hdf5.describe(file, grid, tracks, {**attributes, "format": COHORT_FORMAT})
-            group = hdf5._create_group(file, "haplotypes")
-            hdf5._write_table(group, "sample", [sample for sample, _ in haplotypes])
-            hdf5._write_table(group, "copy", np.array([copy for _, copy in haplotypes], np.int32))
+        size = sum(part.stat().st_size for part in parts if part.exists())
+        require_space(path.parent, size)
+        about = {"format": COHORT_FORMAT, "format_version": FORMAT_VERSION, **asdict(grid.geometry)}
+        with hdf5.new_file(temporary, {**about, **attributes}) as file:
+            hdf5.describe(file, grid, tracks)
+            samples = [sample for sample, _ in haplotypes]
+            copies = np.array([copy for _, copy in haplotypes], np.int32)
+            hdf5.write_tables(file, "haplotypes", {"sample": samples, "copy": copies})
             _copy_cohort(file, parts, layout, len(haplotypes), windows, told)
-            hdf5._name_dimensions(file, [name for name, _ in tracks])
+            hdf5.name_dimensions(file, [name for name, _ in tracks])
         return sha256_of(temporary)
 
 
@@ -154,35 +158,29 @@ def _copy_cohort(
     windows: int,
     told: Sequence[Mapping[str, Attribute]],
 ) -> None:
-    data = hdf5._create_predictions(file, 0, layout)
-    group = hdf5._create_group(file, "cohort")
+    data = hdf5.create_predictions(file, 0, layout)
+    group = hdf5.write_tables(file, "cohort", {})
     kind = leader_type(haplotypes)
-    index = _create_index(group, "index", (haplotypes, windows), kind)
-    counts, leaders, firsts = [], [np.empty(0, kind)], [np.empty(0, np.int64)]
+    index = _create_index(group, (haplotypes, windows), kind)
+    leaders, firsts = [np.empty(0, kind)], [np.empty(0, np.int64)]
     row = window = 0
     for part, expected in zip(parts, told, strict=True):
-        with hdf5._opened_part(part) as source:
+        with hdf5.opened_part(part, data) as (source, chunks):
             if read_attributes(source) != expected:
                 raise DamagedPartError(part, "of another run or another panel")
-            values = source["predictions"]
-            if hdf5._layout_facts(values) != hdf5._layout_facts(data):
-                raise DamagedPartError(part, "another type, width, chunk size or compression")
-            data.resize(row + values.shape[0], axis=0)
-            for at in range(0, values.shape[0], layout.chunk_rows):
-                _, chunk = values.id.read_direct_chunk((at, 0))
-                data.id.write_direct_chunk((row + at, 0), chunk)
-            count, found = source["counts"][:], source["index"]
-            for h in range(0, haplotypes, INDEX_CHUNK):
-                for w in range(0, found.shape[1], INDEX_CHUNK):
-                    _, chunk = found.id.read_direct_chunk((h, w))
-                    index.id.write_direct_chunk((h, window + w), chunk)
+            rows = len(source[DATASET])
+            data.resize(row + rows, axis=0)
+            for k, chunk in enumerate(chunks):
+                data.id.write_direct_chunk((row + k * layout.chunk_rows, 0), chunk)
+            for h, w in _corners((haplotypes, source["index"].shape[1])):
+                _, chunk = source["index"].id.read_direct_chunk((h, w))
+                index.id.write_direct_chunk((h, window + w), chunk)
+            count = source["counts"][:]
             leaders.append(source["leader"][:])
             firsts.append(row // layout.bins + np.cumsum(count) - count)
-            counts.append(count)
-            row += values.shape[0]
+            row += rows
             window += len(count)
     if window != windows:
         raise StoreError(f"{len(parts)} parts hold {window} of {windows} windows; predict again")
-    first, leader = np.concatenate(firsts), np.concatenate(leaders)
-    hdf5._write_table(group, "first", first.astype(np.int64, copy=False))
-    hdf5._write_table(group, "leader", leader)
+    first = np.concatenate(firsts).astype(np.int64, copy=False)
+    hdf5.write_tables(group, "", {"first": first, "leader": np.concatenate(leaders)})

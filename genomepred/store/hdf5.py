@@ -1,6 +1,6 @@
 """Writing prediction files: parts, their joining into one HDF5 file a genome, verification.
 
-Chunks arrive encoded (see :mod:`genomepred.store.chunks`) and are copied as they are, so joining
+Chunks arrive encoded (see :mod:`genomepred.store.schema`) and are copied as they are, so joining
 costs no compression. Equal work gives equal bytes: files hold no times, no paths, no padding that
 depends on the process, and metadata in one fixed version of the format.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -23,8 +24,6 @@ from numpy.typing import NDArray
 from genomepred.errors import GenomepredError, StoreError
 from genomepred.files import publishing, read_small, require_space, sha256_of, write_all
 from genomepred.sequences.grid import Grid
-from genomepred.store import zstd
-from genomepred.store.chunks import Layout, encode_chunk, filter_bytes
 from genomepred.store.reader import (
     DATASET,
     FORMAT,
@@ -35,16 +34,23 @@ from genomepred.store.reader import (
     first_line,
     read_attributes,
 )
-from genomepred.store.schema import open_predictions, read_sidecar, sidecar_path
+from genomepred.store.schema import (
+    FILTERS,
+    Layout,
+    encode_chunk,
+    filter_bytes,
+    open_predictions,
+    read_sidecar,
+    sidecar_path,
+)
 
 __all__ = [
     "DamagedPartError",
     "Layout",
     "PredictionStore",
-    "check_part",
     "encode_chunk",
     "join",
-    "read_part_attributes",
+    "opened_part",
     "read_sidecar",
     "sidecar_path",
     "verify_file",
@@ -80,22 +86,28 @@ def write_part(
     rows: int,
     layout: Layout,
     attributes: Mapping[str, Attribute],
+    more: Callable[[h5py.File], object] | None = None,
+    entry: bool = False,
 ) -> None:
     """Publish consecutive rows as a small HDF5 file of their own, which its sha256 follows.
 
     Parameters
     ----------
     path : Path
-        Where the part appears once it is complete and synced. After a power cut its name may be
-        gone, and with it what it held.
+        Where the part appears once it is complete and synced. Without ``entry`` its name may be
+        gone after a power cut, and with it what it held.
     chunks : sequence of bytes
-        What :func:`genomepred.store.chunks.encode_chunk` made of the rows, in order.
+        What :func:`genomepred.store.schema.encode_chunk` made of the rows, in order.
     rows : int
         Rows of the part; the last chunk may be partly filled.
     layout : Layout
         The layout the chunks were encoded with.
     attributes : mapping
         Root attributes: text, numbers, truth values.
+    more : callable, optional
+        Writes what else the part holds.
+    entry : bool
+        Wait until its name is on the disk too.
 
     Raises
     ------
@@ -109,42 +121,56 @@ def write_part(
     # Built in memory, so that only complete images meet the file system. (HDF5's own in-memory
     # files are no help: before 2.0 their image had a superblock with a wrong checksum.)
     image = io.BytesIO()
-    with _create_file(image) as file:
-        _write_attributes(file, attributes)
-        data = _create_predictions(file, rows, layout)
+    with _hdf5_in(image, attributes) as file:
+        data = create_predictions(file, rows, layout)
         for i, chunk in enumerate(chunks):
             data.id.write_direct_chunk((i * layout.chunk_rows, 0), chunk)
+        if more is not None:
+            more(file)
     with (
-        publishing(path, entry=False) as temporary,
+        publishing(path, entry=entry) as temporary,
         open(temporary, "xb", buffering=0) as target,
     ):
         write_all(target.fileno(), image.getbuffer())
         write_all(target.fileno(), _SEAL + hashlib.sha256(image.getbuffer()).digest())
 
 
-def read_part_attributes(path: Path) -> dict[str, Attribute]:
-    """Root attributes of a part.
+@contextmanager
+def opened_part(
+    path: Path, like: h5py.Dataset | None = None
+) -> Iterator[tuple[h5py.File, list[bytes]]]:
+    """The HDF5 file of a part, opened from the very bytes whose digest was checked, and its chunks.
+
+    Parameters
+    ----------
+    path : Path
+    like : Dataset, optional
+        Predictions whose type, width, chunks and filters the part must share.
 
     Raises
     ------
     DamagedPartError
-        If the part cannot be read.
+        If anything is missing, truncated or altered, or whatever is raised on reading.
     """
-    with _opened_part(path) as file:
-        return read_attributes(file)
-
-
-def check_part(path: Path) -> None:
-    """Verify a part: the digest of all of its bytes, then its structure.
-
-    Raises
-    ------
-    DamagedPartError
-        If anything is missing, truncated or altered.
-    """
-    with _opened_part(path) as file:
-        read_attributes(file)
-        _part_chunks(path, file)
+    try:
+        whole = memoryview(read_small(path, _LARGEST_PART, follow=False))
+        if whole[-_TRAILER:] != _SEAL + hashlib.sha256(whole[:-_TRAILER]).digest():
+            raise DamagedPartError(path, "its bytes do not match their sha256")
+        with h5py.File(io.BytesIO(whole[:-_TRAILER]), "r") as file:
+            data, facts = file[DATASET], []
+            for one in (data, data if like is None else like):
+                made = one.id.get_create_plist()
+                filters = [made.get_filter(i)[:3] for i in range(made.get_nfilters())]
+                facts.append((one.dtype, one.shape[1:], one.chunks, filters))
+            if facts[0] != facts[1]:
+                raise DamagedPartError(path, "another type, width, chunk size or compression")
+            steps = range(0, data.shape[0], data.chunks[0])
+            stored = [data.id.read_direct_chunk((row, 0)) for row in steps]
+            if any(skipped_filters for skipped_filters, _ in stored):
+                raise DamagedPartError(path, "a chunk without its filters")
+            yield file, [chunk for _, chunk in stored]
+    except READ_ERRORS as error:
+        raise DamagedPartError(path, _reason(error)) from error
 
 
 def join(
@@ -195,12 +221,20 @@ def join(
         If the disk is full or the folder not writable; nothing is left behind.
     """
     with publishing(path, entry=False) as temporary:
-        require_space(path.parent, sum(_size(part) for part in parts))
-        with new_file(temporary) as file:
-            describe(file, grid, tracks, attributes)
+        # One that is absent is told when it is read.
+        size = sum(part.stat().st_size for part in parts if part.exists())
+        require_space(path.parent, size)
+        about = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(grid.geometry)}
+        with new_file(temporary, {**about, **attributes}) as file:
+            describe(file, grid, tracks)
             copied = _copy_parts(file, parts, layout, grid.rows, told)
-            _name_dimensions(file, [name for name, _ in tracks])
-        if _chunks_digest(temporary) != copied:
+            name_dimensions(file, [name for name, _ in tracks])
+        written = xxhash.xxh3_128()
+        with h5py.File(temporary, "r", locking=False) as file:
+            data = file[DATASET]
+            for row in range(0, data.shape[0], data.chunks[0]):
+                written.update(data.id.read_direct_chunk((row, 0))[1])
+        if written.digest() != copied:
             raise StoreError(
                 f"{path}: what was written is not what was joined; check the disk and the memory "
                 "of this machine, then run predict again"
@@ -296,12 +330,18 @@ class _Target(io.FileIO):
 
 
 @contextmanager
-def new_file(path: Path, begin: Callable[[h5py.File], object] | None = None) -> Iterator[h5py.File]:
+def new_file(
+    path: Path,
+    attributes: Mapping[str, Attribute] = MappingProxyType({}),
+    begin: Callable[[h5py.File], object] | None = None,
+) -> Iterator[h5py.File]:
     """A new HDF5 file, whole when the block ends.
 
     Parameters
     ----------
     path : Path
+    attributes : mapping
+        Root attributes, which are written first.
     begin : callable, optional
         Writes what HDF5 reads back while it writes, as texts without a fixed length: in memory, for
         a disk that is full cannot be hidden from that.
@@ -313,70 +353,33 @@ def new_file(path: Path, begin: Callable[[h5py.File], object] | None = None) -> 
     """
     image = io.BytesIO()
     if begin is not None:
-        with _create_file(image) as file:
+        with _hdf5_in(image, attributes) as file:
             begin(file)
     with _Target(path, "x+b") as target:
         write_all(target.fileno(), image.getbuffer())
         try:
-            with _create_file(target) if begin is None else _open_file(target) as file:
+            with _hdf5_in(target, None if begin else attributes) as file:
                 yield file
         finally:
             if target.failure is not None:
                 raise target.failure
 
 
-def _create_file(target: io.IOBase) -> h5py.File:
-    """Start an HDF5 file in a Python file, in HDF5 1.10's version of the format.
+def _hdf5_in(target: io.IOBase, attributes: Mapping[str, Attribute] | None) -> h5py.File:
+    """Start an HDF5 file with root attributes in a Python file; go on with one for None.
 
-    That is the oldest in which every piece of metadata is checksummed; all releases since 2016
-    read it.
+    In HDF5 1.10's version of the format, the oldest in which every piece of metadata is
+    checksummed; all releases since 2016 read it.
     """
-    access = _access(target)
-    created = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-    created.set_obj_track_times(False)
-    name = repr(target).encode()  # never stored
-    return h5py.File(h5py.h5f.create(name, h5py.h5f.ACC_TRUNC, fcpl=created, fapl=access))
-
-
-def _open_file(target: io.IOBase) -> h5py.File:
-    """Go on with an HDF5 file in a Python file."""
-    return h5py.File(h5py.h5f.open(repr(target).encode(), h5py.h5f.ACC_RDWR, fapl=_access(target)))
-
-
-def _access(target: io.IOBase) -> Any:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     access.set_fileobj_driver(h5py.h5fd.fileobj_driver, target)
-    return access
-
-
-def _create_group(file: h5py.File, name: str) -> h5py.Group:
-    """Create a group without the times that older releases of h5py give it."""
-    created = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    called = repr(target).encode()  # never stored
+    if attributes is None:
+        return h5py.File(h5py.h5f.open(called, h5py.h5f.ACC_RDWR, fapl=access))
+    created = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     created.set_obj_track_times(False)
-    return h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=created))
-
-
-def _create_predictions(file: h5py.File, rows: int, layout: Layout) -> Any:
-    compression: dict[str, Any] = {}
-    if layout.compression == "zstd":
-        compression = {"compression": zstd.FILTER, "compression_opts": (zstd.LEVEL,)}
-    elif layout.compression != "none":
-        compression = {"compression": "gzip", "compression_opts": layout.level}
-    return file.create_dataset(
-        DATASET,
-        shape=(rows, layout.tracks),
-        maxshape=(None, layout.tracks),
-        chunks=(layout.chunk_rows, layout.tracks),
-        dtype=np.dtype(layout.dtype).newbyteorder("<"),
-        fillvalue=np.nan,
-        shuffle=True,
-        fletcher32=True,
-        **compression,
-    )
-
-
-def _write_attributes(file: h5py.File, attributes: Mapping[str, Attribute]) -> None:
+    file = h5py.File(h5py.h5f.create(called, h5py.h5f.ACC_TRUNC, fcpl=created, fapl=access))
     for name, value in sorted(attributes.items()):
         if isinstance(value, str):
             data = value.encode()
@@ -384,72 +387,91 @@ def _write_attributes(file: h5py.File, attributes: Mapping[str, Attribute]) -> N
             file.attrs.create(name, np.array(data, kind), dtype=kind)
         else:
             file.attrs[name] = value
+    return file
 
 
-def describe(
-    file: h5py.File,
-    grid: Grid,
-    tracks: Sequence[tuple[str, str]],
-    attributes: Mapping[str, Attribute],
-) -> None:
-    """Write what a file says of its predictions; ``attributes`` beside the grid's own."""
-    sizes = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(grid.geometry)}
-    _write_attributes(file, {**sizes, **attributes})
-    intervals = _create_group(file, "intervals")
-    _write_table(intervals, "contig", grid.contigs.tolist())
-    columns = {
+def create_predictions(file: h5py.File, rows: int, layout: Layout) -> Any:
+    """Create the matrix of predictions, which holds nothing yet."""
+    return file.create_dataset(
+        DATASET,
+        shape=(rows, layout.tracks),
+        maxshape=(None, layout.tracks),
+        chunks=(layout.chunk_rows, layout.tracks),
+        dtype=np.dtype(layout.dtype).newbyteorder("<"),
+        fillvalue=np.nan,
+        **FILTERS[layout.compression],
+    )
+
+
+def describe(file: h5py.File, grid: Grid, tracks: Sequence[tuple[str, str]]) -> None:
+    """Write the coordinates of rows, and what the tracks are."""
+    columns: dict[str, Sequence[str] | NDArray[Any]] = {"contig": grid.contigs.tolist()}
+    numbers = {
         "start": grid.start,
         "end": grid.end,
         "first_row": grid.first_row,
         "first_window": grid.first_window,
         "contig_length": grid.length,
     }
-    for name, values in columns.items():
-        _write_table(intervals, name, values.astype(np.int64, copy=False))
+    columns |= {name: values.astype(np.int64, copy=False) for name, values in numbers.items()}
     if grid.names is not None:
-        _write_table(intervals, "name", grid.names.tolist())
-    group = _create_group(file, "tracks")
-    _write_table(group, "name", [name for name, _ in tracks])
-    _write_table(group, "description", [description for _, description in tracks])
+        columns["name"] = grid.names.tolist()
+    write_tables(file, "intervals", columns)
+    names, descriptions = [name for name, _ in tracks], [text for _, text in tracks]
+    write_tables(file, "tracks", {"name": names, "description": descriptions})
 
 
-def _name_dimensions(file: h5py.File, tracks: Sequence[str]) -> None:
+def name_dimensions(file: h5py.File, tracks: Sequence[str]) -> None:
     """Call the dimensions of the predictions row and track, as programs that read netCDF do.
 
     The scale of the tracks holds their names; that of the rows, as netCDF has it, nothing.
     """
     data = file[DATASET]
     rows = file.create_dataset("row", shape=data.shape[:1], dtype=">f4")
-    _write_table(file, "track", tracks)
+    write_tables(file, "", {"track": tracks})
     label = f"This is a netCDF dimension but not a netCDF variable.{len(rows):10d}"
     for dimension, (scale, name) in enumerate([(rows, label), (file["track"], "track")]):
         h5py.h5ds.set_scale(scale.id, name.encode())
         h5py.h5ds.attach_scale(data.id, scale.id, dimension)
 
 
-def _write_table(group: h5py.Group, name: str, values: Sequence[str] | NDArray[Any]) -> None:
-    """Write texts or numbers by our own filters: their bytes must not depend on HDF5's zlib."""
-    if isinstance(values, np.ndarray):
-        kind = values.dtype.newbyteorder("<")
-    else:
-        values = [text.encode() for text in values]  # type: ignore[misc]
-        kind = h5py.string_dtype("utf-8", max(map(len, values), default=0) or 1)
-    chunk = min(max(len(values), 1), max(_TABLE_BYTES // kind.itemsize, 1))
-    data = group.create_dataset(
-        name,
-        shape=(len(values),),
-        maxshape=(None,),
-        chunks=(chunk,),
-        dtype=kind,
-        shuffle=True,
-        compression="gzip",
-        compression_opts=_TABLE.level,
-        fletcher32=True,
-    )
-    for first in range(0, len(values), chunk):
-        block = np.zeros(chunk, kind)
-        block[: len(values) - first] = values[first : first + chunk]
-        data.id.write_direct_chunk((first,), filter_bytes(block, _TABLE))
+def write_tables(
+    file: h5py.Group, place: str, tables: Mapping[str, Sequence[str] | NDArray[Any]]
+) -> h5py.Group:
+    """Write texts or numbers by our own filters: their bytes must not depend on HDF5's zlib.
+
+    Parameters
+    ----------
+    file : Group
+    place : str
+        A new group of it, or nothing.
+    tables : mapping
+        Columns by name.
+
+    Returns
+    -------
+    Group
+        The one that they are in.
+    """
+    if place:
+        created = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        created.set_obj_track_times(False)  # older releases of h5py do
+        file = h5py.Group(h5py.h5g.create(file.id, place.encode(), gcpl=created))
+    for name, column in tables.items():
+        values: Any = column
+        if isinstance(column, np.ndarray):
+            kind = column.dtype.newbyteorder("<")
+        else:
+            values = [text.encode() for text in column]
+            kind = h5py.string_dtype("utf-8", max(map(len, values), default=0) or 1)
+        chunk = min(max(len(values), 1), max(_TABLE_BYTES // kind.itemsize, 1))
+        form = {"shape": (len(values),), "maxshape": (None,), "chunks": (chunk,), "dtype": kind}
+        data = file.create_dataset(name, **form, **FILTERS[_TABLE.compression])
+        for first in range(0, len(values), chunk):
+            block = np.zeros(chunk, kind)
+            block[: len(values) - first] = values[first : first + chunk]
+            data.id.write_direct_chunk((first,), filter_bytes(block, _TABLE))
+    return file
 
 
 def _copy_parts(
@@ -458,15 +480,15 @@ def _copy_parts(
     layout: Layout,
     rows: int,
     told: Sequence[Mapping[str, Attribute]] | None,
-) -> str:
+) -> bytes:
     """Copy all chunks; a digest of them in order."""
-    data, digest = _create_predictions(file, rows, layout), xxhash.xxh3_128()
+    data, digest = create_predictions(file, rows, layout), xxhash.xxh3_128()
     row = 0
     for k, part in enumerate(parts):
-        with _opened_part(part) as opened:
+        with opened_part(part, data) as (opened, chunks):
             if told is not None and read_attributes(opened) != told[k]:
                 raise DamagedPartError(part, "of another run or another sequence")
-            count, chunks = _part_chunks(part, opened, data)
+            count = len(opened[DATASET])
         if row % layout.chunk_rows or row + count > rows:
             raise StoreError(
                 f"{part}: its {count} rows do not follow the {row} rows before it in a file of "
@@ -478,64 +500,9 @@ def _copy_parts(
         row += count
     if row != rows:
         raise StoreError(f"{len(parts)} parts hold {row} of {rows} rows; run predict again")
-    return digest.hexdigest()
-
-
-def _chunks_digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with h5py.File(path, "r", locking=False) as file:
-        data = file[DATASET]
-        for row in range(0, data.shape[0], data.chunks[0]):
-            digest.update(data.id.read_direct_chunk((row, 0))[1])
-    return digest.hexdigest()
-
-
-def _size(part: Path) -> int:
-    try:
-        return part.stat().st_size
-    except OSError as error:
-        raise DamagedPartError(part, error.strerror or str(error)) from error
-
-
-@contextmanager
-def _opened_part(path: Path) -> Iterator[Any]:
-    """The HDF5 file of a part, opened from the very bytes whose digest was checked.
-
-    Whatever is raised on reading becomes one error.
-    """
-    try:
-        data = read_small(path, _LARGEST_PART, follow=False)
-        image, trailer = memoryview(data)[:-_TRAILER], data[-_TRAILER:]
-        if trailer != _SEAL + hashlib.sha256(image).digest():
-            raise DamagedPartError(path, "its bytes do not match their sha256")
-        with h5py.File(io.BytesIO(image), "r") as file:
-            yield file
-    except READ_ERRORS as error:
-        raise DamagedPartError(path, _reason(error)) from error
+    return digest.digest()
 
 
 def _reason(error: BaseException) -> str:
     told = error.strerror if isinstance(error, OSError) else None
     return told or first_line(error)
-
-
-def _part_chunks(path: Path, file: h5py.File, like: Any = None) -> tuple[int, list[bytes]]:
-    """Rows and stored chunks of a part.
-
-    ``like`` is a dataset whose type, width, chunks and filters the part must share.
-    """
-    data = file[DATASET]
-    if like is not None and _layout_facts(data) != _layout_facts(like):
-        raise DamagedPartError(path, "another type, width, chunk size or compression")
-    rows, step = data.shape[0], data.chunks[0]
-    stored = [data.id.read_direct_chunk((row, 0)) for row in range(0, rows, step)]
-    if any(skipped_filters for skipped_filters, _ in stored):
-        raise DamagedPartError(path, "a chunk without its filters")
-    return rows, [chunk for _, chunk in stored]
-
-
-def _layout_facts(data: Any) -> tuple[Any, ...]:
-    """Type, width, chunk shape and filters with their options."""
-    created = data.id.get_create_plist()
-    filters = [created.get_filter(i)[:3] for i in range(created.get_nfilters())]
-    return data.dtype, data.shape[1:], data.chunks, filters

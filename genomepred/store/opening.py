@@ -12,7 +12,7 @@ import h5py
 from genomepred.errors import StoreError
 from genomepred.files import open_regular
 from genomepred.store.reader import READ_ERRORS, PredictionStore
-from genomepred.store.schema import read_attribute
+from genomepred.store.schema import read_attributes
 
 COHORT_FORMAT = "genomepred cohort"
 
@@ -24,7 +24,7 @@ def is_cohort(path: Path) -> bool:
             open(open_regular(path), "rb") as raw,
             h5py.File(raw, "r") as file,
         ):
-            return read_attribute(file, "format") == COHORT_FORMAT
+            return read_attributes(file, "format").get("format") == COHORT_FORMAT
     except READ_ERRORS:
         return False
 

@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from genomepred.documents import COUNT, DocumentError, parse_document
+from genomepred.documents import COUNT, DocumentError, read_document
 from genomepred.errors import StoreError
 from genomepred.files import open_regular
 
@@ -173,7 +173,7 @@ class Pyramid:
         if not 0 < length <= min(size - 8, _LARGEST_DESCRIPTION):
             raise ValueError("it has no description")
         content = size - 8 - length
-        told = parse_document(os.pread(self._file, length, content), _DESCRIPTION, sealed=True)
+        told = read_document(os.pread(self._file, length, content), _DESCRIPTION, sealed=True)
         if told["format_version"] != FORMAT_VERSION:
             raise ValueError(f"version {told['format_version']}")
         if told["content"] != _digest(self._file, content):

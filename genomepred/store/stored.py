@@ -51,7 +51,7 @@ def planes(dataset: h5py.Dataset, place: tuple[int, ...]) -> NDArray[np.uint8]:
 
 @njit(nogil=True, cache=True)
 def checksum(data: Any) -> int:
-    """As :func:`genomepred.store.chunks.fletcher32`, of up to a few megabytes."""
+    """As :func:`genomepred.store.schema.fletcher32`, of up to a few megabytes."""
     first, second = np.uint64(0), np.uint64(0)
     for i in range(0, len(data) - 1, 2):
         first += np.uint64(data[i]) << np.uint64(8) | np.uint64(data[i + 1])

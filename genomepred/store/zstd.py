@@ -5,7 +5,7 @@ from __future__ import annotations
 from genomepred.errors import optional
 
 FILTER = 32015
-LEVEL = 3  # the codec's default; see the measurements in chunks.py
+LEVEL = 3  # the codec's default; see the measurements in schema.py
 
 
 def require() -> None:

@@ -65,7 +65,7 @@ def write_table(table: RegionTable, path: Path | None, progress: bool = False) -
         with publishing(path, follow=True) as temporary:
             require_space(path.parent, _most_bytes(table, suffix))
             if suffix == ".h5ad":
-                with new_file(temporary, partial(_begin_h5ad, table)) as file:
+                with new_file(temporary, begin=partial(_begin_h5ad, table)) as file:
                     _write_h5ad(table, file, progress)
             else:
                 with new_file(temporary) as file:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genomepred.errors import DataError, DeviceError, ModelError, OutputError
-from genomepred.files import open_regular, publishing, sync_file, write_whole
+from genomepred.files import open_regular, publishing, sync, write_whole
 from genomepred.inference.engine import Numerics
 from genomepred.inference.predictor import Predictor
 from genomepred.lowering.fuse import REFERENCE, prepare
@@ -352,7 +352,7 @@ class _Trainer:
             with open(temporary, "xb") as file:
                 file.write(_header(packed.getbuffer()))
                 file.write(packed.getbuffer())
-            sync_file(temporary)  # before the one that it replaces is moved away
+            sync(temporary)  # before the one that it replaces is moved away
             if (out / STATE).exists():
                 os.replace(out / STATE, out / PREVIOUS)
 

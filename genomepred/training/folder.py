@@ -18,7 +18,7 @@ from genomepred.data.read import Data
 from genomepred.data.source import file_facts
 from genomepred.documents import COUNT, DocumentError, Schema, read_document, seal
 from genomepred.errors import OutputError, SignatureError
-from genomepred.files import create_whole, discard_abandoned
+from genomepred.files import discard_abandoned, write_whole
 from genomepred.models.card import Card, flatten, read_card
 from genomepred.training.fit import HISTORY, PREVIOUS, STATE, Settings
 from genomepred.training.spec import TrainingSpec
@@ -120,7 +120,7 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
                 f"{out / 'best'}: holds a checkpoint of an unknown training ({RUN} is absent); "
                 "choose another --out"
             )
-        create_whole(path, seal(identity))
+        write_whole(path, seal(identity), new=True)
     _sweep(out)
     there = _read(path, _RUN, f"nothing can go on from it: remove {out}")
     then, now = (flatten(_numbered(it)) for it in (there, _as_json(identity)))

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from genomepred.documents import DocumentError, parse_document
+from genomepred.documents import DocumentError, read_document
 from genomepred.errors import DataError, GenomepredError, OutputError
 from genomepred.evaluation import figures
-from genomepred.files import publishing, read_small
+from genomepred.files import publishing
 from genomepred.models.checkpoint import load_model
 from genomepred.progress import Progress
 from genomepred.training.fit import HISTORY, history_digest
@@ -61,7 +61,7 @@ def read_config(path: Path) -> Config:
         If it is not that, naming the place, or a variable is not set.
     """
     try:
-        document = parse_document(read_small(path, _LARGEST_CONFIG), object)
+        document = read_document(path, object, limit=_LARGEST_CONFIG)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except DocumentError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from genomepred.documents import DocumentError, dump, read_document, seal
+from genomepred.documents import DocumentError, read_document, seal
 from genomepred.errors import OutputError, SignatureError
 from genomepred.files import Claim, open_regular, output_error, own_folder, write_whole
 from genomepred.variants.scoring import Scores
@@ -93,7 +94,8 @@ class Parts:
     def join(self, signature: Mapping[str, Any], numerics: Mapping[str, Any]) -> None:
         """Take parts to be of this run."""
         told = {"signature": signature, "numerics": numerics}
-        self._run = hashlib.sha256(dump(told)).digest()
+        text = json.dumps(told, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        self._run = hashlib.sha256(text.encode()).digest()
 
     def _check(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         differing = [name for name in wanted if found.get(name) != wanted[name]]

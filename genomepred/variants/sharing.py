@@ -165,7 +165,7 @@ class SharedTrunk:
 
     def raw(self, gathering: Gathering) -> Tensor:
         """Raw values of the windows, float32 ``[windows, 1, tracks]``."""
-        with torch.no_grad(), self._engine.autocast():
+        with torch.no_grad(), self._engine.autocast:
             parts = [self._run_trunk(gathering.haplotypes, p) for p in gathering.pieces]
             features = torch.cat([part for part in parts if len(part)])
             return self._run_head(features, gathering.index()).float()

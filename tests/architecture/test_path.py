@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from genomepred.inference.batching import random_batches
-from genomepred.inference.engine import Engine, Numerics
+from genomepred.inference.engine import Batches, Engine, Numerics
 from genomepred.kernels.codes_conv import cpu as codes_cpu
 from genomepred.kernels.conv_block import cpu as block_cpu
 from genomepred.lowering.fuse import resolve_kernels
@@ -57,6 +56,6 @@ def test_a_kernel_is_few_calls_from_the_engine(
 
     for module, name in ((block_cpu, "_conv_block"), (codes_cpu, "_codes_conv")):
         monkeypatch.setattr(module, name, partial(noted, getattr(module, name)))
-    engine.submit(random_batches(16, geometry.window, geometry.stride, 16))()
+    engine.submit(Batches.random(16, geometry.window, geometry.stride))()
     assert len(stacks) >= 2
     assert max(map(len, stacks)) <= {"naive": 7, "share": 7}[overlap], stacks

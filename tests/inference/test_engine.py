@@ -424,9 +424,8 @@ def sample(count: int, consecutive: bool) -> Batches:
 def choose(model, *, precision="auto", kernels="auto", windows=0.0, tolerance=None, stretches=None):
     card = replace(model.card, tolerance=tolerance or model.card.tolerance)
     subject = Subject(model, card, card.geometry(), CPU)
-    guard = GuardWindows(
-        sample(subject.compute_batch, False), stretches and sample(stretches.windows, True)
-    )
+    batch = compute_batch(card.window, "cpu", card.bins)
+    guard = GuardWindows(sample(batch, False), stretches and sample(stretches.windows, True))
     return decide(subject, Candidates(precision, kernels, "forward", stretches, windows), guard)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genomepred.errors import OutputError, PrecisionError, SequenceError
-from genomepred.inference import batching, pipeline
+from genomepred.inference import pipeline
 from genomepred.sequences.grid import Geometry, Grid
 from tests.sequences.test_grid import contig_lengths, geometries, regions_on, windows_of
 
@@ -70,7 +70,7 @@ def test_compute_batches_hold_every_window_in_its_slot(data, grid, batch, most, 
     gap = (g.window - 1) // g.stride if shared else 0
     places = {contig: gap * i for i, contig in enumerate(contigs)}
     cutting = {"batch": batch, "slots": batch * most, "min_bases": min_bases, "shared": shared}
-    for windows in batching.cut(genome, grid, first, last, **cutting):
+    for windows in pipeline.cut(genome, grid, first, last, **cutting):
         cut = windows.batches
         assert len(cut.starts) % batch == 0
         assert len(cut.starts) <= batch * most

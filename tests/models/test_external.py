@@ -367,7 +367,7 @@ def test_a_module_of_many_bins_that_only_runs_as_written(tmp_path: Path) -> None
     with pytest.raises(ModelError, match=f"--overlap share: .*{cause}"):
         StretchSizes(model, geometry, "cpu").choose("share", filled)
     subject = numerics.Subject(model, card, geometry, cpu)
-    windows = numerics.GuardWindows(sample(subject.compute_batch), None)
+    windows = numerics.GuardWindows(sample(engine.compute_batch(68, "cpu", 60)), None)
     with pytest.warns(UserWarning, match=f"computed as written: .*{cause}") as told:
         chosen = numerics.decide(subject, numerics.Candidates(kernels="auto", windows=1), windows)
     assert (chosen.kernels, chosen.overlap) == (("reference",), "naive")

@@ -9,8 +9,7 @@ import pytest
 
 from genomepred import Genome
 from genomepred.lowering import shared
-from genomepred.store.hdf5 import Layout
-from tests.runs.small import LAMBDA
+from tests.runs.small import LAMBDA, cut
 
 
 @pytest.fixture(scope="module")
@@ -37,5 +36,4 @@ def genome(tmp_path_factory) -> Path:
 def small_shards(monkeypatch):
     """Shards of 512 rows, so that little sequence makes many."""
     monkeypatch.setitem(shared._STRETCH_WINDOWS, "cpu", 512)
-    monkeypatch.setattr(Layout, "chunk_rows", property(lambda self: 256))
-    monkeypatch.setattr(Layout, "shard_rows", property(lambda self: 512))
+    cut(monkeypatch, chunk=256, shard=512)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+from math import lcm
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from genomepred import Genome, predict
 from genomepred.models.checkpoint import load_model
+from genomepred.store import schema
 from tests.helpers import hashes as files
 
 LAMBDA = Path(__file__).parents[1] / "data" / "lambda_virus.fa.gz"
+
+
+def cut(patch: pytest.MonkeyPatch, chunk: int, shard: int) -> None:
+    """Chunks and shards of so many rows, where there is one track."""
+    patch.setattr(schema, "CHUNK_VALUES", chunk)
+    patch.setattr(
+        schema.Layout, "shard_rows", lambda layout, batch: lcm(shard, batch * layout.bins)
+    )
 
 
 def run(genomes, model, out, **options) -> dict[str, str]:
@@ -35,3 +47,12 @@ def naive(genome: Path, model: Path, stride: int) -> np.ndarray:
 
 class Crash(Exception):  # noqa: N818
     """Stands for a process that ends there and then."""
+
+
+def unpublished(genomes, model, out: Path) -> None:
+    """All shards of a run whose files are not published: half of them come from elsewhere."""
+    other = out.with_name(f"{out.name}-other")
+    for k, folder in enumerate((out, other), 1):
+        predict(genomes, model, folder, stride=5, jobs=1, shard=(k, 2))
+    for part in other.glob(".parts/*/*-*.h5"):
+        shutil.copy(part, out / part.relative_to(other))

@@ -26,7 +26,7 @@ from genomepred.runs.genome import GenomeWork
 from genomepred.runs.merging import merge
 from tests.checkpoints import make_checkpoint
 from tests.helpers import hashes as files
-from tests.runs.small import LAMBDA, Crash, run
+from tests.runs.small import LAMBDA, Crash, run, unpublished
 
 
 def test_one_bad_genome_does_not_stop_the_others(genome, model, tmp_path, small_shards):
@@ -126,16 +126,16 @@ def test_a_model_that_fails_amid_a_genome_spares_the_others(
     folder.mkdir()
     for k in range(3):
         shutil.copy(genome, folder / f"g{k}.fa")
-    place, calls = pipeline._Collector._place, []
+    place, calls = pipeline._Line._place, []
 
-    def failing(self, job, windows, values):
+    def failing(self, shard, job, windows, values):
         calls.append(job)
         time.sleep(0.01)
         if len(calls) == 2:
             raise PrecisionError("NaN")
-        return place(self, job, windows, values)
+        return place(self, shard, job, windows, values)
 
-    monkeypatch.setattr(pipeline._Collector, "_place", failing)
+    monkeypatch.setattr(pipeline._Line, "_place", failing)
     with pytest.raises(GenomesFailedError, match="1 of 3 genomes failed"):
         run(folder, model, tmp_path / "out", batch_size=256)
     assert len(files(tmp_path / "out")) == 2
@@ -158,29 +158,27 @@ def test_many_genomes_leave_neither_files_open_nor_grids_in_memory(genome, model
     for k in range(30):
         shutil.copy(genome, folder / f"g{k}.fa")
     opened = []
-    original = local._Held.let_go
+    original = local._Held.release
 
-    def counting(self):
-        opened.append((self.work._genome is not None, self.work.prepared))
-        original(self)
+    def counting(self, *shards):
+        if not shards:  # at the end
+            opened.append((self.work._opened is not None, self.work.prepared))
+        original(self, *shards)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local._Held, "let_go", counting)
+        patch.setattr(local._Held, "release", counting)
         predict(folder, model, tmp_path / "out", stride=500, jobs=1, shard=(1, 2))
     assert opened == [(False, False)] * 15  # the others have no shards of this share
 
 
 def test_merge_goes_on_after_a_genome_that_cannot_be_published(
-    genome, model, tmp_path, small_shards, monkeypatch
+    genome, model, tmp_path, small_shards
 ):
     folder, out = tmp_path / "genomes", tmp_path / "out"
     folder.mkdir()
     for name in "abc":
         shutil.copy(genome, folder / f"{name}.fa")
-    with monkeypatch.context() as patch:
-        patch.setattr(local._Held, "complete", lambda self: False)
-        for i in (1, 2):
-            predict(folder, model, out, stride=5, jobs=1, shard=(i, 2))
+    unpublished(folder, model, out)
     (out / ".parts" / "a" / "genome.json").write_text("{")
     part = next((out / ".parts" / "b").glob("*-*.h5"))
     part.write_bytes(part.read_bytes()[:-1])
@@ -201,7 +199,7 @@ def test_verify_names_genomes_that_were_never_begun(genome, model, tmp_path, mon
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, "facts", crashing)
+        patch.setattr("genomepred.runs.work.sync", crashing)
         with pytest.raises(Crash):
             run(folder, model, out)
     assert [bool(report.problems) for report in verify(out)] == [True, True]

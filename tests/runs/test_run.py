@@ -19,16 +19,14 @@ from genomepred.errors import (
 from genomepred.files import Claim
 from genomepred.models.checkpoint import load_model
 from genomepred.runs.checking import verify
-from genomepred.runs.executors import local
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import find_genomes
 from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import Shard
-from genomepred.store.hdf5 import Layout
 from tests.helpers import hashes as files
-from tests.runs.small import Crash, naive, run
+from tests.runs.small import Crash, cut, naive, run, unpublished
 
 
 def sha256(path: Path) -> str:
@@ -47,13 +45,9 @@ def test_values_are_those_of_every_window_taken_alone(genome, model, tmp_path):
 
 
 def test_same_bytes_for_any_batch_size_and_sharding(genome, model, tmp_path, monkeypatch):
-    def chunk_rows(self):
-        return 256
-
-    monkeypatch.setattr(Layout, "chunk_rows", property(chunk_rows))
     wanted = None
     for k, (shard_rows, batch_size) in enumerate([(512, None), (4096, 64), (256, 512), (768, 1)]):
-        monkeypatch.setattr(Layout, "shard_rows", property(lambda self, n=shard_rows: n))
+        cut(monkeypatch, chunk=256, shard=shard_rows)
         found = run(genome, model, tmp_path / str(k), batch_size=batch_size)
         wanted = wanted or found
         assert found == wanted
@@ -74,15 +68,12 @@ def test_shares_in_any_order_are_published_by_the_last(genome, model, tmp_path, 
     assert not (out / ".parts" / "virus").exists()
 
 
-def test_merge_publishes_without_the_sequence(genome, model, tmp_path, small_shards, monkeypatch):
+def test_merge_publishes_without_the_sequence(genome, model, tmp_path, small_shards):
     copy = tmp_path / "virus.fa"
     shutil.copy(genome, copy)
     wanted = run(copy, model, tmp_path / "whole")
     out = tmp_path / "parts"
-    with monkeypatch.context() as patch:
-        patch.setattr(local._Held, "complete", lambda self: False)
-        predict(copy, model, out, stride=5, jobs=1, shard=(1, 2))
-        predict(copy, model, out, stride=5, jobs=1, shard=(2, 2))
+    unpublished(copy, model, out)
     assert not files(out)
     copy.unlink()
     assert [result.outcome for result in merge(out)] == ["finished"]
@@ -112,7 +103,7 @@ def test_a_crash_between_parts_changes_nothing(
     assert run(genome, model, out) == wanted
 
 
-@pytest.mark.parametrize("step", ["join", "facts"])
+@pytest.mark.parametrize("step", ["genome.join", "work.sync"])
 def test_a_crash_while_publishing_changes_nothing(
     genome, model, tmp_path, small_shards, monkeypatch, step
 ):
@@ -123,7 +114,7 @@ def test_a_crash_while_publishing_changes_nothing(
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenomeWork, step, crashing)
+        patch.setattr(f"genomepred.runs.{step}", crashing)
         with pytest.raises(Crash):
             run(genome, model, out)
     assert verify(out)[0].problems
@@ -137,12 +128,10 @@ def test_a_finished_run_does_nothing_again(genome, model, tmp_path, monkeypatch)
     assert run(genome, model, tmp_path) == wanted
 
 
-def test_a_damaged_part_is_computed_again(genome, model, tmp_path, small_shards, monkeypatch):
+def test_a_damaged_part_is_computed_again(genome, model, tmp_path, small_shards):
     wanted = run(genome, model, tmp_path / "whole")
     out = tmp_path / "damaged"
-    with monkeypatch.context() as patch:
-        patch.setattr(local._Held, "complete", lambda self: False)
-        predict(genome, model, out, stride=5, jobs=1, shard=(1, 2))
+    predict(genome, model, out, stride=5, jobs=1, shard=(1, 2))
     part = sorted((out / ".parts" / "virus").glob("*-*.h5"))[1]
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 16

@@ -14,18 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genomepred import predict
-from genomepred.inference.engine import Engine
+from genomepred.inference.engine import Batches, Engine
 from genomepred.lowering.receptive_field import multiply_adds
 from genomepred.machine import Limit
 from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import build, load_model, save_checkpoint
 from genomepred.runs import setup
-from genomepred.runs.folder import shard_rows
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.spec import RunSpec
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store.chunks import Layout
+from genomepred.store.schema import Layout
 from tests.checkpoints import make_checkpoint
 from tests.helpers import examples
 
@@ -37,10 +36,10 @@ def test_shards_are_whole_chunks_and_whole_compute_batches(
     tracks: int, bins: int, batch: int
 ) -> None:
     layout = Layout(tracks=tracks, bins=bins)
-    rows = shard_rows(layout, batch)
+    rows = layout.shard_rows(batch)
     assert rows % layout.chunk_rows == 0
     assert rows % (batch * bins) == 0
-    assert rows <= max(layout.shard_rows, 2 * batch * bins)
+    assert rows <= max(layout.shard_rows(1), 2 * batch * bins)
 
 
 def test_no_compute_batch_is_computed_for_two_shards(
@@ -58,16 +57,16 @@ def test_no_compute_batch_is_computed_for_two_shards(
     letters = "".join("ACGT"[code] for code in rng.integers(0, 4, windows * window))
     (tmp_path / "a.fa").write_text(f">a\n{letters}\n")
     calls = []
-    cut = Engine._cut
+    submit = Engine.submit
 
-    def counted(self: Engine, *arguments: Any) -> None:
-        calls.append(arguments[2])
-        cut(self, *arguments)
+    def counted(self: Engine, batches: Batches) -> Any:
+        calls.append(int(batches.needed.sum()))
+        return submit(self, batches)
 
-    monkeypatch.setattr(Engine, "_cut", counted)
+    monkeypatch.setattr(Engine, "submit", counted)
     predict(tmp_path / "a.fa", tmp_path / "wide", tmp_path / "out", jobs=1)
     compared = 3  # the prepared model with the model as written; a fingerprint
-    assert len(calls) - compared == windows // 256
+    assert sum(calls) - compared == windows // 256
 
 
 def test_processes_are_started_for_work_whether_of_many_windows_or_of_large_ones(
@@ -110,13 +109,19 @@ def test_a_share_may_have_a_genome_if_it_has_shards_of_it(
     text = "".join(f">\n{'A' * bases}{'' if k % 2 else chr(10)}" for k, bases in enumerate(contigs))
     geometry = Geometry(window=window, stride=stride, bin_size=window)
     lengths = {str(k): bases for k, bases in enumerate(contigs)}
-    plan = SimpleNamespace(out=Path("out"), geometry=geometry, center=False, shard_rows=7)
+    plan = SimpleNamespace(
+        out=Path("out"),
+        geometry=geometry,
+        center=False,
+        layout=SimpleNamespace(shard_rows=lambda batch: batch),
+        signature=SimpleNamespace(compute_batch=7),
+    )
     with tempfile.NamedTemporaryFile("w", suffix=".fa") as file:
         file.write(text)
         file.flush()
         work = GenomeWork("g", Path(file.name), plan, number)  # type: ignore[arg-type]
         may = {i for i in range(shares) if work.may_have((i, shares))}
-    shards = -(-Grid.whole(lengths, geometry).rows // plan.shard_rows)
+    shards = -(-Grid.whole(lengths, geometry).rows // 7)
     assert {(k + number) % shares for k in range(shards)} <= may
     assert number % shares in may  # publishes one without rows
 

@@ -19,7 +19,7 @@ from genomepred.kernels.dispatch import ASKED, PRECISIONS
 from genomepred.lowering.shared import OVERLAPS
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.spec import COMPRESSIONS, RunSpec, options
-from genomepred.store.chunks import Layout
+from genomepred.store.schema import Layout
 from tests.helpers import genomepred
 
 GENOMES = (GenomePath("a", Path("g\udce9.fa")), GenomePath("b", Path("/b c.fa.gz")))

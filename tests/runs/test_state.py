@@ -27,10 +27,11 @@ from genomepred.runs.folder import RunPlan, read_run
 from genomepred.runs.genome import GenomeWork
 from genomepred.runs.inputs import GenomePath
 from genomepred.runs.merging import merge
-from genomepred.runs.signature import Signature
+from genomepred.runs.spec import Signature
 from genomepred.runs.work import disk_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
+from tests.runs.small import cut
 
 SIGNATURE = Signature(
     **{
@@ -58,8 +59,7 @@ def genome(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Shards of 1,024 rows, so that little sequence makes several."""
-    monkeypatch.setattr(Layout, "chunk_rows", property(lambda self: 256))
-    monkeypatch.setattr(Layout, "shard_rows", property(lambda self: 1024))
+    cut(monkeypatch, chunk=256, shard=1024)
 
 
 def run(genome, model, out, **options) -> bytes:
@@ -70,8 +70,7 @@ def run(genome, model, out, **options) -> bytes:
 @pytest.fixture(scope="module")
 def wanted(genome, model, tmp_path_factory) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Layout, "chunk_rows", property(lambda self: 256))
-        patch.setattr(Layout, "shard_rows", property(lambda self: 1024))
+        cut(patch, chunk=256, shard=1024)
         return run(genome, model, tmp_path_factory.mktemp("whole"))
 
 
@@ -130,7 +129,7 @@ def test_a_part_that_is_damaged_whenever_it_is_computed_fails_its_genome(
     def damaging(self, first, last, values):
         write(self, first, last, values)
         if first == 0:
-            part = self.part(first, last)
+            part = self.parts[first, last]
             part.write_bytes(part.read_bytes()[:-1])
             spoilt.append(part)
 
@@ -266,15 +265,19 @@ def test_nothing_is_forgotten_that_another_thread_needs_to_publish(
     genome, model, tmp_path, monkeypatch, wanted
 ):
     """The reader sees the file that the writer has just published, before that has cleared away."""
-    clear, forget, forgotten = GenomeWork.clear, GenomeWork.forget, []
+    clear, close, forgotten = GenomeWork.clear, GenomeWork.close, []
 
     def clearing(work):
         time.sleep(0.2)
         assert not forgotten
         clear(work)
 
+    def closing(work, forget=False):
+        forgotten.extend([work] if forget else [])
+        close(work, forget)
+
     monkeypatch.setattr(GenomeWork, "clear", clearing)
-    monkeypatch.setattr(GenomeWork, "forget", lambda work: (forgotten.append(work), forget(work)))
+    monkeypatch.setattr(GenomeWork, "close", closing)
     assert run(genome, model, tmp_path) == wanted
     assert len(forgotten) == 1
 
@@ -450,8 +453,7 @@ def test_looks_at_the_disk_grow_with_genomes_and_not_faster(tmp_path, counted, c
     "counts", [(50, 100), pytest.param((300, 600), marks=pytest.mark.slow)], ids=str
 )
 def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, monkeypatch, counts):
-    monkeypatch.setattr(Layout, "chunk_rows", property(lambda self: 8))
-    monkeypatch.setattr(Layout, "shard_rows", property(lambda self: 8))
+    cut(monkeypatch, chunk=8, shard=8)
     found = {}
     few, many = counts
     for count in counts:

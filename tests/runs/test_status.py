@@ -22,7 +22,7 @@ from genomepred.runs.plan import plan
 from genomepred.runs.run import GenomeRun
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.status import forget, status
-from genomepred.store.hdf5 import Layout
+from tests.runs.small import cut
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,7 @@ def model(tiny_model) -> Path:
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """Genomes a and b of three shards each."""
-    monkeypatch.setattr(Layout, "chunk_rows", property(lambda self: 256))
-    monkeypatch.setattr(Layout, "shard_rows", property(lambda self: 1024))
+    cut(monkeypatch, chunk=256, shard=1024)
     (tmp_path / "genomes").mkdir()
     for name in "ab":
         bases = np.random.default_rng(ord(name)).choice(list("ACGT"), 2_900)
@@ -161,7 +160,7 @@ def test_shards_are_computed_one_by_one_in_any_order(folder, model, tmp_path):
     job = GenomeRun(spec)
     for work in job.works:
         work.prepare()
-        for rows in [*work.ranges[::-1], work.ranges[1]]:
+        for rows in [*reversed(work.parts), list(work.parts)[1]]:
             compute_shard(job, work, rows)
             assert work.has(*rows)
         assert not list(work.folder.glob("*-*.lock"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from genomepred.sequences.codes import one_hot, real_counts, reverse_complement
+from genomepred.sequences.codes import one_hot, reverse_complement
 
 Codes = NDArray[np.uint8]
 COMPLEMENT = {0: 3, 1: 2, 2: 1, 3: 0, 4: 4}
@@ -71,40 +71,3 @@ def test_one_hot_of_nothing_and_of_strided_codes() -> None:
 def test_one_hot_refuses_unknown_orders_and_policies(order: str, policy: str) -> None:
     with pytest.raises(ValueError, match="must be"):
         one_hot(np.zeros(3, np.uint8), order, policy)
-
-
-@st.composite
-def windows(draw: st.DrawFn) -> tuple[Codes, NDArray[np.int64], int]:
-    """Codes with runs of N, ascending starts (equal ones too) and a width that fits."""
-    runs = draw(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 90)), min_size=1))
-    codes = np.repeat(*np.array(runs).T).astype(np.uint8)
-    width = draw(st.integers(0, len(codes)))
-    some = st.lists(st.integers(0, len(codes) - width), max_size=600)
-    return codes, np.array(sorted(draw(some)), np.int64), width
-
-
-@given(windows())
-def test_real_counts_of_any_windows(case: tuple[Codes, NDArray[np.int64], int]) -> None:
-    codes, starts, width = case
-    expected = [int((codes[start : start + width] < 4).sum()) for start in starts]
-    counts = real_counts(codes, starts, width)
-    assert counts.dtype == np.int32
-    assert counts.tolist() == expected
-
-
-@pytest.mark.parametrize(("stride", "width"), [(1, 50), (20, 1000), (1000, 200), (64, 64)])
-def test_real_counts_of_overlapping_and_distant_windows(stride: int, width: int) -> None:
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 5, 50_000).astype(np.uint8)
-    codes[10_000:30_000] %= 4  # blocks of windows without any N take a shorter path
-    starts = np.arange(0, len(codes) - width + 1, stride)
-    total = np.concatenate([[0], np.cumsum(codes < 4)])
-    np.testing.assert_array_equal(
-        real_counts(codes, starts, width), total[starts + width] - total[starts]
-    )
-
-
-@pytest.mark.parametrize("starts", [[-1, 3], [0, 6], [3, 2]])
-def test_real_counts_refuses_windows_outside_or_out_of_order(starts: list[int]) -> None:
-    with pytest.raises(ValueError, match="ascend and lie in"):
-        real_counts(np.zeros(10, np.uint8), np.array(starts), 5)

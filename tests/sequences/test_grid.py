@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from genomepred.errors import ModelError, RegionError
 from genomepred.sequences.bed import BedRecord
-from genomepred.sequences.grid import Geometry, Grid, Region, parse_region
+from genomepred.sequences.codes import Codes
+from genomepred.sequences.grid import Geometry, Grid, Region, parse_region, real_counts
 
 
 @st.composite
@@ -251,3 +253,40 @@ def test_centered_windows_use_the_center_that_a_record_has():
     records = [BedRecord("c", 100, 200, "n", "-", 120), Region("c", 100, 200)]
     grid = Grid.centered({"c": 1000}, Geometry(20, 10), records)
     assert grid.start.tolist() == [110, 140]
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[Codes, NDArray[np.int64], int]:
+    """Codes with runs of N, ascending starts (equal ones too) and a width that fits."""
+    runs = draw(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 90)), min_size=1))
+    codes = np.repeat(*np.array(runs).T).astype(np.uint8)
+    width = draw(st.integers(0, len(codes)))
+    some = st.lists(st.integers(0, len(codes) - width), max_size=600)
+    return codes, np.array(sorted(draw(some)), np.int64), width
+
+
+@given(windows())
+def test_real_counts_of_any_windows(case: tuple[Codes, NDArray[np.int64], int]) -> None:
+    codes, starts, width = case
+    expected = [int((codes[start : start + width] < 4).sum()) for start in starts]
+    counts = real_counts(codes, starts, width)
+    assert counts.dtype == np.int32
+    assert counts.tolist() == expected
+
+
+@pytest.mark.parametrize(("stride", "width"), [(1, 50), (20, 1000), (1000, 200), (64, 64)])
+def test_real_counts_of_overlapping_and_distant_windows(stride: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 5, 50_000).astype(np.uint8)
+    codes[10_000:30_000] %= 4  # blocks of windows without any N take a shorter path
+    starts = np.arange(0, len(codes) - width + 1, stride)
+    total = np.concatenate([[0], np.cumsum(codes < 4)])
+    np.testing.assert_array_equal(
+        real_counts(codes, starts, width), total[starts + width] - total[starts]
+    )
+
+
+@pytest.mark.parametrize("starts", [[-1, 3], [0, 6], [3, 2]])
+def test_real_counts_refuses_windows_outside_or_out_of_order(starts: list[int]) -> None:
+    with pytest.raises(ValueError, match="ascend and lie in"):
+        real_counts(np.zeros(10, np.uint8), np.array(starts), 5)

@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from genomepred.sequences.decode import Scan
 from genomepred.sequences.index import Record
-from genomepred.sequences.scan import scan
 from tests.helpers import examples
 from tests.sequences.fasta_files import CODE, naive_codes
 
 PATH = Path("g.fa")
 ENDS = [b"\n", b"\r\n", b"\r"]
+
+
+def scan(pieces: Iterable[NDArray[np.uint8]]) -> tuple[Scan, bytes]:
+    """A finished scan, and all codes it gave."""
+    result = Scan(PATH, pieces)
+    return result, b"".join(codes.tobytes() for codes in result.codes())
 
 
 @st.composite
@@ -65,13 +73,12 @@ def by_arithmetic(text: bytes, record: Record) -> list[int]:
 @given(nearly_regular(), st.sampled_from([1, 7, 200, 5000, 1 << 20]))
 def test_records_and_codes_of_nearly_regular_files(text: bytes, piece: int) -> None:
     pieces = (np.frombuffer(text[a : a + piece], np.uint8) for a in range(0, len(text), piece))
-    parts: list[bytes] = []
-    result = scan(PATH, pieces, lambda codes: parts.append(codes.tobytes()))
+    result, found = scan(pieces)
     expected = naive_codes(text)
     assert [(r.name, r.length) for r in result.records] == [
         (name, len(codes)) for name, codes in expected.items()
     ]
-    assert b"".join(parts) == b"".join(codes.tobytes() for codes in expected.values())
+    assert found == b"".join(codes.tobytes() for codes in expected.values())
     if result.even:
         for record in result.records:
             assert by_arithmetic(text, record) == expected[record.name].tolist()
@@ -97,18 +104,18 @@ def test_one_odd_line_among_many(case: str, end: bytes, at: int) -> None:
     lines = [LINE + end] * 300
     lines[at] = ODD_LINES[case](end)
     text = b">a" + end + b"".join(lines)
-    parts: list[bytes] = []
-    scan(PATH, [np.frombuffer(text, np.uint8)], lambda codes: parts.append(codes.tobytes()))
+    _, found = scan([np.frombuffer(text, np.uint8)])
     expected = b"".join(codes.tobytes() for codes in naive_codes(text).values())
-    assert b"".join(parts) == expected
+    assert found == expected
 
 
 def test_bytes_one_by_one_give_what_they_give_at_once() -> None:
     text = b">a b\r\nACGTN\r\nACG\r\n\r\n>c\r\n>d\r\n" + (b"GATTACA" * 10 + b"\r\n") * 300 + b"AC"
-    whole = scan(PATH, [np.frombuffer(text, np.uint8)])
-    single = scan(PATH, (np.frombuffer(text[i : i + 1], np.uint8) for i in range(len(text))))
-    assert whole == single
+    whole, codes = scan([np.frombuffer(text, np.uint8)])
+    single, alike = scan(np.frombuffer(text[i : i + 1], np.uint8) for i in range(len(text)))
+    assert (whole.records, whole.digest, codes) == (single.records, single.digest, alike)
     assert whole.even
+    assert single.even
     assert whole.records[0] == Record("a", 8, 6, 5, 7)
     assert whole.records[1] == Record("c", 0, 0, 0, 0)
     assert whole.records[2].length == 300 * 70 + 2
@@ -116,6 +123,6 @@ def test_bytes_one_by_one_give_what_they_give_at_once() -> None:
 
 def test_more_records_than_the_table_holds_at_first() -> None:
     text = b"".join(b">r%d\nA\n" % i for i in range(5000))
-    result = scan(PATH, [np.frombuffer(text, np.uint8)])
+    result, _ = scan([np.frombuffer(text, np.uint8)])
     assert [record.name for record in result.records] == [f"r{i}" for i in range(5000)]
     assert result.records[-1] == Record("r4999", 1, len(text) - 2, 1, 2)

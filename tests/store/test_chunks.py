@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from genomepred.errors import DependencyError, OutputError, PrecisionError
-from genomepred.store.chunks import CHUNK_VALUES, Layout, encode_chunk, fletcher32
+from genomepred.store.schema import CHUNK_VALUES, Layout, encode_chunk, fletcher32
 from tests.store_files import random_values
 
 COMPRESSIONS = ("deflate", "deflate-1", "deflate-9", "none", "zstd")
@@ -55,7 +55,7 @@ def decode(chunk: bytes, layout: Layout) -> NDArray[np.floating]:
 @given(tracks=st.integers(1, 200_000), bins=st.integers(1, 20_000))
 def test_rows_of_shards_and_windows_begin_at_chunks(tracks: int, bins: int) -> None:
     layout = Layout(tracks, bins=bins)
-    chunk, shard = layout.chunk_rows, layout.shard_rows
+    chunk, shard = layout.chunk_rows, layout.shard_rows(1)
     assert shard % chunk == 0
     assert shard % bins == 0
     assert chunk % bins == 0 or bins % chunk == 0

@@ -13,12 +13,12 @@ import pytest
 from genomepred.errors import DependencyError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store import cohort_file
-from genomepred.store.chunks import Layout
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_writing import join_cohort, padded, write_cohort_part
 from genomepred.store.hdf5 import DamagedPartError
 from genomepred.store.opening import is_cohort, open_store
 from genomepred.store.reader import PredictionStore
+from genomepred.store.schema import Layout
 
 CONTIGS = {"chr1": 30_000, "empty": 0, "chr2": 641, "short": 3}
 HAPLOTYPES = [("a", 1), ("a", 2), ("b.1", 1), ("b.1", 2), ("b", 1), ("c é", 1)]

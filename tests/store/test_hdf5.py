@@ -31,17 +31,22 @@ from genomepred.store.hdf5 import (
     DamagedPartError,
     Layout,
     PredictionStore,
-    check_part,
     encode_chunk,
     join,
-    read_part_attributes,
     read_sidecar,
     sidecar_path,
     verify_file,
     write_part,
 )
 from tests.helpers import examples
-from tests.store_files import ATTRIBUTES, CONTIGS, random_values, write_parts, write_store
+from tests.store_files import (
+    ATTRIBUTES,
+    CONTIGS,
+    part_attributes,
+    random_values,
+    write_parts,
+    write_store,
+)
 
 WIDE = Layout(2000)  # 32 rows a chunk, so that small files have several
 GRID = Grid.whole(CONTIGS, Geometry(window=100, stride=20))
@@ -125,8 +130,7 @@ def test_parts_carry_their_attributes_and_can_grow(tmp_path: Path) -> None:
     }
     chunk = encode_chunk(random_values(30, 2000), WIDE)
     write_part(path, [chunk], 30, WIDE, attributes)
-    assert read_part_attributes(path) == attributes
-    check_part(path)
+    assert part_attributes(path) == attributes
     with h5py.File(path) as file:
         assert file["predictions"].shape == (30, 2000)
         assert file["predictions"].maxshape == (None, 2000)
@@ -143,8 +147,8 @@ def test_threads_write_parts_at_the_same_time(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         expected = list(pool.map(write, range(24)))
     for i, chunks in enumerate(expected):
-        check_part(tmp_path / f"{i}.part")
-        assert read_part_attributes(tmp_path / f"{i}.part") == {"first_row": 64 * i}
+        part_attributes(tmp_path / f"{i}.part")
+        assert part_attributes(tmp_path / f"{i}.part") == {"first_row": 64 * i}
         with h5py.File(tmp_path / f"{i}.part") as file:
             stored = [file["predictions"].id.read_direct_chunk((row, 0))[1] for row in (0, 32)]
         assert b"".join(stored) == chunks
@@ -210,17 +214,17 @@ def test_another_process_folder_name_time_and_sharding_give_the_same_bytes(tmp_p
 def test_no_flipped_byte_of_a_part_changes_what_is_joined(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = write_parts(tmp_path, random_values(20, 2000).round(1), WIDE)[0]
-    good, attributes = path.read_bytes(), read_part_attributes(path)
+    good, attributes = path.read_bytes(), part_attributes(path)
     grid = Grid.whole({"c": 480}, Geometry(window=100, stride=20))
     expected = join([path], tmp_path / "good.h5", WIDE, grid, TRACKS, {})
     for position in [*rng.integers(0, len(good), examples(300)).tolist(), -1, -40]:
         path.write_bytes(flipped(good, position, int(rng.integers(8))))
         with pytest.raises(DamagedPartError, match="do not match their sha256"):
-            check_part(path)
+            part_attributes(path)
         with pytest.raises(DamagedPartError):
             join([path], tmp_path / "flip.h5", WIDE, grid, TRACKS, {})
     path.write_bytes(good)
-    assert read_part_attributes(path) == attributes
+    assert part_attributes(path) == attributes
     assert join([path], tmp_path / "again.h5", WIDE, grid, TRACKS, {}) == expected
 
 
@@ -237,7 +241,7 @@ def test_words_of_ones_in_place_of_zeros_are_found(tmp_path: Path) -> None:
     with h5py.File(path) as file:
         assert file["predictions"][:].any()  # HDF5 reads it without a word
     with pytest.raises(DamagedPartError, match="sha256"):
-        check_part(path)
+        part_attributes(path)
 
 
 def test_a_part_is_no_link_and_no_pipe(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_a_part_is_no_link_and_no_pipe(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     for part in (link, pipe):
         with pytest.raises(DamagedPartError):
-            check_part(part)
+            part_attributes(part)
 
 
 def test_a_damaged_part_can_be_handed_to_another_process() -> None:
@@ -260,15 +264,17 @@ def test_what_is_written_is_compared_with_what_was_joined(
 ) -> None:
     parts = write_parts(tmp_path, random_values(GRID.rows, 2000), WIDE)
 
-    def flipping(temporary: Path) -> str:
+    @contextmanager
+    def flipping(temporary: Path, *arguments: object) -> Iterator[h5py.File]:
+        with new_file(temporary, *arguments) as file:  # type: ignore[arg-type]
+            yield file
         with h5py.File(temporary) as file:
             at = file["predictions"].id.get_chunk_info(1).byte_offset
         data = temporary.read_bytes()
         temporary.write_bytes(flipped(data, at + 100, 3))
-        return chunks_digest(temporary)
 
-    chunks_digest = hdf5._chunks_digest
-    monkeypatch.setattr(hdf5, "_chunks_digest", flipping)
+    new_file = hdf5.new_file
+    monkeypatch.setattr(hdf5, "new_file", flipping)
     with pytest.raises(StoreError, match="not what was joined"):
         join(parts, tmp_path / "genome.h5", WIDE, GRID, TRACKS, {})
     assert set(tmp_path.iterdir()) == set(parts)
@@ -280,7 +286,7 @@ def test_truncated_parts_are_damaged(tmp_path: Path) -> None:
     for length in [*range(0, len(good), len(good) // 50), len(good) - 1]:
         path.write_bytes(good[:length])
         with pytest.raises(DamagedPartError):
-            check_part(path)
+            part_attributes(path)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from genomepred.errors import StoreError
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store import pyramid, pyramid_writer
 from genomepred.store.blocks import _words, classes, distinct_lines, open_blocks, spans_of
-from genomepred.store.chunks import fletcher32
 from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.pyramid import BLOCK, INNER, Pyramid, Shape
 from genomepred.store.pyramid_writer import write_pyramid
 from genomepred.store.scale import MOST, Scale, scales_of
+from genomepred.store.schema import fletcher32
 from genomepred.store.stored import checksum
 from tests.founders import write_cohort
 from tests.helpers import examples

@@ -29,9 +29,9 @@ from genomepred.errors import (
 )
 from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store.chunks import Layout
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
+from genomepred.store.schema import Layout
 from genomepred.tables import reduction, table, writing
 from genomepred.tables.regions import read_regions
 from genomepred.tables.samples import cohort_of

@@ -155,7 +155,7 @@ class _StopError(Exception):
         *[("fit._write_history", 1, 1), ("fit._write_history", 1, 2)],
         *[("fit._write_history", 2, 2), ("run._outcome", 1, 2), ("run._finished", 2, 2)],
         *[("run.save_checkpoint", 1, 2), ("run.save_checkpoint", 2, 2), ("run.measure", 1, 2)],
-        *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("folder.create_whole", 1, 2)],
+        *[("run.save_checkpoint", 3, 2), ("run.curves", 1, 2), ("folder.write_whole", 1, 2)],
     ],
 )
 def test_a_training_stopped_anywhere_ends_the_same(
@@ -298,15 +298,15 @@ def test_of_two_processes_that_start_at_once_the_first_ones_options_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, out = spec_of(tmp_path, epochs=1), tmp_path / "out"
-    real = training_folder.create_whole
+    real = training_folder.write_whole
 
-    def overtaken(path: Path, data: bytes) -> bool:
+    def overtaken(path: Path, data: bytes, new: bool) -> None:
         told = json.loads(data)
         told.pop(SEAL)
-        real(path, seal({**told, "stride": 7}))  # another process, meanwhile
-        return real(path, data)
+        real(path, seal({**told, "stride": 7}), new=True)  # another process, meanwhile
+        real(path, data, new=new)
 
-    monkeypatch.setattr(training_folder, "create_whole", overtaken)
+    monkeypatch.setattr(training_folder, "write_whole", overtaken)
     with pytest.raises(SignatureError, match="started with stride 7; now stride unset"):
         train(spec, out)
     assert [path.name for path in out.iterdir()] == [RUN]

@@ -103,7 +103,7 @@ def compute_shard(job: Job, work: Work, rows: Rows) -> None:
     work : Work
         One of the job's.
     rows : (int, int)
-        One of the work's ``ranges``.
+        One of the work's ``parts``.
 
     Raises
     ------

@@ -166,7 +166,7 @@ class Device:
                 work = self._job.work(number, name, Path(path))
             self._works[number] = work
             for old in list(self._works)[:-_KEPT]:
-                self._works.pop(old).forget()
+                self._works.pop(old).close(forget=True)
             return work
 
 

@@ -19,7 +19,8 @@ from genomepred.runs.executors import Job
 from genomepred.runs.folder import PARTS
 from genomepred.runs.work import Rows, Shard, Work, failing_alone
 
-# Seconds between looks at what other processes have done.
+# Seconds between looks at what other processes have done. A look at a work is a few calls of the
+# file system: many are looked at less often.
 _SHORTEST_WAIT, _LONGEST_WAIT, _WAIT_A_WORK = 0.01, 0.5, 0.01
 
 
@@ -30,9 +31,10 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
     """
     helds, leaving = [], ExitStack()
     for work in job.works:
-        if work.may_have(job.plan.share):
+        if job.plan.share[1] == 1 or work.may_have(job.plan.share):
             helds.append(_Held(work))
-            leaving.callback(helds[-1].let_go)
+            leaving.callback(work.close)
+            leaving.callback(helds[-1].release)  # what is not finished is for whoever comes next
         else:
             watch.see(work.name, 0)
     stop = Stop()
@@ -52,56 +54,52 @@ class _Held:
     """A work, and what this process holds of it.
 
     ``open`` are the shards that are not known to be on disk, as of the last look; None before the
-    first.
+    first. ``mine`` are all of our share.
     """
 
     work: Work
     open: set[Rows] | None = None
+    mine: list[Rows] = field(default_factory=list)
     claims: dict[Rows, Claim] = field(default_factory=dict)
-
-    def left(self) -> list[Rows]:
-        """Shards of our share that are not known to be on disk, nor being computed here."""
-        if self.open is None:
-            self.open = set(self.work.missing())
-        (i, n), number = self.work.plan.share, self.work.number
-        return [
-            shard
-            for k, shard in enumerate(self.work.ranges)
-            if (k + number) % n == i and shard in self.open and shard not in self.claims
-        ]
 
     def shards(self, step: int, watch: Watch) -> Iterator[Shard]:
         """Claim shards of our share that nobody else is computing."""
         work = self.work
-        settled = work.settled()
-        if not settled and not work.prepare():
+        if work.settled():
+            watch.see(work.name, 0)
             return
-        left = [] if settled else self.left()
+        if not work.prepare():
+            return
+        if self.open is None:
+            (i, n), number = work.plan.share, work.number
+            self.open = set(work.missing())
+            self.mine = [rows for k, rows in enumerate(work.parts) if (k + number) % n == i]
+        left = [rows for rows in self.mine if rows in self.open and rows not in self.claims]
         watch.see(work.name, sum(last - first for first, last in left) * step)
-        if settled:
-            return
         own_folder(work.plan.out, PARTS, work.name)
         if work.settled():  # whoever has published it has cleared its folder away
             return
-        assert self.open is not None
         for rows in left:
             if work.error is not None:
                 return
-            claim = Claim.take(work.folder / f"{rows[0]}-{rows[1]}.lock")
-            if claim is None:
-                continue
-            self.claims[rows] = claim
-            try:
-                there = work.has(*rows)
-                shard = None if there else Shard(work, *rows, self.written, self.release)
-            except BaseException:
-                self.release(rows)
-                raise
-            if shard is not None:
+            if (shard := self.claim(rows, self.open)) is not None:
                 yield shard
-                continue
-            self.open.discard(rows)
-            self.release(rows)
+
+    def claim(self, rows: Rows, still: set[Rows]) -> Shard | None:
+        """The shard, unless another process has it or it is on disk, and so no longer open."""
+        claim, shard = Claim.take(self.work.folder / f"{rows[0]}-{rows[1]}.lock"), None
+        if claim is None:
+            return None
+        self.claims[rows] = claim
+        try:
+            if self.work.has(*rows):
+                still.discard(rows)
+            else:
+                shard = Shard(self.work, *rows, self.written, self.release)
+        finally:
+            if shard is None:
+                self.release(rows)
+        return shard
 
     def settle(self) -> bool:
         """Publish if all is there; whether the work needs no further look by this process."""
@@ -113,49 +111,41 @@ class _Held:
             if self.open is None:  # another process prepares it
                 return False
             self.open = set(work.missing())
-            if self.complete():
+            if not self.open:
                 work.publish()
                 return False  # another process may be at it, or a part may prove damaged
-            if work.plan.share[1] == 1 or self.left():
+            if not self.open.isdisjoint(self.mine):
                 return False
         elif work.published is not None:
             work.clear()
-        work.forget()
+        work.close(forget=True)
+        self.mine.clear()
         return True
 
     def written(self, rows: Rows) -> None:
         """Publish with the last shard, whoever has computed it."""
         assert self.open is not None
         self.open.discard(rows)
-        if self.complete() and self.work.error is None:
+        if not self.open and self.work.error is None:
             self.work.publish()
 
-    def complete(self) -> bool:
-        """Whether all shards are known to be on disk."""
-        return not self.open
-
-    def release(self, rows: Rows) -> None:
-        """Be done with a shard: it is on disk, or has been given up."""
-        if (claim := self.claims.pop(rows, None)) is not None:
-            claim.release()
-
-    def let_go(self) -> None:
-        """Leave what is not finished to whoever comes next."""
-        for rows in list(self.claims):
-            self.release(rows)
-        self.work.close()
+    def release(self, *shards: Rows) -> None:
+        """Be done with some shards, by default with all: on disk, or given up."""
+        for rows in shards or tuple(self.claims):
+            if (claim := self.claims.pop(rows, None)) is not None:
+                claim.release()
 
 
 def _claimed(
     helds: Sequence[_Held], step: int, stop: Stop, watch: Watch, waiting: Callable[[], object]
 ) -> Iterator[Shard]:
     """Claim shards until every work is published, failed, or left to other shares."""
-    delay = _SHORTEST_WAIT
-    unsettled = list(helds)
+    delay, unsettled = _SHORTEST_WAIT, list(helds)
     while unsettled:
         again, moved = [], False
         for held in unsettled:
-            stop.check()
+            if stop.is_set():
+                return
             with failing_alone(held.work):
                 for shard in held.shards(step, watch):
                     moved = True
@@ -163,11 +153,10 @@ def _claimed(
                 if not held.settle():
                     again.append(held)
         unsettled = again
-        # A look at a work is a few calls of the file system: many are looked at less often.
         longest = max(_LONGEST_WAIT, _WAIT_A_WORK * len(unsettled))
         delay = _SHORTEST_WAIT if moved else min(2 * delay, longest)
         if unsettled and not moved:
             if delay == longest:
                 watch.wait()
             waiting()
-            stop.check(delay)
+            stop.wait(delay)

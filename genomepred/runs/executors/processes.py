@@ -219,23 +219,10 @@ def serving() -> Iterator[tuple[dict[str, Any], Watch]]:
     """
     say_warnings()
     over, report = threading.Event(), _Report()
-
-    def end_with_parent() -> None:
-        # Not by sys.stdin, whose lock a process that ends would wait for in vain.
-        while os.read(0, 1):
-            pass
-        if not over.is_set():
-            os._exit(1)
-
-    def beat() -> None:
-        with suppress(OSError):  # the parent has gone
-            while not over.wait(_BEAT):
-                report.done(0)
-
     try:
         text = json.loads(sys.stdin.readline())
-        for body in (end_with_parent, beat):
-            threading.Thread(target=body, daemon=True).start()
+        for body in (_end_with_parent, _beat):
+            threading.Thread(target=body, args=(over, report), daemon=True).start()
         yield text, report
     except BaseException as error:
         # The parent takes over what is left, and meets the same obstacle if it is one.
@@ -243,6 +230,20 @@ def serving() -> Iterator[tuple[dict[str, Any], Watch]]:
         say(f"a worker has stopped: {what}")
         os._exit(code)
     over.set()
+
+
+def _end_with_parent(over: threading.Event, report: _Report) -> None:
+    # Not by sys.stdin, whose lock a process that ends would wait for in vain.
+    while os.read(0, 1):
+        pass
+    if not over.is_set():
+        os._exit(1)
+
+
+def _beat(over: threading.Event, report: _Report) -> None:
+    with suppress(OSError):  # the parent has gone
+        while not over.wait(_BEAT):
+            report.done(0)
 
 
 def work() -> None:

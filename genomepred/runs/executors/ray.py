@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import IO, Any
 
 from genomepred import errors
 from genomepred.errors import DependencyError, GenomepredError, OptionError
@@ -136,7 +136,7 @@ def _hear(message: dict[str, Any], job: Job, todo: dict[int, Work], watch: Watch
             watch.tell_workers(workers)
         case {"warning": text}:
             warnings.warn(text, stacklevel=2)
-        case {"failed": number, "why": why} if not todo[number].is_published():
+        case {"failed": number, "why": why} if not todo[number].outcome("finished"):
             todo[number].fail(GenomepredError(why))
         case {"error": kind, "why": why}:
             raise getattr(errors, kind, GenomepredError)(why)
@@ -164,16 +164,8 @@ def _driver(told: str) -> Iterator[Iterable[bytes]]:
     GenomepredError
         If it ends before it has said that all is done.
     """
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     with tempfile.TemporaryFile() as log:
-        driver = subprocess.Popen(
-            isolated_command(_BODY),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=environment,
-            start_new_session=True,  # signals are this process's: it ends the driver
-        )
+        driver = _start(log)
         assert driver.stdin is not None
         assert driver.stdout is not None
         try:
@@ -183,15 +175,30 @@ def _driver(told: str) -> Iterator[Iterable[bytes]]:
             yield driver.stdout
             code = driver.wait(_END)
         finally:
-            with suppress(OSError):
-                driver.stdin.close()
-            try:
-                driver.wait(_END)
-            except subprocess.TimeoutExpired:
-                driver.kill()
+            _end(driver, driver.stdin)
         if code:
             log.seek(0)
             raise GenomepredError(_lost(code, log.read().decode(errors="replace")))
+
+
+def _start(log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        isolated_command(_BODY),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        start_new_session=True,  # signals are this process's: it ends the driver
+    )
+
+
+def _end(driver: subprocess.Popen[bytes], orders: IO[bytes]) -> None:
+    with suppress(OSError):
+        orders.close()
+    try:
+        driver.wait(_END)
+    except subprocess.TimeoutExpired:
+        driver.kill()
 
 
 def _lost(code: int, said: str) -> str:
@@ -530,9 +537,8 @@ class Driver:
             if not genome.left:
                 self._ready.appendleft(_Task("publish", genome))
             return
-        missing = answer
+        rows, missing = answer if task.kind == "prepare" else (0, answer)
         if task.kind == "prepare":
-            rows, missing = answer
             self._say(seen=genome.call[0], rows=rows)
             self._say(computed=rows - sum(last - first for first, last, _ in missing or ()))
         if missing is None:
