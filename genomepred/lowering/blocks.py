@@ -303,13 +303,15 @@ class DirectLinear(nn.Linear):
             return super().forward(x)
         from genomepred.kernels.conv_block import cpu
 
-        weight, out = self.weight.detach().T[None], x.new_empty(*x.shape[:-1], self.out_features)
-        bias = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
-        self._packed = self._packed or cpu.pack_block(weight, bias)
-        rows = x.reshape(1, -1, self.in_features)
+        if self._packed is None:
+            weight = self.weight.detach().T[None]  # of a convolution of width 1
+            bias = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
+            self._packed = cpu.pack_block(weight, bias)
+        weight, bias, _ = self._packed
+        rows, out = x.reshape(1, -1, self.in_features), x.new_empty(*x.shape[:-1], len(self.weight))
         rows = rows if rows.stride(2) == 1 else rows.contiguous()
-        options = None, (0, 0), 1, NO_EPILOGUE, False, self._packed, [out.view(1, -1, len(bias))]
-        cpu.conv_block(rows, weight, bias, *options)  # of width 1
+        options = None, (0, 0), 1, NO_EPILOGUE, False, self._packed
+        cpu.conv_block(rows, weight, bias, *options, [out.view(1, -1, self.out_features)])
         return out
 
 

@@ -83,7 +83,7 @@ def prepare(
     """
     try:
         prepared = copy.deepcopy(model).eval().requires_grad_(False)
-        device = _device(prepared)
+        device = next(chain(prepared.parameters(), prepared.buffers()), torch.empty(0)).device
         if kernels in ("torch", TORCH):
             _rewrite(prepared, dtype, fuses=False, direct=False)
             return prepared
@@ -201,11 +201,6 @@ def _choose_kernels(
                 + " or ".join(there_are)
             )
         block.use(name)
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensors = chain(model.parameters(), model.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _fuse_encoder(model: SequenceModel, dtype: torch.dtype) -> None:

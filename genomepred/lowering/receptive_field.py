@@ -165,12 +165,12 @@ class Place:
     windows: int
     length: int
     count: int
-    step: int
-    left: int
-    right: int
-    first: int
-    phases: int
-    pitch: int
+    step: int = 1
+    left: int = 0
+    right: int = 0
+    first: int = 0
+    phases: int = 1
+    pitch: int = 0
 
     def after(self, taps: Taps) -> Place:
         """Place after a layer.
@@ -204,7 +204,7 @@ def place_of_windows(window: int, stride: int, windows: int, steps: Sequence[Ste
     CannotShareError
         As :meth:`Place.after`.
     """
-    place = Place(stride, windows, window, (windows - 1) * stride + window, 1, 0, 0, 0, 1, stride)
+    place = Place(stride, windows, window, (windows - 1) * stride + window, pitch=stride)
     for step in steps:
         place = place.after(step.taps)
     return place

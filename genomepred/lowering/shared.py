@@ -280,7 +280,10 @@ class Shared:
         return self.stretch.as_strided(shape, strides, offset)
 
     def whole(self, begin: int, end: int | None = None) -> Tensor:
-        """Positions of all windows, edges included: from their beginning, or to their end."""
+        """Positions ``[begin, end)`` of all windows, edges of one side included.
+
+        Those of the left side with an ``end``, for which they begin at 0; else to the windows' end.
+        """
         first, last = self.place.left, self.place.length - self.place.right
         if end is None:
             right = self.right[:, :, max(begin - last, 0) :]

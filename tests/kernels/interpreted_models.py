@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,10 +55,12 @@ def pretended() -> Iterator[None]:
     """A GPU that is not there; nothing here may need the kernels of a CPU."""
     with pytest.MonkeyPatch.context() as patch:
         pretend(patch, (8, 0))
-        patch.setattr(fuse, "_device", lambda model: torch.device("cuda:0"))
+        # The tensors by which a model's device is told.
+        there = SimpleNamespace(device=torch.device("cuda:0"))
+        patch.setattr(fuse, "chain", lambda *_: iter([there]))
         for name in ("codes_conv", "conv_block"):
-            there = fuse.dispatch.IMPLEMENTATIONS[name, "cuda"]
-            patch.setitem(fuse.dispatch.IMPLEMENTATIONS, (name, "cpu"), there)
+            ways = fuse.dispatch.IMPLEMENTATIONS[name, "cuda"]
+            patch.setitem(fuse.dispatch.IMPLEMENTATIONS, (name, "cpu"), ways)
         yield
     assert not {"numba", "genomepred.kernels.vectors"} & set(sys.modules)
 
