@@ -72,8 +72,7 @@ def publishing(
         In place of any ``OSError``: disk full, no permission, not a regular file.
     """
     path = output_place(path) if follow else path
-    owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-    temporary = path.parent / f"{path.stem[:120]}.{owner}{suffix}"
+    temporary = path.parent / f"{path.stem[:120]}.{_owner()}{suffix}"
     try:
         if follow:
             discard_abandoned(path)
@@ -90,6 +89,11 @@ def publishing(
         if isinstance(error, OSError) and not isinstance(error, OutputError):
             raise output_error(path, error) from error
         raise
+
+
+def _owner() -> str:
+    """Name of this process and of one of its temporaries; see :func:`sweep_abandoned`."""
+    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
 def _rename_new(temporary: Path, path: Path) -> None:
@@ -417,8 +421,7 @@ def publish_folder(target: Path, files: Mapping[str, bytes]) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(target)
-    owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-    temporary = target.parent / f".{target.name[:120]}.{owner}.tmp"
+    temporary = target.parent / f".{target.name[:120]}.{_owner()}.tmp"
     temporary.mkdir()
     try:
         staged = temporary / "new"

@@ -400,7 +400,13 @@ def build(name: str, **config: Any) -> SequenceModel:
     found = resolve_name(MODELS[name])
     try:
         inspect.signature(found).bind(**config)
-        _check_sizes(config)
+        for argument, value in config.items():  # sizes beyond any model, which would never end
+            largest = _LARGEST_WINDOW if argument == "window" else _LARGEST
+            values = value if isinstance(value, list | tuple) else [value]
+            if len(values) > _LARGEST or any(
+                isinstance(one, int | float) and not abs(one) <= largest for one in values
+            ):
+                raise ValueError(f"{argument} is {str(value)[:40]}; allowed: up to {largest:,}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             model: SequenceModel = found(**config)
@@ -451,17 +457,6 @@ def skeleton(name: str, most_tensors: int | None = None, **config: Any) -> Seque
             f"its weights; allowed: {_MOST_CONSTANTS:,}, so use a smaller window or width"
         )
     return model
-
-
-def _check_sizes(config: dict[str, Any]) -> None:
-    """Refuse sizes beyond any model, with which building one would not end."""
-    for name, value in config.items():
-        largest = _LARGEST_WINDOW if name == "window" else _LARGEST
-        values = value if isinstance(value, list | tuple) else [value]
-        if len(values) > _LARGEST or any(
-            isinstance(one, int | float) and not abs(one) <= largest for one in values
-        ):
-            raise ValueError(f"{name} is {str(value)[:40]}; allowed: up to {largest:,}")
 
 
 def _readme(card: Card) -> str:
