@@ -283,7 +283,7 @@ def _beside(stop: Stop, last: Callable[[], object], *bodies: Callable[[], None])
                 inside.append(False)
                 try:
                     threads[-1].start()
-                except BaseException:  # "can't start new thread"
+                except (RuntimeError, MemoryError):  # there is none; a signal leaves one behind
                     inside.pop()
                     raise
             yield

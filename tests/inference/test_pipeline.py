@@ -212,6 +212,35 @@ def test_an_error_anywhere_stops_all_threads_and_is_raised(where):
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_what_interrupts_the_start_of_a_thread_leaves_the_end_to_the_last(monkeypatch, started):
+    """At a signal the thread is there already; at an error of the system there is none."""
+    start, lost, last = threading.Thread.start, [], []
+    error = KeyboardInterrupt() if started else RuntimeError("can't start new thread")
+
+    def interrupted(thread):
+        if started:
+            start(thread)
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", lost.append)
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(type(error)):
+            pipeline.run(
+                make_jobs(1),
+                engine(),
+                slots=4,
+                min_bases=25,
+                last=lambda: last.append(threading.current_thread()),
+            )
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    assert len(last) == 1
+    assert not lost
+
+
 def test_reading_waits_for_a_slow_engine(monkeypatch):
     """No more is cut than the queues hold."""
     cut, seen, submitted = pipeline.cut, [], []

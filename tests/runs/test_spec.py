@@ -81,7 +81,7 @@ def test_wrong_options_are_wrong_usage(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["spec", "manifest", "merging", "checking", "status", "genome", "folder", "work"]
+    "module", ["spec", "manifest", "merging", "checking", "status", "folder", "work"]
 )
 def test_what_reads_a_run_needs_no_torch(module):
     code = f"import sys, genomepred.runs.{module}; sys.exit('torch' in sys.modules)"
