@@ -205,7 +205,11 @@ class Genome(AbstractContextManager["Genome"]):
         """Another reader in place of one whose codes file proved damaged."""
         damaged, expected = self._reader, self._digest
         assert isinstance(damaged, ExpandedCodes)
-        discard_codes(self.path, self.stamp, self._cache or self._private_folder(), damaged)
+        folder = self._cache or self._private_folder()
+        try:
+            discard_codes(self.path, self.stamp, folder, damaged)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
         damaged.close()
         self._reader = None
         self._reader = self._open()
