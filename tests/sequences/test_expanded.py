@@ -16,6 +16,7 @@ import pytest
 
 from genomepred.documents import seal
 from genomepred.errors import OutputError, SequenceError
+from genomepred.files import Claim
 from genomepred.sequences.fasta import BLOCK, Genome
 from tests.sequences.fasta_files import (
     assert_reads_as,
@@ -184,6 +185,21 @@ def test_one_damaged_codes_file_is_made_anew_once(
         mended = expanded_codes.stat().st_ino
         assert second.codes("a", 0, 20).tolist() == first.codes("a", 0, 20).tolist()
     assert expanded_codes.stat().st_ino == mended
+
+
+def test_damaged_codes_that_cannot_be_replaced_are_told_in_one_line(
+    gzipped: Path, expanded_codes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    damaged = bytearray(expanded_codes.read_bytes())
+    damaged[10] ^= 1
+    expanded_codes.write_bytes(damaged)
+    with Genome(gzipped, cache=expanded_codes.parent) as genome:
+        monkeypatch.setattr(Claim, "take", refuse)
+        with pytest.raises(OutputError, match="cannot write expanded codes: Permission denied"):
+            genome.codes("a", 0, 20)
 
 
 def test_a_file_that_changed_is_not_expanded_into_an_open_genome(
