@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 # Architecture -> "module:class"; a class is imported when it is built, so that listing them
 # needs no torch.
 MODELS = {
@@ -15,3 +17,12 @@ MODELS = {
     "tf-conv-transformer": "genomepred.models.tf_conv_transformer:TFConvTransformer",
     "utr-attention": "genomepred.models.utr_attention:UTRAttention",
 }
+
+
+def __getattr__(name: str) -> Any:
+    """Import :func:`genomepred.models.checkpoint.build` when it is asked for: it needs torch."""
+    if name != "build":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from genomepred.models.checkpoint import build
+
+    return build

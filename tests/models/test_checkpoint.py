@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -385,3 +386,10 @@ def test_config_the_architecture_does_not_accept_is_refused(
 def test_a_device_that_does_not_exist_is_refused(checkpoint: Path) -> None:
     with pytest.raises(DeviceError, match="'nonsense'"):
         load_model(checkpoint, "nonsense")
+
+
+def test_build_is_a_name_of_the_package_of_models():
+    models = importlib.import_module("genomepred.models")
+    assert models.build is build
+    with pytest.raises(AttributeError, match="has no attribute 'absent'"):
+        _ = models.absent
