@@ -142,7 +142,7 @@ def _panel(values: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
 
 
 def _spec(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **values: Any) -> RunSpec:
-    from genomepred.runs.inputs import find_genomes, for_any_process
+    from genomepred.runs.spec import find_genomes, for_any_process
 
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")

@@ -208,7 +208,7 @@ def predict_cohort(
     GenomepredError
         Whatever stops the run, as in :func:`genomepred.predict`.
     """
-    from genomepred.runs.inputs import find_genomes
+    from genomepred.runs.spec import find_genomes
 
     elsewhere = {name: options.get(name) for name in ("jobs", "cluster", "trust_code")}
     held, name = None, str(model)

@@ -15,11 +15,11 @@ from genomepred.runs.folder import (
     PARTS,
     RUN_FILE,
     RunPlan,
+    Signature,
     check_regions,
     read_run,
     regions_path,
 )
-from genomepred.runs.spec import Signature
 from genomepred.runs.work import Work
 from genomepred.sequences.grid import SIZES, Geometry
 from genomepred.sequences.names import some

@@ -13,9 +13,8 @@ from genomepred.errors import GenomepredError, StoreError
 from genomepred.inference.engine import Batches, Engine, Numerics
 from genomepred.inference.pipeline import count_batches
 from genomepred.runs.folder import PARTS, make_grid
-from genomepred.runs.inputs import GenomePath
 from genomepred.runs.setup import Setup
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import GenomePath, RunSpec
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.schema import read_sidecar, sidecar_path

@@ -31,9 +31,8 @@ from genomepred.models.layers import SequenceModel
 from genomepred.progress import Progress
 from genomepred.runs.executors import Executor, Job, local, processes
 from genomepred.runs.executors.local import Outlook, Watch
-from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import RunSpec, find_genomes, for_any_process
 from genomepred.runs.work import GenomeResult, Shard, Work, failing_alone
 
 

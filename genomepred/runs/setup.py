@@ -57,8 +57,7 @@ from genomepred.runs.folder import (
     start_run,
     tidy,
 )
-from genomepred.runs.inputs import OWN_PLACES
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import OWN_PLACES, RunSpec
 from genomepred.sequences.bed import described_sha256, self_described
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid

@@ -13,8 +13,8 @@ from genomepred.documents import seal
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.files import own_folder, write_whole
 from genomepred.runs.folder import PARTS, RUN_FILE, is_at_work, tidy
-from genomepred.runs.inputs import genome_name
 from genomepred.runs.manifest import Run
+from genomepred.runs.spec import genome_name
 from genomepred.runs.work import Work
 from genomepred.store.schema import sidecar_path
 

@@ -21,8 +21,7 @@ from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import build, load_model, save_checkpoint
 from genomepred.runs import setup
 from genomepred.runs.executors import local
-from genomepred.runs.inputs import GenomePath
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import GenomePath, RunSpec
 from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.schema import Layout

@@ -9,7 +9,7 @@ import pytest
 
 from genomepred import machine_code, predict
 from genomepred.errors import SignatureError
-from genomepred.runs.spec import Signature
+from genomepred.runs.folder import Signature
 from tests.checkpoints import make_checkpoint
 
 

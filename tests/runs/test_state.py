@@ -23,10 +23,9 @@ from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, 
 from genomepred.runs.checking import verify
 from genomepred.runs.executors import local
 from genomepred.runs.executors.local import Watch
-from genomepred.runs.folder import RunPlan, read_run
-from genomepred.runs.inputs import GenomePath
+from genomepred.runs.folder import RunPlan, Signature, read_run
 from genomepred.runs.merging import merge
-from genomepred.runs.spec import Signature
+from genomepred.runs.spec import GenomePath
 from genomepred.runs.work import Work, disk_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
