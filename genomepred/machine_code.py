@@ -112,7 +112,10 @@ def link_name(place: str) -> str:
 
 @cache
 def numba_version() -> str:
-    """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is."""
+    """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is.
+
+    As this process first found them: what it has loaded since is theirs.
+    """
     named = [os.environ[key] for key in _CPU if key in os.environ]
     return " ".join([version("numba"), "llvmlite", version("llvmlite"), *named])
 

@@ -124,8 +124,8 @@ class Signature:
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """The plan that all genomes of a run have in common.
+class RunTerms:
+    """The terms that all genomes of a run have in common.
 
     ``regions`` is the run's own copy of a BED that messages call ``regions_called``.
     ``share`` is ``(i, n)``: of every genome, this process computes the shards whose number plus

@@ -14,7 +14,7 @@ from genomepred.files import user_path
 from genomepred.runs.folder import (
     PARTS,
     RUN_FILE,
-    RunPlan,
+    RunTerms,
     Signature,
     check_regions,
     read_run,
@@ -89,9 +89,9 @@ class Run:
         if self.signature.panel is not None:
             from genomepred.runs.cohort_work import CohortWork  # waits for Numba
 
-            return CohortWork(name, Path(), self.plan)
+            return CohortWork(name, Path(), self.terms)
         index = self._numbers.get(name, 0)
-        return Work(name, Path(), self.plan, index)
+        return Work(name, Path(), self.terms, index)
 
     def begun(self) -> list[str]:
         """Names of genomes that have a record, and so have begun and are not published."""
@@ -103,8 +103,8 @@ class Run:
         return {name: k for k, name in enumerate(self.genomes)}
 
     @cached_property
-    def plan(self) -> RunPlan:
-        """The plan that all genomes have in common.
+    def terms(self) -> RunTerms:
+        """The terms that all genomes have in common.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class Run:
         if signature.regions:
             regions = regions_path(self.out, signature.regions)
             check_regions(regions, signature.regions)
-        return RunPlan(
+        return RunTerms(
             out=self.out,
             geometry=Geometry(**{key: getattr(signature, key) for key in SIZES}),
             layout=Layout(

@@ -42,7 +42,7 @@ def merge(out: str | Path) -> list[GenomeResult]:
 def _merge_genome(work: Work) -> GenomeResult:
     why = ""
     try:
-        own_folder(work.plan.out, PARTS, work.name)
+        own_folder(work.terms.out, PARTS, work.name)
         record = work.read_record()
         if record is not None:
             work.path = Path(record["path"])

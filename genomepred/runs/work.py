@@ -33,7 +33,7 @@ from genomepred.errors import (
     StoreError,
 )
 from genomepred.files import Claim, own_folder, sync, write_whole
-from genomepred.runs.folder import CACHE, PARTS, RunPlan, check_regions, make_grid, now
+from genomepred.runs.folder import CACHE, PARTS, RunTerms, check_regions, make_grid, now
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.fasta import Genome, discard_codes
 from genomepred.sequences.grid import Grid
@@ -75,7 +75,7 @@ class Work:
         Of the file, and of the folder of its parts.
     path : Path
         Sequence file.
-    plan : RunPlan
+    terms : RunTerms
         The run.
     number : int
         Its number in the run; spreads the shares.
@@ -100,11 +100,11 @@ class Work:
     parts: dict[Rows, Path]
     facts: dict[str, Any]
 
-    def __init__(self, name: str, path: Path, plan: RunPlan, number: int = 0) -> None:
-        self.name, self.path, self.plan, self.number = name, path, plan, number
-        self.folder = plan.out / PARTS / name
-        self.final = plan.out / f"{name}.h5"
-        self.sidecar = plan.out / f"{name}.h5.json"
+    def __init__(self, name: str, path: Path, terms: RunTerms, number: int = 0) -> None:
+        self.name, self.path, self.terms, self.number = name, path, terms, number
+        self.folder = terms.out / PARTS / name
+        self.final = terms.out / f"{name}.h5"
+        self.sidecar = terms.out / f"{name}.h5.json"
         #: Whether record, grid, parts and facts are known; they are never altered.
         self.prepared = False
         #: What this object has opened to read codes from.
@@ -122,7 +122,7 @@ class Work:
     def source(self) -> SequenceSource:
         """The opened genome."""
         if self._opened is None:
-            self._opened = Genome(self.path, name=self.name, cache=self.plan.out / CACHE)
+            self._opened = Genome(self.path, name=self.name, cache=self.terms.out / CACHE)
         return self._opened
 
     def close(self, forget: bool = False) -> None:
@@ -142,7 +142,7 @@ class Work:
         recorded = noted["genome"]
         if stamp_of(self.path) == (recorded["size"], recorded["mtime_ns"]):
             return
-        with Genome(self.path, cache=self.plan.out / CACHE) as genome:
+        with Genome(self.path, cache=self.terms.out / CACHE) as genome:
             digest = genome.digest()
             genome.discard_cache()
         if digest != recorded["digest"]:
@@ -171,7 +171,7 @@ class Work:
         """
         if self.prepared:
             return True
-        own_folder(self.plan.out, PARTS, self.name)
+        own_folder(self.terms.out, PARTS, self.name)
         claim, record = None, None
         try:
             while record is None:
@@ -246,12 +246,12 @@ class Work:
         OutputError
             If the run's copy of the BED is not what the run was started with.
         """
-        plan, signature = self.plan, self.plan.signature
-        if plan.regions is not None:
-            check_regions(plan.regions, signature.regions)
+        terms, signature = self.terms, self.terms.signature
+        if terms.regions is not None:
+            check_regions(terms.regions, signature.regions)
         contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
-        grid = make_grid(contigs, plan.geometry, plan.regions, plan.center, plan.regions_called)
-        count, step, origin = grid.rows, plan.layout.shard_rows(signature.compute_batch), record
+        grid = make_grid(contigs, terms.geometry, terms.regions, terms.center, terms.regions_called)
+        count, step, origin = grid.rows, terms.layout.shard_rows(signature.compute_batch), record
         if "reference" in record:  # a panel's, whose shards are ranges of windows
             count, step = grid.rows // grid.geometry.bins, record["shard_windows"]
             origin = {**record["reference"], "digest": signature.reference}
@@ -290,14 +290,14 @@ class Work:
             return True
         noted = self.outcome()
         if noted is not None and noted["outcome"] == "finished":
-            if noted["signature"] != self.plan.signature.to_json():
+            if noted["signature"] != self.terms.signature.to_json():
                 raise SignatureError(
-                    f"{self.final} was computed with another signature than {self.plan.out} has "
+                    f"{self.final} was computed with another signature than {self.terms.out} has "
                     "now: remove the file to compute it again, or use another --out"
                 )
             self.accept(noted)
             self.published = noted
-        elif noted is not None and noted["session"] == self.plan.session:
+        elif noted is not None and noted["session"] == self.terms.session:
             self.error = GenomepredError(noted["error"])
         return self.published is not None or self.error is not None
 
@@ -330,18 +330,18 @@ class Work:
 
     def write(self, first: int, last: int, values: Any) -> None:
         """Compress and write a shard durably, unless its part is there: float32 [rows, tracks]."""
-        plan = self.plan
-        encode = partial(encode_chunk, layout=plan.layout)
-        starts = range(0, len(values), plan.layout.chunk_rows)
-        pieces = [values[row : row + plan.layout.chunk_rows] for row in starts]
-        chunks = list(_compressors(plan.compressors).map(encode, pieces))
+        terms = self.terms
+        encode = partial(encode_chunk, layout=terms.layout)
+        starts = range(0, len(values), terms.layout.chunk_rows)
+        pieces = [values[row : row + terms.layout.chunk_rows] for row in starts]
+        chunks = list(_compressors(terms.compressors).map(encode, pieces))
         self.check_source()
         if self.has(first, last):
             self.duplicates += 1  # locks keep nobody out here; equal work gives equal bytes
             return
         attributes = self._attributes(first, last)
         try:
-            write_part(self.parts[first, last], chunks, len(values), plan.layout, attributes)
+            write_part(self.parts[first, last], chunks, len(values), terms.layout, attributes)
         except FileNotFoundError:
             if not self.settled():  # published by others, who computed the same shard
                 raise
@@ -353,7 +353,7 @@ class Work:
             "first_row": first,
             "last_row": last,
             "sequence_digest": self.record["digest"],
-            "signature": self.plan.signature.text,
+            "signature": self.terms.signature.text,
         }
 
     def publish(self) -> bool:
@@ -387,11 +387,11 @@ class Work:
             self._publishing.release()
 
     def _publish(self) -> bool:
-        joined, signature = self.folder / "joined.h5", self.plan.signature.to_json()
+        joined, signature = self.folder / "joined.h5", self.terms.signature.to_json()
         try:
             noted = {"outcome": "finished", "sha256": self.join(joined), **self.facts}
             os.rename(joined, self.final)
-            sync(self.plan.out, folder=True)
+            sync(self.terms.out, folder=True)
             noted |= {"bytes": self.final.stat().st_size, "signature": signature, "finished": now()}
             write_whole(self.sidecar, seal(noted))
             self.published = noted
@@ -400,7 +400,7 @@ class Work:
             if self._damages[error.path] > _MOST_DAMAGES:
                 raise StoreError(
                     f"{error.path}: damaged again whenever it was computed ({error.reason}); "
-                    f"check the disk of {self.plan.out}"
+                    f"check the disk of {self.terms.out}"
                 ) from error
             error.path.unlink(missing_ok=True)
             return False
@@ -413,7 +413,7 @@ class Work:
         record = self.record
         stamp = record["size"], record["mtime_ns"]
         if os.path.exists(self.path) and stamp_of(self.path) != stamp:  # merging needs none
-            with Genome(self.path, cache=self.plan.out / CACHE) as genome:
+            with Genome(self.path, cache=self.terms.out / CACHE) as genome:
                 digest = genome.digest()
             if digest != record["digest"]:
                 raise SequenceError(
@@ -423,10 +423,10 @@ class Work:
         return join(
             list(self.parts.values()),
             joined,
-            self.plan.layout,
+            self.terms.layout,
             self.grid,
-            self.plan.tracks,
-            self.plan.signature.attributes(self.name, record["digest"]),
+            self.terms.tracks,
+            self.terms.signature.attributes(self.name, record["digest"]),
             [self._attributes(*shard) for shard in self.parts],
         )
 
@@ -434,7 +434,7 @@ class Work:
         """Remove the parts and the expanded sequence; links are not followed."""
         shutil.rmtree(self.folder, ignore_errors=True)
         genome = (self.facts if self.published is None else self.published)["genome"]
-        discard_codes(self.path, (genome["size"], genome["mtime_ns"]), self.plan.out / CACHE)
+        discard_codes(self.path, (genome["size"], genome["mtime_ns"]), self.terms.out / CACHE)
 
     def fail(self, error: GenomepredError) -> None:
         """Record that it cannot be finished; parts stay for another try."""
@@ -443,9 +443,9 @@ class Work:
             noted = {
                 "outcome": "failed",
                 "error": str(error),
-                "session": self.plan.session,
+                "session": self.terms.session,
                 "genome": {"path": str(self.path)},
-                "signature": self.plan.signature.to_json(),
+                "signature": self.terms.signature.to_json(),
                 "finished": now(),
             }
             write_whole(self.sidecar, seal(noted))
@@ -511,7 +511,7 @@ def failing_alone(work: Work) -> Iterator[None]:
 def disk_error(error: OSError, work: Work) -> OutputError:
     """One line for a system error that is no fault of the genome."""
     return OutputError(
-        f"{error.filename or work.plan.out}: {error.strerror or error} while working on "
+        f"{error.filename or work.terms.out}: {error.strerror or error} while working on "
         f"{work.name}; finished shards are kept: mend it and run the same command again"
     )
 

@@ -109,7 +109,7 @@ def test_a_share_may_have_a_genome_if_it_has_shards_of_it(
     text = "".join(f">\n{'A' * bases}{'' if k % 2 else chr(10)}" for k, bases in enumerate(contigs))
     geometry = Geometry(window=window, stride=stride, bin_size=window)
     lengths = {str(k): bases for k, bases in enumerate(contigs)}
-    plan = SimpleNamespace(
+    terms = SimpleNamespace(
         out=Path("out"),
         geometry=geometry,
         center=False,
@@ -119,7 +119,7 @@ def test_a_share_may_have_a_genome_if_it_has_shards_of_it(
     with tempfile.NamedTemporaryFile("w", suffix=".fa") as file:
         file.write(text)
         file.flush()
-        work = Work("g", Path(file.name), plan, number)  # type: ignore[arg-type]
+        work = Work("g", Path(file.name), terms, number)  # type: ignore[arg-type]
         may = {i for i in range(shares) if local._may_have(work, i, shares)}
     shards = -(-Grid.whole(lengths, geometry).rows // 7)
     assert {(k + number) % shares for k in range(shards)} <= may

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from tests.checkpoints import make_checkpoint
 
 
 def run(folder: Path) -> None:
+    machine_code.numba_version.cache_clear()  # as a process of its own
     predict(folder / "g.fa", folder / "tiny", folder / "out", jobs=1)
+
+
+@pytest.fixture(autouse=True)
+def found_anew() -> Iterator[None]:
+    yield
+    machine_code.numba_version.cache_clear()
 
 
 @pytest.fixture

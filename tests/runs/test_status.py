@@ -180,7 +180,7 @@ def test_a_run_is_a_way_to_all_that_it_has(folder, model, tmp_path):
     }
     with found.store("a") as store:
         assert store.rows == 2801
-    assert found.plan.geometry.window == 100
+    assert found.terms.geometry.window == 100
     assert merge(tmp_path / "out") == []
 
 
