@@ -365,7 +365,7 @@ def _progress(genome: GenomeStatus) -> list[str]:
 @json_option
 @debug_option
 def forget(out: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove genomes NAME... from the run in OUT: their files, records and shards."""
+    """Remove genomes NAME... from the run in OUT: their files, sidecars and shards."""
     from genomepred.runs.status import forget as forget_genomes
 
     removed = forget_genomes(out, names)

@@ -87,6 +87,8 @@ class FusedConv(nn.Module):
         Products that a value of the convolution is the sum of.
     operation, implementation, sizes : str, str, three ints
         As :func:`genomepred.kernels.dispatch.choose` calls them.
+    fills : bool
+        Whether the kernel fills outputs that it is given.
     """
 
     weight: Tensor
@@ -119,11 +121,13 @@ class FusedConv(nn.Module):
         self.sizes = self.channels_in, self.channels, len(weight)
         self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
         self.operation = "codes_conv" if reads_codes else "conv_block"
-        self.implementation = ""
+        self.implementation, self.fills = "", False
 
     def use(self, implementation: str) -> None:
         """Compute by this implementation from now on."""
         self.implementation = implementation
+        whole = self.weight.dtype == torch.float32  # a direct one computes in it all the same
+        self.fills = implementation == "kmers" or (implementation == "direct" and whole)
         self.__dict__.pop("kernel", None)
         if not self.fills:  # known by now: torch.compile follows no cached property
             self.kernel = self._operation
@@ -131,12 +135,6 @@ class FusedConv(nn.Module):
             image = self.weight.permute(2, 1, 0).unsqueeze(2)
             image = image.contiguous(memory_format=torch.channels_last)
             self.register_buffer("image", image, persistent=False)
-
-    @property
-    def fills(self) -> bool:
-        """Whether the kernel fills outputs that it is given."""
-        whole = self.weight.dtype == torch.float32  # a direct one computes in it all the same
-        return self.implementation == "kmers" or (self.implementation == "direct" and whole)
 
     @cached_property
     def kernel(self) -> Kernel:

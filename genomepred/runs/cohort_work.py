@@ -14,7 +14,8 @@ from genomepred.documents import COUNT, seal
 from genomepred.errors import SequenceError, StoreError
 from genomepred.files import own_folder, write_whole
 from genomepred.runs.folder import PARTS, RunTerms, now
-from genomepred.runs.work import RECORD, Work
+from genomepred.runs.work import IDENTITY, Work
+from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part
 
@@ -69,13 +70,13 @@ class CohortWork(Work):
         if not self.prepared:
             own_folder(self.terms.out, PARTS, self.name)
             try:
-                record = self.read_record()
+                identity = self.read_identity()
             except StoreError:
-                record = None
-            if record is None:
-                record = self._found()
-                write_whole(self.folder / RECORD, seal(record))
-            self.adopt(record)
+                identity = None
+            if identity is None:
+                identity = self._found()
+                write_whole(self.folder / IDENTITY, seal(identity))
+            self.adopt(identity)
         return True
 
     def _found(self) -> dict[str, Any]:
@@ -93,6 +94,11 @@ class CohortWork(Work):
             "copies": [copy for _, copy in self._panel.haplotypes],
             "shard_windows": shard_windows(len(self._panel.haplotypes), self.terms.layout.tracks),
         }
+
+    def division(self, identity: dict[str, Any], grid: Grid) -> tuple[int, int, dict[str, Any]]:
+        """Shards are ranges of windows; the sequence is the reference's."""
+        origin = {**identity["reference"], "digest": self.terms.signature.reference}
+        return grid.rows // grid.geometry.bins, identity["shard_windows"], origin
 
     def source(self) -> SequenceSource:
         """The reference."""
@@ -142,7 +148,7 @@ class CohortWork(Work):
     def join(self, joined: Path) -> str:
         """Join all parts."""
         self.check_source()
-        said, record = self.terms.signature, self.record
+        said, identity = self.terms.signature, self.identity
         assert said.reference is not None
         return join_cohort(
             list(self.parts.values()),
@@ -150,7 +156,7 @@ class CohortWork(Work):
             self.terms.layout,
             self.grid,
             self.terms.tracks,
-            list(zip(record["samples"], record["copies"], strict=True)),
+            list(zip(identity["samples"], identity["copies"], strict=True)),
             said.attributes(self.name, said.reference),
             [self._attributes(*shard) for shard in self.parts],
         )

@@ -6,6 +6,7 @@ starts, and obeyed by every process that works on the run afterwards.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -196,8 +197,19 @@ def tidy(out: Path) -> None:
                 sweep_abandoned(Path(entry.path))
 
 
+def files_in(folder: Path) -> set[str]:
+    """Names of the regular files in a folder, which may be absent; links and pipes are none."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+    return set()
+
+
 def now() -> str:
-    """The time, as records say it."""
+    """The time, as JSON of a run says it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 

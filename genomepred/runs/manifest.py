@@ -85,7 +85,7 @@ class Run:
         return PredictionStore(self.path(name))
 
     def work(self, name: str) -> Work:
-        """A genome's state; without its sequence, whose place its record knows if it has one."""
+        """A genome's state; without its sequence, whose place its identity knows if it has one."""
         if self.signature.panel is not None:
             from genomepred.runs.cohort_work import CohortWork  # waits for Numba
 
@@ -94,7 +94,7 @@ class Run:
         return Work(name, Path(), self.terms, index)
 
     def begun(self) -> list[str]:
-        """Names of genomes that have a record, and so have begun and are not published."""
+        """Names of genomes that have an identity, and so have begun and are not published."""
         folders = sorted((self.out / PARTS).glob("*/"))
         return [folder.name for folder in folders if os.path.lexists(folder / "genome.json")]
 

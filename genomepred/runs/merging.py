@@ -43,10 +43,10 @@ def _merge_genome(work: Work) -> GenomeResult:
     why = ""
     try:
         own_folder(work.terms.out, PARTS, work.name)
-        record = work.read_record()
-        if record is not None:
-            work.path = Path(record["path"])
-            work.adopt(record)
+        identity = work.read_identity()
+        if identity is not None:
+            work.path = Path(identity["path"])
+            work.adopt(identity)
             if missing := len(work.missing()):
                 why = f"{missing} of {counted(len(work.parts), 'shard')} missing"
             elif not work.publish():

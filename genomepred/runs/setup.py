@@ -313,8 +313,8 @@ class Setup:
         guards = device != "cpu" or spec.precision not in ("auto", "fp32")
         stretches, windows = self._look(batch, real=guards and self._writes)
         if windows is None:  # random ones guard float32, and estimates
-            following = stretches and Batches.random(stretches.windows, g.window, g.stride)
-            windows = GuardWindows(Batches.random(batch, g.window, g.window), following)
+            following = stretches and Batches.random(stretches.windows, g, shared=True)
+            windows = GuardWindows(Batches.random(batch, g), following)
         asked, each = (spec.precision, spec.kernels, spec.strand), self.windows / self.workers
         numerics = decide(self.subject, Candidates(*asked, stretches, each), windows)
         if stretches is not None and numerics.overlap == "share":

@@ -99,11 +99,11 @@ def _status_of(work: Work, shares: int) -> GenomeStatus:
     error, failed = (noted["error"], "failed") if noted is not None else ("", "")
     every = tuple(range(1, shares + 1))
     try:
-        if (record := work.read_record()) is not None:
-            work.adopt(record)
+        if (identity := work.read_identity()) is not None:
+            work.adopt(identity)
     except (GenomepredError, OSError) as damaged:
-        record, error = None, error or str(damaged)
-    if record is None:
+        identity, error = None, error or str(damaged)
+    if identity is None:
         return GenomeStatus(work.name, failed or "new", error=error, shares=every)
     missing = work.missing()
     numbers = {shard: k for k, shard in enumerate(work.parts)}

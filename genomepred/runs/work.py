@@ -1,10 +1,10 @@
 """One published file of a run, and its shards: those of a genome.
 
-All state is on disk: parts in ``OUT/.parts/<name>/``, beside them a record of what the genome was
-when its first shard was computed, the published file and its sidecar. Nothing here knows who
-computes which part; any number of processes may look, write and publish at once. Where locks do not
-work, two may publish the same file; the bytes are the same. Records and parts carry a digest of
-their own content: a damaged record is made again from the sequence, a damaged part is computed
+All state is on disk: parts in ``OUT/.parts/<name>/``, beside them the genome's *identity*, what it
+was when its first shard was computed, then the published file and its sidecar. Nothing here knows
+who computes which part; any number of processes may look, write and publish at once. Where locks do
+not work, two may publish the same file; the bytes are the same. Identities and parts carry a digest
+of their own content: a damaged identity is made again from the sequence, a damaged part is computed
 again.
 """
 
@@ -33,7 +33,7 @@ from genomepred.errors import (
     StoreError,
 )
 from genomepred.files import Claim, own_folder, sync, write_whole
-from genomepred.runs.folder import CACHE, PARTS, RunTerms, check_regions, make_grid, now
+from genomepred.runs.folder import CACHE, PARTS, RunTerms, check_regions, files_in, make_grid, now
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.fasta import Genome, discard_codes
 from genomepred.sequences.grid import Grid
@@ -42,11 +42,11 @@ from genomepred.store.hdf5 import DamagedPartError, encode_chunk, join, write_pa
 from genomepred.store.schema import read_sidecar
 
 #: What the parts beside it were computed from.
-RECORD = "genome.json"
+IDENTITY = "genome.json"
 # Ten million contigs with names of 80 letters.
 _LARGEST = 1 << 30
-# What stands at a record's place and is no file that we wrote: it is replaced, or refused there.
-_NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
+# What stands at an identity's place and is no file that we wrote: it is replaced, or refused there.
+_NO_FILE = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
 # A part that proves damaged so often is not worth computing once more.
 _MOST_DAMAGES = 3
 Rows = tuple[int, int]
@@ -81,7 +81,7 @@ class Work:
         Its number in the run; spreads the shares.
     """
 
-    #: What its record must hold.
+    #: What its identity must hold.
     schema: ClassVar[dict[str, Any]] = {
         "name": str,
         "path": str,
@@ -95,7 +95,7 @@ class Work:
 
     #: Once prepared: what it was when its first shard was computed, the grid of what is computed,
     #: paths of the parts of all shards, and what its sidecar is to say of it.
-    record: dict[str, Any]
+    identity: dict[str, Any]
     grid: Grid
     parts: dict[Rows, Path]
     facts: dict[str, Any]
@@ -105,7 +105,7 @@ class Work:
         self.folder = terms.out / PARTS / name
         self.final = terms.out / f"{name}.h5"
         self.sidecar = terms.out / f"{name}.h5.json"
-        #: Whether record, grid, parts and facts are known; they are never altered.
+        #: Whether identity, grid, parts and facts are known; they are never altered.
         self.prepared = False
         #: What this object has opened to read codes from.
         self._opened: SequenceSource | None = None
@@ -135,7 +135,7 @@ class Work:
             self._opened = None
         if forget and self.prepared:
             self.prepared = False
-            del self.record, self.grid, self.parts, self.facts
+            del self.identity, self.grid, self.parts, self.facts
 
     def accept(self, noted: dict[str, Any]) -> None:
         """Refuse a finished file whose genome has since become another."""
@@ -154,7 +154,7 @@ class Work:
 
     def check_source(self) -> None:
         """Refuse a sequence file that was changed, before or after it was opened."""
-        prepared = self.record["size"], self.record["mtime_ns"]
+        prepared = self.identity["size"], self.identity["mtime_ns"]
         opened = prepared if self._opened is None else self._opened.stamp
         if not opened == prepared == stamp_of(self.path):
             raise SequenceError(
@@ -162,35 +162,35 @@ class Work:
                 f"remove {self.folder} to start this genome again"
             )
 
-    # -- its record --------------------------------------------------------------------------
+    # -- its identity ------------------------------------------------------------------------
 
     def prepare(self) -> bool:
         """Digest the genome and lay out its grid; False while another process is at it.
 
-        With its claim the record is looked at again: another process may have made it meanwhile.
+        With its claim the identity is looked at again: another process may have made it meanwhile.
         """
         if self.prepared:
             return True
         own_folder(self.terms.out, PARTS, self.name)
-        claim, record = None, None
+        claim, identity = None, None
         try:
-            while record is None:
+            while identity is None:
                 before = None
                 with suppress(StoreError):  # parts of another sequence are found out
-                    before = self.read_record()
+                    before = self.read_identity()
                 if before and stamp_of(self.path) == (before["size"], before["mtime_ns"]):
-                    record = before
+                    identity = before
                 elif claim is not None:
-                    record = self._make_record(before)
+                    identity = self._make_identity(before)
                 elif (claim := Claim.take(self.folder / "genome.lock")) is None:
                     return False
         finally:
             if claim is not None:
                 claim.release()
-        self.adopt(record)
+        self.adopt(identity)
         return True
 
-    def _make_record(self, before: dict[str, Any] | None) -> dict[str, Any]:
+    def _make_identity(self, before: dict[str, Any] | None) -> dict[str, Any]:
         genome = self.source()
         (size, mtime_ns), digest = genome.stamp, genome.digest()
         if before is not None and before["digest"] != digest:
@@ -199,7 +199,7 @@ class Work:
                 f"{before['digest'][:12]}, now {digest[:12]}): restore it, or "
                 f"remove {self.folder} to start this genome again"
             )
-        record = {
+        identity = {
             "name": self.name,
             "path": str(self.path),
             "size": size,
@@ -209,37 +209,39 @@ class Work:
             "contigs": list(genome.contigs),
             "lengths": list(genome.contigs.values()),
         }
-        write_whole(self.folder / RECORD, seal(record), entry=False)
-        return record
+        write_whole(self.folder / IDENTITY, seal(identity), entry=False)
+        return identity
 
-    def read_record(self) -> dict[str, Any] | None:
+    def read_identity(self) -> dict[str, Any] | None:
         """Return what it was when its first shard was computed, or None if none was.
 
         Raises
         ------
         StoreError
-            If the record is damaged.
+            If the identity is damaged.
         """
-        path = self.folder / RECORD
+        path = self.folder / IDENTITY
         try:
-            record = read_document(path, self.schema, sealed=True, limit=_LARGEST, follow=False)
-            if record["name"] != self.name:
-                raise DocumentError(f"of another genome, {record['name'][:40]!r}")
-            lengths = record["lengths"]
-            if len(set(record["contigs"])) != len(lengths) or sum(lengths) >> 62:
+            identity = read_document(path, self.schema, sealed=True, limit=_LARGEST, follow=False)
+            if identity["name"] != self.name:
+                raise DocumentError(f"of another genome, {identity['name'][:40]!r}")
+            lengths = identity["lengths"]
+            if len(set(identity["contigs"])) != len(lengths) or sum(lengths) >> 62:
                 raise DocumentError("contigs and lengths do not fit each other")
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno not in _NO_RECORD:
+            if error.errno not in _NO_FILE:
                 raise
-            raise StoreError(f"{path}: no record ({error.strerror}); run predict again") from error
+            raise StoreError(
+                f"{path}: cannot be read ({error.strerror}); run predict again"
+            ) from error
         except DocumentError as error:
             raise StoreError(f"{path} is damaged ({error}); run predict again") from error
-        return record
+        return identity
 
-    def adopt(self, record: dict[str, Any]) -> None:
-        """Be prepared by a record, without reading the source.
+    def adopt(self, identity: dict[str, Any]) -> None:
+        """Be prepared by an identity, without reading the source.
 
         Raises
         ------
@@ -249,21 +251,23 @@ class Work:
         terms, signature = self.terms, self.terms.signature
         if terms.regions is not None:
             check_regions(terms.regions, signature.regions)
-        contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
+        contigs = dict(zip(identity["contigs"], identity["lengths"], strict=True))
         grid = make_grid(contigs, terms.geometry, terms.regions, terms.center, terms.regions_called)
-        count, step, origin = grid.rows, terms.layout.shard_rows(signature.compute_batch), record
-        if "reference" in record:  # a panel's, whose shards are ranges of windows
-            count, step = grid.rows // grid.geometry.bins, record["shard_windows"]
-            origin = {**record["reference"], "digest": signature.reference}
+        count, step, origin = self.division(identity, grid)
         ranges = [(k, min(k + step, count)) for k in range(0, count, step)]
         self.parts = {(a, b): self.folder / f"{a}-{b}.h5" for a, b in ranges}
         self.facts = {
             "rows": grid.rows,
-            "bases": sum(record["lengths"]),
+            "bases": sum(identity["lengths"]),
             "genome": {key: origin[key] for key in ("path", "size", "mtime_ns", "digest")},
-            "started": record["started"],
+            "started": identity["started"],
         }
-        self.record, self.grid, self.prepared = record, grid, True
+        self.identity, self.grid, self.prepared = identity, grid, True
+
+    def division(self, identity: dict[str, Any], grid: Grid) -> tuple[int, int, dict[str, Any]]:
+        """What shards are ranges of, how many a shard has, and the sequence file they are from."""
+        layout, batch = self.terms.layout, self.terms.signature.compute_batch
+        return grid.rows, layout.shard_rows(batch), identity
 
     # -- where it stands: nothing is changed -------------------------------------------------
 
@@ -309,13 +313,7 @@ class Work:
 
     def missing(self) -> list[Rows]:
         """Shards that are not on disk, in one look at the folder; links and pipes are no parts."""
-        there = set[str]()
-        try:
-            with os.scandir(self.folder) as entries:
-                there = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
-                raise
+        there = files_in(self.folder)
         return [shard for shard, part in self.parts.items() if part.name not in there]
 
     def result(self) -> GenomeResult:
@@ -352,7 +350,7 @@ class Work:
             "genome": self.name,
             "first_row": first,
             "last_row": last,
-            "sequence_digest": self.record["digest"],
+            "sequence_digest": self.identity["digest"],
             "signature": self.terms.signature.text,
         }
 
@@ -410,12 +408,12 @@ class Work:
 
     def join(self, joined: Path) -> str:
         """Join all parts; the sequence is digested again if its file was touched."""
-        record = self.record
-        stamp = record["size"], record["mtime_ns"]
+        identity = self.identity
+        stamp = identity["size"], identity["mtime_ns"]
         if os.path.exists(self.path) and stamp_of(self.path) != stamp:  # merging needs none
             with Genome(self.path, cache=self.terms.out / CACHE) as genome:
                 digest = genome.digest()
-            if digest != record["digest"]:
+            if digest != identity["digest"]:
                 raise SequenceError(
                     f"{self.path} changed while it was being predicted; restore it and run again, "
                     f"or remove {self.folder} to start this genome again"
@@ -426,7 +424,7 @@ class Work:
             self.terms.layout,
             self.grid,
             self.terms.tracks,
-            self.terms.signature.attributes(self.name, record["digest"]),
+            self.terms.signature.attributes(self.name, identity["digest"]),
             [self._attributes(*shard) for shard in self.parts],
         )
 

@@ -21,7 +21,7 @@ from genomepred.models.checkpoint import load_model
 from tests.architecture.trace_predict import ROOT, counts
 from tests.checkpoints import make_checkpoint
 
-# What a warm `predict` of a phage may pass. One of the functions says that a run waits, and is passed
+# What a warm `predict` of a phage may pass. One function says that a run waits, and is passed
 # on a busy machine alone.
 BOUND = {"functions": 239, "files": 28, "depth": 16}
 # Functions and files from `submit` to a compiled kernel, both in. By itself a window goes through
@@ -60,7 +60,7 @@ def test_a_kernel_is_few_calls_from_the_engine(
     kernels = ((block_cpu, "_conv_block"), (codes_cpu, "_codes_conv"))
     for module, name in (*kernels, (epilogue_cpu, "activation")):
         monkeypatch.setattr(module, name, partial(noted, getattr(module, name)))
-    engine.submit(Batches.random(16, geometry.window, geometry.stride))()
+    engine.submit(Batches.random(16, geometry, overlap == "share"))()
     # Of the first layer, a block, a linear layer and an activation.
     assert len(set(map(tuple, stacks))) >= 4
     functions, files = NEAR[overlap]
