@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -22,6 +23,10 @@ settings.load_profile("genomepred")
 
 # What a first run says when it compiles is a line that no test expects; test_compiled looks for it.
 compiled.tell_of_compiling = lambda: None
+
+# What is collected stays: looking for garbage in it takes an eighth of the time (8.7 CPU s with it,
+# 7.6 without, medians of three), in each process. To freeze it afterwards saves nothing measurable.
+gc.disable()
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -68,6 +73,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(3600))
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is garbage."""
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
