@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DataError, OptionError, OutputError, optional
-from genomepred.files import output_error, read_small, write_whole
+from genomepred.errors import DataError, OptionError, optional
+from genomepred.files import make_folder, read_small, write_whole
 from genomepred.messages import counted
 from genomepred.progress import Progress
 from genomepred.sequences.names import shown, some
@@ -129,12 +129,7 @@ def compare(
         raise OptionError("--groups names the two groups of --group to compare, as A,B")
     _require_libraries()
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise OutputError(f"{folder} is a file; name a folder for the results") from error
-    except OSError as error:
-        raise output_error(folder, error) from error
+    make_folder(folder, "name a folder for the results")
     with open_samples(Path(out)) as samples:
         chosen = None
         if samples_table is not None and group is not None:
@@ -386,10 +381,7 @@ def _draw(
 def _places(samples: Samples, rows: Int64) -> tuple[list[str], Int64, Int64]:
     """Contig, start and end of the bases that rows describe."""
     grid = samples.grid
-    interval = grid.interval_of(rows)
-    start, length = grid.starts(rows), grid.length[interval]
-    end = np.clip(start + grid.geometry.bin_size, 0, length)
-    return grid.contigs[interval].tolist(), np.clip(start, 0, length), end
+    return grid.contigs[grid.interval_of(rows)].tolist(), *grid.described(rows)
 
 
 def _readable(columns: dict[str, Float64]) -> dict[str, Float64]:

@@ -20,8 +20,10 @@ from genomepred.errors import OptionError, RegionError, StoreError, optional
 from genomepred.progress import Progress
 from genomepred.runs.inputs import read_places
 from genomepred.runs.manifest import prediction_files
+from genomepred.sequences.grid import Grid
 from genomepred.sequences.names import haplotype_names, shown, some
 from genomepred.store.cohort import CohortStore
+from genomepred.store.opening import cohort_of
 from genomepred.store.reader import Float32, PredictionStore
 from genomepred.tables.reduction import (
     STATISTICS,
@@ -31,7 +33,6 @@ from genomepred.tables.reduction import (
     reduce_store,
 )
 from genomepred.tables.regions import NamedRegion, read_regions, require_known
-from genomepred.tables.samples import cohort_of
 
 if TYPE_CHECKING:
     import anndata
@@ -104,11 +105,11 @@ class RegionTable:
     def _of_genomes(self, numbers: range, bar: Progress) -> Float32:
         shape = len(numbers), len(self.samples), len(self.tracks)
         values = np.empty(shape, np.float32)
-        known: tuple[Any, Pieces] | None = None
+        known: tuple[Grid, Pieces] | None = None
         for k, path in enumerate(self.files):
             with PredictionStore(path) as store:
-                if known is None or self.own is not None or not _same_grid(known[0], store):
-                    known = (_grid_of(store), self._pieces(store, k, numbers))
+                if known is None or self.own is not None or not known[0].same_rows(store.grid):
+                    known = store.grid, self._pieces(store, k, numbers)
                 values[:, k] = reduce_store(
                     store, known[1], len(numbers), self.statistic, self.columns
                 )
@@ -351,12 +352,3 @@ def _by_name(path: Path, regions: Sequence[NamedRegion]) -> dict[str, NamedRegio
             )
         found[region.name] = region
     return found
-
-
-def _grid_of(store: PredictionStore) -> tuple[Any, ...]:
-    grid = store.grid
-    return grid.geometry, grid.contigs, grid.start, grid.first_row, grid.rows, grid.length
-
-
-def _same_grid(known: tuple[Any, ...], store: PredictionStore) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(known, _grid_of(store), strict=True))

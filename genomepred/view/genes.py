@@ -140,7 +140,7 @@ class _Reading:
             number = self._numbers.get(parent, -1)
             if number >= 0:
                 self._genes[number][1].append((start, end))
-        return [Gene(c, a, b, n, s, _merged(e)) for (c, a, b, n, s), e in self._genes]
+        return [Gene(c, a, b, n, s, tuple(_union(e))) for (c, a, b, n, s), e in self._genes]
 
 
 def _parents(record: Record) -> Iterable[str]:
@@ -150,13 +150,9 @@ def _parents(record: Record) -> Iterable[str]:
     return [attributes["gene_id"]] if "gene_id" in attributes else []
 
 
-def _merged(exons: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    return tuple(_union(sorted(exons)))
-
-
 def _union(exons: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     begin = end = -1
-    for start, stop in exons:
+    for start, stop in sorted(exons):
         if start > end:
             if end >= 0:
                 yield begin, end
