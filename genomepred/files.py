@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
 import os
 import re
-import secrets
 import shutil
-import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -93,7 +90,7 @@ def publishing(
 
 def _owner() -> str:
     """Name of this process and of one of its temporaries; see :func:`sweep_abandoned`."""
-    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    return f"{os.uname().nodename}.{os.getpid()}.{os.urandom(4).hex()}"
 
 
 def _rename_new(temporary: Path, path: Path) -> None:
@@ -299,7 +296,7 @@ def sweep_abandoned(folder: Path, stem: str = ".+") -> None:
 
     ``stem`` is a pattern of the names that they stand for.
     """
-    ours = re.compile(rf"{stem}\.{re.escape(socket.gethostname())}\.(\d+)\.[0-9a-f]+\.tmp")
+    ours = re.compile(rf"{stem}\.{re.escape(os.uname().nodename)}\.(\d+)\.[0-9a-f]+\.tmp")
     anyones = re.compile(rf"{stem}\..+\.\d+\.[0-9a-f]{{8}}\.tmp")
     oldest = time.time() - _ABANDONED_SECONDS
     with suppress(OSError), os.scandir(folder) as entries:
@@ -443,7 +440,7 @@ _OLD = "old"
 
 def recover_folder(target: Path) -> None:
     """Put back a folder that a process was killed in replacing; remove what killed ones left."""
-    stem, host = re.escape(target.name[:120]), re.escape(socket.gethostname())
+    stem, host = re.escape(target.name[:120]), re.escape(os.uname().nodename)
     name = re.compile(rf"\.{stem}\.(.+)\.(\d+)\.[0-9a-f]{{8}}\.tmp")
     missing = not os.path.lexists(target)
     with suppress(OSError):
@@ -469,6 +466,8 @@ def _put_back(temporary: Path, target: Path) -> None:
 
 def _exchange(a: Path, b: Path) -> bool:
     """Swap two folders at once; False, and no change, where the system cannot."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):  # Linux
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
@@ -47,6 +46,7 @@ def doctor(as_json: bool) -> None:
 def _versions() -> dict[str, str]:
     import platform
     import zlib
+    from importlib.metadata import PackageNotFoundError, version
 
     import h5py
 

@@ -33,6 +33,9 @@ from genomepred.training.tasks import find_task
 
 TINY = {
     "nucleic-transformer": {"dim": 16, "layers": 1, "heads": 2, "feedforward": 16},
+    "optimus5p": {"filters": 12, "hidden": 8},
+    "tf-cnn-v2": {"filters": 16, "hidden": [16]},
+    "tf-conv-transformer": {"filters": 16, "heads": 2},
 }
 
 
