@@ -48,9 +48,7 @@ def is_annotation(path: Path | str) -> bool:
     return any(ending.search(str(path)) for ending in (_GFF3, _GTF))
 
 
-def read_genes(
-    path: Path | str, feature: str = "gene", error: type[GenomepredError] = RegionError
-) -> list[Gene]:
+def read_genes(path: Path | str, feature: str = "gene") -> list[Gene]:
     """Features of one type, in file order.
 
     Parameters
@@ -59,29 +57,27 @@ def read_genes(
         A regular file named ``.gff3``, ``.gff`` or ``.gtf``, plain or gzip.
     feature : str
         Type of the third column, such as ``gene``, ``mRNA`` or ``exon``.
-    error : type
-        What is raised.
 
     Raises
     ------
-    GenomepredError
-        Of the given type, naming file and line, if a line is malformed; or if no feature is of the
-        type, naming those that there are.
+    RegionError
+        Naming file and line, if a line is malformed; or if no feature is of the type, naming those
+        that there are.
     """
     found, others = [], dict[str, None]()
-    for gene in gene_records(path, error=error):
+    for gene in gene_records(path):
         if gene.feature == feature:
             found.append(gene)
         else:
             others[gene.feature] = None
     if not found:
         there = f"there are {some(others, 12)}" if others else "it has no features at all"
-        raise error(f"{path}: no feature {shown(feature)}; {there}")
+        raise RegionError(f"{path}: no feature {shown(feature)}; {there}")
     return found
 
 
 def gene_records(path: Path | str, error: type[GenomepredError] = RegionError) -> Iterator[Gene]:
-    """All features of a file in file order; arguments and errors as of :func:`read_genes`."""
+    """All features of a file in file order; errors as of :func:`read_genes`, but of this type."""
     if not is_annotation(path):
         raise error(f"{path}: is named neither .gff3, .gff nor .gtf; rename it as what it is")
     gtf = _GTF.search(str(path)) is not None

@@ -170,8 +170,9 @@ class _Zoom:
     def add(self, bins: Bins, last: bool = False) -> Bins:
         """Take finer bins; gives the bins of this level that are complete, at last all of them."""
         merged = _joined(self._open, _split(bins, self.size))
-        if merged.start.size:
-            merged = _merged(merged, _firsts(merged.contig, merged.start // self.size))
+        if merged.start.size:  # what lies in one bin stands together
+            new = (np.diff(merged.contig) != 0) | (np.diff(merged.start // self.size) != 0)
+            merged = _merged(merged, np.append(0, np.flatnonzero(new) + 1))
         kept = merged.start.size if last else max(merged.start.size - 1, 0)
         self._open, merged = merged.take(slice(kept, None)), merged.take(slice(kept))
         self._waiting = _joined(self._waiting, merged)
@@ -354,12 +355,6 @@ def _split(bins: Bins, size: int) -> Bins:
     return cut._replace(
         start=start, end=end, bases=end - start, sum=cut.sum * share, squares=cut.squares * share
     )
-
-
-def _firsts(contig: Int64, number: Int64) -> Int64:
-    """First positions of stretches of equal pairs."""
-    changes = (np.diff(contig) != 0) | (np.diff(number) != 0)
-    return np.concatenate([[0], np.flatnonzero(changes) + 1])
 
 
 def _merged(bins: Bins, firsts: Int64) -> Bins:

@@ -93,7 +93,8 @@ def export_bedgraph(
     for column, output in outputs:
         with text_output(path and output) as file:
             for block in _drawn(store, column, region):
-                file.write(_bedgraph_lines(block))
+                texts = texts_of(block.values).tolist()
+                file.write(_lines(repeat(block.contig), block.start, block.end, texts))
     return [] if path is None else [output for _, output in outputs]
 
 
@@ -271,10 +272,6 @@ def texts_of(values: Float32) -> NDArray[np.str_]:
     texts: NDArray[np.str_] = values.astype(np.str_)
     texts[np.isnan(values)] = "NaN"
     return texts
-
-
-def _bedgraph_lines(block: _Block) -> bytes:
-    return _lines(repeat(block.contig), block.start, block.end, texts_of(block.values).tolist())
 
 
 def _tsv_lines(store: PredictionStore, rows: Int64, values: Float32) -> bytes:

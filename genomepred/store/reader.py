@@ -165,7 +165,8 @@ class PredictionStore:
         self.attributes = read_attributes(self._file)
         self._require_format()
         self.predictions = open_predictions(self._file)
-        _require_codec(self.predictions)
+        if _compression(self.predictions) == "zstd":
+            zstd.require()
         count = self.predictions.shape[1]
         self.rows: int = self._row_count()
         tracks = open_group(self._file, "tracks")
@@ -403,11 +404,6 @@ def _compression(data: h5py.Dataset) -> str:
         if code not in (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32):
             return str(name)
     return "none"
-
-
-def _require_codec(data: h5py.Dataset) -> None:
-    if _compression(data) == "zstd":
-        zstd.require()
 
 
 def first_line(error: BaseException) -> str:

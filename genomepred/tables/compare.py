@@ -127,7 +127,8 @@ def compare(
         raise OptionError("--samples-table and --group belong together; give both")
     if groups and (group is None or len(groups) != 2):
         raise OptionError("--groups names the two groups of --group to compare, as A,B")
-    _require_libraries()
+    with optional("compare", "tables"):
+        import scipy.cluster.hierarchy  # noqa: F401
     folder = Path(folder)
     make_folder(folder, "name a folder for the results")
     with open_samples(Path(out)) as samples:
@@ -138,11 +139,6 @@ def compare(
             raise DataError(f"{out}: one sample, {samples.names[0]}; nothing to compare it with")
         found = compare_rows(samples, statistic, chosen, tracks, top, progress)
         return _write(samples, found, chosen, folder, signal)
-
-
-def _require_libraries() -> None:
-    with optional("compare", "tables"):
-        import scipy.cluster.hierarchy  # noqa: F401
 
 
 def read_groups(path: Path, column: str, names: Sequence[str], samples: Samples) -> Groups:
