@@ -34,10 +34,9 @@ from genomepred.inference.pipeline import cut
 from genomepred.models.agreement import difference
 from genomepred.models.card import N_POLICIES, Card
 from genomepred.models.checkpoint import load_model
-from genomepred.runs.inputs import find_genomes
 from genomepred.runs.run import predict
 from genomepred.runs.setup import Setup
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import RunSpec, find_genomes
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.store.hdf5 import PredictionStore

@@ -3,13 +3,15 @@
 Compiling takes seconds, so as little as possible is compiled. A *piece* is compiled once and called
 by its address from all functions that need it; a function that Numba inlines is compiled again
 within each. An *entry* is what Python calls. Both are functions of numbers, addresses among them,
-that return nothing and do not raise: of arrays Numba takes several times as long.
+that return nothing and cannot raise, whose status nobody looks at: of arrays Numba takes several
+times as long.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -149,7 +151,7 @@ def machine_code(place: str) -> MachineCode:
     Raises
     ------
     RuntimeError
-        If the code calls what is not there without Numba.
+        If the code calls what is not there without Numba, or can raise.
     """
     importlib.import_module(place.partition(":")[0])
     function, signature = _defined[place]
@@ -157,7 +159,10 @@ def machine_code(place: str) -> MachineCode:
     ((kinds, compiled),) = made.overloads.items()
     names = {link_name(known): known for known in _defined}
     needs = []
-    for called in llvm.parse_assembly(made.inspect_llvm(kinds)).functions:
+    text = made.inspect_llvm(kinds)
+    if re.search(r"ret i32 (?!0\b)", text):  # another status than that all is well
+        raise RuntimeError(f"{place}: compiled it can raise, as a range does of a step of 0")
+    for called in llvm.parse_assembly(text).functions:
         if called.is_declaration and called.name in names:
             needs.append(names[called.name])
         elif called.is_declaration and not called.name.startswith(_KNOWN):

@@ -2,9 +2,10 @@
 
 Numba takes most of a second to be imported and to load what it has kept. A run on a CPU calls about
 ten compiled functions, and each process of it begins with them. They are functions of numbers
-(addresses among them) that return nothing, so that the code which Numba makes of them needs nothing
-of Numba: it is kept as object files, which LLVM's linker loads. A *place* is where a function is
-defined, ``module:name``; the module imports Numba and is imported only to compile.
+(addresses among them) that return nothing and cannot raise, so that the code which Numba makes of
+them needs nothing of Numba: it is kept as object files, which LLVM's linker loads. A *place* is
+where a function is defined, ``module:name``; the module imports Numba and is imported only to
+compile.
 
 A file is named by its function and by a digest of all that the code may depend on: these sources,
 the versions, the processor. Its first line says what is in it, with a digest of the rest: what a
@@ -70,20 +71,14 @@ def entry(place: str) -> Callable[[], Callable[..., object]]:
 def _callable(place: str) -> Callable[..., object]:
     at, signature = address(place), _signatures[place]
     kinds = [_KINDS[kind.strip()] for kind in signature[signature.index("(") + 1 : -1].split(",")]
-    # Numba's functions begin with the addresses of a result and of an exception.
-    native = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)(at)
-    native.errcheck = partial(_check, place)  # type: ignore[assignment]
+    # Numba's functions begin with the addresses of a result and of an exception, and return a
+    # status; they are compiled only if they have neither.
+    native = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, *kinds)(at)
     nothing = (ctypes.c_int64 * 2)()
     result, error = ctypes.addressof(nothing), ctypes.addressof(nothing) + 8
     called = partial(native, result, error)
     called.keeps = nothing  # type: ignore[attr-defined]
     return called
-
-
-def _check(place: str, status: int, _function: Any, numbers: tuple[Any, ...]) -> None:
-    """Refuse what a compiled function calls an exception, such as a range of step 0."""
-    if status:
-        raise RuntimeError(f"{place} failed by status {status} of {numbers[2:]}")
 
 
 @cache
@@ -115,8 +110,12 @@ def link_name(place: str) -> str:
     return place.replace(".", "_").replace(":", "_") + f"_{_digest()}"
 
 
+@cache
 def numba_version() -> str:
-    """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is."""
+    """Versions of what compiles for a CPU, and the CPU it is told to compile for, if it is.
+
+    As this process first found them: what it has loaded since is theirs.
+    """
     named = [os.environ[key] for key in _CPU if key in os.environ]
     return " ".join([version("numba"), "llvmlite", version("llvmlite"), *named])
 

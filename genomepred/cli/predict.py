@@ -142,7 +142,7 @@ def _panel(values: dict[str, Any]) -> tuple[Path, PanelOptions] | None:
 
 
 def _spec(genomes: tuple[Path, ...], more_genomes: tuple[Path, ...], **values: Any) -> RunSpec:
-    from genomepred.runs.inputs import find_genomes, for_any_process
+    from genomepred.runs.spec import find_genomes, for_any_process
 
     if not genomes + more_genomes:
         raise click.UsageError("no genomes; give --genomes PATH or paths after the options")
@@ -365,7 +365,7 @@ def _progress(genome: GenomeStatus) -> list[str]:
 @json_option
 @debug_option
 def forget(out: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove genomes NAME... from the run in OUT: their files, records and shards."""
+    """Remove genomes NAME... from the run in OUT: their files, sidecars and shards."""
     from genomepred.runs.status import forget as forget_genomes
 
     removed = forget_genomes(out, names)

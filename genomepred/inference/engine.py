@@ -124,12 +124,15 @@ class Batches:
     needed: NDArray[np.bool_]
 
     @classmethod
-    def random(cls, windows: int, window: int, stride: int, seed: int = 0) -> Batches:
-        """One compute batch of windows of random sequence, ``stride`` apart."""
-        size = (windows - 1) * stride + window
+    def random(
+        cls, windows: int, geometry: Geometry, shared: bool = False, seed: int = 0
+    ) -> Batches:
+        """One compute batch of windows of random sequence: a stretch, or one behind the other."""
+        pitch = geometry.stride if shared else geometry.window
+        size = (windows - 1) * pitch + geometry.window
         codes = np.random.default_rng(seed).integers(0, 4, size, dtype=np.uint8)
-        starts = np.arange(windows, dtype=np.int64) * stride
-        return cls(torch.from_numpy(codes), starts, stride, np.ones(1, np.bool_))
+        starts = np.arange(windows, dtype=np.int64) * pitch
+        return cls(torch.from_numpy(codes), starts, pitch, np.ones(1, np.bool_))
 
 
 def find_device(name: str) -> torch.device:
@@ -339,9 +342,7 @@ class Engine:
 
         Processors of one description may differ in last bits by maker and generation.
         """
-        window, stride = self.geometry.window, self.geometry.stride
-        pitch = stride if self._shared else window
-        batches = Batches.random(self.numerics.compute_batch, window, pitch)
+        batches = Batches.random(self.numerics.compute_batch, self.geometry, self._shared)
         return hashlib.sha256(self.submit(batches)().tobytes()).hexdigest()
 
     def seconds_per_batch(self, calls: int = 5) -> float:

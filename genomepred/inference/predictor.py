@@ -109,9 +109,8 @@ class Predictor:
         with self.settings():
             if numerics is None:
                 subject = Subject(model, found, self._geometry, self.device)
-                window, bins = self._geometry.window, self._geometry.bins
-                batch = compute_batch(window, self.device.type, bins)
-                spread = GuardWindows(Batches.random(batch, window, window))
+                batch = compute_batch(self.window, self.device.type, self.bins)
+                spread = GuardWindows(Batches.random(batch, self._geometry))
                 numerics = decide(subject, Candidates(precision, kernels, strand), spread)
             self.numerics = replace(numerics, overlap="naive")  # windows come one by one
             #: What calls the model.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 from genomepred.kernels.codes_conv.op import codes_conv
 from genomepred.kernels.conv_block.op import conv_block
 from genomepred.kernels.epilogue.op import bias_act_pool
-from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue, convolved_length
+from genomepred.kernels.epilogue.reference import Epilogue
 from genomepred.models.layers import ScaledGELU
 
 # Activations -> the name and factor that kernels know them by.
@@ -25,6 +26,9 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float]]] = {
     nn.SiLU: lambda _: ("gelu_sigmoid", 1.0),
     nn.Mish: lambda _: ("mish", 1.0),
 }
+Kernel = Callable[
+    [Tensor, Tensor | None, tuple[int, int], Epilogue, Sequence[Tensor]], Sequence[Tensor]
+]
 
 
 class Taps(NamedTuple):
@@ -37,6 +41,10 @@ class Taps(NamedTuple):
     left: int
     right: int
     width: int
+
+    def after(self, length: int) -> int:
+        """Outputs of so many inputs."""
+        return (length + self.left + self.right - self.width) // self.stride + 1
 
 
 class Buffers(dict[object, tuple[object, Sequence[Tensor]]]):
@@ -79,6 +87,8 @@ class FusedConv(nn.Module):
         Products that a value of the convolution is the sum of.
     operation, implementation, sizes : str, str, three ints
         As :func:`genomepred.kernels.dispatch.choose` calls them.
+    fills : bool
+        Whether the kernel fills outputs that it is given.
     """
 
     weight: Tensor
@@ -111,75 +121,61 @@ class FusedConv(nn.Module):
         self.sizes = self.channels_in, self.channels, len(weight)
         self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
         self.operation = "codes_conv" if reads_codes else "conv_block"
-        self.implementation = ""
-        self._packed: Any = None  # of cpu.pack_codes or cpu.pack_block
+        self.implementation, self.fills = "", False
 
     def use(self, implementation: str) -> None:
         """Compute by this implementation from now on."""
-        self.implementation, self._packed = implementation, None
+        self.implementation = implementation
+        whole = self.weight.dtype == torch.float32  # a direct one computes in it all the same
+        self.fills = implementation == "kmers" or (implementation == "direct" and whole)
+        self.__dict__.pop("kernel", None)
+        if not self.fills:  # known by now: torch.compile follows no cached property
+            self.kernel = self._operation
         if implementation == "cudnn":  # the 2-D form, channels-last, which cuDNN would make of it
             image = self.weight.permute(2, 1, 0).unsqueeze(2)
             image = image.contiguous(memory_format=torch.channels_last)
             self.register_buffer("image", image, persistent=False)
 
+    @cached_property
+    def kernel(self) -> Kernel:
+        """What computes the block on the device that it is on, with its weights packed.
+
+        Of codes ``uint8 [N, L]`` or features ``[N, L, C_in]``, the channels contiguous, a residual
+        ``[N, L', C]``, padding and epilogue, the block's own or others, and the outputs to fill:
+        ``[N, pooled L', C]`` of the result, then of what is kept if that is another value.
+        """
+        # On a CPU past the operations, whose calls take as long as a small block.
+        if self.reads_codes:
+            from genomepred.kernels.codes_conv.cpu import pack_codes
+
+            return pack_codes(self.weight, self.shift)  # type: ignore[no-any-return]
+        from genomepred.kernels.conv_block.cpu import pack_block
+
+        return pack_block(self.weight, self.shift, self.dilation)  # type: ignore[no-any-return]
+
     def forward(
         self,
         x: Tensor,
         residual: Tensor | None = None,
-        padding: tuple[int, int] | None = None,
-        epilogue: Epilogue | None = None,
         outputs: Buffers | None = None,
         place: object = None,
     ) -> Sequence[Tensor]:
-        """Block on codes ``uint8 [N, L]`` or features ``[N, L, C_in]``, the channels contiguous.
+        """Block as it is; see :attr:`kernel` and :meth:`empty`. On the meta device shapes alone.
 
-        On the meta device shapes alone.
-
-        Parameters
-        ----------
-        residual : tensor, [N, L', C], optional
-            Added before the pool.
-        padding, epilogue : optional
-            Instead of the block's own.
-        outputs, place : optional
-            As of :meth:`empty`.
-
-        Returns
-        -------
-        sequence of one or two tensors, [N, pooled L', C]
-            The result, then what is kept if that is another value.
+        Raises
+        ------
+        ValueError
+            If no position is left.
         """
-        padding, epilogue = padding or self.padding, epilogue or self.epilogue
-        keep = self.keeps and epilogue.next_activation != "none"
+        if self.taps.after(x.shape[1]) < 1:
+            raise ValueError(
+                f"{x.shape[1]} positions with padding {list(self.padding)} are fewer than the "
+                f"{self.taps.width} that an output of the block depends on"
+            )
+        outs = self.empty(x, self.padding, self.epilogue, outputs, place)
         if x.is_meta:
-            return self.empty(x, padding, epilogue)
-        found: Sequence[Tensor]
-        arguments = (x, self.weight, self.shift)
-        options = (residual, padding, self.dilation, epilogue, keep)
-        # On a CPU past the operations, whose calls take as long as a small block.
-        if self.implementation == "kmers":
-            from genomepred.kernels.codes_conv import cpu as first
-
-            self._packed = self._packed or first.pack_codes(self.weight, self.shift)
-            found = self.empty(x, padding, epilogue, outputs, place)
-            first.codes_conv(*arguments, padding, epilogue, found[0], self._packed)
-        elif self.reads_codes:
-            found = [codes_conv(*arguments, padding, epilogue)]
-        elif self.implementation == "cudnn":
-            values = self._by_cudnn(x, padding)
-            found = bias_act_pool(values, self.shift, residual, epilogue, keep)
-        elif self.implementation == "triton":
-            found = conv_block(*arguments, *options)
-        else:
-            from genomepred.kernels.conv_block import cpu
-
-            if self.implementation == "onednn":
-                return cpu.conv_block_by_onednn(*arguments, *options)  # type: ignore[no-any-return]
-            self._packed = self._packed or cpu.pack_block(self.weight, self.shift)
-            half = self.weight.dtype != torch.float32  # computed in float32 all the same
-            outs = () if half else self.empty(x, padding, epilogue, outputs, place)
-            found = cpu.conv_block(*arguments, *options, self._packed, outs)
-        return found
+            return outs
+        return self.kernel(x, residual, self.padding, self.epilogue, outs)
 
     def empty(
         self,
@@ -189,7 +185,7 @@ class FusedConv(nn.Module):
         outputs: Buffers | None = None,
         place: object = None,
     ) -> Sequence[Tensor]:
-        """Outputs of :meth:`forward`, unfilled.
+        """Outputs for the kernel to fill; none if it makes its own.
 
         Parameters
         ----------
@@ -197,18 +193,46 @@ class FusedConv(nn.Module):
             Where they are kept for later calls for the place on inputs of this shape, which lose
             what this one returns.
         """
+        if not self.fills and not x.is_meta:
+            return ()
         had, outs = (None, ()) if outputs is None else outputs.get(place, (None, ()))
         if had == x.shape[:2]:
             return outs
-        length = convolved_length(x.shape[1], self.receptive_field, padding, epilogue.pool)
-        keep = self.keeps and epilogue.next_activation != "none"
+        taps = self.unpooled if epilogue.pool == "none" else self.taps
+        length = taps.after(x.shape[1] + sum(padding) - sum(self.padding))
         # What is kept may be filled outside of inference mode later.
         with nullcontext() if outputs is None else torch.inference_mode(False):
             shape = x.shape[0], length, self.channels
-            outs = [self.weight.new_empty(shape) for _ in range(1 + keep)]
+            outs = [self.weight.new_empty(shape) for _ in range(1 + self._keeps(epilogue))]
         if outputs is not None:
             outputs[place] = x.shape[:2], outs
         return outs
+
+    def _keeps(self, epilogue: Epilogue) -> bool:
+        return self.keeps and epilogue.next_activation != "none"
+
+    def _operation(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        padding: tuple[int, int],
+        epilogue: Epilogue,
+        _: Sequence[Tensor],
+    ) -> Sequence[Tensor]:
+        if self.reads_codes:
+            return [codes_conv(x, self.weight, self.shift, padding, epilogue)]
+        found: Sequence[Tensor]
+        options = padding, self.dilation, epilogue, self._keeps(epilogue)
+        if self.implementation == "cudnn":
+            values = self._by_cudnn(x, padding)
+            found = bias_act_pool(values, self.shift, residual, epilogue, options[-1])
+        elif self.implementation == "onednn":
+            from genomepred.kernels.conv_block.cpu import conv_block_by_onednn
+
+            found = conv_block_by_onednn(x, self.weight, self.shift, residual, *options)
+        else:
+            found = conv_block(x, self.weight, self.shift, residual, *options)
+        return found
 
     def activate_next(self, x: Tensor) -> Tensor:
         """The block's last step alone, on ``[..., L, C]``."""
@@ -294,25 +318,22 @@ class DirectLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
-        self._packed: Any = None  # of cpu.pack_block
+
+    @cached_property
+    def kernel(self) -> Callable[[Tensor], Tensor]:
+        """What computes it of float32, its weights packed."""
+        from genomepred.kernels.conv_block.cpu import pack_block
+
+        weight = self.weight.detach().T[None]  # of a convolution of width 1
+        bias = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
+        return pack_block(weight, bias).linear  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
         known = x.dtype == torch.float32 and x.shape[-1:] == (self.in_features,)
         if not known or not x.numel() or x.is_meta or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        from genomepred.kernels.conv_block import cpu
-
-        if self._packed is None:
-            weight = self.weight.detach().T[None]  # of a convolution of width 1
-            bias = weight.new_zeros(self.out_features) if self.bias is None else self.bias.detach()
-            self._packed = cpu.pack_block(weight, bias)
-        weight, bias, _ = self._packed
-        rows, out = x.reshape(1, -1, self.in_features), x.new_empty(*x.shape[:-1], len(self.weight))
-        rows = rows if rows.stride(2) == 1 else rows.contiguous()
-        options = None, (0, 0), 1, NO_EPILOGUE, False, self._packed
-        cpu.conv_block(rows, weight, bias, *options, [out.view(1, -1, self.out_features)])
-        return out
+        return self.kernel(x)
 
 
 class DirectActivation(nn.Module):
@@ -335,9 +356,10 @@ class DirectActivation(nn.Module):
         if x.dtype != torch.float32 or x.is_meta or not whole.is_contiguous():
             y: Tensor = self.layer(x)
             return y
-        from genomepred.kernels.epilogue import cpu
+        from genomepred.kernels.epilogue.cpu import activation
 
-        y = cpu.activated(whole, *self._known)
+        y = torch.empty_like(whole)
+        activation(*self._known)(whole.data_ptr(), y.data_ptr(), whole.numel())
         return y if whole is x else y.transpose(1, -1)
 
 

@@ -180,7 +180,7 @@ class Place:
         CannotShareError
             If every position of a window is an edge.
         """
-        length = (self.length + taps.left + taps.right - taps.width) // taps.stride + 1
+        length = taps.after(self.length)
         left = -(-(self.left + taps.left) // taps.stride)
         inner = (self.length - self.right + taps.left - taps.width) // taps.stride + 1
         if left >= inner:
@@ -315,8 +315,8 @@ def counted(module: nn.Module, x: Tensor) -> Work:
     def count(layer: Any, given: tuple[Tensor, ...], out: Any) -> None:
         nonlocal total, largest
         if isinstance(layer, FusedConv):
-            length = given[0].shape[1] + sum(layer.padding) - layer.receptive_field + 1
-            values, products = len(given[0]) * length * layer.channels, layer.products
+            values = len(given[0]) * layer.unpooled.after(given[0].shape[1]) * layer.channels
+            products = layer.products
         else:
             conv = layer.conv if isinstance(layer, ChannelsLastConv) else layer
             values, products = out.numel(), conv.weight[0].numel()

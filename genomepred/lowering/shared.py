@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from genomepred.errors import ModelError
 from genomepred.kernels.epilogue.reference import Epilogue
-from genomepred.lowering.blocks import Buffers, FusedConv, Taps
+from genomepred.lowering.blocks import Buffers, DirectLinear, FusedConv, Taps
 from genomepred.lowering.long import check_bins, long_work, without_values
 from genomepred.lowering.receptive_field import (
     CannotShareError,
@@ -158,7 +158,8 @@ class Sharing(nn.Module):
             y = y[..., 0] if block.reads_codes else y.to(block.weight.dtype)  # noqa: PLW2901
             if part:
                 y, add = y.flatten(0, 1), None if add is None else add.flatten(0, 1)  # noqa: PLW2901
-            outs: Sequence[Tensor] = block(y, add, padding, epilogue, self._outputs, (number, part))
+            outs = block.empty(y, padding, epilogue, self._outputs, (number, part))
+            outs = block.kernel(y, add, padding, epilogue, outs)
             found.append([out.view(*shape, *out.shape[1:]) for out in outs] if part else outs)
         result, before = ([outs[i] for outs in found] for i in (0, -1))
         return Shared(after, *result), Shared(after, *before)
@@ -245,7 +246,7 @@ def head_values(model: SequenceModel, x: Shared) -> Tensor:
         case _:
             return gathered(model.head, x, max(_GATHERED_BASES // model.window, 1))
     for layer in rest:
-        values = layer(values)
+        values = layer.kernel(values) if isinstance(layer, DirectLinear) else layer(values)
     return values
 
 

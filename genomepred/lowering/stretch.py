@@ -119,8 +119,9 @@ class Stretch:
     ) -> tuple[Tensor, Tensor]:
         block: Any = done.step.layer
         x = x[..., 0] if block.reads_codes else x.to(block.weight.dtype)
-        outputs = None if last else self._outputs
-        found = block(x, residual, done.padding, block.epilogue, outputs, number)
+        how = done.padding, block.epilogue
+        outs = block.empty(x, *how, None if last else self._outputs, number)
+        found = block.kernel(x, residual, *how, outs)
         return found[0], found[-1]
 
     @property
@@ -164,8 +165,7 @@ def _computed(steps: Sequence[Step], length: int, taken: _Range) -> list[_Comput
     """Return what every step takes and makes, from the last one back."""
     lengths = [length]
     for _, taps, *_ in steps:
-        more = lengths[-1] + taps.left + taps.right - taps.width
-        lengths.append(more // taps.stride + 1)
+        lengths.append(taps.after(lengths[-1]))
     if taken.begin == taken.end:  # one position tells the channels
         first = min(taken.begin, lengths[-1] - 1)
         taken = _Range(first, first + 1)

@@ -67,9 +67,9 @@ class CohortRun(GenomeRun):
             read_run(spec.out)  # a process that does not see the run creates nothing
         self.spec = spec
         self.setup: CohortSetup = CohortSetup(spec, variants, options, model=model)
-        self.plan, self.workers = self.setup.open(told), self.setup.workers
+        self.terms, self.workers = self.setup.open(told), self.setup.workers
         panel = self.setup.panel
-        self.works = [CohortWork(panel.name, variants, self.plan, panel)]
+        self.works = [CohortWork(panel.name, variants, self.terms, panel)]
         self.step = self.setup.geometry.stride
         self._windows = self._distinct = 0
         self._note: Callable[[str], object] = lambda text: None
@@ -99,7 +99,7 @@ class CohortRun(GenomeRun):
     ) -> None:
         """Compute shards as they come, one after the other (see ``Job``)."""
         setup = self.setup
-        slots = setup.slots(self.plan.signature.compute_batch)
+        slots = setup.slots(self.terms.signature.compute_batch)
         try:
             for shard in shards:
                 place = shard.grid, shard.first, shard.last
@@ -208,7 +208,7 @@ def predict_cohort(
     GenomepredError
         Whatever stops the run, as in :func:`genomepred.predict`.
     """
-    from genomepred.runs.inputs import find_genomes
+    from genomepred.runs.spec import find_genomes
 
     elsewhere = {name: options.get(name) for name in ("jobs", "cluster", "trust_code")}
     held, name = None, str(model)

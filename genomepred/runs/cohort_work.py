@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from genomepred.documents import COUNT, seal
 from genomepred.errors import SequenceError, StoreError
 from genomepred.files import own_folder, write_whole
-from genomepred.runs.folder import PARTS, RunPlan, now
-from genomepred.runs.work import RECORD, Work
+from genomepred.runs.folder import PARTS, RunTerms, now
+from genomepred.runs.work import IDENTITY, Work
+from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part
 
@@ -42,7 +43,7 @@ class CohortWork(Work):
     name : str
     path : Path
         The panel's file.
-    plan : RunPlan
+    terms : RunTerms
         The run; its signature says reference and panel.
     panel : Panel, optional
         Stays the caller's to close; merging and looking need none.
@@ -60,22 +61,22 @@ class CohortWork(Work):
         "shard_windows": range(1, 1 << 31),
     }
 
-    def __init__(self, name: str, path: Path, plan: RunPlan, panel: Panel | None = None) -> None:
-        super().__init__(name, path, plan)
+    def __init__(self, name: str, path: Path, terms: RunTerms, panel: Panel | None = None) -> None:
+        super().__init__(name, path, terms)
         self._panel = panel
 
     def prepare(self) -> bool:
         """Note what the panel is, unless a process has."""
         if not self.prepared:
-            own_folder(self.plan.out, PARTS, self.name)
+            own_folder(self.terms.out, PARTS, self.name)
             try:
-                record = self.read_record()
+                identity = self.read_identity()
             except StoreError:
-                record = None
-            if record is None:
-                record = self._found()
-                write_whole(self.folder / RECORD, seal(record))
-            self.adopt(record)
+                identity = None
+            if identity is None:
+                identity = self._found()
+                write_whole(self.folder / IDENTITY, seal(identity))
+            self.adopt(identity)
         return True
 
     def _found(self) -> dict[str, Any]:
@@ -91,8 +92,13 @@ class CohortWork(Work):
             "lengths": list(reference.contigs.values()),
             "samples": [sample for sample, _ in self._panel.haplotypes],
             "copies": [copy for _, copy in self._panel.haplotypes],
-            "shard_windows": shard_windows(len(self._panel.haplotypes), self.plan.layout.tracks),
+            "shard_windows": shard_windows(len(self._panel.haplotypes), self.terms.layout.tracks),
         }
+
+    def division(self, identity: dict[str, Any], grid: Grid) -> tuple[int, int, dict[str, Any]]:
+        """Shards are ranges of windows; the sequence is the reference's."""
+        origin = {**identity["reference"], "digest": self.terms.signature.reference}
+        return grid.rows // grid.geometry.bins, identity["shard_windows"], origin
 
     def source(self) -> SequenceSource:
         """The reference."""
@@ -126,7 +132,7 @@ class CohortWork(Work):
             values.counts,
             values.leader,
             values.index,
-            self.plan.layout,
+            self.terms.layout,
             self._attributes(first, last),
         )
 
@@ -136,21 +142,21 @@ class CohortWork(Work):
             "genome": self.name,
             "first_window": first,
             "last_window": last,
-            "signature": self.plan.signature.text,
+            "signature": self.terms.signature.text,
         }
 
     def join(self, joined: Path) -> str:
         """Join all parts."""
         self.check_source()
-        said, record = self.plan.signature, self.record
+        said, identity = self.terms.signature, self.identity
         assert said.reference is not None
         return join_cohort(
             list(self.parts.values()),
             joined,
-            self.plan.layout,
+            self.terms.layout,
             self.grid,
-            self.plan.tracks,
-            list(zip(record["samples"], record["copies"], strict=True)),
+            self.terms.tracks,
+            list(zip(identity["samples"], identity["copies"], strict=True)),
             said.attributes(self.name, said.reference),
             [self._attributes(*shard) for shard in self.parts],
         )

@@ -1,17 +1,24 @@
-"""The folder of a run: its places, its ``run.json``, and what all genomes have in common."""
+"""The folder of a run: its places, its ``run.json``, and what all genomes have in common.
+
+``run.json`` holds the signature: all that can change a bit of the output, decided once, when a run
+starts, and obeyed by every process that works on the run afterwards.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from genomepred.documents import DocumentError, read_document, seal
+from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import OutputError, SignatureError, StoreError
 from genomepred.files import (
     Claim,
@@ -20,29 +27,106 @@ from genomepred.files import (
     sweep_abandoned,
     write_whole,
 )
-from genomepred.runs.spec import SCHEMA, Signature
 from genomepred.sequences.bed import read_bed
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.schema import Layout, read_sidecar
 
+if TYPE_CHECKING:
+    from genomepred.inference.engine import Numerics
+
 RUN_FILE, PARTS, CACHE = "run.json", ".parts", ".cache"
-_RUN = {
-    "created": str,
-    "id?": str,
-    "fingerprint?": str,
-    "command": [str],
-    "genomes": [str],
-    "tracks": [[str]],
-    "saving?": float,
-    "signature": SCHEMA,
-}
 # A million genomes with names of 50 letters, or 100,000 with the longest names.
 _LARGEST_RUN = 1 << 26
+# What JSON must hold for a field, by its type, unless the field says otherwise.
+_SCHEMAS: dict[Any, Any] = {
+    "str": str,
+    "str | None": (str, None),
+    "bool": bool,
+    "int": range(1, 1 << 62),
+    "tuple[str, ...]": [str],
+}
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """The plan that all genomes of a run have in common.
+class Signature:
+    """Identity of a run's results; equal signatures and sequences give equal bytes.
+
+    ``precision``, ``kernels``, ``compute_batch`` and ``overlap`` are chosen when the run starts;
+    the rest follows from input and environment. ``reference`` and ``panel`` are a cohort's.
+    """
+
+    model: str
+    weights_sha256: str
+    code: str | None
+    card: str
+    window: int
+    crop: int = field(metadata={"schema": COUNT})
+    bins: int
+    bin_size: int
+    stride: int
+    regions: str | None
+    center: bool
+    strand: str
+    store_dtype: Literal["float32", "float16"] = field(metadata={"schema": str})
+    compression: str
+    device: str
+    threads: int
+    genomepred: str
+    torch: str
+    triton: str | None
+    numba: str | None
+    zlib: str
+    zstandard: str | None
+    hdf5: str
+    precision: str
+    kernels: tuple[str, ...]
+    compute_batch: int = field(metadata={"schema": range(1, 1 << 31)})
+    overlap: str
+    reference: str | None = None
+    panel: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The values as JSON holds them."""
+        told = {option.name: getattr(self, option.name) for option in fields(self)}
+        told["kernels"] = list(self.kernels)
+        return {k: v for k, v in told.items() if v is not None or k not in ("reference", "panel")}
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> Signature:
+        """The signature that :meth:`to_json` has told; further keys are left out."""
+        known = {option.name: told[option.name] for option in fields(cls) if option.name in told}
+        return cls(**{**known, "kernels": tuple(told["kernels"])})
+
+    @cached_property
+    def text(self) -> str:
+        """One line of JSON, as parts carry it."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    @property
+    def numerics(self) -> Numerics:
+        """Numerics that an engine is to obey."""
+        from genomepred.inference.engine import Numerics
+
+        return Numerics(**{option.name: getattr(self, option.name) for option in fields(Numerics)})
+
+    def attributes(self, name: str, digest: str) -> dict[str, str]:
+        """Return what a published file says of its run, in the order in which files have it."""
+        panel = {} if self.panel is None else {"panel": self.panel}
+        return {
+            "genome": name,
+            "sequence_digest": digest,
+            **panel,
+            "model": self.model,
+            "weights_sha256": self.weights_sha256,
+            "strand": self.strand,
+            "precision": self.precision,
+            "package_version": self.genomepred,
+        }
+
+
+@dataclass(frozen=True)
+class RunTerms:
+    """The terms that all genomes of a run have in common.
 
     ``regions`` is the run's own copy of a BED that messages call ``regions_called``.
     ``share`` is ``(i, n)``: of every genome, this process computes the shards whose number plus
@@ -113,12 +197,40 @@ def tidy(out: Path) -> None:
                 sweep_abandoned(Path(entry.path))
 
 
+def files_in(folder: Path) -> set[str]:
+    """Names of the regular files in a folder, which may be absent; links and pipes are none."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+    return set()
+
+
 def now() -> str:
-    """The time, as records say it."""
+    """The time, as JSON of a run says it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 # -- run.json ---------------------------------------------------------------------------------
+
+# What JSON must hold of a signature.
+_SIGNATURE = {
+    option.name + ("?" if option.default is None else ""): option.metadata.get("schema")
+    or _SCHEMAS[option.type]
+    for option in fields(Signature)
+}
+_RUN = {
+    "created": str,
+    "id?": str,
+    "fingerprint?": str,
+    "command": [str],
+    "genomes": [str],
+    "tracks": [[str]],
+    "saving?": float,
+    "signature": _SIGNATURE,
+}
 
 
 def read_run(out: Path) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from genomepred.files import user_path
 from genomepred.runs.folder import (
     PARTS,
     RUN_FILE,
-    RunPlan,
+    RunTerms,
+    Signature,
     check_regions,
     read_run,
     regions_path,
 )
-from genomepred.runs.spec import Signature
 from genomepred.runs.work import Work
 from genomepred.sequences.grid import SIZES, Geometry
 from genomepred.sequences.names import some
@@ -85,16 +85,16 @@ class Run:
         return PredictionStore(self.path(name))
 
     def work(self, name: str) -> Work:
-        """A genome's state; without its sequence, whose place its record knows if it has one."""
+        """A genome's state; without its sequence, whose place its identity knows if it has one."""
         if self.signature.panel is not None:
             from genomepred.runs.cohort_work import CohortWork  # waits for Numba
 
-            return CohortWork(name, Path(), self.plan)
+            return CohortWork(name, Path(), self.terms)
         index = self._numbers.get(name, 0)
-        return Work(name, Path(), self.plan, index)
+        return Work(name, Path(), self.terms, index)
 
     def begun(self) -> list[str]:
-        """Names of genomes that have a record, and so have begun and are not published."""
+        """Names of genomes that have an identity, and so have begun and are not published."""
         folders = sorted((self.out / PARTS).glob("*/"))
         return [folder.name for folder in folders if os.path.lexists(folder / "genome.json")]
 
@@ -103,8 +103,8 @@ class Run:
         return {name: k for k, name in enumerate(self.genomes)}
 
     @cached_property
-    def plan(self) -> RunPlan:
-        """The plan that all genomes have in common.
+    def terms(self) -> RunTerms:
+        """The terms that all genomes have in common.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class Run:
         if signature.regions:
             regions = regions_path(self.out, signature.regions)
             check_regions(regions, signature.regions)
-        return RunPlan(
+        return RunTerms(
             out=self.out,
             geometry=Geometry(**{key: getattr(signature, key) for key in SIZES}),
             layout=Layout(

@@ -42,11 +42,11 @@ def merge(out: str | Path) -> list[GenomeResult]:
 def _merge_genome(work: Work) -> GenomeResult:
     why = ""
     try:
-        own_folder(work.plan.out, PARTS, work.name)
-        record = work.read_record()
-        if record is not None:
-            work.path = Path(record["path"])
-            work.adopt(record)
+        own_folder(work.terms.out, PARTS, work.name)
+        identity = work.read_identity()
+        if identity is not None:
+            work.path = Path(identity["path"])
+            work.adopt(identity)
             if missing := len(work.missing()):
                 why = f"{missing} of {counted(len(work.parts), 'shard')} missing"
             elif not work.publish():

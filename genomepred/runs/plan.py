@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ import numpy as np
 from genomepred.errors import GenomepredError, StoreError
 from genomepred.inference.engine import Batches, Engine, Numerics
 from genomepred.inference.pipeline import count_batches
-from genomepred.runs.folder import PARTS, make_grid
-from genomepred.runs.inputs import GenomePath
+from genomepred.runs.folder import PARTS, files_in, make_grid
 from genomepred.runs.setup import Setup
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import GenomePath, RunSpec
 from genomepred.sequences.fasta import Genome
 from genomepred.store.hdf5 import encode_chunk
 from genomepred.store.schema import read_sidecar, sidecar_path
@@ -71,8 +69,7 @@ def plan(spec: RunSpec) -> Estimate:
     """
     setup = Setup(spec, writes=False)
     numerics, saving = setup.decide()
-    begun = _names_in(spec.out, spec.out / PARTS)
-    genomes = [_plan_genome(setup, numerics, source, begun) for source in spec.genomes]
+    genomes = [_plan_genome(setup, numerics, source) for source in spec.genomes]
     engine = setup.engine(numerics)
     batches = sum(genome.batches * genome.left for genome in genomes) / spec.shard[1]
     rows = sum(genome.rows for genome in genomes) / spec.shard[1]
@@ -94,18 +91,7 @@ def plan(spec: RunSpec) -> Estimate:
     )
 
 
-def _names_in(*folders: Path) -> set[str]:
-    """Return what lies in folders, which may be absent."""
-    found = set[str]()
-    for folder in folders:
-        with suppress(OSError):
-            found.update(os.listdir(folder))
-    return found
-
-
-def _plan_genome(
-    setup: Setup, numerics: Numerics, source: GenomePath, begun: set[str]
-) -> GenomePlan:
+def _plan_genome(setup: Setup, numerics: Numerics, source: GenomePath) -> GenomePlan:
     spec = setup.spec
     try:
         with Genome(source.path, name=source.name, write=False) as genome:
@@ -121,8 +107,7 @@ def _plan_genome(
         grid, list(contigs), grid.rows, batch, setup.slots(batch), shared
     )
     bases = sum(contigs.values())
-    seen = {f"{source.name}.h5", source.name} & begun  # most of many genomes cost no look
-    finished = _finished(spec.out, source.name, grid.rows, step) if seen else 0
+    finished = _finished(spec.out, source.name, grid.rows, step)
     return GenomePlan(
         source.name, len(contigs), bases, windows, grid.rows, shards, batches, finished
     )
@@ -135,8 +120,10 @@ def _finished(out: Path, name: str, rows: int, step: int) -> int:
         noted = read_sidecar(sidecar_path(final))
         if noted["outcome"] == "finished" and final.stat().st_size == noted["bytes"]:
             return -(-rows // step)
-    there = _names_in(out / PARTS / name)
-    return sum(f"{k}-{min(k + step, rows)}.h5" in there for k in range(0, rows, step))
+    with suppress(OSError):
+        there = files_in(out / PARTS / name)
+        return sum(f"{k}-{min(k + step, rows)}.h5" in there for k in range(0, rows, step))
+    return 0
 
 
 def _bytes_per_row(setup: Setup, engine: Engine) -> float:
@@ -144,11 +131,9 @@ def _bytes_per_row(setup: Setup, engine: Engine) -> float:
     layout, numerics = setup.layout, engine.numerics
     if layout.compression == "none":
         return float(layout.tracks * np.dtype(layout.dtype).itemsize)
-    rows = min(layout.chunk_rows, 4096)
-    g, batch = setup.geometry, numerics.compute_batch
-    pitch = g.stride if numerics.overlap == "share" else g.window
-    count = -(-rows // (batch * g.bins))
-    batches = (Batches.random(batch, g.window, pitch, seed) for seed in range(count))
+    g, batch, shared = setup.geometry, numerics.compute_batch, numerics.overlap == "share"
+    count = -(-min(layout.chunk_rows, 4096) // (batch * g.bins))
+    batches = (Batches.random(batch, g, shared, seed) for seed in range(count))
     values = np.concatenate([engine.submit(one)().reshape(-1, layout.tracks) for one in batches])
     values = values[: layout.chunk_rows]
     # The chunk is padded with NaN, which compresses to next to nothing.

@@ -31,9 +31,8 @@ from genomepred.models.layers import SequenceModel
 from genomepred.progress import Progress
 from genomepred.runs.executors import Executor, Job, local, processes
 from genomepred.runs.executors.local import Outlook, Watch
-from genomepred.runs.inputs import find_genomes, for_any_process
 from genomepred.runs.setup import Setup
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import RunSpec, find_genomes, for_any_process
 from genomepred.runs.work import GenomeResult, Shard, Work, failing_alone
 
 
@@ -195,15 +194,15 @@ class GenomeRun:
         model: SequenceModel | None = None,
     ) -> None:
         self.spec, self.setup = spec, Setup(spec, model=model)
-        self.plan, self.workers = self.setup.open(told), self.setup.workers
+        self.terms, self.workers = self.setup.open(told), self.setup.workers
         self.works: Sequence[Work] = [
-            Work(*genome, self.plan, k) for k, genome in enumerate(spec.genomes)
+            Work(*genome, self.terms, k) for k, genome in enumerate(spec.genomes)
         ]
         self.step = self.setup.geometry.step
 
     def more(self) -> dict[str, Any]:
         """Words for another process beside the spec."""
-        return {"session": self.plan.session, "run": self.plan.run_id}
+        return {"session": self.terms.session, "run": self.terms.run_id}
 
     @classmethod
     def join(cls, spec: RunSpec, told: Mapping[str, Any]) -> GenomeRun:
@@ -212,7 +211,7 @@ class GenomeRun:
 
     def work(self, number: int, name: str, path: Path) -> Work:
         """A genome of the run, which ``works`` need not have."""
-        return Work(name, path, self.plan, number)
+        return Work(name, path, self.terms, number)
 
     @cached_property
     def engine(self) -> Engine:
@@ -223,11 +222,11 @@ class GenomeRun:
         SignatureError
             If it computes other bits than that with which the run was started.
         """
-        engine, plan = self.setup.engine(self.plan.signature.numerics), self.plan
-        if plan.fingerprint and engine.fingerprint != plan.fingerprint:
+        engine, terms = self.setup.engine(self.terms.signature.numerics), self.terms
+        if terms.fingerprint and engine.fingerprint != terms.fingerprint:
             raise SignatureError(
-                f"{plan.out}: this machine computes other last bits than the one that started the "
-                f"run, though both are {plan.signature.device}: leave it out, or use another "
+                f"{terms.out}: this machine computes other last bits than the one that started the "
+                f"run, though both are {terms.signature.device}: leave it out, or use another "
                 "--out"
             )
         return engine

@@ -1,31 +1,42 @@
-"""The words of a run: what it is asked, and the numerics signature that it records.
+"""What a run is asked: options, from one declaration, and the genomes of a command.
 
 The command line's options, what a worker process is told and the checks of
-:func:`genomepred.predict` come from one declaration. The signature is all that can change a bit of
-the output: decided once, when a run starts, written to ``OUT/run.json`` and obeyed by every process
-that works on the run afterwards. Nothing heavy is imported here.
+:func:`genomepred.predict` come from the declaration. Genomes are files, folders, globs and
+manifests. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from genomepred.documents import COUNT
-from genomepred.errors import OptionError, RegionError
-from genomepred.runs.inputs import GenomePath
-
-if TYPE_CHECKING:
-    from genomepred.inference.engine import Numerics
+from genomepred.errors import OptionError, OutputError, RegionError, SequenceError
+from genomepred.files import read_small, user_path
 
 # Integers without another end go no further.
 LARGEST = 2**31 - 1
 _POSITIVE = range(1, LARGEST + 1)
 COMPRESSIONS = ("deflate", *(f"deflate-{level}" for level in range(1, 10)), "zstd", "none")
+_FASTA = re.compile(r"\.(fa|fasta|fna|fas)(\.(gz|bgz|xz))?$", re.IGNORECASE)
+_LONGEST_NAME = 180  # leaves room for what is added to it, within the 255 bytes of file systems
+# Half a million genomes with paths of 500 letters.
+_LARGEST_MANIFEST = 1 << 28
+# Places that mean another file, or none, in another process.
+OWN_PLACES = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|thread-self|\d+)/fd/\d+")
+_SHOWN = 80  # characters of a wrong value that a message quotes
+
+
+class GenomePath(NamedTuple):
+    """A genome's name, which is also its output's, and its sequence file."""
+
+    name: str
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -203,96 +214,164 @@ def options() -> dict[str, Option]:
     }
 
 
-# What JSON must hold for a field, by its type, unless the field says otherwise.
-_SCHEMAS: dict[Any, Any] = {
-    "str": str,
-    "str | None": (str, None),
-    "bool": bool,
-    "int": range(1, 1 << 62),
-    "tuple[str, ...]": [str],
-}
+# -- genomes ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Signature:
-    """Identity of a run's results; equal signatures and sequences give equal bytes.
+def find_genomes(paths: Iterable[Path | str]) -> list[GenomePath]:
+    """Genomes of files, folders, globs and TSV manifests, in the order given.
 
-    ``precision``, ``kernels``, ``compute_batch`` and ``overlap`` are chosen when the run starts;
-    the rest follows from input and environment. ``reference`` and ``panel`` are a cohort's.
+    A folder stands for the FASTA files directly in it, a glob for what it matches, both sorted by
+    name. A manifest is a ``.tsv`` file with the columns ``name`` and ``path``; relative paths are
+    relative to it, and a file that is missing there fails alone when its turn comes.
+
+    Raises
+    ------
+    SequenceError
+        If nothing is there, or two genomes would have the same output name.
     """
-
-    model: str
-    weights_sha256: str
-    code: str | None
-    card: str
-    window: int
-    crop: int = field(metadata={"schema": COUNT})
-    bins: int
-    bin_size: int
-    stride: int
-    regions: str | None
-    center: bool
-    strand: str
-    store_dtype: Literal["float32", "float16"] = field(metadata={"schema": str})
-    compression: str
-    device: str
-    threads: int
-    genomepred: str
-    torch: str
-    triton: str | None
-    numba: str | None
-    zlib: str
-    zstandard: str | None
-    hdf5: str
-    precision: str
-    kernels: tuple[str, ...]
-    compute_batch: int = field(metadata={"schema": range(1, 1 << 31)})
-    overlap: str
-    reference: str | None = None
-    panel: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The values as JSON holds them."""
-        told = {option.name: getattr(self, option.name) for option in fields(self)}
-        told["kernels"] = list(self.kernels)
-        return {k: v for k, v in told.items() if v is not None or k not in ("reference", "panel")}
-
-    @classmethod
-    def of_json(cls, told: Mapping[str, Any]) -> Signature:
-        """The signature that :meth:`to_json` has told; further keys are left out."""
-        known = {option.name: told[option.name] for option in fields(cls) if option.name in told}
-        return cls(**{**known, "kernels": tuple(told["kernels"])})
-
-    @cached_property
-    def text(self) -> str:
-        """One line of JSON, as parts carry it."""
-        return json.dumps(self.to_json(), sort_keys=True)
-
-    @property
-    def numerics(self) -> Numerics:
-        """Numerics that an engine is to obey."""
-        from genomepred.inference.engine import Numerics
-
-        return Numerics(**{option.name: getattr(self, option.name) for option in fields(Numerics)})
-
-    def attributes(self, name: str, digest: str) -> dict[str, str]:
-        """Return what a published file says of its run, in the order in which files have it."""
-        panel = {} if self.panel is None else {"panel": self.panel}
-        return {
-            "genome": name,
-            "sequence_digest": digest,
-            **panel,
-            "model": self.model,
-            "weights_sha256": self.weights_sha256,
-            "strand": self.strand,
-            "precision": self.precision,
-            "package_version": self.genomepred,
-        }
+    genomes = [genome for path in paths for genome in _expand(path)]
+    if not genomes:
+        raise SequenceError("no genomes given; use --genomes FILE, FOLDER, GLOB or MANIFEST.tsv")
+    owner: dict[str, Path] = {}
+    for name, path in genomes:
+        if owner.get(name) == path:
+            raise SequenceError(f"{path}: given twice; name each genome once")
+        if name in owner:
+            raise SequenceError(
+                f"two genomes would be written to {name}.h5: {owner[name]} and {path}; rename one, "
+                "or give names in a manifest"
+            )
+        owner[name] = path
+    return genomes
 
 
-#: What JSON must hold of a signature.
-SCHEMA = {
-    option.name + ("?" if option.default is None else ""): option.metadata.get("schema")
-    or _SCHEMAS[option.type]
-    for option in fields(Signature)
-}
+def genome_name(text: str) -> str:
+    """A name that is safe as a file name: other characters than letters, digits, ._- become _.
+
+    Raises
+    ------
+    SequenceError
+        If it is too long for one.
+    """
+    if len(text) > _LONGEST_NAME:
+        raise SequenceError(
+            f"genome name {text[:40]!r}... has {len(text)} characters; at most {_LONGEST_NAME} are "
+            "possible: give a shorter one in a manifest"
+        )
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "genome"
+
+
+def for_any_process(path: Path) -> Path:
+    """The file that a path such as ``/dev/stdin`` means here, by a name that others can open.
+
+    A pipe or a deleted file has no such name: the path stays as it is.
+    """
+    if OWN_PLACES.fullmatch(str(path)):
+        real = Path(os.path.realpath(path))
+        if real.is_file() and os.path.samefile(real, path):
+            return real
+    return path
+
+
+def _expand(given: Path | str) -> list[GenomePath]:
+    try:
+        path = user_path(os.fspath(given))
+    except OutputError as error:
+        raise SequenceError(str(error)) from None
+    if os.path.isdir(path):
+        found = _in_folder(path)
+    elif path.suffix == ".tsv" and os.path.exists(path):
+        return _manifest(path)
+    elif os.path.exists(path):
+        found = [path]
+    else:
+        found = sorted(map(Path, glob(str(path))))
+        if not found:
+            raise SequenceError(
+                f"{_shown(path)}: no such file or folder, and no file matches it as a glob"
+            )
+    return [GenomePath(genome_name(_FASTA.sub("", p.name)), for_any_process(p)) for p in found]
+
+
+def _in_folder(path: Path) -> list[Path]:
+    # A link that leads nowhere is kept: it fails when its turn comes, and is not forgotten.
+    found = sorted(
+        p
+        for p in path.iterdir()
+        if _FASTA.search(p.name) and p.name[0] != "." and (p.is_file() or p.is_symlink())
+    )
+    if not found:
+        raise SequenceError(f"{path}: no .fa, .fasta, .fna or .fas files in this folder")
+    return found
+
+
+def _manifest(path: Path) -> list[GenomePath]:
+    genomes = []
+    for where, name, place in _named(path, "path"):
+        if not name or not place or "\0" in place:
+            raise SequenceError(
+                f"{where}: name or path is empty or no text in the row of {_shown(name or place)!r}"
+            )
+        genomes.append(_genome_of(where, name, path.parent, place))
+    return genomes
+
+
+def read_places(path: Path, column: str) -> dict[str, Path]:
+    """Files that a manifest names in another column, by the genome's name; empty fields are none.
+
+    Raises
+    ------
+    SequenceError
+        If the manifest cannot be read or lacks the column, or a genome stands in it twice.
+    """
+    found: dict[str, Path] = {}
+    for where, name, place in _named(path, column):
+        if place:
+            genome = _genome_of(where, name, path.parent, place)
+            if genome.name in found:
+                raise SequenceError(f"{where}: {_shown(name)!r} stands in the manifest twice")
+            found[genome.name] = genome.path
+    return found
+
+
+def _named(path: Path, column: str) -> list[tuple[str, str, str]]:
+    """Line of each row of a manifest, its name, and its field in a column."""
+    try:
+        rows = _rows(read_small(path, _LARGEST_MANIFEST).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise SequenceError(f"{path}: not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise SequenceError(f"{path}: cannot be read as a manifest: {error.strerror}") from error
+    _, columns = next(rows, (0, []))
+    if not {"name", column} <= set(columns):
+        raise SequenceError(
+            f"{path}: a manifest has the columns name and {column}, tab-separated; found "
+            f"{_shown(', '.join(columns)) or 'an empty file'}"
+        )
+    at = columns.index("name"), columns.index(column)
+    found = []
+    for number, row in rows:
+        name, place = (row[k].strip() if k < len(row) else "" for k in at)
+        found.append((f"{path} line {number}", name, place))
+    if not found:
+        raise SequenceError(f"{path}: the manifest lists no genomes below its header")
+    return found
+
+
+def _genome_of(where: str, name: str, folder: Path, place: str) -> GenomePath:
+    try:
+        return GenomePath(genome_name(name), for_any_process(folder / user_path(place)))
+    except (OutputError, SequenceError) as error:
+        raise SequenceError(f"{where}: {error}") from None
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Fields of each line, with its number; blank lines and comments are none. Quotes are text."""
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line.split("\t")
+
+
+def _shown(text: object) -> str:
+    shown = str(text)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."

@@ -13,8 +13,8 @@ from genomepred.documents import seal
 from genomepred.errors import GenomepredError, OutputError
 from genomepred.files import own_folder, write_whole
 from genomepred.runs.folder import PARTS, RUN_FILE, is_at_work, tidy
-from genomepred.runs.inputs import genome_name
 from genomepred.runs.manifest import Run
+from genomepred.runs.spec import genome_name
 from genomepred.runs.work import Work
 from genomepred.store.schema import sidecar_path
 
@@ -99,11 +99,11 @@ def _status_of(work: Work, shares: int) -> GenomeStatus:
     error, failed = (noted["error"], "failed") if noted is not None else ("", "")
     every = tuple(range(1, shares + 1))
     try:
-        if (record := work.read_record()) is not None:
-            work.adopt(record)
+        if (identity := work.read_identity()) is not None:
+            work.adopt(identity)
     except (GenomepredError, OSError) as damaged:
-        record, error = None, error or str(damaged)
-    if record is None:
+        identity, error = None, error or str(damaged)
+    if identity is None:
         return GenomeStatus(work.name, failed or "new", error=error, shares=every)
     missing = work.missing()
     numbers = {shard: k for k, shard in enumerate(work.parts)}

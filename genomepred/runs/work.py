@@ -1,10 +1,10 @@
 """One published file of a run, and its shards: those of a genome.
 
-All state is on disk: parts in ``OUT/.parts/<name>/``, beside them a record of what the genome was
-when its first shard was computed, the published file and its sidecar. Nothing here knows who
-computes which part; any number of processes may look, write and publish at once. Where locks do not
-work, two may publish the same file; the bytes are the same. Records and parts carry a digest of
-their own content: a damaged record is made again from the sequence, a damaged part is computed
+All state is on disk: parts in ``OUT/.parts/<name>/``, beside them the genome's *identity*, what it
+was when its first shard was computed, then the published file and its sidecar. Nothing here knows
+who computes which part; any number of processes may look, write and publish at once. Where locks do
+not work, two may publish the same file; the bytes are the same. Identities and parts carry a digest
+of their own content: a damaged identity is made again from the sequence, a damaged part is computed
 again.
 """
 
@@ -33,7 +33,7 @@ from genomepred.errors import (
     StoreError,
 )
 from genomepred.files import Claim, own_folder, sync, write_whole
-from genomepred.runs.folder import CACHE, PARTS, RunPlan, check_regions, make_grid, now
+from genomepred.runs.folder import CACHE, PARTS, RunTerms, check_regions, files_in, make_grid, now
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.fasta import Genome, discard_codes
 from genomepred.sequences.grid import Grid
@@ -42,11 +42,11 @@ from genomepred.store.hdf5 import DamagedPartError, encode_chunk, join, write_pa
 from genomepred.store.schema import read_sidecar
 
 #: What the parts beside it were computed from.
-RECORD = "genome.json"
+IDENTITY = "genome.json"
 # Ten million contigs with names of 80 letters.
 _LARGEST = 1 << 30
-# What stands at a record's place and is no file that we wrote: it is replaced, or refused there.
-_NO_RECORD = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
+# What stands at an identity's place and is no file that we wrote: it is replaced, or refused there.
+_NO_FILE = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ENXIO}
 # A part that proves damaged so often is not worth computing once more.
 _MOST_DAMAGES = 3
 Rows = tuple[int, int]
@@ -75,13 +75,13 @@ class Work:
         Of the file, and of the folder of its parts.
     path : Path
         Sequence file.
-    plan : RunPlan
+    terms : RunTerms
         The run.
     number : int
         Its number in the run; spreads the shares.
     """
 
-    #: What its record must hold.
+    #: What its identity must hold.
     schema: ClassVar[dict[str, Any]] = {
         "name": str,
         "path": str,
@@ -95,17 +95,17 @@ class Work:
 
     #: Once prepared: what it was when its first shard was computed, the grid of what is computed,
     #: paths of the parts of all shards, and what its sidecar is to say of it.
-    record: dict[str, Any]
+    identity: dict[str, Any]
     grid: Grid
     parts: dict[Rows, Path]
     facts: dict[str, Any]
 
-    def __init__(self, name: str, path: Path, plan: RunPlan, number: int = 0) -> None:
-        self.name, self.path, self.plan, self.number = name, path, plan, number
-        self.folder = plan.out / PARTS / name
-        self.final = plan.out / f"{name}.h5"
-        self.sidecar = plan.out / f"{name}.h5.json"
-        #: Whether record, grid, parts and facts are known; they are never altered.
+    def __init__(self, name: str, path: Path, terms: RunTerms, number: int = 0) -> None:
+        self.name, self.path, self.terms, self.number = name, path, terms, number
+        self.folder = terms.out / PARTS / name
+        self.final = terms.out / f"{name}.h5"
+        self.sidecar = terms.out / f"{name}.h5.json"
+        #: Whether identity, grid, parts and facts are known; they are never altered.
         self.prepared = False
         #: What this object has opened to read codes from.
         self._opened: SequenceSource | None = None
@@ -122,7 +122,7 @@ class Work:
     def source(self) -> SequenceSource:
         """The opened genome."""
         if self._opened is None:
-            self._opened = Genome(self.path, name=self.name, cache=self.plan.out / CACHE)
+            self._opened = Genome(self.path, name=self.name, cache=self.terms.out / CACHE)
         return self._opened
 
     def close(self, forget: bool = False) -> None:
@@ -135,14 +135,14 @@ class Work:
             self._opened = None
         if forget and self.prepared:
             self.prepared = False
-            del self.record, self.grid, self.parts, self.facts
+            del self.identity, self.grid, self.parts, self.facts
 
     def accept(self, noted: dict[str, Any]) -> None:
         """Refuse a finished file whose genome has since become another."""
         recorded = noted["genome"]
         if stamp_of(self.path) == (recorded["size"], recorded["mtime_ns"]):
             return
-        with Genome(self.path, cache=self.plan.out / CACHE) as genome:
+        with Genome(self.path, cache=self.terms.out / CACHE) as genome:
             digest = genome.digest()
             genome.discard_cache()
         if digest != recorded["digest"]:
@@ -154,7 +154,7 @@ class Work:
 
     def check_source(self) -> None:
         """Refuse a sequence file that was changed, before or after it was opened."""
-        prepared = self.record["size"], self.record["mtime_ns"]
+        prepared = self.identity["size"], self.identity["mtime_ns"]
         opened = prepared if self._opened is None else self._opened.stamp
         if not opened == prepared == stamp_of(self.path):
             raise SequenceError(
@@ -162,35 +162,35 @@ class Work:
                 f"remove {self.folder} to start this genome again"
             )
 
-    # -- its record --------------------------------------------------------------------------
+    # -- its identity ------------------------------------------------------------------------
 
     def prepare(self) -> bool:
         """Digest the genome and lay out its grid; False while another process is at it.
 
-        With its claim the record is looked at again: another process may have made it meanwhile.
+        With its claim the identity is looked at again: another process may have made it meanwhile.
         """
         if self.prepared:
             return True
-        own_folder(self.plan.out, PARTS, self.name)
-        claim, record = None, None
+        own_folder(self.terms.out, PARTS, self.name)
+        claim, identity = None, None
         try:
-            while record is None:
+            while identity is None:
                 before = None
                 with suppress(StoreError):  # parts of another sequence are found out
-                    before = self.read_record()
+                    before = self.read_identity()
                 if before and stamp_of(self.path) == (before["size"], before["mtime_ns"]):
-                    record = before
+                    identity = before
                 elif claim is not None:
-                    record = self._make_record(before)
+                    identity = self._make_identity(before)
                 elif (claim := Claim.take(self.folder / "genome.lock")) is None:
                     return False
         finally:
             if claim is not None:
                 claim.release()
-        self.adopt(record)
+        self.adopt(identity)
         return True
 
-    def _make_record(self, before: dict[str, Any] | None) -> dict[str, Any]:
+    def _make_identity(self, before: dict[str, Any] | None) -> dict[str, Any]:
         genome = self.source()
         (size, mtime_ns), digest = genome.stamp, genome.digest()
         if before is not None and before["digest"] != digest:
@@ -199,7 +199,7 @@ class Work:
                 f"{before['digest'][:12]}, now {digest[:12]}): restore it, or "
                 f"remove {self.folder} to start this genome again"
             )
-        record = {
+        identity = {
             "name": self.name,
             "path": str(self.path),
             "size": size,
@@ -209,61 +209,65 @@ class Work:
             "contigs": list(genome.contigs),
             "lengths": list(genome.contigs.values()),
         }
-        write_whole(self.folder / RECORD, seal(record), entry=False)
-        return record
+        write_whole(self.folder / IDENTITY, seal(identity), entry=False)
+        return identity
 
-    def read_record(self) -> dict[str, Any] | None:
+    def read_identity(self) -> dict[str, Any] | None:
         """Return what it was when its first shard was computed, or None if none was.
 
         Raises
         ------
         StoreError
-            If the record is damaged.
+            If the identity is damaged.
         """
-        path = self.folder / RECORD
+        path = self.folder / IDENTITY
         try:
-            record = read_document(path, self.schema, sealed=True, limit=_LARGEST, follow=False)
-            if record["name"] != self.name:
-                raise DocumentError(f"of another genome, {record['name'][:40]!r}")
-            lengths = record["lengths"]
-            if len(set(record["contigs"])) != len(lengths) or sum(lengths) >> 62:
+            identity = read_document(path, self.schema, sealed=True, limit=_LARGEST, follow=False)
+            if identity["name"] != self.name:
+                raise DocumentError(f"of another genome, {identity['name'][:40]!r}")
+            lengths = identity["lengths"]
+            if len(set(identity["contigs"])) != len(lengths) or sum(lengths) >> 62:
                 raise DocumentError("contigs and lengths do not fit each other")
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno not in _NO_RECORD:
+            if error.errno not in _NO_FILE:
                 raise
-            raise StoreError(f"{path}: no record ({error.strerror}); run predict again") from error
+            raise StoreError(
+                f"{path}: cannot be read ({error.strerror}); run predict again"
+            ) from error
         except DocumentError as error:
             raise StoreError(f"{path} is damaged ({error}); run predict again") from error
-        return record
+        return identity
 
-    def adopt(self, record: dict[str, Any]) -> None:
-        """Be prepared by a record, without reading the source.
+    def adopt(self, identity: dict[str, Any]) -> None:
+        """Be prepared by an identity, without reading the source.
 
         Raises
         ------
         OutputError
             If the run's copy of the BED is not what the run was started with.
         """
-        plan, signature = self.plan, self.plan.signature
-        if plan.regions is not None:
-            check_regions(plan.regions, signature.regions)
-        contigs = dict(zip(record["contigs"], record["lengths"], strict=True))
-        grid = make_grid(contigs, plan.geometry, plan.regions, plan.center, plan.regions_called)
-        count, step, origin = grid.rows, plan.layout.shard_rows(signature.compute_batch), record
-        if "reference" in record:  # a panel's, whose shards are ranges of windows
-            count, step = grid.rows // grid.geometry.bins, record["shard_windows"]
-            origin = {**record["reference"], "digest": signature.reference}
+        terms, signature = self.terms, self.terms.signature
+        if terms.regions is not None:
+            check_regions(terms.regions, signature.regions)
+        contigs = dict(zip(identity["contigs"], identity["lengths"], strict=True))
+        grid = make_grid(contigs, terms.geometry, terms.regions, terms.center, terms.regions_called)
+        count, step, origin = self.division(identity, grid)
         ranges = [(k, min(k + step, count)) for k in range(0, count, step)]
         self.parts = {(a, b): self.folder / f"{a}-{b}.h5" for a, b in ranges}
         self.facts = {
             "rows": grid.rows,
-            "bases": sum(record["lengths"]),
+            "bases": sum(identity["lengths"]),
             "genome": {key: origin[key] for key in ("path", "size", "mtime_ns", "digest")},
-            "started": record["started"],
+            "started": identity["started"],
         }
-        self.record, self.grid, self.prepared = record, grid, True
+        self.identity, self.grid, self.prepared = identity, grid, True
+
+    def division(self, identity: dict[str, Any], grid: Grid) -> tuple[int, int, dict[str, Any]]:
+        """What shards are ranges of, how many a shard has, and the sequence file they are from."""
+        layout, batch = self.terms.layout, self.terms.signature.compute_batch
+        return grid.rows, layout.shard_rows(batch), identity
 
     # -- where it stands: nothing is changed -------------------------------------------------
 
@@ -290,14 +294,14 @@ class Work:
             return True
         noted = self.outcome()
         if noted is not None and noted["outcome"] == "finished":
-            if noted["signature"] != self.plan.signature.to_json():
+            if noted["signature"] != self.terms.signature.to_json():
                 raise SignatureError(
-                    f"{self.final} was computed with another signature than {self.plan.out} has "
+                    f"{self.final} was computed with another signature than {self.terms.out} has "
                     "now: remove the file to compute it again, or use another --out"
                 )
             self.accept(noted)
             self.published = noted
-        elif noted is not None and noted["session"] == self.plan.session:
+        elif noted is not None and noted["session"] == self.terms.session:
             self.error = GenomepredError(noted["error"])
         return self.published is not None or self.error is not None
 
@@ -309,13 +313,7 @@ class Work:
 
     def missing(self) -> list[Rows]:
         """Shards that are not on disk, in one look at the folder; links and pipes are no parts."""
-        there = set[str]()
-        try:
-            with os.scandir(self.folder) as entries:
-                there = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
-                raise
+        there = files_in(self.folder)
         return [shard for shard, part in self.parts.items() if part.name not in there]
 
     def result(self) -> GenomeResult:
@@ -330,18 +328,18 @@ class Work:
 
     def write(self, first: int, last: int, values: Any) -> None:
         """Compress and write a shard durably, unless its part is there: float32 [rows, tracks]."""
-        plan = self.plan
-        encode = partial(encode_chunk, layout=plan.layout)
-        starts = range(0, len(values), plan.layout.chunk_rows)
-        pieces = [values[row : row + plan.layout.chunk_rows] for row in starts]
-        chunks = list(_compressors(plan.compressors).map(encode, pieces))
+        terms = self.terms
+        encode = partial(encode_chunk, layout=terms.layout)
+        starts = range(0, len(values), terms.layout.chunk_rows)
+        pieces = [values[row : row + terms.layout.chunk_rows] for row in starts]
+        chunks = list(_compressors(terms.compressors).map(encode, pieces))
         self.check_source()
         if self.has(first, last):
             self.duplicates += 1  # locks keep nobody out here; equal work gives equal bytes
             return
         attributes = self._attributes(first, last)
         try:
-            write_part(self.parts[first, last], chunks, len(values), plan.layout, attributes)
+            write_part(self.parts[first, last], chunks, len(values), terms.layout, attributes)
         except FileNotFoundError:
             if not self.settled():  # published by others, who computed the same shard
                 raise
@@ -352,8 +350,8 @@ class Work:
             "genome": self.name,
             "first_row": first,
             "last_row": last,
-            "sequence_digest": self.record["digest"],
-            "signature": self.plan.signature.text,
+            "sequence_digest": self.identity["digest"],
+            "signature": self.terms.signature.text,
         }
 
     def publish(self) -> bool:
@@ -387,11 +385,11 @@ class Work:
             self._publishing.release()
 
     def _publish(self) -> bool:
-        joined, signature = self.folder / "joined.h5", self.plan.signature.to_json()
+        joined, signature = self.folder / "joined.h5", self.terms.signature.to_json()
         try:
             noted = {"outcome": "finished", "sha256": self.join(joined), **self.facts}
             os.rename(joined, self.final)
-            sync(self.plan.out, folder=True)
+            sync(self.terms.out, folder=True)
             noted |= {"bytes": self.final.stat().st_size, "signature": signature, "finished": now()}
             write_whole(self.sidecar, seal(noted))
             self.published = noted
@@ -400,7 +398,7 @@ class Work:
             if self._damages[error.path] > _MOST_DAMAGES:
                 raise StoreError(
                     f"{error.path}: damaged again whenever it was computed ({error.reason}); "
-                    f"check the disk of {self.plan.out}"
+                    f"check the disk of {self.terms.out}"
                 ) from error
             error.path.unlink(missing_ok=True)
             return False
@@ -410,12 +408,12 @@ class Work:
 
     def join(self, joined: Path) -> str:
         """Join all parts; the sequence is digested again if its file was touched."""
-        record = self.record
-        stamp = record["size"], record["mtime_ns"]
+        identity = self.identity
+        stamp = identity["size"], identity["mtime_ns"]
         if os.path.exists(self.path) and stamp_of(self.path) != stamp:  # merging needs none
-            with Genome(self.path, cache=self.plan.out / CACHE) as genome:
+            with Genome(self.path, cache=self.terms.out / CACHE) as genome:
                 digest = genome.digest()
-            if digest != record["digest"]:
+            if digest != identity["digest"]:
                 raise SequenceError(
                     f"{self.path} changed while it was being predicted; restore it and run again, "
                     f"or remove {self.folder} to start this genome again"
@@ -423,10 +421,10 @@ class Work:
         return join(
             list(self.parts.values()),
             joined,
-            self.plan.layout,
+            self.terms.layout,
             self.grid,
-            self.plan.tracks,
-            self.plan.signature.attributes(self.name, record["digest"]),
+            self.terms.tracks,
+            self.terms.signature.attributes(self.name, identity["digest"]),
             [self._attributes(*shard) for shard in self.parts],
         )
 
@@ -434,7 +432,7 @@ class Work:
         """Remove the parts and the expanded sequence; links are not followed."""
         shutil.rmtree(self.folder, ignore_errors=True)
         genome = (self.facts if self.published is None else self.published)["genome"]
-        discard_codes(self.path, (genome["size"], genome["mtime_ns"]), self.plan.out / CACHE)
+        discard_codes(self.path, (genome["size"], genome["mtime_ns"]), self.terms.out / CACHE)
 
     def fail(self, error: GenomepredError) -> None:
         """Record that it cannot be finished; parts stay for another try."""
@@ -443,9 +441,9 @@ class Work:
             noted = {
                 "outcome": "failed",
                 "error": str(error),
-                "session": self.plan.session,
+                "session": self.terms.session,
                 "genome": {"path": str(self.path)},
-                "signature": self.plan.signature.to_json(),
+                "signature": self.terms.signature.to_json(),
                 "finished": now(),
             }
             write_whole(self.sidecar, seal(noted))
@@ -511,7 +509,7 @@ def failing_alone(work: Work) -> Iterator[None]:
 def disk_error(error: OSError, work: Work) -> OutputError:
     """One line for a system error that is no fault of the genome."""
     return OutputError(
-        f"{error.filename or work.plan.out}: {error.strerror or error} while working on "
+        f"{error.filename or work.terms.out}: {error.strerror or error} while working on "
         f"{work.name}; finished shards are kept: mend it and run the same command again"
     )
 

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import BinaryIO, NamedTuple
 
 from genomepred.errors import GenomepredError, RegionError
 from genomepred.files import open_regular
@@ -31,9 +31,7 @@ _HEADER = re.compile(
 _MARK = "#genomepred format=narrowPeak\n"
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _SUMMIT = re.compile(r"-1|[0-9]{1,18}")
-MOST_LINE = 1 << 20  # characters
-#: What is raised on files that cannot be read as text.
-UNREADABLE = (OSError, UnicodeDecodeError, EOFError, zlib.error)
+_MOST_LINE = 1 << 20  # characters
 
 
 class BedRecord(NamedTuple):
@@ -81,41 +79,50 @@ def bed_records(
     called = called or path
     if narrow_peak is None:
         narrow_peak = _is_narrow_peak(path) or _is_narrow_peak(called)
-    number = 0
-    try:
-        with text_lines(Path(path)) as lines:
-            while line := lines.readline(MOST_LINE + 1):
-                number += line != _MARK
-                narrow_peak = narrow_peak or line == _MARK
-                if len(line) > MOST_LINE:
-                    raise error(f"{called} line {number}: longer than {MOST_LINE:,} characters")
-                fields = _fields(line)
-                if fields is not None:
-                    yield _record(fields, f"{called} line {number}", number, narrow_peak, error)
-                elif _NARROW_PEAK_TRACK.match(line):
-                    narrow_peak = True
-    except UNREADABLE as problem:
-        raise error(f"{called}: cannot be read as BED: {reason(problem)}") from problem
+    for number, line in numbered_lines(path, called, "BED", error):
+        narrow_peak = narrow_peak or line == _MARK
+        fields = _fields(line)
+        if fields is not None:
+            yield _record(fields, f"{called} line {number}", number, narrow_peak, error)
+        elif _NARROW_PEAK_TRACK.match(line):
+            narrow_peak = True
 
 
 def _is_narrow_peak(path: Path | str) -> bool:
     return _NARROW_PEAK.search(str(path)) is not None
 
 
-def reason(problem: Exception) -> str:
+def numbered_lines(
+    path: Path | str, called: Path | str, kind: str, error: type[GenomepredError]
+) -> Iterator[tuple[int, str]]:
+    """Lines of a regular text file, plain or gzip, with their numbers.
+
+    Raises
+    ------
+    GenomepredError
+        Of the given type, if it cannot be read as text of this ``kind``, or a line is too long.
+    """
+    number = 0
+    try:
+        with _binary(Path(path)) as (file, packed):
+            plain: BinaryIO = gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[assignment]
+            with io.TextIOWrapper(plain, encoding="utf-8-sig") as lines:
+                while line := lines.readline(_MOST_LINE + 1):
+                    number += line != _MARK
+                    if len(line) > _MOST_LINE:
+                        raise error(
+                            f"{called} line {number}: longer than {_MOST_LINE:,} characters"
+                        )
+                    yield number, line
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as problem:
+        raise error(f"{called}: cannot be read as {kind}: {_reason(problem)}") from problem
+
+
+def _reason(problem: Exception) -> str:
     """The cause why a text file cannot be read, for messages."""
     if isinstance(problem, UnicodeDecodeError):
         return "it is not UTF-8 text"
     return str(problem.strerror if isinstance(problem, OSError) and problem.strerror else problem)
-
-
-@contextmanager
-def text_lines(path: Path) -> Iterator[TextIO]:
-    """A regular text file, plain or gzip, open for reading."""
-    with _binary(path) as (file, packed):
-        plain: BinaryIO = gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[assignment]
-        with io.TextIOWrapper(plain, encoding="utf-8-sig") as lines:
-            yield lines
 
 
 @contextmanager
@@ -255,5 +262,5 @@ def described_sha256(path: Path) -> str:
         for block in self_described(path):
             digest.update(block)
     except OSError as problem:
-        raise RegionError(f"{path}: cannot be read as BED: {reason(problem)}") from problem
+        raise RegionError(f"{path}: cannot be read as BED: {_reason(problem)}") from problem
     return digest.hexdigest()

@@ -11,7 +11,7 @@ import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from isal import igzip_lib, isal_zlib
@@ -92,20 +92,6 @@ def kind_of(path: Path) -> Kind:
     return "xz" if head.startswith(_XZ) else "plain"
 
 
-class ByteSource(Protocol):
-    """Uncompressed bytes that can be read anywhere."""
-
-    size: int
-
-    def pieces(self, start: int, end: int) -> Iterator[Codes]:
-        """Read-only uint8 arrays that cover ``[start, end)``; each valid until the next."""
-        ...
-
-    def close(self) -> None:
-        """Close the file."""
-        ...
-
-
 class PlainSource:
     """An uncompressed file, read into one reused buffer.
 
@@ -125,7 +111,7 @@ class PlainSource:
         self._buffer = np.frombuffer(self._view.toreadonly(), np.uint8)
 
     def pieces(self, start: int, end: int) -> Iterator[Codes]:
-        """See :class:`ByteSource`."""
+        """Read-only uint8 arrays that cover ``[start, end)``; each valid until the next."""
         while start < end:
             count = read_at(self._path, self._fd, self._view[: end - start], start)
             yield self._buffer[:count]
@@ -154,7 +140,7 @@ class BgzipSource:
         self._packed = memoryview(b"")
 
     def pieces(self, start: int, end: int) -> Iterator[Codes]:
-        """See :class:`ByteSource`."""
+        """As of :class:`PlainSource`."""
         if start >= end:
             return
         first = bisect_right(self._offsets, start) - 1
@@ -186,6 +172,10 @@ class BgzipSource:
         start, size = self._places[block], self._offsets[block + 1] - self._offsets[block]
         member = packed[start - origin : self._places[block + 1] - origin]
         return np.frombuffer(_inflate_block(self._path, start, member, size), np.uint8)
+
+
+#: Uncompressed bytes that can be read anywhere.
+ByteSource: TypeAlias = PlainSource | BgzipSource
 
 
 def read_at(path: Path, fd: int, buffer: memoryview, offset: int) -> int:

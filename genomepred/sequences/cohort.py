@@ -26,7 +26,7 @@ from genomepred.sequences import panel_cache
 from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.consensus import Haplotype
 from genomepred.sequences.haplotypes import Region, expand
-from genomepred.sequences.names import absent_contig, haplotype_names, some
+from genomepred.sequences.names import absent_contig, haplotype_meant, some
 from genomepred.sequences.panel_cache import BlockPlace, PanelCache
 from genomepred.sequences.panel_pass import PanelPass
 from genomepred.sequences.source import SequenceSource
@@ -307,19 +307,11 @@ class Panel:
         return Haplotype(self, number)
 
     def named(self, text: str) -> Haplotype:
-        """Haplotype of ``SAMPLE`` or ``SAMPLE.COPY``, as :func:`haplotype_names` writes them.
-
-        Of other texts an exact name of a sample wins.
-        """
-        names = haplotype_names(self.haplotypes)
-        if text in names:
-            return self.haplotype(*self.haplotypes[names.index(text)])
-        sample, dot, copy = text.rpartition(".")
-        if text not in self.samples and dot and copy.isdecimal():
-            return self.haplotype(sample, int(copy))
-        if (text, 2) in self.numbers:
+        """Haplotype of ``SAMPLE`` or ``SAMPLE.COPY``; see :func:`haplotype_meant`."""
+        sample, copy = haplotype_meant(text, self.haplotypes)
+        if copy is None and (sample, 2) in self.numbers:
             raise RegionError(f"{self.path}: sample {text!r} has several copies: say {text}.COPY")
-        return self.haplotype(text)
+        return self.haplotype(sample, 1 if copy is None else copy)
 
     def close(self) -> None:
         """Close the cache; removes a private one."""

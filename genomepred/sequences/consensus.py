@@ -14,13 +14,11 @@ import numpy as np
 from genomepred.errors import OutputError
 from genomepred.files import publishing, refuse_inputs
 from genomepred.sequences import panel_cache
-from genomepred.sequences.codes import Codes
+from genomepred.sequences.codes import LETTERS, Codes
 from genomepred.sequences.source import SequenceSource
 
 if TYPE_CHECKING:
     from genomepred.sequences.cohort import Panel
-
-_LETTERS = np.frombuffer(b"ACGTN", np.uint8)
 
 
 class Haplotype:
@@ -110,7 +108,7 @@ def write_consensus(
         fasta.write(f">{contig}\n".encode())
         rest = np.empty(0, np.uint8)
         for piece in haplotype.sequence(contig):
-            rest = np.concatenate([rest, _LETTERS[piece]])
+            rest = np.concatenate([rest, LETTERS[piece]])
             if len(rest) >= 1 << 16:
                 whole = len(rest) // width * width
                 _write_lines(fasta, rest[:whole], width)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from genomepred.errors import GenomepredError, RegionError
-from genomepred.sequences.bed import MOST_LINE, UNREADABLE, reason, text_lines
+from genomepred.sequences.bed import numbered_lines
 from genomepred.sequences.names import shown, some
 
 _GFF3, _GTF = re.compile(r"\.gff3?(\.b?gz)?$", re.I), re.compile(r"\.(gtf|gff2)(\.b?gz)?$", re.I)
@@ -85,22 +85,12 @@ def gene_records(path: Path | str, error: type[GenomepredError] = RegionError) -
     if not is_annotation(path):
         raise error(f"{path}: is named neither .gff3, .gff nor .gtf; rename it as what it is")
     gtf = _GTF.search(str(path)) is not None
-    number = 0
-    try:
-        with text_lines(Path(path)) as lines:
-            while line := lines.readline(MOST_LINE + 1):
-                number += 1
-                if len(line) > MOST_LINE:
-                    raise error(f"{path} line {number}: longer than {MOST_LINE:,} characters")
-                if line.startswith("##FASTA") or line.startswith(">"):
-                    return  # sequence from here on
-                if line.strip() and not line.startswith("#"):
-                    fields = line.rstrip("\r\n").split("\t")
-                    yield _gene(fields, f"{path} line {number}", number, gtf, error)
-    except UNREADABLE as problem:
-        raise error(
-            f"{path}: cannot be read as {'GTF' if gtf else 'GFF3'}: {reason(problem)}"
-        ) from problem
+    for number, line in numbered_lines(path, path, "GTF" if gtf else "GFF3", error):
+        if line.startswith("##FASTA") or line.startswith(">"):
+            return  # sequence from here on
+        if line.strip() and not line.startswith("#"):
+            fields = line.rstrip("\r\n").split("\t")
+            yield _gene(fields, f"{path} line {number}", number, gtf, error)
 
 
 def _gene(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from genomepred.errors import ModelError, RegionError
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.names import MOST_NAME, absent_contig, shown
+
+if TYPE_CHECKING:
+    from genomepred.sequences.bed import BedRecord
 
 Int64 = NDArray[np.int64]
 
@@ -141,33 +144,8 @@ class Region(NamedTuple):
         return (self.start + self.end) // 2
 
 
-class Place(Protocol):
-    """A part of a grid: a :class:`Region`, or a record of a BED file with its own center."""
-
-    @property
-    def contig(self) -> str:
-        """Name of the contig."""
-        ...
-
-    @property
-    def start(self) -> int:
-        """First base."""
-        ...
-
-    @property
-    def end(self) -> int:
-        """Behind the last base."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Name of the region."""
-        ...
-
-    @property
-    def center(self) -> int:
-        """The base that a window is centered on."""
-        ...
+#: A part of a grid; a record of a BED file has its own center.
+Place: TypeAlias = "Region | BedRecord"
 
 
 @dataclass(frozen=True, eq=False)

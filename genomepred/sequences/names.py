@@ -43,6 +43,20 @@ def haplotype_names(haplotypes: Sequence[tuple[str, int]]) -> tuple[str, ...]:
         long |= more
 
 
+def haplotype_meant(text: str, haplotypes: Sequence[tuple[str, int]]) -> tuple[str, int | None]:
+    """Sample and copy of ``SAMPLE.COPY``, or of a name that :func:`haplotype_names` has written.
+
+    Any other text is a sample's name, or that of none, without a copy.
+    """
+    names = haplotype_names(haplotypes)
+    if text in names:
+        return haplotypes[names.index(text)]
+    sample, dot, copy = text.rpartition(".")
+    if dot and copy.isdecimal() and all(text != known for known, _ in haplotypes):
+        return sample, int(copy)
+    return text, None
+
+
 def core_of(name: str) -> str:
     """The part of a contig's name that all habits share: without ``chr`` and zeros before it."""
     return re.sub(r"^chr(omosome)?[_.-]?", "", name.lower()).lstrip("0") or name.lower()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from genomepred.documents import COUNT, DocumentError, read_document, seal
 from genomepred.errors import OutputError
-from genomepred.files import Claim, publishing, write_all, write_whole
+from genomepred.files import Claim, publishing, write_whole
 from genomepred.sequences.codes import Codes
 
 Int64 = NDArray[np.int64]
@@ -196,16 +197,10 @@ class PanelCache:
         self._make = make
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            claim = Claim.take(self._folder / f"{self._name}.lock", wait=True)
-            try:
-                document = self._read()
-                if document is None:
-                    document = self._build()
+            with Claim.take(self._folder / f"{self._name}.lock", wait=True) or nullcontext():
+                document = self._read() or self._build()
                 self._fd = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 return document
-            finally:
-                if claim is not None:
-                    claim.release()
         except OutputError:
             raise
         except OSError as error:
@@ -224,8 +219,8 @@ class PanelCache:
         return document if whole else None
 
     def _build(self) -> dict[str, Any]:
-        with publishing(self._data) as temporary, temporary.open("xb", buffering=0) as raw:
-            document: dict[str, Any] = self._make(Sink(raw.fileno()))
+        with publishing(self._data) as temporary, temporary.open("xb") as file:
+            document: dict[str, Any] = self._make(file)
         write_whole(self._index, seal(document))
         return document
 
@@ -256,15 +251,3 @@ class PanelCache:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-class Sink:
-    """The part of a binary file that the pass needs, on a descriptor."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def write(self, data: bytes) -> int:
-        """Write all of it."""
-        write_all(self._descriptor, data)
-        return len(data)

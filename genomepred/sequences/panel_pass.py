@@ -16,6 +16,7 @@ from genomepred.errors import SequenceError
 from genomepred.messages import counted
 from genomepred.sequences import edits as kernel
 from genomepred.sequences import panel_cache, vcf_decode
+from genomepred.sequences.codes import letters
 from genomepred.sequences.names import absent_contig
 from genomepred.sequences.panel_cache import VERSION, Block
 from genomepred.sequences.source import SequenceSource
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from genomepred.sequences.cohort import PanelOptions
 
 Int64 = NDArray[np.int64]
-_LETTERS = np.frombuffer(b"ACGTN", np.uint8)
 
 
 class PanelPass:
@@ -215,10 +215,10 @@ class PanelPass:
         if mismatches[0] and not self._mismatches:
             wrong = int(mismatches[1])
             ref, pos = batch.alleles(wrong)[0], int(records[wrong, vcf_decode.POS])
-            has = _LETTERS[self._reference.codes(batch.contig, pos, pos + min(len(ref), 20))]
+            has = letters(self._reference.codes(batch.contig, pos, pos + min(len(ref), 20)))
             self._first_mismatch = (
                 f"record {batch.first + wrong} ({batch.contig}:{pos + 1}: REF {ref[:20]}, the "
-                f"reference has {has.tobytes().decode()})"
+                f"reference has {has})"
             )
         self._mismatches += int(mismatches[0])
         if status == kernel.OUTSIDE:

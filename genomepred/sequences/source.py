@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, TypeVar, runtime_checkable
 
 from genomepred.sequences.codes import Codes
@@ -76,9 +75,4 @@ class SequenceSource(Protocol):
 
     def __enter__(self: Self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> object: ...

@@ -10,53 +10,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from genomepred.sequences.vcf_decode import (
-    ALLELE,
-    ALLELE_ROOM,
-    ALLELES,
-    BAD_END,
-    BAD_GT,
-    BAD_LENGTH,
-    BAD_POS,
-    BAD_TYPE,
-    CARRIERS,
-    COMMON,
-    CONTIG,
-    COPY,
-    DONE,
-    END,
-    FILTERED,
-    FULL,
-    GENOTYPE,
-    HIGH_PLOIDY,
-    ID,
-    ID_END,
-    INBRED,
-    IRREGULAR,
-    LETTER_ROOM,
-    LETTERS,
-    MISSING,
-    MIXED_PLOIDY,
-    NEED,
-    NO_GT,
-    NONSENSE,
-    NUMBER,
-    OTHER_SAMPLES,
-    PLOIDY,
-    POS,
-    RECORD,
-    RECORDS,
-    SAMPLE,
-    UNSAID,
-    VALUE,
-    WHO,
-    begin_record,
-    end_alleles,
-    end_record,
-    take_genotype,
-    take_two,
-    word,
-)
+from genomepred.sequences import vcf_decode as kernel
 
 _LESS = 0x3C
 # Bytes that are compared at once, and the first of each two of them.
@@ -81,21 +35,21 @@ def bcf_records(raw: Any, at: int, stop: int, contig: int, keys: Any, d: Any) ->
         begin, end = at + _LENGTHS, at + _LENGTHS + shared
         if end + each > stop:
             break
-        if d.state[RECORDS] == len(d.records):
-            return FULL, at
+        if d.state[kernel.RECORDS] == len(d.records):
+            return kernel.FULL, at
         if shared < _FIXED:
-            d.state[RECORD] += 1
-            return BAD_LENGTH, at
+            d.state[kernel.RECORD] += 1
+            return kernel.BAD_LENGTH, at
         if _int(raw, begin, 4) != contig:
-            d.state[VALUE] = _int(raw, begin, 4)
-            return CONTIG, at
-        record = begin_record(d)
+            d.state[kernel.VALUE] = _int(raw, begin, 4)
+            return kernel.CONTIG, at
+        record = kernel.begin_record(d)
         status = _record(raw, begin, end, each, keys, record, d)
-        end_record(d, status)
-        if status != DONE:
+        kernel.end_record(d, status)
+        if status != kernel.DONE:
             return status, at
         at = end + each
-    return DONE, at
+    return kernel.DONE, at
 
 
 @njit(nogil=True, cache=True)
@@ -103,36 +57,40 @@ def _record(  # noqa: PLR0911 - one of each thing that may be wrong
     raw: Any, at: int, end: int, each: int, keys: Any, record: Any, d: Any
 ) -> int:
     """Decode a record whose shared part is ``[at, end)``, ``each`` bytes of genotypes behind."""
-    record[POS] = _int(raw, at + 4, 4)
-    d.state[VALUE] = record[POS] + 1
-    if record[POS] < -1:
-        return BAD_POS
+    record[kernel.POS] = _int(raw, at + 4, 4)
+    d.state[kernel.VALUE] = record[kernel.POS] + 1
+    if record[kernel.POS] < -1:
+        return kernel.BAD_POS
     alleles, infos = _int(raw, at + 18, 2) & 0xFFFF, _int(raw, at + 16, 2) & 0xFFFF
     formats, samples = np.int64(raw[at + 23]), _int(raw, at + 20, 4) & 0xFFFFFF
     sites = len(d.columns) == 0
     if samples != len(d.columns) and not sites:
-        d.state[VALUE] = samples
-        return OTHER_SAMPLES
+        d.state[kernel.VALUE] = samples
+        return kernel.OTHER_SAMPLES
     kind, size, place = _typed(raw, at + _FIXED, end)  # ID
     if kind not in (_NONE, _CHAR) or place + size > end:
-        return BAD_TYPE
-    record[ID] = place
+        return kernel.BAD_TYPE
+    record[kernel.ID] = place
     place += size if kind == _CHAR else 0
-    record[ID_END] = place
+    record[kernel.ID_END] = place
     status, place, symbolic = _alleles(raw, place, end, alleles, d)
-    if status != DONE or sites:
+    if status != kernel.DONE or sites:
         return status
     kind, size, place = _typed(raw, place, end)  # FILTER
     width = _size(kind)
     if kind < 0 or kind > _INT32 or place + size * width > end:
-        return BAD_TYPE
-    record[FILTERED] = size * width > 0 and (size > 1 or _int(raw, place, width) != keys[_PASS])
+        return kernel.BAD_TYPE
+    record[kernel.FILTERED] = size * width > 0 and (
+        size > 1 or _int(raw, place, width) != keys[_PASS]
+    )
     if symbolic:
         place += size * width
-        status, record[END] = _symbolic_end(raw, place, end, infos, keys, record[POS])
-        if status != DONE:
+        status, record[kernel.END] = _symbolic_end(raw, place, end, infos, keys, record[kernel.POS])
+        if status != kernel.DONE:
             return status
-    return _formats(raw, end, end + each, formats, keys[_GT], d.state[ALLELES] - record[ALLELE], d)
+    return _formats(
+        raw, end, end + each, formats, keys[_GT], d.state[kernel.ALLELES] - record[kernel.ALLELE], d
+    )
 
 
 # -- typed values ----------------------------------------------------------------------------
@@ -198,47 +156,49 @@ def _key(raw: Any, at: Any, end: int) -> tuple[Any, Any]:
 def _alleles(raw: Any, at: Any, end: int, count: Any, d: Any) -> tuple[int, Any, bool]:
     """Take REF and ALT; (status, where they end, any symbolic)."""
     state = d.state
-    first, symbolic = state[ALLELES], False
+    first, symbolic = state[kernel.ALLELES], False
     for _ in range(count):
         kind, size, at = _typed(raw, at, end)
         if kind != _CHAR or at + size > end:
-            return BAD_TYPE, at, symbolic
-        allele, letter = state[ALLELES], state[LETTERS]
+            return kernel.BAD_TYPE, at, symbolic
+        allele, letter = state[kernel.ALLELES], state[kernel.LETTERS]
         if allele + 1 >= len(d.starts) or letter + size > len(d.bases):
-            state[NEED] = LETTER_ROOM if letter + size > len(d.bases) else ALLELE_ROOM
-            return FULL, at, symbolic
+            state[kernel.NEED] = (
+                kernel.LETTER_ROOM if letter + size > len(d.bases) else kernel.ALLELE_ROOM
+            )
+            return kernel.FULL, at, symbolic
         d.starts[allele] = letter
         symbolic |= size > 0 and raw[at] == _LESS
         for k in range(size):
             d.bases[letter + k] = raw[at + k]
-        state[LETTERS] += size
-        state[ALLELES] += 1
+        state[kernel.LETTERS] += size
+        state[kernel.ALLELES] += 1
         at += size
-    return end_alleles(d, first), at, symbolic
+    return kernel.end_alleles(d, first), at, symbolic
 
 
 @njit(nogil=True, cache=True)
 def _symbolic_end(raw: Any, at: Any, end: int, infos: Any, keys: Any, pos: Any) -> tuple[int, int]:
     """End of symbolic alleles by INFO; (status, end)."""
-    length, last = UNSAID, UNSAID
+    length, last = kernel.UNSAID, kernel.UNSAID
     for _ in range(infos):
         key, at = _key(raw, at, end)
         if key < 0:
-            return BAD_TYPE, UNSAID
+            return kernel.BAD_TYPE, kernel.UNSAID
         kind, count, at = _typed(raw, at, end)
         width = _size(kind)
         if kind < 0 or at + count * width > end:
-            return BAD_TYPE, UNSAID
+            return kernel.BAD_TYPE, kernel.UNSAID
         if _INT8 <= kind <= _INT32 and count >= 1:
             value = _int(raw, at, width)
             if key == keys[_END]:
-                last = value if value > pos else NONSENSE
+                last = value if value > pos else kernel.NONSENSE
             elif key == keys[_SVLEN]:
                 length = abs(value)
         at += count * width
-    if last != UNSAID:
-        return (DONE if last != NONSENSE else BAD_END), last
-    return DONE, (pos + 1 + length if length >= 0 else UNSAID)
+    if last != kernel.UNSAID:
+        return (kernel.DONE if last != kernel.NONSENSE else kernel.BAD_END), last
+    return kernel.DONE, (pos + 1 + length if length >= 0 else kernel.UNSAID)
 
 
 # -- genotypes -------------------------------------------------------------------------------
@@ -283,15 +243,15 @@ def _formats(raw: Any, at: int, end: int, formats: Any, key: int, alleles: int, 
         kind, width, at = _typed(raw, at, end)
         size = _size(kind)
         if found < 0 or kind < 0 or at + width * size * count > end:
-            return BAD_TYPE
+            return kernel.BAD_TYPE
         if found == key:
             if not _INT8 <= kind <= _INT32:
-                return BAD_TYPE
+                return kernel.BAD_TYPE
             if width > len(d.gt):
-                return HIGH_PLOIDY
-            return NO_GT if width == 0 else _samples(raw, at, width, size, alleles, d)
+                return kernel.HIGH_PLOIDY
+            return kernel.NO_GT if width == 0 else _samples(raw, at, width, size, alleles, d)
         at += width * size * count
-    return NO_GT
+    return kernel.NO_GT
 
 
 @njit(nogil=True, cache=True)
@@ -304,9 +264,9 @@ def _samples(raw: Any, at: int, width: int, size: int, alleles: int, d: Any) -> 
         step = 8 // width
     most = min(2 * alleles + 2, 128)
     while column < count:
-        if step == 4 and state[COMMON] == 2:
+        if step == 4 and state[kernel.COMMON] == 2:
             column = _pairs(raw, at, column, most, columns, seen, state, carriers)
-        elif step > 0 and state[COMMON] == width:
+        elif step > 0 and state[kernel.COMMON] == width:
             column = _reference(raw, at, column, count, width, step)
         if column == count:
             break
@@ -314,21 +274,21 @@ def _samples(raw: Any, at: int, width: int, size: int, alleles: int, d: Any) -> 
         if s >= 0:
             here = at + column * width * size
             status = _sample(raw, here, width, size, s, alleles, gt, seen, state, carriers)
-            irregular += seen[s, PLOIDY] != 0
-            if status != DONE:
-                state[SAMPLE] = column
+            irregular += seen[s, kernel.PLOIDY] != 0
+            if status != kernel.DONE:
+                state[kernel.SAMPLE] = column
                 return status
         column += 1
-    if irregular < state[IRREGULAR] and step > 0 and state[COMMON] == width:
-        return MIXED_PLOIDY
-    return DONE
+    if irregular < state[kernel.IRREGULAR] and step > 0 and state[kernel.COMMON] == width:
+        return kernel.MIXED_PLOIDY
+    return kernel.DONE
 
 
 @njit(nogil=True, cache=True)
 def _reference(raw: Any, at: int, column: int, count: int, width: int, step: int) -> int:
     """Skip samples that are reference on all copies, ``step`` at a time."""
     while column + step <= count:
-        if (word(raw, at + column * width) & _PHASE_BITS) != _REFERENCE:
+        if (kernel.word(raw, at + column * width) & _PHASE_BITS) != _REFERENCE:
             break
         column += step
     return column
@@ -339,8 +299,8 @@ def _pairs(
     raw: Any, at: int, column: int, most: int, columns: Any, seen: Any, state: Any, carriers: Any
 ) -> int:
     """Take samples with two alleles of one byte each; the first column that is another."""
-    count, n = len(columns), state[CARRIERS]
-    inbred, regular = state[INBRED] != 0, state[IRREGULAR] == 0
+    count, n = len(columns), state[kernel.CARRIERS]
+    inbred, regular = state[kernel.INBRED] != 0, state[kernel.IRREGULAR] == 0
     while column < count:
         # Bits of the samples that are not reference, a few of 32.
         left = count - column
@@ -353,18 +313,14 @@ def _pairs(
             some &= some - np.uint64(1)
             a, b, s = raw[at + 2 * c], raw[at + 2 * c + 1], columns[c]
             usual = 2 <= a < most and 2 <= b < most and n + 2 <= len(carriers)
-            if not usual or (s >= 0 and not (regular or seen[s, PLOIDY] == 0)):
-                state[CARRIERS] = n
+            if not usual or (s >= 0 and not (regular or seen[s, kernel.PLOIDY] == 0)):
+                state[kernel.CARRIERS] = n
                 return int(c)
             x, y = np.int64(a >> 1) - 1, np.int64(b >> 1) - 1
-            if s >= 0 and inbred and x == y:
-                carrier = carriers[n]
-                carrier[WHO], carrier[COPY], carrier[NUMBER], carrier[GENOTYPE] = s, 0, x, 0
-                n += 1
-            elif s >= 0:
-                n = take_two(s, x, y, b & 1 == 0, inbred, carriers, n)
+            if s >= 0:
+                n = kernel.take_two(s, x, y, b & 1 == 0, inbred, carriers, n)
         column += _MANY // 2
-    state[CARRIERS] = n
+    state[kernel.CARRIERS] = n
     return count
 
 
@@ -389,10 +345,10 @@ def _sample(
         if value == ends:
             break
         if value < 0 and value != ends - 1:
-            return BAD_GT
-        gt[c] = (value >> 1) - 1 if value >= 0 else MISSING
+            return kernel.BAD_GT
+        gt[c] = (value >> 1) - 1 if value >= 0 else kernel.MISSING
         unphased |= c > 0 and value & 1 == 0
         p += 1
     if p == 0:  # all ends: nothing was called
-        p, gt[0] = 1, MISSING
-    return take_genotype(s, p, unphased, alleles, gt, seen, state, carriers)
+        p, gt[0] = 1, kernel.MISSING
+    return kernel.take_genotype(s, p, unphased, alleles, gt, seen, state, carriers)

@@ -7,48 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from genomepred.sequences.vcf_decode import (
-    ALLELE,
-    ALLELE_ROOM,
-    ALLELES,
-    BAD_END,
-    BAD_GT,
-    BAD_POS,
-    CARRIERS,
-    COMMON,
-    CONTIG,
-    DONE,
-    END,
-    FEW_COLUMNS,
-    FILTERED,
-    FULL,
-    HIGH_PLOIDY,
-    ID,
-    ID_END,
-    INBRED,
-    IRREGULAR,
-    LETTER_ROOM,
-    LETTERS,
-    MANY_COLUMNS,
-    MISSING,
-    MIXED_PLOIDY,
-    NEED,
-    NO_GT,
-    NO_REF,
-    NONSENSE,
-    PLOIDY,
-    POS,
-    RECORDS,
-    SAMPLE,
-    UNSAID,
-    VALUE,
-    begin_record,
-    end_alleles,
-    end_record,
-    take_genotype,
-    take_two,
-    word,
-)
+from genomepred.sequences import vcf_decode as kernel
 
 _TAB, _LF, _CR, _COLON, _COMMA, _DOT = 0x09, 0x0A, 0x0D, 0x3A, 0x2C, 0x2E
 _SLASH, _BAR, _ZERO, _LESS, _MORE, _MINUS = 0x2F, 0x7C, 0x30, 0x3C, 0x3E, 0x2D
@@ -82,54 +41,54 @@ def text_records(raw: Any, at: int, stop: int, name: Any, d: Any) -> tuple[int, 
     """
     ends = np.empty(8, np.int64)
     while at < stop:
-        if d.state[RECORDS] == len(d.records):
-            return FULL, at
+        if d.state[kernel.RECORDS] == len(d.records):
+            return kernel.FULL, at
         begin = at
         while at - begin < len(name) and raw[at] == name[at - begin]:
             at += 1
         if at - begin < len(name) or raw[at] != _TAB:
-            return CONTIG, begin
-        record = begin_record(d)
+            return kernel.CONTIG, begin
+        record = kernel.begin_record(d)
         status, at = _record(raw, at + 1, ends, record, d)
-        end_record(d, status)
-        if status != DONE:
+        kernel.end_record(d, status)
+        if status != kernel.DONE:
             return status, begin
-    return DONE, at
+    return kernel.DONE, at
 
 
 @njit(nogil=True, cache=True)
 def _record(raw: Any, at: int, ends: Any, record: Any, d: Any) -> tuple[int, int]:
     """Decode one line from its POS on; (status, where the next begins)."""
     pos, stop = _number(raw, at, _field(raw, at))
-    d.state[VALUE] = pos
+    d.state[kernel.VALUE] = pos
     if pos < 0 or (raw[stop] != _TAB and raw[stop] != _LF):
-        return BAD_POS, at
-    record[POS] = pos - 1
+        return kernel.BAD_POS, at
+    record[kernel.POS] = pos - 1
     sites = len(d.columns) == 0
     for column in range(_ALT if sites else 8):
         at = ends[column] = _field(raw, at)
         if raw[at] != _TAB:
-            return FEW_COLUMNS, at
+            return kernel.FEW_COLUMNS, at
         at += 1
-    record[ID], record[ID_END] = ends[_POS] + 1, ends[_ID]
+    record[kernel.ID], record[kernel.ID_END] = ends[_POS] + 1, ends[_ID]
     if sites:
         at = ends[_ALT] = _field(raw, at)
         ends[_ALT] -= raw[at] == _LF and raw[at - 1] == _CR
     status, symbolic = _alleles(raw, ends[_ID] + 1, ends[_ALT], d)
-    if sites or status != DONE:
+    if sites or status != kernel.DONE:
         return status, _line_end(raw, at) + 1
     begin, end = ends[_QUAL] + 1, ends[_FILTER]
     none = end == begin + 1 and raw[begin] == _DOT
-    record[FILTERED] = not (none or _is(raw, begin, end, _PASS))
+    record[kernel.FILTERED] = not (none or _is(raw, begin, end, _PASS))
     if symbolic:
-        record[END] = _symbolic_end(raw, end + 1, ends[_INFO], pos - 1)
-        if record[END] == NONSENSE:
-            return BAD_END, at
+        record[kernel.END] = _symbolic_end(raw, end + 1, ends[_INFO], pos - 1)
+        if record[kernel.END] == kernel.NONSENSE:
+            return kernel.BAD_END, at
     place = _gt_place(raw, ends[_INFO] + 1, ends[_FORMAT])
     if place < 0:
-        return NO_GT, at
+        return kernel.NO_GT, at
     only_gt = ends[_FORMAT] - ends[_INFO] == 3
-    return _samples(raw, at, place, only_gt, d.state[ALLELES] - record[ALLELE], d)
+    return _samples(raw, at, place, only_gt, d.state[kernel.ALLELES] - record[kernel.ALLELE], d)
 
 
 @njit(nogil=True, cache=True)
@@ -176,28 +135,28 @@ def _number(raw: Any, at: int, end: int) -> tuple[int, int]:
 def _alleles(raw: Any, at: int, end: int, d: Any) -> tuple[int, bool]:
     """Take REF and ALT, whose alleles are separated by one byte each; (status, any symbolic)."""
     state, bases, starts = d.state, d.bases, d.starts
-    first, symbolic = state[ALLELES], False
-    if state[LETTERS] + end - at > len(bases):
-        state[NEED] = LETTER_ROOM
-        return FULL, symbolic
+    first, symbolic = state[kernel.ALLELES], False
+    if state[kernel.LETTERS] + end - at > len(bases):
+        state[kernel.NEED] = kernel.LETTER_ROOM
+        return kernel.FULL, symbolic
     if raw[at] == _TAB:
-        return NO_REF, symbolic
+        return kernel.NO_REF, symbolic
     while at < end:
-        if state[ALLELES] + 1 >= len(starts):
-            state[NEED] = ALLELE_ROOM
-            return FULL, symbolic
-        letter, depth = state[LETTERS], 0
-        starts[state[ALLELES]] = letter
+        if state[kernel.ALLELES] + 1 >= len(starts):
+            state[kernel.NEED] = kernel.ALLELE_ROOM
+            return kernel.FULL, symbolic
+        letter, depth = state[kernel.LETTERS], 0
+        starts[state[kernel.ALLELES]] = letter
         symbolic |= raw[at] == _LESS
         while at < end and raw[at] != _TAB and (raw[at] != _COMMA or depth > 0):
             depth += (raw[at] == _LESS) - (raw[at] == _MORE)
             bases[letter] = raw[at]
             letter += 1
             at += 1
-        state[LETTERS] = letter
-        state[ALLELES] += 1
+        state[kernel.LETTERS] = letter
+        state[kernel.ALLELES] += 1
         at += 1
-    return end_alleles(d, first), symbolic
+    return kernel.end_alleles(d, first), symbolic
 
 
 @njit(nogil=True, cache=True)
@@ -219,11 +178,11 @@ def _symbolic_end(raw: Any, at: int, end: int, pos: int) -> int:
     """End of the symbolic alleles of a record, by its INFO."""
     found, value = _info_number(raw, at, end, _END_KEY)
     if found:
-        return value if value > pos else NONSENSE
+        return value if value > pos else kernel.NONSENSE
     found, value = _info_number(raw, at, end, _LENGTH_KEY)
     if found:
-        return pos + 1 + value if value >= 0 else NONSENSE
-    return UNSAID
+        return pos + 1 + value if value >= 0 else kernel.NONSENSE
+    return kernel.UNSAID
 
 
 @njit(nogil=True, cache=True)
@@ -250,30 +209,32 @@ def _samples(raw: Any, at: int, place: int, only_gt: bool, alleles: int, d: Any)
     count, column, irregular = len(columns), 0, 0
     few = min(alleles, 10)  # allele numbers of one digit
     while column < count:
-        if only_gt and state[COMMON] == 2:
+        if only_gt and state[kernel.COMMON] == 2:
             column, at = _pairs(raw, at, column, few, columns, seen, state, carriers)
         s = columns[column]
         status, at = _sample(raw, at, place, s, alleles, gt, seen, state, carriers)
-        irregular += s >= 0 and seen[s, PLOIDY] != 0
-        if status != DONE:
-            state[SAMPLE] = column
+        irregular += s >= 0 and seen[s, kernel.PLOIDY] != 0
+        if status != kernel.DONE:
+            state[kernel.SAMPLE] = column
             return status, at
         column += 1
         if column < count:
             if raw[at] != _TAB:
-                state[SAMPLE] = column
-                return (BAD_GT if raw[at] != _LF and raw[at] != _CR else FEW_COLUMNS), at
+                state[kernel.SAMPLE] = column
+                return (
+                    kernel.BAD_GT if raw[at] != _LF and raw[at] != _CR else kernel.FEW_COLUMNS
+                ), at
             at += 1
     at += raw[at] == _CR
     if raw[at] == _TAB:
-        return MANY_COLUMNS, at
+        return kernel.MANY_COLUMNS, at
     if raw[at] != _LF:
-        state[SAMPLE] = count - 1
-        return BAD_GT, at
+        state[kernel.SAMPLE] = count - 1
+        return kernel.BAD_GT, at
     # Samples with another ploidy than most must not have been skipped as reference on both copies.
-    if only_gt and irregular < state[IRREGULAR] and state[COMMON] == 2:
-        return MIXED_PLOIDY, at
-    return DONE, at + 1
+    if only_gt and irregular < state[kernel.IRREGULAR] and state[kernel.COMMON] == 2:
+        return kernel.MIXED_PLOIDY, at
+    return kernel.DONE, at + 1
 
 
 @njit(nogil=True, cache=True)
@@ -284,10 +245,10 @@ def _pairs(
 
     Never the last column, behind which no tab stands.
     """
-    last, n, inbred = len(columns) - 1, state[CARRIERS], state[INBRED] != 0
+    last, n, inbred = len(columns) - 1, state[kernel.CARRIERS], state[kernel.INBRED] != 0
     while column < last:
         if column + 1 < last:
-            pair = word(raw, at)
+            pair = kernel.word(raw, at)
             if pair in (_TWO_PHASED, _TWO_UNPHASED):
                 at += 8
                 column += 2
@@ -298,12 +259,12 @@ def _pairs(
         if not (0 <= a < few and 0 <= b < few):
             break
         if s >= 0:
-            if seen[s, PLOIDY] != 0 or n + 2 > len(carriers):
+            if seen[s, kernel.PLOIDY] != 0 or n + 2 > len(carriers):
                 break
-            n = take_two(s, a, b, raw[at + 1] == _SLASH, inbred, carriers, n)
+            n = kernel.take_two(s, a, b, raw[at + 1] == _SLASH, inbred, carriers, n)
         at += 4
         column += 1
-    state[CARRIERS] = n
+    state[kernel.CARRIERS] = n
     return column, at
 
 
@@ -329,21 +290,21 @@ def _sample(
     p, unphased = 1, False
     # Fields may be dropped from the end, also the one with the genotype.
     if raw[at] == _TAB or raw[at] == _LF or raw[at] == _CR:
-        gt[0] = MISSING
+        gt[0] = kernel.MISSING
         if place == 0:
-            return BAD_GT, at
+            return kernel.BAD_GT, at
     else:
         status, p, unphased, at = _genotype(raw, at, gt)
-        if status != DONE:
+        if status != kernel.DONE:
             return status, at
     if s >= 0:
-        status = take_genotype(s, p, unphased, alleles, gt, seen, state, carriers)
-        if status != DONE:
+        status = kernel.take_genotype(s, p, unphased, alleles, gt, seen, state, carriers)
+        if status != kernel.DONE:
             return status, at
     if raw[at] == _COLON:
         at = _field(raw, at)
         at -= raw[at] == _LF and raw[at - 1] == _CR
-    return DONE, at
+    return kernel.DONE, at
 
 
 @njit(nogil=True, cache=True)
@@ -354,9 +315,9 @@ def _genotype(raw: Any, at: int, gt: Any) -> tuple[int, int, bool, int]:
         at += 1
     while True:
         if p == len(gt):
-            return HIGH_PLOIDY, p, unphased, at
+            return kernel.HIGH_PLOIDY, p, unphased, at
         if raw[at] == _DOT:
-            gt[p] = MISSING
+            gt[p] = kernel.MISSING
             at += 1
         elif _ZERO <= raw[at] <= _ZERO + 9:
             value = 0
@@ -365,10 +326,10 @@ def _genotype(raw: Any, at: int, gt: Any) -> tuple[int, int, bool, int]:
                 at += 1
             gt[p] = value
         else:
-            return BAD_GT, p, unphased, at
+            return kernel.BAD_GT, p, unphased, at
         p += 1
         if raw[at] == _SLASH:
             unphased = True
         elif raw[at] != _BAR:
-            return DONE, p, unphased, at
+            return kernel.DONE, p, unphased, at
         at += 1

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import GenomepredError, RegionError, optional
 from genomepred.sequences.grid import Region
-from genomepred.sequences.names import haplotype_names
+from genomepred.sequences.names import haplotype_meant
 from genomepred.store.cohort_file import CohortFile
 from genomepred.store.reader import DATASET, Float32, Int64, PredictionStore
 
@@ -113,17 +112,8 @@ class CohortStore:
         return HaplotypeStore(self._base, self.haplotypes.index((sample, copy)))
 
     def named(self, text: str) -> HaplotypeStore:
-        """Haplotype of ``SAMPLE`` or ``SAMPLE.COPY``, as :func:`haplotype_names` writes them.
-
-        Of other texts an exact name of a sample wins.
-        """
-        names = haplotype_names(self.haplotypes)
-        if text in names:
-            return self.haplotype(*self.haplotypes[names.index(text)])
-        sample, dot, copy = text.rpartition(".")
-        if text not in self.samples and dot and copy.isdecimal():
-            return self.haplotype(sample, int(copy))
-        return self.haplotype(text)
+        """Haplotype of ``SAMPLE`` or ``SAMPLE.COPY``; see :func:`haplotype_meant`."""
+        return self.haplotype(*haplotype_meant(text, self.haplotypes))
 
     def __getitem__(self, key: tuple[str, str, slice]) -> Float32:
         """Rows of all copies of a sample, [copies, rows, tracks]."""
@@ -260,12 +250,7 @@ class CohortStore:
     def __enter__(self) -> CohortStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -273,7 +258,7 @@ class HaplotypeStore(PredictionStore):
     """One haplotype of a cohort file, with the interface of a prediction file."""
 
     def __init__(self, base: CohortFile, number: int) -> None:
-        self._base, self._number = base, number
+        self._base, self._number, self.owns = base, number, False
         self.path, self._file, self.attributes = base.path, base._file, dict(base.attributes)
         self.predictions, self.rows, self.grid = base.predictions, base.grid.rows, base.grid
         self.tracks, self.descriptions = base.tracks, base.descriptions
@@ -287,7 +272,9 @@ class HaplotypeStore(PredictionStore):
         return self._base.own_values(self._number, first, last)
 
     def close(self) -> None:
-        """The cohort file stays open."""
+        """Close the cohort's file, if that is this haplotype's own."""
+        if self.owns:
+            self._base.close()
 
 
 def open_haplotype(path: Path, sample: str) -> PredictionStore:
@@ -300,22 +287,12 @@ def open_haplotype(path: Path, sample: str) -> PredictionStore:
     """
     store = CohortStore(path)
     try:
-        return _Owned(store, store.named(sample))
+        haplotype = store.named(sample)
     except BaseException:
         store.close()
         raise
-
-
-class _Owned(HaplotypeStore):
-    """A haplotype that closes its cohort file."""
-
-    def __init__(self, cohort: CohortStore, haplotype: HaplotypeStore) -> None:
-        super().__init__(haplotype._base, haplotype._number)
-        self._cohort = cohort
-
-    def close(self) -> None:
-        """Close the file."""
-        self._cohort.close()
+    haplotype.owns = True
+    return haplotype
 
 
 def cohort_problems(path: Path, noted: Mapping[str, Any]) -> list[str]:

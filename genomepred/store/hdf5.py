@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -220,8 +220,10 @@ def join(
         If the disk is full or the folder not writable; nothing is left behind.
     """
     with publishing(path, entry=False) as temporary:
-        # One that is absent is told when it is read.
-        size = sum(part.stat().st_size for part in parts if part.exists())
+        size = 0
+        for part in parts:
+            with suppress(OSError):  # told when it is read
+                size += part.stat().st_size
         require_space(path.parent, size)
         about: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
         about |= {name: getattr(grid.geometry, name) for name in SIZES}

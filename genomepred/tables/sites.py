@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from genomepred.errors import ModelError, OptionError, RegionError, SequenceError
 from genomepred.evaluation.metrics import local_maxima
 from genomepred.models.card import Card, bundled_models, read_card
-from genomepred.sequences.codes import Codes, reverse_complement
+from genomepred.sequences.codes import Codes, letters, reverse_complement
 from genomepred.sequences.source import SequenceSource
 from genomepred.store.reader import Float32, Int64, PredictionStore
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from genomepred.inference.predictor import Predictor
 
 _BLOCK_ROWS = 1 << 20  # rows looked at together
-_LETTERS = np.frombuffer(b"ACGTN", np.uint8)
 _STRANDS = np.array(["-", "+", "."], object)
 
 
@@ -336,7 +335,7 @@ def with_sequences(
     ):
         codes = genome.codes(contig, start, end)
         codes = reverse_complement(codes) if sign == "-" else codes
-        sequences.append(_LETTERS[codes].tobytes().decode())
+        sequences.append(letters(codes))
     return Sites(
         *(sites.contig, sites.start, sites.end, sites.summit, sites.score, sites.row),
         strand,

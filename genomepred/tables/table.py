@@ -18,8 +18,8 @@ import numpy as np
 
 from genomepred.errors import OptionError, RegionError, StoreError, optional
 from genomepred.progress import Progress
-from genomepred.runs.inputs import read_places
 from genomepred.runs.manifest import prediction_files
+from genomepred.runs.spec import read_places
 from genomepred.sequences.names import haplotype_names, shown, some
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import Float32, PredictionStore

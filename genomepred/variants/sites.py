@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import SequenceError
 from genomepred.sequences import edits as kernel
-from genomepred.sequences.codes import Codes
+from genomepred.sequences.codes import Codes, letters
 from genomepred.sequences.names import absent_contig
 from genomepred.sequences.source import SequenceSource
 from genomepred.sequences.vcf import Batch, VariantFile
@@ -31,7 +31,6 @@ Int64 = NDArray[np.int64]
 BLOCK_RECORDS = 2048
 # Bases between records that are read along with them; further apart, they are skipped.
 _GAP = 1 << 12
-_LETTERS = np.frombuffer(b"ACGTN", np.uint8)
 _SHOWN = 20
 
 
@@ -153,15 +152,15 @@ def _cut(batch: Batch, first: int, last: int) -> Sites:
 def _joined(parts: list[Sites]) -> Sites:
     records = np.concatenate([part.records for part in parts])
     alleles = np.cumsum([0, *(len(part.starts) - 1 for part in parts)])
-    letters = np.cumsum([0, *(len(part.bases) for part in parts)])
+    ends = np.cumsum([0, *(len(part.bases) for part in parts)])
     records[:, ALLELE] += np.repeat(alleles[:-1], [len(part) for part in parts])
-    starts = [part.starts[:-1] + at for part, at in zip(parts, letters[:-1], strict=True)]
+    starts = [part.starts[:-1] + at for part, at in zip(parts, ends[:-1], strict=True)]
     return Sites(
         parts[0].contig,
         parts[0].first,
         records,
         np.concatenate([part.bases for part in parts]),
-        np.concatenate([*starts, letters[-1:]]),
+        np.concatenate([*starts, ends[-1:]]),
         [name for part in parts for name in part.ids],
     )
 
@@ -221,12 +220,9 @@ def check(sites: Sites, genome: SequenceSource, path: Path) -> Checked:
 def describe_mismatch(sites: Sites, record: int, genome: SequenceSource) -> str:
     """A record whose REF is not the genome: its place and both alleles."""
     ref, start = sites.text(int(sites.ref[record])), int(sites.position[record])
-    has = _LETTERS[genome.codes(sites.contig, start, start + min(len(ref), _SHOWN))]
+    has = letters(genome.codes(sites.contig, start, start + min(len(ref), _SHOWN)))
     more = "..." if len(ref) > _SHOWN else ""
-    return (
-        f"{sites.place(record)}: REF is {ref[:_SHOWN]}{more}, the genome has "
-        f"{has.tobytes().decode()}{more}"
-    )
+    return f"{sites.place(record)}: REF is {ref[:_SHOWN]}{more}, the genome has {has}{more}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -188,9 +188,9 @@ def order(
 
 def bases(path: str, contigs: Mapping[str, int]) -> Callable[[str, int, int], str]:
     """Reader of a genome's bases, in letters; the genome is opened with the first of them."""
+    from genomepred.sequences.codes import letters
     from genomepred.sequences.fasta import Genome
 
-    letters = np.frombuffer(b"ACGTN", np.uint8)
     opened: list[Genome] = []
 
     def read(contig: str, start: int, end: int) -> str:
@@ -198,7 +198,7 @@ def bases(path: str, contigs: Mapping[str, int]) -> Callable[[str, int, int], st
             opened.append(Genome(path))
         if opened[0].contigs.get(contig) != contigs[contig]:
             raise SequenceError(f"{path}: another genome than the one predicted on")
-        return letters[opened[0].codes(contig, start, end)].tobytes().decode()
+        return letters(opened[0].codes(contig, start, end))
 
     return read
 

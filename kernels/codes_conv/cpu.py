@@ -32,14 +32,53 @@ _codes_conv = entry("genomepred.kernels.codes_conv.cpu_code:codes_conv")
 
 
 class PackedCodes(NamedTuple):
-    """Tables of all k-mers, ``[groups, 6**size, padded channels]``, of ``size`` taps a group."""
+    """A first layer of ``taps``, packed.
+
+    ``tables`` are of all k-mers, ``[groups, 6**size, padded channels]``, of ``size`` taps a group.
+    """
 
     tables: Tensor
     size: int
+    taps: int
+
+    def __call__(
+        self,
+        codes: Tensor,
+        _: Tensor | None,
+        padding: Sequence[int],
+        epilogue: Epilogue,
+        outs: Sequence[Tensor],
+    ) -> Sequence[Tensor]:
+        """Fill ``outs``, a contiguous one of the table's dtype; a first layer has no residual.
+
+        Sums and activations are float32 whatever the dtype.
+        """
+        (out,), size = outs, self.size
+        samples, codes_length = codes.shape
+        groups, rows, width = self.tables.shape
+        length = codes_length + sum(padding) - self.taps + 1
+        filled = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        positions = max(TILE_VALUES // width // 2, 1) * 2
+        together = min(max(positions // length, 1), max(samples, 1))
+        # Some k-mers of the last group reach past the padding.
+        apart = max(length + groups * size, padding[0] + codes_length)
+        # Of four bytes: a tile, where rows start, and symbols.
+        work = torch.empty(positions * width + together * apart * 2 + size)
+        starts = work.data_ptr() + 4 * positions * width
+        _codes_conv()(
+            *(codes.data_ptr(), *codes.stride(), samples, codes_length),
+            *(self.tables.data_ptr(), groups, rows * width, width, size, padding[0], length),
+            *numbers(epilogue),
+            *(filled.data_ptr(), filled.shape[1], filled.shape[2], work.data_ptr(), positions),
+            *(together, apart, starts + 4 * together * apart, starts),
+        )
+        if filled is not out:
+            out.copy_(filled)
+        return outs
 
 
 def pack_codes(table: Tensor, shift: Tensor, size: int | None = None) -> PackedCodes:
-    """Tables for :func:`codes_conv`; the first group's rows include the shift.
+    """A first layer's tables of k-mers; the first group's rows include the shift.
 
     Parameters
     ----------
@@ -63,7 +102,7 @@ def pack_codes(table: Tensor, shift: Tensor, size: int | None = None) -> PackedC
     tables[0, 0, :channels] = shift
     for added in of_taps.view(groups, size, SYMBOLS, width).unbind(1):
         tables = (tables[:, :, None] + added[:, None]).flatten(1, 2)
-    return PackedCodes(tables.contiguous(), size)
+    return PackedCodes(tables.contiguous(), size, taps)
 
 
 def codes_conv(
@@ -73,35 +112,6 @@ def codes_conv(
     padding: Sequence[int],
     epilogue: Epilogue,
     out: Tensor,
-    packed: PackedCodes | None = None,
 ) -> None:
-    """Fill ``out``; see :func:`genomepred.kernels.codes_conv.reference.codes_conv_reference`.
-
-    Parameters
-    ----------
-    out : tensor of the table's dtype, contiguous
-        Sums and activations are float32 whatever the dtype.
-    packed : PackedCodes, optional
-        What :func:`pack_codes` makes of ``table`` and ``shift``, kept from call to call.
-    """
-    tables, size = packed or pack_codes(table, shift)
-    samples, codes_length = codes.shape
-    groups, rows, width = tables.shape
-    length = codes_length + sum(padding) - len(table) + 1
-    filled = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    positions = max(TILE_VALUES // width // 2, 1) * 2
-    together = min(max(positions // length, 1), max(samples, 1))
-    # Some k-mers of the last group reach past the padding.
-    apart = max(length + groups * size, padding[0] + codes_length)
-    # Of four bytes: a tile, where rows start, and symbols.
-    work = torch.empty(positions * width + together * apart * 2 + size)
-    starts = work.data_ptr() + 4 * positions * width
-    _codes_conv()(
-        *(codes.data_ptr(), *codes.stride(), samples, codes_length),
-        *(tables.data_ptr(), groups, rows * width, width, size, padding[0], length),
-        *numbers(epilogue),
-        *(filled.data_ptr(), filled.shape[1], filled.shape[2], work.data_ptr(), positions),
-        *(together, apart, starts + 4 * together * apart, starts),
-    )
-    if filled is not out:
-        out.copy_(filled)
+    """Fill ``out``; see :func:`genomepred.kernels.codes_conv.reference.codes_conv_reference`."""
+    pack_codes(table, shift)(codes, None, padding, epilogue, [out])

@@ -164,11 +164,11 @@ def codes_conv(
 ) -> None:
     """All by addresses; a tile of ``positions`` takes many samples where they have few."""
     whole = pool == NO_POOL and width == channels  # no copy is needed
-    for sample in range(0, samples, together):
+    for sample in range(0, samples, max(together, 1)):
         n = min(together, samples - sample)
         of_codes = codes + sample * codes_apart, n, codes_apart, codes_length, codes_step
         _row_starts(*of_codes, left, size, width, symbols, starts, apart)
-        for first in range(0, length, positions):
+        for first in range(0, length, max(positions, 1)):
             count = min(positions, length - first)
             start, end = first, first + count
             if pool != NO_POOL:

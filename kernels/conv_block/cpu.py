@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from genomepred.kernels.conv_block.reference import empty_block_outputs
 from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers
-from genomepred.kernels.epilogue.reference import Epilogue
+from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue
 from genomepred.kernels.vectors import MANY, WIDE
 from genomepred.machine_code import address, entry
 
@@ -32,26 +32,66 @@ _conv_block = entry(_CODE + "conv_block")
 
 
 class Packed(NamedTuple):
-    """Weights of a direct convolution, their channels padded to whole vectors.
+    """A direct convolution, packed.
 
-    ``tiles`` are the addresses of what computes four, two and one vector of channels at a time; of
-    what these channels do not need, 0.
+    The ``channels`` of weight and shift are padded to whole vectors. ``tiles`` are the addresses of
+    what computes four, two and one vector of them at a time; of what they do not need, 0.
     """
 
     weight: Tensor
     shift: Tensor
+    channels: int
+    dilation: int
     tiles: tuple[int, int, int]
 
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        padding: Sequence[int],
+        epilogue: Epilogue,
+        outs: Sequence[Tensor],
+    ) -> Sequence[Tensor]:
+        """Fill ``outs``, contiguous float32: the result and, if it is wanted, what is kept."""
+        taps, channels_in, width = self.weight.shape
+        wide, added = x.float(), None if residual is None else residual.float()
+        of_x, of_residual = (
+            (0, 0, 0) if y is None else (y.data_ptr(), 4 * y.stride(0), 4 * y.stride(1))
+            for y in (wide, added)
+        )
+        span = self.dilation * (taps - 1) + 1
+        length = x.shape[1] + sum(padding) - span + 1
+        best = BEST_FOUR if width >= FOUR else BEST_TWO if width >= 2 * WIDE else BEST_ONE
+        positions = max(TILE_VALUES // width // best, 1) * best  # even, as pools need
+        group = max(positions // length // best * best, 1)
+        needed = group * (min(length, positions) + span - 1) * channels_in if any(padding) else 0
+        tile = torch.empty(positions * width + needed)
+        _conv_block()(
+            *(*of_x, *wide.shape, self.weight.data_ptr(), self.shift.data_ptr(), taps, width),
+            *(*padding, self.dilation, *of_residual, *numbers(epilogue)),
+            *(outs[0].data_ptr(), *outs[0].shape[1:], outs[1].data_ptr() if len(outs) > 1 else 0),
+            *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
+            *self.tiles,
+        )
+        return outs
 
-def pack_block(weight: Tensor, shift: Tensor) -> Packed:
-    """Weights ``[K, C_in, C]`` and shift ``[C]`` for :func:`conv_block`."""
-    more = -weight.shape[2] % WIDE
-    padded = (functional.pad(tensor.float(), (0, more)) for tensor in (weight, shift))
-    width = weight.shape[2] + more
+    def linear(self, x: Tensor) -> Tensor:
+        """Of one tap as a linear layer, float32 ``[..., C_in]`` -> ``[..., C]``."""
+        rows, out = x.reshape(1, -1, x.shape[-1]), x.new_empty(*x.shape[:-1], self.channels)
+        rows = rows if rows.stride(2) == 1 else rows.contiguous()
+        self(rows, None, (0, 0), NO_EPILOGUE, [out.view(1, -1, self.channels)])
+        return out
+
+
+def pack_block(weight: Tensor, shift: Tensor, dilation: int = 1) -> Packed:
+    """Direct convolution of weights ``[K, C_in, C]`` and shift ``[C]``."""
+    channels = weight.shape[2]
+    width = channels + -channels % WIDE
+    padded = (functional.pad(y.float(), (0, width - channels)) for y in (weight, shift))
     rest = width % FOUR
     needed = {"by_four": width >= FOUR, "by_two": rest >= 2 * WIDE, "by_one": rest % (2 * WIDE) > 0}
-    tiles = (address(_CODE + name) if used else 0 for name, used in needed.items())
-    return Packed(*(tensor.detach().contiguous() for tensor in padded), tuple(tiles))
+    tiles = tuple(address(_CODE + name) if used else 0 for name, used in needed.items())
+    return Packed(*(y.detach().contiguous() for y in padded), channels, dilation, tiles)
 
 
 def conv_block(
@@ -63,40 +103,10 @@ def conv_block(
     dilation: int,
     epilogue: Epilogue,
     keep: bool,
-    packed: Packed | None = None,
-    outs: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """Direct convolution; see :func:`.reference.conv_block_reference`.
-
-    Parameters
-    ----------
-    packed : Packed, optional
-        What :func:`pack_block` makes of ``weight`` and ``shift``, kept from call to call.
-    outs : sequence of float32 tensors, contiguous, optional
-        Filled and, but for their dtype, returned.
-    """
-    taps, channels_in, _ = weight.shape
-    packed = packed or pack_block(weight, shift)
-    wide, added = x.float(), None if residual is None else residual.float()
-    of_x, of_residual = (
-        (0, 0, 0) if y is None else (y.data_ptr(), 4 * y.stride(0), 4 * y.stride(1))
-        for y in (wide, added)
-    )
-    width, span = len(packed.shift), dilation * (taps - 1) + 1
-    outs = outs or empty_block_outputs(wide, weight, padding, dilation, epilogue.pool, keep)
-    length = x.shape[1] + sum(padding) - span + 1
-    best = BEST_FOUR if width >= FOUR else BEST_TWO if width >= 2 * WIDE else BEST_ONE
-    positions = max(TILE_VALUES // width // best, 1) * best  # even, as pools need
-    group = max(positions // length // best * best, 1)
-    needed = group * (min(length, positions) + span - 1) * channels_in if any(padding) else 0
-    tile = torch.empty(positions * width + needed)
-    _conv_block()(
-        *(*of_x, *wide.shape, packed.weight.data_ptr(), packed.shift.data_ptr(), taps, width),
-        *(*padding, dilation, *of_residual, *numbers(epilogue)),
-        *(outs[0].data_ptr(), *outs[0].shape[1:], outs[1].data_ptr() if len(outs) > 1 else 0),
-        *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
-        *packed.tiles,
-    )
+    """Direct convolution; see :func:`.reference.conv_block_reference`."""
+    outs = empty_block_outputs(x.float(), weight, padding, dilation, epilogue.pool, keep)
+    pack_block(weight, shift, dilation)(x, residual, padding, epilogue, outs)
     return [out.to(x.dtype) for out in outs]
 
 

@@ -137,7 +137,7 @@ def _multiplied(positions: int, vectors: int) -> Any:
         count: int,
     ) -> None:
         s, k, b, r = tap_step, channels_in, shift, out_row
-        tap_part, part = max(_PART // channels_in, 1), min(channels_in, _PART)
+        tap_part, part = max(_PART // channels_in, 1), max(min(channels_in, _PART), 1)
         p, many = 0, count >= positions
         while p < count:
             if many:
@@ -263,9 +263,9 @@ def conv_block(
     span = dilation * (taps - 1) + 1
     length, size = rows_in + left + right - span + 1, 4 * width
     whole = pool == NO_POOL and width == channels and not residual  # no copy is needed
-    for sample in range(0, samples, group):
+    for sample in range(0, samples, max(group, 1)):
         n = min(group, samples - sample)
-        for first in range(0, length, positions):
+        for first in range(0, length, max(positions, 1)):
             count = min(positions, length - first)
             start, end = first, first + count
             if pool != NO_POOL:

@@ -131,8 +131,8 @@ def test_rows_are_the_same_however_many_are_written_at_once(
 
 
 def test_long_windows_show_their_most_important_part(tmp_path: Path) -> None:
-    long = make("motif-cnn", window=700, filters=4)
-    report = run.ism(long, some_windows(700, 1), Output(long.card), tmp_path)
+    long = make("motif-cnn", window=250, filters=4)
+    report = run.ism(long, some_windows(250, 1), Output(long.card), tmp_path)
     short = make("motif-cnn", window=100, filters=4)
     other = run.ism(short, some_windows(100, 1), Output(short.card), tmp_path / "short")
     (width, height), (same, less) = size_of(report.files[-1]), size_of(other.files[-1])

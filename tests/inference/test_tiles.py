@@ -70,8 +70,18 @@ def make(name: str, config: dict[str, Any], stride: int, strand: str, asked: str
     return Engine(model, card, geometry, Numerics("fp32", kernels, 8, strand), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("strand", ["forward", "reverse", "mean", "each"])
-@pytest.mark.parametrize(("name", "config", "stride"), MODELS)
+STRANDS = ["forward", "reverse", "mean", "each"]
+ROWS = [(*model, strand) for model in MODELS for strand in STRANDS]
+
+
+# Every model and every strand, the strands of a model two by two; the others take as long again.
+@pytest.mark.parametrize(
+    ("name", "config", "stride", "strand"),
+    [
+        row if (k // 4 + k) % 2 else pytest.param(*row, marks=pytest.mark.slow)
+        for k, row in enumerate(ROWS)
+    ],
+)
 def test_tiles_give_the_windows_own_values(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -20,9 +20,8 @@ from genomepred.runs import cohort_work
 from genomepred.runs.cohort import CohortRun, predict_cohort
 from genomepred.runs.executors import ray as executor
 from genomepred.runs.executors.device import Device, _joined
-from genomepred.runs.inputs import find_genomes
 from genomepred.runs.run import execute
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import RunSpec, find_genomes
 from genomepred.sequences.cohort import PanelOptions
 from tests.checkpoints import make_checkpoint
 from tests.helpers import examples, hashes

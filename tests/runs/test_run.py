@@ -19,10 +19,9 @@ from genomepred.errors import (
 from genomepred.files import Claim
 from genomepred.models.checkpoint import load_model
 from genomepred.runs.checking import verify
-from genomepred.runs.inputs import find_genomes
 from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import RunSpec, find_genomes
 from genomepred.runs.work import Shard, Work
 from tests.helpers import hashes as files
 from tests.runs.small import Crash, cut, naive, run, unpublished

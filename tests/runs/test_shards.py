@@ -21,8 +21,7 @@ from genomepred.models.card import Card, Track
 from genomepred.models.checkpoint import build, load_model, save_checkpoint
 from genomepred.runs import setup
 from genomepred.runs.executors import local
-from genomepred.runs.inputs import GenomePath
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import GenomePath, RunSpec
 from genomepred.runs.work import Work
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.schema import Layout
@@ -110,7 +109,7 @@ def test_a_share_may_have_a_genome_if_it_has_shards_of_it(
     text = "".join(f">\n{'A' * bases}{'' if k % 2 else chr(10)}" for k, bases in enumerate(contigs))
     geometry = Geometry(window=window, stride=stride, bin_size=window)
     lengths = {str(k): bases for k, bases in enumerate(contigs)}
-    plan = SimpleNamespace(
+    terms = SimpleNamespace(
         out=Path("out"),
         geometry=geometry,
         center=False,
@@ -120,7 +119,7 @@ def test_a_share_may_have_a_genome_if_it_has_shards_of_it(
     with tempfile.NamedTemporaryFile("w", suffix=".fa") as file:
         file.write(text)
         file.flush()
-        work = Work("g", Path(file.name), plan, number)  # type: ignore[arg-type]
+        work = Work("g", Path(file.name), terms, number)  # type: ignore[arg-type]
         may = {i for i in range(shares) if local._may_have(work, i, shares)}
     shards = -(-Grid.whole(lengths, geometry).rows // 7)
     assert {(k + number) % shares for k in range(shards)} <= may

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,12 +10,19 @@ import pytest
 
 from genomepred import machine_code, predict
 from genomepred.errors import SignatureError
-from genomepred.runs.spec import Signature
+from genomepred.runs.folder import Signature
 from tests.checkpoints import make_checkpoint
 
 
 def run(folder: Path) -> None:
+    machine_code.numba_version.cache_clear()  # as a process of its own
     predict(folder / "g.fa", folder / "tiny", folder / "out", jobs=1)
+
+
+@pytest.fixture(autouse=True)
+def found_anew() -> Iterator[None]:
+    yield
+    machine_code.numba_version.cache_clear()
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from genomepred.errors import OptionError
 from genomepred.inference.engine import STRANDS
 from genomepred.kernels.dispatch import ASKED, PRECISIONS
 from genomepred.lowering.shared import OVERLAPS
-from genomepred.runs.inputs import GenomePath
-from genomepred.runs.spec import COMPRESSIONS, RunSpec, options
+from genomepred.runs.spec import COMPRESSIONS, GenomePath, RunSpec, options
 from genomepred.store.schema import Layout
 from tests.helpers import genomepred
 

@@ -23,10 +23,9 @@ from genomepred.errors import GenomepredError, GenomesFailedError, OutputError, 
 from genomepred.runs.checking import verify
 from genomepred.runs.executors import local
 from genomepred.runs.executors.local import Watch
-from genomepred.runs.folder import RunPlan, read_run
-from genomepred.runs.inputs import GenomePath
+from genomepred.runs.folder import RunTerms, Signature, read_run
 from genomepred.runs.merging import merge
-from genomepred.runs.spec import Signature
+from genomepred.runs.spec import GenomePath
 from genomepred.runs.work import Work, disk_error
 from genomepred.sequences.grid import Geometry
 from genomepred.store.hdf5 import Layout
@@ -73,12 +72,21 @@ def wanted(genome, model, tmp_path_factory) -> bytes:
         return run(genome, model, tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(scope="module")
+def half_done(genome, model, tmp_path_factory) -> Path:
+    """Output folder of a run of which every other shard is done; to be copied."""
+    out = tmp_path_factory.mktemp("half") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        cut(patch, chunk=256, shard=1024)
+        predict(genome, model, out, jobs=1, stride=1, overlap="naive", shard=(1, 2))
+    assert len(list((out / ".parts" / "virus").glob("*-*.h5"))) == 3
+    return out
+
+
 @pytest.fixture
-def half(genome, model, tmp_path, small_shards) -> Path:
+def half(half_done, tmp_path) -> Path:
     """Output folder of a run of which every other shard is done."""
-    predict(genome, model, tmp_path / "out", jobs=1, stride=1, overlap="naive", shard=(1, 2))
-    assert len(list((tmp_path / "out" / ".parts" / "virus").glob("*-*.h5"))) == 3
-    return tmp_path / "out"
+    return shutil.copytree(half_done, tmp_path / "out")
 
 
 # -- records -------------------------------------------------------------------------------------
@@ -377,9 +385,9 @@ def test_leftovers_of_killed_processes_are_swept(genome, model, half, wanted):
 # -- how often ----------------------------------------------------------------------------------
 
 
-def plan_in(out: Path) -> RunPlan:
+def terms_in(out: Path) -> RunTerms:
     out.mkdir()
-    return RunPlan(
+    return RunTerms(
         out=out,
         geometry=Geometry(window=10, stride=10),
         layout=Layout(1, compression="none"),
@@ -390,9 +398,9 @@ def plan_in(out: Path) -> RunPlan:
     )
 
 
-def compute(plan: RunPlan, sources: list[GenomePath]) -> None:
+def compute(terms: RunTerms, sources: list[GenomePath]) -> None:
     """As the pipeline does it, but for the numbers."""
-    works = [Work(*source, plan, k) for k, source in enumerate(sources)]
+    works = [Work(*source, terms, k) for k, source in enumerate(sources)]
 
     class Zeros:
         step, spec, workers = 1, None, 1
@@ -403,7 +411,7 @@ def compute(plan: RunPlan, sources: list[GenomePath]) -> None:
             last()
 
     job = Zeros()
-    job.works, job.plan = works, plan
+    job.works, job.terms = works, terms
     local.compute(job, Watch())
     assert all(work.published for work in works)
 
@@ -435,11 +443,11 @@ def test_looks_at_the_disk_grow_with_genomes_and_not_faster(tmp_path, counted, c
     first, again = {}, {}
     few, many = counts
     for count in counts:
-        plan = plan_in(tmp_path / str(count))
+        terms = terms_in(tmp_path / str(count))
         sources = [GenomePath(f"g{k}", tmp_path / "g.fa") for k in range(count)]
         for found in (first, again):
             counted.clear()
-            compute(plan, sources)
+            compute(terms, sources)
             found[count] = Counter(counted)
     for found in (first, again):
         for name in found[many]:
@@ -458,9 +466,9 @@ def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, mo
     for count in counts:
         path = tmp_path / f"{count}.fa"
         path.write_text(">a\n" + 20 * count * "ACGT" + "\n")
-        plan = plan_in(tmp_path / str(count))
+        terms = terms_in(tmp_path / str(count))
         counted.clear()
-        compute(plan, [GenomePath("g", path)])
+        compute(terms, [GenomePath("g", path)])
         found[count] = Counter(counted)
     for name in found[many]:
         assert found[many][name] <= 2 * found[few][name] + 20, name
@@ -468,7 +476,7 @@ def test_looks_at_the_disk_grow_with_shards_and_not_faster(tmp_path, counted, mo
 
 
 def test_names_in_error_messages_of_the_disk_are_whole(tmp_path):
-    plan = plan_in(tmp_path / "o")
-    work = Work("g", tmp_path / "g.fa", plan)
+    terms = terms_in(tmp_path / "o")
+    work = Work("g", tmp_path / "g.fa", terms)
     error = disk_error(OSError(errno.EIO, "Input/output error"), work)
     assert re.fullmatch(rf"{tmp_path}/o: Input/output error while working on g; .*", str(error))

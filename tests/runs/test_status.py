@@ -15,12 +15,11 @@ from genomepred.files import Claim
 from genomepred.runs.checking import verify
 from genomepred.runs.executors import compute_shard
 from genomepred.runs.folder import read_run
-from genomepred.runs.inputs import find_genomes
 from genomepred.runs.manifest import Run
 from genomepred.runs.merging import merge
 from genomepred.runs.plan import plan
 from genomepred.runs.run import GenomeRun
-from genomepred.runs.spec import RunSpec
+from genomepred.runs.spec import RunSpec, find_genomes
 from genomepred.runs.status import forget, status
 from tests.runs.small import cut
 
@@ -181,7 +180,7 @@ def test_a_run_is_a_way_to_all_that_it_has(folder, model, tmp_path):
     }
     with found.store("a") as store:
         assert store.rows == 2801
-    assert found.plan.geometry.window == 100
+    assert found.terms.geometry.window == 100
     assert merge(tmp_path / "out") == []
 
 

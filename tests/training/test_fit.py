@@ -393,7 +393,7 @@ def test_a_killed_process_loses_at_most_the_running_epoch(tmp_path: Path, number
         except FileNotFoundError:
             return 0
 
-    data = Halting(300, halted)
+    data = Halting(100, halted)
     process = get_context("spawn").Process(target=train_long, args=(out, data))
     process.start()
     while not halted.exists():
@@ -404,8 +404,8 @@ def test_a_killed_process_loses_at_most_the_running_epoch(tmp_path: Path, number
     process.join()
     assert process.exitcode == -number
     assert epochs() == len(read_state(out)["epochs"]) == 4
-    fit(make_model(seed=7), Planted(300), BINARY, LONG, out=out)
-    undisturbed = fit(make_model(), Planted(300), BINARY, LONG)
+    fit(make_model(seed=7), Planted(100), BINARY, LONG, out=out)
+    undisturbed = fit(make_model(), Planted(100), BINARY, LONG)
     state = read_state(out)
     assert same(list(state["model"].values()), list(undisturbed.last.values()))
     assert same(list(state["best"].values()), list(undisturbed.best.values()))

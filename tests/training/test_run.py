@@ -33,10 +33,13 @@ from genomepred.training.tasks import find_task
 
 TINY = {
     "nucleic-transformer": {"dim": 16, "layers": 1, "heads": 2, "feedforward": 16},
+    "optimus5p": {"filters": 12, "hidden": 8},
+    "tf-cnn-v2": {"filters": 16, "hidden": [16]},
+    "tf-conv-transformer": {"filters": 16, "heads": 2},
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from genomepred.runs.folder import RunPlan
+from genomepred.runs.folder import RunTerms
 from genomepred.runs.spec import RunSpec
 from genomepred.runs.work import Rows, Shard, Work
 
@@ -32,7 +32,7 @@ class Job(Protocol):
     """
 
     spec: RunSpec
-    plan: RunPlan
+    terms: RunTerms
     #: Processes that are worth starting here, this one included.
     workers: int
     #: Bases of one row of a shard.

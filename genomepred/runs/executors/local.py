@@ -129,7 +129,7 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
     """
     helds, leaving = [], ExitStack()
     for work in job.works:
-        if job.plan.share[1] == 1 or _may_have(work, *job.plan.share):
+        if job.terms.share[1] == 1 or _may_have(work, *job.terms.share):
             helds.append(_Held(work))
             leaving.callback(work.close)
             leaving.callback(helds[-1].release)  # what is not finished is for whoever comes next
@@ -142,7 +142,7 @@ def compute(job: Job, watch: Watch, waiting: Callable[[], object] = lambda: None
     if twice:
         warnings.warn(
             f"{twice} shards were computed by another process too: locks on the file system of "
-            f"{job.plan.out} do not keep processes apart; give each its part with --shard I/N",
+            f"{job.terms.out} do not keep processes apart; give each its part with --shard I/N",
             stacklevel=2,
         )
 
@@ -153,16 +153,16 @@ def _may_have(work: Work, i: int, n: int) -> bool:
     A record of plain FASTA takes three bytes or more, and has two windows beside those that its
     bases fill at the stride, at most.
     """
-    plan = work.plan
+    terms = work.terms
     try:
         with open(open_regular(work.path), "rb") as file:
-            if plan.center or file.read(1) != b">":
+            if terms.center or file.read(1) != b">":
                 return True
             size = os.fstat(file.fileno()).st_size
     except OSError:
         return True
-    most = (size // plan.geometry.stride + size) * plan.geometry.bins
-    return (i - work.number) % n * plan.layout.shard_rows(plan.signature.compute_batch) < most
+    most = (size // terms.geometry.stride + size) * terms.geometry.bins
+    return (i - work.number) % n * terms.layout.shard_rows(terms.signature.compute_batch) < most
 
 
 @dataclass(eq=False)
@@ -187,12 +187,12 @@ class _Held:
         if not work.prepare():
             return
         if self.open is None:
-            (i, n), number = work.plan.share, work.number
+            (i, n), number = work.terms.share, work.number
             self.open = set(work.missing())
             self.mine = [rows for k, rows in enumerate(work.parts) if (k + number) % n == i]
         left = [rows for rows in self.mine if rows in self.open and rows not in self.claims]
         watch.see(work.name, sum(last - first for first, last in left) * step)
-        own_folder(work.plan.out, PARTS, work.name)
+        own_folder(work.terms.out, PARTS, work.name)
         if work.settled():  # whoever has published it has cleared its folder away
             return
         for rows in left:

@@ -112,7 +112,7 @@ def compute(job: Job, watch: Watch, address: str) -> None:
             watch.see(work.name, 0)
     if not todo:
         return
-    kind = "cpu" if job.plan.signature.device.startswith("cpu") else "cuda"
+    kind = "cpu" if job.terms.signature.device.startswith("cpu") else "cuda"
     # Genomes go to the devices call by call; a device is the only one that its actor sees.
     spec = replace(job.spec, genomes=job.spec.genomes[:1], device=kind, jobs=1, cluster=None)
     facts = {

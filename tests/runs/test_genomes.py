@@ -10,7 +10,7 @@ import pytest
 from genomepred import predict
 from genomepred.errors import GenomesFailedError, OutputError, SequenceError
 from genomepred.runs.checking import verify
-from genomepred.runs.inputs import find_genomes, genome_name
+from genomepred.runs.spec import find_genomes, genome_name
 from genomepred.store.schema import read_sidecar
 from tests.checkpoints import make_checkpoint
 
