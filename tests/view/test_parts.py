@@ -21,8 +21,8 @@ from genomepred.cli import cli
 from genomepred.errors import DataError, GenomepredError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.view import server
-from genomepred.view.clusters import leaves
 from genomepred.view.genes import Genes
+from genomepred.view.jobs import leaves
 from genomepred.view.maps import find_maps
 from genomepred.view.samples import columns_of, read_samples
 from genomepred.view.sequence import Sequence, try_sequence

@@ -155,7 +155,7 @@ def test_headers_of_every_answer(client: Client) -> None:
 
 
 def test_the_vendored_file_is_the_published_one() -> None:
-    from genomepred.view.assets import assets
+    from genomepred.view.api import assets
 
     found = assets()
     license_text = found["igv.LICENSE.txt"].data.decode()
