@@ -25,8 +25,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from genomepred.benchmarks.measure import machine
 from genomepred.runs.executors.device import GenomeCall, Stretch
 from genomepred.runs.work import Rows
@@ -45,7 +43,7 @@ print(time.process_time() - begin)
 """
 _SHARDS = """
 import sys; sys.path.insert(0, {root!r})
-from benchmarks.cluster import give; give({workers}, {shards}, {genomes})
+from genomepred.benchmarks.cluster import give; give({workers}, {shards}, {genomes})
 """
 
 

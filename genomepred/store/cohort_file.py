@@ -66,7 +66,8 @@ class CohortFile(PredictionStore):
         self.none = int(np.iinfo(kind).max)
         self._kept = _Kept()
         self._leaders, self._rows = StoredRows(self.leader), StoredRows(self.predictions)
-        self._plain = is_plain(self.index) and self.index.chunks == (INDEX_CHUNK, INDEX_CHUNK)
+        plain = is_plain(self.index) and self.index.chunks == (INDEX_CHUNK, INDEX_CHUNK)
+        self.is_plain_index: bool = plain
         ascending = (np.diff(self.first) >= 0).all()
         if windows and not (ascending and self.first[0] >= 0 and self.first[-1] <= distinct):
             raise SchemaError("/cohort/first does not ascend within the predictions")
@@ -180,7 +181,7 @@ class CohortFile(PredictionStore):
         """Index of a haplotype in a block, [1, windows]."""
         first = block * self.block_windows
         last = min(first + self.block_windows, len(self.first))
-        if not self._plain:
+        if not self.is_plain_index:
             index: NDArray[Any] = self.index[number : number + 1, first:last]
             return index
         group, place = divmod(number, INDEX_CHUNK)

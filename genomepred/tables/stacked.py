@@ -16,10 +16,10 @@ from genomepred.sequences.grid import Grid
 from genomepred.sequences.names import haplotype_names
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_writing import INDEX_CHUNK
+from genomepred.store.opening import cohort_of
 from genomepred.store.reader import Float32, Int64, PredictionStore
 from genomepred.tables.ranks import count_classes
 from genomepred.tables.reduction import columns_of
-from genomepred.tables.samples import cohort_of
 
 # Entries of a cohort's index, and values of genomes, that are held at a time.
 _BLOCK_ENTRIES, _BLOCK_VALUES = 1 << 22, 1 << 24
@@ -149,7 +149,7 @@ class _Genomes:
             what = f"the tracks {', '.join(store.tracks)}"
         elif store.grid.geometry != self.grid.geometry:
             what = f"{store.grid.geometry}"
-        elif not _same_places(store.grid, self.grid):
+        elif not store.grid.same_rows(self.grid, "names"):
             what = "other contigs, lengths or regions"
         if what is not None:
             raise StoreError(
@@ -188,13 +188,6 @@ class _Genomes:
             for j, row in enumerate(rows):
                 out[k, j] = store.read(row, row + 1)[0]
         return out
-
-
-def _same_places(one: Grid, other: Grid) -> bool:
-    columns = ("contigs", "start", "first_row", "length", "names")
-    return one.rows == other.rows and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in columns
-    )
 
 
 class RowStore(PredictionStore):

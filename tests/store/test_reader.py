@@ -174,7 +174,7 @@ def test_the_whole_store_as_a_table_and_as_an_array(stores: dict[str, Path], nam
     with PredictionStore(stores[name]) as store:
         frame, array = store.to_frame(), store.to_xarray()
         values = store.read(0, store.rows)
-        start, end = store.described(np.arange(store.rows))
+        start, end = store.grid.described(np.arange(store.rows))
         part, cut = store["chr2", :400], store.to_frame("chr2:1-400")
         assert cut.equals(part.to_frame())
         assert np.array_equal(store.to_xarray("chr2:1-400"), part.values, equal_nan=True)
