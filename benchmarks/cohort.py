@@ -12,14 +12,10 @@ Decoding is timed beside cyvcf2's (`pip install cyvcf2`), genotypes compared fir
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
 import tempfile
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +23,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import median, write_json
 from genomepred import Genome
+from genomepred.benchmarks.measure import (
+    load,
+    markdown,
+    processor_medians,
+    script_options,
+    shown,
+    untrained,
+    write_json,
+)
 from genomepred.inference.cohort import TILES, ShardResult, compute_shard
 from genomepred.inference.engine import Engine, Numerics, compute_batch
 from genomepred.inference.pipeline import cut
@@ -39,12 +42,10 @@ from genomepred.inference.tile_pieces import Tally
 from genomepred.lowering.fuse import resolve_kernels
 from genomepred.lowering.receptive_field import CannotShareError, multiply_adds
 from genomepred.lowering.shared import StretchSizes
-from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import build, save_checkpoint
 from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.sequences.vcf import VariantFile
+from genomepred.sequences.vcf import Batch, VariantFile
 from genomepred.sequences.vcf_decode import CARRIER, POS
 
 # Name, reference, variants, options, first base of the stretch.
@@ -69,26 +70,10 @@ DIFFERENCE = 1e-5
 CPU = torch.device("cpu")
 
 
-def clock(call: Callable[[], Any]) -> float:
-    begin = time.process_time()
-    call()
-    return time.process_time() - begin
-
-
 def engines(name: str, window: int, stride: int) -> tuple[Engine, Engine, bool]:
     """The engine window by window, one genome's best, and whether that shares overlap."""
-    torch.manual_seed(0)
-    model = build(name, window=window).eval()
-    card = Card(
-        name=name,
-        architecture=name,
-        config={"window": window},
-        window=window,
-        bin_size=window,
-        stride=stride,
-        tracks=(Track("score"),),
-        activation="none",
-    )
+    model = untrained(name, window, stride)
+    card = model.card
     geometry = Geometry(window, stride)
     kernels = resolve_kernels(model, "auto", CPU, "fp32")
     numerics = Numerics("fp32", kernels, compute_batch(window, "cpu"), "forward")
@@ -149,15 +134,6 @@ def compare(label: str, name: str, found: ShardResult, expected: ShardResult) ->
         raise SystemExit(f"{label} {name}: tiles differ by {difference:.2g}; nothing is timed")
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call."""
-    times: dict[str, list[float]] = {key: [] for key in calls}
-    for _ in range(rounds):
-        for key, call in calls.items():
-            times[key].append(clock(call))
-    return {key: median(seconds) for key, seconds in times.items()}
-
-
 def measure(
     label: str, panel: Panel, genome: Genome, place: int, model: tuple[str, int, int], rounds: int
 ) -> dict[str, Any]:
@@ -184,7 +160,7 @@ def measure(
         tiles = Engine(alone.written, alone.card, alone.geometry, how, CPU)
         compare(label, name, compute_shard(tiles, panel, grid, first, some, slots), expected)
         calls["tiles"] = lambda: compute_shard(tiles, panel, grid, first, last, slots)
-    ms = {key: 1e3 * s / WINDOWS for key, s in interleaved(calls, rounds).items()}
+    ms = {key: 1e3 * s / WINDOWS for key, s in processor_medians(calls, rounds).items()}
     ms["distinct windows"] *= counted.distinct / len(expected.leader)
     return {
         "panel": label,
@@ -234,24 +210,30 @@ def theirs(path: Path) -> int:
     )
 
 
+def records(file: VariantFile) -> Iterator[tuple[Batch, int, NDArray[np.int32]]]:
+    """Each record: its batch, its number there, and its carriers."""
+    for batch in file.batches():
+        ends = np.append(batch.records[1:, CARRIER], len(batch.carriers))
+        for r, (begin, end) in enumerate(zip(batch.records[:, CARRIER], ends, strict=True)):
+            yield batch, r, batch.carriers[begin:end]
+
+
 def compare_genotypes(path: Path) -> int:
     """Stop unless every genotype is what cyvcf2 reads; how many there are."""
     from cyvcf2 import VCF
 
-    records, count = iter(VCF(str(path))), 0
-    for batch in VariantFile(path).batches():
-        ends = np.append(batch.records[1:, CARRIER], len(batch.carriers))
-        for r, (begin, end) in enumerate(zip(batch.records[:, CARRIER], ends, strict=True)):
-            record = next(records)
-            expected = record.genotype.array()[:, :-1]
-            found = np.zeros(expected.shape, np.int64)
-            who, copy, number, _ = batch.carriers[begin:end].T
-            found[who, copy] = number
-            same = batch.records[r, POS] == record.POS - 1
-            if not same or not np.array_equal(found, expected):
-                raise SystemExit(f"{path.name}: record {batch.first + r} is not what cyvcf2 reads")
-            count += found.size
-    if next(records, None) is not None:
+    other, count = iter(VCF(str(path))), 0
+    for batch, r, carriers in records(VariantFile(path)):
+        record = next(other)
+        expected = record.genotype.array()[:, :-1]
+        found = np.zeros(expected.shape, np.int64)
+        who, copy, number, _ = carriers.T
+        found[who, copy] = number
+        same = batch.records[r, POS] == record.POS - 1
+        if not same or not np.array_equal(found, expected):
+            raise SystemExit(f"{path.name}: record {batch.first + r} is not what cyvcf2 reads")
+        count += found.size
+    if next(other, None) is not None:
         raise SystemExit(f"{path.name}: cyvcf2 reads more records")
     return count
 
@@ -269,21 +251,12 @@ def decoding(data: Path, rounds: int) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"file": path.name, "genotypes equal": compare_genotypes(path)}
             row["records"] = ours(path)
             turns = {"ours": lambda p=path: ours(p), "cyvcf2": lambda p=path: theirs(p)}
-            seconds = interleaved(turns, rounds)
+            seconds = processor_medians(turns, rounds)
             row |= {name: row["records"] / taken for name, taken in seconds.items()}
             row["times cyvcf2"] = row["ours"] / row["cyvcf2"]
             rows.append(row)
-            told = (f"{k} {v:,.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-            print("  ".join(told), flush=True)
+            print(shown(row), flush=True)
     return rows
-
-
-def saved(name: str, window: int, stride: int, folder: Path) -> Path:
-    """A checkpoint of random weights."""
-    alone, _, _ = engines(name, window, stride)
-    codes = np.random.default_rng(0).integers(0, 5, (4, window), dtype=np.uint8)
-    save_checkpoint(folder, alone.written, alone.card, codes)
-    return folder
 
 
 def picture(rows: list[dict[str, Any]]) -> str:
@@ -304,37 +277,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Counts and milliseconds a window of the grid, as Markdown."""
     head = ["panel", "model", "W, stride", "distinct windows", "tiles", "one genome"]
     head += ["distinct windows alone", "through tiles", "sample by sample", "panel / one genome"]
-    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    lines = []
     for row in rows:
         ms = row["ms a window"]
         keys = ("one genome", "distinct windows", "tiles", "sample by sample")
         cells = [row["panel"], row["model"], f"{row['window']:,}, {row['stride']}"]
         cells += [f"{row['distinct']:.1f}", f"{row['pieces'][1]:.1f}"]
         cells += [f"{ms[key]:.3g}" for key in keys] + [f"{row['panel over one genome']:.3g}"]
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def load() -> str:
-    """The machine's load."""
-    return f"{os.getloadavg()[0]:.1f} processes on {len(os.sched_getaffinity(0))} cores"
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the real data")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of all calls  [default: 3]")
-    parser.add_argument("--json", type=Path, help="write results with machine and commit")
-    parser.add_argument(
-        "--docs", type=Path, help="print what the docs show of such results, no more"
-    )
-    arguments = parser.parse_args()
+    arguments = script_options(__doc__, docs=True, rounds=3).parse_args()
     if arguments.docs is not None:
         rows = json.loads(arguments.docs.read_text())["rows"]
         print(picture(rows), table(rows), sep="\n\n")
         return
-    if arguments.data is None:
-        parser.error("--data is missing")
     torch.set_num_threads(1)
     results: dict[str, Any] = {"rounds": arguments.rounds, "load": load(), "rows": []}
     results["decoding"] = decoding(arguments.data, arguments.rounds)

@@ -10,9 +10,7 @@ time of one thread, in turns; values of the contigs are compared first.
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.cohort import DIFFERENCE, MODELS, PANELS, interleaved, load, saved
-from benchmarks.measure import write_json
 from genomepred import Genome
+from genomepred.benchmarks.cohort import DIFFERENCE, MODELS, PANELS
+from genomepred.benchmarks.measure import (
+    letters,
+    load,
+    processor_medians,
+    save,
+    script_options,
+    untrained,
+    write_json,
+)
 from genomepred.runs.cohort import predict_cohort
 from genomepred.runs.run import predict
 from genomepred.store.cohort import CohortStore
@@ -36,9 +40,8 @@ def repeated(folder: Path, data: Path, times: int) -> Path:
     with Genome(data / PANELS["p33"][0], cache=folder) as genome:
         (contig,) = genome.contigs
         codes = genome.codes(contig, 0, genome.contigs[contig])
-    letters = np.frombuffer(b"ACGTN", np.uint8)[codes].tobytes()
     fasta = folder / f"{times}.fa"
-    fasta.write_bytes(b"".join(b">c%d\n%s\n" % (k, letters) for k in range(times)))
+    fasta.write_bytes(b"".join(b">c%d\n%s\n" % (k, letters(codes)) for k in range(times)))
     return fasta
 
 
@@ -66,11 +69,10 @@ def whole_command(data: Path, rounds: int) -> dict[str, Any]:
     The slope is what a megabase takes in a long run, everything from reading to the published
     file, but not the start: imports, the guard, and looking at stretches to decide.
     """
-    name, window, stride = MODELS[0]
     more, many = 3, 9  # contigs of the longer panel, and of the longer genome
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model = saved(name, window, stride, folder / "model")
+        model = save(folder / "model", untrained(*MODELS[0]))
         one, several = (repeated_panel(folder, data, k) for k in (1, more))
         long = repeated(folder, data, many)
         panel_options: dict[str, Any] = {"inbred": True, "jobs": 1}
@@ -98,7 +100,7 @@ def whole_command(data: Path, rounds: int) -> dict[str, Any]:
             f"panel, {more} contigs, read before": lambda: panel(several, "several", keep=True),
         }
         calls["genome, 1 contig"]()
-        seconds = interleaved(calls, rounds)
+        seconds = processor_medians(calls, rounds)
     megabases = bases / 1e6
     first, _, third, ninth, *again = seconds.values()
     slopes = {
@@ -129,11 +131,7 @@ def compare_contigs(one: Path, several: Path, times: int, bases: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real data")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds of all calls  [default: 2]")
-    parser.add_argument("--json", type=Path, help="write results with machine and commit")
-    arguments = parser.parse_args()
+    arguments = script_options(__doc__, rounds=2).parse_args()
     torch.set_num_threads(1)
     results = {"rounds": arguments.rounds, "load": load()}
     write_json(arguments.json, results | whole_command(arguments.data, arguments.rounds))

@@ -5,10 +5,8 @@ python benchmarks/cohort_limits.py --data FOLDER_OF_REAL_DATA [--json FILE]
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,16 +15,14 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.cohort import MODELS, PANELS, Counted
-from benchmarks.measure import write_json
 from genomepred import Genome
+from genomepred.benchmarks.cohort import MODELS, PANELS, Counted, records
+from genomepred.benchmarks.measure import markdown, script_options, shown, write_json
 from genomepred.models.checkpoint import build
 from genomepred.sequences.cohort import Panel
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.vcf import VariantFile
-from genomepred.sequences.vcf_decode import CARRIER, POS
+from genomepred.sequences.vcf_decode import NUMBER, POS, WHO
 
 
 def limits(data: Path) -> list[dict[str, Any]]:
@@ -65,13 +61,7 @@ def limits(data: Path) -> list[dict[str, Any]]:
                         "through tiles": counted.through_tiles / count / 1e6,
                     }
                 )
-                print(
-                    "  ".join(
-                        f"{k} {v:,.1f}" if not isinstance(v, str) else v
-                        for k, v in rows[-1].items()
-                    ),
-                    flush=True,
-                )
+                print(shown(rows[-1]), flush=True)
     return rows
 
 
@@ -83,51 +73,40 @@ def changed(path: Path, end: int, errors: float, missing: float) -> Iterator[byt
     yield b"##fileformat=VCFv4.3\n"
     yield b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\t"
     yield "\t".join(samples).encode() + b"\n"
-    for batch in file.batches():
-        ends = [*batch.records[1:, CARRIER].tolist(), len(batch.carriers)]
-        for r, record in enumerate(batch.records.tolist()):
-            pos, begin = record[POS], record[CARRIER]
-            if pos >= end:
-                return
-            ref, *alts = batch.alleles(r)
-            allele = np.zeros(len(samples), np.int64)
-            carriers = batch.carriers[begin : ends[r]]
-            allele[carriers[:, 0]] = carriers[:, 2]
-            wrong = rng.random(len(samples)) < errors
-            allele[wrong] = np.where(allele[wrong] == 0, 1, 0)
-            names = np.array([f"{k}|{k}" for k in range(len(alts) + 1)], object)
-            calls = names[allele]
-            calls[rng.random(len(samples)) < missing] = ".|."
-            fields = [batch.contig, str(pos + 1), ".", ref, ",".join(alts), ".", ".", ".", "GT"]
-            yield "\t".join([*fields, *calls.tolist()]).encode() + b"\n"
+    for batch, r, carriers in records(file):
+        pos = int(batch.records[r, POS])
+        if pos >= end:
+            return
+        ref, *alts = batch.alleles(r)
+        allele = np.zeros(len(samples), np.int64)
+        allele[carriers[:, WHO]] = carriers[:, NUMBER]
+        wrong = rng.random(len(samples)) < errors
+        allele[wrong] = np.where(allele[wrong] == 0, 1, 0)
+        names = np.array([f"{k}|{k}" for k in range(len(alts) + 1)], object)
+        calls = names[allele]
+        calls[rng.random(len(samples)) < missing] = ".|."
+        fields = [batch.contig, str(pos + 1), ".", ref, ",".join(alts), ".", ".", ".", "GT"]
+        yield "\t".join([*fields, *calls.tolist()]).encode() + b"\n"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Counts and work a window of the grid, as Markdown."""
     head = ["panel", "distinct windows", "distinct tiles"]
     head += ["million multiply-adds, windows alone", "through tiles"]
-    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    lines = []
     for row in rows:
         counts = [row["distinct"], row["tiles"], row["windows"], row["through tiles"]]
         places = [0, 0, 0, 1]
         cells = [f"{x:,.{p}f}" for x, p in zip(counts, places, strict=True)]
-        lines.append(" | ".join([row["case"], *cells]))
-    return "\n".join(f"| {line} |" for line in lines)
+        lines.append([row["case"], *cells])
+    return markdown(head, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the real data")
-    parser.add_argument("--json", type=Path, help="write results with machine and commit")
-    parser.add_argument(
-        "--docs", type=Path, help="print what the docs show of such results, no more"
-    )
-    arguments = parser.parse_args()
+    arguments = script_options(__doc__, docs=True).parse_args()
     if arguments.docs is not None:
         print(table(json.loads(arguments.docs.read_text())["rows"]))
         return
-    if arguments.data is None:
-        parser.error("--data is missing")
     write_json(arguments.json, {"rows": limits(arguments.data)})
 
 

@@ -8,8 +8,6 @@ turns, files in the page cache; opening is included, and said where it is left o
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.cohort import MODELS, PANELS, interleaved, load, saved
-from benchmarks.measure import write_json
 from genomepred import CohortStore, PredictionStore
+from genomepred.benchmarks.cohort import MODELS, PANELS
+from genomepred.benchmarks.measure import (
+    load,
+    processor_medians,
+    save,
+    script_options,
+    untrained,
+    write_json,
+)
 from genomepred.runs.cohort import predict_cohort
 from genomepred.runs.run import predict
 
@@ -35,7 +38,7 @@ def reading(data: Path, rounds: int) -> dict[str, float]:
     reference, variants = data / PANELS["p33"][0], data / PANELS["p33"][1]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model = saved(*MODELS[0], folder / "model")
+        model = save(folder / "model", untrained(*MODELS[0]))
         cohort = predict_cohort(reference, variants, model, folder / "p", inbred=True, jobs=1).path
         predict(reference, model, folder / "g", jobs=1)
         (plain,) = (folder / "g").glob("*.h5")
@@ -47,7 +50,7 @@ def reading(data: Path, rounds: int) -> dict[str, float]:
                 if not np.array_equal(found, matrix[h], equal_nan=True):
                     raise SystemExit(f"haplotype {h} is not its row; nothing is timed")
             last = store.haplotype(*haplotypes[-1])
-            times = interleaved(cases(cohort, plain, contig, haplotypes, last, one), rounds)
+            times = processor_medians(cases(cohort, plain, contig, haplotypes, last, one), rounds)
     per = {"all": len(haplotypes), "again": AGAIN}
     return {name: 1e3 * s / per.get(name.split()[0].strip(","), 1) for name, s in times.items()}
 
@@ -89,11 +92,7 @@ def cases(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real data")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of all calls  [default: 5]")
-    parser.add_argument("--json", type=Path, help="write results with machine and commit")
-    arguments = parser.parse_args()
+    arguments = script_options(__doc__, rounds=5).parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"rounds": arguments.rounds, "load": load()}
     results["milliseconds"] = reading(arguments.data, arguments.rounds)

@@ -15,7 +15,6 @@ tenth of them, with the smallest model.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -28,13 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.end_to_end import make_linear
-from benchmarks.measure import Row, collect, ratios, timed, write_json
 from genomepred import Genome, Predictor
-from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import build
+from genomepred.benchmarks.end_to_end import make_linear
+from genomepred.benchmarks.measure import (
+    Row,
+    collect,
+    median,
+    ratios,
+    script_options,
+    timed,
+    untrained,
+    write_json,
+)
 from genomepred.sequences.vcf_decode import ALLELE
 from genomepred.variants.scoring import Scorer
 from genomepred.variants.sites import Sites, check, read_blocks
@@ -87,20 +91,9 @@ def thinned(panel: Path, every: int) -> Sites:
 
 def scorers(name: str, window: int, stride: int, span: int | None) -> dict[str, Scorer]:
     """The three ways to compute, on one predictor."""
-    torch.manual_seed(0)
-    config = {"window": window}
-    model = build(name, **config).eval()
-    card = Card(
-        name=name,
-        architecture=name,
-        config=config,
-        window=window,
-        bin_size=window,
-        stride=stride,
-        tracks=(Track("score"),),
-        activation="none",
-    )
-    predictor = Predictor(model, card=card, device="cpu", activation=False)
+    model = untrained(name, window, stride)
+    card = model.card
+    predictor = Predictor(model, device="cpu", activation=False)
     ways = ("naive", "share", "auto")
     return {
         way: Scorer(predictor, card, card.geometry(), mean=False, span=span, overlap=way)
@@ -129,7 +122,7 @@ def measure(data: Path, panel: str, model: tuple[str, int, int, int | None], eve
         seconds = timed(calls, "cpu", ROUNDS)
         counting = count_seconds(ways["auto"], calls["auto"])
     alternatives = len(found["naive"].alts)
-    middle = {way: sorted(times)[len(times) // 2] for way, times in seconds.items()}
+    middle = {way: median(times) for way, times in seconds.items()}
     return {
         "alternatives": alternatives,
         "bases_a_record": round(float(np.ptp(sites.position)) / max(len(sites) - 1, 1), 1),
@@ -213,10 +206,8 @@ def jobs(data: Path) -> Iterator[tuple[Row, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser = script_options(__doc__)
     parser.add_argument("--records", type=int, help="measure memory on so many records")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = collect(jobs(arguments.data), lambda row: print(row, flush=True))

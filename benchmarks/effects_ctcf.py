@@ -12,10 +12,8 @@ interval from resampled peaks.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +22,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import genomepred
-from benchmarks.measure import write_json
+from genomepred.benchmarks.measure import script_options, write_json
 from genomepred.demo import MOTIF, best_match
 from genomepred.evaluation.intervals import binary, bootstrap
 from genomepred.plots import COLORS
@@ -152,9 +148,7 @@ MEASURES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
+    parser = script_options(__doc__)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

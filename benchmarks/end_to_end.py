@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from genomepred.benchmarks.measure import Row, interleaved, median
+from genomepred.benchmarks.measure import Row, interleaved, letters, median, save, untrained
 from genomepred.errors import ModelError
 from genomepred.inference.engine import ACTIVATION_FUNCTIONS, Numerics
 from genomepred.inference.pipeline import cut
 from genomepred.models.agreement import difference
-from genomepred.models.card import N_POLICIES, Card, Track
-from genomepred.models.checkpoint import build, load_model, save_checkpoint
+from genomepred.models.card import N_POLICIES, Card
+from genomepred.models.checkpoint import load_model
 from genomepred.runs.run import predict
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec, find_genomes
@@ -86,20 +86,7 @@ class Case:
 
 def make_linear(folder: Path) -> Path:
     """Checkpoint of the cheapest model there is: one linear layer."""
-    torch.manual_seed(0)
-    card = Card(
-        name="linear",
-        architecture="linear",
-        config={"window": 100},
-        window=100,
-        bin_size=100,
-        stride=20,
-        tracks=(Track("score"),),
-        activation="sigmoid",
-    )
-    codes = np.random.default_rng(0).integers(0, 4, (2, 100), dtype=np.uint8)
-    save_checkpoint(folder, build("linear", window=100), card, codes)
-    return folder
+    return save(folder, untrained("linear", 100, 20, "sigmoid"))
 
 
 def read_sequence(path: Path, bases: int, cache: Path) -> str:
@@ -110,7 +97,7 @@ def read_sequence(path: Path, bases: int, cache: Path) -> str:
     with Genome(path, cache=cache) as genome:
         contig, length = max(genome.contigs.items(), key=lambda item: item[1])
         codes = genome.codes(contig, length // 2, length)
-    text = np.frombuffer(b"ACGTN", np.uint8)[codes].tobytes().decode()
+    text = letters(codes).decode()
     return (text * -(-bases // len(text)))[:bases]
 
 

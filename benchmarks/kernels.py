@@ -26,6 +26,7 @@ from genomepred.benchmarks.measure import (
     ratios,
     timed,
     warmed,
+    without_times,
 )
 from genomepred.kernels.codes_conv.reference import codes_conv_reference, codes_table
 from genomepred.kernels.conv_block.reference import conv_block_reference
@@ -370,9 +371,8 @@ def default_dtypes(device: str) -> tuple[str, ...]:
 def describe(row: Row) -> str:
     """A few lines of text about a row."""
     title = f"{row['dtype']} {row['name']}"
-    for why in ("left_out", "failed", "differs"):
-        if why in row:
-            return f"{title}: {why.replace('_', ' ')}: {row[why]}"
+    if why := without_times(row):
+        return f"{title}: {why}"
     ours = row["chosen"]
     faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["times_as_fast_as"].items())
     return (

@@ -8,11 +8,8 @@ torch stand beside them, for they tell how busy the machine was.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from genomepred.benchmarks.measure import write_json
+from genomepred.benchmarks.measure import Cost, cost, script_options, write_json
 from genomepred.files import sha256_of
 
 BASES = 40_000
@@ -49,25 +46,15 @@ def make_manifest(folder: Path, genomes: int) -> Path:
     return manifest
 
 
-def cost(*command: str) -> dict[str, float]:
-    """Processor and wall seconds of a command and all that it waits for, and its largest memory."""
-    begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(said.decode())
-    return {
-        "processor": round(usage.ru_utime + usage.ru_stime, 2),
-        "wall": round(time.perf_counter() - begin, 2),
-        "megabytes": round(usage.ru_maxrss / 1024),
-    }
-
-
-def program(command: str, *arguments: str | Path) -> dict[str, float]:
+def program(*words: str | Path) -> dict[str, float]:
     """Cost of one of our commands."""
-    return cost(sys.executable, "-m", "genomepred", command, *map(str, arguments))
+    return told(cost("-m", "genomepred", *words))
+
+
+def told(found: Cost) -> dict[str, float]:
+    """A cost as it stands in the results."""
+    seconds = {"processor": round(found.processor, 2), "wall": round(found.wall, 2)}
+    return seconds | {"megabytes": round(found.memory / 2**20)}
 
 
 def run_of(genomes: Path, out: Path) -> list[str | Path]:
@@ -89,7 +76,7 @@ def costs(place: Path, genomes: int, planned: int) -> dict[str, Any]:
     few = max(genomes // LARGE, 1)
     large = make_genomes(place / "large", few, genomes * BASES // few)
     one = ["--jobs", "1"]
-    found: dict[str, Any] = {"torch": cost(sys.executable, "-c", "import torch")}
+    found: dict[str, Any] = {"torch": told(cost("-c", "import torch"))}
     program("predict", *run_of(small / "g00000.fa", place / "first"), *one)  # compiles
     found["plan"] = program("plan", *run_of(small, place / "small.out"))
     found["predict"] = program("predict", *run_of(small, place / "small.out"), *one)
@@ -107,10 +94,9 @@ def costs(place: Path, genomes: int, planned: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_options(__doc__, data=False)
     parser.add_argument("--genomes", type=int, default=3_000)
     parser.add_argument("--planned", type=int, default=100_000)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         found = costs(Path(temporary), arguments.genomes, arguments.planned)
@@ -118,8 +104,8 @@ def main() -> None:
         print(f"{name:16}" + ", ".join(f"{what} {value:g}" for what, value in seconds.items()))
     ratio = found["predict"]["processor"] / found["predict few"]["processor"]
     print(f"small against few: {ratio:.2f}")
-    told = {"genomes": arguments.genomes, "planned": arguments.planned, "costs": found}
-    write_json(arguments.json, {"load": os.getloadavg()[0], **told})
+    facts = {"genomes": arguments.genomes, "planned": arguments.planned, "costs": found}
+    write_json(arguments.json, {"load": os.getloadavg()[0], **facts})
 
 
 if __name__ == "__main__":

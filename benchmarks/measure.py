@@ -1,28 +1,95 @@
-"""Tools of all benchmarks: timing in turns, limits of the machine, and its description."""
+"""Tools of all benchmarks: options, models, timing in turns, the machine and its limits."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from genomepred import __version__
+from genomepred.models.card import Card, Track
+from genomepred.models.checkpoint import build, save_checkpoint
+from genomepred.models.layers import SequenceModel
+from genomepred.sequences.codes import Codes
 
 ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "triton", "numpy", "numba", "h5py")
 # A turn of a contestant lasts at least so long; shorter calls are repeated.
 _LEAST = {"cpu": 0.002, "cuda": 0.02}
+
+
+def script_options(
+    about: str, *, data: bool = True, docs: bool = False, rounds: int = 0
+) -> argparse.ArgumentParser:
+    """Options that scripts share.
+
+    Parameters
+    ----------
+    about : str
+        The script's docstring, whose first paragraph is shown.
+    data, docs : bool, optional
+        Whether it reads the folder of real data; or else prints what the docs show of results.
+    rounds : int, optional
+        Default of ``--rounds``; without, there is no such option.
+    """
+    parser = argparse.ArgumentParser(description=about.split("\n\n", maxsplit=1)[0])
+    if data:
+        group = parser.add_mutually_exclusive_group(required=True)
+        group.add_argument("--data", type=Path, help="folder of the real data")
+        if docs:
+            only = "print what the docs show of such results, no more"
+            group.add_argument("--docs", type=Path, help=only)
+    if rounds:
+        told = f"rounds of all calls  [default: {rounds}]"
+        parser.add_argument("--rounds", type=int, default=rounds, help=told)
+    parser.add_argument("--json", type=Path, help="write results with machine and commit")
+    return parser
+
+
+def untrained(
+    architecture: str, window: int, stride: int, activation: str = "none"
+) -> SequenceModel:
+    """Model of random weights, the same every time, in evaluation mode and with its card."""
+    torch.manual_seed(0)
+    model = build(architecture, window=window).eval()
+    model.card = Card(
+        name=architecture,
+        architecture=architecture,
+        config={"window": window},
+        window=window,
+        bin_size=window,
+        stride=stride,
+        tracks=(Track("score"),),
+        activation=activation,
+        n_policy=model.n_policy,
+    )
+    return model
+
+
+def save(folder: Path, model: SequenceModel) -> Path:
+    """Checkpoint of a model with a card."""
+    codes = np.random.default_rng(0).integers(0, 5, (4, model.window), dtype=np.uint8)
+    save_checkpoint(folder, model, model.card, codes)
+    return folder
+
+
+def letters(codes: Codes) -> bytes:
+    """Codes as text of a FASTA."""
+    return np.frombuffer(b"ACGTN", np.uint8)[codes].tobytes()
 
 
 def in_tf32(call: Callable[[], Tensor]) -> Tensor:
@@ -84,20 +151,56 @@ def _commit() -> str:
 # -- time -----------------------------------------------------------------------------------------
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each call in each round, the calls taking turns so that drift meets all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            begin = time.perf_counter()
+            begin = clock()
             call()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(clock() - begin)
     return seconds
 
 
-def median(seconds: Sequence[float]) -> float:
-    """Median of one call's times."""
-    return statistics.median(seconds)
+def processor_medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median processor seconds of this process, of calls that take turns."""
+    times = interleaved(calls, rounds, time.process_time)
+    return {name: median(seconds) for name, seconds in times.items()}
+
+
+def load() -> str:
+    """The machine's load."""
+    return f"{os.getloadavg()[0]:.1f} processes on {len(os.sched_getaffinity(0))} cores"
+
+
+class Cost(NamedTuple):
+    """Processor and wall seconds of a command, and its largest memory in bytes."""
+
+    processor: float
+    wall: float
+    memory: int
+
+
+def cost(*command: str | Path, **environment: str) -> Cost:
+    """Cost of one of our commands and all that it waits for; it must succeed."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(said.decode())
+    seconds = usage.ru_utime + usage.ru_stime, time.perf_counter() - begin
+    return Cost(*seconds, usage.ru_maxrss * 1024)
 
 
 def timed(
@@ -189,6 +292,25 @@ def collect(
         tell(row)
         rows.append(row)
     return rows
+
+
+def without_times(row: Row) -> str | None:
+    """Why a row has no times; None of one that has."""
+    whys = (why for why in ("left_out", "failed", "differs") if why in row)
+    return next((f"{why.replace('_', ' ')}: {row[why]}" for why in whys), None)
+
+
+def shown(row: Row) -> str:
+    """A row in one line."""
+    return "  ".join(
+        f"{k} {v:,.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+    )
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def reason(error: Exception) -> str:

@@ -7,32 +7,35 @@ A chromosome, a file of 28,645 tiny records, and a generated contig of five giga
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from genomepred.benchmarks.end_to_end import make_linear
-from genomepred.benchmarks.measure import write_json
+from genomepred.benchmarks.measure import Row, cost, script_options, write_json
 
 LIMIT = 1.5e9
 
 
-def run(command: list[str]) -> tuple[float, float]:
-    """Peak resident bytes and seconds of a command."""
-    begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, said.decode()
-    return usage.ru_maxrss * 1024.0, time.perf_counter() - begin
+def loading(model: Path) -> int:
+    """Peak resident bytes of a process that has only loaded the model."""
+    code = "import genomepred.runs.run as r; from genomepred import load_model; load_model"
+    found = cost("-c", f"{code}({str(model)!r})").memory
+    print(f"model loaded: {found / 1e6:,.0f} MB resident")
+    return found
+
+
+def predicting(name: str, base: int, *words: str | Path) -> Row:
+    """Peak resident bytes of ``predict`` with one worker, also above those of the model alone."""
+    _, seconds, peak = cost("-m", "genomepred", "predict", "--jobs", "1", *words)
+    within = "within" if peak - base <= LIMIT else "ABOVE"
+    print(
+        f"{name}: {peak / 1e6:,.0f} MB, {(peak - base) / 1e6:,.0f} MB above the model "
+        f"({within} 1,500 MB), {seconds:,.0f} s"
+    )
+    return {"resident": peak, "above": peak - base, "seconds": seconds}
 
 
 def write_contig(path: Path, bases: int) -> None:
@@ -48,19 +51,15 @@ def write_contig(path: Path, bases: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with genomes, awkward")
+    parser = script_options(__doc__)
     parser.add_argument("--bases", type=float, default=5e9, help="of the generated contig")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         linear = make_linear(folder / "linear")
-        code = "import genomepred.runs.run as r; from genomepred import load_model; load_model"
-        base, _ = run([sys.executable, "-c", f"{code}({str(linear)!r})"])
+        base = loading(linear)
         results["model loaded"] = {"resident": base}
-        print(f"model loaded: {base / 1e6:,.0f} MB resident")
         big = folder / "big.fa"
         write_contig(big, int(arguments.bases))
         cases = [
@@ -70,25 +69,8 @@ def main() -> None:
         ]
         for name, genome, model, stride in cases:
             out = folder / "out" / str(stride) / genome.name
-            options = ["--model", model, "--out", str(out), "--stride", str(stride)]
-            peak, seconds = run(
-                [
-                    sys.executable,
-                    "-m",
-                    "genomepred",
-                    "predict",
-                    str(genome),
-                    "--jobs",
-                    "1",
-                    *options,
-                ]
-            )
-            results[name] = {"resident": peak, "above": peak - base, "seconds": seconds}
-            within = "within" if peak - base <= LIMIT else "ABOVE"
-            print(
-                f"{name}: {peak / 1e6:,.0f} MB, {(peak - base) / 1e6:,.0f} MB above the model "
-                f"({within} 1,500 MB), {seconds:,.0f} s"
-            )
+            words = ["--model", model, "--out", out, "--stride", str(stride)]
+            results[name] = predicting(name, base, genome, *words)
     write_json(arguments.json, results)
 
 

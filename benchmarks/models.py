@@ -26,6 +26,7 @@ from genomepred.benchmarks.measure import (
     reason,
     timed,
     warmed,
+    without_times,
 )
 from genomepred.errors import ModelError
 from genomepred.inference.engine import compute_batch
@@ -275,9 +276,8 @@ def _jobs(
 def describe(row: Row) -> str:
     """A few lines of text about a row."""
     title = f"{row['model']}, W={row['window']}, batch {row['batch']}"
-    for why in ("left_out", "failed", "differs"):
-        if why in row:
-            return f"{title}: {why.replace('_', ' ')}: {row[why]}"
+    if why := without_times(row):
+        return f"{title}: {why}"
     ours, compared = next(iter(row["times_as_fast_as"].items()))
     faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in compared.items())
     return (

@@ -9,48 +9,37 @@ if nothing but the trunk's bases cost time. Weights are random, enlarged so that
 
 from __future__ import annotations
 
-import argparse
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import interleaved, median, write_json
+from genomepred.benchmarks.measure import interleaved, median, script_options, untrained, write_json
 from genomepred.demo import SEQUENCE
 from genomepred.explain.mutagenesis import Mutagenesis
 from genomepred.explain.windows import Output
-from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import build
 from genomepred.sequences.fasta import Genome
 
-# Architecture, its arguments beside the defaults.
-CASES: dict[str, dict[str, Any]] = {
-    "basenji-maize": {"window": 3000},
-    "tf-cnn": {"window": 100},
-    "tf-cnn-v2": {"window": 200},
-    "tf-conv-transformer": {"window": 200},
-    "utr-attention": {"window": 50},
-    "optimus5p": {"window": 50},
+# Architecture, window.
+CASES = {
+    "basenji-maize": 3000,
+    "tf-cnn": 100,
+    "tf-cnn-v2": 200,
+    "tf-conv-transformer": 200,
+    "utr-attention": 50,
+    "optimus5p": 50,
 }
 _BASES = slice(0, 1)  # the only bin
 
 
-def measure(name: str, config: dict[str, Any], sequence: np.ndarray, rounds: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = build(name, **config).eval()
+def measure(name: str, window: int, sequence: np.ndarray, rounds: int) -> dict[str, Any]:
+    model = untrained(name, window, window)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5 if parameter.ndim > 1 else 1)
-    window = model.window
     codes = sequence[:window]
-    tracks = tuple(Track(f"track{i}") for i in range(model.tracks))
-    card = Card(name, name, config, window, window, window, tracks, "none", n_policy=model.n_policy)
-    output = Output(card, "track0")
+    output = Output(model.card)
     ways = {
         "whole": Mutagenesis(model, output, share=False),
         "strips": Mutagenesis(model, output, share=True),
@@ -74,17 +63,14 @@ def measure(name: str, config: dict[str, Any], sequence: np.ndarray, rounds: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = script_options(__doc__, data=False, rounds=7).parse_args()
     torch.set_num_threads(1)
     with Genome(SEQUENCE) as genome:
         (contig, _), *_ = genome.contigs.items()
         sequence = genome.codes(contig, 445_000, 448_000)
     results = {}
-    for name, config in CASES.items():
-        result = results[name] = measure(name, config, sequence, arguments.rounds)
+    for name, window in CASES.items():
+        result = results[name] = measure(name, window, sequence, arguments.rounds)
         taken = result["seconds a window"]
         print(
             f"{name:<20} window {result['window']:>5}, strip {result['strip']:>4}: whole "

@@ -11,13 +11,11 @@ windows by phase. With --whole, whole commands over all of chromosome 20 follow.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from math import lcm
@@ -28,10 +26,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import ROOT, interleaved, median, write_json
 from genomepred import Genome
+from genomepred.benchmarks.measure import (
+    ROOT,
+    interleaved,
+    median,
+    ratios,
+    save,
+    script_options,
+    untrained,
+    write_json,
+)
 from genomepred.inference.engine import Batches, Engine, Numerics, compute_batch
 from genomepred.lowering.fuse import REFERENCE, prepare, resolve_kernels
 from genomepred.lowering.long import long_work, without_values
@@ -43,7 +48,6 @@ from genomepred.lowering.receptive_field import (
 )
 from genomepred.lowering.shared import StretchSizes, stretch_work
 from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import build, save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.models.layers import SequenceModel
 
@@ -63,26 +67,24 @@ CPU = torch.device("cpu")
 
 
 def make_model(name: str, stride: int) -> SequenceModel:
+    if name != EXAMPLE:
+        return untrained(name, MODELS[name], stride)
     torch.manual_seed(0)
-    window = MODELS.get(name, stride + 2 * CROP)
     card = Card(
         name=name,
-        architecture="external" if name == EXAMPLE else name,
-        config={} if name == EXAMPLE else {"window": window},
-        window=window,
-        bin_size=window,
+        architecture="external",
+        config={},
+        window=stride + 2 * CROP,
+        crop=CROP,
+        bins=stride,
+        bin_size=1,
         stride=stride,
-        tracks=(Track("score"),),
+        tracks=tuple(Track(track) for track in ("none", "acceptor", "donor")),
         activation="none",
+        input="onehot_channels_first",
     )
-    if name == EXAMPLE:
-        sizes = {"crop": CROP, "bins": stride, "bin_size": 1}
-        tracks = tuple(Track(track) for track in ("none", "acceptor", "donor"))
-        card = replace(card, input="onehot_channels_first", tracks=tracks, **sizes)
-        code = ROOT / "examples" / "openspliceai" / "openspliceai.py"
-        model: SequenceModel = make_external(card, f"{code}:OpenSpliceAI")
-    else:
-        model = build(name, window=window)
+    code = ROOT / "examples" / "openspliceai" / "openspliceai.py"
+    model = make_external(card, f"{code}:OpenSpliceAI")
     model.card = card
     return model.eval()
 
@@ -184,14 +186,10 @@ def compare(engines: dict[str, Engine], codes: torch.Tensor, stride: int, window
 def summary(seconds: dict[str, list[float]], stride: int) -> dict[str, Any]:
     """Medians of seconds a window and bases a second, and of the rounds' own ratios."""
     middle = {form: median(times) for form, times in seconds.items()}
-
-    def ratio(to: str) -> float:
-        return median([b / a for a, b in zip(seconds["shared"], seconds[to], strict=True)])
-
     return {
         "seconds_per_window": middle,
         "bases_per_second": {form: stride / time for form, time in middle.items()},
-        "shared_against": {"eager": ratio("eager"), "prepared": ratio("prepared")},
+        "shared_against": ratios(seconds, "shared"),
     }
 
 
@@ -218,9 +216,7 @@ HEADER = (
 def whole_commands(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """Seconds of whole commands on all of chromosome 20, start-up and writing included."""
     name, stride = PUBLISHED
-    model = make_model(name, stride)
-    codes = np.random.default_rng(0).integers(0, 4, (2, model.window), dtype=np.uint8)
-    save_checkpoint(folder / name, model, model.card, codes)
+    save(folder / name, make_model(name, stride))
     genome, out = data / "genomes" / STRETCHES["chr20"][0], folder / "out"
 
     def command(overlap: str) -> None:
@@ -263,12 +259,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real data")
+    parser = script_options(__doc__, rounds=9)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
-    parser.add_argument("--rounds", type=int, default=9, help="rounds of all calls  [default: 9]")
     parser.add_argument("--whole", type=int, default=0, help="rounds of commands  [default: 0]")
-    parser.add_argument("--json", type=Path, help="write results with machine and commit")
     parser.add_argument("--picture", type=Path, help="draw the cost of a base")
     arguments = parser.parse_args()
     print(HEADER)

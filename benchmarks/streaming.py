@@ -9,7 +9,6 @@ contestants take turns.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import mmap
 import os
@@ -25,7 +24,7 @@ import pysam
 from isal import igzip_lib
 from numpy.typing import NDArray
 
-from genomepred.benchmarks.measure import interleaved, median, write_json
+from genomepred.benchmarks.measure import interleaved, median, ratios, script_options, write_json
 from genomepred.sequences.byte_source import PIECE, inflate, walk_blocks
 from genomepred.sequences.decode import Scan, decode
 from genomepred.sequences.fasta import Genome
@@ -196,11 +195,11 @@ def report(seconds: dict[str, list[float]], size: int, length: int) -> dict[str,
         print(f"{name:22}{shown}{size / middle / 1e9:8.2f}")
 
     def rate(name: str, to: str) -> float:
-        """Speed of one call in terms of another: median of the rounds' own ratios."""
-        return median([b / a for a, b in zip(seconds[name], seconds[to], strict=True)])
+        """Speed of one call in terms of another."""
+        return ratios(seconds, name)[to]
 
     fastest = min(("pyfaidx", "pysam", "dictionary loop"), key=lambda name: median(seconds[name]))
-    ratios = {
+    speeds = {
         "codes / copy by read": rate("codes", "copy by read"),
         "codes / copy of memory": rate("codes", "copy of memory"),
         "codes of memory / copy of memory": rate("codes of memory", "copy of memory"),
@@ -210,17 +209,13 @@ def report(seconds: dict[str, list[float]], size: int, length: int) -> dict[str,
         "expand gzip to disk / inflate gzip": rate("expand gzip to disk", "inflate gzip"),
     }
     print("\nspeed as a multiple")
-    for name, ratio in ratios.items():
+    for name, ratio in speeds.items():
         print(f"{name:40}{ratio:8.2f}")
-    return {"bases": length, "bytes": size, "block": BLOCK, "rows": rows, "speed_ratios": ratios}
+    return {"bases": length, "bytes": size, "block": BLOCK, "rows": rows, "speed_ratios": speeds}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real data")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of all calls  [default: 15]")
-    parser.add_argument("--json", type=Path, help="write results with machine and commit")
-    arguments = parser.parse_args()
+    arguments = script_options(__doc__, rounds=15).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = measure(arguments.data, Path(folder), arguments.rounds)
     write_json(arguments.json, results)

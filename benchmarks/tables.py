@@ -14,11 +14,6 @@ and the memory of the whole command are measured.
 
 from __future__ import annotations
 
-import argparse
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,12 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import median, write_json
 from genomepred import predict_cohort
-from genomepred.models.card import Card, Track
-from genomepred.models.checkpoint import build, save_checkpoint
+from genomepred.benchmarks.measure import (
+    cost,
+    interleaved,
+    median,
+    save,
+    script_options,
+    untrained,
+    write_json,
+)
 from genomepred.sequences.grid import Grid
 from genomepred.store.cohort import CohortStore
 from genomepred.store.cohort_writing import INDEX_CHUNK, join_cohort, write_cohort_part
@@ -48,28 +47,9 @@ PANEL = "variants/simulated_rice/p33.bcf"
 
 def make_cohort(data: Path, folder: Path) -> Path:
     """The panel's predictions with random weights."""
-    torch.manual_seed(0)
-    model = build("basenji-maize", window=3000).eval()
-    card = Card(
-        name="random",
-        architecture="basenji-maize",
-        config={"window": 3000},
-        window=3000,
-        bin_size=3000,
-        stride=104,
-        tracks=(Track("score"),),
-        activation="none",
-    )
-    codes = np.random.default_rng(0).integers(0, 4, (4, 3000)).astype(np.uint8)
-    save_checkpoint(folder / "model", model, card, codes)
-    predict_cohort(
-        data / REFERENCE,
-        data / PANEL,
-        folder / "model",
-        folder / "out",
-        inbred=True,
-        jobs=1,
-    )
+    model, files = untrained("basenji-maize", 3000, 104), (data / REFERENCE, data / PANEL)
+    save(folder / "model", model)
+    predict_cohort(*files, folder / "model", folder / "out", inbred=True, jobs=1)
     return folder / "out" / "p33.h5"
 
 
@@ -117,12 +97,7 @@ def measure(cohort: Path, bed: Path, rounds: int) -> dict[str, Any]:
             "matrix of each region": by_region,
             "sample by sample": by_sample,
         }
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
-            for name, call in calls.items():
-                begin = time.process_time()
-                call()
-                times[name].append(time.process_time() - begin)
+        times = interleaved(calls, rounds, time.process_time)
         haplotypes = len(store.haplotypes)
     seconds = {name: median(values) for name, values in times.items()}
     seconds["sample by sample"] *= haplotypes / SOME
@@ -151,28 +126,22 @@ def whole_genome(cohort: Path, folder: Path) -> dict[str, Any]:
         tracks = [(track, "") for track in store.tracks]
         join_cohort(parts, path, layout, grid, tracks, store.haplotypes, {}, [{}] * MEGABASES)
     write_promoters(folder / "whole.bed", contigs)
-    words = ["table", str(path), "--regions", str(folder / "whole.bed")]
-    words += ["-o", str(folder / "whole.h5ad")]
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "genomepred", *words], check=True, env=environment)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    bed, out = folder / "whole.bed", folder / "whole.h5ad"
+    words = ["-m", "genomepred", "table", path, "--regions", bed, "-o", out]
+    found = cost(*words, OMP_NUM_THREADS="1")
     return {
         "bases": MEGABASES * length,
         "regions": sum(1 for _ in (folder / "whole.bed").open()),
         "file_bytes": path.stat().st_size,
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "wall_seconds": time.perf_counter() - begin,
-        "peak_bytes": after.ru_maxrss * 1024,
+        "cpu_seconds": found.processor,
+        "wall_seconds": found.wall,
+        "peak_bytes": found.memory,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real data")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of all calls  [default: 3]")
+    parser = script_options(__doc__, rounds=3)
     parser.add_argument("--whole", action="store_true", help="a whole genome's size too")
-    parser.add_argument("--json", type=Path, help="write results with machine and commit")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"rounds": arguments.rounds}

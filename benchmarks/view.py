@@ -34,9 +34,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import write_json
+from genomepred.benchmarks.measure import script_options, write_json
 from genomepred.sequences.distinct import leader_type
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store.cohort import CohortStore
@@ -323,26 +321,25 @@ def measure(path: Path, pyramid: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_options(__doc__, data=False)
     parser.add_argument("--store", type=Path, nargs="*", default=[])
     parser.add_argument("--haplotypes", type=int, default=3000)
     parser.add_argument("--windows", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=Path, nargs="*", default=[])
     parser.add_argument("--worst", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where generated stores are written and kept")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        stores = written(options, options.folder or Path(folder)) + options.store
+        stores = written(arguments, arguments.folder or Path(folder)) + arguments.store
         made = {store: make_pyramid(store) for store in stores}
-        write_json(options.json, {"stores": [measure(*item) for item in made.items()]})
+        write_json(arguments.json, {"stores": [measure(*item) for item in made.items()]})
 
 
-def written(options: argparse.Namespace, folder: Path) -> list[Path]:
+def written(asked: argparse.Namespace, folder: Path) -> list[Path]:
     """Stores that are asked for, written where they are not there yet."""
-    haplotypes, windows, worst = options.haplotypes, options.windows, options.worst
+    haplotypes, windows, worst = asked.haplotypes, asked.windows, asked.worst
     writers = {"generated": lambda path: generate(path, haplotypes, windows)}
-    for source in options.repeat:
+    for source in asked.repeat:
         writers[f"{source.parent.name}-{source.stem}-repeated"] = partial(
             repeat, source=source, windows=windows
         )

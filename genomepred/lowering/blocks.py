@@ -126,8 +126,7 @@ class FusedConv(nn.Module):
     def use(self, implementation: str) -> None:
         """Compute by this implementation from now on."""
         self.implementation = implementation
-        whole = self.weight.dtype == torch.float32  # a direct one computes in it all the same
-        self.fills = implementation == "kmers" or (implementation == "direct" and whole)
+        self.fills = implementation in ("kmers", "direct")
         self.__dict__.pop("kernel", None)
         if not self.fills:  # known by now: torch.compile follows no cached property
             self.kernel = self._operation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from genomepred.models.layers import (
     FlattenPositions,
@@ -114,11 +114,6 @@ class Basenji(SequenceModel):
         layers += [*_block(channels, final_filters, 1), *_block(final_filters, head_filters, 1)]
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Sequential(FlattenPositions(), nn.Linear(head_filters * positions, tracks))
-
-    def body(self, x: Tensor) -> Tensor:
-        """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""
-        values: Tensor = self.head(self.trunk(x))
-        return values.unsqueeze(1)
 
 
 def _dilations(multiplier: float, repeat: int) -> list[int]:

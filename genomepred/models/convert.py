@@ -198,21 +198,21 @@ def _model_and_card(
     model = skeleton(architecture, **config)
     names = ["score"] if model.tracks == 1 else [f"track{i + 1}" for i in range(model.tracks)]
     tracks = tuple(request.tracks) or tuple(map(Track, names))
-    card = _card(
-        request, architecture, config, tracks, model.window, model.crop, model.bins,
-        request.input or model.input, model.base_order, model.n_policy,
-    )  # fmt: skip
-    return model, card
+    sizes = {name: getattr(model, name) for name in ("window", "crop", "bins")}
+    inputs = {name: getattr(model, name) for name in ("input", "base_order", "n_policy")}
+    if request.input:
+        inputs["input"] = request.input
+    return model, _card(request, architecture, config, tracks, **sizes, **inputs)
 
 
 def _external_card(request: Request) -> Card:
     if request.window is None:
         raise ModelError("a module of your own needs --window, the bases it sees")
-    return _card(
-        request, EXTERNAL, request.config, tuple(request.tracks) or (Track("score"),),
-        request.window, request.crop or 0, request.bins or 1, request.input or "codes",
-        request.base_order or "ACGT", request.n_policy or "zeros",
-    )  # fmt: skip
+    sizes = {"window": request.window, "crop": request.crop or 0, "bins": request.bins or 1}
+    inputs = {name: getattr(request, name) for name in ("input", "base_order", "n_policy")}
+    given = {name: value for name, value in inputs.items() if value}
+    tracks = tuple(request.tracks) or (Track("score"),)
+    return _card(request, EXTERNAL, request.config, tracks, **sizes, **given)
 
 
 def _card(
@@ -220,13 +220,13 @@ def _card(
     architecture: str,
     config: dict[str, Any],
     tracks: tuple[Track, ...],
+    *,
     window: int,
     crop: int,
     bins: int,
-    input_: str,
-    base_order: str,
-    n_policy: str,
+    **inputs: Any,
 ) -> Card:
+    """Card of a request; ``inputs`` are its fields about what the model is called with."""
     inner = window - 2 * crop
     if inner < 1 or bins < 1 or inner % bins:
         raise ModelError(
@@ -245,12 +245,10 @@ def _card(
         tracks=tracks,
         activation=request.activation,
         reverse_tracks=request.reverse_tracks,
-        input=input_,
         output=request.output,
-        base_order=base_order,
-        n_policy=n_policy,
         min_bases=request.min_bases,
         license=request.license,
+        **inputs,
     )
 
 

@@ -94,6 +94,9 @@ class SequenceModel(nn.Module):
         Set by :func:`genomepred.models.checkpoint.load_model`, as is ``checkpoint``, its folder.
     code : TrustedCode, optional
         Code of a model that is none of this package.
+    trunk, head : nn.Module
+        Of a model that has them: ``[batch, 4, window]`` to features ``[batch, channels, length]``,
+        and these to ``[batch, tracks]``.
     """
 
     card: Card
@@ -127,8 +130,12 @@ class SequenceModel(nn.Module):
         return encoded
 
     def body(self, x: Tensor) -> Tensor:
-        """``float [batch, 4, window]`` -> raw values ``[batch, bins, tracks]``."""
-        raise NotImplementedError
+        """``float [batch, 4, window]`` -> raw values ``[batch, bins, tracks]``.
+
+        Those of one bin are ``head`` of ``trunk``, unless a model says otherwise.
+        """
+        values: Tensor = self.head(self.trunk(x))
+        return values.unsqueeze(1)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes ``uint8 [batch, window]`` -> raw values ``[batch, bins, tracks]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from genomepred.models.layers import FlattenPositions, SequenceModel
 
@@ -46,8 +46,3 @@ class MotifCNN(SequenceModel):
         self.trunk = nn.Sequential(nn.Conv1d(4, filters, kernel), nn.ReLU())
         features = filters * (window - kernel + 1)
         self.head = nn.Sequential(FlattenPositions(), nn.Linear(features, tracks))
-
-    def body(self, x: Tensor) -> Tensor:
-        """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""
-        values: Tensor = self.head(self.trunk(x))
-        return values.unsqueeze(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from genomepred.models.layers import FlattenPositions, SameConv1d, SequenceModel
 
@@ -76,8 +76,3 @@ class Optimus5P(SequenceModel):
             nn.Dropout(dropout),
             nn.Linear(hidden, tracks),
         )
-
-    def body(self, x: Tensor) -> Tensor:
-        """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""
-        values: Tensor = self.head(self.trunk(x))
-        return values.unsqueeze(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from genomepred.models.layers import (
     FlattenPositions,
@@ -41,11 +41,6 @@ class TFCNN(SequenceModel):
         Widths of the dense layers before the last.
     base_order, n_policy : str, optional
         See :class:`genomepred.models.layers.OneHot`.
-
-    Attributes
-    ----------
-    trunk, head : nn.Sequential
-        The blocks, and what follows them.
     """
 
     def __init__(
@@ -72,8 +67,3 @@ class TFCNN(SequenceModel):
         self.trunk = nn.Sequential(*trunk)
         self.head = nn.Sequential(FlattenPositions(), *dense([features, *hidden, tracks]))
         start_from_lecun(self)
-
-    def body(self, x: Tensor) -> Tensor:
-        """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""
-        values: Tensor = self.head(self.trunk(x))
-        return values.unsqueeze(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
 from genomepred.models.layers import (
     FlattenPositions,
@@ -44,11 +44,6 @@ class TFCNNv2(SequenceModel):
         Share of each hidden dense layer that is dropped in training.
     base_order, n_policy : str, optional
         See :class:`genomepred.models.layers.OneHot`.
-
-    Attributes
-    ----------
-    trunk, head : nn.Sequential
-        The blocks, and what follows them.
     """
 
     def __init__(
@@ -83,8 +78,3 @@ class TFCNNv2(SequenceModel):
             layers += [nn.Linear(before, after), nn.GELU("tanh"), nn.Dropout(dropout)]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], tracks))
         start_from_lecun(self)
-
-    def body(self, x: Tensor) -> Tensor:
-        """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""
-        values: Tensor = self.head(self.trunk(x))
-        return values.unsqueeze(1)

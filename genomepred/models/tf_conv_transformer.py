@@ -76,11 +76,6 @@ class TFConvTransformer(SequenceModel):
     base_order, n_policy : str, optional
         See :class:`genomepred.models.layers.OneHot`.
 
-    Attributes
-    ----------
-    trunk, head : nn.Module
-        The convolution blocks, and what follows them.
-
     Raises
     ------
     ValueError
@@ -141,11 +136,6 @@ class TFConvTransformer(SequenceModel):
         for layer in transformer:
             assert isinstance(layer, EncoderLayer)
             layer.attention.start_from_xavier()
-
-    def body(self, x: Tensor) -> Tensor:
-        """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""
-        values: Tensor = self.head(self.trunk(x))
-        return values.unsqueeze(1)
 
     def attention(self, codes: Tensor) -> list[Tensor]:
         """Attention weights of each transformer block, ``[batch, heads, positions, positions]``.

@@ -78,11 +78,6 @@ class UTRAttention(SequenceModel):
             nn.Linear(hidden, tracks),
         )
 
-    def body(self, x: Tensor) -> Tensor:
-        """``float [batch, 4, window]`` -> raw values ``[batch, 1, tracks]``."""
-        values: Tensor = self.head(self.trunk(x))
-        return values.unsqueeze(1)
-
     def attention(self, codes: Tensor) -> list[Tensor]:
         """The weight of each position, ``[batch, 1, 1, positions]``, as the only layer's.
 

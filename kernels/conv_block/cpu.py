@@ -52,13 +52,18 @@ class Packed(NamedTuple):
         epilogue: Epilogue,
         outs: Sequence[Tensor],
     ) -> Sequence[Tensor]:
-        """Fill ``outs``, contiguous float32: the result and, if it is wanted, what is kept."""
+        """Fill ``outs``, contiguous: the result and, if it is wanted, what is kept.
+
+        All is computed in float32, whatever the dtype.
+        """
         taps, channels_in, width = self.weight.shape
         wide, added = x.float(), None if residual is None else residual.float()
         of_x, of_residual = (
             (0, 0, 0) if y is None else (y.data_ptr(), 4 * y.stride(0), 4 * y.stride(1))
             for y in (wide, added)
         )
+        kind = torch.float32
+        filled = [y if y.dtype == kind else torch.empty_like(y, dtype=kind) for y in outs]
         span = self.dilation * (taps - 1) + 1
         length = x.shape[1] + sum(padding) - span + 1
         best = BEST_FOUR if width >= FOUR else BEST_TWO if width >= 2 * WIDE else BEST_ONE
@@ -69,10 +74,17 @@ class Packed(NamedTuple):
         _conv_block()(
             *(*of_x, *wide.shape, self.weight.data_ptr(), self.shift.data_ptr(), taps, width),
             *(*padding, self.dilation, *of_residual, *numbers(epilogue)),
-            *(outs[0].data_ptr(), *outs[0].shape[1:], outs[1].data_ptr() if len(outs) > 1 else 0),
+            *(
+                filled[0].data_ptr(),
+                *filled[0].shape[1:],
+                filled[-1].data_ptr() if filled[1:] else 0,
+            ),
             *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
             *self.tiles,
         )
+        for out, values in zip(outs, filled, strict=True):
+            if values is not out:
+                out.copy_(values)
         return outs
 
     def linear(self, x: Tensor) -> Tensor:
@@ -105,9 +117,9 @@ def conv_block(
     keep: bool,
 ) -> list[Tensor]:
     """Direct convolution; see :func:`.reference.conv_block_reference`."""
-    outs = empty_block_outputs(x.float(), weight, padding, dilation, epilogue.pool, keep)
+    outs = empty_block_outputs(x, weight, padding, dilation, epilogue.pool, keep)
     pack_block(weight, shift, dilation)(x, residual, padding, epilogue, outs)
-    return [out.to(x.dtype) for out in outs]
+    return outs
 
 
 def conv_block_by_onednn(

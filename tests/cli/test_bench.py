@@ -19,6 +19,8 @@ from genomepred.benchmarks import gpu, kernels, measure, models
 from genomepred.cli import cli
 from genomepred.errors import DeviceError, ModelError
 from genomepred.models.agreement import difference
+from genomepred.models.card import TOLERANCE, read_card
+from genomepred.models.checkpoint import check_golden
 
 ROOT = Path(__file__).parents[2]
 
@@ -234,7 +236,7 @@ def test_a_wheel_has_benchmarks_kernels_and_their_table(tmp_path: Path) -> None:
     # A copy, so that no earlier build is in the wheel.
     for name in ("genomepred", "kernels", "benchmarks"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip"]
     build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
@@ -389,3 +391,41 @@ def test_outcomes_of_tests(body: str, status: str, tmp_path: Path) -> None:
     path.write_text(f"<testsuites><testsuite>{body}</testsuite></testsuites>")
     assert gpu.judge_tests(path)["status"] == status
     assert gpu.judge_tests(tmp_path / "none.xml")["status"] == "failed"
+
+
+def test_scripts_share_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = measure.script_options("What.\n\nMore.", docs=True, rounds=4)
+    assert asked.description == "What."
+    assert vars(asked.parse_args(["--data", "d"])) == {
+        "data": Path("d"),
+        "docs": None,
+        "rounds": 4,
+        "json": None,
+    }
+    for wrong in ([], ["--data", "d", "--docs", "x"]):
+        with pytest.raises(SystemExit):
+            asked.parse_args(wrong)
+    assert "rounds" not in measure.script_options("What.", data=False).parse_args([])
+
+
+def test_an_untrained_model_is_the_same_every_time_and_runs(tmp_path: Path) -> None:
+    saved = measure.save(tmp_path / "one", measure.untrained("tf-cnn", 40, 20))
+    again = measure.save(tmp_path / "two", measure.untrained("tf-cnn", 40, 20))
+    assert read_card(saved) == read_card(again)
+    assert check_golden(saved) <= TOLERANCE["fp32"]
+
+
+def test_cost_is_that_of_the_command(tmp_path: Path) -> None:
+    found = measure.cost("-c", "import time\nbegin = time.process_time()\nb = bytearray(1 << 28)")
+    assert found.memory > 1 << 28
+    assert found.processor > 0
+    assert found.wall > 0
+    with pytest.raises(SystemExit, match="no such way"):
+        measure.cost("-c", "raise SystemExit('no such way')")
+
+
+def test_a_row_without_times_says_why() -> None:
+    assert measure.without_times({"seconds": 1.0}) is None
+    assert measure.without_times({"left_out": "too long"}) == "left out: too long"
+    assert measure.shown({"name": "x", "rate": 1234.56}) == "name x  rate 1,234.6"
+    assert measure.markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

@@ -98,8 +98,14 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("window", [8, 13, 50, 101])
-@pytest.mark.parametrize("tracks", [1, 3])
+@pytest.mark.parametrize(
+    ("window", "tracks"),
+    [
+        *[(8, 1), (13, 3), (50, 3), (101, 1)],
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(8, 3), (13, 1)]),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(50, 1), (101, 3)]),
+    ],
+)
 def test_any_window_any_batch_and_a_batch_of_one(name: str, window: int, tracks: int) -> None:
     model, codes = small(name, window, tracks), codes_like(7, window)
     with torch.no_grad():

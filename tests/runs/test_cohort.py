@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cohort as measured
-from benchmarks import cohort_limits
+from genomepred.benchmarks import cohort as measured
+from genomepred.benchmarks import cohort_limits
 from genomepred.errors import (
     GenomesFailedError,
     MemoryLimitError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -13,7 +14,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -176,6 +179,7 @@ def test_many_scaffolds_cost_a_few_bytes_each(tmp_path: Path) -> None:
 WRITE_ELSEWHERE = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from genomepred.store.hdf5 import join
 from tests.store_files import ATTRIBUTES, random_values, write_parts
 from tests.store.test_hdf5 import GRID, TRACKS, WIDE
@@ -307,6 +311,24 @@ def test_join_names_the_damaged_part_and_leaves_nothing(
     assert caught.value.path == parts[1]
     assert "run predict again" in str(caught.value)
     assert set(tmp_path.iterdir()) <= set(parts)
+
+
+def test_a_part_that_the_disk_does_not_give_is_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = write_parts(tmp_path, random_values(GRID.rows, 2000), WIDE)
+    stat, read = Path.stat, hdf5.read_small
+
+    def failing(call: Callable[..., Any], path: Path, *how: Any, **more: Any) -> Any:
+        if path == parts[1]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call(path, *how, **more)
+
+    monkeypatch.setattr(Path, "stat", lambda path, **how: failing(stat, path, **how))
+    monkeypatch.setattr(hdf5, "read_small", partial(failing, read))
+    with pytest.raises(DamagedPartError, match="Input/output error") as caught:
+        join(parts, tmp_path / "genome.h5", WIDE, GRID, TRACKS, {})
+    assert caught.value.path == parts[1]
 
 
 def test_parts_that_do_not_add_up_to_the_grid_are_refused(tmp_path: Path) -> None:

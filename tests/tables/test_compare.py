@@ -70,8 +70,14 @@ def table(path: Path) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("blank_pictures")
-@pytest.mark.parametrize("small", [False, True])
-@pytest.mark.parametrize("statistic", ["variance", "range"])
+@pytest.mark.parametrize(
+    ("statistic", "small"),
+    [
+        *[("variance", True), ("range", False)],
+        pytest.param("variance", False, marks=pytest.mark.slow),
+        pytest.param("range", True, marks=pytest.mark.slow),
+    ],
+)
 def test_all_samples(
     run: Path,
     cohort: Path,
