@@ -21,7 +21,8 @@ from genomepred.errors import GenomepredError, RegionError, optional
 from genomepred.sequences.grid import Region
 from genomepred.sequences.names import haplotype_meant
 from genomepred.store.cohort_file import CohortFile
-from genomepred.store.reader import DATASET, Float32, Int64, PredictionStore
+from genomepred.store.reader import Float32, Int64, PredictionStore
+from genomepred.store.schema import DATASET
 
 if TYPE_CHECKING:
     import anndata

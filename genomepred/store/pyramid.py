@@ -14,6 +14,7 @@ block), or one a bin (levels above). The content has a digest; what is damaged i
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,6 +162,8 @@ class Pyramid:
             self._file = open_regular(path)
         except OSError as error:
             raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        # By whoever reads it last, where nobody else does.
+        self.close = weakref.finalize(self, os.close, self._file)
         try:
             self._load()
         except (DocumentError, ValueError, OSError, LookupError) as error:
@@ -206,12 +209,6 @@ class Pyramid:
             raise ValueError("its tables are not whole")
         data = _read(self._file, size, end - size)
         return np.frombuffer(data, kind).reshape(rows, columns), end - size
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
 
     def __enter__(self) -> Pyramid:
         return self

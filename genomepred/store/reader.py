@@ -20,7 +20,6 @@ from genomepred.sequences.grid import Region, parse_region
 from genomepred.store import zstd
 from genomepred.store.schema import (
     DATASET,
-    Attribute,
     open_group,
     open_predictions,
     read_attributes,
@@ -31,8 +30,6 @@ from genomepred.store.schema import (
 if TYPE_CHECKING:
     import pandas as pd
     import xarray
-
-__all__ = ["DATASET", "Attribute", "PredictionStore", "Predictions", "read_attributes"]
 
 FORMAT = "genomepred"
 FORMAT_VERSION = 1

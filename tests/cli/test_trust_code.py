@@ -12,7 +12,7 @@ import pytest
 from genomepred.models.checkpoint import load_model, save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.sequences.fasta import Genome
-from genomepred.store.hdf5 import PredictionStore
+from genomepred.store.reader import PredictionStore
 from tests.helpers import genomepred, python
 from tests.models.test_external import CODE, make_card
 

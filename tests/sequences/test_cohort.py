@@ -477,6 +477,20 @@ def test_the_cache_is_checked_and_made_anew(tmp_path: Path) -> None:
             assert other.digest != first.digest
 
 
+def test_a_damaged_cache_that_cannot_be_made_anew_is_closed_once(tmp_path: Path) -> None:
+    text = random_panel(1, samples=4)
+    plain = text.vcf(tmp_path / "p.vcf")
+    with Genome(text.fasta(tmp_path / "ref.fa")) as genome:
+        Panel(genome, plain, cache=tmp_path / "cache").close()
+        data = next((tmp_path / "cache").glob("*.panel"))
+        data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+        panel = Panel(genome, plain, cache=tmp_path / "cache")
+        plain.unlink()
+        with pytest.raises(SequenceError, match="cannot be read"):
+            mine(panel, *panel.haplotypes[0])
+        panel.close()
+
+
 @pytest.mark.slow
 def test_real_haplotypes_are_those_of_bcftools(tmp_path: Path, shared_data: Path) -> None:
     source = shared_data / "genomes" / "hs37_chr20.fa.gz"

@@ -30,17 +30,9 @@ from genomepred.errors import OutputError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store import hdf5
 from genomepred.store.export import export_bedgraph, export_bigwig, export_tsv
-from genomepred.store.hdf5 import (
-    DamagedPartError,
-    Layout,
-    PredictionStore,
-    encode_chunk,
-    join,
-    read_sidecar,
-    sidecar_path,
-    verify_file,
-    write_part,
-)
+from genomepred.store.hdf5 import DamagedPartError, join, verify_file, write_part
+from genomepred.store.reader import PredictionStore
+from genomepred.store.schema import Layout, encode_chunk, read_sidecar, sidecar_path
 from tests.helpers import examples
 from tests.store_files import (
     ATTRIBUTES,

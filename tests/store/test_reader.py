@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from genomepred.errors import DependencyError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
-from genomepred.store.hdf5 import Layout, PredictionStore
+from genomepred.store.reader import PredictionStore
+from genomepred.store.schema import Layout
 from tests.helpers import examples
 from tests.store_files import ATTRIBUTES, CONTIGS, random_values, write_store
 
