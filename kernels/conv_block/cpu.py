@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genomepred.kernels.conv_block.reference import empty_block_outputs
 from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers
 from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue
 from genomepred.kernels.vectors import MANY, WIDE
@@ -106,22 +105,6 @@ def pack_block(weight: Tensor, shift: Tensor, dilation: int = 1) -> Packed:
     return Packed(*(y.detach().contiguous() for y in padded), channels, dilation, tiles)
 
 
-def conv_block(
-    x: Tensor,
-    weight: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    padding: Sequence[int],
-    dilation: int,
-    epilogue: Epilogue,
-    keep: bool,
-) -> list[Tensor]:
-    """Direct convolution; see :func:`.reference.conv_block_reference`."""
-    outs = empty_block_outputs(x, weight, padding, dilation, epilogue.pool, keep)
-    pack_block(weight, shift, dilation)(x, residual, padding, epilogue, outs)
-    return outs
-
-
 def conv_block_by_onednn(
     x: Tensor,
     weight: Tensor,
@@ -132,15 +115,10 @@ def conv_block_by_onednn(
     epilogue: Epilogue,
     keep: bool,
 ) -> list[Tensor]:
-    """As :func:`conv_block`, by a (1, K) channels-last 2-D convolution of oneDNN and one pass.
+    """A convolution block by a (1, K) channels-last 2-D convolution of oneDNN and one pass.
 
     oneDNN has no such form in one dimension.
     """
-    return bias_act_pool(_onednn(x, weight, padding, dilation), shift, residual, epilogue, keep)
-
-
-def _onednn(x: Tensor, weight: Tensor, padding: Sequence[int], dilation: int) -> Tensor:
-    """Convolution alone, channels-last."""
     image = x.permute(0, 2, 1).unsqueeze(2)
     if padding[0] != padding[1]:
         image, padding = functional.pad(image, tuple(padding)), (0, 0)
@@ -148,4 +126,5 @@ def _onednn(x: Tensor, weight: Tensor, padding: Sequence[int], dilation: int) ->
         image, weight.permute(2, 1, 0).unsqueeze(2), None, 1, (0, padding[0]), (1, dilation)
     )
     rows = values.squeeze(2).transpose(1, 2)
-    return rows if rows.stride(2) == 1 else rows.contiguous()
+    rows = rows if rows.stride(2) == 1 else rows.contiguous()
+    return bias_act_pool(rows, shift, residual, epilogue, keep)
