@@ -29,7 +29,7 @@ Schema = Any
 #: A size, a count or an offset.
 COUNT = range(1 << 63)
 #: The key of a sealed document's digest.
-SEAL = "document_sha256"
+SEAL = "record_sha256"
 
 _SHOWN = 40  # characters of a wrong value that a message quotes
 

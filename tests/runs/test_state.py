@@ -169,7 +169,7 @@ def test_a_part_that_is_damaged_whenever_it_is_computed_fails_its_genome(
 def test_a_run_of_the_wrong_shape_is_told_in_one_line(half, change):
     path = half / "run.json"
     document = json.loads(path.read_bytes())
-    document.pop("document_sha256")
+    document.pop("record_sha256")
     for key, value in change.items():
         inner, _, name = key.rpartition(".")
         (document[inner] if inner else document)[name] = value
@@ -193,7 +193,7 @@ def test_every_flipped_bit_of_a_run_is_found(half):
 def test_a_run_of_a_hundred_thousand_genomes_with_long_names_is_read(half):
     path = half / "run.json"
     document = {**json.loads(path.read_bytes()), "genomes": [f"{k:0180}" for k in range(100_000)]}
-    document.pop("document_sha256")
+    document.pop("record_sha256")
     path.write_bytes(seal(document))
     assert len(read_run(half)["genomes"]) == 100_000
 

@@ -218,7 +218,7 @@ def hostile_trailers(whole: bytes) -> dict[str, bytes]:
     """Files that say of themselves what cannot be."""
     size = int.from_bytes(whole[-16:-8], "little")
     body, trailer = whole[: -16 - size], json.loads(whole[-16 - size : -16])
-    trailer.pop("document_sha256")
+    trailer.pop("record_sha256")
 
     def told(data: bytes, length: int | None = None) -> bytes:
         size = len(data) if length is None else length
