@@ -94,14 +94,10 @@ def sites(
     threshold: float | None,
     top: int | None,
     per_mb: float | None,
-    within: int | None,
     tracks: tuple[str, ...],
     samples: tuple[str, ...],
-    model: str | None,
-    genome: Path | None,
-    device: str,
-    trust_code: str | None,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Find sites in maps: local maxima above a threshold, each with its summit.
 
@@ -118,7 +114,7 @@ def sites(
     if len(given) > 1:
         raise click.UsageError(f"{given[0]} and {given[1]} contradict each other; give one")
     path = file_or_stdout(output, as_json)
-    options = SiteOptions(choice if given else None, within, model, genome, device, trust_code)
+    options = SiteOptions(choice if given else None, **how)
     written = write_sites(
         files, path, kind, tracks=tracks, samples=samples, options=options, progress=True
     )

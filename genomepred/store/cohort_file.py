@@ -31,6 +31,11 @@ _BLOCK, _BLOCK_BYTES, _KEPT_BYTES = 1 << 11, 1 << 23, 1 << 26
 _MOST_HAPLOTYPES = 1 << 24
 
 
+def windows_together(haplotypes: int) -> int:
+    """Windows whose index of so many haplotypes is read at a time: whole chunks."""
+    return max(_ENTRIES // max(haplotypes, 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
+
+
 class CohortFile(PredictionStore):
     """The open file, whose rows are those of the grid."""
 
@@ -121,8 +126,7 @@ class CohortFile(PredictionStore):
 
     def values(self, numbers: Int64, first: int, last: int) -> Float32:
         """Rows ``[first, last)`` of haplotypes, [haplotypes, rows, tracks]."""
-        step = max(_ENTRIES // max(len(numbers), 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
-        step = min(step, _WINDOWS)
+        step = min(windows_together(len(numbers)), _WINDOWS)
         bins, tracks = self.grid.geometry.bins, len(self.tracks)
         out = np.empty((len(numbers), last - first, tracks), np.float32)
         with self._reading(f"read at rows {first}-{last}"):

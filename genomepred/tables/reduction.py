@@ -14,11 +14,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from genomepred.errors import StoreError
 from genomepred.sequences.grid import Grid
 from genomepred.store.blocks import classify, factors
 from genomepred.store.cohort import CohortStore
-from genomepred.store.cohort_writing import INDEX_CHUNK
+from genomepred.store.cohort_file import windows_together
 from genomepred.store.reader import PredictionStore
 from genomepred.tables.regions import NamedRegion
 
@@ -29,8 +28,8 @@ Int64 = NDArray[np.int64]
 STATISTICS = ("mean", "max", "min", "fraction")
 # What each begins with, before any value.
 _START = np.array([0.0, -np.inf, np.inf, 0.0])
-# Values of a plain file, and entries of a cohort's index, that are read at a time.
-_BLOCK_VALUES, _BLOCK_ENTRIES = 1 << 21, 1 << 22
+# Values of a plain file that are read at a time.
+_BLOCK_VALUES = 1 << 21
 
 
 class Statistic(NamedTuple):
@@ -105,8 +104,7 @@ def reduce_cohort(
     """Statistic of the rows of regions of all haplotypes, [regions, haplotypes, columns]."""
     haplotypes, bins = len(store.haplotypes), store.grid.geometry.bins
     total, count = _accumulators(how, regions, haplotypes, len(columns))
-    windows = max(_BLOCK_ENTRIES // max(haplotypes, 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
-    for block in pieces.blocks(windows * bins):
+    for block in pieces.blocks(windows_together(haplotypes) * bins):
         first, last = int(block.first.min()) // bins, -(-int(block.last.max()) // bins)
         classes = store.classes(first, last)
         classes = classes._replace(rows=columns_of(classes.rows, columns))
@@ -122,10 +120,7 @@ def reduce_cohort(
             count,
         )
         if bad >= 0:
-            raise StoreError(
-                f"{store.path}: the index of window {bad} names no leader; check the file with "
-                "`genomepred verify`"
-            )
+            raise store.without_leader(bad)
     return _finished(how, total, count)
 
 

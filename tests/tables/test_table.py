@@ -29,6 +29,7 @@ from genomepred.errors import (
 )
 from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Geometry, Grid
+from genomepred.store import cohort_file
 from genomepred.store.cohort import CohortStore
 from genomepred.store.opening import cohort_of
 from genomepred.store.reader import PredictionStore
@@ -117,7 +118,7 @@ def test_cohort(
     cohort: Path, tmp_path: Path, stat: str, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if small:  # many blocks, many groups
-        monkeypatch.setattr(reduction, "_BLOCK_ENTRIES", 1)
+        monkeypatch.setattr(cohort_file, "_ENTRIES", 1)
         monkeypatch.setattr(table, "_GROUP_VALUES", 25)
     found = make(cohort, bed(tmp_path / "r.bed"), stat)
     assert found.samples == NAMES
