@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from genomepred.data.contigs import Contigs, match_names
 from genomepred.data.examples import (
@@ -50,6 +48,7 @@ from genomepred.data.source import Source, file_facts
 from genomepred.data.storage import allocate
 from genomepred.data.tables import SPLIT_COLUMNS, Table
 from genomepred.errors import DataError
+from genomepred.progress import tell
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
 from genomepred.sequences.names import shown, some
@@ -252,10 +251,9 @@ def _load(
         regions.append(Region(contig, start, start + window))
         spans.append(Region(contig, record.start, min(record.end, length)))
     if cut:
-        tqdm.write(
+        tell(
             f"{files.peaks}: {cut:,} of {len(records):,} peaks end past their contig and are cut "
-            "there",
-            sys.stderr,
+            "there"
         )
     absent = len(records) - len(regions)
     missing = [label for label in labels if label not in names]
@@ -266,10 +264,9 @@ def _load(
             "use the genome the peaks were called on, or remove the others"
         )
     if absent:
-        tqdm.write(
+        tell(
             f"{files.peaks}: {absent:,} of {len(records):,} peaks are left out: {genome.path} "
-            f"has no {some(missing)}; it has {some(list(genome.contigs))}",
-            sys.stderr,
+            f"has no {some(missing)}; it has {some(list(genome.contigs))}"
         )
     return _Loaded(files, genome, names, regions, None, spans, absent)
 

@@ -20,9 +20,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from genomepred.data.examples import Codes, known_bases
+from genomepred.data.examples import Codes, Data, Examples, known_bases
+from genomepred.data.labels import LabeledData
 from genomepred.data.peak_files import is_manifest
-from genomepred.data.read import Data, Examples, LabeledData, Source, open_data
+from genomepred.data.read import open_data
+from genomepred.data.source import Source
 from genomepred.data.tables import TABLE, Table
 from genomepred.errors import DataError, ModelError
 from genomepred.evaluation import figures

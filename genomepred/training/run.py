@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from genomepred.data.examples import known_bases
-from genomepred.data.read import Codes, Data, open_data
+from genomepred.data.examples import Codes, Data, known_bases
+from genomepred.data.read import open_data
 from genomepred.documents import seal
 from genomepred.errors import DataError
 from genomepred.evaluation.figures import curves, new_figure
