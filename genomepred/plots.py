@@ -84,8 +84,20 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
 def save_figure(figure: Figure, path: Path) -> None:
     """Publish a picture in the format that its name says, PNG if it says none."""
     image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:].lower() or "png")
+    without_formulas(figure).savefig(image, format=path.suffix[1:].lower() or "png")
     publish_picture(path, image)
+
+
+def without_formulas(figure: Figure) -> Figure:
+    """The figure with texts as they are, but for those at ticks: names may hold dollar signs."""
+    from matplotlib.axis import Tick
+    from matplotlib.text import Text
+
+    at_ticks = {id(text) for tick in figure.findobj(Tick) for text in tick.findobj(Text)}
+    for text in figure.findobj(Text):
+        if id(text) not in at_ticks:
+            text.set_parse_math(False)
+    return figure
 
 
 def publish_picture(path: Path, image: io.BytesIO) -> None:

@@ -49,6 +49,10 @@ class Contigs(dict[str, Codes]):
         for name, first in self.offset.items():
             self[name] = self.joined[first : first + lengths[name]]
 
+    def windows(self, window: int) -> Codes:
+        """The window at each place of ``joined``, ``uint8 [places, window]``: a view."""
+        return np.lib.stride_tricks.sliding_window_view(self.joined, window)
+
     def place(self, region: Region) -> int:
         """Place of a region's first base in ``joined``; its contig is one of these."""
         return self.offset[region.contig] + region.start

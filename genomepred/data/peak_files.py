@@ -301,7 +301,7 @@ def _join(
             codes[rows] = one.codes
         else:
             places = np.array([contigs.place(region) for region in regions[rows]], np.int64)
-            gather(_windows(contigs, window), places, codes[rows])
+            gather(contigs.windows(window), places, codes[rows])
         first = rows.stop
     known = unknown_counts(*rows_of(codes)) <= MOST_UNKNOWN * window
     is_first = np.zeros(len(regions), bool)
@@ -319,11 +319,6 @@ def _join(
         gather(codes, kept, codes[: len(kept)])  # in place: a row only moves up
         codes = codes[: len(kept)]
     return Peaks(regions, codes, source, spans), left_out
-
-
-def _windows(contigs: Contigs, window: int) -> Codes:
-    """The window at each place of the joined contigs: a view."""
-    return np.lib.stride_tricks.sliding_window_view(contigs.joined, window)
 
 
 def _renamed(region: Region, files: PeakFiles) -> Region:
