@@ -68,9 +68,7 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
     OutputError
         If the picture cannot be written or its suffix is none of these.
     """
-    _require_picture(path)
-    if region.start >= region.end:
-        raise RegionError(f"{region.contig} has no bases from {region.start + 1} to {region.end}")
+    _require_picture(path, region)
     columns = store.columns(tracks)
     start, end, values = _drawn_rows(store, region)
     edges = np.linspace(region.start, region.end, min(_PIXELS, region.end - region.start) + 1)
@@ -112,12 +110,14 @@ def publish_picture(path: Path, image: io.BytesIO) -> None:
         file.write(image.getbuffer())
 
 
-def _require_picture(path: Path) -> None:
-    """Refuse other formats, and do without matplotlib before the work, not after it."""
+def _require_picture(path: Path, region: Region) -> None:
+    """Refuse other formats, no bases, and to do without matplotlib, before the work."""
     if path.suffix.lower() not in _FORMATS:
         raise OutputError(f"{path}: name the picture {', '.join(f'*{s}' for s in _FORMATS)}")
     with optional("plot", "plot"):
         import matplotlib.figure  # noqa: F401
+    if region.start >= region.end:
+        raise RegionError(f"{region.contig} has no bases from {region.start + 1} to {region.end}")
 
 
 def _figure(region: Region, edges: Float64, summaries: Mapping[str, Summary], title: str) -> Figure:
@@ -324,9 +324,7 @@ def plot_heat_map(
     OutputError
         If the picture cannot be written or its suffix is none of these.
     """
-    _require_picture(path)
-    if region.start >= region.end:
-        raise RegionError(f"{region.contig} has no bases from {region.start + 1} to {region.end}")
+    _require_picture(path, region)
     numbers = _lines_of(source, lines)
     columns = [_track_of(source, name) for name in tracks or source.tracks]
     from genomepred.store.bins import bins_within  # which compiles, unlike the rest

@@ -168,7 +168,9 @@ def _read_peaks(
                 codes = contigs[one.files.called(label)]
                 one.genome.codes(name, 0, len(codes), codes)
     peaks, left_out = _join(loaded, contigs, window, scratch)
-    chosen = _split(files, source, peaks, contigs) if needed else _all_for_test(peaks, contigs)
+    found = {name: len(contigs.get(name, ())) for name in (*contigs, *peaks.contigs)}
+    everything = tuple(Region(name, 0, ENDLESS) for name in found)
+    chosen = _split(files, source, found) if needed else Split((), everything)
     return PeakData(
         peaks,
         contigs,
@@ -325,18 +327,12 @@ def _renamed(region: Region, files: PeakFiles) -> Region:
     return region._replace(contig=files.called(region.contig))
 
 
-def _all_for_test(peaks: Peaks, contigs: Contigs) -> Split:
-    names = dict.fromkeys([*contigs, *peaks.contigs])
-    return Split((), tuple(Region(name, 0, ENDLESS) for name in names))
-
-
-def _split(files: Sequence[PeakFiles], source: Source, peaks: Peaks, contigs: Contigs) -> Split:
-    names = dict.fromkeys([*contigs, *peaks.contigs])
-    lengths = {name: len(contigs.get(name, ())) for name in names}
+def _split(files: Sequence[PeakFiles], source: Source, lengths: dict[str, int]) -> Split:
+    """What is held out of contigs, whose lengths are 0 where unknown."""
     asked = Split.parse(source.validation, source.test, lengths, [f.name for f in files if f.name])
     held_out = {VALIDATION: list(asked.validation), TEST: list(asked.test)}
     for one in files:
-        own = [name for name in names if name.startswith(one.called(""))]
+        own = [name for name in lengths if name.startswith(one.called(""))]
         if one.regions is not None:
             for name, region in held_out_of(one.regions, one.name, lengths):
                 part = part_of(name, str(one.regions), "name")

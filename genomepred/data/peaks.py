@@ -261,26 +261,23 @@ class _Contigs:
         """The text after this genome's name, if it begins with it."""
         return text.removeprefix(self._prefix) if text.startswith(self._prefix) else None
 
-    def is_contig(self, text: str) -> bool:
-        """Whether a text is a contig's name, without bounds."""
-        return self._named(text) is not None
-
     def find(self, text: str, *, alone: bool = True) -> Region | None:
         """The region that a text means here, under its name among all genomes; None if none.
 
         Unless it is meant ``alone`` here, it may reach beyond the contig's end.
         """
-        name, bounds = self._named(text), ""
+        name, bounds = self.named(text), ""
         if name is None:
             contig, _, bounds = text.rpartition(":")
-            name = self._named(contig)
+            name = self.named(contig)
         if name is None:
             return None
         lengths = self._lengths if alone or not bounds else dict.fromkeys(self._lengths, ENDLESS)
         region = parse_region(f"{name}:{bounds}" if bounds else name, lengths)
         return Region(self._prefix + name, region.start, region.end)
 
-    def _named(self, contig: str) -> str | None:
+    def named(self, contig: str) -> str | None:
+        """The contig that a text without bounds means, if any."""
         found = self._known.meant(contig)
         if len(found) > 1:
             raise RegionError(
@@ -338,7 +335,7 @@ def _held_out(option: str, text: str, genomes: Mapping[str, _Contigs]) -> list[R
     if len(regions) < len(found):
         lacking = sorted(genome for genome, region in found.items() if not region)
         tell(f"{option} {text}: no such contig in {some(lacking)}; write NAME:CONTIG for each")
-    if len(regions) > 1 and not any(contigs.is_contig(text) for contigs in genomes.values()):
+    if len(regions) > 1 and not any(contigs.named(text) for contigs in genomes.values()):
         tell(
             f"{option} {text}: the same coordinates are held out in {len(regions)} genomes, where "
             "they may mean other places; write NAME:CONTIG:START-END for each, or whole contigs"
