@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from genomepred.benchmarks.many import make_genomes
 from genomepred.benchmarks.measure import machine
 from genomepred.runs.executors.device import GenomeCall, Stretch
 from genomepred.runs.work import Rows
@@ -110,15 +114,6 @@ def shards_per_second(workers: int, shards: int, genomes: int) -> dict[str, Any]
     }
 
 
-def make_genomes(folder: Path, genomes: int, bases: int) -> Path:
-    """FASTA files of random sequence."""
-    folder.mkdir()
-    for k in range(genomes):
-        sequence = "".join(random.Random(k).choices("ACGT", k=bases))
-        (folder / f"g{k}.fa").write_text(f">c\n{sequence}\n")
-    return folder
-
-
 def processor_seconds(genomes: Path, out: Path, *how: str) -> tuple[float, float]:
     """Processor and wall seconds of one command and all that it starts, killed or not."""
     alone, seen, over = Namespace(), dict[tuple[int, str], int](), threading.Event()
@@ -178,29 +173,18 @@ def costs(rounds: int, bases: int) -> list[dict[str, Any]]:
                 megabases = (sizes[1] - sizes[0]) / 1e6
                 slopes[way].append((found[1][0] - found[0][0]) / megabases)
                 walls[way].append((found[1][1] - found[0][1]) / megabases)
-    return [
-        {
-            "way": way,
-            "processor_seconds_a_megabase": round(statistics.median(slopes[way]), 3),
-            "wall_seconds_a_megabase": round(statistics.median(walls[way]), 3),
-            "of_one_process": round(
-                statistics.median(
-                    mine / one for mine, one in zip(slopes[way], slopes["1 process"], strict=True)
-                ),
-                3,
-            ),
-            "of_arithmetic": round(
-                statistics.median(
-                    mine / one / (1 if way == "1 process" else loss)
-                    for mine, one, loss in zip(
-                        slopes[way], slopes["1 process"], losses, strict=True
-                    )
-                ),
-                3,
-            ),
+    rows: list[dict[str, Any]] = []
+    for way, mine in slopes.items():
+        against = np.array(mine) / slopes["1 process"]
+        lost = 1 if way == "1 process" else np.array(losses)
+        found = {
+            "processor_seconds_a_megabase": mine,
+            "wall_seconds_a_megabase": walls[way],
+            "of_one_process": against,
+            "of_arithmetic": against / lost,
         }
-        for way in ways
-    ]
+        rows.append({"way": way} | {k: round(float(np.median(v)), 3) for k, v in found.items()})
+    return rows
 
 
 def main() -> None:

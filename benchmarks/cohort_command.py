@@ -64,11 +64,7 @@ def repeated_panel(folder: Path, data: Path, times: int) -> tuple[Path, Path]:
 
 
 def whole_command(data: Path, rounds: int) -> dict[str, Any]:
-    """CPU seconds of `predict` of the simulated panel and of one genome, by megabases.
-
-    The slope is what a megabase takes in a long run, everything from reading to the published
-    file, but not the start: imports, the guard, and looking at stretches to decide.
-    """
+    """CPU seconds of `predict` of the simulated panel and of one genome, by megabases."""
     more, many = 3, 9  # contigs of the longer panel, and of the longer genome
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -63,29 +63,21 @@ def cases(
     last: PredictionStore,
     one: PredictionStore,
 ) -> dict[str, Callable[[], Any]]:
-    def first_of(path: Path) -> None:
-        with CohortStore(path) as store:
-            store.haplotype(*haplotypes[-1])[contig, 0:BASES]
-
-    def all_in_turn() -> None:
+    def haplotypes_of(chosen: list[tuple[str, int]]) -> None:
         with CohortStore(cohort) as store:
-            for haplotype in haplotypes:
+            for haplotype in chosen:
                 store.haplotype(*haplotype)[contig, 0:BASES]
 
-    def plain_files() -> None:
-        for _ in haplotypes:
+    def plain_files(count: int) -> None:
+        for _ in range(count):
             with PredictionStore(plain) as store:
                 store[contig, 0:BASES]
 
-    def alone() -> None:
-        with PredictionStore(plain) as store:
-            store[contig, 0:BASES]
-
     return {
-        "all haplotypes in turn": all_in_turn,
-        "all as plain files": plain_files,
-        "a haplotype alone": lambda: first_of(cohort),
-        "a plain file alone": alone,
+        "all haplotypes in turn": lambda: haplotypes_of(haplotypes),
+        "all as plain files": lambda: plain_files(len(haplotypes)),
+        "a haplotype alone": lambda: haplotypes_of(haplotypes[-1:]),
+        "a plain file alone": lambda: plain_files(1),
         "again, a haplotype, open": lambda: [last[contig, 0:BASES] for _ in range(AGAIN)],
         "again, a plain file, open": lambda: [one[contig, 0:BASES] for _ in range(AGAIN)],
     }

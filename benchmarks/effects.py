@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from genomepred import Genome, Predictor
+from genomepred.benchmarks.cohort import PANELS
 from genomepred.benchmarks.end_to_end import make_linear
 from genomepred.benchmarks.measure import (
     Row,
@@ -43,11 +44,6 @@ from genomepred.sequences.vcf_decode import ALLELE
 from genomepred.variants.scoring import Scorer
 from genomepred.variants.sites import Sites, check, read_blocks
 
-# Name, reference, variants.
-PANELS = {
-    "p33": ("genomes/rice_chr2_1M.fa.gz", "variants/simulated_rice/p33.bcf"),
-    "203 real": ("genomes/hs37_chr20.fa.gz", "variants/unphased.bcf"),
-}
 # Architecture, window, stride, range.
 MODELS: list[tuple[str, int, int, int | None]] = [
     ("basenji-maize", 3000, 104, None),
@@ -102,7 +98,7 @@ def scorers(name: str, window: int, stride: int, span: int | None) -> dict[str, 
 
 
 def measure(data: Path, panel: str, model: tuple[str, int, int, int | None], every: int) -> Row:
-    reference, variants = (data / name for name in PANELS[panel])
+    reference, variants = (data / name for name in PANELS[panel][:2])
     ways = scorers(*model)
     sites = thinned(variants, every)
     with Genome(reference) as genome:

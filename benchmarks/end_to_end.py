@@ -155,18 +155,13 @@ def naive(fasta: Path, case: Case, model: torch.nn.Module, out: Path, workers: i
 # -- ours ---------------------------------------------------------------------------------------
 
 
-def command(fasta: Path, case: Case, out: Path, jobs: int) -> list[str]:
+def whole_command(fasta: Path, case: Case, out: Path, jobs: int) -> None:
+    shutil.rmtree(out, ignore_errors=True)
     options = ["--model", case.model, "--stride", str(case.stride), "--device", case.device]
     workers = ["--jobs", str(jobs)] if case.device == "cpu" else []
     genome = ["--genomes", str(fasta), "--out", str(out)]
-    return [sys.executable, "-m", "genomepred", "predict", *genome, *options, *workers]
-
-
-def whole_command(fasta: Path, case: Case, out: Path, jobs: int) -> None:
-    shutil.rmtree(out, ignore_errors=True)
-    done = subprocess.run(
-        command(fasta, case, out, jobs), check=False, capture_output=True, text=True
-    )
+    words = [sys.executable, "-m", "genomepred", "predict", *genome, *options, *workers]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"genomepred predict failed: {done.stderr.strip()[-500:]}")
 

@@ -178,7 +178,10 @@ def load() -> str:
 
 
 class Cost(NamedTuple):
-    """Processor and wall seconds of a command, and its largest memory in bytes."""
+    """Processor and wall seconds of a command, and its largest memory in bytes.
+
+    Where this process has had more memory when the command starts, it is that.
+    """
 
     processor: float
     wall: float

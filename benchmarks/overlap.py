@@ -12,8 +12,6 @@ windows by phase. With --whole, whole commands over all of chromosome 20 follow.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -29,6 +27,7 @@ from numpy.typing import NDArray
 from genomepred import Genome
 from genomepred.benchmarks.measure import (
     ROOT,
+    cost,
     interleaved,
     median,
     ratios,
@@ -116,7 +115,7 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
     model = make_model(name, stride)
     geometry = model.card.geometry(stride)
     sizes = StretchSizes(model, geometry, "cpu")
-    stretches = sizes.choose("share", full)
+    stretches = sizes.choose("share", lambda _: 1.0)
     assert stretches is not None
     batch = compute_batch(model.window, "cpu", model.bins)
     kernels = resolve_kernels(model, "auto", CPU, "fp32")
@@ -144,7 +143,7 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
         "stride": stride,
         "phases": phases,
         "windows_of_a_stretch": stretches.windows,
-        "auto": "naive" if sizes.choose("auto", full) is None else "share",
+        "auto": "naive" if sizes.choose("auto", lambda _: 1.0) is None else "share",
         "multiply_adds_of_a_window": {"alone": alone, "shared": counted / stretches.windows},
         "saving": stretches.saving,
     }
@@ -161,10 +160,6 @@ def measure(name: str, stride: int, data: Path, rounds: int) -> dict[str, Any]:
                 seconds[form].append(times[0] / windows)
         row[where] = summary(seconds, stride)
     return row
-
-
-def full(windows: int) -> float:
-    return 1.0
 
 
 def submit(engine: Engine, codes: torch.Tensor, stride: int, windows: int) -> NDArray[np.float32]:
@@ -221,9 +216,8 @@ def whole_commands(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
 
     def command(overlap: str) -> None:
         shutil.rmtree(out, ignore_errors=True)
-        options = ["--model", str(folder / name), "--out", str(out), "--overlap", overlap]
-        words = [sys.executable, "-m", "genomepred", "predict", "--genomes", str(genome)]
-        subprocess.run([*words, *options], check=True, capture_output=True)
+        words = ["--model", folder / name, "--out", out, "--overlap", overlap]
+        cost("-m", "genomepred", "predict", "--genomes", genome, *words)
 
     calls = {overlap: partial(command, overlap) for overlap in ("share", "naive")}
     seconds = interleaved(calls, rounds)

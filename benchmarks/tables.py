@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from genomepred import predict_cohort
+from genomepred.benchmarks.cohort import MODELS, PANELS
 from genomepred.benchmarks.measure import (
     cost,
     interleaved,
@@ -41,15 +42,13 @@ from genomepred.tables.table import region_table
 
 GENES, MEGABASES, PROMOTER = 40_000, 373, 1_500
 SOME = 24  # haplotypes that are read one by one
-REFERENCE = "genomes/rice_chr2_1M.fa.gz"
-PANEL = "variants/simulated_rice/p33.bcf"
 
 
 def make_cohort(data: Path, folder: Path) -> Path:
     """The panel's predictions with random weights."""
-    model, files = untrained("basenji-maize", 3000, 104), (data / REFERENCE, data / PANEL)
-    save(folder / "model", model)
-    predict_cohort(*files, folder / "model", folder / "out", inbred=True, jobs=1)
+    model = save(folder / "model", untrained(*MODELS[0]))
+    files = (data / name for name in PANELS["p33"][:2])
+    predict_cohort(*files, model, folder / "out", inbred=True, jobs=1)
     return folder / "out" / "p33.h5"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 
 from genomepred.errors import GenomepredError, OutputError
@@ -33,6 +34,12 @@ def printable(text: str) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things in words: ``1 worker``, ``2,000 workers``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def say_warnings() -> None:

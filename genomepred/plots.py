@@ -68,9 +68,7 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
     OutputError
         If the picture cannot be written or its suffix is none of these.
     """
-    _require_picture(path)
-    if region.start >= region.end:
-        raise RegionError(f"{region.contig} has no bases from {region.start + 1} to {region.end}")
+    _require_picture(path, region)
     columns = store.columns(tracks)
     start, end, values = _drawn_rows(store, region)
     edges = np.linspace(region.start, region.end, min(_PIXELS, region.end - region.start) + 1)
@@ -84,8 +82,20 @@ def plot_region(store: PredictionStore, region: Region, tracks: Sequence[str], p
 def save_figure(figure: Figure, path: Path) -> None:
     """Publish a picture in the format that its name says, PNG if it says none."""
     image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:].lower() or "png")
+    without_formulas(figure).savefig(image, format=path.suffix[1:].lower() or "png")
     publish_picture(path, image)
+
+
+def without_formulas(figure: Figure) -> Figure:
+    """The figure with texts as they are, but for those at ticks: names may hold dollar signs."""
+    from matplotlib.axis import Tick
+    from matplotlib.text import Text
+
+    at_ticks = {id(text) for tick in figure.findobj(Tick) for text in tick.findobj(Text)}
+    for text in figure.findobj(Text):
+        if id(text) not in at_ticks:
+            text.set_parse_math(False)
+    return figure
 
 
 def publish_picture(path: Path, image: io.BytesIO) -> None:
@@ -100,12 +110,14 @@ def publish_picture(path: Path, image: io.BytesIO) -> None:
         file.write(image.getbuffer())
 
 
-def _require_picture(path: Path) -> None:
-    """Refuse other formats, and do without matplotlib before the work, not after it."""
+def _require_picture(path: Path, region: Region) -> None:
+    """Refuse other formats, no bases, and to do without matplotlib, before the work."""
     if path.suffix.lower() not in _FORMATS:
         raise OutputError(f"{path}: name the picture {', '.join(f'*{s}' for s in _FORMATS)}")
     with optional("plot", "plot"):
         import matplotlib.figure  # noqa: F401
+    if region.start >= region.end:
+        raise RegionError(f"{region.contig} has no bases from {region.start + 1} to {region.end}")
 
 
 def _figure(region: Region, edges: Float64, summaries: Mapping[str, Summary], title: str) -> Figure:
@@ -312,9 +324,7 @@ def plot_heat_map(
     OutputError
         If the picture cannot be written or its suffix is none of these.
     """
-    _require_picture(path)
-    if region.start >= region.end:
-        raise RegionError(f"{region.contig} has no bases from {region.start + 1} to {region.end}")
+    _require_picture(path, region)
     numbers = _lines_of(source, lines)
     columns = [_track_of(source, name) for name in tracks or source.tracks]
     from genomepred.store.bins import bins_within  # which compiles, unlike the rest

@@ -16,6 +16,11 @@ else:
 _INTERVAL = 60.0  # seconds between the lines of a log
 
 
+def tell(text: str) -> None:
+    """Write a line to stderr, above the bar if one is drawn."""
+    tqdm.write(text, sys.stderr)
+
+
 class Progress(_Bar):
     """tqdm, but a log gets whole lines, the first after a minute: what is shorter needs none.
 

@@ -49,13 +49,9 @@ class Contigs(dict[str, Codes]):
         for name, first in self.offset.items():
             self[name] = self.joined[first : first + lengths[name]]
 
-    @classmethod
-    def of(cls, codes: Mapping[str, Codes], margin: int = 0) -> Contigs:
-        """Copies of contigs in memory."""
-        contigs = cls({name: len(array) for name, array in codes.items()}, margin, Path())
-        for name, array in codes.items():
-            contigs[name][:] = array
-        return contigs
+    def windows(self, window: int) -> Codes:
+        """The window at each place of ``joined``, ``uint8 [places, window]``: a view."""
+        return np.lib.stride_tricks.sliding_window_view(self.joined, window)
 
     def place(self, region: Region) -> int:
         """Place of a region's first base in ``joined``; its contig is one of these."""

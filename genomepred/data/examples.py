@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from genomepred.progress import tell
 from genomepred.sequences.codes import UNKNOWN, reverse_complement
 
 Codes = NDArray[np.uint8]
@@ -185,11 +184,10 @@ def count_repeats(training: UInt64, held_out: Sequence[UInt64]) -> int:
 def warn_of_repeats(source: str, repeats: int, count: int) -> None:
     """Say on stderr that some training sequences are held-out ones too."""
     if repeats:
-        tqdm.write(
+        tell(
             f"{source}: {repeats:,} of {count:,} training sequences are, on either strand, one of "
             "validation or test too: the metrics will flatter the model; remove them or split "
-            "otherwise",
-            sys.stderr,
+            "otherwise"
         )
 
 

@@ -200,9 +200,7 @@ def make_targets(
         return f"{path}: row {row + 1}, column {shown(tracks[column])}"
 
     def refuse(wrong: NDArray[np.bool_], why: str) -> None:
-        if wrong.any():
-            row, column = map(int, np.argwhere(wrong)[0])
-            raise DataError(f"{called(row, column)}: {labels[row, column]:g} {why}")
+        _refuse(labels, wrong, called, why)
 
     missing = np.isnan(labels)
     other = ~missing & (labels != 0) & (labels != 1)
@@ -234,28 +232,22 @@ def transformed(labels: Float64, transform: str, called: Callable[[int, int], st
     DataError
         If a label has no logarithm, or is too large for float32; ``called(row, track)`` says which.
     """
-    found = _logarithms(labels, transform, called)
-    large = np.argwhere(np.abs(found) > np.finfo(np.float32).max)
-    if len(large):
-        row, track = large[0].tolist()
-        raise DataError(
-            f"{called(row, track)}: {labels[row, track]:g} is too large for float32 (3.4e38); give "
-            "labels in another unit, or --transform log1p"
-        )
+    found = labels
+    if transform != "none":
+        _refuse(labels, labels <= -1, called, f"has no {transform}; it must be above -1")
+        found = np.log1p(labels) / (np.log(2) if transform == "log2p1" else 1)
+    why = "is too large for float32 (3.4e38); give labels in another unit, or --transform log1p"
+    _refuse(labels, np.abs(found) > np.finfo(np.float32).max, called, why)
     return found.astype(np.float32)
 
 
-def _logarithms(labels: Float64, transform: str, called: Callable[[int, int], str]) -> Float64:
-    if transform == "none":
-        return labels
-    low = np.argwhere(labels <= -1)
-    if len(low):
-        row, track = low[0].tolist()
-        raise DataError(
-            f"{called(row, track)}: {labels[row, track]:g} has no {transform}; it must be above -1"
-        )
-    logarithms: Float64 = np.log1p(labels)
-    return logarithms / np.log(2) if transform == "log2p1" else logarithms
+def _refuse(
+    labels: Float64, wrong: NDArray[np.bool_], called: Callable[[int, int], str], why: str
+) -> None:
+    """Refuse labels of which some are wrong, naming the first."""
+    if wrong.any():
+        row, track = map(int, np.argwhere(wrong)[0])
+        raise DataError(f"{called(row, track)}: {labels[row, track]:g} {why}")
 
 
 def assign_parts(

@@ -234,7 +234,7 @@ class Background:
 
     def __init__(self, contigs: Contigs, peaks: Sequence[Region], window: int) -> None:
         self.contigs, self.window = contigs, window
-        self.windows = np.lib.stride_tricks.sliding_window_view(contigs.joined, window)
+        self.windows = contigs.windows(window)
         spans = sorted(
             (contigs.place(peak), contigs.place(peak) + peak.end - peak.start)
             for peak in peaks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from genomepred.data.contigs import Contigs, match_names
 from genomepred.data.examples import (
@@ -50,6 +48,7 @@ from genomepred.data.source import Source, file_facts
 from genomepred.data.storage import allocate
 from genomepred.data.tables import SPLIT_COLUMNS, Table
 from genomepred.errors import DataError
+from genomepred.progress import tell
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
 from genomepred.sequences.names import shown, some
@@ -169,7 +168,9 @@ def _read_peaks(
                 codes = contigs[one.files.called(label)]
                 one.genome.codes(name, 0, len(codes), codes)
     peaks, left_out = _join(loaded, contigs, window, scratch)
-    chosen = _split(files, source, peaks, contigs) if needed else _all_for_test(peaks, contigs)
+    found = {name: len(contigs.get(name, ())) for name in (*contigs, *peaks.contigs)}
+    everything = tuple(Region(name, 0, ENDLESS) for name in found)
+    chosen = _split(files, source, found) if needed else Split((), everything)
     return PeakData(
         peaks,
         contigs,
@@ -252,10 +253,9 @@ def _load(
         regions.append(Region(contig, start, start + window))
         spans.append(Region(contig, record.start, min(record.end, length)))
     if cut:
-        tqdm.write(
+        tell(
             f"{files.peaks}: {cut:,} of {len(records):,} peaks end past their contig and are cut "
-            "there",
-            sys.stderr,
+            "there"
         )
     absent = len(records) - len(regions)
     missing = [label for label in labels if label not in names]
@@ -266,10 +266,9 @@ def _load(
             "use the genome the peaks were called on, or remove the others"
         )
     if absent:
-        tqdm.write(
+        tell(
             f"{files.peaks}: {absent:,} of {len(records):,} peaks are left out: {genome.path} "
-            f"has no {some(missing)}; it has {some(list(genome.contigs))}",
-            sys.stderr,
+            f"has no {some(missing)}; it has {some(list(genome.contigs))}"
         )
     return _Loaded(files, genome, names, regions, None, spans, absent)
 
@@ -304,7 +303,7 @@ def _join(
             codes[rows] = one.codes
         else:
             places = np.array([contigs.place(region) for region in regions[rows]], np.int64)
-            gather(_windows(contigs, window), places, codes[rows])
+            gather(contigs.windows(window), places, codes[rows])
         first = rows.stop
     known = unknown_counts(*rows_of(codes)) <= MOST_UNKNOWN * window
     is_first = np.zeros(len(regions), bool)
@@ -324,27 +323,16 @@ def _join(
     return Peaks(regions, codes, source, spans), left_out
 
 
-def _windows(contigs: Contigs, window: int) -> Codes:
-    """The window at each place of the joined contigs: a view."""
-    return np.lib.stride_tricks.sliding_window_view(contigs.joined, window)
-
-
 def _renamed(region: Region, files: PeakFiles) -> Region:
     return region._replace(contig=files.called(region.contig))
 
 
-def _all_for_test(peaks: Peaks, contigs: Contigs) -> Split:
-    names = dict.fromkeys([*contigs, *peaks.contigs])
-    return Split((), tuple(Region(name, 0, ENDLESS) for name in names))
-
-
-def _split(files: Sequence[PeakFiles], source: Source, peaks: Peaks, contigs: Contigs) -> Split:
-    names = dict.fromkeys([*contigs, *peaks.contigs])
-    lengths = {name: len(contigs.get(name, ())) for name in names}
+def _split(files: Sequence[PeakFiles], source: Source, lengths: dict[str, int]) -> Split:
+    """What is held out of contigs, whose lengths are 0 where unknown."""
     asked = Split.parse(source.validation, source.test, lengths, [f.name for f in files if f.name])
     held_out = {VALIDATION: list(asked.validation), TEST: list(asked.test)}
     for one in files:
-        own = [name for name in names if name.startswith(one.called(""))]
+        own = [name for name in lengths if name.startswith(one.called(""))]
         if one.regions is not None:
             for name, region in held_out_of(one.regions, one.name, lengths):
                 part = part_of(name, str(one.regions), "name")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from genomepred.data.contigs import Contigs, match_names
 from genomepred.data.examples import TEST, TRAIN, VALIDATION, Codes
 from genomepred.errors import DataError, RegionError
+from genomepred.progress import tell
 from genomepred.sequences.bed import BedRecord, bed_records
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region, parse_region
@@ -120,7 +118,7 @@ def read_bed(path: Path, peak_format: str = "auto") -> list[BedRecord]:
     if not records:
         raise DataError(f"{path}: no peaks; a record is contig, start and end between tabs")
     if may_be_narrow and ignored:
-        _tell(
+        tell(
             f"{path}: has the ten columns of a narrowPeak, but is read as BED, peaks by their "
             "middle; if it has summits, give --peak-format narrowPeak"
         )
@@ -133,21 +131,6 @@ def _may_be_narrow(record: BedRecord) -> bool:
         return False
     summit = record.columns[9]
     return summit == "-1" or (summit.isdecimal() and int(summit) < record.end - record.start)
-
-
-def load_contigs(genome: Genome, peaks: Peaks) -> Contigs:
-    """Codes of the genome's contigs that have peaks, under the peaks' names for them.
-
-    Raises
-    ------
-    DataError
-        If no name fits, or a peak's sequence is not the genome's at its place.
-    """
-    names = match_names(peaks.contigs, genome.contigs, peaks.source)
-    codes = {label: genome.codes(name, 0, genome.contigs[name]) for label, name in names.items()}
-    contigs = Contigs.of(codes)
-    check_agreement(peaks, contigs)
-    return contigs
 
 
 def check_agreement(peaks: Peaks, contigs: Mapping[str, Codes]) -> None:
@@ -278,26 +261,23 @@ class _Contigs:
         """The text after this genome's name, if it begins with it."""
         return text.removeprefix(self._prefix) if text.startswith(self._prefix) else None
 
-    def is_contig(self, text: str) -> bool:
-        """Whether a text is a contig's name, without bounds."""
-        return self._named(text) is not None
-
     def find(self, text: str, *, alone: bool = True) -> Region | None:
         """The region that a text means here, under its name among all genomes; None if none.
 
         Unless it is meant ``alone`` here, it may reach beyond the contig's end.
         """
-        name, bounds = self._named(text), ""
+        name, bounds = self.named(text), ""
         if name is None:
             contig, _, bounds = text.rpartition(":")
-            name = self._named(contig)
+            name = self.named(contig)
         if name is None:
             return None
         lengths = self._lengths if alone or not bounds else dict.fromkeys(self._lengths, ENDLESS)
         region = parse_region(f"{name}:{bounds}" if bounds else name, lengths)
         return Region(self._prefix + name, region.start, region.end)
 
-    def _named(self, contig: str) -> str | None:
+    def named(self, contig: str) -> str | None:
+        """The contig that a text without bounds means, if any."""
         found = self._known.meant(contig)
         if len(found) > 1:
             raise RegionError(
@@ -354,17 +334,13 @@ def _held_out(option: str, text: str, genomes: Mapping[str, _Contigs]) -> list[R
         raise RegionError(f"{option} {text}: {absent_contig(contig, names)}")
     if len(regions) < len(found):
         lacking = sorted(genome for genome, region in found.items() if not region)
-        _tell(f"{option} {text}: no such contig in {some(lacking)}; write NAME:CONTIG for each")
-    if len(regions) > 1 and not any(contigs.is_contig(text) for contigs in genomes.values()):
-        _tell(
+        tell(f"{option} {text}: no such contig in {some(lacking)}; write NAME:CONTIG for each")
+    if len(regions) > 1 and not any(contigs.named(text) for contigs in genomes.values()):
+        tell(
             f"{option} {text}: the same coordinates are held out in {len(regions)} genomes, where "
             "they may mean other places; write NAME:CONTIG:START-END for each, or whole contigs"
         )
     return regions
-
-
-def _tell(text: str) -> None:
-    tqdm.write(text, sys.stderr)
 
 
 def _touch(a: Region, b: Region) -> bool:

@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from genomepred.data.contigs import match_names
-from genomepred.data.examples import (
-    PARTS,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Codes,
-    Data,
-    Epoch,
-    Examples,
-)
-from genomepred.data.labels import LabeledData, open_fasta, open_table
-from genomepred.data.peak_data import Mix, PeakData
+from genomepred.data.examples import PARTS, Data
+from genomepred.data.labels import open_fasta, open_table
 from genomepred.data.peak_files import (
     PeakFiles,
     is_manifest,
@@ -25,31 +14,9 @@ from genomepred.data.peak_files import (
     open_signals,
     read_manifest,
 )
-from genomepred.data.peaks import Peaks, Split, load_contigs, read_peaks
 from genomepred.data.source import Source
 from genomepred.data.tables import TABLE, Table
 from genomepred.errors import DataError
-
-__all__ = [
-    "PARTS",
-    "TEST",
-    "TRAIN",
-    "VALIDATION",
-    "Codes",
-    "Data",
-    "Epoch",
-    "Examples",
-    "LabeledData",
-    "Mix",
-    "PeakData",
-    "Peaks",
-    "Source",
-    "Split",
-    "load_contigs",
-    "match_names",
-    "open_data",
-    "read_peaks",
-]
 
 
 def open_data(source: Source, scratch: Path, *, needed: Sequence[str] = PARTS) -> Data:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from genomepred.data.examples import Codes
 from genomepred.data.rows import Row, parquet_file, sheet_rows, text_rows
 from genomepred.errors import DataError, optional
+from genomepred.messages import listed
 from genomepred.sequences.codes import CODE_OF_BYTE, INVALID, UNKNOWN
 from genomepred.sequences.names import shown
 
@@ -116,9 +117,7 @@ class Table:
                 yield list(map(str.strip, texts))
 
     def _there_are(self) -> str:
-        names = ", ".join(map(shown, self.columns[:20]))
-        rest = f" and {len(self.columns) - 20} more" if len(self.columns) > 20 else ""
-        return f"there are {names}{rest}"
+        return f"there are {listed(list(map(shown, self.columns)), 20)}"
 
     def _rows(self) -> Iterator[Row]:
         """Rows of all columns, the names first."""
@@ -141,7 +140,7 @@ class Table:
             with self._parquet() as file:
                 for batch in file.iter_batches(_BATCH, columns=list(columns)):
                     # Without pandas' own notes, by which a column may become the index.
-                    frame = _texts(batch.to_pandas(ignore_metadata=True))
+                    frame = batch.to_pandas(ignore_metadata=True).astype("string").fillna("")
                     yield [frame[column].tolist() for column in columns]
             return
         places = [self.columns.index(column) for column in columns]
@@ -177,10 +176,6 @@ class Table:
                 f"{self.path}: cannot be read as {self._kind}: {reason}; save it again as "
                 f"{self._kind}, or rename it to what it is"
             ) from error
-
-
-def _texts(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.astype("string").fillna("")
 
 
 def encode_rows(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import DataError, optional
-from genomepred.plots import save_figure
+from genomepred.plots import COLORS, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 Float64 = NDArray[np.float64]
 Values = NDArray[np.floating[Any]]
 
-# Okabe and Ito's colors, told apart with any color vision; line styles and markers tell apart
-# what comes after them.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Line styles and markers tell apart what comes after the colors.
+_COLORS = (*COLORS, "#000000")
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colors: pairs differ
 _GRAY = "#777777"
@@ -129,7 +128,7 @@ def curves(histories: Mapping[str, Path], metric: str, path: Path) -> None:
         _whole_numbers(axes)
     rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     rates.set_ylim(bottom=0)
-    save_figure(without_formulas(figure), path)
+    save_figure(figure, path)
 
 
 def _mark_best(axes: Axes, epochs: Float64, scores: Float64, color: str, *, tell: bool) -> None:
@@ -199,7 +198,7 @@ def parity(panels: Mapping[str, Series], path: Path) -> None:
         _draw_parity(figure, axes, series)
         axes.set_title(name, fontsize=_FONT)
     _tell_omitted(figure, len(drawn) - len(shown), "tracks")
-    save_figure(without_formulas(figure), path)
+    save_figure(figure, path)
 
 
 def _draw_parity(figure: Figure, axes: Axes, series: Series) -> None:
@@ -287,7 +286,7 @@ def roc_pr(series: Mapping[str, Series], path: Path) -> None:
     _tell_omitted(figure, len(both) - len(shown), "curves")
     roc.set_title("ROC (dotted: chance)", fontsize=_FONT)
     pr.set_title("precision-recall (dotted: share of positives)", fontsize=_FONT)
-    save_figure(without_formulas(figure), path)
+    save_figure(figure, path)
 
 
 def _rates(labels: Values, scores: Values) -> tuple[Float64, Float64, Float64]:
@@ -372,7 +371,7 @@ def comparison(runs: Mapping[str, Run], metric: str, path: Path) -> None:
         panel.set_axisbelow(True)
         panel.locator_params(axis="x", nbins=4)
         panel.set_title(part, fontsize=_FONT)
-    save_figure(without_formulas(figure), path)
+    save_figure(figure, path)
 
 
 def _mean_course(courses: Sequence[Float64]) -> Float64:
@@ -435,15 +434,3 @@ def _whole_numbers(axes: Axes) -> None:
 def _tell_omitted(figure: Figure, count: int, what: str) -> None:
     if count:
         figure.suptitle(f"the first {_MOST}; {count} more {what} are not drawn", fontsize=_FONT)
-
-
-def without_formulas(figure: Figure) -> Figure:
-    """The figure with texts as they are, but for those at ticks: names may hold dollar signs."""
-    from matplotlib.axis import Tick
-    from matplotlib.text import Text
-
-    at_ticks = {id(text) for tick in figure.findobj(Tick) for text in tick.findobj(Text)}
-    for text in figure.findobj(Text):
-        if id(text) not in at_ticks:
-            text.set_parse_math(False)
-    return figure

@@ -20,9 +20,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from genomepred.data.examples import Codes, known_bases
+from genomepred.data.examples import Codes, Data, Examples, known_bases
+from genomepred.data.labels import LabeledData
 from genomepred.data.peak_files import is_manifest
-from genomepred.data.read import Data, Examples, LabeledData, Source, open_data
+from genomepred.data.read import open_data
+from genomepred.data.source import Source
 from genomepred.data.tables import TABLE, Table
 from genomepred.errors import DataError, ModelError
 from genomepred.evaluation import figures
@@ -31,6 +33,7 @@ from genomepred.evaluation.provenance import as_trained, check_held_out
 from genomepred.files import discard_abandoned, make_folder, output_error, publishing, write_whole
 from genomepred.inference.engine import ACTIVATION_FUNCTIONS
 from genomepred.inference.predictor import Predictor
+from genomepred.messages import listed
 from genomepred.models.card import Card, Track
 from genomepred.models.layers import SequenceModel
 
@@ -234,15 +237,11 @@ def check_fit(card: Card, data: Data, path: Path) -> list[int]:
         return [names.index(track) for track in data.tracks]
     if len(data.tracks) != len(names):
         raise ModelError(
-            f"model {card.name!r} predicts {len(names)} tracks ({_some(names)}), but the labels of "
-            f"{path} are {len(data.tracks)} ({_some(data.tracks)}); choose columns with --target"
+            f"model {card.name!r} predicts {len(names)} tracks ({listed(names, 4)}), but the "
+            f"labels of {path} are {len(data.tracks)} ({listed(data.tracks, 4)}); choose columns "
+            "with --target"
         )
     return list(range(len(names)))
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 def choose_part(data: Data, part: str, path: Path) -> dict[str, list[Examples]]:
@@ -388,10 +387,12 @@ def _by_genome(
             del metrics["left_out"]
             found.setdefault(genome, {})[one.name] = metrics
 
-    def headline(genome: str) -> float:
-        return float(np.nanmean([_headline(of_set) for of_set in found[genome].values()]))
+    return {genome: found[genome] for genome in sorted(found, key=lambda g: _mean_of(found[g]))}
 
-    return {genome: found[genome] for genome in sorted(found, key=headline)}
+
+def _mean_of(sets: Mapping[str, Any]) -> float:
+    """The mean headline of what a genome has in each set."""
+    return float(np.nanmean(list(map(_headline, sets.values()))))
 
 
 def _headline(of_set: Mapping[str, Any]) -> float:
@@ -403,8 +404,7 @@ def _headline(of_set: Mapping[str, Any]) -> float:
 
 def worst_genomes(document: Mapping[str, Any], most: int = 5) -> list[tuple[str, float]]:
     """The genomes on which a model does worst, with the mean auPRC or R2 of the sets."""
-    shown = list(document["genomes"].items())[:most]
-    return [(name, float(np.nanmean(list(map(_headline, s.values()))))) for name, s in shown]
+    return [(name, _mean_of(sets)) for name, sets in list(document["genomes"].items())[:most]]
 
 
 def _whole(labels: Float32, values: Values) -> bootstrap.Resampled:

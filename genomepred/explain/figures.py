@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import optional
-from genomepred.evaluation.figures import without_formulas
 from genomepred.explain.attention import Attention
 from genomepred.explain.motifs import Filters, Match, Motif
 from genomepred.explain.windows import Window
-from genomepred.plots import publish_picture
+from genomepred.plots import publish_picture, without_formulas
 from genomepred.sequences.codes import Codes
 
 if TYPE_CHECKING:

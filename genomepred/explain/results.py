@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,6 +46,8 @@ class Results:
         Columns of the table.
     attributes : mapping
         Of the HDF5 file, beside those of the model.
+    pictures : int
+        Windows that are drawn: the first so many.
 
     Raises
     ------
@@ -59,11 +62,13 @@ class Results:
         card: Card,
         columns: Sequence[str],
         attributes: Mapping[str, str | int],
+        pictures: int,
     ) -> None:
         make_folder(folder)
         self.paths = [folder / f"{kind}.h5", folder / f"{kind}.tsv"]
         for path in self.paths:
             discard_abandoned(path)
+        self._pictures = (folder / f"{kind}-{number + 1:04d}-" for number in range(pictures))
         self._attributes = {**file_attributes(kind, card), **attributes}
         self._columns = columns
         self._names: list[str] = []
@@ -138,6 +143,15 @@ class Results:
             line % (begin, start, "ACGT"[code], *numbers)
             for start, code, numbers in zip(*(column.tolist() for column in bases), strict=True)
         )
+
+    def picture(self, window: Window) -> Path | None:
+        """Name of a window's picture, which is then one of ``paths``; None if it has none."""
+        begin = next(self._pictures, None)
+        if begin is None:
+            return None
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", window.name)[:80]
+        self.paths.append(begin.with_name(f"{begin.name}{name}.png"))
+        return self.paths[-1]
 
     def _write_rows(self) -> None:
         """Append the gathered rows to their datasets."""

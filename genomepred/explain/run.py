@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,17 +72,15 @@ def ism(
     """
     _check_pictures(pictures)
     mutagenesis = Mutagenesis(model, output)
-    drawn: list[Path] = []
     columns = ("A", "C", "G", "T", "importance")
-    with Results(out, "ism", model.card, columns, _about(output)) as results:
+    with Results(out, "ism", model.card, columns, _about(output), pictures) as results:
         for window in _progress(windows, "ism"):
             reference, values = mutagenesis.effects(window.codes, output.bins(window))
             others = values.astype(np.float64).sum(1) / 3  # the present base adds 0
             importance = np.abs(values.astype(np.float64)).sum(1) / 3
             lines = np.column_stack([values, importance]).astype(np.float32)
             results.add(window, {"reference": np.float32(reference), "values": values}, lines)
-            if len(drawn) < pictures:
-                drawn.append(_picture(out, "ism", len(drawn), window))
+            if picture := results.picture(window):
                 profile = Profile(
                     values,
                     f"change of {_unit(output)}",
@@ -93,8 +90,8 @@ def ism(
                     "mean |effect|",
                 )
                 title = _title("substitutions", window, model, output, reference)
-                draw_profile(drawn[-1], window, profile, title)
-    return _report(results, drawn)
+                draw_profile(picture, window, profile, title)
+    return Report(results.windows, results.paths)
 
 
 def gradients(
@@ -126,24 +123,22 @@ def gradients(
     """
     _check_pictures(pictures)
     attributor = Gradients(model, output, method, baseline=baseline, steps=steps)
-    drawn: list[Path] = []
     about = _about(output) | {"method": method}
     if method == "integrated":
         about |= {"baseline": baseline, "steps": steps}
-    with Results(out, "gradients", model.card, ("A", "C", "G", "T"), about) as results:
+    with Results(out, "gradients", model.card, ("A", "C", "G", "T"), about, pictures) as results:
         for window, found in attributor.each(_progress(windows, "gradients")):
             arrays: dict[str, NDArray[np.float32] | np.float32] = {"values": found.values}
             arrays["reference"] = np.float32(found.reference)
             if method == "integrated":
                 arrays["baseline"] = np.float32(found.baseline)
             results.add(window, arrays, found.values)
-            if len(drawn) < pictures:
-                drawn.append(_picture(out, "gradients", len(drawn), window))
+            if picture := results.picture(window):
                 profile = _gradient_profile(window, found.values, method, output)
                 what = "integrated gradients" if method == "integrated" else method
                 title = _title(what, window, model, output, found.reference)
-                draw_profile(drawn[-1], window, profile, title)
-    return _report(results, drawn)
+                draw_profile(picture, window, profile, title)
+    return Report(results.windows, results.paths)
 
 
 def _gradient_profile(window: Window, values: Any, method: str, output: Output) -> Profile:
@@ -181,18 +176,16 @@ def attention(
     """
     _check_pictures(pictures)
     layers = attention_layers(model)
-    drawn: list[Path] = []
     columns = [f"layer{k + 1}" for k in range(layers)]
-    with Results(out, "attention", model.card, columns, {}) as results:
+    with Results(out, "attention", model.card, columns, {}, pictures) as results:
         for window in _progress(windows, "attention"):
             found = attend(model, window.codes)
             maps = {c: m.astype(np.float16) for c, m in zip(columns, found.maps, strict=True)}
             results.add(window, maps | {"received": found.received}, found.received.T)
-            if len(drawn) < pictures:
-                drawn.append(_picture(out, "attention", len(drawn), window))
+            if picture := results.picture(window):
                 title = f"attention, mean of the heads · {model.card.name} · {window.name}"
-                draw_attention(drawn[-1], window, found, title)
-    return _report(results, drawn)
+                draw_attention(picture, window, found, title)
+    return Report(results.windows, results.paths)
 
 
 def filters(
@@ -279,11 +272,6 @@ def _progress(windows: Iterable[Window], kind: str) -> Iterator[Window]:
     yield from Progress(windows, desc=kind, unit=" windows", delay=2)
 
 
-def _picture(out: Path, kind: str, number: int, window: Window) -> Path:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", window.name)[:80]
-    return out / f"{kind}-{number + 1:04d}-{name}.png"
-
-
 def _unit(output: Output) -> str:
     return f"{output.name} ({output.unit})" if output.unit else output.name
 
@@ -297,7 +285,3 @@ def _title(
 def _about(output: Output) -> dict[str, str | int]:
     bins = "those of the bases asked for" if output.bin is None else str(output.bin)
     return {"track": output.name, "unit": output.unit, "bins": bins, "columns": "ACGT"}
-
-
-def _report(results: Results, drawn: list[Path]) -> Report:
-    return Report(results.windows, [*results.paths, *drawn])

@@ -23,6 +23,7 @@ from genomepred.data.tables import (
     encode_rows,
 )
 from genomepred.errors import DataError, ModelError, SequenceError
+from genomepred.messages import listed
 from genomepred.models.card import Card
 from genomepred.sequences.codes import Codes
 from genomepred.sequences.fasta import Genome
@@ -202,7 +203,7 @@ class Output:
 
     def __init__(self, card: Card, track: str | None = None, bin: int | None = None) -> None:
         names = [known.name for known in card.tracks]
-        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        shown = listed(names, 10)
         if track is None and len(names) > 1:
             raise ModelError(f"model {card.name!r} has {len(names)} tracks; use --track: {shown}")
         if track is not None and track not in names:

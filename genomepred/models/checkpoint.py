@@ -163,17 +163,6 @@ def load_model(
         )
     model = _assemble(card, read_whole(path / WEIGHTS), path, trust_code)
     model.checkpoint = path
-    return on_device(model, device)
-
-
-def on_device(model: SequenceModel, device: torch.device | str) -> SequenceModel:
-    """The model, moved to a device.
-
-    Raises
-    ------
-    DeviceError
-        If the device does not exist.
-    """
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:

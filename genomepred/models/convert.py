@@ -21,6 +21,7 @@ from torch import Tensor
 
 from genomepred.documents import DocumentError, read_document
 from genomepred.errors import ModelError
+from genomepred.messages import listed
 from genomepred.models.card import ASSETS, CARD, EXTERNAL, Card, Track
 from genomepred.models.checkpoint import (
     build,
@@ -430,6 +431,5 @@ def _check_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
             )
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "nothing") + more
+def _some(names: Sequence[str]) -> str:
+    return listed(names, 4) or "nothing"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.evaluation.figures import new_figure, without_formulas
+from genomepred.evaluation.figures import new_figure
 from genomepred.plots import COLORS, save_figure
 from genomepred.store.reader import Float32
 
@@ -73,7 +73,7 @@ def draw_heat_map(
         image, ax=main, label="prediction less the region's mean", shrink=0.6, extend="both"
     )
     figure.suptitle(title, fontsize=12)
-    save_figure(without_formulas(figure), path)
+    save_figure(figure, path)
 
 
 def draw_samples(
@@ -107,7 +107,7 @@ def draw_samples(
     left.spines[["top", "right"]].set_visible(False)
     _draw_tree(right, values, samples)
     figure.suptitle(title, fontsize=12)
-    save_figure(without_formulas(figure), path)
+    save_figure(figure, path)
 
 
 def principal_components(values: Float32) -> tuple[Float64, Float64]:

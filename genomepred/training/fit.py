@@ -8,7 +8,6 @@ import io
 import math
 import os
 import pickle
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from genomepred.errors import DataError, DeviceError, ModelError, OutputError
 from genomepred.files import open_regular, publishing, sync, write_whole
@@ -27,7 +25,7 @@ from genomepred.inference.engine import Numerics
 from genomepred.inference.predictor import Predictor
 from genomepred.lowering.fuse import REFERENCE, prepare
 from genomepred.models.layers import SequenceModel, channels_last
-from genomepred.progress import Progress
+from genomepred.progress import Progress, tell
 from genomepred.training.memory import pass_size, step_size
 
 if TYPE_CHECKING:
@@ -364,10 +362,10 @@ class _Trainer:
                 continue
             course = self._restore(packed, out / name)
             if name == PREVIOUS:
-                _tell(f"{out}: goes on from the state before, of {len(course.epochs)} epochs")
+                tell(f"{out}: goes on from the state before, of {len(course.epochs)} epochs")
             return course
         if (out / HISTORY).exists():
-            _tell(f"{out}: holds no whole state of its training, which starts again")
+            tell(f"{out}: holds no whole state of its training, which starts again")
         return Fit()
 
     def _restore(self, packed: bytes, path: Path) -> Fit:
@@ -407,12 +405,8 @@ def _read_state(path: Path) -> bytes | None:
     size = len(_header(b""))
     if whole[:size] == _header(memoryview(whole)[size:]):
         return whole[size:]
-    _tell(f"{path} is damaged: its content does not match its sha256; it is not used")
+    tell(f"{path} is damaged: its content does not match its sha256; it is not used")
     return None
-
-
-def _tell(text: str) -> None:
-    tqdm.write(text, sys.stderr)
 
 
 def _precision(asked: str, device: torch.device) -> str:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from genomepred import __version__
-from genomepred.data.read import Data
+from genomepred.data.examples import Data
 from genomepred.data.source import file_facts
 from genomepred.documents import COUNT, DocumentError, Schema, read_document, seal
 from genomepred.errors import OutputError, SignatureError
 from genomepred.files import discard_abandoned, write_whole
 from genomepred.models.card import Card, flatten, read_card
+from genomepred.progress import tell
 from genomepred.training.fit import HISTORY, PREVIOUS, STATE, Settings
 from genomepred.training.spec import TrainingSpec
 from genomepred.training.tasks import Task
@@ -98,11 +97,8 @@ def leave(spec: TrainingSpec, out: Path) -> Card:
         f"{option} {now!r} (is {then!r})" for option, (then, now) in words.items() if then != now
     ]
     if ignored:
-        tqdm.write(
-            f"{out}: this training is finished and its card is left as it is; ignored: "
-            + ", ".join(ignored),
-            sys.stderr,
-        )
+        told = f"{out}: this training is finished and its card is left as it is; ignored: "
+        tell(told + ", ".join(ignored))
     return card
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from genomepred.data.read import TEST, VALIDATION, Data, Examples, PeakData
+from genomepred.data.examples import TEST, VALIDATION, Data, Examples
+from genomepred.data.peak_data import PeakData
 from genomepred.evaluation.metrics import Sites, find_sites, peaks_inside
 from genomepred.models.layers import SequenceModel
 from genomepred.training.fit import raw_predictor

@@ -11,20 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from genomepred.data.examples import known_bases
-from genomepred.data.read import Codes, Data, open_data
+from genomepred.data.examples import Codes, Data, known_bases
+from genomepred.data.read import open_data
 from genomepred.documents import seal
-from genomepred.errors import DataError
+from genomepred.errors import DataError, DeviceError
 from genomepred.evaluation.figures import curves, new_figure
 from genomepred.files import write_whole
 from genomepred.models.card import Card
-from genomepred.models.checkpoint import (
-    build,
-    check_target,
-    load_model,
-    on_device,
-    save_checkpoint,
-)
+from genomepred.models.checkpoint import build, check_target, load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel
 from genomepred.training.fit import HISTORY, Fit, Settings, Weights, fit, history_digest
 from genomepred.training.folder import (
@@ -92,7 +86,7 @@ def train(spec: TrainingSpec, out: Path) -> Card:
     if len(tracks) > 1:
         config = {"tracks": len(tracks), **config}
     torch.manual_seed(spec.settings.seed)
-    model = on_device(build(spec.architecture, **config), spec.device)
+    model = _on_device(build(spec.architecture, **config), spec.device)
     _check_shape(model, data)
     task = find_task(data.task, _training_labels(data), class_weights=spec.settings.class_weights)
     _finished(model, model.state_dict(), task)
@@ -156,6 +150,13 @@ def _check_shape(model: SequenceModel, data: Data) -> None:
             f"the data need window {data.window}, bins 1 and tracks {tracks}: "
             f"{', '.join(data.tracks)}"
         )
+
+
+def _on_device(model: SequenceModel, device: str) -> SequenceModel:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device {device!r} cannot be used: {error}") from error
 
 
 def _training_labels(data: Data) -> Float32:

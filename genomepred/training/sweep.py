@@ -283,11 +283,8 @@ def summary(table: pd.DataFrame) -> list[str]:
 
 
 def _spread(values: figures.Float64) -> dict[str, float]:
-    known = values[~np.isnan(values)]
-    if not known.size:
-        return dict.fromkeys(("mean", "sd", "min", "max"), math.nan)
-    sd = known.std(ddof=1) if known.size > 1 else math.nan
-    return {"mean": known.mean(), "sd": sd, "min": known.min(), "max": known.max()}
+    known = pd.Series(values)  # which leaves out what is NaN
+    return {"mean": known.mean(), "sd": known.std(), "min": known.min(), "max": known.max()}
 
 
 def _draw(results: Mapping[str, Sequence[Result]], metric: str, path: Path) -> None:

@@ -13,10 +13,10 @@ from click.testing import CliRunner, Result
 from genomepred.cli import cli
 from genomepred.demo import SEQUENCE
 from genomepred.errors import GenomepredError, ModelError, RegionError, SequenceError
-from genomepred.explain.mutagenesis import effects_reference
 from genomepred.explain.windows import Output
 from genomepred.inference.predictor import Predictor
 from tests.checkpoints import make_checkpoint
+from tests.explain.reference import effects_reference
 from tests.models.as_written import AS_WRITTEN, make_as_written
 from tests.models.test_external import checkpoint  # noqa: F401  (a fixture)
 

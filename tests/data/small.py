@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from genomepred.data.examples import Batches
-from genomepred.data.read import (
-    Codes,
-    Examples,
-    PeakData,
-    Source,
-    open_data,
-)
+from genomepred.data.examples import Batches, Codes, Examples
+from genomepred.data.peak_data import PeakData
+from genomepred.data.read import open_data
+from genomepred.data.source import Source
 from tests.bigwig_files import write_bigwig as write_records
 from tests.data.test_peaks import text_of
 

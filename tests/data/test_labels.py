@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from genomepred.data import storage, tables
-from genomepred.data.examples import PARTS, Codes, sequence_hashes, shifted
-from genomepred.data.labels import make_targets
-from genomepred.data.read import TEST, TRAIN, VALIDATION, LabeledData, Source, open_data
+from genomepred.data.examples import PARTS, TEST, TRAIN, VALIDATION, Codes, sequence_hashes, shifted
+from genomepred.data.labels import LabeledData, make_targets
+from genomepred.data.read import open_data
+from genomepred.data.source import Source
 from genomepred.errors import DataError, OutputError
 from genomepred.sequences.codes import reverse_complement
 from tests.data.small import digest, whole

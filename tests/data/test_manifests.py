@@ -7,14 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genomepred.data.read import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    PeakData,
-    Source,
-    open_data,
-)
+from genomepred.data.examples import TEST, TRAIN, VALIDATION
+from genomepred.data.peak_data import PeakData
+from genomepred.data.read import open_data
+from genomepred.data.source import Source
 from genomepred.errors import DataError, GenomepredError
 from tests.data.small import (
     GENOME,

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from genomepred.data.contigs import Contigs
 from genomepred.data.examples import Codes
 from genomepred.data.negatives import (
     Background,
@@ -21,6 +20,7 @@ from genomepred.data.negatives import (
 )
 from genomepred.errors import DataError
 from genomepred.sequences.grid import Region
+from tests.data.contigs import contigs_of
 from tests.helpers import examples
 
 
@@ -133,7 +133,7 @@ def background(window: int = 10) -> Background:
     contigs = {"a": random_codes(1000, 1), "b": random_codes(500, 2)}
     contigs["b"][200:300] = 4
     peaks = [Region("a", 400, 410), Region("a", 405, 415), Region("b", 0, 10), Region("c", 0, 10)]
-    return Background(Contigs.of(contigs), peaks, window)
+    return Background(contigs_of(contigs), peaks, window)
 
 
 def test_windows_lie_in_their_regions_touch_no_peak_and_have_few_unknown_bases() -> None:
@@ -178,7 +178,7 @@ def test_no_room_for_negatives_is_an_error_that_names_the_regions(regions: list[
 def test_a_sequence_with_unknown_bases_is_matched_in_their_number_too() -> None:
     contigs = random_codes(4000, 1)
     contigs[::37] = 4  # most windows of 20 have one, some none
-    found = Background(Contigs.of({"a": contigs}), [], 20)
+    found = Background(contigs_of({"a": contigs}), [], 20)
     sequences = random_codes(20 * 40, 5).reshape(40, 20)
     sequences[::2, 3] = 4
     sequences[::4, 9] = 4

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genomepred.data.contigs import Contigs, match_names
+from genomepred.data.contigs import match_names
 from genomepred.data.examples import TEST, TRAIN, VALIDATION, Codes
-from genomepred.data.peaks import Peaks, Split, load_contigs, read_bed, read_peaks
+from genomepred.data.peaks import Peaks, Split, read_bed, read_peaks
 from genomepred.errors import DataError, RegionError, SequenceError
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
+from tests.data.contigs import contigs_of, load_contigs
 from tests.helpers import examples
 
 W = 20
@@ -288,7 +289,7 @@ def test_places_among_joined_contigs_and_back(
     lengths: list[int], margin: int, data: st.DataObject
 ) -> None:
     codes = {f"c{i}": np.full(n, i % 4, np.uint8) for i, n in enumerate(lengths)}
-    contigs = Contigs.of(codes, margin)
+    contigs = contigs_of(codes, margin)
     name = data.draw(st.sampled_from(list(codes)))
     window = data.draw(st.integers(1, len(codes[name]) + margin))
     # A window of a contig overlaps it, and reaches no further out than the margin.

@@ -10,25 +10,17 @@ import pytest
 from genomepred.data import examples as examples_module
 from genomepred.data import peak_data as peak_data_module
 from genomepred.data import storage
+from genomepred.data.examples import TEST, TRAIN, VALIDATION, Codes
 from genomepred.data.negatives import gc_counts, rows_of, unknown_counts
-from genomepred.data.peak_data import Augmentation
-from genomepred.data.read import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Codes,
-    Mix,
-    PeakData,
-    Source,
-    Split,
-    load_contigs,
-    open_data,
-    read_peaks,
-)
+from genomepred.data.peak_data import Augmentation, Mix, PeakData
+from genomepred.data.peaks import Split, read_peaks
+from genomepred.data.read import open_data
+from genomepred.data.source import Source
 from genomepred.errors import DataError, RegionError
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
+from tests.data.contigs import load_contigs
 from tests.data.small import (
     GENOME,
     STARTS,

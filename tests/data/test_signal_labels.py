@@ -8,14 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from genomepred.data.examples import TEST, TRAIN
+from genomepred.data.labels import LabeledData
 from genomepred.data.peak_data import SignalData
-from genomepred.data.read import (
-    TEST,
-    TRAIN,
-    LabeledData,
-    Source,
-    open_data,
-)
+from genomepred.data.read import open_data
+from genomepred.data.source import Source
 from genomepred.errors import DataError
 from tests.bigwig_files import write_bigwig as write_records
 from tests.data.small import (

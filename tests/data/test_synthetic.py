@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from genomepred.cli import cli
-from genomepred.data.read import Source, open_data
+from genomepred.data.read import open_data
+from genomepred.data.source import Source
 from genomepred.data.synthetic import motif_scores, synthetic_motifs
 from genomepred.errors import DataError
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from genomepred.data.read import Source
+from genomepred.data.source import Source
 from genomepred.errors import DataError, ModelError, OutputError
 from genomepred.evaluation import figures
 from genomepred.evaluation.judge import check_fit, evaluate, tell

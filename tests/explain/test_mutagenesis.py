@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from genomepred.explain import mutagenesis
-from genomepred.explain.mutagenesis import Mutagenesis, effects_reference
+from genomepred.explain.mutagenesis import Mutagenesis
 from genomepred.explain.windows import Output
 from genomepred.lowering.receptive_field import ReceptiveField
 from genomepred.models.card import Card
@@ -25,6 +25,7 @@ from genomepred.models.layers import (
     SameConv1d,
 )
 from tests.explain.models import BASES, Profile, Stack, card_of, make, spread
+from tests.explain.reference import effects_reference
 from tests.helpers import examples
 from tests.models.as_written import AS_WRITTEN, make_as_written
 

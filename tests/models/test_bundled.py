@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from genomepred.data.read import Mix, PeakData, Peaks, Split, load_contigs, read_peaks
+from genomepred.data.peak_data import Mix, PeakData
+from genomepred.data.peaks import Peaks, Split, read_peaks
 from genomepred.evaluation.metrics import find_sites
 from genomepred.inference.predictor import Predictor
 from genomepred.lowering.fuse import prepare
@@ -23,6 +24,7 @@ from genomepred.models.checkpoint import check_golden, load_model
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
 from genomepred.training.tasks import find_task
+from tests.data.contigs import load_contigs
 
 
 @pytest.mark.parametrize("name", sorted(bundled_models()))

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from genomepred.data import storage
-from genomepred.data.read import Source, open_data
+from genomepred.data.read import open_data
+from genomepred.data.source import Source
 from genomepred.documents import SEAL, seal
 from genomepred.errors import DataError, ModelError, OutputError, SignatureError
 from genomepred.models import MODELS

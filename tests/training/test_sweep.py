@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genomepred.data.read import Source
+from genomepred.data.source import Source
 from genomepred.errors import DataError, GenomepredError, ModelError, OutputError
 from genomepred.training import run
 from genomepred.training import sweep as module
