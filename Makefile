@@ -25,12 +25,14 @@ rice: env
 # Two processes, each on one thread; all tests of a file in one of them, files in the order that
 # tests/conftest.py gives them. Compiled modules are kept whatever the environment says: tests start
 # hundreds of processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 test: env
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-slow: env
-	$(BIN)/python -m pytest -q -m slow
-	$(BIN)/python -m pytest -q -m 'hypothesis and not slow and not gpu' --hypothesis-profile=thorough
+	$(PYTEST) -m slow
+	$(PYTEST) -m 'hypothesis and not slow and not gpu' --hypothesis-profile=thorough
 
 torture: env
 	$(BIN)/python tests/torture.py

@@ -74,12 +74,12 @@ class Idle:
 
 def give(workers: int, shards: int, genomes: int) -> None:
     """Print how long the driver takes, and how long its processor is at it."""
-    from genomepred.runs.executors import ray as executor
+    from genomepred.runs.executors import driver
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    executor.Device = Idle  # type: ignore[misc,assignment]
-    executor.usable_cpus = lambda: argparse.Namespace(amount=workers)  # type: ignore[assignment]
-    executor._connect("local")
+    driver.Device = Idle  # type: ignore[misc,assignment]
+    driver.usable_cpus = lambda: argparse.Namespace(amount=workers)  # type: ignore[assignment]
+    driver._connect("local")
     calls = [[k, f"g{k}", f"g{k}.fa"] for k in range(genomes)]
     told = json.dumps({"calls": calls, "gpu": False, "shards": shards})
     begun: list[tuple[float, float]] = []
@@ -88,7 +88,7 @@ def give(workers: int, shards: int, genomes: int) -> None:
         if not begun and message.get("workers") == workers:
             begun.append((time.perf_counter(), time.process_time()))
 
-    executor.Driver(told, say).run()
+    driver.Driver(told, say).run()
     wall, processor = time.perf_counter() - begun[0][0], time.process_time() - begun[0][1]
     print(json.dumps({"wall": wall, "driver": processor}), flush=True)
     os._exit(0)

@@ -38,7 +38,7 @@ from genomepred.runs.setup import Setup
 from genomepred.runs.spec import RunSpec, find_genomes
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
-from genomepred.store.hdf5 import PredictionStore
+from genomepred.store.reader import PredictionStore
 
 LINEAR = "linear"  # the cheapest model there is, made on the spot
 

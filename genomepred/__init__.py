@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from genomepred.sequences.fasta import Genome
     from genomepred.sequences.grid import Grid
     from genomepred.store.cohort import CohortStore
-    from genomepred.store.hdf5 import PredictionStore
+    from genomepred.store.reader import PredictionStore
     from genomepred.tables.compare import compare
     from genomepred.tables.sites import find_sites
     from genomepred.tables.table import region_table
@@ -53,7 +53,7 @@ _HOMES = {
     "CohortStore": "genomepred.store.cohort",
     "Genome": "genomepred.sequences.fasta",
     "Grid": "genomepred.sequences.grid",
-    "PredictionStore": "genomepred.store.hdf5",
+    "PredictionStore": "genomepred.store.reader",
     "Predictor": "genomepred.inference.predictor",
     "Track": "genomepred.models.card",
     "effects": "genomepred.variants.run",

@@ -23,7 +23,7 @@ from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Region
 from genomepred.store.export import export_bigwig
-from genomepred.store.hdf5 import PredictionStore
+from genomepred.store.reader import PredictionStore
 from genomepred.tables.sites import Choice, find_sites
 
 SEQUENCE = Path(__file__).parent / "assets" / "hs37_chr22_20-21M.fa.gz"

@@ -320,7 +320,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, instead: str = "name a folder") -> None:
     """Make a folder and those that it lies in, unless it is there.
 
     Raises
@@ -331,7 +331,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise OutputError(f"{path} is a file; name a folder") from error
+        raise OutputError(f"{path} is a file; {instead}") from error
     except OSError as error:
         raise output_error(path, error) from error
 

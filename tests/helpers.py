@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from click.testing import CliRunner, Result
 from hypothesis import settings
 
@@ -30,6 +31,12 @@ class Ended(NamedTuple):
 def examples(thorough: int) -> int:
     """Return how many examples the profile in use takes of so many of the thorough one."""
     return max(thorough * settings().max_examples // 100, 1)
+
+
+def seeds(few: int, many: int) -> list[object]:
+    """Seeds of random cases, of which the default run takes the first few."""
+    rest = (pytest.param(seed, marks=pytest.mark.slow) for seed in range(few, many))
+    return [*range(few), *rest]
 
 
 def invoke(*arguments: object) -> Result:

@@ -169,7 +169,7 @@ class Cluster(Namespace):
 
     def drivers(self) -> list[int]:
         """Process numbers of the drivers of runs."""
-        return self.find("executors.ray import drive")
+        return self.find("executors.driver import drive")
 
 
 def is_slow(process: int) -> bool:

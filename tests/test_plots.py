@@ -19,7 +19,7 @@ from genomepred.plots import plot_heat_map, plot_region, position_labels, summar
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.store.bins import bins_within
 from genomepred.store.blocks import open_blocks
-from genomepred.store.hdf5 import PredictionStore
+from genomepred.store.reader import PredictionStore
 from tests.founders import write_cohort
 from tests.store_files import CONTIGS, write_store
 

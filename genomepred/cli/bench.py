@@ -42,6 +42,7 @@ _rounds_option = partial(
 _limit_option = click.option(
     "--limit",
     type=click.FloatRange(0, min_open=True),
+    default=float("inf"),
     help="Seconds after which nothing further is started; what is left out is named.  "
     "[default: none]",
 )
@@ -83,14 +84,7 @@ def bench() -> None:
 @json_option
 @debug_option
 def kernels(
-    device: str,
-    dtypes: tuple[str, ...],
-    only: tuple[str, ...],
-    compiled: bool | None,
-    rounds: int,
-    limit: float | None,
-    sizes: bool,
-    as_json: bool,
+    device: str, compiled: bool | None, rounds: int, sizes: bool, as_json: bool, **how: Any
 ) -> None:
     """Compare each kernel with PyTorch and with the machine's limits."""
     from genomepred.benchmarks import kernels as benchmark
@@ -104,22 +98,14 @@ def kernels(
             found.append(row)
         _finish({"device": kind, "rounds": rounds, "sizes": found}, [], as_json)
         return
-    result = benchmark.run(
-        kind,
-        tell,
-        dtypes=dtypes,
-        only=only,
-        compiled=kind == "cuda" if compiled is None else compiled,
-        rounds=rounds,
-        limit=limit or float("inf"),
-    )
+    result = benchmark.run(kind, tell, compiled=_compiles(compiled, kind), rounds=rounds, **how)
     _finish(result, result["layers"], as_json)
 
 
 @bench.command()
 @click.option(
     "--model",
-    "names",
+    "models",
     multiple=True,
     metavar="ARCHITECTURE",
     shell_complete=_complete_architecture,
@@ -150,40 +136,20 @@ def kernels(
 @_limit_option
 @json_option
 @debug_option
-def models(
-    names: tuple[str, ...],
-    batches: tuple[int, ...],
-    device: str,
-    precision: str,
-    compiled: bool | None,
-    rounds: int,
-    patience: float,
-    limit: float | None,
-    as_json: bool,
-) -> None:
+def models(device: str, compiled: bool | None, as_json: bool, **how: Any) -> None:
     """Compare the prepared form of whole models with eager, autocast and torch.compile."""
     from genomepred.benchmarks import models as benchmark
     from genomepred.benchmarks.measure import device_type
 
     kind = device_type(device)
-    result = benchmark.run(
-        kind,
-        _tell(as_json),
-        models=names,
-        batches=batches,
-        precision=precision,
-        compiled=kind == "cuda" if compiled is None else compiled,
-        rounds=rounds,
-        patience=patience,
-        limit=limit or float("inf"),
-    )
+    result = benchmark.run(kind, _tell(as_json), compiled=_compiles(compiled, kind), **how)
     _finish(result, result["models"], as_json)
 
 
 @bench.command()
 @click.option(
     "--model",
-    "names",
+    "models",
     multiple=True,
     default=("ctcf",),
     shell_complete=complete_model,
@@ -214,33 +180,14 @@ def models(
 @_limit_option
 @json_option
 @debug_option
-def predict(
-    names: tuple[str, ...],
-    genome: Path | None,
-    stride: int | None,
-    device: str,
-    scale: float,
-    rounds: int,
-    workers: bool,
-    limit: float | None,
-    as_json: bool,
-) -> None:
+def predict(genome: Path | None, device: str, as_json: bool, **how: Any) -> None:
     """Compare whole runs with the engine alone and with the baseline."""
     from genomepred.benchmarks import end_to_end as benchmark
     from genomepred.benchmarks.measure import device_type
     from genomepred.demo import SEQUENCE
 
-    result = benchmark.run(
-        device_type(device),
-        _tell(as_json),
-        genome=genome or SEQUENCE,
-        models=names,
-        stride=stride,
-        scale=scale,
-        rounds=rounds,
-        workers=workers,
-        limit=limit or float("inf"),
-    )
+    kind = device_type(device)
+    result = benchmark.run(kind, _tell(as_json), genome=genome or SEQUENCE, **how)
     _finish(result, [], as_json)
 
 
@@ -250,6 +197,10 @@ def main(command: str) -> None:
 
     sys.argv[1:1] = ["bench", command]
     genomepred()
+
+
+def _compiles(asked: bool | None, kind: str) -> bool:
+    return kind == "cuda" if asked is None else asked
 
 
 def _tell(as_json: bool) -> Callable[[str], None]:

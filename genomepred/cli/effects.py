@@ -81,7 +81,15 @@ if TYPE_CHECKING:
 @trust_code_option
 @json_option
 @debug_option
-def effects(genomes: Path, range_: int | None, as_json: bool, **options: Any) -> None:
+def effects(
+    genomes: Path,
+    variants: Path,
+    model: str,
+    out: Path,
+    range_: int | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
     """Tell what each alternative allele of a VCF does to a model's predictions.
 
     A line an alternative: the prediction for the reference and for the alternative at the window
@@ -93,15 +101,7 @@ def effects(genomes: Path, range_: int | None, as_json: bool, **options: Any) ->
     begin_numba()
     from genomepred.variants.run import effects as compute
 
-    report = compute(
-        genomes,
-        options.pop("variants"),
-        options.pop("model"),
-        options.pop("out"),
-        range=range_,
-        progress=True,
-        **options,
-    )
+    report = compute(genomes, variants, model, out, range=range_, progress=True, **how)
     if as_json:
         echo_json(dataclasses.asdict(report) | {"out": str(report.out)})
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,8 +35,37 @@ def _written_paths(_: click.Context, __: click.Parameter, values: tuple[str, ...
     return values
 
 
-def _common(command: Command) -> Command:
-    """Add the options of all four explanations."""
+def _explained(command: Callable[..., Report]) -> Command:
+    """Command that opens a model and what it is to explain, and prints the files written."""
+
+    @wraps(command)
+    def explained(
+        model: str,
+        inputs: tuple[str, ...],
+        column: str | None,
+        device: str,
+        trust_code: str | None,
+        as_json: bool,
+        **how: Any,
+    ) -> None:
+        from genomepred.explain.windows import read_windows
+        from genomepred.inference.engine import find_device
+        from genomepred.models.checkpoint import load_model
+
+        loaded = load_model(model, find_device(device), trust_code)
+        report = command(loaded, read_windows(inputs, loaded.card, column), **how)
+        if as_json:
+            echo_json({"windows": report.windows, "files": [str(path) for path in report.files]})
+            return
+        for path in report.files:
+            click.echo(str(path))
+
+    return explained
+
+
+def _common(command: Callable[..., Report]) -> Command:
+    """Add the options of all four explanations; the command is given the model and its windows."""
+    decorated = _explained(command)
     options = [
         model_option,
         click.option(
@@ -74,8 +103,8 @@ def _common(command: Command) -> Command:
         debug_option,
     ]
     for option in reversed(options):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
 def _output(command: Command) -> Command:
@@ -102,17 +131,8 @@ def explain() -> None:
 @_output
 @_common
 def ism(
-    model: str,
-    inputs: tuple[str, ...],
-    out: Path,
-    column: str | None,
-    pictures: int,
-    device: str,
-    trust_code: str | None,
-    as_json: bool,
-    track: str | None,
-    bin_: int | None,
-) -> None:
+    model: SequenceModel, windows: Iterator[Window], track: str | None, bin_: int | None, **how: Any
+) -> Report:
     """Substitute every base by each other and show the effects.
 
     Effects are differences of raw values (logits of a sigmoid, log probabilities of a softmax).
@@ -122,9 +142,7 @@ def ism(
     from genomepred.explain import run
     from genomepred.explain.windows import Output
 
-    loaded, windows = _open(model, inputs, column, device, trust_code)
-    output = Output(loaded.card, track, bin_)
-    _echo(run.ism(loaded, windows, output, out, pictures), as_json)
+    return run.ism(model, windows, Output(model.card, track, bin_), **how)
 
 
 @explain.command()
@@ -152,20 +170,8 @@ def ism(
 @_output
 @_common
 def gradients(
-    model: str,
-    inputs: tuple[str, ...],
-    out: Path,
-    column: str | None,
-    pictures: int,
-    device: str,
-    trust_code: str | None,
-    as_json: bool,
-    track: str | None,
-    bin_: int | None,
-    method: str,
-    baseline: str,
-    steps: int,
-) -> None:
+    model: SequenceModel, windows: Iterator[Window], track: str | None, bin_: int | None, **how: Any
+) -> Report:
     """Show gradients of the output by the input.
 
     Integrated gradients sum to the difference between the outputs for the input and for the
@@ -175,12 +181,7 @@ def gradients(
     from genomepred.explain import run
     from genomepred.explain.windows import Output
 
-    loaded, windows = _open(model, inputs, column, device, trust_code)
-    output = Output(loaded.card, track, bin_)
-    report = run.gradients(
-        loaded, windows, output, out, pictures, method=method, baseline=baseline, steps=steps
-    )
-    _echo(report, as_json)
+    return run.gradients(model, windows, Output(model.card, track, bin_), **how)
 
 
 @explain.command()
@@ -197,18 +198,7 @@ def gradients(
     help="Sites of a filter that make its motif, at most.",
 )
 @_common
-def filters(
-    model: str,
-    inputs: tuple[str, ...],
-    out: Path,
-    column: str | None,
-    pictures: int,
-    device: str,
-    trust_code: str | None,
-    as_json: bool,
-    motifs: Path | None,
-    sites: int,
-) -> None:
+def filters(model: SequenceModel, windows: Iterator[Window], **how: Any) -> Report:
     """Show what the first convolution's filters look for.
 
     A filter's motif is made of the subsequences of the input that activate it most; information
@@ -218,23 +208,12 @@ def filters(
     """
     from genomepred.explain import run
 
-    loaded, windows = _open(model, inputs, column, device, trust_code)
-    report = run.filters(loaded, windows, out, motifs=motifs, sites=sites, pictures=pictures)
-    _echo(report, as_json)
+    return run.filters(model, windows, **how)
 
 
 @explain.command()
 @_common
-def attention(
-    model: str,
-    inputs: tuple[str, ...],
-    out: Path,
-    column: str | None,
-    pictures: int,
-    device: str,
-    trust_code: str | None,
-    as_json: bool,
-) -> None:
+def attention(model: SequenceModel, windows: Iterator[Window], **how: Any) -> Report:
     """Show the attention maps of a transformer.
 
     Writes attention.h5 (maps of every layer and head, and what each base receives),
@@ -243,24 +222,4 @@ def attention(
     """
     from genomepred.explain import run
 
-    loaded, windows = _open(model, inputs, column, device, trust_code)
-    _echo(run.attention(loaded, windows, out, pictures), as_json)
-
-
-def _open(
-    model: str, inputs: tuple[str, ...], column: str | None, device: str, trust_code: str | None
-) -> tuple[SequenceModel, Iterator[Window]]:
-    from genomepred.explain.windows import read_windows
-    from genomepred.inference.engine import find_device
-    from genomepred.models.checkpoint import load_model
-
-    loaded = load_model(model, find_device(device), trust_code)
-    return loaded, read_windows(inputs, loaded.card, column)
-
-
-def _echo(report: Report, as_json: bool) -> None:
-    if as_json:
-        echo_json({"windows": report.windows, "files": [str(path) for path in report.files]})
-        return
-    for path in report.files:
-        click.echo(str(path))
+    return run.attention(model, windows, **how)

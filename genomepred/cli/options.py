@@ -202,6 +202,14 @@ def panel_options(command: Any) -> Any:
     return command
 
 
+tracks_option = click.option(
+    "--track",
+    "tracks",
+    metavar="NAME",
+    multiple=True,
+    help="Only this track; repeatable.  [default: all]",
+)
+
 sample_option = click.option(
     "--sample",
     metavar="S[.COPY]",

@@ -51,7 +51,10 @@ class _Share(click.ParamType[tuple[int, int]]):
 # Fields of a run that commands take in their own ways, that other commands have too, and that need
 # a type of their own.
 _GIVEN = {"genomes", "model", "out", "cluster"}
-_SHARED: dict[str, Any] = {"device": device_option, "trust_code": trust_code_option}
+_SHARED: dict[str, Any] = {
+    "device": device_option,
+    "trust_code": trust_code_option,
+}
 _TYPES = {"regions": UserPath(readable=False), "shard": _Share()}
 
 
@@ -117,10 +120,7 @@ def _declared(declared: Field[Any]) -> Any:
     return click.option(flag, **how)
 
 
-def _cluster_option(command: Command) -> Command:
-    """Add what only predict takes."""
-    decorated: Command = _declared(RunSpec.__dataclass_fields__["cluster"])(command)
-    return decorated
+_cluster_option: Callable[[Command], Command] = _declared(RunSpec.__dataclass_fields__["cluster"])
 
 
 def _panel(values: dict[str, Any]) -> tuple[Path, PanelOptions] | None:

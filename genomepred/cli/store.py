@@ -17,6 +17,7 @@ from genomepred.cli.options import (
     json_option,
     panel_options,
     sample_option,
+    tracks_option,
 )
 from genomepred.messages import counted
 
@@ -33,13 +34,6 @@ _SUBSET = click.option(
     help="Only this region, 1-based and inclusive, or one contig.  [default: everything]",
 )
 _TRACK = click.option("--track", metavar="NAME", help="Only this track.  [default: all]")
-_TRACKS = click.option(
-    "--track",
-    "tracks",
-    metavar="NAME",
-    multiple=True,
-    help="Only this track; repeatable.  [default: all]",
-)
 
 
 def _output(required: bool, details: str, **checks: bool) -> Callable[[_F], _F]:
@@ -86,7 +80,7 @@ def info(file: Path, sample: str | None, as_json: bool) -> None:
 @click.command()
 @_FILE
 @_REGION
-@_TRACKS
+@tracks_option
 @sample_option
 @json_option
 @debug_option
@@ -190,7 +184,7 @@ def bedgraph(
 @export.command()
 @_FILE
 @_STDOUT
-@_TRACKS
+@tracks_option
 @_SUBSET
 @sample_option
 @json_option
@@ -260,7 +254,7 @@ def consensus(
 @_FILE
 @_REGION
 @_output(True, ": .png, .pdf or .svg.", dir_okay=False)
-@_TRACKS
+@tracks_option
 @sample_option
 @click.option(
     "--samples",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,17 +16,10 @@ from genomepred.cli.options import (
     file_or_stdout,
     json_option,
     option,
+    tracks_option,
     trust_code_option,
 )
 from genomepred.messages import counted
-
-_TRACKS = click.option(
-    "--track",
-    "tracks",
-    metavar="NAME",
-    multiple=True,
-    help="Only this track; repeatable.  [default: all]",
-)
 
 
 @click.command()
@@ -66,7 +60,7 @@ _TRACKS = click.option(
     help="Bases on either side in which a site is the highest.  [default: as many as a row "
     "describes: the window of a model of one bin]",
 )
-@_TRACKS
+@tracks_option
 @click.option(
     "--sample",
     "samples",
@@ -100,14 +94,10 @@ def sites(
     threshold: float | None,
     top: int | None,
     per_mb: float | None,
-    within: int | None,
     tracks: tuple[str, ...],
     samples: tuple[str, ...],
-    model: str | None,
-    genome: Path | None,
-    device: str,
-    trust_code: str | None,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Find sites in maps: local maxima above a threshold, each with its summit.
 
@@ -118,12 +108,13 @@ def sites(
     from genomepred.tables.site_files import SiteOptions, write_sites
     from genomepred.tables.sites import Choice
 
-    given = [name for name, value in _choices(threshold, top, per_mb).items() if value is not None]
+    choice = Choice(threshold, top, per_mb)
+    names = zip(("--threshold", "--top", "--per-mb"), choice, strict=True)
+    given = [name for name, value in names if value is not None]
     if len(given) > 1:
         raise click.UsageError(f"{given[0]} and {given[1]} contradict each other; give one")
     path = file_or_stdout(output, as_json)
-    choice = Choice(threshold, top, per_mb) if given else None
-    options = SiteOptions(choice, within, model, genome, device, trust_code)
+    options = SiteOptions(choice if given else None, **how)
     written = write_sites(
         files, path, kind, tracks=tracks, samples=samples, options=options, progress=True
     )
@@ -137,12 +128,6 @@ def sites(
     for one, count, file in written:
         where = "" if file is None else f" in {file}"
         click.echo(f"genomepred: {one.name}: {counted(count, 'site')}{where}", err=True)
-
-
-def _choices(
-    threshold: float | None, top: int | None, per_mb: float | None
-) -> dict[str, float | None]:
-    return {"--threshold": threshold, "--top": top, "--per-mb": per_mb}
 
 
 @click.command()
@@ -187,21 +172,10 @@ def _choices(
     metavar="BASES",
     help="Bases from a feature's first on, likewise.  [default: off]",
 )
-@_TRACKS
+@tracks_option
 @json_option
 @debug_option
-def table(
-    out: Path,
-    regions: Path,
-    output: Path | None,
-    stat: str,
-    threshold: float | None,
-    feature: str,
-    upstream: int | None,
-    downstream: int | None,
-    tracks: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def table(out: Path, output: Path | None, stat: str, as_json: bool, **how: Any) -> None:
     """Make a table of regions by samples from OUT.
 
     OUT is the folder of a run, whose genomes are the samples, or a cohort's file, whose haplotypes
@@ -212,16 +186,7 @@ def table(
     from genomepred.tables.writing import write_table
 
     path = file_or_stdout(output, as_json)
-    found = region_table(
-        out,
-        regions,
-        stat,
-        threshold=threshold,
-        feature=feature,
-        upstream=upstream,
-        downstream=downstream,
-        tracks=tracks,
-    )
+    found = region_table(out, statistic=stat, **how)
     files = write_table(found, path, progress=True)
     if as_json:
         echo_json(
@@ -283,20 +248,11 @@ def table(
     default="bigwig",
     help="Format of the statistics along the genome.",
 )
-@_TRACKS
+@tracks_option
 @json_option
 @debug_option
 def compare(
-    out: Path,
-    output: Path,
-    stat: str,
-    samples_table: Path | None,
-    group: str | None,
-    groups: str | None,
-    top: int,
-    signal: str,
-    tracks: tuple[str, ...],
-    as_json: bool,
+    out: Path, output: Path, stat: str, groups: str | None, as_json: bool, **how: Any
 ) -> None:
     """Show where the samples of OUT differ, over all or between two groups.
 
@@ -306,18 +262,8 @@ def compare(
     """
     from genomepred.tables.compare import compare as compare_samples
 
-    summary = compare_samples(
-        out,
-        output,
-        stat,
-        samples_table=samples_table,
-        group=group,
-        groups=groups.split(",") if groups else (),
-        tracks=tracks,
-        top=top,
-        signal=signal,
-        progress=True,
-    )
+    two = groups.split(",") if groups else ()
+    summary = compare_samples(out, output, stat, groups=two, progress=True, **how)
     if as_json:
         echo_json({"folder": str(output), **summary})
         return

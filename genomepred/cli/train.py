@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 _EXISTING = UserPath(exists=True, dir_okay=False)
+_THREADS = option(
+    "--threads",
+    default=1,
+    type=click.IntRange(1),
+    help="CPU threads; another number changes the last bits.",
+)
 
 # Fields of Source that say what the examples are.
 _SOURCE_OPTIONS = [
@@ -278,12 +284,7 @@ def _made(kind: type[Made], options: dict[str, Any]) -> Made:
     help="Type the weights are stored in.",
 )
 @device_option
-@option(
-    "--threads",
-    default=1,
-    type=click.IntRange(1),
-    help="CPU threads; another number changes the last bits.",
-)
+@_THREADS
 @json_option
 @debug_option
 def train(out: Path, threads: int, as_json: bool, **options: Any) -> None:
@@ -430,12 +431,7 @@ _OF_SWEEP = {"out", "seed", "threads", "json", "debug", "help"}
     help="Folder for RUN/seedK/ of each training, comparison.tsv and comparison.png.",
 )
 @option("--seeds", default=1, type=click.IntRange(1), help="Trainings of each run: seeds 0, 1, ...")
-@option(
-    "--threads",
-    default=1,
-    type=click.IntRange(1),
-    help="CPU threads; another number changes the last bits.",
-)
+@_THREADS
 @json_option
 @debug_option
 def sweep(config: Path, out: Path, seeds: int, threads: int, as_json: bool) -> None:

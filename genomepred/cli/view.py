@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,6 +19,7 @@ from genomepred.cli.options import UserPath, debug_option, echo_json_now, json_o
 )
 @click.option(
     "--samples-table",
+    "table",
     type=UserPath(exists=True, dir_okay=False),
     help="Table whose first column names samples: what to sort and group by.  [default: none]",
 )
@@ -33,15 +35,7 @@ from genomepred.cli.options import UserPath, debug_option, echo_json_now, json_o
 )
 @json_option
 @debug_option
-def view(
-    target: Path,
-    genes: Path | None,
-    samples_table: Path | None,
-    reference: Path | None,
-    port: int,
-    no_browser: bool,
-    as_json: bool,
-) -> None:
+def view(target: Path, no_browser: bool, as_json: bool, **how: Any) -> None:
     """Show a run's folder or a prediction file in a browser, until Ctrl-C.
 
     All samples of a chromosome at once, down to a base: a cohort's file, or the genomes of a run;
@@ -68,13 +62,4 @@ def view(
         else:
             click.echo(url)
 
-    show(
-        target,
-        genes,
-        samples_table,
-        reference,
-        port,
-        not no_browser,
-        progress,
-        started,
-    )
+    show(target, browser=not no_browser, progress=progress, started=started, **how)

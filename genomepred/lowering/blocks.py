@@ -126,8 +126,7 @@ class FusedConv(nn.Module):
     def use(self, implementation: str) -> None:
         """Compute by this implementation from now on."""
         self.implementation = implementation
-        whole = self.weight.dtype == torch.float32  # a direct one computes in it all the same
-        self.fills = implementation == "kmers" or (implementation == "direct" and whole)
+        self.fills = implementation in ("kmers", "direct")
         self.__dict__.pop("kernel", None)
         if not self.fills:  # known by now: torch.compile follows no cached property
             self.kernel = self._operation
@@ -200,16 +199,14 @@ class FusedConv(nn.Module):
             return outs
         taps = self.unpooled if epilogue.pool == "none" else self.taps
         length = taps.after(x.shape[1] + sum(padding) - sum(self.padding))
+        keep = self.keeps and epilogue.next_activation != "none"
         # What is kept may be filled outside of inference mode later.
         with nullcontext() if outputs is None else torch.inference_mode(False):
             shape = x.shape[0], length, self.channels
-            outs = [self.weight.new_empty(shape) for _ in range(1 + self._keeps(epilogue))]
+            outs = [self.weight.new_empty(shape) for _ in range(1 + keep)]
         if outputs is not None:
             outputs[place] = x.shape[:2], outs
         return outs
-
-    def _keeps(self, epilogue: Epilogue) -> bool:
-        return self.keeps and epilogue.next_activation != "none"
 
     def _operation(
         self,
@@ -222,10 +219,11 @@ class FusedConv(nn.Module):
         if self.reads_codes:
             return [codes_conv(x, self.weight, self.shift, padding, epilogue)]
         found: Sequence[Tensor]
-        options = padding, self.dilation, epilogue, self._keeps(epilogue)
+        keep = self.keeps and epilogue.next_activation != "none"
+        options = padding, self.dilation, epilogue, keep
         if self.implementation == "cudnn":
             values = self._by_cudnn(x, padding)
-            found = bias_act_pool(values, self.shift, residual, epilogue, options[-1])
+            found = bias_act_pool(values, self.shift, residual, epilogue, keep)
         elif self.implementation == "onednn":
             from genomepred.kernels.conv_block.cpu import conv_block_by_onednn
 

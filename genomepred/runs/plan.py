@@ -15,8 +15,7 @@ from genomepred.runs.folder import PARTS, files_in, make_grid
 from genomepred.runs.setup import Setup
 from genomepred.runs.spec import GenomePath, RunSpec
 from genomepred.sequences.fasta import Genome
-from genomepred.store.hdf5 import encode_chunk
-from genomepred.store.schema import read_sidecar, sidecar_path
+from genomepred.store.schema import encode_chunk, read_sidecar, sidecar_path
 
 # Coordinates, tracks and dimension scales of one file, of a few contigs.
 _FILE_BYTES = 8_000

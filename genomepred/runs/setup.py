@@ -62,7 +62,7 @@ from genomepred.sequences.bed import described_sha256, self_described
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
-from genomepred.store.hdf5 import Layout
+from genomepred.store.schema import Layout
 
 # Compute batches handed to the device at a time, unless --batch-size says otherwise. One thread, a
 # single linear layer at stride 20: 4, 16, 64 of them gave 22-25, 28, 29-32 million bases/s.

@@ -38,8 +38,8 @@ from genomepred.sequences.byte_source import stamp_of
 from genomepred.sequences.fasta import Genome, discard_codes
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.source import SequenceSource
-from genomepred.store.hdf5 import DamagedPartError, encode_chunk, join, write_part
-from genomepred.store.schema import read_sidecar
+from genomepred.store.hdf5 import DamagedPartError, join, write_part
+from genomepred.store.schema import encode_chunk, read_sidecar
 
 #: What the parts beside it were computed from.
 IDENTITY = "genome.json"

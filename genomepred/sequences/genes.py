@@ -26,11 +26,11 @@ _GFF3_NAMES = ("ID", "Name")
 _COLUMNS = 9
 
 
-class Gene(NamedTuple):
+class Feature(NamedTuple):
     """One feature of a GFF3 or GTF file, 0-based half-open.
 
     ``name`` is its ID, else its Name (GTF: the gene's or transcript's), else its place; ``strand``
-    is ``+``, ``-`` or ``.``; ``feature`` the third column's text; ``line`` the line's number.
+    is ``+``, ``-`` or ``.``; ``kind`` the third column's text; ``line`` the line's number.
     """
 
     contig: str
@@ -38,7 +38,7 @@ class Gene(NamedTuple):
     end: int
     name: str
     strand: str
-    feature: str
+    kind: str
     line: int
     attributes: dict[str, str]
 
@@ -48,9 +48,7 @@ def is_annotation(path: Path | str) -> bool:
     return any(ending.search(str(path)) for ending in (_GFF3, _GTF))
 
 
-def read_genes(
-    path: Path | str, feature: str = "gene", error: type[GenomepredError] = RegionError
-) -> list[Gene]:
+def read_features(path: Path | str, feature: str = "gene") -> list[Feature]:
     """Features of one type, in file order.
 
     Parameters
@@ -59,29 +57,27 @@ def read_genes(
         A regular file named ``.gff3``, ``.gff`` or ``.gtf``, plain or gzip.
     feature : str
         Type of the third column, such as ``gene``, ``mRNA`` or ``exon``.
-    error : type
-        What is raised.
 
     Raises
     ------
-    GenomepredError
-        Of the given type, naming file and line, if a line is malformed; or if no feature is of the
-        type, naming those that there are.
+    RegionError
+        Naming file and line, if a line is malformed; or if no feature is of the type, naming those
+        that there are.
     """
     found, others = [], dict[str, None]()
-    for gene in gene_records(path, error=error):
-        if gene.feature == feature:
-            found.append(gene)
+    for one in features(path):
+        if one.kind == feature:
+            found.append(one)
         else:
-            others[gene.feature] = None
+            others[one.kind] = None
     if not found:
         there = f"there are {some(others, 12)}" if others else "it has no features at all"
-        raise error(f"{path}: no feature {shown(feature)}; {there}")
+        raise RegionError(f"{path}: no feature {shown(feature)}; {there}")
     return found
 
 
-def gene_records(path: Path | str, error: type[GenomepredError] = RegionError) -> Iterator[Gene]:
-    """All features of a file in file order; arguments and errors as of :func:`read_genes`."""
+def features(path: Path | str, error: type[GenomepredError] = RegionError) -> Iterator[Feature]:
+    """All features in file order; errors as of :func:`read_features`, but of this type."""
     if not is_annotation(path):
         raise error(f"{path}: is named neither .gff3, .gff nor .gtf; rename it as what it is")
     gtf = _GTF.search(str(path)) is not None
@@ -95,7 +91,7 @@ def gene_records(path: Path | str, error: type[GenomepredError] = RegionError) -
 
 def _gene(
     fields: list[str], where: str, number: int, gtf: bool, error: type[GenomepredError]
-) -> Gene:
+) -> Feature:
     if len(fields) != _COLUMNS or not all(map(_NUMBER.fullmatch, fields[3:5])):
         raise error(
             f"{where}: expected {_COLUMNS} columns between tabs with start and end, counted from 1,"
@@ -109,7 +105,7 @@ def _gene(
     contig, feature = (contig, feature) if gtf else (unquote(contig), unquote(feature))
     name = _name(attributes, feature, gtf) or f"{contig}:{first}-{last}"
     strand = strand if strand in ("+", "-") else "."
-    return Gene(contig, start, end, name, strand, feature, number, attributes)
+    return Feature(contig, start, end, name, strand, feature, number, attributes)
 
 
 def _name(attributes: dict[str, str], feature: str, gtf: bool) -> str:

@@ -304,6 +304,13 @@ class Grid:
         ranges = (self._rows_of(int(k), start, end) for k in self._intervals_of[contig])
         return [(first, last) for first, last in ranges if first < last]
 
+    def same_rows(self, other: Grid, *more: str) -> bool:
+        """Whether the rows of another grid are the same places, and ``more`` columns equal."""
+        columns = ("contigs", "start", "first_row", "length", *more)
+        return (self.geometry, self.rows) == (other.geometry, other.rows) and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in columns
+        )
+
     def interval_of(self, rows: Int64) -> Int64:
         """Interval of each row."""
         return np.searchsorted(self.first_row, rows, side="right") - 1
@@ -312,6 +319,11 @@ class Grid:
         """First base that each row describes (negative or past the contig at its ends)."""
         k = self.interval_of(rows)
         return self.start[k] + (rows - self.first_row[k]) * self.geometry.step
+
+    def described(self, rows: Int64) -> tuple[Int64, Int64]:
+        """Bases that rows describe, ``[start, end)``, not past the ends of their contigs."""
+        start, length = self.starts(rows), self.length[self.interval_of(rows)]
+        return np.clip(start, 0, length), np.clip(start + self.geometry.bin_size, 0, length)
 
     def drawn(self, rows: Int64) -> tuple[Int64, Int64]:
         """Intervals on which rows are drawn, ``[start, end)``, never overlapping in one interval.

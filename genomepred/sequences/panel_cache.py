@@ -241,7 +241,7 @@ class PanelCache:
                     del self._kept[next(iter(self._kept))]
                 self._kept[place.offset] = Block.of_bytes(data)
                 return self._kept[place.offset]
-            os.close(self._fd)
+            self.close()
             self._index.unlink(missing_ok=True)
             self.open(self._make)
         raise OutputError(f"{self._data}: is damaged whenever it is written; check the disk")

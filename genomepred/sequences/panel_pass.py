@@ -108,17 +108,12 @@ class PanelPass:
 
     def _begin_contig(self, batch: Batch) -> None:
         contig = self._contig = batch.contig
-        where = f"{self._path}: record {batch.first} ({contig}:{batch.records[0, 0] + 1})"
         if contig in self._ploidy_of:
-            raise SequenceError(
-                f"{where}: the records of contig {contig!r} do not stand together; sort the file "
-                "with `bcftools sort`"
-            )
+            what = f"the records of contig {contig!r} do not stand together"
+            self._refuse(batch, 0, f"{what}; sort the file with `bcftools sort`")
         if contig not in (contigs := self._reference.contigs):
-            what = absent_contig(
-                contig, contigs, self._reference.path, "give the FASTA of these records"
-            )
-            raise SequenceError(f"{where}: {what}")
+            hint = "give the FASTA of these records"
+            self._refuse(batch, 0, absent_contig(contig, contigs, self._reference.path, hint))
         self._new_contig()
 
     def _new_contig(self) -> None:

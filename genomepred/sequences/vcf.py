@@ -45,7 +45,8 @@ _MOST_PLOIDY = 254
 _UNSAID_LENGTHS = (0, 2**31 - 1)
 
 _MOST_DIGITS = 19
-# A field of a header line: its key, and its value in quotes or without.
+# A header line that describes something, and a field of it: key, and value in quotes or without.
+_LINE = re.compile(rb"##(contig|INFO|FORMAT|FILTER)=(<.*>)\s*$")
 _FIELD = re.compile(rb'[<,](\w+)=(?:"((?:[^"\\]|\\.)*)"|([^,>]*))')
 
 _FIXED = b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
@@ -145,8 +146,7 @@ class VariantFile:
         magic = self._stream.need(5)
         self.form: Literal["VCF", "BCF"] = "BCF" if magic.startswith(b"BCF") else "VCF"
         header = self._bcf_header() if self.form == "BCF" else self._vcf_header()
-        self._contigs, self._keys = _dictionaries(header)
-        self._lengths = _lengths(header)
+        self._contigs, self._keys, self._lengths = _dictionaries(header)
         self._headed = ContigNames(self._lengths)
         self._last = -1  # position of the latest record
         self.all_samples = self._names(header)
@@ -438,37 +438,28 @@ class VariantFile:
 _NO_NAME = np.frombuffer(b"\t", np.uint8)  # no contig has this name, so that the first is new
 
 
-def _dictionaries(header: list[bytes]) -> tuple[dict[int, bytes], Int64]:
-    """Contigs by their numbers, and the numbers of GT, END, SVLEN and PASS.
+def _dictionaries(header: list[bytes]) -> tuple[dict[int, bytes], Int64, dict[str, int]]:
+    """Contigs by their numbers; the numbers of GT, END, SVLEN and PASS; contigs' lengths, if said.
 
     A header without IDX numbers what it names as it comes, PASS before all.
     """
     contigs: dict[int, bytes] = {}
-    keys = {b"PASS": 0}
-    for line in header:
-        found = re.match(rb"##(contig|INFO|FORMAT|FILTER)=<(.*)>\s*$", line)
-        if found is None:
+    keys, lengths = {b"PASS": 0}, dict[str, int]()
+    for line in filter(None, map(_LINE.match, header)):
+        fields = {key: quoted or plain for key, quoted, plain in _FIELD.findall(line[2])}
+        if (name := fields.get(b"ID")) is None:
             continue
-        name = re.search(rb"(?:^|,)ID=([^,>]*)", found[2])
-        index = re.search(rb",IDX=(\d{1,9})$", found[2])
-        if name is None:
+        index, length = _whole(fields.get(b"IDX", b"")), _whole(fields.get(b"length", b""))
+        if line[1] != b"contig":
+            keys.setdefault(name, len(keys) if index is None else index)
             continue
-        if found[1] == b"contig":
-            contigs[int(index[1]) if index else len(contigs)] = name[1]
-        elif name[1] not in keys:
-            keys[name[1]] = int(index[1]) if index else len(keys)
+        contigs[len(contigs) if index is None else index] = name
+        if length is not None and length not in _UNSAID_LENGTHS:
+            lengths.setdefault(name.decode(errors="replace"), length)
     wanted = (b"GT", b"END", b"SVLEN", b"PASS")
-    return contigs, np.array([keys.get(name, -1) for name in wanted], np.int64)
+    return contigs, np.array([keys.get(name, -1) for name in wanted], np.int64), lengths
 
 
-def _lengths(header: list[bytes]) -> dict[str, int]:
-    """Lengths of contigs where the header gives any."""
-    lengths: dict[str, int] = {}
-    for line in header:
-        if not line.startswith(b"##contig=<"):
-            continue
-        fields = {key: quoted or plain for key, quoted, plain in _FIELD.findall(line[9:])}
-        name, length = fields.get(b"ID", b""), fields.get(b"length", b"")
-        if length.isdigit() and len(length) < _MOST_DIGITS and int(length) not in _UNSAID_LENGTHS:
-            lengths.setdefault(name.decode(errors="replace"), int(length))
-    return lengths
+def _whole(text: bytes) -> int | None:
+    """Whole number of a field; None of any other text."""
+    return int(text) if text.isdigit() and len(text) < _MOST_DIGITS else None

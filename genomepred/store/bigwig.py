@@ -2,7 +2,7 @@
 
 The format is that of Kent et al. 2010, "BigWig and BigBed", Bioinformatics 26(17), version 4 as
 today's tools write it. The bins of a zoom level are multiples of its size, so a level follows from
-the one below; a record begins and ends at bases that have a value, and counts how many do.
+the one below; a summary begins and ends at bases that have a value, and counts how many do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Float64 = NDArray[np.float64]
 TOO_LONG = 1 << 32
 
 _MAGIC, _TREE_MAGIC, _INDEX_MAGIC = 0x888FFC26, 0x78CA8C91, 0x2468ACE0
-_SLOT = 1024  # values of a section, records of a block of a zoom level
+_SLOT = 1024  # values of a section, summaries of a block of a zoom level
 _FAN = 256  # children of a node of the index and of the tree of contigs
 _BATCH = 1 << 16  # values gathered before they are encoded
 _FIRST_ZOOM, _ZOOM_FACTOR, _MOST_ZOOMS = 10, 4, 10
@@ -157,7 +157,7 @@ class BigWigWriter:
 
 
 class _Zoom:
-    """One zoom level: records are kept in a file of their own until the data are written."""
+    """One zoom level: summaries are kept in a file of their own until the data are written."""
 
     def __init__(self, size: int, folder: Path) -> None:
         self.size = size
@@ -170,8 +170,9 @@ class _Zoom:
     def add(self, bins: Bins, last: bool = False) -> Bins:
         """Take finer bins; gives the bins of this level that are complete, at last all of them."""
         merged = _joined(self._open, _split(bins, self.size))
-        if merged.start.size:
-            merged = _merged(merged, _firsts(merged.contig, merged.start // self.size))
+        if merged.start.size:  # what lies in one bin stands together
+            new = (np.diff(merged.contig) != 0) | (np.diff(merged.start // self.size) != 0)
+            merged = _merged(merged, np.append(0, np.flatnonzero(new) + 1))
         kept = merged.start.size if last else max(merged.start.size - 1, 0)
         self._open, merged = merged.take(slice(kept, None)), merged.take(slice(kept))
         self._waiting = _joined(self._waiting, merged)
@@ -179,15 +180,15 @@ class _Zoom:
         return merged
 
     def _pack(self, last: bool) -> None:
-        """Write full blocks of the records that wait, at last all of them."""
+        """Write full blocks of the summaries that wait, at last all of them."""
         waiting = self._waiting.start.size
         whole = waiting if last else waiting // _SLOT * _SLOT
-        records = np.empty(whole, _SUMMARY)
+        summaries = np.empty(whole, _SUMMARY)
         with np.errstate(over="ignore"):  # sums past float32 are infinite there
             for name, column in zip(_SUMMARY.names or (), self._waiting, strict=True):
-                records[name] = column[:whole]
+                summaries[name] = column[:whole]
         for first in range(0, whole, _SLOT):
-            block = records[first : first + _SLOT]
+            block = summaries[first : first + _SLOT]
             packed = zlib.compress(block.tobytes())
             begins = int(block["contig"][0]), int(block["start"][0])
             ends = int(block["contig"][-1]), int(block["end"][-1])
@@ -354,12 +355,6 @@ def _split(bins: Bins, size: int) -> Bins:
     return cut._replace(
         start=start, end=end, bases=end - start, sum=cut.sum * share, squares=cut.squares * share
     )
-
-
-def _firsts(contig: Int64, number: Int64) -> Int64:
-    """First positions of stretches of equal pairs."""
-    changes = (np.diff(contig) != 0) | (np.diff(number) != 0)
-    return np.concatenate([[0], np.flatnonzero(changes) + 1])
 
 
 def _merged(bins: Bins, firsts: Int64) -> Bins:

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from genomepred.errors import StoreError
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.names import haplotype_names
-from genomepred.store.cohort import CohortStore
-from genomepred.store.cohort_file import Stretch
+from genomepred.store.cohort_file import CohortFile, Stretch
 from genomepred.store.cohort_writing import INDEX_CHUNK
 from genomepred.store.opening import is_cohort
 from genomepred.store.pyramid import BLOCK
 from genomepred.store.reader import Float32, PredictionStore
-from genomepred.store.stored import is_plain, planes
+from genomepred.store.stored import planes
 
 # Bytes of a stored chunk of an index: [bytes of a number, lines, words of eight numbers' bytes].
 Words = NDArray[np.uint64]
@@ -116,14 +115,10 @@ class CohortBlocks:
     """Haplotypes of a cohort's file."""
 
     def __init__(self, path: Path) -> None:
-        self._store = CohortStore(path)
-        self._base = self._store._base
+        self._base = CohortFile(path)
         self.grid, self.tracks = self._base.grid, self._base.tracks
         self.descriptions = self._base.descriptions
         self.lines = haplotype_names(self._base.haplotypes)
-        index = self._base.index
-        self._plain = is_plain(index) and index.chunks == (INDEX_CHUNK, INDEX_CHUNK)
-        self._shape = index.shape
 
     def blocks(self, spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
         """See :meth:`BlockSource.blocks`."""
@@ -167,8 +162,8 @@ class CohortBlocks:
 
     def _column(self, number: int) -> list[Words]:
         """Index of all haplotypes and a chunk's windows."""
-        first, lines = number * INDEX_CHUNK, range(0, self._shape[0], INDEX_CHUNK)
-        if not self._plain:
+        first, lines = number * INDEX_CHUNK, range(0, len(self.lines), INDEX_CHUNK)
+        if not self._base.is_plain_index:
             found = self._base.index[:, first : first + INDEX_CHUNK]
             return [_words(found[line : line + INDEX_CHUNK]) for line in lines]
         shape = (-1, INDEX_CHUNK, INDEX_CHUNK // _WORD)
@@ -178,7 +173,7 @@ class CohortBlocks:
 
     def close(self) -> None:
         """Close the file."""
-        self._store.close()
+        self._base.close()
 
 
 def _words(index: NDArray[Any]) -> Words:
@@ -240,7 +235,7 @@ def classes(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 @cache
-def _factors(width: int) -> NDArray[np.uint64]:
+def factors(width: int) -> NDArray[np.uint64]:
     """Odd numbers that words are multiplied by."""
     return np.random.default_rng(0).integers(1, 1 << 63, width, np.uint64) | np.uint64(1)
 
@@ -265,7 +260,7 @@ class _Classes:
     def __init__(self, lines: int, planes: int, masks: NDArray[Any]) -> None:
         size = 1 << (2 * lines + 1).bit_length()
         width = planes * len(masks)
-        self._masks, self._factors = masks, _factors(width)
+        self._masks, self._factors = masks, factors(width)
         self._table, self._label = np.full(size, -1, np.int64), np.empty(lines, np.uint32)
         self.leads, self.first = np.empty((lines, width), masks.dtype), np.empty(lines, np.int64)
         self.count = self._lines = 0
@@ -274,7 +269,7 @@ class _Classes:
         """Take the next lines, [planes, lines, words from ``word`` on]."""
         lines = words.shape[1]
         label = self._label[self._lines : self._lines + lines]
-        self.count = _classify(
+        self.count = classify(
             *(words, word, self._masks, self._factors, self._table),
             *(self.leads, self.first, self.count, self._lines, label),
         )
@@ -286,7 +281,7 @@ class _Classes:
 
 
 @njit(nogil=True, cache=True)
-def _classify(
+def classify(
     words: Any,
     word: int,
     masks: Any,
@@ -411,20 +406,8 @@ class WithReference:
 
 def require_equal(one: Any, other: Any) -> None:
     """Raise a StoreError unless two sources or stores have the same rows and tracks."""
-    if one.tracks != other.tracks or not equal_grids(one.grid, other.grid):
+    if one.tracks != other.tracks or not one.grid.same_rows(other.grid):
         raise StoreError(
             f"{other.path}: other contigs, windows or "
             "tracks than those it is shown with; give predictions of one model on one reference"
         )
-
-
-def equal_grids(a: Grid, b: Grid) -> bool:
-    """Whether rows of two grids are the same places."""
-    return (
-        a.geometry == b.geometry
-        and a.rows == b.rows
-        and all(
-            np.array_equal(getattr(a, name), getattr(b, name))
-            for name in ("contigs", "start", "first_row", "length")
-        )
-    )

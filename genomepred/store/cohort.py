@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import GenomepredError, RegionError, optional
+from genomepred.errors import GenomepredError, RegionError, StoreError, optional
 from genomepred.sequences.grid import Region
 from genomepred.sequences.names import haplotype_meant
 from genomepred.store.cohort_file import CohortFile
-from genomepred.store.reader import DATASET, Float32, Int64, PredictionStore
+from genomepred.store.reader import Float32, Int64, PredictionStore
+from genomepred.store.schema import DATASET
 
 if TYPE_CHECKING:
     import anndata
@@ -214,6 +215,13 @@ class CohortStore:
                 np.asarray(base.predictions[low:end], np.float32),
                 base.none,
             )
+
+    def without_leader(self, window: int) -> StoreError:
+        """Error of a window whose index names none of its leaders."""
+        return StoreError(
+            f"{self.path}: the index of window {window} names no leader; check the file with "
+            "`genomepred verify`"
+        )
 
     def problems(self) -> list[str]:
         """Contradictions within the file: leaders that do not ascend, an index that names none."""

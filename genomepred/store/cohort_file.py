@@ -31,6 +31,11 @@ _BLOCK, _BLOCK_BYTES, _KEPT_BYTES = 1 << 11, 1 << 23, 1 << 26
 _MOST_HAPLOTYPES = 1 << 24
 
 
+def windows_together(haplotypes: int) -> int:
+    """Windows whose index of so many haplotypes is read at a time: whole chunks."""
+    return max(_ENTRIES // max(haplotypes, 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
+
+
 class CohortFile(PredictionStore):
     """The open file, whose rows are those of the grid."""
 
@@ -66,7 +71,8 @@ class CohortFile(PredictionStore):
         self.none = int(np.iinfo(kind).max)
         self._kept = _Kept()
         self._leaders, self._rows = StoredRows(self.leader), StoredRows(self.predictions)
-        self._plain = is_plain(self.index) and self.index.chunks == (INDEX_CHUNK, INDEX_CHUNK)
+        plain = is_plain(self.index) and self.index.chunks == (INDEX_CHUNK, INDEX_CHUNK)
+        self.is_plain_index: bool = plain
         ascending = (np.diff(self.first) >= 0).all()
         if windows and not (ascending and self.first[0] >= 0 and self.first[-1] <= distinct):
             raise SchemaError("/cohort/first does not ascend within the predictions")
@@ -120,8 +126,7 @@ class CohortFile(PredictionStore):
 
     def values(self, numbers: Int64, first: int, last: int) -> Float32:
         """Rows ``[first, last)`` of haplotypes, [haplotypes, rows, tracks]."""
-        step = max(_ENTRIES // max(len(numbers), 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
-        step = min(step, _WINDOWS)
+        step = min(windows_together(len(numbers)), _WINDOWS)
         bins, tracks = self.grid.geometry.bins, len(self.tracks)
         out = np.empty((len(numbers), last - first, tracks), np.float32)
         with self._reading(f"read at rows {first}-{last}"):
@@ -180,7 +185,7 @@ class CohortFile(PredictionStore):
         """Index of a haplotype in a block, [1, windows]."""
         first = block * self.block_windows
         last = min(first + self.block_windows, len(self.first))
-        if not self._plain:
+        if not self.is_plain_index:
             index: NDArray[Any] = self.index[number : number + 1, first:last]
             return index
         group, place = divmod(number, INDEX_CHUNK)

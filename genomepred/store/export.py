@@ -93,7 +93,8 @@ def export_bedgraph(
     for column, output in outputs:
         with text_output(path and output) as file:
             for block in _drawn(store, column, region):
-                file.write(_bedgraph_lines(block))
+                texts = texts_of(block.values).tolist()
+                file.write(_lines(repeat(block.contig), block.start, block.end, texts))
     return [] if path is None else [output for _, output in outputs]
 
 
@@ -144,19 +145,25 @@ def _outputs(store: PredictionStore, path: Path, track: str | None) -> list[tupl
     if track is not None or len(store.tracks) == 1:
         outputs = [(store.columns([track] if track else [])[0], path)]
     else:
-        outputs = list(enumerate(_one_a_track(store, path)))
+        suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+        outputs = list(enumerate(one_a_track(path, suffix, store.tracks)))
     for _, output in outputs:
         refuse_inputs(output, [store.path])
     return outputs
 
 
-def _one_a_track(store: PredictionStore, path: Path) -> list[Path]:
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    stem = path.name.removesuffix(suffix)
-    safe = [name.replace("/", "_").replace("\0", "_") for name in store.tracks]
+def one_a_track(path: Path, suffix: str, tracks: Sequence[str]) -> list[Path]:
+    """A file for each track, whose name stands before the suffix.
+
+    Raises
+    ------
+    OutputError
+        If two of them would be one file.
+    """
+    safe = [track.replace("/", "_").replace("\0", "_") for track in tracks]
     if len(set(safe)) < len(safe):
         raise OutputError(f"{path}: track names collide as file names; choose one with --track")
-    return [path.with_name(f"{stem}.{name}{suffix}") for name in safe]
+    return [path.with_name(f"{path.name.removesuffix(suffix)}.{name}{suffix}") for name in safe]
 
 
 def _drawn(store: PredictionStore, column: int, region: Region | None) -> Iterator[_Block]:
@@ -267,12 +274,8 @@ def texts_of(values: Float32) -> NDArray[np.str_]:
     return texts
 
 
-def _bedgraph_lines(block: _Block) -> bytes:
-    return _lines(repeat(block.contig), block.start, block.end, texts_of(block.values).tolist())
-
-
 def _tsv_lines(store: PredictionStore, rows: Int64, values: Float32) -> bytes:
-    start, end = store.described(rows)
+    start, end = store.grid.described(rows)
     kept = start < end
     interval, numbers = np.unique(store.grid.interval_of(rows[kept]), return_inverse=True)
     contigs = list(map(quoted, store.grid.contigs[interval].tolist()))

@@ -23,38 +23,18 @@ from numpy.typing import NDArray
 from genomepred.errors import GenomepredError, StoreError
 from genomepred.files import publishing, read_small, require_space, sha256_of, write_all
 from genomepred.sequences.grid import SIZES, Grid
-from genomepred.store.reader import (
-    DATASET,
-    FORMAT,
-    FORMAT_VERSION,
-    READ_ERRORS,
-    Attribute,
-    PredictionStore,
-    first_line,
-    read_attributes,
-)
+from genomepred.store.reader import FORMAT, FORMAT_VERSION, READ_ERRORS, first_line
 from genomepred.store.schema import (
+    DATASET,
     FILTERS,
+    Attribute,
     Layout,
-    encode_chunk,
     filter_bytes,
     open_predictions,
+    read_attributes,
     read_sidecar,
     sidecar_path,
 )
-
-__all__ = [
-    "DamagedPartError",
-    "Layout",
-    "PredictionStore",
-    "encode_chunk",
-    "join",
-    "opened_part",
-    "read_sidecar",
-    "sidecar_path",
-    "verify_file",
-    "write_part",
-]
 
 # Metadata arrays are deflated whatever the predictions are, so that every tool can read them.
 _TABLE = Layout(tracks=1, compression="deflate-4")

@@ -7,13 +7,14 @@ the highest of its values that are not missing, as codes of a :class:`~genomepre
 per track.
 
 The file: segments, tables, a sealed description, the length of that in 8 bytes. A segment holds,
-plane after plane, the records that came since the last: one a block (index, and levels up to the
+plane after plane, the entries that came since the last: one a block (index, and levels up to the
 block), or one a bin (levels above). The content has a digest; what is damaged is made anew.
 """
 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,7 +107,7 @@ class Shape:
 
     @property
     def inner_planes(self) -> int:
-        """Planes with one record a block: the index, and for each track those of levels."""
+        """Planes with one entry a block: the index, and for each track those of levels."""
         return 1 + self.tracks * (1 + 2 * INNER)
 
     @property
@@ -161,6 +162,8 @@ class Pyramid:
             self._file = open_regular(path)
         except OSError as error:
             raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        # By whoever reads it last, where nobody else does.
+        self.close = weakref.finalize(self, os.close, self._file)
         try:
             self._load()
         except (DocumentError, ValueError, OSError, LookupError) as error:
@@ -206,12 +209,6 @@ class Pyramid:
             raise ValueError("its tables are not whole")
         data = _read(self._file, size, end - size)
         return np.frombuffer(data, kind).reshape(rows, columns), end - size
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
 
     def __enter__(self) -> Pyramid:
         return self
@@ -281,14 +278,14 @@ class Pyramid:
         a, b = origin + first // each, origin - (-last // each)
         distinct = self.distinct[a:b]
         bins = -(-shape.block_rows[a:b] // (1 << level))
-        indexes = self._records(0, a, b)
-        planes = self._records(shape.plane(track, statistic, level), a, b, level)
+        indexes = self._entries(0, a, b)
+        planes = self._entries(shape.plane(track, statistic, level), a, b, level)
         for d, n, index, codes in zip(distinct, bins, indexes, planes, strict=True):
             kind = index_type(int(d))
             yield np.frombuffer(index, kind), np.frombuffer(codes, np.uint8).reshape(d, n)
 
-    def _records(self, plane: int, first: int, last: int, level: int = 0) -> Iterator[memoryview]:
-        """Records of blocks ``[first, last)`` in a plane, one read a segment."""
+    def _entries(self, plane: int, first: int, last: int, level: int = 0) -> Iterator[memoryview]:
+        """Entries of blocks ``[first, last)`` in a plane, one read a segment."""
         segment = int(np.searchsorted(self._first_block, first, side="right")) - 1
         while first < last:
             begin = int(self._first_block[segment])
@@ -304,7 +301,7 @@ class Pyramid:
             first, segment = stop, segment + 1
 
     def _sizes(self, plane: int, first: int, last: int, level: int) -> Int64:
-        """Bytes of the records of blocks in an inner plane."""
+        """Bytes of the entries of blocks in an inner plane."""
         distinct = self.distinct[first:last]
         if plane == 0:
             return np.where(distinct <= 256, 1, 2) * self.shape.lines

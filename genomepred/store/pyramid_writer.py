@@ -187,7 +187,7 @@ def _encode(
 
 
 class _Target:
-    """Records on their way into segments of a file."""
+    """Entries on their way into segments of a file."""
 
     def __init__(self, file: BinaryIO, shape: Shape) -> None:
         self._file, self._shape = file, shape
@@ -202,10 +202,10 @@ class _Target:
         """Take the indexes of blocks, and their codes."""
         kinds = [index_type(len(block.values)) for block in blocks]
         indexes = [block.label.astype(kind) for block, kind in zip(blocks, kinds, strict=True)]
-        records = [np.concatenate([index.view(np.uint8) for index in indexes]), *planes]
-        for waiting, record in zip(self._waiting, records, strict=False):
-            waiting.append(record)
-            self._size += record.size
+        entries = [np.concatenate([index.view(np.uint8) for index in indexes]), *planes]
+        for waiting, entry in zip(self._waiting, entries, strict=False):
+            waiting.append(entry)
+            self._size += entry.size
         self._blocks += len(blocks)
         if self._size >= _SEGMENT:
             self.flush()
@@ -213,9 +213,9 @@ class _Target:
     def add_bin(self, level: int, planes: Sequence[NDArray[np.uint8]]) -> None:
         """Take a bin above the block: codes [lines] of each track and statistic."""
         first = self._shape.plane(0, 0, level)
-        for number, record in enumerate(planes, first):
-            self._waiting[number].append(record)
-            self._size += record.size
+        for number, entry in enumerate(planes, first):
+            self._waiting[number].append(entry)
+            self._size += entry.size
         self._bins[level - INNER - 1] += 1
 
     def flush(self) -> None:

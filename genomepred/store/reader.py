@@ -20,7 +20,6 @@ from genomepred.sequences.grid import Region, parse_region
 from genomepred.store import zstd
 from genomepred.store.schema import (
     DATASET,
-    Attribute,
     open_group,
     open_predictions,
     read_attributes,
@@ -31,8 +30,6 @@ from genomepred.store.schema import (
 if TYPE_CHECKING:
     import pandas as pd
     import xarray
-
-__all__ = ["DATASET", "Attribute", "PredictionStore", "Predictions", "read_attributes"]
 
 FORMAT = "genomepred"
 FORMAT_VERSION = 1
@@ -165,7 +162,8 @@ class PredictionStore:
         self.attributes = read_attributes(self._file)
         self._require_format()
         self.predictions = open_predictions(self._file)
-        _require_codec(self.predictions)
+        if _compression(self.predictions) == "zstd":
+            zstd.require()
         count = self.predictions.shape[1]
         self.rows: int = self._row_count()
         tracks = open_group(self._file, "tracks")
@@ -298,19 +296,13 @@ class PredictionStore:
                 )
         return [self.tracks.index(track) for track in dict.fromkeys(tracks or self.tracks)]
 
-    def described(self, rows: Int64) -> tuple[Int64, Int64]:
-        """Bases that rows describe, ``[start, end)``, not past the ends of their contigs."""
-        start = self.grid.starts(rows)
-        length = self.grid.length[self.grid.interval_of(rows)]
-        return np.clip(start, 0, length), np.clip(start + self.grid.geometry.bin_size, 0, length)
-
     def __getitem__(self, key: str | tuple[str, slice | int]) -> Predictions:
         contig, start, end = self._bounds(key)
         rows, values = self._gathered(Region(contig, start, end))
         names = self.grid.names
         return Predictions(
             contig,
-            *self.described(rows),
+            *self.grid.described(rows),
             values,
             self.tracks,
             None if names is None else names[self.grid.interval_of(rows)],
@@ -325,7 +317,7 @@ class PredictionStore:
 
     def _places(self, rows: Int64) -> dict[str, NDArray[Any]]:
         """Contig, start, end and name (where there are names) of rows."""
-        start, end = self.described(rows)
+        start, end = self.grid.described(rows)
         interval, names = self.grid.interval_of(rows), self.grid.names
         places = {"contig": self.grid.contigs[interval], "start": start, "end": end}
         return places if names is None else {**places, "name": names[interval]}
@@ -409,11 +401,6 @@ def _compression(data: h5py.Dataset) -> str:
         if code not in (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32):
             return str(name)
     return "none"
-
-
-def _require_codec(data: h5py.Dataset) -> None:
-    if _compression(data) == "zstd":
-        zstd.require()
 
 
 def first_line(error: BaseException) -> str:

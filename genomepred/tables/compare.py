@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genomepred.errors import DataError, OptionError, OutputError, optional
-from genomepred.files import output_error, read_small, write_whole
+from genomepred.errors import DataError, OptionError, optional
+from genomepred.files import make_folder, read_small, write_whole
 from genomepred.messages import counted
 from genomepred.progress import Progress
 from genomepred.sequences.names import shown, some
@@ -127,14 +127,10 @@ def compare(
         raise OptionError("--samples-table and --group belong together; give both")
     if groups and (group is None or len(groups) != 2):
         raise OptionError("--groups names the two groups of --group to compare, as A,B")
-    _require_libraries()
+    with optional("compare", "tables"):
+        import scipy.cluster.hierarchy  # noqa: F401
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise OutputError(f"{folder} is a file; name a folder for the results") from error
-    except OSError as error:
-        raise output_error(folder, error) from error
+    make_folder(folder, "name a folder for the results")
     with open_samples(Path(out)) as samples:
         chosen = None
         if samples_table is not None and group is not None:
@@ -143,11 +139,6 @@ def compare(
             raise DataError(f"{out}: one sample, {samples.names[0]}; nothing to compare it with")
         found = compare_rows(samples, statistic, chosen, tracks, top, progress)
         return _write(samples, found, chosen, folder, signal)
-
-
-def _require_libraries() -> None:
-    with optional("compare", "tables"):
-        import scipy.cluster.hierarchy  # noqa: F401
 
 
 def read_groups(path: Path, column: str, names: Sequence[str], samples: Samples) -> Groups:
@@ -386,10 +377,7 @@ def _draw(
 def _places(samples: Samples, rows: Int64) -> tuple[list[str], Int64, Int64]:
     """Contig, start and end of the bases that rows describe."""
     grid = samples.grid
-    interval = grid.interval_of(rows)
-    start, length = grid.starts(rows), grid.length[interval]
-    end = np.clip(start + grid.geometry.bin_size, 0, length)
-    return grid.contigs[interval].tolist(), np.clip(start, 0, length), end
+    return grid.contigs[grid.interval_of(rows)].tolist(), *grid.described(rows)
 
 
 def _readable(columns: dict[str, Float64]) -> dict[str, Float64]:

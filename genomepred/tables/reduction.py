@@ -14,10 +14,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from genomepred.errors import StoreError
 from genomepred.sequences.grid import Grid
+from genomepred.store.blocks import classify, factors
 from genomepred.store.cohort import CohortStore
-from genomepred.store.cohort_writing import INDEX_CHUNK
+from genomepred.store.cohort_file import windows_together
 from genomepred.store.reader import PredictionStore
 from genomepred.tables.regions import NamedRegion
 
@@ -28,8 +28,8 @@ Int64 = NDArray[np.int64]
 STATISTICS = ("mean", "max", "min", "fraction")
 # What each begins with, before any value.
 _START = np.array([0.0, -np.inf, np.inf, 0.0])
-# Values of a plain file, and entries of a cohort's index, that are read at a time.
-_BLOCK_VALUES, _BLOCK_ENTRIES = 1 << 21, 1 << 22
+# Values of a plain file that are read at a time.
+_BLOCK_VALUES = 1 << 21
 
 
 class Statistic(NamedTuple):
@@ -104,19 +104,23 @@ def reduce_cohort(
     """Statistic of the rows of regions of all haplotypes, [regions, haplotypes, columns]."""
     haplotypes, bins = len(store.haplotypes), store.grid.geometry.bins
     total, count = _accumulators(how, regions, haplotypes, len(columns))
-    windows = max(_BLOCK_ENTRIES // max(haplotypes, 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
-    for block in pieces.blocks(windows * bins):
+    for block in pieces.blocks(windows_together(haplotypes) * bins):
         first, last = int(block.first.min()) // bins, -(-int(block.last.max()) // bins)
         classes = store.classes(first, last)
         classes = classes._replace(rows=columns_of(classes.rows, columns))
         bad = _accumulate_classes(
-            *classes, first, bins, *block, how.number, how.threshold, total, count
+            *classes,
+            factors(last - first),
+            first,
+            bins,
+            *block,
+            how.number,
+            how.threshold,
+            total,
+            count,
         )
         if bad >= 0:
-            raise StoreError(
-                f"{store.path}: the index of window {bad} names no leader; check the file with "
-                "`genomepred verify`"
-            )
+            raise store.without_leader(bad)
     return _finished(how, total, count)
 
 
@@ -172,14 +176,8 @@ def _accumulate(
 ) -> None:
     """Take rows of one genome, ``values[0]`` being row ``low``, into their regions' statistics."""
     for p in range(len(region)):
-        r = region[p]
-        for row in range(first[p] - low, last[p] - low):
-            for t in range(values.shape[1]):
-                value = float(values[row, t])
-                if not np.isnan(value):
-                    term = _term(number, threshold, value)
-                    total[r, 0, t] = _joined(number, total[r, 0, t], term)
-                    count[r, 0, t] += 1
+        r, rows = region[p], values[first[p] - low : last[p] - low]
+        _take(rows, number, threshold, total[r, 0], count[r, 0])
 
 
 @njit(nogil=True, cache=True)
@@ -189,6 +187,7 @@ def _accumulate_classes(
     leader: Any,
     rows: Any,
     none: int,
+    factors: Any,
     window: int,
     bins: int,
     region: Any,
@@ -201,20 +200,27 @@ def _accumulate_classes(
 ) -> int:
     """Take rows of all haplotypes into their regions' statistics, once a class of haplotypes.
 
-    The first five are those of :class:`~genomepred.store.cohort.Classes`; ``window`` is the number
-    of their first. Gives -1, or the window whose index names no leader.
+    The first five are those of :class:`~genomepred.store.cohort.Classes`, ``factors`` those of
+    :func:`~genomepred.store.blocks.factors`; ``window`` is the number of the first window. Gives
+    -1, or the window whose index names no leader.
     """
     haplotypes, tracks = total.shape[1], total.shape[2]
+    words = index.reshape((1, haplotypes, index.shape[1]))
+    masks = np.full(index.shape[1], -1).astype(index.dtype)
     slots = np.empty(1 << int(np.ceil(np.log2(2 * haplotypes + 2))), np.int64)
-    group, keys = np.empty(haplotypes, np.int64), np.empty(haplotypes, np.uint64)
+    label, first_of = np.empty(haplotypes, np.int64), np.empty(haplotypes, np.int64)
+    leads = np.empty_like(index)
     sums, counts = np.empty((haplotypes, tracks)), np.empty((haplotypes, tracks), np.int64)
     origin = window * bins
     for p in range(len(region)):
         begin, end = first[p] - origin, last[p] - origin
         low, high = begin // bins, (end - 1) // bins + 1
-        _group(index, low, high, keys, slots, group)
+        width = high - low
+        slots[:] = -1
+        own = masks[:width], factors, slots, leads[:, :width]
+        classify(words, low, *own, first_of, 0, 0, label)
         for h in range(haplotypes):
-            k = group[h]
+            k = first_of[label[h]]
             if k == h:
                 sums[h], counts[h] = _START[number], 0
                 for w in range(low, high):
@@ -247,39 +253,3 @@ def _take(rows: Any, number: int, threshold: float, sums: Any, counts: Any) -> N
             if not np.isnan(value):
                 sums[t] = _joined(number, sums[t], _term(number, threshold, value))
                 counts[t] += 1
-
-
-@njit(nogil=True, cache=True)
-def _group(index: Any, low: int, high: int, keys: Any, slots: Any, group: Any) -> None:
-    """For each haplotype, the first one with the same leaders in windows ``[low, high)``.
-
-    By a hash table over sums of mixed entries; entries that share a key are compared.
-    """
-    slots[:] = -1
-    mask = len(slots) - 1
-    for h in range(index.shape[0]):
-        key = np.uint64(0)
-        for w in range(low, high):
-            entry = (np.uint64(index[h, w]) + np.uint64(1)) * (
-                np.uint64(2 * w + 1) * np.uint64(0x9E3779B97F4A7C15)
-            )
-            key += entry ^ (entry >> np.uint64(29))
-        keys[h] = key
-        slot = np.int64((key ^ (key >> np.uint64(32))) & np.uint64(mask))
-        while True:
-            other = slots[slot]
-            if other < 0:
-                slots[slot] = group[h] = h
-                break
-            if keys[other] == key and _same(index, h, other, low, high):
-                group[h] = other
-                break
-            slot = (slot + 1) & mask
-
-
-@njit(nogil=True, cache=True)
-def _same(index: Any, a: int, b: int, low: int, high: int) -> bool:
-    same = True
-    for w in range(low, high):
-        same &= index[a, w] == index[b, w]
-    return same

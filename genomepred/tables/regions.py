@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from genomepred.errors import OptionError, RegionError
 from genomepred.sequences.bed import bed_records
-from genomepred.sequences.genes import is_annotation, read_genes
+from genomepred.sequences.genes import is_annotation, read_features
 from genomepred.sequences.names import absent_contig
 
 
@@ -68,8 +68,8 @@ def read_regions(
 
 def _annotated(path: Path, feature: str) -> list[NamedRegion]:
     return [
-        NamedRegion(gene.name, gene.contig, gene.start, gene.end, gene.strand)
-        for gene in read_genes(path, feature)
+        NamedRegion(one.name, one.contig, one.start, one.end, one.strand)
+        for one in read_features(path, feature)
     ]
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from genomepred.errors import OptionError, OutputError, StoreError
-from genomepred.files import output_error, refuse_inputs
+from genomepred.errors import OptionError, StoreError
+from genomepred.files import make_folder, refuse_inputs
 from genomepred.progress import Progress
 from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.fasta import Genome
@@ -113,7 +113,7 @@ def write_sites(
             f"{len(maps)} maps do not fit into one {kind}; name a folder with -o, or use tsv"
         )
     if folder is not None:
-        _make(folder)
+        make_folder(folder, "end its name in .narrowPeak, .bed or .tsv, or name a folder")
     elif output is not None:
         refuse_inputs(output, inputs)
     written: list[tuple[Map, int, Path | None]] = []
@@ -137,17 +137,6 @@ def write_sites(
 def _format_of(path: Path) -> str | None:
     name = path.name.removesuffix(".gz").lower()
     return next((kind for kind in FORMATS if name.endswith(f".{kind.lower()}")), None)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise OutputError(
-            f"{folder} is a file; end its name in .narrowPeak, .bed or .tsv, or name a folder"
-        ) from error
-    except OSError as error:
-        raise output_error(folder, error) from error
 
 
 def _maps(files: Sequence[Path], tracks: Sequence[str], samples: Sequence[str]) -> list[Map]:

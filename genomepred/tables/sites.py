@@ -8,7 +8,7 @@ into one with the summit of the strongest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -83,17 +83,9 @@ class Sites:
         return [f"{self.track}_{number}" for number in rank.tolist()]
 
     def take(self, rows: NDArray[Any]) -> Sites:
-        """Some of the sites."""
-        return Sites(
-            self.contig[rows],
-            self.start[rows],
-            self.end[rows],
-            self.summit[rows],
-            self.score[rows],
-            self.row[rows],
-            self.strand[rows],
-            self.track,
-        )
+        """Some of the sites, which have no sequences yet."""
+        columns = ("contig", "start", "end", "summit", "score", "row", "strand")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def to_frame(self) -> pd.DataFrame:
         """Table with contig, start, end, name, score, strand, summit, track and the sequences."""
@@ -185,7 +177,7 @@ def _sites_of(
 
 def _described(store: PredictionStore, column: int, rows: Int64, scores: Float32) -> Sites:
     """Sites of rows, sorted by contig and start."""
-    start, end = store.described(rows)
+    start, end = store.grid.described(rows)
     starts, size = store.grid.starts(rows), store.grid.geometry.bin_size
     contigs = store.grid.contigs[store.grid.interval_of(rows)]
     kept = np.flatnonzero(start < end)
@@ -221,17 +213,7 @@ def _merged(sites: Sites) -> Sites:
     strongest = order[np.searchsorted(group[order], np.arange(group[-1] + 1))]
     firsts = np.searchsorted(group, np.arange(group[-1] + 1))
     lasts = np.append(firsts[1:], len(sites)) - 1
-    best = sites.take(strongest)
-    return Sites(
-        best.contig,
-        sites.start[firsts],
-        furthest[lasts],
-        best.summit,
-        best.score,
-        best.row,
-        best.strand,
-        best.track,
-    )
+    return replace(sites.take(strongest), start=sites.start[firsts], end=furthest[lasts])
 
 
 def _megabases(store: PredictionStore) -> float:
@@ -336,12 +318,7 @@ def with_sequences(
         codes = genome.codes(contig, start, end)
         codes = reverse_complement(codes) if sign == "-" else codes
         sequences.append(letters(codes))
-    return Sites(
-        *(sites.contig, sites.start, sites.end, sites.summit, sites.score, sites.row),
-        strand,
-        sites.track,
-        sequences,
-    )
+    return replace(sites, strand=strand, sequence=sequences)
 
 
 def _strands(

@@ -15,14 +15,14 @@ from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Grid
 from genomepred.sequences.names import haplotype_names
 from genomepred.store.cohort import CohortStore
-from genomepred.store.cohort_writing import INDEX_CHUNK
+from genomepred.store.cohort_file import windows_together
+from genomepred.store.opening import cohort_of
 from genomepred.store.reader import Float32, Int64, PredictionStore
 from genomepred.tables.ranks import count_classes
 from genomepred.tables.reduction import columns_of
-from genomepred.tables.samples import cohort_of
 
-# Entries of a cohort's index, and values of genomes, that are held at a time.
-_BLOCK_ENTRIES, _BLOCK_VALUES = 1 << 22, 1 << 24
+# Values of genomes that are held at a time.
+_BLOCK_VALUES = 1 << 24
 # Files of genomes that stay open; of more, each is opened anew for every block.
 _MOST_OPEN = 256
 
@@ -100,7 +100,7 @@ class _Cohort:
     ) -> Iterator[Block]:
         bins = self.grid.geometry.bins
         windows = self.grid.rows // bins
-        step = max(_BLOCK_ENTRIES // max(len(group), 1) // INDEX_CHUNK, 1) * INDEX_CHUNK
+        step = windows_together(len(group))
         for first in range(0, windows, step):
             table, starts, leader, rows, none = self._store.classes(
                 first, min(first + step, windows)
@@ -109,10 +109,7 @@ class _Cohort:
             turned = np.ascontiguousarray(table.T)
             bad = count_classes(turned, starts, leader, none, group, counts)
             if bad >= 0:
-                raise StoreError(
-                    f"{self.path}: the index of window {first + bad} names no leader; check the "
-                    "file with `genomepred verify`"
-                )
+                raise self._store.without_leader(first + bad)
             yield Block(first * bins, starts, columns_of(rows, tracks), counts, bins)
 
     def values(self, rows: Sequence[int]) -> Float32:
@@ -149,7 +146,7 @@ class _Genomes:
             what = f"the tracks {', '.join(store.tracks)}"
         elif store.grid.geometry != self.grid.geometry:
             what = f"{store.grid.geometry}"
-        elif not _same_places(store.grid, self.grid):
+        elif not store.grid.same_rows(self.grid, "names"):
             what = "other contigs, lengths or regions"
         if what is not None:
             raise StoreError(
@@ -188,13 +185,6 @@ class _Genomes:
             for j, row in enumerate(rows):
                 out[k, j] = store.read(row, row + 1)[0]
         return out
-
-
-def _same_places(one: Grid, other: Grid) -> bool:
-    columns = ("contigs", "start", "first_row", "length", "names")
-    return one.rows == other.rows and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in columns
-    )
 
 
 class RowStore(PredictionStore):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,10 @@ from genomepred.errors import OptionError, RegionError, StoreError, optional
 from genomepred.progress import Progress
 from genomepred.runs.manifest import prediction_files
 from genomepred.runs.spec import read_places
+from genomepred.sequences.grid import Grid
 from genomepred.sequences.names import haplotype_names, shown, some
 from genomepred.store.cohort import CohortStore
+from genomepred.store.opening import cohort_of
 from genomepred.store.reader import Float32, PredictionStore
 from genomepred.tables.reduction import (
     STATISTICS,
@@ -31,7 +33,6 @@ from genomepred.tables.reduction import (
     reduce_store,
 )
 from genomepred.tables.regions import NamedRegion, read_regions, require_known
-from genomepred.tables.samples import cohort_of
 
 if TYPE_CHECKING:
     import anndata
@@ -81,45 +82,37 @@ class RegionTable:
         """Number of the first region, and values [regions, samples, tracks], a group at a time."""
         size = max(_GROUP_VALUES // max(len(self.samples) * len(self.tracks), 1), 1)
         unit = len(self.samples)
-        with Progress(
-            total=len(self.names) * unit, desc="table", unit=" values", unit_scale=True,
-            shown=progress,
-        ) as bar, self._opened() as store:  # fmt: skip
+        total = len(self.names) * unit
+        bar = Progress(total=total, desc="table", unit=" values", unit_scale=True, shown=progress)
+        with bar, CohortStore(self.files[0]) if self.cohort else nullcontext() as store:
             for first in range(0, len(self.names), size):
                 numbers = range(first, min(first + size, len(self.names)))
-                if isinstance(store, CohortStore):
-                    yield first, self._of_cohort(store, numbers)
+                if store is not None:
+                    pieces, how = self._pieces(store.grid, 0, numbers), self.statistic
+                    yield first, reduce_cohort(store, pieces, len(numbers), how, self.columns)
                     bar.update(len(numbers) * unit)
                 else:
                     yield first, self._of_genomes(numbers, bar)
 
-    def _opened(self) -> AbstractContextManager[CohortStore | None]:
-        return CohortStore(self.files[0]) if self.cohort else nullcontext()
-
-    def _of_cohort(self, store: CohortStore, numbers: range) -> Float32:
-        assert self.places is not None
-        pieces = Pieces.of(store.grid, [self.places[k] for k in numbers])
-        return reduce_cohort(store, pieces, len(numbers), self.statistic, self.columns)
-
     def _of_genomes(self, numbers: range, bar: Progress) -> Float32:
         shape = len(numbers), len(self.samples), len(self.tracks)
         values = np.empty(shape, np.float32)
-        known: tuple[Any, Pieces] | None = None
+        known: tuple[Grid, Pieces] | None = None
         for k, path in enumerate(self.files):
             with PredictionStore(path) as store:
-                if known is None or self.own is not None or not _same_grid(known[0], store):
-                    known = (_grid_of(store), self._pieces(store, k, numbers))
+                if known is None or self.own is not None or not known[0].same_rows(store.grid):
+                    known = store.grid, self._pieces(store.grid, k, numbers)
                 values[:, k] = reduce_store(
                     store, known[1], len(numbers), self.statistic, self.columns
                 )
             bar.update(len(numbers))
         return values
 
-    def _pieces(self, store: PredictionStore, genome: int, numbers: range) -> Pieces:
-        if self.own is None:
-            assert self.places is not None
-            return Pieces.of(store.grid, [self.places[i] for i in numbers])
-        return Pieces.of(store.grid, [self.own[genome].get(self.names[i]) for i in numbers])
+    def _pieces(self, grid: Grid, file: int, numbers: range) -> Pieces:
+        if self.own is not None:
+            return Pieces.of(grid, [self.own[file].get(self.names[i]) for i in numbers])
+        assert self.places is not None
+        return Pieces.of(grid, [self.places[i] for i in numbers])
 
     @cached_property
     def values(self) -> Float32:
@@ -351,12 +344,3 @@ def _by_name(path: Path, regions: Sequence[NamedRegion]) -> dict[str, NamedRegio
             )
         found[region.name] = region
     return found
-
-
-def _grid_of(store: PredictionStore) -> tuple[Any, ...]:
-    grid = store.grid
-    return grid.geometry, grid.contigs, grid.start, grid.first_row, grid.rows, grid.length
-
-
-def _same_grid(known: tuple[Any, ...], store: PredictionStore) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(known, _grid_of(store), strict=True))

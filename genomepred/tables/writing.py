@@ -13,7 +13,7 @@ import numpy as np
 
 from genomepred.errors import OutputError, optional
 from genomepred.files import publishing, refuse_inputs, require_space
-from genomepred.store.export import text_output, texts_of
+from genomepred.store.export import one_a_track, text_output, texts_of
 from genomepred.store.hdf5 import new_file
 from genomepred.tables.table import RegionTable, unique_names
 from genomepred.tsv import quoted, tab_separated
@@ -71,7 +71,7 @@ def write_table(table: RegionTable, path: Path | None, progress: bool = False) -
                 with new_file(temporary) as file:
                     _write_hdf5(table, file, progress)
         return [path]
-    files = _one_a_track(path, suffix, table.tracks)
+    files = _outputs(path, suffix, table.tracks)
     for file in files:
         refuse_inputs(file, table.inputs)
     writer: Callable[..., None] = _write_parquet if suffix == ".parquet" else _write_tsv
@@ -86,7 +86,7 @@ def _most_bytes(table: RegionTable, suffix: str) -> int:
     return 4 * matrices * len(table.names) * len(table.samples) + 2 * names
 
 
-def _one_a_track(path: Path, suffix: str, tracks: Sequence[str]) -> list[Path]:
+def _outputs(path: Path, suffix: str, tracks: Sequence[str]) -> list[Path]:
     if len(tracks) == 1:
         return [path]
     if len(tracks) > _MOST_FILES:
@@ -94,10 +94,7 @@ def _one_a_track(path: Path, suffix: str, tracks: Sequence[str]) -> list[Path]:
             f"{path}: {len(tracks):,} tracks make a file each, at most {_MOST_FILES} at a time; "
             "choose some with --track, or write .h5 or .h5ad, which hold all"
         )
-    safe = [track.replace("/", "_").replace("\0", "_") for track in tracks]
-    if len(set(safe)) < len(safe):
-        raise OutputError(f"{path}: track names collide as file names; choose one with --track")
-    return [path.with_name(f"{path.name.removesuffix(suffix)}.{name}{suffix}") for name in safe]
+    return one_a_track(path, suffix, tracks)
 
 
 def _write_tsv(table: RegionTable, files: Sequence[Path | None], progress: bool) -> None:

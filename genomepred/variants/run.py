@@ -27,7 +27,7 @@ from genomepred.runs.executors.processes import Workers, devices_of, serving
 from genomepred.sequences.edits import LETTERS, NOTHING
 from genomepred.sequences.fasta import Genome
 from genomepred.variants.parts import Parts
-from genomepred.variants.scoring import Measure, Scorer
+from genomepred.variants.scoring import Measure, Scorer, default_measures
 from genomepred.variants.sites import Checked, Sites, check, describe_mismatch, read_blocks
 from genomepred.variants.tables import Column, columns_of, format_of, open_table, require_writable
 
@@ -243,8 +243,9 @@ class _Run:
     def begin(self, digests: list[str]) -> None:
         """Begin, or continue what was begun; parts that are not of this run go."""
         self._digests = digests
-        signature = self._signature()
-        self._numerics = self._parts.begin(signature, self._decide)
+        self._numerics = self._parts.begin(
+            self._signature(), lambda: asdict(self._predictor(None).numerics)
+        )
         for number, digest in enumerate(digests):
             if self._parts.exists(number) and self._parts.read(number, digest) is None:
                 self._parts.discard(number)
@@ -253,10 +254,6 @@ class _Run:
         """Be a worker of a run that has begun."""
         self._numerics = numerics
         self._parts.join(self._signature(), numerics)
-
-    def _decide(self) -> dict[str, Any]:
-        predictor = self._predictor(None)
-        return asdict(predictor.numerics)
 
     def _predictor(self, numerics: Numerics | None) -> Predictor:
         spec = self._spec
@@ -385,12 +382,8 @@ class _Run:
         tracks = [track.name for track in self.card.tracks]
         if self._spec.strand == "each":
             tracks = [name + sign for sign in "+-" for name in tracks]
-        return columns_of(tracks, list(self._names()), self._spec.range is not None)
-
-    def _names(self) -> Mapping[str, Measure]:
-        from genomepred.variants.scoring import default_measures
-
-        return default_measures(self.card) if self._measures is None else self._measures
+        measures = default_measures(self.card) if self._measures is None else self._measures
+        return columns_of(tracks, list(measures), self._spec.range is not None)
 
 
 def work() -> None:

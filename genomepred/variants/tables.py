@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from genomepred.errors import OutputError, SequenceError, optional
 from genomepred.files import publishing
+from genomepred.store.export import texts_of
 from genomepred.tsv import tab_separated
 from genomepred.variants.scoring import Scores
 from genomepred.variants.sites import Sites
@@ -132,16 +133,14 @@ def open_table(
     """
     ending = format_of(out)
     with publishing(out, follow=True) as temporary:
-        if ending == ".tsv":
-            with _Tsv(temporary, columns) as table:
-                yield table
-        elif ending == ".parquet":
-            with _Parquet(temporary, columns) as parquet:
-                yield parquet
-        else:
-            with _Vcf(temporary, columns, variants, contigs, model) as vcf:
+        if ending == ".vcf.gz":
+            with closing(_Vcf(temporary, columns, variants, contigs, model)) as vcf:
                 yield vcf
                 vcf.finish()
+        else:
+            kind = _Tsv if ending == ".tsv" else _Parquet
+            with closing(kind(temporary, columns)) as table:
+                yield table
 
 
 def _keys(sites: Sites, scores: Scores) -> list[list[Any]]:
@@ -161,20 +160,7 @@ def _keys(sites: Sites, scores: Scores) -> list[list[Any]]:
     ]
 
 
-class _Closing:
-    """A table that is closed when its context ends."""
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class _Tsv(_Closing):
+class _Tsv:
     """A line an alternative."""
 
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
@@ -201,13 +187,11 @@ def _texts(column: Column, values: NDArray[Any]) -> list[str]:
     """Shortest text of each value that reads back as the same float32; NaN for missing."""
     if column.is_place:
         return [str(value) if value >= 0 else "NaN" for value in values.tolist()]
-    texts = values.astype(np.str_)
-    texts[np.isnan(values)] = "NaN"
-    found: list[str] = texts.tolist()
-    return found
+    texts: list[str] = texts_of(values).tolist()
+    return texts
 
 
-class _Parquet(_Closing):
+class _Parquet:
     """Columns of numbers are float32 or int64, null where missing."""
 
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
@@ -247,7 +231,7 @@ class _Parquet(_Closing):
         self._writer.close()
 
 
-class _Vcf(_Closing):
+class _Vcf:
     """Every record as it is, with a value an alternative in INFO fields."""
 
     def __init__(

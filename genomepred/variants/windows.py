@@ -19,14 +19,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 from genomepred.sequences import edits as kernel
-from genomepred.sequences.codes import Codes
+from genomepred.sequences.codes import Codes, reverse_complement
 from genomepred.sequences.sweep import build_windows, count_real
 from genomepred.variants.sites import Sites
 
 Int64 = NDArray[np.int64]
 
 REFERENCE = -1
-_COMPLEMENT = np.array([3, 2, 1, 0, 4], np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +145,10 @@ class Haplotypes:
         letters = np.empty_like(self.letters)
         for at, e in zip(alt_first.tolist(), order.tolist(), strict=False):
             piece = self.letters[self.alt_first[e] : self.alt_first[e + 1]]
-            letters[at : at + len(piece)] = _COMPLEMENT[piece[::-1]]
+            letters[at : at + len(piece)] = reverse_complement(piece)
         return replace(
             self,
-            codes=_COMPLEMENT[self.codes[::-1]],
+            codes=reverse_complement(self.codes),
             start=len(self.codes) - self.end[order],
             end=len(self.codes) - self.start[order],
             alt_first=alt_first,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,6 @@ from genomepred.errors import GenomepredError
 from genomepred.messages import described
 from genomepred.sequences.names import ContigNames, some
 from genomepred.store.pyramid import BLOCK, INNER, TILE, Pyramid
-from genomepred.view.assets import Asset, assets
 from genomepred.view.exact import exact_values
 from genomepred.view.genes import Gene, Genes
 from genomepred.view.jobs import Job
@@ -33,6 +36,38 @@ _LEAST_PACKED = 1 << 10
 #: Bins by which lines are put in order of similarity.
 _MOST_BINS = 256
 _MOST_GENES = 2000
+# Media types of the page's files.
+_KINDS = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".txt": "text/plain",
+    ".svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Bytes and their media type."""
+
+    data: bytes
+    kind: str
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The bytes through gzip."""
+        return gzip.compress(self.data, 6, mtime=0)
+
+
+def assets() -> dict[str, Asset]:
+    """All files of the page by name, read once: no request leads to another file."""
+    folder = resources.files("genomepred.view") / "static"
+    found = {}
+    for file in folder.iterdir():
+        kind = _KINDS.get("." + file.name.rpartition(".")[2])
+        if kind is not None:
+            found[file.name] = Asset(file.read_bytes(), kind)
+    return found
 
 
 class AskedError(ValueError):

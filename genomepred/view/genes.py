@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genomepred.errors import DataError
-from genomepred.sequences.genes import Gene as Record
-from genomepred.sequences.genes import gene_records
+from genomepred.sequences.genes import Feature, features
 from genomepred.sequences.names import ContigNames
 
 # Attributes that a gene is found by.
@@ -46,8 +45,8 @@ class Genes:
 
     def __init__(self, path: Path) -> None:
         reading = _Reading()
-        for record in gene_records(path, error=DataError):
-            reading.take(record)
+        for feature in features(path, error=DataError):
+            reading.take(feature)
         self.genes = reading.genes()
         if not self.genes:
             raise DataError(f"{path}: has no gene, or its genes have no IDs")
@@ -91,7 +90,7 @@ class Genes:
 
 
 class _Reading:
-    """Records on their way to genes: parents come before or after, or, in GTF, not at all."""
+    """Features on their way to genes: parents come before or after, or, in GTF, not at all."""
 
     def __init__(self) -> None:
         self.named: dict[str, int] = {}
@@ -99,39 +98,39 @@ class _Reading:
         self._numbers: dict[str, int] = {}
         self._parts: list[tuple[str, int, int]] = []
 
-    def take(self, record: Record) -> None:
-        attributes = record.attributes
-        if record.feature in _PARTS:
-            for parent in _parents(record):
-                self._parts.append((parent, record.start, record.end))
+    def take(self, feature: Feature) -> None:
+        attributes = feature.attributes
+        if feature.kind in _PARTS:
+            for parent in _parents(feature):
+                self._parts.append((parent, feature.start, feature.end))
         if "gene_id" in attributes and "ID" not in attributes:
-            number = self._gene(attributes["gene_id"], record)
+            number = self._gene(attributes["gene_id"], feature)
         elif "Parent" in attributes:
-            if record.feature not in _PARTS and "ID" in attributes:
+            if feature.kind not in _PARTS and "ID" in attributes:
                 self._numbers.setdefault(
                     attributes["ID"], self._numbers.get(attributes["Parent"].split(",")[0], -1)
                 )
             return
-        elif record.feature.endswith("gene") or record.feature in ("mRNA", "transcript"):
-            number = self._gene(attributes.get("ID", record.name), record)
+        elif feature.kind.endswith("gene") or feature.kind in ("mRNA", "transcript"):
+            number = self._gene(attributes.get("ID", feature.name), feature)
         else:
             return
         for key in _NAMES:
             if key in attributes:
                 self.named.setdefault(attributes[key].casefold(), number)
 
-    def _gene(self, key: str, record: Record) -> int:
-        """Number of the gene of a key, made by its first record and widened by others."""
+    def _gene(self, key: str, feature: Feature) -> int:
+        """Number of the gene of a key, made by its first feature and widened by others."""
         if key not in self._numbers:
             self._numbers[key] = len(self._genes)
-            names = (record.attributes.get(name) for name in ("gene_name", "Name"))
+            names = (feature.attributes.get(name) for name in ("gene_name", "Name"))
             name = next(filter(None, names), key)
-            facts = [record.contig, record.start, record.end, name, record.strand]
+            facts = [feature.contig, feature.start, feature.end, name, feature.strand]
             self._genes.append((facts, []))
         number = self._numbers[key]
         gene = self._genes[number][0]
-        if gene[0] == record.contig:
-            gene[1], gene[2] = min(gene[1], record.start), max(gene[2], record.end)
+        if gene[0] == feature.contig:
+            gene[1], gene[2] = min(gene[1], feature.start), max(gene[2], feature.end)
         return number
 
     def genes(self) -> list[Gene]:
@@ -140,23 +139,19 @@ class _Reading:
             number = self._numbers.get(parent, -1)
             if number >= 0:
                 self._genes[number][1].append((start, end))
-        return [Gene(c, a, b, n, s, _merged(e)) for (c, a, b, n, s), e in self._genes]
+        return [Gene(c, a, b, n, s, tuple(_union(e))) for (c, a, b, n, s), e in self._genes]
 
 
-def _parents(record: Record) -> Iterable[str]:
-    attributes = record.attributes
+def _parents(feature: Feature) -> Iterable[str]:
+    attributes = feature.attributes
     if "Parent" in attributes:
         return attributes["Parent"].split(",")
     return [attributes["gene_id"]] if "gene_id" in attributes else []
 
 
-def _merged(exons: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    return tuple(_union(sorted(exons)))
-
-
 def _union(exons: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     begin = end = -1
-    for start, stop in exons:
+    for start, stop in sorted(exons):
         if start > end:
             if end >= 0:
                 yield begin, end

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from genomepred.errors import SequenceError, StoreError
+from genomepred.errors import SequenceError, StoreError, optional
 from genomepred.machine import isolated_command
 from genomepred.messages import described
+
+Float32 = NDArray[np.float32]
 
 _BODY = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -178,12 +181,45 @@ def order(
 ) -> list[int]:
     """Lines in the order of leaves of a tree: clusters of the values of a view."""
     from genomepred.store.pyramid import Pyramid
-    from genomepred.view.clusters import leaves
 
     with Pyramid(Path(path)) as pyramid:
         codes = pyramid.codes(track, statistic, level, interval, first, last)
         values = np.append(np.nan, pyramid.scales[track]).astype(np.float32)[codes]
     return [int(line) for line in leaves(values)]
+
+
+def leaves(values: Float32) -> NDArray[np.int64]:
+    """Lines as the leaves of a tree: average linkage of Euclidean distances, SciPy's.
+
+    Equal lines are one leaf, in their own order. What is missing counts as the mean of its column.
+
+    Parameters
+    ----------
+    values : float32 array, [lines, bins]
+        NaN where missing.
+
+    Raises
+    ------
+    DependencyError
+        If SciPy is not installed.
+    """
+    with optional("similarity", "view"):
+        from scipy.cluster.hierarchy import leaves_list, linkage
+    filled = _filled(values)
+    kinds, label = np.unique(filled, axis=0, return_inverse=True)
+    if len(kinds) < 2:
+        return np.arange(len(values))
+    tree: NDArray[Any] = linkage(kinds, "average")
+    place = np.empty(len(kinds), np.int64)
+    place[leaves_list(tree)] = np.arange(len(kinds))
+    return np.argsort(place[label.reshape(-1)], kind="stable")
+
+
+def _filled(values: Float32) -> Float32:
+    missing = np.isnan(values)
+    count = (~missing).sum(axis=0)
+    mean = np.where(missing, 0, values).sum(axis=0) / np.maximum(count, 1)
+    return np.where(missing, mean, values).astype(np.float32)
 
 
 def bases(path: str, contigs: Mapping[str, int]) -> Callable[[str, int, int], str]:

@@ -38,7 +38,8 @@ class Shown:
         self.map, self._progress = map, progress
         self._lock = threading.Lock()
         self._pyramid: Pyramid | None = None
-        self._sequence: Sequence | None = None
+        #: The genome's bases, once the pyramid is there, if they are to be had.
+        self.sequence: Sequence | None = None
         self._thread: threading.Thread | None = None
         self._job: Job | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -74,11 +75,6 @@ class Shown:
             raise ChangedError(f"{name}: has changed on the disk; reload the page to see it anew")
         return pyramid
 
-    @property
-    def sequence(self) -> Sequence | None:
-        """The genome's bases, if they are to be had."""
-        return self._sequence
-
     def wait(self) -> None:
         """Wait for the pyramid, or for the error that it has become."""
         if self._thread is not None:
@@ -88,8 +84,8 @@ class Shown:
         """End what is being made, and let go of files."""
         if self._job is not None:
             self._job.kill()
-        if self._sequence is not None:
-            self._sequence.close()
+        if self.sequence is not None:
+            self.sequence.close()
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -105,7 +101,7 @@ class Shown:
         try:
             pyramid = self._find() or self._build()
             contigs = {found["contig"]: found["length"] for found in pyramid.intervals}
-            self._sequence = try_sequence(self.map.sequence(), contigs)
+            self.sequence = try_sequence(self.map.sequence(), contigs)
             self._looked = time.monotonic()
             self._pyramid, self.share = pyramid, 1.0
         except Exception as error:

@@ -103,15 +103,3 @@ def pack_codes(table: Tensor, shift: Tensor, size: int | None = None) -> PackedC
     for added in of_taps.view(groups, size, SYMBOLS, width).unbind(1):
         tables = (tables[:, :, None] + added[:, None]).flatten(1, 2)
     return PackedCodes(tables.contiguous(), size, taps)
-
-
-def codes_conv(
-    codes: Tensor,
-    table: Tensor,
-    shift: Tensor,
-    padding: Sequence[int],
-    epilogue: Epilogue,
-    out: Tensor,
-) -> None:
-    """Fill ``out``; see :func:`genomepred.kernels.codes_conv.reference.codes_conv_reference`."""
-    pack_codes(table, shift)(codes, None, padding, epilogue, [out])

@@ -36,12 +36,12 @@ def _operation(
     next_activation: str,
     next_factor: float,
 ) -> Tensor:
-    from genomepred.kernels.codes_conv import cpu
+    from genomepred.kernels.codes_conv.cpu import pack_codes
 
     epilogue = Epilogue(activation, factor, pool, next_activation, next_factor)
     check_codes_conv(codes, table, shift, epilogue)
     out = empty_output(codes, table, padding, epilogue.pool)
-    cpu.codes_conv(codes, table, shift, padding, epilogue, out)
+    pack_codes(table, shift)(codes, None, padding, epilogue, [out])
     return out
 
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genomepred.kernels.conv_block.reference import empty_block_outputs
 from genomepred.kernels.epilogue.cpu import TILE_VALUES, bias_act_pool, numbers
 from genomepred.kernels.epilogue.reference import NO_EPILOGUE, Epilogue
 from genomepred.kernels.vectors import MANY, WIDE
@@ -52,13 +51,18 @@ class Packed(NamedTuple):
         epilogue: Epilogue,
         outs: Sequence[Tensor],
     ) -> Sequence[Tensor]:
-        """Fill ``outs``, contiguous float32: the result and, if it is wanted, what is kept."""
+        """Fill ``outs``, contiguous: the result and, if it is wanted, what is kept.
+
+        All is computed in float32, whatever the dtype.
+        """
         taps, channels_in, width = self.weight.shape
         wide, added = x.float(), None if residual is None else residual.float()
         of_x, of_residual = (
             (0, 0, 0) if y is None else (y.data_ptr(), 4 * y.stride(0), 4 * y.stride(1))
             for y in (wide, added)
         )
+        kind = torch.float32
+        filled = [y if y.dtype == kind else torch.empty_like(y, dtype=kind) for y in outs]
         span = self.dilation * (taps - 1) + 1
         length = x.shape[1] + sum(padding) - span + 1
         best = BEST_FOUR if width >= FOUR else BEST_TWO if width >= 2 * WIDE else BEST_ONE
@@ -69,10 +73,17 @@ class Packed(NamedTuple):
         _conv_block()(
             *(*of_x, *wide.shape, self.weight.data_ptr(), self.shift.data_ptr(), taps, width),
             *(*padding, self.dilation, *of_residual, *numbers(epilogue)),
-            *(outs[0].data_ptr(), *outs[0].shape[1:], outs[1].data_ptr() if len(outs) > 1 else 0),
+            *(
+                filled[0].data_ptr(),
+                *filled[0].shape[1:],
+                filled[-1].data_ptr() if filled[1:] else 0,
+            ),
             *(tile.data_ptr(), positions, group, tile.data_ptr() + 4 * positions * width),
             *self.tiles,
         )
+        for out, values in zip(outs, filled, strict=True):
+            if values is not out:
+                out.copy_(values)
         return outs
 
     def linear(self, x: Tensor) -> Tensor:
@@ -94,22 +105,6 @@ def pack_block(weight: Tensor, shift: Tensor, dilation: int = 1) -> Packed:
     return Packed(*(y.detach().contiguous() for y in padded), channels, dilation, tiles)
 
 
-def conv_block(
-    x: Tensor,
-    weight: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    padding: Sequence[int],
-    dilation: int,
-    epilogue: Epilogue,
-    keep: bool,
-) -> list[Tensor]:
-    """Direct convolution; see :func:`.reference.conv_block_reference`."""
-    outs = empty_block_outputs(x.float(), weight, padding, dilation, epilogue.pool, keep)
-    pack_block(weight, shift, dilation)(x, residual, padding, epilogue, outs)
-    return [out.to(x.dtype) for out in outs]
-
-
 def conv_block_by_onednn(
     x: Tensor,
     weight: Tensor,
@@ -120,15 +115,10 @@ def conv_block_by_onednn(
     epilogue: Epilogue,
     keep: bool,
 ) -> list[Tensor]:
-    """As :func:`conv_block`, by a (1, K) channels-last 2-D convolution of oneDNN and one pass.
+    """A convolution block by a (1, K) channels-last 2-D convolution of oneDNN and one pass.
 
     oneDNN has no such form in one dimension.
     """
-    return bias_act_pool(_onednn(x, weight, padding, dilation), shift, residual, epilogue, keep)
-
-
-def _onednn(x: Tensor, weight: Tensor, padding: Sequence[int], dilation: int) -> Tensor:
-    """Convolution alone, channels-last."""
     image = x.permute(0, 2, 1).unsqueeze(2)
     if padding[0] != padding[1]:
         image, padding = functional.pad(image, tuple(padding)), (0, 0)
@@ -136,4 +126,5 @@ def _onednn(x: Tensor, weight: Tensor, padding: Sequence[int], dilation: int) ->
         image, weight.permute(2, 1, 0).unsqueeze(2), None, 1, (0, padding[0]), (1, dilation)
     )
     rows = values.squeeze(2).transpose(1, 2)
-    return rows if rows.stride(2) == 1 else rows.contiguous()
+    rows = rows if rows.stride(2) == 1 else rows.contiguous()
+    return bias_act_pool(rows, shift, residual, epilogue, keep)

@@ -42,11 +42,13 @@ def _operation(
     next_factor: float,
     keep: bool,
 ) -> list[Tensor]:
-    from genomepred.kernels.conv_block import cpu
+    from genomepred.kernels.conv_block.cpu import pack_block
 
     epilogue = Epilogue(activation, factor, pool, next_activation, next_factor)
     check_conv_block(x, weight, shift, residual, padding, dilation, epilogue)
-    return cpu.conv_block(x, weight, shift, residual, padding, dilation, epilogue, keep)
+    outs = empty_block_outputs(x, weight, padding, dilation, epilogue.pool, keep)
+    pack_block(weight, shift, dilation)(x, residual, padding, epilogue, outs)
+    return outs
 
 
 @_operation.register_kernel("cuda")

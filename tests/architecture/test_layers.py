@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import FIRST
+
 ROOT = Path(__file__).parents[2]
 HOMES = {
     "genomepred": ROOT / "genomepred",
@@ -162,3 +164,7 @@ def test_functions_are_short():
     longer = {name: lines for name, lines in found.items() if lines > LONGER.get(name, LONGEST)}
     assert longer == {}
     assert statistics.quantiles(found.values(), n=10)[-1] <= NINETIETH
+
+
+def test_files_of_tests_that_come_first_exist():
+    assert [name for name in FIRST if not (ROOT / "tests" / name).is_file()] == []

@@ -236,7 +236,7 @@ def test_a_wheel_has_benchmarks_kernels_and_their_table(tmp_path: Path) -> None:
     # A copy, so that no earlier build is in the wheel.
     for name in ("genomepred", "kernels", "benchmarks"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip"]
     build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]

@@ -12,7 +12,7 @@ import pytest
 from genomepred.models.checkpoint import load_model, save_checkpoint
 from genomepred.models.external import make_external
 from genomepred.sequences.fasta import Genome
-from genomepred.store.hdf5 import PredictionStore
+from genomepred.store.reader import PredictionStore
 from tests.helpers import genomepred, python
 from tests.models.test_external import CODE, make_card
 
@@ -80,7 +80,8 @@ def test_an_error_in_the_code_is_one_line_and_a_traceback_with_debug(folder: Pat
     assert failed.stderr.startswith("genomepred: error: mine.py: called with [")
     assert "IndexError: Dimension out of range" in failed.stderr
     assert failed.stderr.count("\n") == 1
-    command = ("-m", "genomepred", *PREDICT, "--trust-code", "mine.py", "--debug")
+    alone = ("--jobs", "1", "--debug")
+    command = ("-m", "genomepred", *PREDICT, "--trust-code", "mine.py", *alone)
     whole = python(*command, cwd=folder)
     assert 'mine.py", line' in whole.stderr
     assert "in forward" in whole.stderr

@@ -66,6 +66,7 @@ def test_examples_are_bit_for_bit_those_of_the_first_version(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.slow  # the test above is its small form
 def test_the_first_epoch_of_the_bundled_model_is_bit_for_bit_the_same(shared_data: Path) -> None:
     source = Source(
         shared_data / "labels" / "ctcf_peaks_100bp.fa.gz",

@@ -1,13 +1,16 @@
-"""All that a CPU computes, of the three operations."""
+"""All that a CPU computes, of the three operations, called as their references are."""
 
-from genomepred.kernels.codes_conv.cpu import (
-    SYMBOLS,
-    TABLE_BYTES,
-    codes_conv,
-    pack_codes,
-)
-from genomepred.kernels.conv_block.cpu import conv_block, conv_block_by_onednn, pack_block
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from genomepred.kernels.codes_conv.cpu import SYMBOLS, TABLE_BYTES, pack_codes
+from genomepred.kernels.conv_block.cpu import conv_block_by_onednn, pack_block
+from genomepred.kernels.conv_block.reference import empty_block_outputs
 from genomepred.kernels.epilogue.cpu import bias_act_pool
+from genomepred.kernels.epilogue.reference import Epilogue
 from genomepred.kernels.vectors import WIDE
 
 __all__ = [
@@ -21,3 +24,31 @@ __all__ = [
     "pack_block",
     "pack_codes",
 ]
+
+
+def codes_conv(
+    codes: Tensor,
+    table: Tensor,
+    shift: Tensor,
+    padding: Sequence[int],
+    epilogue: Epilogue,
+    out: Tensor,
+) -> None:
+    """Fill ``out``."""
+    pack_codes(table, shift)(codes, None, padding, epilogue, [out])
+
+
+def conv_block(
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    padding: Sequence[int],
+    dilation: int,
+    epilogue: Epilogue,
+    keep: bool,
+) -> list[Tensor]:
+    """Direct convolution."""
+    outs = empty_block_outputs(x, weight, padding, dilation, epilogue.pool, keep)
+    pack_block(weight, shift, dilation)(x, residual, padding, epilogue, outs)
+    return outs

@@ -139,14 +139,17 @@ def test_nan_stays_visible(pool: str) -> None:
     assert out.isfinite().sum() == out.numel() - out[:, :, 3].numel()
 
 
+# All 400,000 rows would take half a day. The step shares no factor with the numbers of shapes, and
+# each type and length begins at a place of its own.
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", cases.KINDS)
 @pytest.mark.parametrize("length", cases.LENGTHS)
-def test_full_product(kind: Any, length: int) -> None:
+def test_a_sample_of_the_full_product(kind: Any, length: int) -> None:
     only = {"kind": [kind], "length": [length], "samples": [2]}
-    for row in cases.product(cases.CODES_AXES | only):
+    first = 10 * (cases.KINDS.index(kind) * len(cases.LENGTHS) + cases.LENGTHS.index(length))
+    for row in cases.product(cases.CODES_AXES | only)[first::499]:
         launches.launch_codes(cases.codes_problem(row))
-    for row in cases.product(cases.RESIDUAL_AXES | only):
+    for row in cases.product(cases.RESIDUAL_AXES | only)[first % 17 :: 17]:
         launches.launch_pointwise(cases.pointwise_problem(row))
-    for row in cases.product(cases.BLOCK_AXES | only):
+    for row in cases.product(cases.BLOCK_AXES | only)[first::499]:
         launches.launch_block(cases.block_problem(row))

@@ -57,7 +57,7 @@ def test_whole_models() -> None:
 
 
 @pytest.mark.slow
-def test_interpreter_full_product() -> None:
+def test_interpreter_sample_of_the_full_product() -> None:
     assert "passed" in interpret("-m", "slow", KERNELS)
 
 

@@ -160,7 +160,7 @@ def test_little_context_is_not_worth_it() -> None:
     assert StretchSizes(model, geometry, "cpu").choose("auto", lambda windows: 1.0) is None
 
 
-@pytest.mark.parametrize("strand", ["forward", "each"])
+@pytest.mark.parametrize("strand", [pytest.param("forward", marks=pytest.mark.slow), "each"])
 def test_runs_give_the_same_values_and_the_same_bytes(tmp_path: Path, strand: str) -> None:
     model = small()
     codes = np.random.default_rng(0).integers(0, 4, 5_000)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,12 @@ def shared(model: SequenceModel, codes: torch.Tensor, stride: int, windows: int)
         return Sharing(model, stride, windows)(codes)
 
 
+@lru_cache(1)
+def forms(model: SequenceModel) -> tuple[SequenceModel, SequenceModel]:
+    """A model in float64, and prepared."""
+    return copy.deepcopy(model).double(), prepare(model)
+
+
 def compare(
     model: SequenceModel,
     stride: int,
@@ -105,8 +111,9 @@ def compare(
     windows = -(-windows // phases_of(model, stride)) * phases_of(model, stride)
     if codes is None:
         codes = random_codes((windows - 1) * stride + model.window)
-    wanted = by_window(copy.deepcopy(model).double(), codes, stride)
-    found = shared(prepare(model), codes, stride, windows)
+    double, prepared = forms(model)
+    wanted = by_window(double, codes, stride)
+    found = shared(prepared, codes, stride, windows)
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 

@@ -268,9 +268,16 @@ def keras_layers(padding: str, version: int = 2) -> tuple[Any, dict[str, tuple[A
     return model, layers
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(
+    ("version", "padding", "nested"),
+    [
+        *[(1, "same", True), (1, "valid", False), (2, "same", False), (2, "valid", True)],
+        pytest.param(1, "same", False, marks=pytest.mark.slow),
+        pytest.param(1, "valid", True, marks=pytest.mark.slow),
+        pytest.param(2, "same", True, marks=pytest.mark.slow),
+        pytest.param(2, "valid", False, marks=pytest.mark.slow),
+    ],
+)
 def test_keras_weights_give_the_model_that_they_were_made_from(
     tmp_path: Path, version: int, padding: str, nested: bool
 ) -> None:

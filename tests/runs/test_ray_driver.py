@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from genomepred.errors import OutputError, SequenceError, SignatureError
 from genomepred.runs import cohort_work
 from genomepred.runs.cohort import CohortRun, predict_cohort
+from genomepred.runs.executors import driver as drivers
 from genomepred.runs.executors import ray as executor
 from genomepred.runs.executors.device import Device, _joined
 from genomepred.runs.run import execute
@@ -193,7 +194,7 @@ class World:
     def run(self) -> None:
         calls = [[k, f"g{k}", f"g{k}.fa"] for k in range(len(self.rows))]
         told = json.dumps({"calls": calls, "gpu": False})
-        driver = executor.Driver(told, lambda **message: self.said.append(message))
+        driver = drivers.Driver(told, lambda **message: self.said.append(message))
         driver.run()
 
     def heard(self, what: str) -> list[Any]:
@@ -211,9 +212,9 @@ def model(monkeypatch):
         worlds.append(world)
 
     monkeypatch.setattr(World, "__init__", make)
-    monkeypatch.setattr(executor, "_ray", lambda: worlds[-1])
-    monkeypatch.setattr(executor, "_NEWS", -1.0)
-    monkeypatch.setattr(executor, "_WAIT", 0.0)
+    monkeypatch.setattr(drivers, "_ray", lambda: worlds[-1])
+    monkeypatch.setattr(drivers, "_NEWS", -1.0)
+    monkeypatch.setattr(drivers, "_WAIT", 0.0)
 
 
 @settings(max_examples=examples(150))
@@ -340,7 +341,7 @@ def test_shards_that_follow_each_other_are_told_as_one():
     assert _joined([]) == []
     assert _joined([(0, 10), (10, 20), (20, 23)]) == [(0, 23, 10)]
     assert _joined([(10, 20), (40, 50), (60, 63)]) == [(10, 20, 10), (40, 50, 10), (60, 63, 3)]
-    assert executor._shards(0, 23, 10) == [(0, 10), (10, 20), (20, 23)]
+    assert drivers._shards(0, 23, 10) == [(0, 10), (10, 20), (20, 23)]
 
 
 class Computing(World):
@@ -377,7 +378,7 @@ def test_a_panel_is_computed_by_several_devices_to_the_same_bytes(tmp_path: Path
     def driver(told: str) -> Any:
         worlds.append(Computing({"a": 2, "b": 1}, kills=3, told=told))
         said: list[bytes] = []
-        executor.Driver(told, lambda **message: said.append(json.dumps(message).encode())).run()
+        drivers.Driver(told, lambda **message: said.append(json.dumps(message).encode())).run()
         yield said
 
     monkeypatch.setattr(executor, "_driver", driver)

@@ -28,7 +28,7 @@ from genomepred.runs.merging import merge
 from genomepred.runs.spec import GenomePath
 from genomepred.runs.work import Work, disk_error
 from genomepred.sequences.grid import Geometry
-from genomepred.store.hdf5 import Layout
+from genomepred.store.schema import Layout
 from tests.runs.small import cut
 
 SIGNATURE = Signature(

@@ -189,7 +189,14 @@ def test_plan_counts_what_is_done(folder, model, tmp_path):
     spec = RunSpec(tuple(find_genomes([folder])), str(model), out, stride=1, overlap="naive")
     assert [(genome.shards, genome.finished) for genome in plan(spec).genomes] == [(3, 0), (3, 0)]
     predict(folder, model, out, jobs=1, stride=1, overlap="naive", shard=(1, 3))
+    no_part = next(
+        path
+        for rows in ("0-1024", "1024-2048")
+        if not (path := out / ".parts" / "b" / f"{rows}.h5").exists()
+    )
+    no_part.mkdir()
     assert [(genome.shards, genome.finished) for genome in plan(spec).genomes] == [(3, 1), (3, 1)]
+    no_part.rmdir()
     run(folder / "a.fa", model, out)
     found = plan(spec)
     assert [(genome.shards, genome.finished) for genome in found.genomes] == [(3, 3), (3, 1)]

@@ -17,6 +17,7 @@ from genomepred.sequences.cohort import Panel, PanelOptions, read_samples
 from genomepred.sequences.consensus import write_consensus
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.panel_cache import Block
+from tests.helpers import seeds
 from tests.sequences.panels import (
     RandomPanel,
     bcftools,
@@ -292,6 +293,8 @@ def headed(genome: Genome, header: str, *records: str) -> Path:
         ("##contig=<ID=c1,length=19>", "b"),
         ('##contig=<ID=c1,assembly="a,length=20",length=21>', "v"),
         ('##contig=<length="21",ID=c1>\r', "v"),
+        ('##contig=<assembly="a,ID=zz",ID=c1,length=21>', "v"),
+        ('##contig=<assembly="a,ID=zz",ID=c1,length=21>', "b"),
         ("##contig=<ID=chrc1,length=21>", "v"),
     ],
 )
@@ -392,7 +395,7 @@ def _words(chain: str) -> list[list[str]]:
     return [line.split() for line in chain.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", seeds(12, 24))
 def test_haplotypes_and_chains_are_those_of_bcftools(tmp_path: Path, seed: int) -> None:
     text = random_panel(seed, phased=seed % 2 == 0)
     fasta = text.fasta(tmp_path / "ref.fa")
@@ -474,6 +477,20 @@ def test_the_cache_is_checked_and_made_anew(tmp_path: Path) -> None:
         plain.write_text(text.text(text.lines[:-1]))
         with Panel(genome, plain, cache=tmp_path / "cache") as other:
             assert other.digest != first.digest
+
+
+def test_a_damaged_cache_that_cannot_be_made_anew_is_closed_once(tmp_path: Path) -> None:
+    text = random_panel(1, samples=4)
+    plain = text.vcf(tmp_path / "p.vcf")
+    with Genome(text.fasta(tmp_path / "ref.fa")) as genome:
+        Panel(genome, plain, cache=tmp_path / "cache").close()
+        data = next((tmp_path / "cache").glob("*.panel"))
+        data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+        panel = Panel(genome, plain, cache=tmp_path / "cache")
+        plain.unlink()
+        with pytest.raises(SequenceError, match="cannot be read"):
+            mine(panel, *panel.haplotypes[0])
+        panel.close()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from genomepred.sequences.cohort import Panel, PanelOptions
 from genomepred.sequences.distinct import distinct_windows, leader_type
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Geometry
+from tests.helpers import seeds
 from tests.sequences.panels import RandomPanel, random_panel
 
 GEOMETRIES = [
@@ -82,7 +83,7 @@ def check(panel: Panel, g: Geometry, step: int = 10**9) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(4, 6))
 def test_windows_are_cut_from_haplotypes(
     tmp_path: Path, geometry: Geometry, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +97,7 @@ def test_windows_are_cut_from_haplotypes(
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(4, 8))
 def test_haplotypes_that_are_alike_for_a_while(
     tmp_path: Path, geometry: Geometry, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

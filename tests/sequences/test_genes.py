@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genomepred.errors import RegionError
-from genomepred.sequences.genes import gene_records, is_annotation, read_genes
+from genomepred.sequences.genes import features, is_annotation, read_features
 
 GFF3 = """\
 ##gff-version 3
@@ -40,7 +40,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 @pytest.mark.parametrize("name", ["g.gff3", "g.GFF", "g.gff3.gz", "g.gff.bgz"])
 def test_gff3(tmp_path: Path, name: str) -> None:
-    first, second, third = read_genes(write(tmp_path, name, GFF3))
+    first, second, third = read_features(write(tmp_path, name, GFF3))
     assert first[:6] == ("Chr1", 2902, 10817, "LOC_Os01g01010", "+", "gene")
     assert first.line == 3
     assert first.attributes["Note"] == "TBC domain; one"
@@ -50,12 +50,12 @@ def test_gff3(tmp_path: Path, name: str) -> None:
 
 def test_gtf(tmp_path: Path) -> None:
     path = write(tmp_path, "g.gtf.gz", GTF.replace("\n", "\r\n"))
-    gene, transcript, exon = gene_records(path)
+    gene, transcript, exon = features(path)
     assert gene[:6] == ("1", 2982, 10815, "Os01g0100100", "+", "gene")
     assert gene.attributes == {"gene_id": "Os01g0100100", "gene_name": "TBC; 1", "level": "2"}
     assert (transcript.name, transcript.attributes["tag"]) == ("Os01t0100100-01", "a")
     assert exon.name == "e1"
-    assert [g.name for g in read_genes(path, "transcript")] == ["Os01t0100100-01"]
+    assert [g.name for g in read_features(path, "transcript")] == ["Os01t0100100-01"]
 
 
 def test_names_tell_the_format() -> None:
@@ -80,19 +80,19 @@ def test_names_tell_the_format() -> None:
 )
 def test_refusals(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(RegionError, match=message):
-        read_genes(write(tmp_path, "bad.gff3", line + "\n"))
+        read_features(write(tmp_path, "bad.gff3", line + "\n"))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RegionError, match="No such file"):
-        read_genes(tmp_path / "absent.gff3")
+        read_features(tmp_path / "absent.gff3")
     with pytest.raises(RegionError, match=r"neither \.gff3"):
-        read_genes(write(tmp_path, "genes.txt", GFF3))
+        read_features(write(tmp_path, "genes.txt", GFF3))
     damaged = write(tmp_path, "d.gff3.gz", GFF3.partition("##FASTA")[0] * 500)
     damaged.write_bytes(damaged.read_bytes()[:-30])
     with pytest.raises(RegionError, match="cannot be read as GFF3"):
-        read_genes(damaged)
+        read_features(damaged)
     latin = tmp_path / "l.gtf"
     latin.write_bytes(b'1\tx\tgene\t1\t2\t.\t+\t.\tgene_id "\xe9";\n')
     with pytest.raises(RegionError, match="not UTF-8"):
-        read_genes(latin)
+        read_features(latin)

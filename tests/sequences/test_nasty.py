@@ -22,7 +22,7 @@ from tests.sequences import by_hand
 from tests.sequences.panels import RandomPanel, bcftools, consensus, convert, random_panel
 from tests.sequences.test_distinct import GEOMETRIES, check
 
-FEW, MANY = 24, 1000
+FEW, MANY = 12, 1000
 
 
 @dataclass

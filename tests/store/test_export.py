@@ -18,7 +18,8 @@ import pytest
 from genomepred.errors import OutputError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.store.export import export_bedgraph, export_bigwig, export_tsv
-from genomepred.store.hdf5 import Layout, PredictionStore
+from genomepred.store.reader import PredictionStore
+from genomepred.store.schema import Layout
 from tests.bigwig_files import read_bigwig
 from tests.store_files import CONTIGS, random_values, write_store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -13,7 +14,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,17 +30,9 @@ from genomepred.errors import OutputError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
 from genomepred.store import hdf5
 from genomepred.store.export import export_bedgraph, export_bigwig, export_tsv
-from genomepred.store.hdf5 import (
-    DamagedPartError,
-    Layout,
-    PredictionStore,
-    encode_chunk,
-    join,
-    read_sidecar,
-    sidecar_path,
-    verify_file,
-    write_part,
-)
+from genomepred.store.hdf5 import DamagedPartError, join, verify_file, write_part
+from genomepred.store.reader import PredictionStore
+from genomepred.store.schema import Layout, encode_chunk, read_sidecar, sidecar_path
 from tests.helpers import examples
 from tests.store_files import (
     ATTRIBUTES,
@@ -184,6 +179,7 @@ def test_many_scaffolds_cost_a_few_bytes_each(tmp_path: Path) -> None:
 WRITE_ELSEWHERE = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from genomepred.store.hdf5 import join
 from tests.store_files import ATTRIBUTES, random_values, write_parts
 from tests.store.test_hdf5 import GRID, TRACKS, WIDE
@@ -315,6 +311,24 @@ def test_join_names_the_damaged_part_and_leaves_nothing(
     assert caught.value.path == parts[1]
     assert "run predict again" in str(caught.value)
     assert set(tmp_path.iterdir()) <= set(parts)
+
+
+def test_a_part_that_the_disk_does_not_give_is_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = write_parts(tmp_path, random_values(GRID.rows, 2000), WIDE)
+    stat, read = Path.stat, hdf5.read_small
+
+    def failing(call: Callable[..., Any], path: Path, *how: Any, **more: Any) -> Any:
+        if path == parts[1]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call(path, *how, **more)
+
+    monkeypatch.setattr(Path, "stat", lambda path, **how: failing(stat, path, **how))
+    monkeypatch.setattr(hdf5, "read_small", partial(failing, read))
+    with pytest.raises(DamagedPartError, match="Input/output error") as caught:
+        join(parts, tmp_path / "genome.h5", WIDE, GRID, TRACKS, {})
+    assert caught.value.path == parts[1]
 
 
 def test_parts_that_do_not_add_up_to_the_grid_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +179,15 @@ def test_what_is_damaged_is_refused(small: bytes, tmp_path: Path) -> None:
             Pyramid(path)
     with pytest.raises(StoreError, match="cannot be read"):
         Pyramid(tmp_path)
+
+
+def test_a_pyramid_that_nobody_reads_any_more_is_closed(small: bytes, tmp_path: Path) -> None:
+    (tmp_path / "p.pyramid").write_bytes(small)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        assert Pyramid(tmp_path / "p.pyramid").lines
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from genomepred.errors import DependencyError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
-from genomepred.store.hdf5 import Layout, PredictionStore
+from genomepred.store.reader import PredictionStore
+from genomepred.store.schema import Layout
 from tests.helpers import examples
 from tests.store_files import ATTRIBUTES, CONTIGS, random_values, write_store
 
@@ -174,7 +175,7 @@ def test_the_whole_store_as_a_table_and_as_an_array(stores: dict[str, Path], nam
     with PredictionStore(stores[name]) as store:
         frame, array = store.to_frame(), store.to_xarray()
         values = store.read(0, store.rows)
-        start, end = store.described(np.arange(store.rows))
+        start, end = store.grid.described(np.arange(store.rows))
         part, cut = store["chr2", :400], store.to_frame("chr2:1-400")
         assert cut.equals(part.to_frame())
         assert np.array_equal(store.to_xarray("chr2:1-400"), part.values, equal_nan=True)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from genomepred.errors import RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.store.export import export_bedgraph, export_bigwig, export_tsv
-from genomepred.store.hdf5 import PredictionStore
+from genomepred.store.reader import PredictionStore
 from tests.helpers import examples
 from tests.store_files import CONTIGS, write_store
 

@@ -17,6 +17,7 @@ from scipy.stats import false_discovery_control, mannwhitneyu
 from genomepred.cli import cli
 from genomepred.errors import DataError, GenomepredError, OptionError, OutputError, StoreError
 from genomepred.sequences.grid import Geometry, Grid
+from genomepred.store import cohort_file
 from genomepred.store.cohort import CohortStore
 from genomepred.store.reader import PredictionStore
 from genomepred.tables import stacked
@@ -70,8 +71,14 @@ def table(path: Path) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("blank_pictures")
-@pytest.mark.parametrize("small", [False, True])
-@pytest.mark.parametrize("statistic", ["variance", "range"])
+@pytest.mark.parametrize(
+    ("statistic", "small"),
+    [
+        *[("variance", True), ("range", False)],
+        pytest.param("variance", False, marks=pytest.mark.slow),
+        pytest.param("range", True, marks=pytest.mark.slow),
+    ],
+)
 def test_all_samples(
     run: Path,
     cohort: Path,
@@ -81,7 +88,7 @@ def test_all_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if small:
-        monkeypatch.setattr(stacked, "_BLOCK_ENTRIES", 1)
+        monkeypatch.setattr(cohort_file, "_ENTRIES", 1)
         monkeypatch.setattr(stacked, "_BLOCK_VALUES", 7 * 2 * 33)
         monkeypatch.setattr(stacked, "_MOST_OPEN", 2)
     of = {"variance": np.nanvar, "range": lambda v, axis: np.nanmax(v, axis) - np.nanmin(v, axis)}

@@ -27,7 +27,7 @@ from genomepred.sequences.bed import bed_records
 from genomepred.sequences.codes import reverse_complement
 from genomepred.sequences.fasta import Genome
 from genomepred.sequences.grid import Geometry, Grid, Region
-from genomepred.store.hdf5 import PredictionStore
+from genomepred.store.reader import PredictionStore
 from genomepred.tables import sites as module
 from genomepred.tables.site_files import SiteOptions, scaled, site_lines, write_sites
 from genomepred.tables.sites import Choice, Sites, find_sites, with_sequences

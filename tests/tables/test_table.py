@@ -29,12 +29,13 @@ from genomepred.errors import (
 )
 from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Geometry, Grid
+from genomepred.store import cohort_file
 from genomepred.store.cohort import CohortStore
+from genomepred.store.opening import cohort_of
 from genomepred.store.reader import PredictionStore
 from genomepred.store.schema import Layout
 from genomepred.tables import reduction, table, writing
 from genomepred.tables.regions import read_regions
-from genomepred.tables.samples import cohort_of
 from genomepred.tables.table import RegionTable, region_table, unique_names
 from genomepred.tables.writing import write_table
 from tests.cohort_files import write_cohort
@@ -117,7 +118,7 @@ def test_cohort(
     cohort: Path, tmp_path: Path, stat: str, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if small:  # many blocks, many groups
-        monkeypatch.setattr(reduction, "_BLOCK_ENTRIES", 1)
+        monkeypatch.setattr(cohort_file, "_ENTRIES", 1)
         monkeypatch.setattr(table, "_GROUP_VALUES", 25)
     found = make(cohort, bed(tmp_path / "r.bed"), stat)
     assert found.samples == NAMES
@@ -142,9 +143,9 @@ def test_genomes(
 
 def test_a_file_a_track_has_its_limit() -> None:
     names = [f"t{k}" for k in range(201)]
-    assert len(writing._one_a_track(Path("x.tsv"), ".tsv", names[:200])) == 200
+    assert len(writing._outputs(Path("x.tsv"), ".tsv", names[:200])) == 200
     with pytest.raises(OutputError, match=r"201 tracks .* --track, or write \.h5"):
-        writing._one_a_track(Path("x.tsv"), ".tsv", names)
+        writing._outputs(Path("x.tsv"), ".tsv", names)
 
 
 def test_several_bins(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from genomepred.cli import cli
 from genomepred.errors import DataError, GenomepredError, RegionError, StoreError
 from genomepred.sequences.grid import Geometry, Grid, Region
 from genomepred.view import server
-from genomepred.view.clusters import leaves
 from genomepred.view.genes import Genes
+from genomepred.view.jobs import leaves
 from genomepred.view.maps import find_maps
 from genomepred.view.samples import columns_of, read_samples
 from genomepred.view.sequence import Sequence, try_sequence
@@ -332,7 +332,8 @@ def test_where_nothing_can_be_written_the_pyramid_lasts_for_the_session(
     name = "a" * 248 + ".h5"  # with ".pyramid" it is longer than a name may be
     path = write_store(tmp_path / "a.h5").rename(tmp_path / name)
     shown = Shown(find_maps(path)[0][0], lambda map, share: None)
-    prepare(shown)
+    with pyramids_made_here():
+        prepare(shown)
     assert shown.ready() is not None
     assert [found.name for found in tmp_path.glob("*.pyramid")] == []
     said = capsys.readouterr().err.splitlines()

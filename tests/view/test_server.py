@@ -26,6 +26,7 @@ from tests.view.serving import (
     TRACKS,
     Client,
     prepare,
+    pyramids_made_here,
     serving,
     write_folder,
 )
@@ -154,7 +155,7 @@ def test_headers_of_every_answer(client: Client) -> None:
 
 
 def test_the_vendored_file_is_the_published_one() -> None:
-    from genomepred.view.assets import assets
+    from genomepred.view.api import assets
 
     found = assets()
     license_text = found["igv.LICENSE.txt"].data.decode()
@@ -368,7 +369,7 @@ def test_many_odd_requests(client: Client) -> None:
 
 def test_a_replaced_file_is_told_and_shown_anew(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    with serving(tmp_path / "panel.h5") as (client, shown, _):
+    with pyramids_made_here(), serving(tmp_path / "panel.h5") as (client, shown, _):
         client.enter()
         prepare(shown[0])
         tile = "/api/tile?map=0&track=0&stat=0&level=0&interval=0&tile=0"
