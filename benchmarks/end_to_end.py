@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -290,7 +289,7 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
     for way, numbers in ways.items():
         calls[f"{way}, short"] = partial(baseline, little, *numbers)
         calls[f"{way}, long"] = partial(baseline, more_of_it, *numbers)
-    times = _rounds(calls, rounds, limit)
+    times = interleaved(calls, rounds, limit=limit)
     middle = {key: median(value) for key, value in times.items()}
 
     def slope(kind: str, pair: tuple[int, int]) -> float:
@@ -324,21 +323,6 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
         f"{result['whole_command_over_baseline']:.1f}x as a whole command"
     )
     return result, "\n".join(lines)
-
-
-def _rounds(
-    calls: dict[str, Callable[[], object]], rounds: int, limit: float
-) -> dict[str, list[float]]:
-    """Whole rounds until the limit would be passed, at least one."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    begin = time.monotonic()
-    for done in range(rounds):
-        taken = time.monotonic() - begin
-        if done and taken / done * (done + 1) > limit:
-            break
-        for name, seconds in interleaved(calls, 1).items():
-            times[name] += seconds
-    return times
 
 
 # -- scaling over workers -----------------------------------------------------------------------

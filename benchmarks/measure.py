@@ -155,10 +155,17 @@ def interleaved(
     calls: Mapping[str, Callable[[], Any]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
+    limit: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round, the calls taking turns so that drift meets all alike."""
+    """Seconds of each call in each round, the calls taking turns so that drift meets all alike.
+
+    Whole rounds until the limit in seconds would be passed, at least one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    start = time.monotonic()
+    for done in range(rounds):
+        if done and (time.monotonic() - start) / done * (done + 1) > limit:
+            break
         for name, call in calls.items():
             begin = clock()
             call()

@@ -52,11 +52,9 @@ class SelfAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def start_from_xavier(self) -> None:
-        """Initialize each of the four projections by Xavier's uniform distribution, biases by 0."""
+        """Initialize each of the four projections by Xavier's uniform distribution."""
         for weight in (*self.project.weight.chunk(3), self.out.weight):
             nn.init.xavier_uniform_(weight)
-        for projection in (self.project, self.out):
-            nn.init.zeros_(projection.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``float [batch, length, dim]`` in and out."""

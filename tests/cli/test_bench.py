@@ -429,3 +429,10 @@ def test_a_row_without_times_says_why() -> None:
     assert measure.without_times({"left_out": "too long"}) == "left out: too long"
     assert measure.shown({"name": "x", "rate": 1234.56}) == "name x  rate 1,234.6"
     assert measure.markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_rounds_end_before_the_limit_and_after_the_first() -> None:
+    calls = {"a": lambda: None, "b": lambda: None}
+    assert measure.interleaved(calls, 3).keys() == calls.keys()
+    assert [len(found) for found in measure.interleaved(calls, 3).values()] == [3, 3]
+    assert [len(found) for found in measure.interleaved(calls, 3, limit=0.0).values()] == [1, 1]
