@@ -305,7 +305,7 @@ def collect(
 
 
 def without_times(row: Row) -> str | None:
-    """Why a row has no times; None of one that has."""
+    """The cause why a row has no times; None of one that has."""
     whys = (why for why in ("left_out", "failed", "differs") if why in row)
     return next((f"{why.replace('_', ' ')}: {row[why]}" for why in whys), None)
 

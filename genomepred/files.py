@@ -259,7 +259,7 @@ def refuse_stream(path: Path, kind: str = "file") -> None:
 
 
 def output_place(path: Path) -> Path:
-    """Where an output that a user names is written: what a link names.
+    """Path that an output which a user names is written to: a link's target.
 
     Raises
     ------

@@ -23,12 +23,12 @@ def quadruple(place: int, count: int) -> None:
 
 @entry("void(int64)")
 def gamma(place: int) -> None:
-    """What calls a function of Numba's."""
+    """A function that calls one of Numba's."""
     floats_at(place, 1)[0] = math.gamma(floats_at(place, 1)[0])
 
 
 @entry("void(int64, int64)")
 def every(step: int, place: int) -> None:
-    """What raises if the step is 0."""
+    """A function that raises if the step is 0."""
     for i in range(0, 10, step):
         integers_at(place, 1)[0] = i

@@ -1,4 +1,4 @@
-"""What many test files need: the command line, and what a folder holds."""
+"""Helpers of many test files: the command line, and the contents of a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAMBDA = ROOT / "tests" / "data" / "lambda_virus.fa.gz"
 
 
 class Ended(NamedTuple):
-    """What a command wrote, and how it ended."""
+    """The output of a command, and its ending."""
 
     stdout: str
     stderr: str

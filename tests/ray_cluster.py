@@ -34,7 +34,7 @@ _KEEP = "ip link set lo up && echo up && while :; do sleep 1000; done"
 
 
 def why_not() -> str:
-    """Why no such cluster can be made here; empty if one can."""
+    """The cause why no such cluster can be made here; empty if one can."""
     if importlib.util.find_spec("ray") is None:
         return "Ray is not installed (pip install 'genomepred[cluster]')"
     try:

@@ -30,7 +30,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def quadrupled() -> list[int]:
-    """What the function makes of 0 to 4, loaded or compiled anew."""
+    """Results of the function for 0 to 4, loaded or compiled anew."""
     machine_code.address.cache_clear()
     values = np.arange(5)
     machine_code.entry(PLACE)()(values.ctypes.data, 5)

@@ -110,7 +110,7 @@ def parts(out: Path) -> int:
 
 
 def leftovers(out: Path) -> list[str]:
-    """What a finished run should not leave behind."""
+    """Files that a finished run should not leave behind."""
     temporary = [str(p) for p in out.rglob("*.tmp")]
     temporary += [str(p) for p in (out / ".cache").glob("*.codes*")]
     return temporary + [str(p) for p in (out / ".parts").glob("*") if p.is_dir()]

@@ -328,7 +328,7 @@ def _renamed(region: Region, files: PeakFiles) -> Region:
 
 
 def _split(files: Sequence[PeakFiles], source: Source, lengths: dict[str, int]) -> Split:
-    """What is held out of contigs, whose lengths are 0 where unknown."""
+    """Held-out parts of contigs, whose lengths are 0 where unknown."""
     asked = Split.parse(source.validation, source.test, lengths, [f.name for f in files if f.name])
     held_out = {VALIDATION: list(asked.validation), TEST: list(asked.test)}
     for one in files:

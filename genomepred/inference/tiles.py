@@ -125,7 +125,7 @@ class _Kind:
         return number.reshape(key.shape[:2])
 
     def kept(self) -> Tensor:
-        """What the head needs of all distinct pieces, ``[pieces, ...]``."""
+        """Values of all distinct pieces that the head needs, ``[pieces, ...]``."""
         if self._waiting:
             units, values = self._units_waiting()
             found = values.index_select(0, units.reshape(-1).to(values.device))

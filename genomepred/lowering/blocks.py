@@ -137,7 +137,7 @@ class FusedConv(nn.Module):
 
     @cached_property
     def kernel(self) -> Kernel:
-        """What computes the block on the device that it is on, with its weights packed.
+        """Function that computes the block where it is, its weights packed.
 
         Of codes ``uint8 [N, L]`` or features ``[N, L, C_in]``, the channels contiguous, a residual
         ``[N, L', C]``, padding and epilogue, the block's own or others, and the outputs to fill:
@@ -319,7 +319,7 @@ class DirectLinear(nn.Linear):
 
     @cached_property
     def kernel(self) -> Callable[[Tensor], Tensor]:
-        """What computes it of float32, its weights packed."""
+        """Function that computes the layer of float32, its weights packed."""
         from genomepred.kernels.conv_block.cpu import pack_block
 
         weight = self.weight.detach().T[None]  # of a convolution of width 1

@@ -1,4 +1,4 @@
-"""What a run is asked: options, from one declaration, and the genomes of a command.
+"""Options of a run, from one declaration, and the genomes of a command.
 
 The command line's options, what a worker process is told and the checks of
 :func:`genomepred.predict` come from the declaration. Genomes are files, folders, globs and

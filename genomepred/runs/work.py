@@ -265,7 +265,7 @@ class Work:
         self.identity, self.grid, self.prepared = identity, grid, True
 
     def division(self, identity: dict[str, Any], grid: Grid) -> tuple[int, int, dict[str, Any]]:
-        """What shards are ranges of, how many a shard has, and the sequence file they are from."""
+        """Units that shards are ranges of, how many a shard has, and the sequence file of them."""
         layout, batch = self.terms.layout, self.terms.signature.compute_batch
         return grid.rows, layout.shard_rows(batch), identity
 

@@ -118,7 +118,7 @@ class Chunk:
 
     @cached_property
     def _rows(self) -> tuple[Int64, Int64, Int64]:
-        """Of every distinct row: whose it is, its place on that haplotype and its first edit."""
+        """Haplotype, place on it and first edit of every distinct row."""
         window = np.repeat(np.arange(len(self.begin) - 1), np.diff(self.begin))
         at = window, self._column
         return self._column, self._start[at], self._edit[at].astype(np.int64)

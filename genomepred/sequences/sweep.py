@@ -33,7 +33,7 @@ def most_replaced(first: Any, edit: Any, gain: Any, replaced: Any) -> int:
 
 @njit(nogil=True, cache=True)
 def _slot(table: Any, stamp: Any, number: int, a: Any, b: Any) -> Any:
-    """Where a key stands in a table, or is to stand; others than of ``number`` are none."""
+    """Slot of a key in a table, or a free one for it; entries of another ``number`` are none."""
     mask = np.uint64(len(table) - 1)
     slot = a & mask
     while stamp[slot] == number and (table[slot, 0] != a or table[slot, 1] != b):

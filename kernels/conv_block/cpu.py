@@ -87,7 +87,7 @@ class Packed(NamedTuple):
         return outs
 
     def linear(self, x: Tensor) -> Tensor:
-        """Of one tap as a linear layer, float32 ``[..., C_in]`` -> ``[..., C]``."""
+        """Linear layer of a convolution of one tap, float32 ``[..., C_in]`` -> ``[..., C]``."""
         rows, out = x.reshape(1, -1, x.shape[-1]), x.new_empty(*x.shape[:-1], self.channels)
         rows = rows if rows.stride(2) == 1 else rows.contiguous()
         self(rows, None, (0, 0), NO_EPILOGUE, [out.view(1, -1, self.channels)])

@@ -1,4 +1,4 @@
-"""How the package hangs together, read from its source: no circle, layers, short functions."""
+"""Structure of the package, read from its source: no circle, layers, short functions."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def imports(tree: ast.AST, everything: bool) -> Iterator[str]:
 
 @cache
 def imports_of(name: str, everything: bool) -> frozenset[str]:
-    """What a module of the package imports; see :func:`imports`."""
+    """Modules that a module of the package imports; see :func:`imports`."""
     return frozenset(imports(modules()[name], everything))
 
 

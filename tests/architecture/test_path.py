@@ -1,4 +1,4 @@
-"""How long the way of a run through the package is."""
+"""Length of the way of a run through the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for the options of every command: one value once, and what completes."""
+"""Properties of the options of every command: one value once, and completion."""
 
 from __future__ import annotations
 

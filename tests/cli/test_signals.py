@@ -1,4 +1,4 @@
-"""How the process ends, whatever the command is at when a signal comes."""
+"""Endings by a signal, whatever the command is at when it comes."""
 
 from __future__ import annotations
 

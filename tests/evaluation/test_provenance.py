@@ -1,4 +1,4 @@
-"""What a source becomes on the files of a model's training."""
+"""Sources on the files of a model's own training."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def injected(faults: Faults) -> Iterator[Faults]:
 
 
 def outcome_of(body: Callable[[], object], seconds: float = 60) -> BaseException | None:
-    """What a call raises, if anything; a call that does not end in time fails the test."""
+    """Error that a call raises, if any; a call that does not end in time fails the test."""
     raised: list[BaseException | None] = []
 
     def run() -> None:

@@ -78,7 +78,7 @@ KERNELS = (("kmers", "direct"), ("kmers", "onednn"), ("torch",))
 
 @pytest.mark.parametrize("kernels", [REFERENCE, *KERNELS])
 def test_a_window_depends_on_its_slot_and_on_no_other_window(model, kernels):
-    """What makes resumed, sharded and BED runs equal to the bit."""
+    """Resumed, sharded and BED runs are equal to the bit because of it."""
     engine = make_engine(model, kernels=kernels)
     windows, others = random_windows(BATCH, 1), random_windows(BATCH, 2)
     alone = engine.submit(batches_of(windows))()

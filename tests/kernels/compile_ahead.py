@@ -115,7 +115,7 @@ def _type(name: str, dtype: str) -> str:
 
 
 def _assemble(ptx: str, capability: int) -> str:
-    """What ptxas says of registers and spills."""
+    """Registers and spills, as ptxas tells them."""
     import triton
 
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -141,7 +141,7 @@ def test_an_architecture_equals_its_prepared_form(
 def test_before_tensor_cores(
     name: str, config: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the table names for the oldest GPUs runs."""
+    """The choices of the table for the oldest GPUs run."""
     pretend(monkeypatch, (7, 0))
     model = settle(build(name, **config))
     check(prepare(model, dtype=DTYPES[precision]), model, windows_of(model, 4), precision)

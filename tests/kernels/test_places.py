@@ -1,4 +1,4 @@
-"""Where the kernels are found, and what finding them loads."""
+"""Places of the kernels, and the modules that finding them loads."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What was found in a process of its own whose folder is not the checkout."""
+    """Findings of a process of its own whose folder is not the checkout."""
     folder = tmp_path_factory.mktemp("elsewhere")
     found: dict[str, list[Any]] = json.loads(run(STEPS + FOLDERS, folder, PYTHONPATH=""))
     return found

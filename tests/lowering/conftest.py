@@ -1,4 +1,4 @@
-"""What all tests of the lowering run with."""
+"""Settings that all tests of the lowering run with."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def test_modules_that_only_run_as_written_are_their_own_fast_form(
 
 
 def test_layers_called_out_of_order_do_not_run_past_their_weights() -> None:
-    """What a user's own forward may hand to a block is refused, and the model runs as written."""
+    """A block refuses wrong inputs of a user's own forward, and the model runs as written."""
 
     class Wide(SequenceModel):
         def __init__(self) -> None:

@@ -302,7 +302,7 @@ def by_onednn(model: SequenceModel) -> tuple[str, ...]:
 def test_stretches_one_after_the_other_equal_the_prepared_model_by_window(
     name: str, config: dict[str, object], kernels: str
 ) -> None:
-    """What a caller holds of a stretch outlives the next one, whose memory is that of the first."""
+    """Results of a stretch outlive the next one, whose memory is that of the first."""
     model = model_of(name, config)
     prepared = prepare(model, by_onednn(model) if kernels == "onednn" else kernels)
     for stride in (3, 6, 8, model.window // 3):
@@ -483,7 +483,7 @@ def test_work_a_window_falls_with_the_stride() -> None:
 def test_a_window_depends_on_its_slot_and_on_no_other_base(
     name: str, config: dict[str, object]
 ) -> None:
-    """What makes resumed, sharded and BED runs equal to the bit."""
+    """Resumed, sharded and BED runs are equal to the bit because of it."""
     model = model_of(name, config)
     stride, windows = 9, 64
     sharing = Sharing(prepare(model), stride, windows)

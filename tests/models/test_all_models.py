@@ -1,4 +1,4 @@
-"""What holds for every architecture, on small configurations."""
+"""Properties of every architecture, on small configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package says of itself, and what a source distribution holds."""
+"""The package's metadata, and the files of a source distribution."""
 
 from __future__ import annotations
 

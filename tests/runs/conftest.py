@@ -1,4 +1,4 @@
-"""What small runs are made of."""
+"""Parts of small runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a haplotype is, once more: strings, one record after the other, nothing shared with us."""
+"""Haplotypes once more: strings, one record after the other, nothing shared with us."""
 
 from __future__ import annotations
 

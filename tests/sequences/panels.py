@@ -163,7 +163,7 @@ def convert(source: Path, target: Path, form: str) -> Path:
 def consensus(
     fasta: Path, indexed: Path, sample: str, copy: int, *more: str, chain: Path | None = None
 ) -> tuple[dict[str, str], str]:
-    """What bcftools writes for a haplotype: sequences in upper case, and the chain file."""
+    """Output of bcftools for a haplotype: sequences in upper case, and the chain file."""
     chain = chain or fasta.with_suffix(".chain")
     command = [
         bcftools(),

@@ -1,4 +1,4 @@
-"""What every SequenceSource must do; each implementation runs it on sources of its own."""
+"""Duties of every SequenceSource; each implementation runs them on sources of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a haplotype is: every rule, against bcftools and against plain Python."""
+"""Haplotypes: every rule, against bcftools and against plain Python."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def test_bytes_that_changed_behind_an_index_are_seen(
     step: int,
     data: st.DataObject,
 ) -> None:
-    """Whatever byte is put anywhere: the codes of the file as it is now, or a refusal."""
+    """Any byte, anywhere: the codes of the file as it is now, or a refusal."""
     text = fasta_text({"a": b"ACGTN" * 12 + b"AC", "b": b"GATTACA"}, 5, end, True)
     changed = bytearray(text)
     place = data.draw(st.integers(0, len(text) - 1))

@@ -38,7 +38,7 @@ Line = tuple[str, int, int, float]
 
 
 def slow_lines(grid: Grid, values: np.ndarray) -> list[Line]:
-    """What is drawn, row by row: the stride's bases centered on what a scalar row describes."""
+    """Lines as drawn row by row: the stride's bases centered on those a scalar row describes."""
     g, row, lines = grid.geometry, 0, []
     for k, count in enumerate(grid.row_counts.tolist()):
         for i in range(count):

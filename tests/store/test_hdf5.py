@@ -225,7 +225,7 @@ def test_no_flipped_byte_of_a_part_changes_what_is_joined(tmp_path: Path) -> Non
 
 
 def test_words_of_ones_in_place_of_zeros_are_found(tmp_path: Path) -> None:
-    """What fletcher32 cannot see."""
+    """A change that fletcher32 cannot see."""
     layout = Layout(2000, compression="none")
     path = write_parts(tmp_path, np.zeros((20, 2000), np.float32), layout)[0]
     with h5py.File(path) as file:

@@ -228,7 +228,7 @@ def test_the_checksum_of_the_largest_numbers_is_that_of_the_store() -> None:
 def test_distinct_lines_are_those_of_numpy(
     seed: int, lines: int, kind: str, first: int, windows: int, founders: int
 ) -> None:
-    """Of windows that begin and end anywhere within one or two columns of chunks."""
+    """Windows begin and end anywhere within one or two columns of chunks."""
     rng = np.random.default_rng(seed)
     largest = np.iinfo(kind).max
     every = rng.integers(0, largest, (founders, 2 * INDEX_CHUNK), dtype=kind, endpoint=True)

@@ -283,7 +283,7 @@ def whole() -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is left of a training that was stopped in its third epoch; to be copied."""
+    """Folder of a training that was stopped in its third epoch; to be copied."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(_StopError):

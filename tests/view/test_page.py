@@ -72,7 +72,7 @@ class Visit:
 
 @pytest.fixture(scope="module", autouse=True)
 def here() -> Iterator[None]:
-    """What is drawn does not depend on the process that has made the pyramid."""
+    """The picture does not depend on the process that has made the pyramid."""
     with pyramids_made_here():
         yield
 
@@ -152,7 +152,7 @@ def frame(visit: Visit) -> tuple[float, float]:
 
 
 def binned(visit: Visit, values: np.ndarray, width: int, highest: bool) -> np.ndarray:
-    """What each pixel's bin is of all lines, [lines, pixels], by plain NumPy."""
+    """The bin of each pixel of all lines, [lines, pixels], by plain NumPy."""
     start, each = frame(visit)
     level = max(int(np.ceil(np.log2(max(each / 20, 1)))), 0)
     base = start + (np.arange(width) + 0.5) * each

@@ -1,4 +1,4 @@
-"""What the server is made of: maps, tables of samples, genes, sequence, clusters, the command."""
+"""Parts of the server: maps, tables of samples, genes, sequence, clusters, the command."""
 
 from __future__ import annotations
 
