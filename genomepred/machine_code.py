@@ -2,10 +2,9 @@
 
 Numba takes most of a second to be imported and to load what it has kept. A run on a CPU calls about
 ten compiled functions, and each process of it begins with them. They are functions of numbers
-(addresses among them) that return nothing and cannot raise, so that the code which Numba makes of
-them needs nothing of Numba: it is kept as object files, which LLVM's linker loads. A *place* is
-where a function is defined, ``module:name``; the module imports Numba and is imported only to
-compile.
+(addresses among them) that return nothing, so that the code which Numba makes of them needs nothing
+of Numba: it is kept as object files, which LLVM's linker loads. A *place* is where a function is
+defined, ``module:name``; the module imports Numba and is imported only to compile.
 
 A file is named by its function and by a digest of all that the code may depend on: these sources,
 the versions, the processor. Its first line says what is in it, with a digest of the rest: what a
@@ -44,19 +43,22 @@ _KINDS: dict[str, Any] = {"int64": ctypes.c_int64, "float32": ctypes.c_float}
 _CPU = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
 
 _engines: list[Any] = []  # their machine code lives as long
-_signatures: dict[str, str] = {}  # of the functions that are loaded, by place
+# Signatures of the functions that are loaded, by place, and whether they can raise.
+_signatures: dict[str, tuple[str, bool]] = {}
 _lock = threading.RLock()
 
 
 class MachineCode(NamedTuple):
     """An object file of one function.
 
-    ``symbol`` is its name there, and ``needs`` are the places of functions that it calls.
+    ``symbol`` is its name there, ``needs`` are the places of functions that it calls, and
+    ``raises`` says whether it has a status other than that all is well.
     """
 
     symbol: str
     signature: str
     needs: list[str]
+    raises: bool
     object: bytes
 
 
@@ -69,16 +71,23 @@ def entry(place: str) -> Callable[[], Callable[..., object]]:
 
 
 def _callable(place: str) -> Callable[..., object]:
-    at, signature = address(place), _signatures[place]
+    at, (signature, raises) = address(place), _signatures[place]
     kinds = [_KINDS[kind.strip()] for kind in signature[signature.index("(") + 1 : -1].split(",")]
-    # Numba's functions begin with the addresses of a result and of an exception, and return a
-    # status; they are compiled only if they have neither.
-    native = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, *kinds)(at)
+    # Numba's functions begin with the addresses of a result and of an exception.
+    native = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)(at)
+    if raises:  # none that is optimized
+        native.errcheck = partial(_check, place)  # type: ignore[assignment]
     nothing = (ctypes.c_int64 * 2)()
     result, error = ctypes.addressof(nothing), ctypes.addressof(nothing) + 8
     called = partial(native, result, error)
     called.keeps = nothing  # type: ignore[attr-defined]
     return called
+
+
+def _check(place: str, status: int, _function: Any, numbers: tuple[Any, ...]) -> None:
+    """Refuse what a compiled function calls an exception, such as a range of step 0."""
+    if status:
+        raise RuntimeError(f"{place} failed by status {status} of {numbers[2:]}")
 
 
 @cache
@@ -90,7 +99,7 @@ def address(place: str) -> int:
             address(needed)
         at = _linked(code)
         llvm.add_symbol(link_name(place), at)
-        _signatures[place] = code.signature
+        _signatures[place] = code.signature, code.raises
         return at
 
 

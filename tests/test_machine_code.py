@@ -121,6 +121,9 @@ def test_what_needs_numba_is_refused() -> None:
         compiling.machine_code("tests.compiled_functions:gamma")
 
 
-def test_what_can_raise_is_refused() -> None:
-    with pytest.raises(RuntimeError, match=r"every: compiled it can raise"):
-        compiling.machine_code("tests.compiled_functions:every")
+def test_an_exception_of_compiled_code_is_one(kept: Path) -> None:
+    every, last = machine_code.entry("tests.compiled_functions:every")(), np.zeros(1, np.int64)
+    every(3, last.ctypes.data)
+    assert last[0] == 9
+    with pytest.raises(RuntimeError, match=r"every failed by status 1 of \(0, "):
+        every(0, last.ctypes.data)

@@ -122,35 +122,37 @@ class FusedConv(nn.Module):
         self.reads_codes, self.keeps, self.adds = reads_codes, keeps, adds
         self.operation = "codes_conv" if reads_codes else "conv_block"
         self.implementation, self.fills = "", False
+        self._packed: Any = None  # by pack_codes or pack_block
 
     def use(self, implementation: str) -> None:
         """Compute by this implementation from now on."""
-        self.implementation = implementation
+        self.implementation, self._packed = implementation, None
         self.fills = implementation in ("kmers", "direct")
-        self.__dict__.pop("kernel", None)
-        if not self.fills:  # known by now: torch.compile follows no cached property
-            self.kernel = self._operation
         if implementation == "cudnn":  # the 2-D form, channels-last, which cuDNN would make of it
             image = self.weight.permute(2, 1, 0).unsqueeze(2)
             image = image.contiguous(memory_format=torch.channels_last)
             self.register_buffer("image", image, persistent=False)
 
-    @cached_property
+    @property
     def kernel(self) -> Kernel:
-        """Function that computes the block where it is, its weights packed.
+        """Function that computes the block where it is; its weights are packed once.
 
         Of codes ``uint8 [N, L]`` or features ``[N, L, C_in]``, the channels contiguous, a residual
         ``[N, L', C]``, padding and epilogue, the block's own or others, and the outputs to fill:
         ``[N, pooled L', C]`` of the result, then of what is kept if that is another value.
         """
+        if not self.fills:
+            return self._operation
         # On a CPU past the operations, whose calls take as long as a small block.
-        if self.reads_codes:
+        if self._packed is None and self.reads_codes:
             from genomepred.kernels.codes_conv.cpu import pack_codes
 
-            return pack_codes(self.weight, self.shift)  # type: ignore[no-any-return]
-        from genomepred.kernels.conv_block.cpu import pack_block
+            self._packed = pack_codes(self.weight, self.shift)
+        elif self._packed is None:
+            from genomepred.kernels.conv_block.cpu import pack_block
 
-        return pack_block(self.weight, self.shift, self.dilation)  # type: ignore[no-any-return]
+            self._packed = pack_block(self.weight, self.shift, self.dilation)
+        return self._packed  # type: ignore[no-any-return]
 
     def forward(
         self,

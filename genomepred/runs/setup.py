@@ -71,10 +71,10 @@ _BATCHES_TOGETHER = {"cpu": 16, "cuda": 2}
 # windows, which reading and writing take, or the multiply-adds of so many of the two-block CNN.
 _WINDOWS_A_WORKER = 100_000
 _MULTIPLY_ADDS_A_WORKER = 2.5e11
-# Threads of a worker that encode chunks, of all workers together no more than processors. On a CPU
-# one is enough: it deflates 29 million rows of one track a second or 1.2 million of ten, and a core
-# computes 1.5 million of a single linear layer.
-_COMPRESSORS = {"cpu": 1, "cuda": 4}
+# Threads of a worker that encode chunks, of all workers together no more than processors. For a CPU
+# and chunks of run lengths one is enough: it deflates 29 million rows of one track a second, and a
+# core computes 1.5 million of a single linear layer.
+_COMPRESSORS = 4
 # What a signature says of the geometry.
 _SIZES = ("window", "crop", "bins", "bin_size", "stride")
 # What a card says to people alone.
@@ -196,7 +196,9 @@ class Setup:
         """Join the run that is in the output folder."""
         spec = self.spec
         signature, document = join_run(spec.out, wanted)
-        (i, n), most = spec.shard, _COMPRESSORS[self.device.type]
+        i, n = spec.shard
+        light = self.layout.run_lengths or spec.compression == "none"
+        most = 1 if light and self.device.type == "cpu" else _COMPRESSORS
         return RunTerms(
             out=spec.out,
             geometry=self.geometry,

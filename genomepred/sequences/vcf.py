@@ -446,7 +446,8 @@ def _dictionaries(header: list[bytes]) -> tuple[dict[int, bytes], Int64, dict[st
     contigs: dict[int, bytes] = {}
     keys, lengths = {b"PASS": 0}, dict[str, int]()
     for line in filter(None, map(_LINE.match, header)):
-        fields = {key: quoted or plain for key, quoted, plain in _FIELD.findall(line[2])}
+        found = reversed(_FIELD.findall(line[2]))  # of a key the first value counts
+        fields = {key: quoted or plain for key, quoted, plain in found}
         if (name := fields.get(b"ID")) is None:
             continue
         index, length = _whole(fields.get(b"IDX", b"")), _whole(fields.get(b"length", b""))

@@ -118,6 +118,11 @@ class Layout:
             rows = min(divisors, key=lambda d: abs(log(d * self.tracks / CHUNK_VALUES)))
         object.__setattr__(self, "chunk_rows", rows)
 
+    @property
+    def run_lengths(self) -> bool:
+        """Whether chunks are deflated by run lengths alone."""
+        return self.compression == "deflate" and self.tracks <= RUN_LENGTH_TRACKS
+
     def shard_rows(self, compute_batch: int) -> int:
         """Rows of a shard: about two chunks, and whole chunks, windows and compute batches.
 
@@ -172,8 +177,7 @@ def filter_bytes(array: NDArray[Any], layout: Layout) -> bytes:
 
         packed = zstandard.ZstdCompressor(level=zstd.LEVEL).compress(packed)
     elif level := _LEVELS.get(layout.compression):
-        run_lengths = layout.compression == "deflate" and layout.tracks <= RUN_LENGTH_TRACKS
-        strategy = zlib.Z_RLE if run_lengths else zlib.Z_DEFAULT_STRATEGY
+        strategy = zlib.Z_RLE if layout.run_lengths else zlib.Z_DEFAULT_STRATEGY
         deflate = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, 8, strategy)
         packed = deflate.compress(packed) + deflate.flush()
     return packed + fletcher32(packed).to_bytes(4, "little")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -422,6 +424,25 @@ def test_copies_compute_the_same_in_memory_of_their_own(
         twin(codes_like(7, 90, 1))
         assert torch.equal(kept, values)
         assert torch.equal(prepared(codes), expected)
+
+
+@pytest.mark.parametrize("kernels", ["direct", "onednn", "triton"])
+def test_a_dropped_model_waits_for_no_garbage_collector(
+    residual_model: SequenceModel, kernels: str
+) -> None:
+    """Its memory may be a GPU's, which is not what the collector counts."""
+    gc.disable()
+    try:
+        prepared = prepare(residual_model)
+        blocks = list[Any](map(weakref.ref, blocks_of(prepared)))
+        for block in blocks:
+            block().use("kmers" if block().reads_codes and kernels == "direct" else kernels)
+        if kernels != "triton":
+            prepared(codes_like(7, 90))
+        del prepared
+        assert [block() for block in blocks] == [None] * len(blocks)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

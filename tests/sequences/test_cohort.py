@@ -293,6 +293,7 @@ def headed(genome: Genome, header: str, *records: str) -> Path:
         ("##contig=<ID=c1,length=19>", "b"),
         ('##contig=<ID=c1,assembly="a,length=20",length=21>', "v"),
         ('##contig=<length="21",ID=c1>\r', "v"),
+        ('##contig=<ID=c1,length=21,assembly="bad "x,ID=c2,length=5" y">', "v"),
         ('##contig=<assembly="a,ID=zz",ID=c1,length=21>', "v"),
         ('##contig=<assembly="a,ID=zz",ID=c1,length=21>', "b"),
         ("##contig=<ID=chrc1,length=21>", "v"),
