@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -234,7 +234,7 @@ def classes(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return found.labels(), found.first[: found.count].copy()
 
 
-@cache
+@lru_cache(maxsize=1)  # widths are as many as regions are
 def factors(width: int) -> NDArray[np.uint64]:
     """Odd numbers that words are multiplied by."""
     return np.random.default_rng(0).integers(1, 1 << 63, width, np.uint64) | np.uint64(1)

@@ -83,9 +83,10 @@ class Sites:
         return [f"{self.track}_{number}" for number in rank.tolist()]
 
     def take(self, rows: NDArray[Any]) -> Sites:
-        """Some of the sites, which have no sequences yet."""
+        """Some of the sites, without sequences."""
         columns = ("contig", "start", "end", "summit", "score", "row", "strand")
-        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+        taken = {name: getattr(self, name)[rows] for name in columns}
+        return replace(self, **taken, sequence=None)
 
     def to_frame(self) -> pd.DataFrame:
         """Table with contig, start, end, name, score, strand, summit, track and the sequences."""

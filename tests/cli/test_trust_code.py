@@ -80,8 +80,7 @@ def test_an_error_in_the_code_is_one_line_and_a_traceback_with_debug(folder: Pat
     assert failed.stderr.startswith("genomepred: error: mine.py: called with [")
     assert "IndexError: Dimension out of range" in failed.stderr
     assert failed.stderr.count("\n") == 1
-    alone = ("--jobs", "1", "--debug")
-    command = ("-m", "genomepred", *PREDICT, "--trust-code", "mine.py", *alone)
+    command = ("-m", "genomepred", *PREDICT, "--trust-code", "mine.py", "--debug")
     whole = python(*command, cwd=folder)
     assert 'mine.py", line' in whole.stderr
     assert "in forward" in whole.stderr

@@ -179,7 +179,6 @@ def test_many_scaffolds_cost_a_few_bytes_each(tmp_path: Path) -> None:
 WRITE_ELSEWHERE = """
 import sys, time
 from pathlib import Path
-from typing import Any
 from genomepred.store.hdf5 import join
 from tests.store_files import ATTRIBUTES, random_values, write_parts
 from tests.store.test_hdf5 import GRID, TRACKS, WIDE

@@ -164,6 +164,8 @@ def test_real_sites_hold_the_motif_and_read_as_their_strand(real: Path) -> None:
         codes = genome.codes(found.contig[0], start, start + 100)
         codes = reverse_complement(codes) if found.strand[0] == "-" else codes
         assert (codes_of(found.sequence[0]) == codes).all()
+        some = found.take(np.arange(3))
+        assert len(some.to_frame()) == 3  # sequences are another step's
 
 
 def test_command_on_a_real_map(real: Path, tmp_path: Path) -> None:

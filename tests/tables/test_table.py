@@ -29,7 +29,7 @@ from genomepred.errors import (
 )
 from genomepred.runs.manifest import prediction_files
 from genomepred.sequences.grid import Geometry, Grid
-from genomepred.store import cohort_file
+from genomepred.store import blocks, cohort_file
 from genomepred.store.cohort import CohortStore
 from genomepred.store.opening import cohort_of
 from genomepred.store.reader import PredictionStore
@@ -178,6 +178,12 @@ def test_any_regions_of_any_cohort(seed: int) -> None:
                 for h, rows in enumerate(matrix):
                     of = np.nan if np.isnan(rows).all() else np.nanmean(rows)
                     np.testing.assert_allclose(found.values[k, h, 0], of, rtol=1e-5, atol=1e-7)
+
+
+def test_widths_of_regions_leave_nothing_behind() -> None:
+    for width in range(1, 50):
+        assert len(blocks.factors(width)) == width
+    assert blocks.factors.cache_info().currsize == 1
 
 
 def test_a_damaged_index_is_told(cohort: Path, tmp_path: Path) -> None:
