@@ -30,8 +30,7 @@ from genomepred.benchmarks.measure import Row, interleaved, letters, median, sav
 from genomepred.errors import ModelError
 from genomepred.inference.engine import ACTIVATION_FUNCTIONS, Numerics
 from genomepred.inference.pipeline import cut
-from genomepred.models.agreement import difference
-from genomepred.models.card import N_POLICIES, Card
+from genomepred.models.card import N_POLICIES, Card, difference
 from genomepred.models.checkpoint import load_model
 from genomepred.runs.run import predict
 from genomepred.runs.setup import Setup

@@ -34,8 +34,7 @@ from genomepred.kernels.dispatch import IMPLEMENTATIONS, PRECISIONS, choose
 from genomepred.kernels.epilogue.op import bias_act_pool
 from genomepred.kernels.epilogue.reference import Epilogue, bias_act_pool_reference
 from genomepred.lowering.blocks import Buffers, FusedConv
-from genomepred.models.agreement import difference
-from genomepred.models.card import TOLERANCE
+from genomepred.models.card import TOLERANCE, difference
 from genomepred.models.layers import OneHot, SameConv1d, channels_last
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU}

@@ -34,8 +34,7 @@ from genomepred.kernels.dispatch import PRECISIONS
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.receptive_field import multiply_adds
 from genomepred.models import MODELS
-from genomepred.models.agreement import difference
-from genomepred.models.card import TOLERANCE
+from genomepred.models.card import TOLERANCE, difference
 from genomepred.models.checkpoint import build
 from genomepred.models.layers import SequenceModel
 

@@ -30,7 +30,7 @@ from genomepred.lowering.fuse import (
 )
 from genomepred.lowering.receptive_field import multiply_adds
 from genomepred.lowering.shared import Stretches
-from genomepred.models.card import Card
+from genomepred.models.card import Card, difference
 from genomepred.sequences.grid import Geometry
 
 # Compiling takes 3-17 s on a CPU, so runs that finish within about two minutes on one core never
@@ -152,10 +152,7 @@ class _Guard:
         return self.subject.engine(self.written).submit(self.windows.spread)()
 
     def difference(self, numerics: Numerics) -> float:
-        """Largest difference from the model as written, relative to 1 + the value.
-
-        Infinite where anything is not finite.
-        """
+        """See :func:`genomepred.models.card.difference`: from the model as written."""
         engine, batches = self.subject.engine, self.windows.spread
         if numerics.overlap == "naive":
             reference = self._spread  # a model that does not run as written is an error here
@@ -165,12 +162,8 @@ class _Guard:
             alone = gcd(windows, self.written.compute_batch)  # both multiples of powers of two
             smaller = replace(batches, needed=np.ones(windows // alone, np.bool_))
             reference = engine(replace(self.written, compute_batch=alone)).submit(smaller)()
-        found = reference
-        if numerics != self.written:
-            found = engine(numerics).submit(batches)()
-        with np.errstate(all="ignore"):
-            differ = np.abs(found - reference) / (1 + np.abs(reference))
-        return float(differ.max()) if np.isfinite(differ).all() else float("inf")
+        found = reference if numerics == self.written else engine(numerics).submit(batches)()
+        return difference(found, reference)
 
     def why_not(self, numerics: Numerics) -> str:
         """Reason against a way to compute the model; empty if there is none."""

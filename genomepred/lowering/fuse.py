@@ -28,8 +28,7 @@ from genomepred.lowering.blocks import (
     FusedChain,
     FusedConv,
 )
-from genomepred.models.agreement import difference
-from genomepred.models.card import TOLERANCE
+from genomepred.models.card import TOLERANCE, difference
 from genomepred.models.layers import (
     ChannelsLastConv,
     MaxPool,

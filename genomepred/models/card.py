@@ -22,6 +22,9 @@ from genomepred.files import read_small, recover_folder
 from genomepred.models import MODELS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from genomepred.sequences.grid import Geometry
 
 FORMAT_VERSION = 1
@@ -365,6 +368,36 @@ def read_card(path_or_name: Path | str) -> Card:
         return Card.from_json(read_small(path, _MOST_BYTES), str(path))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def difference(found: Tensor | NDArray[Any], expected: Tensor | NDArray[Any]) -> float:
+    """Largest ``|found - expected| / (1 + |expected|)``, the unit of tolerances; 0 of nothing.
+
+    Parameters
+    ----------
+    found, expected : float tensors or arrays of one shape
+        On any devices; compared in float64.
+
+    Returns
+    -------
+    float
+        Infinite where either holds a value that is not finite.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    import torch
+
+    wide = torch.as_tensor(expected).detach().double()
+    other = torch.as_tensor(found).detach().to(wide.device).double()
+    if other.shape != wide.shape:
+        raise ValueError(f"values {list(other.shape)} are compared with {list(wide.shape)}")
+    if not wide.numel():
+        return 0.0
+    relative = (other - wide).abs() / (1 + wide.abs())
+    return float(relative.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
 
 
 def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

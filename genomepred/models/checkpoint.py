@@ -30,8 +30,15 @@ from genomepred.errors import DeviceError, ModelError
 from genomepred.files import open_regular, publish_folder, recover_folder
 from genomepred.messages import counted
 from genomepred.models import MODELS
-from genomepred.models.agreement import difference
-from genomepred.models.card import CARD, EXTERNAL, Card, find_checkpoint, flatten, read_card
+from genomepred.models.card import (
+    CARD,
+    EXTERNAL,
+    Card,
+    difference,
+    find_checkpoint,
+    flatten,
+    read_card,
+)
 from genomepred.models.external import External, as_model, code_of, make_external
 from genomepred.models.layers import SequenceModel
 

@@ -20,7 +20,7 @@ from genomepred.inference.tiles import PAYS
 from genomepred.lowering.fuse import REFERENCE, resolve_kernels
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.machine import process_memory, usable_memory
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from genomepred.models.layers import SequenceModel
 from genomepred.runs.cohort_work import shard_windows
 from genomepred.runs.folder import CACHE, make_grid, tidy

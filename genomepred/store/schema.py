@@ -84,6 +84,8 @@ class Layout:
     chunk_rows : int
         Rows of a chunk: a power of two of windows, or a divisor of a window too large for one.
         About ``CHUNK_VALUES`` values; rows of shards then always begin at a chunk.
+    run_lengths : bool
+        Whether chunks are deflated by run lengths alone.
 
     Raises
     ------
@@ -98,6 +100,7 @@ class Layout:
     compression: str = "deflate"
     bins: int = 1
     chunk_rows: int = field(init=False)
+    run_lengths: bool = field(init=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float16"):
@@ -117,11 +120,8 @@ class Layout:
             divisors = [d for d in range(1, self.bins + 1) if self.bins % d == 0]
             rows = min(divisors, key=lambda d: abs(log(d * self.tracks / CHUNK_VALUES)))
         object.__setattr__(self, "chunk_rows", rows)
-
-    @property
-    def run_lengths(self) -> bool:
-        """Whether chunks are deflated by run lengths alone."""
-        return self.compression == "deflate" and self.tracks <= RUN_LENGTH_TRACKS
+        few = self.compression == "deflate" and self.tracks <= RUN_LENGTH_TRACKS
+        object.__setattr__(self, "run_lengths", few)
 
     def shard_rows(self, compute_batch: int) -> int:
         """Rows of a shard: about two chunks, and whole chunks, windows and compute batches.

@@ -12,8 +12,7 @@ from genomepred.data.examples import Examples
 from genomepred.inference.engine import Numerics
 from genomepred.inference.predictor import Predictor
 from genomepred.lowering.fuse import REFERENCE
-from genomepred.models.agreement import difference
-from genomepred.models.card import TOLERANCE
+from genomepred.models.card import TOLERANCE, difference
 from genomepred.models.layers import SequenceModel
 from genomepred.training.fit import PRECISIONS
 from genomepred.training.memory import pass_size

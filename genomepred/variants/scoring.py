@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from genomepred.inference.engine import ACTIVATION_FUNCTIONS
 from genomepred.inference.predictor import Predictor
 from genomepred.lowering.receptive_field import CannotShareError
-from genomepred.models.agreement import difference as largest_difference
 from genomepred.models.card import Card
+from genomepred.models.card import difference as largest_difference
 from genomepred.sequences.edits import LETTERS
 from genomepred.sequences.grid import Geometry
 from genomepred.sequences.source import SequenceSource

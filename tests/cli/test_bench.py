@@ -18,8 +18,7 @@ from click.testing import CliRunner, Result
 from genomepred.benchmarks import gpu, kernels, measure, models
 from genomepred.cli import cli
 from genomepred.errors import DeviceError, ModelError
-from genomepred.models.agreement import difference
-from genomepred.models.card import TOLERANCE, read_card
+from genomepred.models.card import TOLERANCE, difference, read_card
 from genomepred.models.checkpoint import check_golden
 
 ROOT = Path(__file__).parents[2]

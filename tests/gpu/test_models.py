@@ -11,8 +11,7 @@ from torch import nn
 from genomepred.benchmarks.measure import graphed
 from genomepred.kernels.dispatch import PRECISIONS
 from genomepred.lowering.fuse import kernels_of, prepare
-from genomepred.models.agreement import difference
-from genomepred.models.card import TOLERANCE
+from genomepred.models.card import TOLERANCE, difference
 from tests.models.test_all_models import NAMES, codes_like, small
 
 pytestmark = pytest.mark.gpu

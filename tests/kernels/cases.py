@@ -23,7 +23,7 @@ from genomepred.kernels.epilogue.reference import (
     Epilogue,
     bias_act_pool_reference,
 )
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 
 # |difference| / (1 + |reference|) against float64 on the same rounded inputs. Seen: float32 5e-7,
 # float16 4e-4; bfloat16 9e-3, the interpreter truncating where a GPU rounds.

@@ -32,7 +32,7 @@ from genomepred.lowering.blocks import DirectActivation, DirectLinear, FusedConv
 from genomepred.lowering.fuse import kernels_of, prepare
 from genomepred.lowering.receptive_field import CannotShareError
 from genomepred.lowering.shared import Sharing
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from genomepred.models.checkpoint import build
 from genomepred.models.layers import MaxPool, Residual, SequenceModel
 from tests.helpers import examples

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genomepred.kernels.codes_conv.reference import codes_conv_reference
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from tests.kernels import cases
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from genomepred.kernels.conv_block.reference import conv_block_reference
 from genomepred.kernels.epilogue import cpu as epilogue_cpu
 from genomepred.kernels.epilogue.reference import ACTIVATIONS, POOLS, Epilogue, activate
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from tests.helpers import examples
 from tests.kernels import cases, cpu
 

@@ -12,7 +12,7 @@ from genomepred.lowering.blocks import (
     FusedConv,
 )
 from genomepred.lowering.fuse import prepare
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from genomepred.models.layers import (
     AttentionPool,
     SameConv1d,

@@ -23,7 +23,7 @@ from genomepred.lowering.blocks import (
 from genomepred.lowering.fuse import kernels_of, kind_of, prepare
 from genomepred.lowering.receptive_field import receptive_field
 from genomepred.models import MODELS
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from genomepred.models.checkpoint import build
 from genomepred.models.layers import (
     MaxPool,

@@ -12,7 +12,7 @@ from torch import nn
 
 from genomepred.lowering import fuse
 from genomepred.lowering.fuse import fast_form, kernels_of, prepare
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from genomepred.models.checkpoint import build
 from genomepred.models.layers import (
     FlattenPositions,

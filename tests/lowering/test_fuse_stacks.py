@@ -17,7 +17,7 @@ from genomepred.lowering.blocks import (
 )
 from genomepred.lowering.fuse import kind_of, prepare
 from genomepred.lowering.receptive_field import receptive_field
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from genomepred.models.layers import (
     MaxPool,
     Residual,

@@ -27,7 +27,7 @@ from genomepred.lowering.receptive_field import (
 )
 from genomepred.lowering.shared import Sharing, StretchSizes, stretch_work
 from genomepred.models import MODELS
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from genomepred.models.checkpoint import build
 from genomepred.models.layers import (
     AttentionPool,

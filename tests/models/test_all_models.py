@@ -17,8 +17,7 @@ from genomepred.inference.engine import COMPILED, Batches, Engine, Numerics
 from genomepred.lowering.fuse import TORCH, prepare, resolve_kernels
 from genomepred.lowering.receptive_field import receptive_field
 from genomepred.models import MODELS
-from genomepred.models.agreement import difference
-from genomepred.models.card import TOLERANCE, Card, Track
+from genomepred.models.card import TOLERANCE, Card, Track, difference
 from genomepred.models.checkpoint import build, check_golden, load_model, save_checkpoint
 from genomepred.models.layers import SequenceModel, channels_last, rescale_output
 

@@ -12,12 +12,12 @@ from genomepred.data.peaks import Peaks, Split, read_peaks
 from genomepred.evaluation.metrics import find_sites
 from genomepred.inference.predictor import Predictor
 from genomepred.lowering.fuse import prepare
-from genomepred.models.agreement import difference
 from genomepred.models.card import (
     ASSETS,
     Card,
     Track,
     bundled_models,
+    difference,
     read_card,
 )
 from genomepred.models.checkpoint import check_golden, load_model

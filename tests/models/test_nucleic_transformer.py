@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genomepred.lowering.fuse import prepare
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from genomepred.models.nucleic_transformer import GeM, NucleicTransformer
 from tests.models import by_hand
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from genomepred.lowering.fuse import prepare
-from genomepred.models.agreement import difference
+from genomepred.models.card import difference
 from genomepred.models.layers import SequenceModel
 from genomepred.models.tf_cnn import TFCNN
 from genomepred.models.tf_cnn_v2 import TFCNNv2
