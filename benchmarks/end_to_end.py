@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -240,6 +240,42 @@ def compare(fasta: Path, case: Case, precision: str) -> float:
     return differs
 
 
+def engines(
+    case: Case, short: Path, long: Path
+) -> tuple[dict[str, Callable[[], object]], dict[str, Numerics]]:
+    """Calls of the engine alone, and its numerics: each window, and shared where a run shares."""
+    calls: dict[str, Callable[[], object]] = {}
+    numerics: dict[str, Numerics] = {}
+    for way in ("naive", "auto"):
+        runs = [engine_alone(path, case, way) for path in (short, long)]
+        found = runs[1][1]
+        if way == "auto" and found.overlap == "naive":
+            break  # a run would not share: it is the same engine
+        name = "engine, each window" if way == "naive" else "engine, shared overlap"
+        numerics[name] = found
+        calls |= {f"{name}, short": runs[0][0], f"{name}, long": runs[1][0]}
+        for call, _ in runs:  # what is compiled or packed at the first call
+            call()
+    return calls, numerics
+
+
+def rates(
+    times: Mapping[str, Sequence[float]], sizes: Sizes, engine: Sequence[str], ways: Sequence[str]
+) -> dict[str, float]:
+    """Bases a second of each contestant, of the baselines the best."""
+    middle = {key: median(value) for key, value in times.items()}
+
+    def slope(kind: str, pair: tuple[int, int]) -> float:
+        seconds = middle[f"{kind}, long"] - middle[f"{kind}, short"]
+        return (pair[1] - pair[0]) / seconds if seconds > 0 else float("nan")
+
+    rate = {name: slope(name, sizes.process) for name in (*engine, "pipeline")}
+    rate["command"] = slope("command", sizes.command)
+    rate["whole command"] = sizes.command[1] / middle["command, long"]
+    rate["baseline"] = max(slope(way, sizes.naive) for way in ways)
+    return rate
+
+
 def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) -> tuple[Row, str]:
     """One model: bases a second of each contestant, and lines of text about them."""
 
@@ -254,18 +290,7 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
     little, more_of_it = fasta("naive", sizes.naive)
     loaded = load_model(case.model).to(case.device)
     out = case.folder / "out"
-    calls: dict[str, Callable[[], object]] = {}
-    numerics: dict[str, Numerics] = {}
-    for way in ("naive", "auto"):
-        runs = [engine_alone(path, case, way) for path in (short, long)]
-        found = runs[1][1]
-        if way == "auto" and found.overlap == "naive":
-            break  # a run would not share: it is the same engine
-        name = "engine, each window" if way == "naive" else "engine, shared overlap"
-        numerics[name] = found
-        calls |= {f"{name}, short": runs[0][0], f"{name}, long": runs[1][0]}
-        for call, _ in runs:  # what is compiled or packed at the first call
-            call()
+    calls, numerics = engines(case, short, long)
     used = list(numerics)[-1]  # the engine that a run uses
     differs = compare(more_of_it, case, numerics[used].precision)
     cores = len(os.sched_getaffinity(0))
@@ -289,16 +314,7 @@ def measure(case: Case, sequence: str, sizes: Sizes, rounds: int, limit: float) 
         calls[f"{way}, short"] = partial(baseline, little, *numbers)
         calls[f"{way}, long"] = partial(baseline, more_of_it, *numbers)
     times = interleaved(calls, rounds, limit=limit)
-    middle = {key: median(value) for key, value in times.items()}
-
-    def slope(kind: str, pair: tuple[int, int]) -> float:
-        seconds = middle[f"{kind}, long"] - middle[f"{kind}, short"]
-        return (pair[1] - pair[0]) / seconds if seconds > 0 else float("nan")
-
-    rate = {name: slope(name, sizes.process) for name in (*numerics, "pipeline")}
-    rate["command"] = slope("command", sizes.command)
-    rate["whole command"] = sizes.command[1] / middle["command, long"]
-    rate["baseline"] = max(slope(way, sizes.naive) for way in ways)
+    rate = rates(times, sizes, list(numerics), list(ways))
     result: Row = {
         "model": case.name,
         "stride": case.stride,

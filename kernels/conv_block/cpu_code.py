@@ -19,6 +19,21 @@ from genomepred.kernels.vectors import WIDE
 _PART = 256  # products of a partial sum: twice as many, and rounding grows by 1.3
 
 
+def _load(builder: Any, pointer: Any) -> Any:
+    """Vector at any float32."""
+    loaded = builder.load(pointer)
+    loaded.align = 4
+    return loaded
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """Vector of one value."""
+    nothing = ir.Constant(ir.VectorType(value.type, WIDE), ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), WIDE), None)
+    return builder.shuffle_vector(first, nothing, lanes)
+
+
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def _multiply(
     _typing: Any,
@@ -71,21 +86,10 @@ def _multiply(
         def constant(value: int) -> Any:
             return context.get_constant(whole, value)
 
-        def load(pointer: Any) -> Any:
-            loaded = builder.load(pointer)
-            loaded.align = 4
-            return loaded
-
-        def spread(value: Any) -> Any:
-            nothing = ir.Constant(vector, ir.Undefined)
-            first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
-            lanes = ir.Constant(ir.VectorType(ir.IntType(32), WIDE), None)
-            return builder.shuffle_vector(first, nothing, lanes)
-
         each = [(p, v) for p in range(counts[0]) for v in range(counts[1])]
         sums = {place: cgutils.alloca_once(builder, vector) for place in each}
         for p, v in each:
-            start = builder.select(begun, nothing, load(at(shift, constant(v * WIDE))))
+            start = builder.select(begun, nothing, _load(builder, at(shift, constant(v * WIDE))))
             builder.store(start, sums[p, v])
         rows = [builder.gep(x, [builder.mul(row, constant(p))]) for p in range(counts[0])]
         with cgutils.for_range(builder, taps) as tap:
@@ -95,11 +99,11 @@ def _multiply(
                 start = builder.mul(builder.add(weights_at, channel.index), width)
                 value_at = builder.add(tap_at, channel.index)
                 columns = [
-                    load(at(weight, builder.add(start, constant(v * WIDE))))
+                    _load(builder, at(weight, builder.add(start, constant(v * WIDE))))
                     for v in range(counts[1])
                 ]
                 for p in range(counts[0]):
-                    value = spread(builder.load(builder.gep(rows[p], [value_at])))
+                    value = _spread(builder, builder.load(builder.gep(rows[p], [value_at])))
                     for v in range(counts[1]):
                         total = builder.load(sums[p, v])
                         total = builder.call(fma, [value, columns[v], total])
@@ -108,7 +112,7 @@ def _multiply(
             place = at(out, builder.add(builder.mul(out_row, constant(p)), constant(v * WIDE)))
             total = builder.load(sums[p, v])
             # Where nothing has begun, what is in place may be anything and is not used.
-            total = builder.select(begun, builder.fadd(load(place), total), total)
+            total = builder.select(begun, builder.fadd(_load(builder, place), total), total)
             builder.store(total, place).align = 4
         return context.get_dummy_value()
 

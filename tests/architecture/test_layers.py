@@ -21,11 +21,6 @@ HOMES = {
 # Lines of a body, without signature and docstring. What is longer is listed with what it has, so
 # that it can only shrink.
 LONGEST, NINETIETH = 60, 20
-LONGER = {
-    "genomepred.benchmarks.end_to_end.measure": 79,
-    # Compiled: one pass over the data.
-    "genomepred.kernels.conv_block.cpu_code._multiply": 69,
-}
 # Layers that stand on each other: a module imports from those before its own, and from its own.
 # Others (training, explain, variants, tables, view) stand beside runs.
 FLOW = ("sequences", "models", "lowering", "inference", "runs")
@@ -161,7 +156,7 @@ def bodies() -> Iterator[tuple[str, int]]:
 
 def test_functions_are_short():
     found = dict(bodies())
-    longer = {name: lines for name, lines in found.items() if lines > LONGER.get(name, LONGEST)}
+    longer = {name: lines for name, lines in found.items() if lines > LONGEST}
     assert longer == {}
     assert statistics.quantiles(found.values(), n=10)[-1] <= NINETIETH
 
