@@ -27,38 +27,49 @@ from genomepred.messages import described, say, say_warnings
 THREADS = "genomepred"
 STARTED = time.perf_counter()  # the clock of "start-up included"
 
-# Command -> module that defines a click command of the same name. Modules are imported when a
-# command is looked up and must stay light: torch, numba and h5py are imported inside functions.
+# Command -> module that defines a click command of the same name, and its line in the list of
+# commands, which imports none of them. Modules are imported when a command is looked up and must
+# stay light: torch, numba and h5py are imported inside functions.
 _COMMANDS = {
-    "predict": "genomepred.cli.predict",
-    "plan": "genomepred.cli.predict",
-    "merge": "genomepred.cli.predict",
-    "status": "genomepred.cli.predict",
-    "forget": "genomepred.cli.predict",
-    "verify": "genomepred.cli.predict",
-    "info": "genomepred.cli.store",
-    "query": "genomepred.cli.store",
-    "export": "genomepred.cli.store",
-    "plot": "genomepred.cli.store",
-    "sites": "genomepred.cli.tables",
-    "table": "genomepred.cli.tables",
-    "compare": "genomepred.cli.tables",
-    "view": "genomepred.cli.view",
-    "models": "genomepred.cli.models",
-    "data": "genomepred.cli.data",
-    "train": "genomepred.cli.train",
-    "evaluate": "genomepred.cli.train",
-    "sweep": "genomepred.cli.train",
-    "explain": "genomepred.cli.explain",
-    "effects": "genomepred.cli.effects",
-    "bench": "genomepred.cli.bench",
-    "doctor": "genomepred.cli.doctor",
+    "predict": ("genomepred.cli.predict", "Predict genomes into OUT, one HDF5 file each."),
+    "plan": (
+        "genomepred.cli.predict",
+        "Show rows, shards, bytes and time of a run.",
+    ),
+    "merge": (
+        "genomepred.cli.predict",
+        "Publish the genomes of OUT whose shards are all computed.",
+    ),
+    "status": ("genomepred.cli.predict", "Show what of OUT is done, missing or failed, and why."),
+    "forget": ("genomepred.cli.predict", "Remove genomes NAME... from the run in OUT."),
+    "verify": ("genomepred.cli.predict", "Check every file of OUT against its checksum."),
+    "info": ("genomepred.cli.store", "Summarize a prediction FILE."),
+    "query": ("genomepred.cli.store", "Print the rows of FILE that intersect REGION."),
+    "export": ("genomepred.cli.store", "Write a prediction file as bigWig, bedGraph or a table."),
+    "plot": ("genomepred.cli.store", "Draw REGION of FILE, one panel a track."),
+    "sites": ("genomepred.cli.tables", "Find sites in maps: local maxima above a threshold."),
+    "table": ("genomepred.cli.tables", "Make a table of regions by samples from OUT."),
+    "compare": ("genomepred.cli.tables", "Show where the samples of OUT differ."),
+    "view": ("genomepred.cli.view", "Show a run's folder or a prediction file in a browser."),
+    "models": ("genomepred.cli.models", "List, show, check and import models."),
+    "data": ("genomepred.cli.data", "Make training data."),
+    "train": ("genomepred.cli.train", "Train a model on labeled sequences or peaks."),
+    "evaluate": ("genomepred.cli.train", "Judge a model by labeled sequences or peaks."),
+    "sweep": ("genomepred.cli.train", "Train the runs that the JSON file CONFIG describes."),
+    "explain": ("genomepred.cli.explain", "Show what a model's outputs come from."),
+    "effects": ("genomepred.cli.effects", "Tell what each alternative allele of a VCF does."),
+    "bench": ("genomepred.cli.bench", "Measure this machine: kernels, whole models, whole runs."),
+    "doctor": ("genomepred.cli.doctor", "Show versions and devices, what would be used, and why."),
 }
 
 
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Read from the argument list, so that errors raised before parsing ends obey it too.
@@ -93,7 +104,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command)
         return command
 

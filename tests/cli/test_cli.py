@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from genomepred.cli import _COMMANDS
 from genomepred.errors import DeviceError
 from tests.cli.reference import commands, reference
 from tests.helpers import LAMBDA, ROOT, Ended, genomepred, invoke, python
@@ -40,9 +41,16 @@ def test_importing_and_help_load_nothing_heavy():
     code = (
         "import sys, genomepred, genomepred.cli; from click.testing import CliRunner; "
         "result = CliRunner().invoke(genomepred.cli.cli, ['--help']); assert not result.exception; "
-        "print([m for m in ('torch', 'numba', 'numpy', 'h5py', 'pandas') if m in sys.modules])"
+        "heavy = ('torch', 'numba', 'numpy', 'h5py', 'pandas', 'genomepred.cli.predict'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_the_list_of_commands_has_a_whole_line_each():
+    listed = python("-m", "genomepred", "--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(_COMMANDS)
+    assert all(line.endswith(".") and not line.endswith("..") for line in listed)
 
 
 @pytest.mark.parametrize(("path", "command"), list(commands()), ids=str)

@@ -27,7 +27,7 @@ def wait():
 {body}
 
 sys.argv[1:] = ["wait"]
-cli._COMMANDS["wait"] = "__main__"
+cli._COMMANDS["wait"] = "__main__", "Wait."
 cli._LAST = 0.5
 cli.main()
 """
