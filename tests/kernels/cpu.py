@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genomepred.kernels.codes_conv.cpu import SYMBOLS, TABLE_BYTES, pack_codes
 from genomepred.kernels.conv_block.cpu import conv_block_by_onednn, pack_block
-from genomepred.kernels.conv_block.reference import empty_block_outputs
+from genomepred.kernels.conv_block.op import conv_block
 from genomepred.kernels.epilogue.cpu import bias_act_pool
 from genomepred.kernels.epilogue.reference import Epilogue
 from genomepred.kernels.vectors import WIDE
@@ -34,21 +34,5 @@ def codes_conv(
     epilogue: Epilogue,
     out: Tensor,
 ) -> None:
-    """Fill ``out``."""
+    """Fill ``out``, whatever it holds: the operation makes its own."""
     pack_codes(table, shift)(codes, None, padding, epilogue, [out])
-
-
-def conv_block(
-    x: Tensor,
-    weight: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    padding: Sequence[int],
-    dilation: int,
-    epilogue: Epilogue,
-    keep: bool,
-) -> list[Tensor]:
-    """Direct convolution."""
-    outs = empty_block_outputs(x, weight, padding, dilation, epilogue.pool, keep)
-    pack_block(weight, shift, dilation)(x, residual, padding, epilogue, outs)
-    return outs
